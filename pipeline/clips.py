@@ -1,0 +1,106 @@
+"""Pure index arithmetic: which frames make which clip.
+
+A clip of T frames taken every `frame_step` frames spans `(T - 1) * frame_step + 1` frames of the video:
+
+    frame_step 2, T 4, span 7      0 . 1 . 2 . 3
+    video                          0 1 2 3 4 5 6 7 8 9
+
+`every:S` starts clips at 0, S, 2S ... as long as they fit, plus one last clip that ends at the last frame, so that no
+frame is left out:
+
+    span 16, S 16, 40 frames       [0, 16) [16, 32) [24, 40)
+
+`uniform:N` starts clip i at floor(i * (n - span) / N): the rule of the P3D authors' own sampler (their issue 7; N = 20
+in the paper). A video shorter than a span is padded by its last frame, and the rows count how many frames were.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.types import INT64, ClipSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or N of `uniform:N` (a count)."""
+
+    rule: Literal["every", "uniform"]
+    value: int
+    clip_frames: int
+    frame_step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("every", "uniform"):
+            raise ValueError(f"unknown clip rule {self.rule!r}: every:STRIDE or uniform:COUNT")
+        if min(self.value, self.clip_frames, self.frame_step) < 1:
+            raise ValueError(f"{self.value = }, {self.clip_frames = } and {self.frame_step = } must be at least 1")
+
+    @property
+    def span(self) -> int:
+        """Frames of video that one clip covers."""
+        return (self.clip_frames - 1) * self.frame_step + 1
+
+    @property
+    def needs_every_frame(self) -> bool:
+        """True where the clips leave no frame out, so that a decoder need not know the frame count beforehand."""
+        return self.rule == "every" and self.frame_step == 1 and self.value <= self.span
+
+    def __str__(self) -> str:
+        return f"{self.rule}:{self.value}"
+
+
+def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1) -> Sampling:
+    """`every:16` or `uniform:20` -> Sampling. ValueError with what is allowed."""
+    match = re.fullmatch(r"(every|uniform):([0-9]{1,9})", text)
+    if match is None or int(match[2]) < 1:
+        raise ValueError(f"clips are every:STRIDE (in frames) or uniform:COUNT, such as every:16, not {text!r}")
+    rule: Literal["every", "uniform"] = "every" if match[1] == "every" else "uniform"
+    return Sampling(rule, int(match[2]), clip_frames, frame_step)
+
+
+def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:
+    """All clips of a video of `n_frames` presentable frames, by start; empty only for a video of no frames."""
+    if n_frames < 1:
+        return []
+    room = n_frames - sampling.span
+    if sampling.rule == "uniform":
+        starts = [i * max(room, 0) // sampling.value for i in range(sampling.value)]
+    else:
+        starts = list(range(0, max(room, 0) + 1, sampling.value))
+        if room > starts[-1]:
+            starts.append(room)
+    return [_span(sampling, i, start, n_frames) for i, start in enumerate(starts)]
+
+
+def settled_spans(sampling: Sampling, n_seen: int) -> int:
+    """How many of the first clips cannot change any more once `n_seen` frames are there, however long the video is.
+
+    Those of the regular `every:S` grid that end within the frames seen; none under `uniform`, which needs the count.
+    """
+    if sampling.rule == "uniform" or n_seen < sampling.span:
+        return 0
+    return (n_seen - sampling.span) // sampling.value + 1
+
+
+def frame_numbers(sampling: Sampling, span: ClipSpan, n_frames: int) -> INT64:
+    """The T frame numbers of one clip, [T] int64; past the end the last frame is repeated."""
+    numbers_T = span.start_frame + np.arange(sampling.clip_frames, dtype=np.int64) * sampling.frame_step
+    return np.minimum(numbers_T, n_frames - 1)
+
+
+def needed_frames(sampling: Sampling, n_frames: int) -> INT64:
+    """The frames that any clip of the video needs, sorted, each once, [M] int64."""
+    spans = clip_spans(sampling, n_frames)
+    if not spans:
+        return np.empty(0, np.int64)
+    return np.unique(np.concatenate([frame_numbers(sampling, span, n_frames) for span in spans]))
+
+
+def _span(sampling: Sampling, index: int, start: int, n_frames: int) -> ClipSpan:
+    frames_there = min(sampling.clip_frames, -(-(n_frames - start) // sampling.frame_step))
+    return ClipSpan(index, start, min(start + sampling.span, n_frames), sampling.clip_frames - frames_there)

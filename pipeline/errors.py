@@ -1,0 +1,129 @@
+"""What can go wrong, in two kinds that must not be mixed.
+
+Trouble with **one video** is a value: a `Failure` row with a `Reason` from the closed set below. Inside the data plane
+it travels as `VideoError` up to one boundary (`pipeline.decode`), which turns it into that row.
+
+Trouble with **the job** is an exception with a sentence for people:
+
+    JobError
+    ├── InputError          an input that cannot be: no videos, a bad option, a malformed list
+    ├── NoSuchJob           there is no job.json at this output
+    ├── OtherRecipe         the output belongs to a job with other settings
+    ├── AlreadyRunning      another scheduler is live at this output
+    ├── DamagedJob          job.json, a plan or a manifest does not match its digest
+    └── StoreError          the store could not do what was asked
+        ├── StoreMissing    no such object
+        ├── StoreDenied     credentials or permissions
+        ├── StoreFull       no space left
+        ├── StoreUnsafe     the store cannot create an object exactly once
+        └── StoreUnknown    the request may or may not have happened (time-out, lost reply, outage)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a video has no rows. The closed set: `failures.reason` is always one of these."""
+
+    EMPTY_FILE = "empty_file"
+    NOT_A_FILE = "not_a_file"
+    NOT_A_VIDEO = "not_a_video"
+    NO_VIDEO_STREAM = "no_video_stream"
+    NO_FRAMES = "no_frames"
+    UNSUPPORTED = "unsupported"
+    TRUNCATED = "truncated"
+    CORRUPT_FRAMES = "corrupt_frames"
+    SOURCE_MISSING = "source_missing"
+    SOURCE_DENIED = "source_denied"
+    SOURCE_CHANGED = "source_changed"
+    TOO_LONG = "too_long"
+    TOO_LARGE = "too_large"
+    DECODE_TIMEOUT = "decode_timeout"
+    DECODE_MEMORY = "decode_memory"
+    DECODER_CRASH = "decoder_crash"
+    NON_FINITE = "non_finite"
+    INTERNAL = "internal"
+
+
+REASON_MEANING: dict[Reason, str] = {
+    Reason.EMPTY_FILE: "the file has no bytes",
+    Reason.NOT_A_FILE: "a directory, fifo, device or socket, or a link that leads out of the source folder",
+    Reason.NOT_A_VIDEO: "text, a playlist, an image or bytes that no demuxer knows",
+    Reason.NO_VIDEO_STREAM: "a media file without pictures: audio only, subtitles only",
+    Reason.NO_FRAMES: "a video stream of which no frame can be decoded",
+    Reason.UNSUPPORTED: "encrypted, or a codec that no decoder here has",
+    Reason.TRUNCATED: "the file ends before the frames it promises",
+    Reason.CORRUPT_FRAMES: "damaged data inside the stream",
+    Reason.SOURCE_MISSING: "the file is not there (any more)",
+    Reason.SOURCE_DENIED: "no permission to read the file",
+    Reason.SOURCE_CHANGED: "the file is not the one that was planned, or it changed while it was read",
+    Reason.TOO_LONG: "longer than the limit of the job",
+    Reason.TOO_LARGE: "more pixels or bytes than the limit of the job",
+    Reason.DECODE_TIMEOUT: "decoding took longer than the deadline for one video",
+    Reason.DECODE_MEMORY: "decoding needed more memory than one video may take",
+    Reason.DECODER_CRASH: "the decoder's process died on this video, and again when it was tried alone",
+    Reason.NON_FINITE: "the network gave NaN or infinity for a clip of this video",
+    Reason.INTERNAL: "a defect of this program; the job does not exit 0, please report it",
+}
+
+
+class VideoError(Exception):
+    """One video cannot be read. Caught at one place, where it becomes a `Failure`.
+
+    `detail` is a sentence for people: what happened and, where known, at which frame or byte.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class JobError(Exception):
+    """The job cannot go on. `str(error)` says what happened, to what, and what to do."""
+
+
+class InputError(JobError):
+    """An input that cannot be: no videos, a malformed list, an option that contradicts another."""
+
+
+class NoSuchJob(JobError):
+    """There is no job.json at this output."""
+
+
+class OtherRecipe(JobError):
+    """The output belongs to a job with other settings; the message names the fields that differ."""
+
+
+class AlreadyRunning(JobError):
+    """Another scheduler is live at this output, or has taken over from this one."""
+
+
+class DamagedJob(JobError):
+    """job.json, a plan or a manifest part does not match its digest."""
+
+
+class StoreError(JobError):
+    """The store could not do what was asked."""
+
+
+class StoreMissing(StoreError):
+    """No such object."""
+
+
+class StoreDenied(StoreError):
+    """Credentials or permissions."""
+
+
+class StoreFull(StoreError):
+    """No space left where the object should go."""
+
+
+class StoreUnsafe(StoreError):
+    """The store cannot create an object exactly once, so nothing could be promised on it."""
+
+
+class StoreUnknown(StoreError):
+    """The request may or may not have happened: time-out, lost reply, outage."""
