@@ -87,6 +87,12 @@ def settled_spans(sampling: Sampling, n_seen: int) -> int:
     return (n_seen - sampling.span) // sampling.value + 1
 
 
+def grid_span(sampling: Sampling, index: int) -> ClipSpan:
+    """Clip `index` of the regular `every:S` grid, whole; the same as `clip_spans` gives once it is settled."""
+    start = index * sampling.value
+    return ClipSpan(index, start, start + sampling.span, 0)
+
+
 def frame_numbers(sampling: Sampling, span: ClipSpan, n_frames: int) -> INT64:
     """The T frame numbers of one clip, [T] int64; past the end the last frame is repeated."""
     numbers_T = span.start_frame + np.arange(sampling.clip_frames, dtype=np.int64) * sampling.frame_step

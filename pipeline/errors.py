@@ -64,7 +64,7 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.DECODE_TIMEOUT: "decoding took longer than the deadline for one video",
     Reason.DECODE_MEMORY: "decoding needed more memory than one video may take",
     Reason.DECODER_CRASH: "the decoder's process died on this video, and again when it was tried alone",
-    Reason.NON_FINITE: "the network gave NaN or infinity for a clip of this video",
+    Reason.NON_FINITE: "the network gave NaN, infinity or nothing but zeros for a clip of this video",
     Reason.INTERNAL: "a defect of this program; the job does not exit 0, please report it",
 }
 

@@ -1,6 +1,6 @@
 """The records that pass between functions: frozen, slotted, checked where they are made.
 
-    VideoRef ──decode──> VideoInfo, FrameBlock..., VideoEnd | Failure ──extract──> ShardRows ──commit──> the dataset
+    VideoRef ──decode──> VideoStart, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows ──commit──>
 
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
 frame of the video stream. Arrays carry their shape: N frames, H height, W width, C = 3 channels (R, G, B).
@@ -129,12 +129,19 @@ class Failure:
     attempts: int = 1
 
 
-DecodeMessage = VideoInfo | FrameBlock | VideoEnd | Failure
+@dataclass(frozen=True, slots=True)
+class VideoStart:
+    """The very first message: a process has begun on the video. Deadlines run from here, not from the queue."""
+
+    pid: int
+
+
+DecodeMessage = VideoStart | VideoInfo | FrameBlock | VideoEnd | Failure
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpan:
-    """One clip: frames [start_frame, end_frame) of the video; the last one also stands in for `n_padded` missing ones."""
+    """One clip: frames [start_frame, end_frame); its last frame also stands in for `n_padded` missing ones."""
 
     index: int
     start_frame: int

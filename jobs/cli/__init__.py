@@ -1,0 +1,70 @@
+"""The command line. Every verb is a module that loads when it is called, so that `p3d --help` answers at once.
+
+stdout is data, stderr is talk. A user's mistake is one sentence and an exit code from the table in `jobs.cli.talk`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+# verb -> (module, one line of help). The help of the group must not import a verb.
+VERBS: dict[str, tuple[str, str]] = {
+    "plan": ("launch", "Say what a launch would do; writes nothing."),
+    "launch": ("launch", "Embed the videos of SRC into OUT."),
+    "resume": ("launch", "Go on with the job at OUT."),
+    "status": ("status", "How far the job at OUT is; needs no Ray."),
+    "cancel": ("status", "Ask the run at OUT to stop, resumable."),
+    "failures": ("dataset", "The videos that have no rows, and why."),
+    "verify": ("dataset", "Check every file of OUT against its plans."),
+    "models": ("models", "The networks that are here."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose verbs are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{VERBS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} The verbs are {', '.join(VERBS)}.", ctx) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="p3d-embeddings", prog_name="p3d")
+def cli() -> None:
+    """Turn a video archive into embeddings: P3D ResNet on Ray, rows in Parquet, nothing lost.
+
+    \b
+      p3d plan   videos/ out/ --weights FILE      what would be done
+      p3d launch videos/ out/ --weights FILE      do it; Ctrl-C is safe
+      p3d status out/ --watch                     from anywhere
+      p3d resume out/                             after a kill, an outage, a full disk
+
+    SRC is a folder, a video, a .txt, .csv or .parquet list, or s3://bucket/prefix. OUT is a folder or
+    s3://bucket/prefix, and is all there is to a job: every other verb takes it alone.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    from jobs.cli.talk import run_cli
+
+    sys.exit(run_cli(cli))

@@ -1,0 +1,303 @@
+"""`p3d plan`, `launch` and `resume`: from what a user typed to a run, and back to an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from jobs.cli import talk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobs.state import Finish
+
+F = TypeVar("F", bound=Callable[..., Any])
+LINE_EVERY_S = 30.0  # of the plain progress lines, where stderr is no terminal
+
+
+def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(verb: F) -> F:
+        for option in reversed(options):
+            verb = option(verb)
+        return verb
+
+    return decorate
+
+
+def _choice(*words: str) -> dict[str, Any]:
+    return {"type": click.Choice(words), "default": words[0], "show_default": True}
+
+
+recipe_options = _apply(
+    click.option(
+        "--weights",
+        required=True,
+        metavar="FILE|random:SEED",
+        help="Our .safetensors, the PyTorch port's .pth.tar, or random:SEED.",
+    ),
+    click.option("--model", help="Network (see `p3d models`); needed for random weights."),
+    click.option(
+        "--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's. Default: the weights'."
+    ),
+    click.option(
+        "--clips", default="every:16", show_default=True, metavar="RULE", help="every:STRIDE or uniform:COUNT."
+    ),
+    click.option(
+        "--frame-step", type=click.IntRange(1), default=1, show_default=True, help="Every Nth frame in a clip."
+    ),
+    click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
+    click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
+    click.option("--decoder", **_choice("auto", "decord", "pyav"), help="auto: decord where it is right, else PyAV."),
+    click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
+)
+source_options = _apply(
+    click.option("--id-column", metavar="NAME", help="Column of a CSV or Parquet list that holds the video ids."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N videos."),
+    click.option(
+        "--shard-videos",
+        type=click.IntRange(1, 100_000),
+        default=64,
+        show_default=True,
+        help="Videos per shard, the unit of commit and of resume.",
+    ),
+)
+run_options = _apply(
+    click.option("--workers", type=click.IntRange(1), help="Default: one per GPU, else 1."),
+    click.option("--batch-size", type=click.IntRange(1), help="Clips at a time. Default: 32 on a GPU, 4 on a CPU."),
+    click.option("--threads", type=click.IntRange(1), help="Of a CPU worker's network. Default: half the cores."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. Default: auto."),
+    click.option(
+        "--video-timeout",
+        "video_timeout_s",
+        type=click.FloatRange(min=0.1),
+        metavar="SECONDS",
+        help="Longest wait for the next frames of a video. Default: 300.",
+    ),
+    click.option(
+        "--max-failures",
+        metavar="N|P%",
+        help="Stop when more videos fail. Default: when over half of the first 200 fail for one reason.",
+    ),
+    click.option("--takeover", is_flag=True, help="Take over from a run that is still alive."),
+    click.option("--json", "as_json", is_flag=True, help="The final status as one JSON object on stdout."),
+)
+
+
+def _spec(typed: dict[str, Any]) -> Any:
+    """The options that decide the numbers."""
+    from jobs.planning import JobSpec
+
+    return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
+
+
+def _run_options(typed: dict[str, Any], last: dict[str, Any] | None = None) -> Any:
+    """The options that decide how fast and how patient; `last` are those of the run before."""
+    from jobs.planning import run_options
+    from pipeline.config import MaxFailures
+
+    names = ("workers", "batch_size", "threads", "device", "video_timeout_s")
+    limits = MaxFailures.parse(typed["max_failures"])
+    return run_options(last, max_failures=limits, **{name: typed[name] for name in names})
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", required=False)
+@recipe_options
+@source_options
+@click.option("--workers", type=click.IntRange(1), help="To estimate the time for. Default: one per GPU, else 1.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@talk.store_options
+def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
+    """Say what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
+
+    Clips and bytes are estimated from a sample of the videos, the time from a batch on this machine. With OUT, a job
+    with other settings there is refused as `launch` would.
+    """
+    from jobs.estimate import estimate
+    from jobs.job import refuse_other_job
+    from jobs.planning import prepare
+    from pipeline.listing import find
+
+    s3 = talk.options_of(typed)
+    prepared = prepare(_spec(typed))
+    recipe = prepared.recipe
+    if out is not None:
+        refuse_other_job(talk.out_store(out, s3), recipe)
+    found = find(src, s3, id_column=typed["id_column"])
+    guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers)
+    if as_json:
+        talk.show_json({"recipe": recipe.to_dict(), **guess.to_dict(), "skipped": list(found.skipped)})
+        return 0
+    sampled = f"about, from {guess.n_sampled} videos" if guess.n_sampled else "unknown: no video could be sampled"
+    skipped = f": {', '.join(found.skipped[:3])}" if found.skipped else ""
+    talk.show(
+        talk.table(
+            [
+                ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
+                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}"),
+                ("videos", f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {guess.n_shards} shards"),
+                ("skipped", f"{len(found.skipped)} other files{skipped}"),
+                ("clips", f"{guess.n_clips} ({sampled})"),
+                ("output", talk.human_bytes(guess.output_bytes)),
+                ("time", f"{talk.human_time(guess.seconds)} if decoding keeps up"),
+                ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
+            ]
+        )
+    )
+    for sentence in guess.warnings:
+        talk.say(sentence)
+    return 0
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out")
+@recipe_options
+@source_options
+@run_options
+@talk.store_options
+def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
+    """Embed the videos of SRC into OUT.
+
+    The same launch again goes on where it stopped, and adds what is new or changed in SRC. Ctrl-C stops cleanly.
+    """
+    from jobs import control
+    from jobs.job import refuse_other_job
+    from jobs.planning import add_plan, create_job, prepare
+    from pipeline.listing import find
+
+    s3 = talk.options_of(typed)
+    store = talk.out_store(out, s3)
+    options = _run_options(typed)
+    prepared = prepare(_spec(typed))
+    refuse_other_job(store, prepared.recipe)
+    found = find(src, s3, id_column=typed["id_column"])
+    store.probe()
+    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+    job = create_job(store, prepared)
+    added = add_plan(store, job, found, shard_videos=typed["shard_videos"], limit=typed["limit"])
+    if added is None:
+        talk.say("nothing in SRC is new or changed")
+    else:
+        talk.say(f"{added.n_videos} videos in {added.n_shards} shards, {added.n_skipped} other files skipped")
+    return _run(out, store, job, options, epoch, s3, as_json)
+
+
+@click.command()
+@click.argument("out")
+@run_options
+@talk.store_options
+def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
+    """Go on with the job at OUT. What is committed is not computed again.
+
+    Workers, batch size, threads and device are those of the last run unless given: on a CPU, equal batch and threads
+    give bit-identical rows.
+    """
+    from jobs import control
+    from jobs.job import manifests, read_job
+    from jobs.scheduler import survey
+
+    s3 = talk.options_of(typed)
+    store = talk.out_store(out, s3)
+    job = read_job(store)
+    work = survey(store, manifests(store, job))
+    if work.nothing_left and work.n_shards:
+        talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
+        return _report(out, store, job, as_json)
+    last = control.newest_epoch(store)
+    options = _run_options(typed, last.options if last else None)
+    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+    return _run(out, store, job, options, epoch, s3, as_json)
+
+
+def _run(out: str, store: Any, job: Any, options: Any, epoch: Any, s3: Any, as_json: bool) -> int:
+    """Run what is left, then report."""
+    from jobs import control
+    from jobs.cluster import local_cluster
+    from jobs.job import manifests
+    from jobs.scheduler import Run, derive_again, survey
+
+    control.sweep_temps(store)
+    plans = manifests(store, job)
+    work = survey(store, plans)
+    derive_again(store, job, plans, work.underived)
+    if not work.todo:
+        control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
+        return _report(out, store, job, as_json)
+    talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {options.workers} workers ...")
+    with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
+        run = Run(store, job, plans, work, cluster, epoch, options, s3=s3, on_progress=on_progress)
+        finish: Finish = run.loop()
+    talk.say(finish.sentence)
+    if finish.exit_code not in (0, 3):
+        talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")
+    _report(out, store, job, as_json, verdict=False)
+    return finish.exit_code
+
+
+def _report(out: str, store: Any, job: Any, as_json: bool, *, verdict: bool = True) -> int:
+    """What is in OUT now, and what to do next."""
+    from dataclasses import asdict
+
+    from jobs.monitor import read_status
+
+    now = read_status(store, job)
+    if as_json:
+        talk.show_json(asdict(now))
+    else:
+        talk.show(f"{store.url}/clips/*.parquet   {now.clips_done} clip embeddings")
+        talk.show(f"{store.url}/videos/*.parquet  {now.videos_done - now.videos_failed} video embeddings")
+        if now.videos_failed:
+            talk.say(f"{now.videos_failed} videos failed:  p3d failures {out}")
+    return now.exit_code or 0
+
+
+@contextmanager
+def _progress_bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar with ETA on a terminal, a line now and then elsewhere; both on stderr."""
+    if sys.stderr.isatty():
+        yield from _bar(n_videos)
+        return
+    last = [-LINE_EVERY_S]
+
+    def line(snapshot: dict[str, Any]) -> None:
+        if snapshot["elapsed_s"] - last[0] >= LINE_EVERY_S or snapshot["state"] != "running":
+            last[0] = snapshot["elapsed_s"]
+            videos = snapshot["videos"]
+            talk.say(
+                f"{videos['done']}/{videos['all']} videos, {videos['failed']} failed, {snapshot['clips']} clips, "
+                f"{snapshot['clips_per_s']:.2f} clips/s, ETA {talk.human_time(snapshot['eta_s'])}"
+            )
+
+    yield line
+
+
+def _bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("videos"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("ETA {task.fields[eta]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=n_videos, rate="starting", failed=0, eta="-")
+
+        def update(snapshot: dict[str, Any]) -> None:
+            videos = snapshot["videos"]
+            rate = f"{snapshot['clips_per_s']:.2f} clips/s" if snapshot["clips_per_s"] else "starting"
+            eta = talk.human_time(snapshot["eta_s"])
+            bar.update(task, completed=videos["done"], total=videos["all"], rate=rate, failed=videos["failed"], eta=eta)
+
+        yield update

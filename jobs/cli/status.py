@@ -1,0 +1,91 @@
+"""`p3d status` and `p3d cancel`: from the store alone; neither torch nor Ray is imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from jobs.cli import talk
+
+WATCH_S = 1.0
+
+
+@click.command()
+@click.argument("out")
+@click.option("--watch", is_flag=True, help="Live view until the job ends; Ctrl-C only detaches.")
+@click.option("--wait", is_flag=True, help="Wait for the end, silently, and exit with the job's code.")
+@click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@talk.store_options
+def status(
+    out: str,
+    watch: bool,
+    wait: bool,
+    mirror: bool,
+    as_json: bool,
+    **typed: Any,
+) -> int:
+    """How far the job at OUT is. Reads the store alone: no Ray, no scheduler, from any machine.
+
+    Exits 0 when it could answer; --wait and --exit-code give the code of the job.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from jobs.job import read_job
+    from jobs.monitor import read_status, render
+
+    store = talk.out_store(out, talk.options_of(typed))
+    job = read_job(store)
+    now = read_status(store, job)
+    console = Console(file=sys.stdout, no_color="NO_COLOR" in os.environ, highlight=False)
+    try:
+        if wait or (watch and not console.is_terminal):
+            while now.state == "running":
+                time.sleep(WATCH_S)
+                now = read_status(store, job)
+        elif watch and not as_json:
+            width = shutil.get_terminal_size().columns
+            with Live(render(now, width=width, escape=talk.escape), console=console, auto_refresh=False) as live:
+                while now.state == "running":
+                    time.sleep(WATCH_S)
+                    now = read_status(store, job)
+                    live.update(render(now, width=width, escape=talk.escape), refresh=True)
+            return (now.exit_code or 0) if mirror else 0
+    except KeyboardInterrupt:
+        talk.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
+        return 0
+    if as_json:
+        talk.show_json(asdict(now))
+    else:
+        console.print(render(now, width=console.width, escape=talk.escape))
+    return (now.exit_code or 0) if mirror or wait else 0
+
+
+@click.command()
+@click.argument("out")
+@click.option("--now", is_flag=True, help="Abandon the shards in flight; they are computed again by a resume.")
+@talk.store_options
+def cancel(out: str, now: bool, **typed: Any) -> int:
+    """Ask the run at OUT to stop: after the shards in flight, or with --now at once. Nothing that is done is lost."""
+    from jobs import control
+    from jobs.job import read_job
+
+    store = talk.out_store(out, talk.options_of(typed))
+    read_job(store)
+    epoch = control.newest_epoch(store)
+    beat = control.heartbeat(store, epoch.number) if epoch else None
+    if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
+        talk.say(f"nothing is running at {store.url}")
+        return 0
+    control.ask_cancel(store, epoch.number, now=now)
+    what = "stops at once" if now else "finishes its shards in flight, then stops"
+    talk.say(f"asked: the run on {epoch.host} {what}, within {control.HEARTBEAT_S:.0f} s of its next look")
+    talk.say(f"  p3d status {out} --wait    until it has\n  p3d resume {out}           to go on later")
+    return 0

@@ -1,0 +1,141 @@
+"""How the command line talks: exit codes, errors as one sentence, JSON, escaped names, options that verbs share."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from pipeline import errors
+from pipeline.errors import JobError
+from pipeline.store import Store, StoreOptions, open_store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES: dict[int, str] = {
+    0: "all done, no failures",
+    1: "internal error (also: a video failed with reason `internal`)",
+    2: "usage, or an input that cannot be: no videos, weights that do not fit",
+    3: "finished, some videos failed (see `p3d failures`)",
+    4: "no such job",
+    5: "refused: other recipe at this output, or another scheduler is live or took over",
+    6: "stopped, resumable: cancelled, store outage, credentials, disk full, budget or `--max-failures` spent",
+    7: "`verify` found damage",
+    130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
+}
+_CODE_OF: list[tuple[type[JobError], int]] = [
+    (errors.InputError, 2),
+    (errors.NoSuchJob, 4),
+    (errors.OtherRecipe, 5),
+    (errors.AlreadyRunning, 5),
+    (errors.DamagedJob, 7),
+    (errors.StoreUnsafe, 2),
+    (errors.StoreError, 6),
+]
+JSON_SCHEMA = 1
+
+
+def exit_code(error: JobError) -> int:
+    """The exit code of an error about the job."""
+    return next((code for kind, code in _CODE_OF if isinstance(error, kind)), 1)
+
+
+def run_cli(command: click.Command) -> int:
+    """Run the command line; every expected error becomes a sentence on stderr and a code."""
+    try:
+        result = command.main(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except click.Abort:
+        say("interrupted")
+        return 130
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except JobError as error:
+        say(f"error: {error}")
+        return exit_code(error)
+    except BrokenPipeError:
+        return 0
+
+
+def say(text: str) -> None:
+    """One line of talk, on stderr; control characters of file names are escaped."""
+    click.echo(escape(text), err=True)
+
+
+def show(text: str) -> None:
+    """One line of data, on stdout."""
+    click.echo(escape(text))
+
+
+def show_json(record: dict[str, Any]) -> None:
+    """Data for programs, on stdout, with its schema version."""
+    click.echo(json.dumps({"schema_version": JSON_SCHEMA, **record}, default=str))
+
+
+def escape(text: str) -> str:
+    """Control characters as \\xNN, so that a file name cannot drive a terminal; new lines between lines stay."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
+    """Columns that line up; those of `right` are aligned to the right."""
+    if not rows:
+        return ""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+
+    def cell(text: str, at: int) -> str:
+        return text.rjust(widths[at]) if at in right else text.ljust(widths[at])
+
+    return "\n".join("  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows)
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 GB`; powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def human_time(seconds: float | None) -> str:
+    """`3 h 05 min`, `12 s`; a dash for what is not known."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def store_options(verb: F) -> F:
+    """The options of verbs that touch S3."""
+    for option in (
+        click.option("--profile", help="AWS profile; credentials come from botocore's own chain."),
+        click.option("--region", help="S3 region."),
+        click.option("--endpoint-url", help="S3 server other than AWS, such as http://127.0.0.1:9000."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+def options_of(typed: dict[str, Any]) -> StoreOptions:
+    """The options above, taken from what was typed; a URL that carries a password is refused."""
+    endpoint_url = typed["endpoint_url"]
+    if endpoint_url and "@" in endpoint_url.partition("://")[2].partition("/")[0]:
+        raise errors.InputError("--endpoint-url carries a user name; credentials come from botocore's own chain")
+    return StoreOptions(endpoint_url, typed["region"], typed["profile"])
+
+
+def out_store(out: str, options: StoreOptions) -> Store:
+    """The store of an OUT argument."""
+    return open_store(out, options)

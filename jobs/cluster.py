@@ -1,0 +1,66 @@
+"""A Ray cluster to run on. Today: one of our own on this machine, started for the run and gone with it.
+
+Ray puts the driver's working directory first on its workers' path, so a user's own `jobs/` or `pipeline.py` there
+would shadow ours (measured). Hence paths are made absolute first, and Ray starts from a private empty folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from jobs.machine import is_alive, usable_cpus
+
+RUN_PREFIX = "p3d-run-"
+OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to run on; `scratch` is the private folder of this run."""
+
+    cpus: int
+    gpus: int
+    scratch: Path
+
+
+@contextlib.contextmanager
+def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
+    """Start Ray here, on loopback, without a dashboard; stop it at the end, and remove the private folder."""
+    _sweep_dead_runs()
+    before = Path.cwd()
+    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
+    (scratch / "empty").mkdir()
+    os.chdir(scratch / "empty")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or usable_cpus(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace="p3d",
+        )
+        resources = ray.cluster_resources()
+        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), scratch)
+    finally:
+        ray.shutdown()
+        os.chdir(before)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep_dead_runs() -> None:
+    """Remove the private folders of runs on this machine whose process is gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*-*"):
+        pid = folder.name.removeprefix(RUN_PREFIX).partition("-")[0]
+        if pid.isdigit() and not is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)

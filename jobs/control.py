@@ -1,0 +1,123 @@
+"""The control objects of an output, all under OUT/_job/: who runs it now, how it goes, whether to stop.
+
+    epochs/000003.json       created once by each launch or resume: the newest one is in charge
+    heartbeats/000003.json   replaced every few seconds: a counter, and the progress that `status` shows
+    cancel/000003.json       asks that epoch to stop
+
+They make two schedulers at once *cheap*, not safe: safety is the commit protocol's. No clock of another machine is ever
+compared: a heartbeat is alive if its counter moves while we watch it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.machine import boot_id, is_alive
+from pipeline.errors import AlreadyRunning, StoreMissing
+from pipeline.store import CREATED, Store
+
+HEARTBEAT_S = 5.0
+WATCHED_PERIODS = 2
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One run of a job, as its record says. `options` are the RunOptions it started with, as a dict."""
+
+    number: int
+    host: str
+    boot_id: str
+    pid: int
+    started: str
+    options: dict[str, Any]
+
+    def died_here(self) -> bool:
+        """True if it ran on this very boot of this host, and its process is gone."""
+        if (self.host, self.boot_id) != (platform.node(), boot_id()) or not self.boot_id:
+            return False
+        return not is_alive(self.pid)
+
+
+def newest_epoch(store: Store) -> Epoch | None:
+    """The run in charge, live or not; None before the first."""
+    keys = [info.key for info in store.list("_job/epochs/")]
+    return Epoch(**json.loads(store.read(max(keys)))) if keys else None
+
+
+def newest_number(store: Store) -> int:
+    """The number of the newest epoch, 0 before the first. One listing."""
+    return max((int(Path(info.key).stem) for info in store.list("_job/epochs/")), default=0)
+
+
+def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
+    """The last heartbeat of an epoch."""
+    try:
+        beat: dict[str, Any] = json.loads(store.read(f"_job/heartbeats/{number:06d}.json"))
+    except StoreMissing:
+        return None
+    return beat
+
+
+def beat(store: Store, number: int, snapshot: dict[str, Any]) -> None:
+    """Replace an epoch's heartbeat; `snapshot` holds the growing `counter` and the `state`."""
+    store.replace(f"_job/heartbeats/{number:06d}.json", (json.dumps(snapshot, indent=1) + "\n").encode())
+
+
+def is_live(store: Store, epoch: Epoch, *, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Watch an epoch's heartbeat for two periods; False at once if it ended, or died on this machine."""
+    before = heartbeat(store, epoch.number)
+    if epoch.died_here() or (before is not None and before["state"] != RUNNING):
+        return False
+    sleep(HEARTBEAT_S * WATCHED_PERIODS)
+    after = heartbeat(store, epoch.number)
+    return after is not None and after["state"] == RUNNING and (before is None or after["counter"] != before["counter"])
+
+
+def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callable[[str], None]) -> Epoch:
+    """Become the epoch in charge. AlreadyRunning if another one is live, unless `takeover`, or if we lost the race."""
+    last = newest_epoch(store)
+    if last is not None and not takeover:
+        if not last.died_here() and (heartbeat(store, last.number) or {}).get("state", RUNNING) == RUNNING:
+            say(f"looking for {HEARTBEAT_S * WATCHED_PERIODS:.0f} s whether the run on {last.host} is still alive ...")
+        if is_live(store, last):
+            raise AlreadyRunning(
+                f"{store.url} is being worked on by process {last.pid} on {last.host}; watch it with "
+                f"`p3d status {store.url} --watch`, stop it with `p3d cancel`, or take over with --takeover"
+            )
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    epoch = Epoch((last.number if last else 0) + 1, platform.node(), boot_id(), os.getpid(), started, options)
+    record = {name: getattr(epoch, name) for name in Epoch.__slots__}
+    if store.create(f"_job/epochs/{epoch.number:06d}.json", (json.dumps(record, indent=1) + "\n").encode()) != CREATED:
+        raise AlreadyRunning(f"another run of {store.url} started at this moment; watch it with `p3d status --watch`")
+    beat(store, epoch.number, {"counter": 0, "state": RUNNING})
+    return epoch
+
+
+def ask_cancel(store: Store, number: int, *, now: bool) -> None:
+    """Ask an epoch to stop: after the shards in flight, or at once."""
+    store.replace(f"_job/cancel/{number:06d}.json", json.dumps({"now": now}).encode())
+
+
+def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
+    """The request to stop, if there is one."""
+    try:
+        request: dict[str, Any] = json.loads(store.read(f"_job/cancel/{number:06d}.json"))
+    except StoreMissing:
+        return None
+    return request
+
+
+def sweep_temps(store: Store) -> int:
+    """Remove temporary files that dead runs left in OUT/_job/tmp; only the epoch in charge may. How many there were."""
+    leftovers = [info.key for info in store.list("_job/tmp/")]
+    for key in leftovers:
+        store.delete(key)
+    return len(leftovers)

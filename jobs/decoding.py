@@ -1,0 +1,187 @@
+"""The decodes of one worker: a Ray task each, in a process that may die, streaming to the actor that owns it.
+
+A decode is a process of its own because native decoders crash and hang on real archives: one that dies is tried again
+and convicted only on evidence, one that hangs is killed, and neither takes another video with it. Retries are ours,
+counted per video; Ray's own are off.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+
+from pipeline.clips import Sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.messages import decode_messages
+from pipeline.errors import Reason, StoreError
+from pipeline.store import StoreOptions
+from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoRef
+
+BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
+CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
+DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSpec:
+    """How a job decodes: what to make of a frame, which frames, by which rules, and how long to wait for one.
+
+    `decode_tasks` videos at a time; `video_timeout_s` is the longest silence of one decode before it is killed.
+    """
+
+    frames: FrameSpec
+    sampling: Sampling
+    policy: DecodePolicy
+    limits: DecodeLimits
+    store_options: StoreOptions
+    decode_tasks: int
+    video_timeout_s: float
+
+
+def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+    """The task: one video. If a fatal signal ends this process, the file `note` says which (same machine only)."""
+    scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
+    with note.open("w") as file:
+        faulthandler.enable(file)
+        yield from decode_messages(
+            video,
+            spec.frames,
+            spec.sampling,
+            policy=spec.policy,
+            limits=spec.limits,
+            store_options=spec.store_options,
+            scratch=scratch,
+        )
+        faulthandler.disable()
+    note.unlink(missing_ok=True)
+
+
+_decode_video: Any = ray.remote(
+    num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
+)(decode_video)
+
+
+@dataclass(slots=True)
+class _Case:
+    """One video of the shard: how often its decode was started, and how it died."""
+
+    at: int
+    video: VideoRef
+    attempts: int = 0
+    crashes: int = 0
+    deaths: int = 0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A decode that runs: its generator, its fatal-signal note, and since when it has been silent."""
+
+    case: _Case
+    note: Path
+    silent_since: float | None = None  # None until its process has begun
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class Decoding:
+    """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own."""
+
+    shard: ShardPlan
+    spec: DecodeSpec
+    scratch: Path
+    streams: dict[Any, _Stream] = field(default_factory=dict)
+
+    def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
+        """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
+        waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
+        suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
+        try:
+            while waiting or suspects or self.streams:
+                while waiting and len(self.streams) < self.spec.decode_tasks:
+                    self._submit(waiting.popleft())
+                if suspects and not self.streams:
+                    self._submit(suspects.popleft())
+                generators = list(self.streams)
+                ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
+                if not ready:
+                    ready, _ = ray.wait(generators, num_returns=1, timeout=POLL_S)
+                for generator in ready:
+                    yield from self._next(generator, suspects)
+                for generator in generators:
+                    if generator not in ready and self._overdue(generator):
+                        yield self._kill(generator)
+        finally:
+            for generator in self.streams:
+                ray.cancel(generator, force=True)
+
+    def _submit(self, case: _Case) -> None:
+        case.attempts += 1
+        note = self.scratch / f"{case.at}-{case.attempts}.crash"
+        generator = _decode_video.remote(case.video, self.spec, self.scratch, note)
+        self.streams[generator] = _Stream(case, note)
+
+    def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+        """The message that is ready, or what follows from the end or the death of the stream."""
+        stream = self.streams[generator]
+        try:
+            message: DecodeMessage = ray.get(next(generator))
+        except StopIteration:
+            del self.streams[generator]
+            if not stream.ended:
+                yield from self._died(stream, suspects, innocent=False)
+            return
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, StoreError):
+                raise cause from None
+            raise
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
+            del self.streams[generator]
+            yield from self._died(stream, suspects, innocent=isinstance(error, (NodeDiedError, ObjectLostError)))
+            return
+        stream.silent_since = time.monotonic()
+        if isinstance(message, Failure):
+            message = Failure(message.reason, message.detail, stream.case.attempts)
+        stream.ended = isinstance(message, (VideoEnd, Failure))
+        yield stream.case.at, message
+
+    def _died(self, stream: _Stream, suspects: deque[_Case], *, innocent: bool) -> Iterator[tuple[int, DecodeMessage]]:
+        """A decode process is gone. A fatal-signal note convicts at the second time; unknown deaths at the third."""
+        case = stream.case
+        note = stream.note.read_text() if stream.note.exists() else ""
+        stream.note.unlink(missing_ok=True)
+        if note:
+            case.crashes += 1
+        elif not innocent:
+            case.deaths += 1
+        if case.crashes >= CRASHES_WITH_NOTE or case.deaths >= DEATHS:
+            how = note.strip().splitlines()[0] if note else f"its process was killed {case.deaths} times"
+            yield case.at, Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how}", case.attempts)
+        else:
+            suspects.append(case)
+
+    def _overdue(self, generator: Any) -> bool:
+        since = self.streams[generator].silent_since
+        return since is not None and time.monotonic() - since > self.spec.video_timeout_s
+
+    def _kill(self, generator: Any) -> tuple[int, DecodeMessage]:
+        case = self.streams.pop(generator).case
+        ray.cancel(generator, force=True)
+        detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
+        return case.at, Failure(Reason.DECODE_TIMEOUT, detail, case.attempts)

@@ -1,0 +1,169 @@
+"""The progress of a job, read from its store alone: no cluster, no scheduler, no database.
+
+A listing of clips/ says which shards are committed; the newest heartbeat says how it goes. Deleting `_job/` loses no
+data: without a heartbeat, the sums are read from the footers of the committed shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jobs import control
+from pipeline.commit import committed_names, read_committed
+from pipeline.config import JobRecord
+from pipeline.manifest import load_plans
+from pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a job stands. `state` is running, finished, stopped, dead (its process is gone) or not started.
+
+    `exit_code` mirrors the job: that of its last run, or None while it runs.
+    """
+
+    out: str
+    state: str
+    model: str
+    weights: str
+    clips: str
+    plans: int
+    shards_all: int
+    shards_done: int
+    videos_all: int
+    videos_done: int
+    videos_failed: int
+    clips_done: int
+    failures: dict[str, int] = field(default_factory=dict)
+    exit_code: int | None = None
+    sentence: str = ""
+    clips_per_s: float = 0.0
+    eta_s: float | None = None
+    elapsed_s: float | None = None
+    host: str = ""
+    workers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_status(store: Store, job: JobRecord) -> Status:
+    """Look once. A run whose heartbeat says running may be dead: on this machine its process is asked, elsewhere only
+    a heartbeat that moves between two looks can tell (`status --watch` says when it stopped moving)."""
+    plans = load_plans(store)
+    committed, whole = committed_names(store)
+    names = {f"{plan.plan8}-{at:09d}" for plan in plans for at in range(plan.n_shards)}
+    epoch = control.newest_epoch(store)
+    beat = (control.heartbeat(store, epoch.number) if epoch else None) or {}
+    n_done, n_all = len(names & committed), len(names)
+    state = beat.get("state", "not started")
+    if state == control.RUNNING and epoch is not None and epoch.died_here():
+        state = "dead"
+    if plans and names <= whole and state != control.RUNNING:
+        state = "finished"
+    counts = beat if beat.get("videos") and (state == control.RUNNING or beat["shards"]["done"] == n_done) else None
+    videos = counts["videos"] if counts else None
+    if counts is None:
+        sums = [read_committed(store, name) for name in sorted(names & committed)]
+        failures: dict[str, int] = {}
+        for one in sums:
+            for reason, count in one.failures.items():
+                failures[reason] = failures.get(reason, 0) + count
+        clips, n_videos, n_failed = (
+            sum(s.n_clips for s in sums),
+            sum(len(s.outcomes) for s in sums),
+            sum(failures.values()),
+        )
+    else:
+        clips, failures = counts["clips"], counts["failures"]
+        n_videos, n_failed = counts["videos"]["done"], counts["videos"]["failed"]
+    running = state == control.RUNNING
+    code, sentence = (None, "") if running else _verdict(state, beat, failures)
+    return Status(
+        out=store.url,
+        state=state,
+        model=job.recipe.model,
+        weights=job.weights_origin,
+        clips=job.recipe.clips,
+        plans=len(plans),
+        shards_all=n_all,
+        shards_done=n_done,
+        videos_all=videos["all"] if videos else sum(plan.n_videos for plan in plans),
+        videos_done=n_videos,
+        videos_failed=n_failed,
+        clips_done=clips,
+        failures=failures,
+        exit_code=code,
+        sentence=sentence,
+        clips_per_s=beat.get("clips_per_s", 0.0),
+        eta_s=beat.get("eta_s") if running else None,
+        elapsed_s=beat.get("elapsed_s"),
+        host=epoch.host if epoch else "",
+        workers=beat.get("workers", []) if running else [],
+    )
+
+
+def _verdict(state: str, beat: dict[str, Any], failures: dict[str, int]) -> tuple[int, str]:
+    if state == "finished":
+        return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
+    if state == "dead":
+        return 6, "the process that ran it is gone; `p3d resume` goes on"
+    return beat.get("exit_code", 6), beat.get("sentence", "not started; `p3d resume` starts it")
+
+
+def render(status: Status, *, width: int, escape: Callable[[str], str]) -> RenderableType:
+    """The picture of a job for a terminal of `width` columns."""
+    head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
+    colour = {"running": "green", "finished": "cyan"}.get(status.state, "red")
+    share = status.videos_done / status.videos_all if status.videos_all else 0.0
+    line = Text.assemble((status.state, colour), f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})")
+    line.append(f"  {status.clips_done} clips", "default")
+    line.append(f"  {status.videos_failed} failed", "red" if status.videos_failed else "default")
+    parts: list[RenderableType] = [head, line]
+    if status.state == control.RUNNING:
+        eta = "-" if status.eta_s is None else _clock(status.eta_s)
+        line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
+        parts.insert(
+            1, ProgressBar(total=max(status.videos_all, 1), completed=status.videos_done, width=min(width, 78))
+        )
+    parts.append(Text(f"shards {status.shards_done}/{status.shards_all} committed"))
+    if status.workers:
+        parts.append(_workers(status.workers))
+    if status.failures:
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in sorted(status.failures.items(), key=lambda x: -x[1])
+        )
+        parts.append(Text(f"failures: {reasons}", "red"))
+    if status.sentence:
+        parts.append(Text(escape(status.sentence)))
+    return Group(*parts)
+
+
+def _workers(workers: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("worker", "device", "state", "shard", "videos", "clips", "busy with"):
+        table.add_column(name, justify="right" if name in ("videos", "clips") else "left", no_wrap=True)
+    for worker in workers:
+        seconds = worker["encode_s"] + worker["wait_s"]
+        doing = (
+            f"{worker['encode_s'] / seconds:.0%} encoding, {worker['wait_s'] / seconds:.0%} waiting" if seconds else "-"
+        )
+        table.add_row(
+            str(worker["worker"]),
+            worker["device"],
+            worker["state"],
+            worker["shard"] or "-",
+            str(worker["videos"]),
+            str(worker["clips"]),
+            doing,
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,161 @@
+"""Names and options -> a Recipe, its weights and a Plan: the one place where the network meets the data plane.
+
+p3d's ClipRecipe (what a set of weights was trained on) becomes pipeline's FrameSpec (what to do with a picture) here,
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import p3d.weights
+from jobs.job import golden_key, read_job, weights_key
+from jobs.machine import usable_cpus
+from p3d.encoder import device_for, golden_features
+from p3d.weights import Weights
+from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
+from pipeline.errors import InputError
+from pipeline.listing import Found
+from pipeline.manifest import known_versions, load_plans, with_shards, write_plan
+from pipeline.store import EXISTS, Store
+
+_KEPT = ("batch_size", "threads", "device", "workers", "video_timeout_s")  # by a resume
+MAX_DECODE_TASKS = 8  # a worker
+PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a user chooses that decides the numbers, in the words of the command line."""
+
+    model: str | None
+    weights: str
+    graph: str | None = None
+    clips: str = "every:16"
+    frame_step: int = 1
+    pool: str = "mean"
+    decoder: str = "auto"
+    partial: str = "fail"
+    embedding_dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe with the weights it names: `content` is the safetensors file that all workers will load."""
+
+    recipe: Recipe
+    weights: Weights
+    content: bytes
+    origin: str
+
+
+def prepare(spec: JobSpec) -> Prepared:
+    """Load the weights and fix the recipe. InputError with a sentence if either cannot be."""
+    try:
+        weights = p3d.weights.resolve(spec.weights, name=spec.model, graph=spec.graph)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if weights.config.in_channels != 3:
+        raise InputError(
+            f"{weights.name} takes optical flow, which nothing here computes from a video; use an RGB network"
+        )
+    content = p3d.weights.to_bytes(weights)
+    clip = weights.recipe
+    recipe = Recipe(
+        model=weights.name,
+        graph=weights.config.graph,
+        weights_sha256=hashlib.sha256(content).hexdigest(),
+        feature_dim=weights.network.feature_dim,
+        clip_frames=clip.n_frames,
+        resize_hw=clip.resize_hw,
+        short_side=clip.short_side,
+        crop_hw=clip.crop_hw,
+        clips=spec.clips,
+        frame_step=spec.frame_step,
+        decoder=spec.decoder,
+        partial=spec.partial,
+        precision="fp32",
+        pool=spec.pool,
+        embedding_dtype=spec.embedding_dtype,
+    )
+    return Prepared(recipe, weights, content, weights.origin)
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide the numbers, and the processor kind."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def create_job(store: Store, prepared: Prepared) -> JobRecord:
+    """Put the weights, the golden features and job.json into OUT, job.json last. The same again changes nothing."""
+    recipe = prepared.recipe
+    store.create(weights_key(recipe), prepared.content)
+    golden = golden_features(prepared.weights)
+    record = {"features": [float(value) for value in golden], "what": "pool5 of the golden clip, CPU, float32"}
+    store.create(golden_key(recipe), json.dumps(record).encode())
+    job = JobRecord(recipe, prepared.origin, versions())
+    if store.create("job.json", job.to_json()) == EXISTS:
+        job = read_job(store)
+        recipe.refuse_other(job.recipe, store.url)
+    return job
+
+
+def add_plan(store: Store, job: JobRecord, found: Found, *, shard_videos: int, limit: int | None) -> PlanRecord | None:
+    """Plan what no earlier plan names in this version; None if there is nothing new."""
+    plans = load_plans(store)
+    videos = found.videos if limit is None else found.videos.slice(0, limit)
+    if plans:
+        known = known_versions(store, plans)
+        ids, marks = videos["video_id"].to_pylist(), videos["version"].to_pylist()
+        videos = videos.filter([known.get(one) != mark for one, mark in zip(ids, marks, strict=True)])
+    if not videos.num_rows:
+        return None
+    seq = max((plan.seq for plan in plans), default=0) + 1
+    return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), len(found.skipped))
+
+
+def default_workers() -> int:
+    """One worker a GPU; one on a machine without."""
+    import torch
+
+    return torch.cuda.device_count() or 1
+
+
+def default_batch(device: str) -> int:
+    """Clips at a time: 32 on a GPU, 4 on a CPU, where a larger batch gains nothing and holds more frames."""
+    return 4 if device == "cpu" else 32
+
+
+def run_options(last: dict[str, Any] | None, **given: Any) -> RunOptions:
+    """The options of a run: what was given, else what the last run of this output had, else the defaults.
+
+    `--max-failures` and the number of decode tasks are decided anew. InputError for a device that is not here.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    kept = {name: value for name, value in (last or {}).items() if name in _KEPT}
+    device = given.get("device", kept.get("device", "auto"))
+    try:
+        kind = device_for(device).type
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    workers = given.get("workers", kept.get("workers", default_workers()))
+    cpus = usable_cpus()
+    defaults = {
+        "workers": workers,
+        "batch_size": default_batch(kind),
+        "threads": max(1, cpus // 2),  # of the machine, not of its workers: their number must not change a row
+        "decode_tasks": min(max(1, cpus // workers), MAX_DECODE_TASKS),
+        "device": device,
+    }
+    return RunOptions(**{**defaults, **kept, **given})

@@ -1,0 +1,372 @@
+"""The Ray loop: results become events, commands become calls. All decisions are in `jobs.state`.
+
+    Run.loop():   wait for a result, a signal, a cancel or a newer epoch  ->  Scheduler.handle  ->  carry out
+
+It also keeps the heartbeat: the whole progress of the job, so that `status` needs neither Ray nor this process.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from jobs import control
+from jobs.cluster import Cluster
+from jobs.job import golden_of, weights_key
+from jobs.state import (
+    Check,
+    Checked,
+    Command,
+    Dispatch,
+    Event,
+    Finish,
+    Scheduler,
+    ShardDone,
+    ShardKey,
+    ShardTrouble,
+    StartWorker,
+    Stop,
+    StopWorker,
+    Totals,
+    WorkerDied,
+    WorkerReady,
+    WorkerRefused,
+)
+from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
+from pipeline.commit import Committed, committed_names, derive, read_committed
+from pipeline.config import JobRecord, RunOptions
+from pipeline.errors import StoreError, StoreMissing, StoreUnknown
+from pipeline.extract import Progress
+from pipeline.manifest import Manifest
+from pipeline.store import Store, StoreOptions
+
+POLL_S = 0.25
+STORE_SILENCE_S = 60.0  # of failing heartbeats after which the store counts as gone
+READERS = 16  # threads that read the footers of committed shards at resume
+
+
+@dataclass(slots=True)
+class Work:
+    """What is left of a job, and what is done: the result of looking at the store."""
+
+    todo: list[ShardKey]
+    underived: list[ShardKey]
+    done: Totals
+    n_videos: int
+    n_shards: int
+
+    @property
+    def nothing_left(self) -> bool:
+        return not self.todo and not self.underived
+
+
+def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
+    """Look at the store: which shards are committed, which still need their derived files, and the sums so far."""
+    committed, whole = committed_names(store)
+    names = {
+        f"{manifest.plan.plan8}-{at:09d}": ShardKey(seq, at)
+        for seq, manifest in manifests.items()
+        for at in range(manifest.plan.n_shards)
+    }
+    finished = [name for name in names if name in committed]
+    done = Totals()
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, shard in zip(finished, pool.map(lambda name: read_committed(store, name), finished), strict=True):
+            done.videos += manifests[names[name].plan_seq].n_videos(names[name].shard)
+            done.clips += shard.n_clips
+            done.failures.update(shard.failures)
+    return Work(
+        todo=[key for name, key in names.items() if name not in committed],
+        underived=[names[name] for name in finished if name not in whole],
+        done=done,
+        n_videos=sum(manifest.videos.num_rows for manifest in manifests.values()),
+        n_shards=len(names),
+    )
+
+
+def derive_again(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
+    """Make the derived files that a kill left unmade."""
+    for seq, shard in shards:
+        manifest = manifests[seq]
+        derive(store, manifest.shard(shard), job.recipe, manifest.user_columns(shard))
+
+
+@dataclass(slots=True)
+class _Worker:
+    """An actor, and what it was last heard to do."""
+
+    actor: Any
+    state: str = "starting"
+    device: str = ""
+    host: str = ""
+    shard: ShardKey | None = None
+    progress: Progress = field(default_factory=Progress)
+
+
+class Run:
+    """One run of a job on a cluster, from the first worker to the verdict."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: JobRecord,
+        manifests: dict[int, Manifest],
+        work: Work,
+        cluster: Cluster,
+        epoch: control.Epoch,
+        options: RunOptions,
+        *,
+        s3: StoreOptions,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
+        self.cluster, self.options, self.on_progress = cluster, options, on_progress
+        self.spec = WorkerSpec(
+            store.url,
+            s3,
+            job.recipe,
+            options,
+            weights_key(job.recipe),
+            tuple(golden_of(store, job.recipe).tolist()),
+            code_digest(),
+            str(cluster.scratch),
+        )
+        self.state = Scheduler(
+            work.todo,
+            n_workers=options.workers,
+            n_videos=work.n_videos,
+            done=work.done,
+            max_failures=options.max_failures,
+            shard_attempts=options.shard_attempts,
+            worker_deaths=options.worker_deaths,
+        )
+        self.videos_before, self.clips_before = work.done.videos, work.done.clips  # Totals grows
+        self.workers: dict[int, _Worker] = {}
+        self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
+        self.asking: dict[Any, int] = {}  # progress calls under way -> worker
+        self.signals: list[int] = []
+        self.counter = 0
+        self.started = time.monotonic()
+        self.beaten = self.heard = float("-inf")
+
+    def loop(self) -> Finish:
+        """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.heard = time.monotonic()
+            self._carry_out(self.state.start())
+            while self.state.finished is None:
+                events = deque([*self._results(), *self._outside()])
+                while events:
+                    events.extend(self._carry_out(self.state.handle(events.popleft())))
+                    self.state.validate()
+                self._heartbeat()
+            return self.state.finished
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for worker in self.workers.values():
+                ray.kill(worker.actor, no_restart=True)
+            finish = self.state.finished or Finish(1, "stopped by an internal error; resumable")
+            self._beat("finished" if finish.exit_code in (0, 3) else "stopped", finish)
+
+    # -- what happens
+
+    def _results(self) -> list[Event]:
+        """Wait a moment for results of calls."""
+        refs = [*self.pending, *self.asking]
+        if not refs:
+            time.sleep(POLL_S)
+            return []
+        ray.wait(refs, num_returns=1, timeout=POLL_S)
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        return [event for ref in ready if (event := self._result(ref)) is not None]
+
+    def _result(self, ref: Any) -> Event | None:
+        if (number := self.asking.pop(ref, None)) is not None:
+            try:
+                _, self.workers[number].progress = ray.get(ref)
+            except (RayError, KeyError):
+                return None  # the call in `pending` tells the death
+            return None
+        meaning = self.pending.pop(ref)
+        try:
+            return meaning(ray.get(ref))
+        except RayActorError as error:
+            return meaning(error)
+
+    def _outside(self) -> list[Event]:
+        """Signals at once; cancel requests and newer epochs at every heartbeat."""
+        events: list[Event] = []
+        if self.signals:
+            number = self.signals[0]
+            name = signal.Signals(number).name
+            events.append(Stop(128 + number, f"interrupted by {name}; shards in flight were abandoned"))
+        if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
+            try:
+                if (newest := control.newest_number(self.store)) > self.epoch.number:
+                    events.append(
+                        Stop(5, f"superseded: run {newest} of this output has taken over from run {self.epoch.number}")
+                    )
+                elif request := control.cancel_asked(self.store, self.epoch.number):
+                    events.append(Stop(6, "cancelled", drain=not request.get("now")))
+            except StoreUnknown:
+                pass  # the heartbeat finds out whether this lasts
+        return events
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+    # -- what to do
+
+    def _carry_out(self, commands: list[Command]) -> list[Event]:
+        """Do as told; events that are known at once come back."""
+        events: list[Event] = []
+        for command in commands:
+            match command:
+                case StartWorker(number):
+                    self._start(number)
+                case Dispatch(number, key):
+                    self._dispatch(number, key)
+                case Check(key):
+                    events.append(self._check(key))
+                case StopWorker(number):
+                    ray.kill(self.workers.pop(number).actor, no_restart=True)
+                case Finish():
+                    pass
+        return events
+
+    def _start(self, number: int) -> None:
+        gpus = 1 if self.cluster.gpus and self.options.device != "cpu" else 0
+        actor = (
+            ray.remote(ShardWorker)
+            .options(
+                # no CPU is reserved: on a machine with one core no decode could start beside the worker
+                num_cpus=0,
+                num_gpus=gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=2,
+            )
+            .remote(self.spec)
+        )
+        self.workers[number] = _Worker(actor)
+
+        def meaning(reply: Any) -> Event:
+            if isinstance(reply, Ready):
+                worker = self.workers[number]
+                worker.state, worker.device, worker.host = "idle", reply.device, reply.host
+                return WorkerReady(number)
+            return WorkerRefused(number, reply.detail) if isinstance(reply, Refused) else self._died(number, reply)
+
+        self.pending[actor.setup.remote()] = meaning
+
+    def _dispatch(self, number: int, key: ShardKey) -> None:
+        worker, manifest = self.workers[number], self.manifests[key.plan_seq]
+        worker.state, worker.shard, worker.progress = "busy", key, Progress()
+
+        def meaning(reply: Any) -> Event:
+            if number in self.workers:
+                worker.state, worker.shard, worker.progress = "idle", None, Progress()
+            match reply:
+                case Done(n_videos, n_clips, failures, _):
+                    return ShardDone(number, key, n_videos, n_clips, failures)
+                case Trouble(kind, detail):
+                    return ShardTrouble(number, key, kind, detail)  # type: ignore[arg-type] # the kinds are the same
+            return self._died(number, reply)
+
+        call = worker.actor.run_shard.remote(manifest.shard(key.shard), manifest.user_columns(key.shard))
+        self.pending[call] = meaning
+
+    def _died(self, number: int, error: Any) -> Event:
+        self.workers.pop(number, None)
+        return WorkerDied(number, " ".join(str(error).split())[:300])
+
+    def _check(self, key: ShardKey) -> Event:
+        """A worker died with this shard: is it committed after all?"""
+        manifest = self.manifests[key.plan_seq]
+        shard = manifest.shard(key.shard)
+        try:
+            found: Committed = derive(self.store, shard, self.job.recipe, manifest.user_columns(key.shard))
+        except StoreMissing:
+            return Checked(key, committed=False)
+        except StoreError as error:
+            return Stop(6, str(error))
+        return Checked(key, True, len(shard.videos), found.n_clips, tuple(found.failures.items()))
+
+    # -- what others see
+
+    def _heartbeat(self) -> None:
+        for number, worker in self.workers.items():
+            if worker.state == "busy" and number not in self.asking.values():
+                self.asking[worker.actor.progress.remote()] = number
+        if self.on_progress is not None:
+            self.on_progress(self.snapshot(control.RUNNING))
+        if time.monotonic() - self.beaten < control.HEARTBEAT_S:
+            return
+        self._beat(control.RUNNING)
+
+    def _beat(self, state: str, finish: Finish | None = None) -> None:
+        """Write the heartbeat; a store that fails for long stops the job, resumable."""
+        self.beaten = time.monotonic()
+        self.counter += 1
+        snapshot = self.snapshot(state)
+        if finish is not None:
+            snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
+        try:
+            control.beat(self.store, self.epoch.number, snapshot)
+            self.heard = time.monotonic()
+        except StoreError as error:
+            if finish is None and time.monotonic() - self.heard > STORE_SILENCE_S:
+                self._carry_out(self.state.handle(Stop(6, f"the output has not answered for a minute: {error}")))
+        if self.on_progress is not None and finish is not None:
+            self.on_progress(snapshot)
+
+    def snapshot(self, state: str) -> dict[str, Any]:
+        """The progress of the whole job as JSON; times are seconds, rates per second of this run."""
+        totals, flying = self.state.totals, [w.progress for w in self.workers.values() if w.state == "busy"]
+        elapsed = time.monotonic() - self.started
+        videos = totals.videos + sum(progress.videos for progress in flying)
+        clips = totals.clips + sum(progress.clips for progress in flying)
+        done_here = videos - self.videos_before
+        left = self.work.n_videos - videos
+        return {
+            "schema_version": 1,
+            "epoch": self.epoch.number,
+            "counter": self.counter,
+            "state": state,
+            "elapsed_s": round(elapsed, 3),
+            "shards": {"all": self.work.n_shards, "done": self.work.n_shards - len(self.state.open)},
+            "videos": {
+                "all": self.work.n_videos,
+                "done": videos,
+                "failed": totals.failed + sum(progress.failed for progress in flying),
+            },
+            "clips": clips,
+            "clips_per_s": round((clips - self.clips_before) / elapsed, 3) if elapsed > 0 else 0.0,
+            "eta_s": round(elapsed * left / done_here, 1) if done_here > 0 else None,
+            "failures": dict(Counter(totals.failures)),
+            "workers": [
+                {
+                    "worker": number,
+                    "state": worker.state,
+                    "device": worker.device,
+                    "host": worker.host,
+                    "shard": str(worker.shard) if worker.shard else None,
+                    "videos": worker.progress.videos,
+                    "clips": worker.progress.clips,
+                    "encode_s": round(worker.progress.encode_s, 1),
+                    "wait_s": round(worker.progress.wait_s, 1),
+                }
+                for number, worker in sorted(self.workers.items())
+            ],
+        }

@@ -1,0 +1,348 @@
+"""The scheduler as a pure state machine: events in, commands out, no Ray, no clock, no store.
+
+    StartWorker ─> WorkerReady ─> Dispatch ─> ShardDone ──────────────────────────> Dispatch the next, or StopWorker
+                                     │──────> ShardTrouble (store) ───────────────> stop, resumable
+                                     │──────> ShardTrouble (internal) ────────────> again, bounded
+                                     └──────> WorkerDied ─> Check ─> Checked ─────> done after all, or again elsewhere
+
+Double dispatch, poison loops and lost shards are unit tests of this file. `validate()` states what must hold after
+every event; `story(shard)` tells what happened to one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from pipeline.config import MaxFailures
+from pipeline.errors import Reason
+
+FIRST_VIDEOS = 200  # of the default hopelessness rule
+STORY_EVENTS = 10_000  # kept for story()
+
+
+class ShardKey(NamedTuple):
+    """Which shard: its plan's sequence number, and its place in that plan."""
+
+    plan_seq: int
+    shard: int
+
+    def __str__(self) -> str:
+        return f"{self.plan_seq}/{self.shard}"
+
+
+# ---- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRefused:
+    """The worker must not be used: other code than the driver's, or features that differ from the CPU's."""
+
+    worker: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    worker: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """The shard is committed and derived. `failures` are its failed videos by reason."""
+
+    worker: int
+    shard: ShardKey
+    n_videos: int
+    n_clips: int
+    failures: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTrouble:
+    """The worker lives, the shard is not done. `store` is the store's trouble, `internal` our own defect, `job` an
+    error that no retry can mend."""
+
+    worker: int
+    shard: ShardKey
+    kind: Literal["store", "internal", "job"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the store says of a shard whose worker died; with its counts if it is committed."""
+
+    shard: ShardKey
+    committed: bool
+    n_videos: int = 0
+    n_clips: int = 0
+    failures: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop from outside. With `drain`, shards in flight are finished first."""
+
+    exit_code: int
+    sentence: str
+    drain: bool = False
+
+
+Event = WorkerReady | WorkerRefused | WorkerDied | ShardDone | ShardTrouble | Checked | Stop
+
+
+# ---- commands ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    worker: int
+    shard: ShardKey
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Look in the store whether the shard was committed; answer with `Checked`."""
+
+    shard: ShardKey
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last command. `exit_code` is that of the command line; `sentence` is for people."""
+
+    exit_code: int
+    sentence: str
+
+
+Command = StartWorker | Dispatch | Check | StopWorker | Finish
+
+
+# ---- the machine ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Totals:
+    """Running sums over the whole job, earlier runs included."""
+
+    videos: int = 0
+    clips: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
+
+
+class Scheduler:
+    """Decides; never acts. Feed it every event once and carry out what it returns, in order."""
+
+    def __init__(
+        self,
+        todo: Iterable[ShardKey],
+        *,
+        n_workers: int,
+        n_videos: int,
+        done: Totals | None = None,
+        max_failures: MaxFailures = MaxFailures(),  # noqa: B008 - frozen
+        shard_attempts: int = 4,
+        worker_deaths: int = 8,
+    ) -> None:
+        self.queue: deque[ShardKey] = deque(todo)
+        self.open: set[ShardKey] = set(self.queue)
+        self.in_flight: dict[int, ShardKey] = {}
+        self.checking: set[ShardKey] = set()
+        self.starting: set[int] = set()
+        self.idle: set[int] = set()
+        self.stuck: dict[ShardKey, str] = {}
+        self.attempts: Counter[ShardKey] = Counter()
+        self.totals = done or Totals()
+        self.n_workers, self.n_videos = n_workers, n_videos
+        self.max_failures, self.shard_attempts, self.worker_deaths = max_failures, shard_attempts, worker_deaths
+        self.stopping: Stop | None = None
+        self.finished: Finish | None = None
+        self._next_worker = 0
+        self._deaths = 0  # in a row, without a commit anywhere
+        self._first: Counter[str] = Counter()  # failures among the first videos of this run
+        self._first_videos = 0
+        self._internal = False
+        self._story: deque[tuple[Event, tuple[Command, ...]]] = deque(maxlen=STORY_EVENTS)
+
+    def start(self) -> list[Command]:
+        """The first commands: as many workers as there is work for."""
+        return self._settle([])
+
+    def handle(self, event: Event) -> list[Command]:
+        """One event -> what to do now. Events after the end are ignored."""
+        if self.finished is not None:
+            return []
+        commands: list[Command] = []
+        match event:
+            case WorkerReady(worker):
+                self.starting.discard(worker)
+                self.idle.add(worker)
+            case WorkerRefused(worker, detail):
+                self.starting.discard(worker)
+                self._stop(Stop(6, detail))
+            case WorkerDied(worker, detail):
+                commands += self._worker_died(worker, detail)
+            case ShardDone(worker, shard, n_videos, n_clips, failures):
+                self._leave(worker, shard)
+                self._count(shard, n_videos, n_clips, failures)
+            case ShardTrouble(worker, shard, kind, detail):
+                self._leave(worker, shard)
+                self._trouble(shard, kind, detail)
+            case Checked(shard, committed, n_videos, n_clips, failures):
+                self.checking.discard(shard)
+                if committed:
+                    self._count(shard, n_videos, n_clips, failures)
+                else:
+                    self._again(shard, "its worker died")
+            case Stop():
+                self._stop(event)
+        commands = self._settle(commands)
+        self._story.append((event, tuple(commands)))
+        return commands
+
+    def story(self, shard: ShardKey) -> list[str]:
+        """What happened to one shard, oldest first."""
+        return [
+            f"{event} -> {', '.join(map(str, commands)) or 'nothing'}"
+            for event, commands in self._story
+            if any(getattr(thing, "shard", None) == shard for thing in (event, *commands))
+        ]
+
+    def validate(self) -> None:
+        """AssertionError where the state contradicts itself. True after every event."""
+        flying = list(self.in_flight.values())
+        places = [*self.queue, *flying, *self.checking, *self.stuck]
+        assert len(places) == len(set(places)), f"a shard is in two places: {Counter(places).most_common(1)}"
+        assert set(places) == self.open, f"shards lost: {self.open ^ set(places)}"
+        assert not self.idle & self.in_flight.keys(), "a worker is idle and busy"
+        assert len(self.starting) + len(self.idle) + len(self.in_flight) <= self.n_workers, "too many workers"
+        if self.finished is not None and self.finished.exit_code in (0, 3):
+            assert not self.open, f"finished with {len(self.open)} open shards"
+
+    # -- one event each
+
+    def _worker_died(self, worker: int, detail: str) -> list[Command]:
+        self.starting.discard(worker)
+        self.idle.discard(worker)
+        self._deaths += 1
+        if self._deaths >= self.worker_deaths:
+            self._stop(Stop(6, f"{self._deaths} workers died in a row without finishing a shard; the last: {detail}"))
+        shard = self.in_flight.pop(worker, None)
+        if shard is None:
+            return []
+        self.checking.add(shard)
+        return [Check(shard)]
+
+    def _trouble(self, shard: ShardKey, kind: str, detail: str) -> None:
+        if kind == "internal":
+            self._again(shard, detail)
+            self._internal = self._internal or shard in self.stuck
+        else:
+            self.queue.appendleft(shard)
+            self._stop(Stop(6 if kind == "store" else 2, detail))
+
+    def _again(self, shard: ShardKey, detail: str) -> None:
+        if self.attempts[shard] >= self.shard_attempts:
+            self.stuck[shard] = detail
+        else:
+            self.queue.append(shard)
+
+    def _leave(self, worker: int, shard: ShardKey) -> None:
+        assert self.in_flight.pop(worker) == shard, f"worker {worker} answered for {shard}, which it was not given"
+        self.idle.add(worker)
+
+    def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
+        self.open.discard(shard)
+        self._deaths = 0
+        self.totals.videos += n_videos
+        self.totals.clips += n_clips
+        self.totals.failures.update(dict(failures))
+        if self._first_videos < FIRST_VIDEOS:
+            self._first_videos += n_videos
+            self._first.update(dict(failures))
+        if sentence := self._hopeless():
+            self._stop(Stop(6, sentence))
+
+    def _hopeless(self) -> str | None:
+        """A sentence if the job should not go on, by the rule of `--max-failures`."""
+        rule, failed = self.max_failures, self.totals.failed
+        share = 100 * failed / max(self.n_videos, 1)
+        if rule.count is not None and failed > rule.count:
+            return f"{failed} videos failed, more than --max-failures {rule.count}"
+        if rule.percent is not None and share > rule.percent:
+            return f"{share:.1f}% of all videos failed, more than --max-failures {rule.percent:g}%"
+        reason, count = max(self._first.items(), key=lambda item: item[1], default=("", 0))
+        if rule.count is None and rule.percent is None and count > FIRST_VIDEOS // 2:
+            return (
+                f"{count} of the first {self._first_videos} videos failed with {reason}, so the job looks hopeless; "
+                "see `p3d failures`, and give --max-failures to go on all the same"
+            )
+        return None
+
+    def _stop(self, stop: Stop) -> None:
+        """The first stop counts; one that does not drain overrides one that does."""
+        if self.stopping is None or (self.stopping.drain and not stop.drain):
+            self.stopping = stop
+
+    # -- what follows from the state
+
+    def _settle(self, commands: list[Command]) -> list[Command]:
+        if self.stopping is not None:
+            busy = self.stopping.drain and (self.in_flight or self.checking)
+            return commands if busy else [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
+        while self.queue and self.idle:
+            worker, shard = min(self.idle), self.queue.popleft()
+            self.idle.discard(worker)
+            self.in_flight[worker] = shard
+            self.attempts[shard] += 1
+            commands.append(Dispatch(worker, shard))
+        if not self.queue and not self.in_flight and not self.checking:
+            return [*commands, *self._end(*self._verdict())]
+        wanted = min(self.n_workers, len(self.queue) + len(self.in_flight))
+        while len(self.starting) + len(self.idle) + len(self.in_flight) < wanted:
+            self.starting.add(self._next_worker)
+            commands.append(StartWorker(self._next_worker))
+            self._next_worker += 1
+        return commands
+
+    def _verdict(self) -> tuple[int, str]:
+        if self.stuck:
+            shard, detail = next(iter(self.stuck.items()))
+            return (1 if self._internal else 6), (
+                f"{len(self.stuck)} shards could not be finished in {self.shard_attempts} tries each, "
+                f"such as {shard}: {detail}"
+            )
+        failed = self.totals.failed
+        if self.totals.failures[Reason.INTERNAL]:
+            return 1, f"finished, but {self.totals.failures[Reason.INTERNAL]} videos failed by a defect of this program"
+        if failed:
+            return 3, f"finished: {self.totals.videos - failed} videos embedded, {failed} failed"
+        return 0, f"finished: {self.totals.videos} videos embedded, none failed"
+
+    def _end(self, exit_code: int, sentence: str) -> list[Command]:
+        self.finished = Finish(exit_code, sentence)
+        workers = sorted(self.starting | self.idle | self.in_flight.keys())
+        return [*[StopWorker(worker) for worker in workers], self.finished]

@@ -1,0 +1,196 @@
+"""ShardWorker: the Ray actor that owns a device and turns shards into committed rows.
+
+driver ──run_shard──> ShardWorker ──submits, streams from──> decode_video (`jobs.decoding`)
+                          │ encode, commit
+                          └──────> Done | Trouble
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.decoding import DecodeSpec, Decoding
+from pipeline.commit import commit_shard
+from pipeline.config import Recipe, RunOptions
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.errors import JobError, StoreError
+from pipeline.extract import Progress, extract_shard
+from pipeline.store import StoreOptions, open_store
+from pipeline.types import ShardPlan
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything a worker needs to start, on any machine."""
+
+    out_url: str
+    s3: StoreOptions
+    recipe: Recipe
+    options: RunOptions
+    weights_key: str
+    golden: tuple[float, ...]
+    code: str
+    scratch: str
+
+    @property
+    def decoding(self) -> DecodeSpec:
+        """The part that concerns decoding."""
+        recipe, options = self.recipe, self.options
+        return DecodeSpec(
+            recipe.frame_spec,
+            recipe.sampling,
+            DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe and DecodePolicy
+            DecodeLimits(options.max_duration_s, options.max_pixels, options.max_file_bytes),
+            self.s3,
+            options.decode_tasks,
+            options.video_timeout_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker that may be used: its device, and where it is."""
+
+    device: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker that must not be used, and why."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A shard that is committed and derived."""
+
+    n_videos: int
+    n_clips: int
+    failures: tuple[tuple[str, int], ...]
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A shard that is not done, while the worker lives on; kinds as in `jobs.state.ShardTrouble`."""
+
+    kind: str
+    detail: str
+
+
+def code_digest() -> str:
+    """sha256 over the source of our three packages as this process imports them.
+
+    A user's own `jobs/` or `pipeline.py` in the working directory would shadow ours on a worker; this finds out.
+    """
+    import jobs
+    import p3d
+    import pipeline
+
+    hasher = hashlib.sha256()
+    for package in (p3d, pipeline, jobs):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            hasher.update(f"{package.__name__}/{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return hasher.hexdigest()
+
+
+class ShardWorker:
+    """The actor that owns a device: decodes, encodes and commits one shard at a time.
+
+    Calls run in two threads, so that `progress` answers while `run_shard` works.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.store = open_store(spec.out_url, spec.s3)
+        self.progress_of_shard = Progress()
+        self.busy_with: str | None = None
+        home = (
+            spec.scratch if Path(spec.scratch).is_dir() else None
+        )  # the run's folder, if this is the driver's machine
+        self.scratch = Path(tempfile.mkdtemp(prefix="p3d-worker-", dir=home))
+
+    def setup(self) -> Ready | Refused:
+        """Load the weights and prove code and device; the network is not used otherwise."""
+        import p3d.weights
+        from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for
+
+        if code_digest() != self.spec.code:
+            return Refused(
+                f"the worker on {platform.node()} imports other code of p3d, pipeline or jobs than the driver; "
+                "install the same version there, and check that no folder of these names is on its path"
+            )
+        try:
+            device = str(device_for(self.spec.options.device))
+            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+                path = Path(folder) / "weights.safetensors"
+                self.store.download(self.spec.weights_key, path)
+                if hashlib.sha256(path.read_bytes()).hexdigest() != self.spec.recipe.weights_sha256:
+                    return Refused(f"{self.spec.out_url}/{self.spec.weights_key} is damaged; restore it")
+                weights = p3d.weights.load(path)
+            self.encoder = Encoder(
+                weights.network,
+                weights.recipe,
+                device=device,
+                batch_size=self.spec.options.batch_size,
+                threads=self.spec.options.threads if device == "cpu" else None,
+            )
+            check_golden(self.encoder, np.array(self.spec.golden, np.float32))
+        except (GoldenMismatch, ValueError, JobError) as error:
+            return Refused(str(error))
+        return Ready(device, platform.node(), os.getpid())
+
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
+        """Compute and commit a shard. Whatever goes wrong comes back as a record."""
+        started = time.monotonic()
+        self.progress_of_shard, self.busy_with = Progress(), shard.name
+        recipe = self.spec.recipe
+        try:
+            with contextlib.closing(Decoding(shard, self.spec.decoding, self.scratch).messages()) as messages:
+                rows = extract_shard(
+                    shard,
+                    messages,
+                    self.encoder.encode,
+                    sampling=recipe.sampling,
+                    batch_size=self.spec.options.batch_size,
+                    feature_dim=recipe.feature_dim,
+                    embedding_dtype=recipe.embedding_dtype,
+                    progress=self.progress_of_shard,
+                )
+            rows.stats.update(self._stats(time.monotonic() - started))
+            committed = commit_shard(self.store, rows, recipe, user_columns)
+        except StoreError as error:
+            return Trouble("store", str(error))
+        except JobError as error:
+            return Trouble("job", str(error))
+        except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
+            return Trouble("internal", f"{type(error).__name__}: {error}")
+        finally:
+            self.busy_with, self.progress_of_shard = None, Progress()
+        return Done(len(shard.videos), committed.n_clips, tuple(committed.failures.items()), committed.adopted)
+
+    def progress(self) -> tuple[str | None, Progress]:
+        """The shard in work and its counters so far."""
+        return self.busy_with, self.progress_of_shard
+
+    def _stats(self, seconds: float) -> dict[str, Any]:
+        """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
+        realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
+        options = {name: getattr(self.spec.options, name) for name in ("batch_size", "threads", "decode_tasks")}
+        when = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "shard_s": round(seconds, 3)}
+        return {**asdict(self.progress_of_shard), **when, **realised, **options}

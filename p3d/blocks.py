@@ -1,0 +1,141 @@
+"""The residual bottlenecks of P3D: A, B and C split a 3x3x3 convolution into space (S) and time (T); and the 2D one.
+
+Every block is  out = r(BN(conv4(m)) + shortcut(x)),  m = middle(y),  y = r(BN(conv1(x))),  r = ReLU; only the middle
+differs. With s = BN(S(y)) and t = BN(T(.)):
+
+    block   paper            graph "caffe" (what the authors trained)   graph "port" (the public PyTorch port)
+    A       x + T(S(x))      m = r(t(r(s)))                             the same
+    B       x + S(x) + T(x)  m = r(r(s) + t(y))                         m = r(s) + r(t(y))
+    C       x + S(x) + TS(x) m = r(r(s) / 2 + t(r(s)) / 2)              m = r(s) + r(t(r(s)))
+    2D      (res5)           m = r(BN(conv3x3(y)))                      the same
+
+The two graphs share every parameter name and shape, so a checkpoint fits both and is right in one.
+Source: paper section 3.2 and figure 3; deploy prototxt of the authors' release (Eltwise coefficients, ReLU bottoms).
+
+Shapes: B clips, C channels in, P channels of the middle (out = 4P), T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+
+EXPANSION: Final = 4
+GRAPHS: Final = ("caffe", "port")
+STRIDES_ON: Final = ("1x1", "3x3")
+
+
+class Bottleneck3D(nn.Module):
+    """1x1x1 reduce, a middle in space and time, 1x1x1 expand, plus shortcut: (B, C, T, H, W) -> (B, 4P, T, H/s, W/s).
+
+    The spatial stride s sits on the first 1x1x1 (`stride_on="1x1"`, as released) or on the middle ("3x3", as in
+    torchvision's 2-D ResNets: for weights inflated from those). Time is never strided here.
+    """
+
+    TEMPORAL_STRIDES = False  # whether T reads y itself and so must stride where S does
+
+    def __init__(self, channels: int, width: int, *, stride: int, project: bool, graph: str, stride_on: str) -> None:
+        super().__init__()
+        outer = stride if stride_on == "1x1" else 1
+        inner = stride // outer
+        temporal = inner if self.TEMPORAL_STRIDES else 1
+        self.graph = graph
+        self.conv1 = nn.Conv3d(channels, width, 1, stride=(1, outer, outer), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), stride=(1, inner, inner), padding=(0, 1, 1), bias=False)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.conv3 = nn.Conv3d(width, width, (3, 1, 1), stride=(1, temporal, temporal), padding=(1, 0, 0), bias=False)
+        self.bn3 = nn.BatchNorm3d(width)
+        self.conv4 = nn.Conv3d(width, EXPANSION * width, 1, bias=False)
+        self.bn4 = nn.BatchNorm3d(EXPANSION * width)
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv3d(channels, EXPANSION * width, 1, stride=(1, stride, stride), bias=False),
+                nn.BatchNorm3d(EXPANSION * width),
+            )
+            if project
+            else nn.Identity()
+        )
+
+    def middle(self, y_BPTHW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def spatial(self, y_BPTHW: Tensor) -> Tensor:
+        """S and its ReLU, which every kind of block has."""
+        return F.relu(self.bn2(self.conv2(y_BPTHW)), inplace=True)
+
+    def temporal(self, y_BPTHW: Tensor) -> Tensor:
+        """T without a ReLU: where that one goes is what tells the blocks and graphs apart."""
+        out_BPTHW: Tensor = self.bn3(self.conv3(y_BPTHW))
+        return out_BPTHW
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        y_BPTHW = F.relu(self.bn1(self.conv1(x_BCTHW)), inplace=True)
+        out_BCTHW = self.bn4(self.conv4(self.middle(y_BPTHW)))
+        return F.relu(out_BCTHW + self.downsample(x_BCTHW), inplace=True)
+
+
+class BlockA(Bottleneck3D):
+    """Space, then time, in a row."""
+
+    def middle(self, y_BPTHW: Tensor) -> Tensor:
+        return F.relu(self.temporal(self.spatial(y_BPTHW)), inplace=True)
+
+
+class BlockB(Bottleneck3D):
+    """Space and time side by side."""
+
+    TEMPORAL_STRIDES = True
+
+    def middle(self, y_BPTHW: Tensor) -> Tensor:
+        s_BPTHW, t_BPTHW = self.spatial(y_BPTHW), self.temporal(y_BPTHW)
+        if self.graph == "caffe":
+            return F.relu(s_BPTHW + t_BPTHW, inplace=True)
+        return s_BPTHW + F.relu(t_BPTHW, inplace=True)
+
+
+class BlockC(Bottleneck3D):
+    """Space, and a detour through time beside it."""
+
+    def middle(self, y_BPTHW: Tensor) -> Tensor:
+        s_BPTHW = self.spatial(y_BPTHW)
+        t_BPTHW = self.temporal(s_BPTHW)
+        if self.graph == "caffe":
+            return F.relu(0.5 * s_BPTHW + 0.5 * t_BPTHW, inplace=True)
+        return s_BPTHW + F.relu(t_BPTHW, inplace=True)
+
+
+class Bottleneck2D(nn.Module):
+    """The plain ResNet bottleneck of res5, where no time is left: (B, C, H, W) -> (B, 4P, H/s, W/s).
+
+    Its middle convolution is called `conv_normal` in the public checkpoints, and `conv4` is the expansion here too.
+    """
+
+    def __init__(self, channels: int, width: int, *, stride: int, project: bool, stride_on: str) -> None:
+        super().__init__()
+        outer = stride if stride_on == "1x1" else 1
+        self.conv1 = nn.Conv2d(channels, width, 1, stride=outer, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv_normal = nn.Conv2d(width, width, 3, stride=stride // outer, padding=1, bias=False)
+        self.bn_normal = nn.BatchNorm2d(width)
+        self.conv4 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
+        self.bn4 = nn.BatchNorm2d(EXPANSION * width)
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv2d(channels, EXPANSION * width, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(EXPANSION * width),
+            )
+            if project
+            else nn.Identity()
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y_BPHW = F.relu(self.bn1(self.conv1(x_BCHW)), inplace=True)
+        m_BPHW = F.relu(self.bn_normal(self.conv_normal(y_BPHW)), inplace=True)
+        out_BCHW = self.bn4(self.conv4(m_BPHW))
+        return F.relu(out_BCHW + self.downsample(x_BCHW), inplace=True)
+
+
+KINDS: Final = {"A": BlockA, "B": BlockB, "C": BlockC}

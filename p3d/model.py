@@ -1,0 +1,189 @@
+"""P3D ResNet in one file: clips_BCTHW -> features_BD (pool5) -> logits_BK.
+
+    point (16x160x160 input)     C x T x H x W
+    conv1, bn1                   64 x 16 x 80 x 80
+    pool1                        64 x 8 x 40 x 40
+    layer1 (res2), temporal pool 256 x 8 x 40 x 40, 256 x 4 x 40 x 40
+    layer2 (res3), temporal pool 512 x 4 x 20 x 20, 512 x 2 x 20 x 20
+    layer3 (res4), temporal pool 1024 x 2 x 10 x 10, 1024 x 1 x 10 x 10
+    layer4 (res5), 2-D           2048 x 5 x 5
+    global average               2048
+
+Four poolings halve time, so 16 frames become one time step; 32 become two, whose res5 features are averaged. The kinds
+of the blocks of res2..res4 go A, B, C, A, B, C ... with one counter that is never reset between stages.
+Parameter names and shapes are those of the public PyTorch checkpoints.
+
+Source: the paper, section 3.3; deploy prototxt of the authors' release for the graph "caffe"; see `blocks.py` for what
+"port" changes. Here it changes pool1 only: "caffe" pads nothing and rounds up, "port" pads one pixel and rounds down.
+
+Shapes: B clips, C channels, T frames, H height, W width, N = B x remaining time steps, D = 2048, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+
+from p3d.blocks import EXPANSION, GRAPHS, KINDS, STRIDES_ON, Bottleneck2D
+
+FEATURE_DIM: Final = 2048
+WIDTHS: Final = (64, 128, 256, 512)
+MIN_SIDE: Final = 64
+FRAMES_PER_STEP: Final = 16  # four temporal halvings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class P3DConfig:
+    """What must be known to build a P3D: everything but its weights.
+
+    `blocks` counts the blocks of res2..res5; `kinds` is repeated over those of res2..res4 ("ABC" is the paper's mix,
+    "A" its single-kind variant). Raises ValueError.
+    """
+
+    name: str
+    blocks: tuple[int, int, int, int]
+    kinds: str = "ABC"
+    graph: str = "caffe"
+    stride_on: str = "1x1"
+    in_channels: int = 3
+    num_classes: int = 400
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != 4 or min(self.blocks) < 1:
+            raise ValueError(f"a P3D has four stages of at least one block, not {self.blocks = }")
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"block kinds must be letters of A, B and C, not {self.kinds!r}")
+        if self.graph not in GRAPHS:
+            raise ValueError(f"graph must be one of {', '.join(GRAPHS)}, not {self.graph!r}")
+        if self.stride_on not in STRIDES_ON:
+            raise ValueError(f"stride_on must be one of {', '.join(STRIDES_ON)}, not {self.stride_on!r}")
+        if self.in_channels < 1:
+            raise ValueError(f"a P3D needs at least one channel, not {self.in_channels = }")
+        if not 1 <= self.num_classes <= 1_000_000:
+            raise ValueError(f"a P3D takes 1 to a million classes, not {self.num_classes = }")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+    def stage_kinds(self) -> tuple[str, str, str]:
+        """The kinds of the blocks of res2, res3 and res4: ("ABC", "ABCA", "BCABCA") in P3D-63."""
+        letters = cycle(self.kinds)  # one cycle through all three stages
+        first, second, third = ("".join(islice(letters, n)) for n in self.blocks[:3])
+        return first, second, third
+
+    @property
+    def layers(self) -> int:
+        """Depth as the paper counts it: conv1, 4 convolutions a P3D block, 3 a 2-D block, fc; no projections."""
+        return 1 + 4 * sum(self.blocks[:3]) + 3 * self.blocks[3] + 1
+
+
+class P3D(nn.Module):
+    """The network. `features` is what is extracted, `forward` adds the classifier (no softmax).
+
+    A new P3D holds torch's default initialisation, which is good for nothing but training: weights come from
+    `p3d.weights`.
+    """
+
+    def __init__(self, config: P3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        caffe = config.graph == "caffe"
+        self.conv1_custom = nn.Conv3d(
+            config.in_channels, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False
+        )
+        self.bn1 = nn.BatchNorm3d(64)
+        self.pool1 = nn.MaxPool3d((2, 3, 3), 2, padding=0 if caffe else (0, 1, 1), ceil_mode=caffe)
+        first, second, third = config.stage_kinds()
+        self.layer1 = self._stage(0, first)
+        self.layer2 = self._stage(1, second)
+        self.layer3 = self._stage(2, third)
+        self.layer4 = self._stage(3, "2" * config.blocks[3])
+        self.temporal_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=caffe)
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(FEATURE_DIM, config.num_classes)
+
+    def _stage(self, stage: int, kinds: str) -> nn.Sequential:
+        """One block a letter ("2" is the 2-D one); the first projects its shortcut and, after res2, halves the size."""
+        graph, stride_on, width = self.config.graph, self.config.stride_on, WIDTHS[stage]
+        blocks: list[nn.Module] = []
+        for i, kind in enumerate(kinds):
+            project = i == 0
+            channels = EXPANSION * width if i else (EXPANSION * WIDTHS[stage - 1] if stage else 64)
+            stride = 2 if project and stage else 1
+            if kind == "2":
+                blocks.append(Bottleneck2D(channels, width, stride=stride, project=project, stride_on=stride_on))
+            else:
+                block = KINDS[kind]
+                blocks.append(block(channels, width, stride=stride, project=project, graph=graph, stride_on=stride_on))
+        return nn.Sequential(*blocks)
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the length of a feature row."""
+        return FEATURE_DIM
+
+    def features(self, clips_BCTHW: Tensor) -> Tensor:
+        """The global average after res5 ("pool5"), float, (B, 2048).
+
+        Takes any T that is a multiple of 16 and any H, W of at least 64 pixels; raises ValueError otherwise.
+        """
+        self._check(clips_BCTHW)
+        x = F.relu(self.bn1(self.conv1_custom(clips_BCTHW)), inplace=True)  # B 64 T H/2 W/2
+        x = self.pool1(x)  # B 64 T/2 H/4 W/4
+        x = self.temporal_pool(self.layer1(x))  # B 256 T/4 H/4 W/4
+        x = self.temporal_pool(self.layer2(x))  # B 512 T/8 H/8 W/8
+        x = self.temporal_pool(self.layer3(x))  # B 1024 T/16 H/16 W/16
+        clips, _, steps = x.shape[:3]
+        x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)  # N 1024 H/16 W/16: time beside the batch, channels left alone
+        x = self.layer4(x)  # N 2048 H/32 W/32
+        features_ND = x.mean(dim=(2, 3))  # N 2048
+        features_BD: Tensor = features_ND.unflatten(0, (clips, steps)).mean(dim=1)  # B 2048
+        return features_BD
+
+    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+        """Class scores before the softmax, (B, K); takes and raises what `features` does."""
+        logits_BK: Tensor = self.fc(self.dropout(self.features(clips_BCTHW)))
+        return logits_BK
+
+    def _check(self, clips_BCTHW: Tensor) -> None:
+        if clips_BCTHW.ndim != 5:
+            raise ValueError(f"clips must be (B, C, T, H, W), not {tuple(clips_BCTHW.shape)}")
+        _, c, t, h, w = clips_BCTHW.shape
+        if c != self.config.in_channels:
+            raise ValueError(f"{self.config.name} takes {self.config.in_channels} channels, not {c = }")
+        if t < FRAMES_PER_STEP or t % FRAMES_PER_STEP:
+            raise ValueError(f"clip length {t = } must be a multiple of {FRAMES_PER_STEP} frames")
+        if h < MIN_SIDE or w < MIN_SIDE:
+            raise ValueError(f"frames of {h = }, {w = } pixels are too small: each side must be at least {MIN_SIDE}")
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Multiply every batch normalisation into the convolution before it, in place; the network must be in eval mode.
+
+    A convolution and its normalisation are neighbours among the children of their module in all our networks. The
+    arithmetic is done in float64 and rounded once, so that features move by rounding only (about 1e-6 relative).
+    """
+    for module in list(network.modules()):
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in pairwise(children):
+            if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+                continue
+            if not isinstance(conv, nn.Conv2d | nn.Conv3d) or norm.training:
+                raise ValueError(
+                    f"cannot fold {name} of {type(module).__name__}: {type(conv).__name__}, {norm.training = }"
+                )
+            mean, var = norm.running_mean, norm.running_var
+            assert mean is not None and var is not None, "our normalisations track their statistics"
+            scale_C = norm.weight.detach().double() / torch.sqrt(var.double() + norm.eps)
+            weight = conv.weight.detach().double() * scale_C.reshape(-1, *[1] * (conv.weight.ndim - 1))
+            bias_C = norm.bias.detach().double() - mean.double() * scale_C
+            if conv.bias is not None:
+                bias_C = bias_C + conv.bias.detach().double() * scale_C
+            conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+            conv.bias = nn.Parameter(bias_C.to(conv.weight.dtype), requires_grad=False)
+            setattr(module, name, nn.Identity())

@@ -1,0 +1,111 @@
+"""ClipRecipe: what a frame must look like before it enters a network, as its weights were trained.
+
+    decoded frame --resize--> centre crop --> uint8 RGB (so far the pipeline) --> channel order, range, mean, std
+
+Weights without their recipe give wrong features and no error, so a recipe travels with every set of weights, and this
+module needs neither torch nor numpy: plans read it too.
+Source: README of the authors' release (182x242, centre 160x160, BGR minus 104/117/123); the port's `input_mean`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Self
+
+CHANNEL_ORDERS: Final = ("rgb", "bgr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRecipe:
+    """How many frames, how they are resized and cropped, and how bytes become the network's numbers.
+
+    Exactly one of `resize_hw` (both sides, pixels, aspect not kept) and `short_side` (pixels, aspect kept) is set; then
+    the centre `crop_hw` is taken. A value v of 0..255 becomes (v * value_range / 255 - mean) / std, a channel at a
+    time, after the channels were put in `channel_order`; flow has two, x and y, and stays as it is ("rgb").
+    Raises ValueError.
+    """
+
+    n_frames: int = 16
+    resize_hw: tuple[int, int] | None = (182, 242)
+    short_side: int | None = None
+    crop_hw: tuple[int, int] = (160, 160)
+    channel_order: str = "rgb"
+    value_range: int = 255
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_int("n_frames", self.n_frames)
+        _check_pair("crop_hw", self.crop_hw)
+        if (self.resize_hw is None) == (self.short_side is None):
+            raise ValueError(f"set one of resize_hw and short_side: {self.resize_hw = }, {self.short_side = }")
+        if self.resize_hw is not None:
+            _check_pair("resize_hw", self.resize_hw)
+        if self.short_side is not None:
+            _check_int("short_side", self.short_side)
+        resized_hw = self.resize_hw or (self.short_side, self.short_side)
+        if any(crop > side for crop, side in zip(self.crop_hw, resized_hw, strict=True) if side is not None):
+            raise ValueError(f"{self.crop_hw = } does not fit into frames of {resized_hw} pixels")
+        if self.value_range not in (1, 255) or isinstance(self.value_range, bool):
+            raise ValueError(f"value_range is what 255 becomes, 255 or 1, not {self.value_range!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(_is_number(value) for value in values):
+                raise ValueError(f"{name} must be a tuple of finite numbers, not {values!r}")
+            object.__setattr__(self, name, tuple(map(float, values)))  # 104 and 104.0 are one recipe and one digest
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must have one number a channel: {self.mean = }, {self.std = }")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"channel_order must be one of {', '.join(CHANNEL_ORDERS)}, not {self.channel_order!r}")
+        if self.channel_order == "bgr" and self.channels != 3:
+            raise ValueError(f"channel_order 'bgr' needs 3 channels, not {self.channels}")
+
+    @property
+    def channels(self) -> int:
+        """3 of an RGB frame, 2 of optical flow."""
+        return len(self.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, tuples as lists; `from_dict` gives an equal recipe back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe that `to_dict` wrote; raises ValueError for unknown keys, missing ones and wrong values."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown keys in a clip recipe: {', '.join(unknown)}")
+        missing = sorted({"mean", "std"} - set(values))
+        if missing:
+            raise ValueError(f"a clip recipe without {' and '.join(missing)}")
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _check_int(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+
+def _check_pair(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ValueError(f"{name} must be (height, width), not {value!r}")
+    for side in value:
+        _check_int(name, side)
+
+
+# What the authors' caffemodels were trained on: mean 104/117/123 is blue, green, red.
+CAFFE_RGB: Final = ClipRecipe(channel_order="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
+CAFFE_FLOW: Final = ClipRecipe(mean=(128.0, 128.0), std=(1.0, 1.0))
+# What the port declares (ImageNet's statistics); its own demo never applies them.
+PORT_RGB: Final = ClipRecipe(value_range=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+PORT_FLOW: Final = ClipRecipe(value_range=1, mean=(0.5, 0.5), std=(0.226, 0.226))

@@ -1,0 +1,146 @@
+"""The Weights record, the error of this package, and the one strict way from named tensors to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p3d import zoo
+from p3d.model import FRAMES_PER_STEP, MIN_SIDE, P3D, P3DConfig
+from p3d.recipe import ClipRecipe
+
+COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation: no feature depends on it
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used. The message is one sentence: what happened, to which file, what to do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """A network in eval mode on the CPU, and what belongs to it.
+
+    `class_names` has one name a class, or none when the source gave none; `origin` says where the numbers came from.
+    """
+
+    network: P3D
+    recipe: ClipRecipe
+    class_names: tuple[str, ...]
+    origin: str
+
+    @property
+    def config(self) -> P3DConfig:
+        return self.network.config
+
+    @property
+    def name(self) -> str:
+        """The network's name in the zoo."""
+        return self.network.config.name
+
+
+def expected_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:
+    """Every key a set of weights must have, with its shape; counters left out."""
+    with torch.device("meta"):
+        network = P3D(config)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
+
+
+def assemble(
+    source: str,
+    config: P3DConfig,
+    recipe: ClipRecipe,
+    tensors: Mapping[str, Tensor],
+    *,
+    class_names: tuple[str, ...] = (),
+    origin: str,
+) -> Weights:
+    """The network of `config` holding float32 copies of `tensors`; training counters are set to 0.
+
+    `source` names the file in messages. Raises WeightsError for missing, unknown or mis-shaped keys, for numbers that
+    are not finite, and for a recipe or class names that do not fit the network.
+    """
+    _check_companions(source, config, recipe, class_names)
+    _check_tensors(source, config, tensors)
+    with torch.device("meta"):
+        network = P3D(config)
+    state = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}
+    for key, tensor in tensors.items():
+        if not key.endswith(COUNTER):
+            state[key] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+            if not torch.isfinite(state[key]).all():
+                raise WeightsError(f"{source} holds numbers that are not finite in {key}; fetch or convert it again")
+    network.load_state_dict(state, strict=True, assign=True)
+    return Weights(network.eval(), recipe, class_names, origin)
+
+
+def check_asked(source: str, what: str, asked: object, held: object) -> None:
+    """Refuse a file that says otherwise than the caller; None asks for nothing."""
+    if asked is not None and asked != held:
+        raise WeightsError(
+            f"{source} holds {what} {held} and {asked} was asked for; ask for {held} or give another file"
+        )
+
+
+def network_config(source: str, name: str, *, graph: str, num_classes: int, stride_on: str) -> P3DConfig:
+    """`zoo.config` with its ValueError turned into a WeightsError that names the file."""
+    try:
+        return zoo.config(name, graph=graph, num_classes=num_classes, stride_on=stride_on)
+    except ValueError as error:
+        raise WeightsError(f"{source} cannot be used: {error}") from error
+
+
+def _check_companions(source: str, config: P3DConfig, recipe: ClipRecipe, class_names: tuple[str, ...]) -> None:
+    if recipe.channels != config.in_channels:
+        raise WeightsError(
+            f"{source} has a clip recipe of {recipe.channels} channels, but {config.name} takes {config.in_channels}; "
+            "give it a recipe that fits"
+        )
+    if recipe.n_frames % FRAMES_PER_STEP or min(recipe.crop_hw) < MIN_SIDE:
+        raise WeightsError(
+            f"{source} has a clip recipe of {recipe.n_frames} frames of {recipe.crop_hw} pixels, but {config.name} "
+            f"takes multiples of {FRAMES_PER_STEP} frames and sides of at least {MIN_SIDE}; give it a recipe that fits"
+        )
+    if class_names and len(class_names) != config.num_classes:
+        raise WeightsError(
+            f"{source} has {config.num_classes} classes but {len(class_names)} names for them; give one name a class"
+        )
+
+
+def _check_tensors(source: str, config: P3DConfig, tensors: Mapping[str, Tensor]) -> None:
+    expected = expected_shapes(config)
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
+    troubles = [
+        f"{trouble} {_first_few(keys)}"
+        for trouble, keys in (
+            ("missing", expected.keys() - given.keys()),
+            ("unexpected", given.keys() - expected.keys()),
+            (
+                "mis-shaped",
+                {
+                    f"{key} ({_by(given[key])} for {_by(shape)})"
+                    for key, shape in expected.items()
+                    if key in given and given[key] != shape
+                },
+            ),
+            ("not floating point", {key for key in given if not tensors[key].is_floating_point()}),
+        )
+        if keys
+    ]
+    if troubles:
+        raise WeightsError(
+            f"{source} does not fit {config.name} with {config.num_classes} classes: {'; '.join(troubles)}; "
+            "name the network it was made for, or convert it to these keys"
+        )
+
+
+def _first_few(keys: Iterable[str], limit: int = 4) -> str:
+    ordered = sorted(keys)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,67 @@
+"""Random weights that are the same on every machine, for tests, demos and rehearsals: asked for, never a default.
+
+Every key draws from its own PCG64 stream, so a network's numbers do not depend on the order of its keys. Only that
+generator's raw 64-bit output is used, the one thing numpy promises never to change, and only arithmetic that is exact
+or correctly rounded follows.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import torch
+
+from p3d import zoo
+from p3d.recipe import ClipRecipe
+from p3d.weights.record import Weights, WeightsError, assemble, expected_shapes, network_config
+
+_SUM_STD = math.sqrt((2**32 - 1) / 3)  # of the sum of four uniform 16-bit integers
+
+
+def random_weights(name: str, seed: int, *, graph: str = "caffe", num_classes: int = 400) -> Weights:
+    """Bell-shaped He-scaled convolutions and normalisations near the identity.
+
+    Three things make the features worth comparing through 199 layers. Each filter past the first layer sums to zero, or
+    the mean that every ReLU leaves would drown what differs between clips (cosine of two unlike clips in P3D-199: 0.997
+    without, 0.8 with). The last normalisation of each block has a gamma near 0.2. The first expects the recipe's input
+    range. Raises WeightsError for an unknown name, graph or a negative seed.
+    """
+    source = f"random:{seed}"
+    if seed < 0:
+        raise WeightsError(f"{source} needs a seed of at least 0, as in random:0")
+    config = network_config(source, name, graph=graph, num_classes=num_classes, stride_on="1x1")
+    recipe = zoo.recipe(name, graph)
+    tensors = {key: torch.from_numpy(_draw(key, shape, seed, recipe)) for key, shape in expected_shapes(config).items()}
+    return assemble(source, config, recipe, tensors, origin=source)
+
+
+def _draw(key: str, shape: tuple[int, ...], seed: int, recipe: ClipRecipe) -> np.ndarray:
+    """One float32 tensor."""
+    sums = _sums(shape, np.random.PCG64([seed, zlib.crc32(key.encode())]))
+    bell = sums / _SUM_STD  # variance 1
+    if len(shape) >= 4:
+        fan_in = math.prod(shape[1:])
+        if key != "conv1_custom.weight":
+            filters = sums.reshape(shape[0], fan_in)
+            bell = (fan_in * filters - filters.sum(1, keepdims=True)).reshape(shape) / (fan_in * _SUM_STD)
+        values = bell * math.sqrt(2 / fan_in)
+    elif len(shape) == 2:
+        values = bell * 0.01
+    elif key.endswith("running_var"):
+        values = 1 + 0.1 * bell
+        if key == "bn1.running_var":
+            values = values * (64 * recipe.value_range / 255 / recipe.std[0]) ** 2  # a typical pixel, normalised
+    elif key.endswith("weight"):
+        values = (1 + 0.1 * bell) * (0.2 if key.endswith("bn4.weight") else 1)
+    else:  # running_mean and every bias
+        values = 0.1 * bell
+    return values.astype(np.float32)
+
+
+def _sums(shape: tuple[int, ...], stream: np.random.PCG64) -> np.ndarray:
+    """Whole numbers around 0, nearly normal, within 3.5 standard deviations: each sums the quarters of a raw output."""
+    raw = np.asarray(stream.random_raw(math.prod(shape)), dtype=np.uint64)
+    quarters = [(raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
+    return (sum(quarters[1:], start=quarters[0]).astype(np.int64) - 2 * 0xFFFF).reshape(shape)

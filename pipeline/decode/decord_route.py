@@ -1,0 +1,127 @@
+"""Frames by decord 0.6.0, for videos that `route` found proved.
+
+decord decodes ahead of a stalled reader without bound (37 -> 860 MB for 300 frames of 720p), so it is read in runs of
+whole GOPs of at most 256 frames, and `seek(0)` after each run stops it; as every run starts at a key frame, nothing is
+decoded twice. It never judges a file: whatever it refuses is read again by PyAV, which can say what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.decode.probe import Probe
+from pipeline.decode.route import BLOCK_FRAMES
+from pipeline.errors import Reason
+from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
+
+MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
+# The share of frames that decord may replace by a neighbour before it raises. -1, its default, replaces any number in
+# silence; 0 is ignored (video_reader.cc); 0.0001 lets one through in 10 000 frames. A string, because decord reads it
+# as a share only when it sees a point, and Python writes 1e-09 without one.
+FAULT_TOLERANCE = "0.000000001"
+
+# What decord says -> what it means, for `--decoder decord`, where PyAV is not asked.
+_MEANING = (
+    ("duplicate frames that are corrupted", Reason.CORRUPT_FRAMES),
+    ("avcodec_send_packet", Reason.CORRUPT_FRAMES),
+    ("Error sending packet", Reason.CORRUPT_FRAMES),
+    ("Thread worker: Error", Reason.CORRUPT_FRAMES),
+    ("av_read_frame", Reason.CORRUPT_FRAMES),
+    ("Error reading", Reason.CORRUPT_FRAMES),
+    ("frames, the packets say", Reason.CORRUPT_FRAMES),
+    ("avfilter_graph", Reason.UNSUPPORTED),
+    ("cannot find video stream", Reason.UNSUPPORTED),
+    ("Failed to measure duration", Reason.UNSUPPORTED),
+    ("shape", Reason.UNSUPPORTED),
+    ("from_size", Reason.UNSUPPORTED),
+    ("cannot be written as UTF-8", Reason.UNSUPPORTED),
+    ("not installed", Reason.UNSUPPORTED),
+)
+
+
+class DecordGaveUp(Exception):
+    """decord cannot read this video, or raised half way. `str()` is one line without decord's clock stamp."""
+
+    @property
+    def reason(self) -> Reason | None:
+        """What it means, where that is known."""
+        return next((reason for words, reason in _MEANING if words in str(self)), None)
+
+
+def open_decord(found: Probe, spec: FrameSpec) -> Any:
+    """A decord reader that resizes to the spec and counts as many frames as the probe; else DecordGaveUp."""
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise DecordGaveUp(f"decord is not installed here: {error}") from error
+    decord.logging.set_level(decord.logging.QUIET)
+    decord.bridge.set_bridge("native")
+    height, width = spec.target_hw(*found.shown_hw)
+    try:
+        reader = decord.VideoReader(
+            found.path, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
+        )
+    except UnicodeEncodeError as error:
+        raise DecordGaveUp("the file's name cannot be written as UTF-8") from error
+    except (decord.DECORDError, RuntimeError, AssertionError) as error:
+        raise DecordGaveUp(_one_line(error)) from error
+    if len(reader) != found.n_frames:
+        raise DecordGaveUp(f"decord counts {len(reader)} frames, the packets say {found.n_frames}")
+    return reader
+
+
+def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: INT64 | None) -> Iterator[FrameBlock]:
+    """The wanted frames (all of them for None) in order, in blocks of at most 64; DecordGaveUp when decord raises.
+
+    Times are the probe's (float64 from the packets); decord's own are float32, and garbage in some containers. Holds
+    one run of at most 256 resized frames.
+    """
+    import decord
+
+    assert found.start_s_N is not None and found.end_s_N is not None  # route: every frame has a time
+    height, width = spec.target_hw(*found.shown_hw)
+    numbers_M = np.arange(found.n_frames, dtype=np.int64) if wanted is None else wanted
+    for first, end in runs(found.key_frames, found.n_frames):
+        run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
+        if not len(run_M):
+            continue
+        try:
+            frames_MHWC: UINT8 = reader.get_batch(run_M.tolist()).asnumpy()
+            reader.seek(0)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise DecordGaveUp(_one_line(error)) from error
+        if frames_MHWC.shape != (len(run_M), height, width, 3):
+            raise DecordGaveUp(f"frames of shape {frames_MHWC.shape} instead of {(len(run_M), height, width, 3)}")
+        frames_MHWC = spec.crop(frames_MHWC)
+        for at in range(0, len(run_M), MESSAGE_FRAMES):
+            part_N = run_M[at : at + MESSAGE_FRAMES]
+            yield FrameBlock(
+                part_N, found.start_s_N[part_N], found.end_s_N[part_N], frames_MHWC[at : at + MESSAGE_FRAMES]
+            )
+
+
+def runs(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:
+    """[first, end) runs that cover all frames: as many whole GOPs as fit into `limit` frames.
+
+    A GOP longer than the limit is a run of its own, except in a video of at most `limit` frames, which is one run.
+
+        key frames 0 50 100 ... 250 300, 340 frames, limit 256      [0, 250) [250, 340)
+    """
+    if n_frames <= limit:
+        return [(0, n_frames)]
+    found, first = [], 0
+    starts = [int(k) for k in key_frames if k > 0]
+    for this_end, next_end in zip(starts, [*starts[1:], n_frames], strict=True):
+        if next_end - first > limit:
+            found.append((first, this_end))
+            first = this_end
+    return [*found, (first, n_frames)]
+
+
+def _one_line(error: BaseException) -> str:
+    """decord's message without its `[HH:MM:SS] /github/workspace/...:` stamp and without the stack below it."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line.rpartition(".cc:")[2] if ".cc:" in line else line

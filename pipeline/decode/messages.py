@@ -1,0 +1,48 @@
+"""One video of the manifest -> the messages of its decode: the boundary where trouble becomes a value.
+
+Everything that can be wrong with one video ends here as one `Failure` at the end of its stream. Trouble with the store
+passes through as `StoreError`, because it is the job's, and no video is blamed for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.clips import Sampling
+from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
+from pipeline.errors import Reason, StoreError, VideoError
+from pipeline.source import local_file
+from pipeline.store import StoreOptions
+from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoRef, VideoStart
+
+
+def decode_messages(
+    video: VideoRef,
+    spec: FrameSpec,
+    sampling: Sampling,
+    *,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    store_options: StoreOptions,
+    scratch: Path,
+) -> Iterator[DecodeMessage]:
+    """VideoStart, then what `open_frames` yields; a Failure last if the video cannot be used. StoreError passes."""
+    yield VideoStart(os.getpid())
+    try:
+        with local_file(video, store_options, scratch) as path:
+            yield from open_frames(path, spec, sampling, policy=policy, limits=limits)
+    except VideoError as error:
+        yield Failure(error.reason, error.detail)
+    except StoreError:
+        raise
+    except MemoryError:
+        yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than there is")
+    except Exception as error:  # noqa: BLE001 - the one boundary: what no table maps is our own defect, and says so
+        yield Failure(Reason.INTERNAL, f"{type(error).__name__}: {_one_line(str(error))}")
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)[:500]

@@ -1,0 +1,281 @@
+"""What is in this file? One pass over its packets, before any decoder is chosen.
+
+Containers promise frame counts that are not there (decord's `len()` said 431 where 300 frames exist, and reading them
+hung for ever), so everything a route relies on is counted here from the packets: how many there are, how many the edit
+list discards, where the key frames stand, and when each frame is shown. A pass costs 1-5 ms for small files and one
+read of the file for large ones; only the first picture is decoded, for its orientation and pixel format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
+
+from pipeline.decode.picture import UPRIGHT, Orientation, orientation
+from pipeline.decode.policy import DecodeLimits
+from pipeline.decode.sniff import check_file, damaged_container, ends_early
+from pipeline.errors import Reason, VideoError
+from pipeline.types import FLOAT64, INT64
+
+# The demuxers a file may be read by. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
+# concat, dash, image2), and only containers of moving pictures are wanted.
+DEMUXERS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe"
+)
+ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
+FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
+LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one file holds; the facts that `route` decides on and both routes rely on.
+
+    `n_frames` counts presentable frames: packets minus `n_discarded`. `n_promised` is the container's own count, 0
+    where it has none. `truncated` says in words how the file is cut short, empty where it is whole. `start_s_N` and
+    `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
+    give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
+    False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
+    """
+
+    path: str
+    container: str
+    codec: str
+    pixel_format: str
+    stream_index: int
+    n_video_streams: int
+    coded_width: int
+    coded_height: int
+    turn: Orientation
+    fps: float
+    duration_s: float
+    duration_known: bool
+    n_packets: int
+    n_discarded: int
+    n_frames: int
+    n_promised: int
+    truncated: str
+    encrypted: bool
+    key_frames: INT64
+    closed_gops: bool
+    start_s_N: FLOAT64 | None
+    end_s_N: FLOAT64 | None
+
+    @property
+    def shown_hw(self) -> tuple[int, int]:
+        """(height, width) as shown."""
+        return self.turn.shown_hw(self.coded_height, self.coded_width)
+
+    @property
+    def largest_gop(self) -> int:
+        """Frames from one key frame to the next, at most; the whole video where there is none."""
+        if not len(self.key_frames):
+            return self.n_frames
+        return int(np.diff(self.key_frames, append=self.n_frames).max())
+
+
+@contextlib.contextmanager
+def open_container(path: str) -> Iterator[InputContainer]:
+    """Open an absolute path with PyAV: local files only, known demuxers only, no matter what the file says.
+
+    Text in the metadata that is not UTF-8 is replaced, or a Latin-1 title would make a good video unreadable. Raises
+    VideoError for what cannot be opened, by the table below; other errors (I/O, memory) propagate.
+    """
+    limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+    try:
+        container = av.open(path, mode="r", container_options=limits, metadata_errors="replace")
+    except av.error.InvalidDataError as error:
+        raise damaged_container(path) from error
+    except av.error.ArgumentError as error:  # what FFmpeg says for a demuxer that is not on the list
+        raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
+    except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
+        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
+    except av.error.FileNotFoundError as error:
+        raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was opened") from error
+    except av.error.PermissionError as error:
+        raise VideoError(Reason.SOURCE_DENIED, "the file cannot be opened: permission denied") from error
+    with container:
+        yield container
+
+
+def probe(path: str, limits: DecodeLimits) -> Probe:
+    """Everything both routes need to know about a file; VideoError when it is no video that can be read.
+
+    A cut file is not refused here (`Probe.truncated`): whether its frames are used is the policy's business.
+    """
+    absolute, _ = check_file(path, limits)
+    with open_container(absolute) as container:
+        stream = best_stream(container)
+        _check_limits(stream, container, limits)
+        return _Pass(container, stream).run(absolute, limits)
+
+
+def best_stream(container: InputContainer) -> VideoStream:
+    """The video stream to read: the most pixels, the first of equals; cover art does not count.
+
+    Stated here because libraries differ: of nasa_13013.mp4, `streams.video[0]` is 320x180 and FFmpeg's own best
+    stream is 480x270, while of a two-stream Matroska file FFmpeg took the smaller one.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        others = sorted({stream.type for stream in container.streams})
+        raise VideoError(Reason.NO_VIDEO_STREAM, f"no video stream, only {', '.join(others) or 'no stream at all'}")
+    readable = [s for s in streams if s.codec_context is not None]
+    if not readable:
+        raise VideoError(Reason.UNSUPPORTED, "FFmpeg has no decoder for the codec of the video stream")
+    return max(readable, key=lambda s: s.codec_context.width * s.codec_context.height)
+
+
+def _check_limits(stream: VideoStream, container: InputContainer, limits: DecodeLimits) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.max_pixels:
+        raise VideoError(Reason.TOO_LARGE, f"{width}x{height} pixels; the limit is {limits.max_pixels} (max_pixels)")
+    duration_s = (container.duration or 0) / 1e6
+    if duration_s > limits.max_duration_s:
+        raise VideoError(Reason.TOO_LONG, f"{duration_s:.0f} s; the limit is {limits.max_duration_s:.0f} s")
+
+
+class _Pass:
+    """The one pass over the packets of all streams; keeps 24 bytes a frame."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.container = container
+        self.stream = stream
+        self.pts = array("q")  # of presentable packets that have one, in stored order
+        self.durations = array("q")  # the same packets
+        self.keys = array("q")  # positions in `pts` of key frames
+        self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = 0
+        self.encrypted = False
+        self.stopped = ""
+        self.last_end_s = 0.0  # over all streams
+        self.first_picture: av.VideoFrame | None = None
+
+    def run(self, path: str, limits: DecodeLimits) -> Probe:
+        self._read()
+        stream, container = self.stream, self.container
+        n_frames = self.n_packets - self.n_discarded
+        time_base = stream.time_base or Fraction(1, 1_000_000)
+        known_s = _declared_s(stream, container, time_base)
+        fps = _fps(stream, n_frames, known_s)
+        start_s_N, end_s_N = self._times(time_base, fps)
+        duration_s = known_s or n_frames / fps
+        if end_s_N is not None and len(end_s_N):
+            duration_s = float(end_s_N[-1])
+        if duration_s > limits.max_duration_s:
+            raise VideoError(Reason.TOO_LONG, f"{duration_s:.0f} s; the limit is {limits.max_duration_s:.0f} s")
+        key_frames, closed = self._key_frames()
+        picture, context = self.first_picture, stream.codec_context
+        return Probe(
+            path=path,
+            container=container.format.name,
+            codec=context.codec.canonical_name,
+            pixel_format=picture.format.name if picture else (context.pix_fmt or ""),
+            stream_index=stream.index,
+            n_video_streams=len(container.streams.video),
+            coded_width=picture.width if picture else context.width,
+            coded_height=picture.height if picture else context.height,
+            turn=orientation(picture) if picture else UPRIGHT,
+            fps=fps,
+            duration_s=duration_s,
+            duration_known=bool(known_s),
+            n_packets=self.n_packets,
+            n_discarded=self.n_discarded,
+            n_frames=n_frames,
+            n_promised=max(stream.frames, 0),
+            truncated=self._truncated(path),
+            encrypted=self.encrypted,
+            key_frames=key_frames,
+            closed_gops=closed,
+            start_s_N=start_s_N,
+            end_s_N=end_s_N,
+        )
+
+    def _read(self) -> None:
+        try:
+            for packet in self.container.demux():
+                if packet.size == 0:  # the flush at the end, or an empty sample that shows no frame of its own
+                    continue
+                if packet.pts is not None and packet.time_base:
+                    end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self.last_end_s = max(self.last_end_s, end_s)
+                if packet.stream_index == self.stream.index:
+                    self._count(packet)
+        except av.error.InvalidDataError as error:
+            self.stopped = error.strerror or "invalid data"
+
+    def _count(self, packet: av.Packet[Stream]) -> None:
+        self.n_packets += 1
+        self.n_corrupt += packet.is_corrupt
+        self.encrypted = self.encrypted or (self.n_packets == 1 and packet.has_sidedata("encryption_info"))
+        if packet.is_discard:
+            self.n_discarded += 1
+        elif packet.pts is None:
+            self.n_without_pts += 1
+        else:
+            if packet.is_keyframe:
+                self.keys.append(len(self.pts))
+            self.pts.append(packet.pts)
+            self.durations.append(packet.duration or 0)
+        if self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
+            # Damage is judged by the route that reads the frames, which knows how many were good.
+            with contextlib.suppress(av.error.FFmpegError):
+                frame = next(iter(packet.decode()), None)
+                self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
+
+    def _times(self, time_base: Fraction, fps: float) -> tuple[FLOAT64 | None, FLOAT64 | None]:
+        pts_N = np.frombuffer(self.pts, np.int64) if self.pts else np.empty(0, np.int64)
+        order_N = np.argsort(pts_N, kind="stable")
+        shown_N = pts_N[order_N]
+        if self.n_without_pts or not len(shown_N) or (np.diff(shown_N) <= 0).any():
+            return None, None
+        scale = float(time_base)
+        last_s = self.durations[int(order_N[-1])] * scale
+        start_s_N = (shown_N - shown_N[0]) * scale
+        end_s_N = np.append(start_s_N[1:], start_s_N[-1] + (last_s if last_s > 0 else 1 / fps))
+        return start_s_N, end_s_N
+
+    def _key_frames(self) -> tuple[INT64, bool]:
+        if not self.pts or not self.keys:
+            return np.empty(0, np.int64), False
+        pts_N, stored_K = np.frombuffer(self.pts, np.int64), np.frombuffer(self.keys, np.int64)
+        shown_K = np.searchsorted(np.sort(pts_N), pts_N[stored_K]).astype(np.int64)
+        return np.unique(shown_K), bool((shown_K == stored_K).all() and stored_K[0] == 0)
+
+    def _truncated(self, path: str) -> str:
+        """How the file is cut short. A count alone is no proof (edit lists leave frames out): bytes must be missing."""
+        promised, found = max(self.stream.frames, 0), self.n_packets
+        cut = ends_early(path)
+        if self.stopped:
+            return f"the file ends after {found} of {promised or 'unknown many'} frames: {self.stopped}"
+        if promised > found and (cut or self.n_corrupt):
+            return f"the file ends after {found} of {promised} frames" + (f": {cut}" if cut else "")
+        if cut and not promised:
+            return f"the file ends after {found} frames: {cut}"
+        duration_s = (self.container.duration or 0) / 1e6
+        if "matroska" in self.container.format.name and self.last_end_s < duration_s - LOST_TAIL_S:
+            return f"the file ends after {found} frames, at {self.last_end_s:.2f} of {duration_s:.2f} s"
+        return ""
+
+
+def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fraction) -> float:
+    """Seconds that the stream or else the container says it lasts; 0.0 when neither does."""
+    if stream.duration and stream.duration > 0:
+        return float(stream.duration * time_base)
+    return max((container.duration or 0) / 1e6, 0.0)
+
+
+def _fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
+    """Average frames per second: as the container says, else counted, else assumed."""
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate:
+            return float(rate)
+    return n_frames / known_s if known_s and n_frames else ASSUMED_FPS

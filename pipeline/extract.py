@@ -1,0 +1,232 @@
+"""One shard of decode messages -> its rows: clips are batched across videos and put back per video. No Ray here.
+
+    (video, message) ...  ->  tracks, one per video: frames in, clips out as soon as they are whole
+                          ->  one batch of B clips of any videos -> encode -> features back to their tracks
+                          ->  rows in manifest order
+
+A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
+shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Legend: N frames,
+B batch, T frames of a clip, D feature dimension, R rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.clips import Sampling, clip_spans, frame_numbers, grid_span, settled_spans
+from pipeline.errors import Reason
+from pipeline.types import (
+    FLOAT32,
+    INT64,
+    UINT8,
+    ClipRow,
+    ClipSpan,
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    ShardPlan,
+    ShardRows,
+    VideoEnd,
+    VideoInfo,
+    VideoOutcome,
+    VideoRef,
+    VideoStart,
+)
+
+Encode = Callable[[UINT8, INT64], FLOAT32]  # frames_NHWC, index_BT -> features_BD
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters that grow while a shard is computed; another thread may read them at any time."""
+
+    videos: int = 0
+    failed: int = 0
+    clips: int = 0
+    frames: int = 0
+    encode_s: float = 0.0
+    wait_s: float = 0.0
+
+
+def extract_shard(
+    shard: ShardPlan,
+    messages: Iterable[tuple[int, DecodeMessage]],
+    encode: Encode,
+    *,
+    sampling: Sampling,
+    batch_size: int,
+    feature_dim: int,
+    embedding_dtype: str,
+    progress: Progress | None = None,
+) -> ShardRows:
+    """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
+
+    A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
+    are not finite, or all zero, becomes a failure. ValueError if the messages of a video do not add up.
+    """
+    progress = progress or Progress()
+    tracks: dict[int, _Track] = {}
+    ends: dict[int, VideoEnd | Failure] = {}
+    batch = _Batch(encode, batch_size, progress)
+    for at, message in _timed(messages, progress):
+        match message:
+            case VideoInfo():
+                tracks[at] = _Track(message, sampling)
+            case FrameBlock():
+                progress.frames += len(message.numbers_N)
+                batch.add(tracks[at], tracks[at].take(message))
+            case VideoEnd():
+                batch.add(tracks[at], tracks[at].finish(message))
+                ends[at] = message
+                progress.videos += 1
+            case Failure():
+                tracks.pop(at, None)
+                ends[at] = message
+                progress.videos += 1
+                progress.failed += 1
+            case VideoStart():
+                pass
+    batch.flush()
+
+    outcomes: list[VideoOutcome] = []
+    clips: list[ClipRow] = []
+    features: list[FLOAT32] = []
+    for at, video in enumerate(shard.videos):
+        outcome, features_ND = _settle(video, tracks.get(at), ends.get(at), feature_dim, embedding_dtype)
+        progress.failed += outcome.failure is not None and not isinstance(ends.get(at), Failure)
+        outcomes.append(outcome)
+        if outcome.failure is None:
+            clips += [ClipRow(video.video_id, video.path, *times) for times in tracks[at].clips]
+            features.append(features_ND)
+    features_RD = np.concatenate(features) if features else np.empty((0, feature_dim), np.float32)
+    return ShardRows(shard, tuple(outcomes), tuple(clips), features_RD)
+
+
+def _settle(
+    video: VideoRef, track: _Track | None, end: VideoEnd | Failure | None, feature_dim: int, dtype: str
+) -> tuple[VideoOutcome, FLOAT32]:
+    """The outcome of one video and its features as they will be stored, [n_clips, D]."""
+    nothing = np.empty((0, feature_dim), np.float32)
+    if isinstance(end, Failure):
+        return VideoOutcome(video, failure=end), nothing
+    if track is None or end is None:
+        raise ValueError(f"{video.video_id}: the messages of this video stopped without an end or a failure")
+    if not track.clips:
+        return VideoOutcome(video, failure=Failure(Reason.NO_FRAMES, "no frame could be decoded")), nothing
+    with np.errstate(over="ignore"):  # too large for float16 is infinity, which is caught below
+        features_ND = np.stack(track.features).astype(dtype).astype(np.float32)  # type: ignore[arg-type] # all are set
+    good_N = np.isfinite(features_ND).all(1) & (features_ND != 0).any(1)
+    if not good_N.all():
+        detail = f"{int((~good_N).sum())} of {len(good_N)} clips have no usable feature, the first is {good_N.argmin()}"
+        return VideoOutcome(video, failure=Failure(Reason.NON_FINITE, detail)), nothing
+    return VideoOutcome(video, n_clips=len(track.clips), info=track.info, end=end), features_ND
+
+
+@dataclass(slots=True)
+class _Track:
+    """One video on its way: the frames a later clip may still need, and the clips that were made."""
+
+    info: VideoInfo
+    sampling: Sampling
+    frames: dict[int, UINT8] = field(default_factory=dict)  # frame number -> [H, W, 3]
+    times: dict[int, tuple[float, float]] = field(default_factory=dict)  # frame number -> [start_s, end_s)
+    clips: list[tuple[ClipSpan, float, float]] = field(default_factory=list)
+    features: list[FLOAT32 | None] = field(default_factory=list)
+    last_number: int = -1
+    promised: list[ClipSpan] = field(init=False)  # the clips of `uniform:N`, which the promised frame count decides
+
+    def __post_init__(self) -> None:
+        self.promised = clip_spans(self.sampling, self.info.n_frames) if self.sampling.rule == "uniform" else []
+
+    def take(self, block: FrameBlock) -> list[tuple[ClipSpan, INT64]]:
+        """Add frames; the clips (span, frame numbers [T]) that are now whole."""
+        for at, number in enumerate(block.numbers_N.tolist()):
+            if number <= self.last_number:
+                raise ValueError(f"frame {number} came after frame {self.last_number}")
+            self.frames[number] = block.frames_NHWC[at]
+            self.times[number] = (float(block.start_s_N[at]), float(block.end_s_N[at]))
+            self.last_number = number
+        cut = []
+        while (span := self._next_whole()) is not None:
+            cut.append(self._cut(span, max(self.info.n_frames, span.end_frame)))
+        return cut
+
+    def finish(self, end: VideoEnd) -> list[tuple[ClipSpan, INT64]]:
+        """The clips that could only be known with the last frame."""
+        spans = clip_spans(self.sampling, end.n_frames)
+        if [clip[0] for clip in self.clips] != spans[: len(self.clips)]:
+            raise ValueError(f"clips were cut for {self.info.n_frames} frames, but the video has {end.n_frames}")
+        return [self._cut(span, end.n_frames) for span in spans[len(self.clips) :]]
+
+    def _next_whole(self) -> ClipSpan | None:
+        """The next clip that no later frame can change, if its frames are there."""
+        at, n_seen = len(self.clips), self.last_number + 1
+        if self.sampling.rule == "every":
+            return grid_span(self.sampling, at) if at < settled_spans(self.sampling, n_seen) else None
+        spans = self.promised
+        return spans[at] if at < len(spans) and spans[at].end_frame <= n_seen else None
+
+    def _cut(self, span: ClipSpan, n_frames: int) -> tuple[ClipSpan, INT64]:
+        numbers_T = frame_numbers(self.sampling, span, n_frames)
+        self.clips.append((span, self.times[int(numbers_T[0])][0], self.times[int(numbers_T[-1])][1]))
+        self.features.append(None)
+        return span, numbers_T
+
+    def forget(self) -> None:
+        """Drop the frames before the newest clip's start; every later clip starts at it or after."""
+        if self.clips:
+            first = self.clips[-1][0].start_frame
+            for number in [number for number in self.frames if number < first]:
+                del self.frames[number], self.times[number]
+
+
+class _Batch:
+    """Clips of any videos on their way to the encoder; frames that clips share are in it once."""
+
+    def __init__(self, encode: Encode, size: int, progress: Progress) -> None:
+        self.encode, self.size, self.progress = encode, size, progress
+        self.frames: list[UINT8] = []
+        self.places: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
+        self.index: list[list[int]] = []
+        self.owners: list[tuple[_Track, int]] = []
+
+    def add(self, track: _Track, clips: list[tuple[ClipSpan, INT64]]) -> None:
+        for span, numbers_T in clips:
+            self.index.append([self._place(track, number) for number in numbers_T.tolist()])
+            self.owners.append((track, span.index))
+            if len(self.owners) == self.size:
+                self.flush()
+        track.forget()
+
+    def _place(self, track: _Track, number: int) -> int:
+        place = self.places.setdefault((id(track), number), len(self.frames))
+        if place == len(self.frames):
+            self.frames.append(track.frames[number])
+        return place
+
+    def flush(self) -> None:
+        if not self.owners:
+            return
+        started = time.monotonic()
+        features_BD = self.encode(np.stack(self.frames), np.array(self.index, np.int64))
+        self.progress.encode_s += time.monotonic() - started
+        for (track, at), feature_D in zip(self.owners, features_BD, strict=True):
+            track.features[at] = feature_D
+        self.progress.clips += len(self.owners)
+        self.frames, self.places, self.index, self.owners = [], {}, [], []
+
+
+def _timed(messages: Iterable[tuple[int, DecodeMessage]], progress: Progress) -> Iterator[tuple[int, DecodeMessage]]:
+    """The same messages; the seconds spent waiting for them are counted."""
+    iterator = iter(messages)
+    while True:
+        started = time.monotonic()
+        item = next(iterator, None)
+        progress.wait_s += time.monotonic() - started
+        if item is None:
+            return
+        yield item

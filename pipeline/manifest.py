@@ -1,0 +1,159 @@
+"""A plan's immutable manifest: rows -> shards -> Parquet parts, and back.
+
+    listing.Found ──with_shards──> rows ──write_plan──> OUT/plans/<seq>-<plan8>/ ──load_plans──> PlanRecord ──> Manifest
+
+Shards are fixed runs of rows, so the number of workers may change at any time; plan.json is created last, so a plan
+exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import PartRecord, PlanRecord
+from pipeline.errors import DamagedJob, InputError, StoreMissing
+from pipeline.schema import MANIFEST, OWN_COLUMNS, write_parquet
+from pipeline.store import EXISTS, Store
+from pipeline.types import ShardPlan, VideoRef
+
+PART_ROWS = 1_000_000
+SHARD_BYTES = 16 * 1024**3  # source bytes after which a shard is closed early, however few its videos
+
+
+def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
+    """The table with its `shard` column: runs of `shard_videos` rows, fewer where their bytes pass SHARD_BYTES."""
+    shards, shard, rows_in, bytes_in = [], 0, 0, 0
+    for size in videos["size_bytes"].to_pylist():
+        if rows_in and (rows_in >= shard_videos or bytes_in + size > SHARD_BYTES):
+            shard, rows_in, bytes_in = shard + 1, 0, 0
+        shards.append(shard)
+        rows_in, bytes_in = rows_in + 1, bytes_in + max(size, 0)
+    at = MANIFEST.get_field_index("shard")
+    return videos.add_column(at, MANIFEST.field("shard"), pa.array(shards, pa.int32()))
+
+
+def plan_digest(recipe_digest: str, videos: pa.Table) -> str:
+    """sha256 over the recipe's digest and the rows in order, in a canonical encoding of their values."""
+    hasher = hashlib.sha256(recipe_digest.encode())
+    for batch in videos.to_batches(max_chunksize=8192):
+        for row in batch.to_pylist():
+            hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
+    return hasher.hexdigest()
+
+
+def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
+    """Create OUT/plans/<seq>-<plan8>/: the parts first, plan.json last. Repeating it changes nothing."""
+    whole = plan_digest(recipe_digest, videos)
+    folder = f"plans/{seq:04d}-{whole[:8]}"
+    parts = []
+    for at, part in enumerate(_parts(videos)):
+        name = f"manifest-{at:05d}.parquet"
+        with store.temp_file() as path:
+            write_parquet(path, part, {})
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            if store.create(f"{folder}/{name}", path) == EXISTS:
+                sha256 = hashlib.sha256(store.read(f"{folder}/{name}")).hexdigest()
+        shards = part["shard"]
+        parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
+    size_bytes = pc.sum(pc.max_element_wise(videos["size_bytes"], 0)).as_py()
+    plan = PlanRecord(
+        seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
+    )
+    store.create(f"{folder}/plan.json", (json.dumps(plan.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+    return plan
+
+
+def _parts(videos: pa.Table) -> Iterator[pa.Table]:
+    """Runs of at most PART_ROWS rows that end where a shard ends."""
+    start = 0
+    shards = videos["shard"].to_numpy()
+    while start < len(shards):
+        end = min(start + PART_ROWS, len(shards))
+        while end < len(shards) and shards[end] == shards[end - 1]:
+            end -= 1
+        yield videos.slice(start, end - start)
+        start = end
+
+
+def load_plans(store: Store) -> list[PlanRecord]:
+    """Every plan of an output, by seq. DamagedJob if one was edited or two share a number."""
+    plans = []
+    for info in store.list("plans/"):
+        if not info.key.endswith("/plan.json"):
+            continue
+        try:
+            plan = PlanRecord.from_dict(json.loads(store.read(info.key)))
+        except (ValueError, TypeError, KeyError, InputError) as error:
+            raise DamagedJob(f"{store.url}/{info.key} cannot be read ({error}); restore it") from None
+        if info.key != f"{plan.folder}/plan.json":
+            raise DamagedJob(f"{store.url}/{info.key} does not match its own folder; restore it")
+        plans.append(plan)
+    plans.sort(key=lambda plan: plan.seq)
+    if [plan.seq for plan in plans] != sorted({plan.seq for plan in plans}):
+        raise DamagedJob(f"{store.url}/plans has two plans of one number: {[plan.folder for plan in plans]}")
+    return plans
+
+
+def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
+    """One manifest part, proved against its digest in plan.json."""
+    key = f"{plan.folder}/{part.name}"
+    try:
+        content = store.read(key)
+    except StoreMissing:
+        raise DamagedJob(f"{store.url}/{key} is missing; restore it, or start at another output") from None
+    if hashlib.sha256(content).hexdigest() != part.sha256:
+        raise DamagedJob(f"{store.url}/{key} is not the file that was planned; restore it, or start at another output")
+    return pq.read_table(io.BytesIO(content))
+
+
+def check_digest(plan: PlanRecord, videos: pa.Table) -> None:
+    """DamagedJob unless the rows of all parts give the plan's digest."""
+    if plan_digest(plan.recipe_digest, videos) != plan.digest:
+        raise DamagedJob(f"{plan.folder}: the manifest does not match the digest in plan.json; restore it")
+
+
+class Manifest:
+    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes a video)."""
+
+    def __init__(self, store: Store, plan: PlanRecord) -> None:
+        self.plan = plan
+        self.videos = pa.concat_tables([read_part(store, plan, part) for part in plan.parts])
+        check_digest(plan, self.videos)
+        steps = np.flatnonzero(np.diff(self.videos["shard"].to_numpy())) + 1
+        self._first_rows: list[int] = [0, *steps.tolist(), self.videos.num_rows]
+        if len(self._first_rows) - 1 != plan.n_shards:
+            raise DamagedJob(f"{plan.folder}: the manifest has {len(self._first_rows) - 1} shards, not {plan.n_shards}")
+
+    def rows(self, shard: int) -> pa.Table:
+        """The shard's rows, all columns."""
+        first, end = self._first_rows[shard], self._first_rows[shard + 1]
+        return self.videos.slice(first, end - first)
+
+    def user_columns(self, shard: int) -> pa.Table:
+        """The shard's rows, the user's own columns and `video_id` only."""
+        own = [name for name in self.videos.column_names if name == "video_id" or name not in OWN_COLUMNS]
+        return self.rows(shard).select(own)
+
+    def n_videos(self, shard: int) -> int:
+        return self._first_rows[shard + 1] - self._first_rows[shard]
+
+    def shard(self, shard: int) -> ShardPlan:
+        rows = self.rows(shard).select([n for n in MANIFEST.names if n != "shard"]).to_pylist()
+        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(VideoRef(**row) for row in rows))
+
+
+def known_versions(store: Store, plans: list[PlanRecord]) -> dict[str, str]:
+    """video_id -> version of the newest plan that names it."""
+    known: dict[str, str] = {}
+    for plan in plans:
+        videos = Manifest(store, plan).videos
+        known.update(zip(videos["video_id"].to_pylist(), videos["version"].to_pylist(), strict=True))
+    return known

@@ -1,0 +1,92 @@
+"""One video -> a local file, proved to be the one in the manifest.
+
+A local source is used where it is; an S3 object is copied to scratch with `If-Match` on the planned ETag. Before and
+after the decode the file must have the planned size and time: frames of two contents are never mixed. Directories,
+fifos and links that lead out of the source folder are refused before anything opens them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import Reason, StoreDenied, StoreMissing, VideoError
+from pipeline.listing import local_path, stat_version
+from pipeline.store import StoreOptions, open_store, split_s3_uri
+from pipeline.types import VideoRef
+
+
+@contextlib.contextmanager
+def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterator[str]:
+    """An absolute path to the video's bytes; a copy in `scratch` is removed afterwards. VideoError, StoreError."""
+    if video.size_bytes < 0:
+        raise VideoError(Reason.SOURCE_MISSING, "was not there when the job was planned")
+    if video.uri.startswith("s3://"):
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="video-") as folder:
+            yield _download(video, options, Path(folder))
+        return
+    path = local_path(video.uri)
+    before = _status(video, path)
+    yield os.fsdecode(path)
+    if stat_version(before) != stat_version(_status(video, path)):
+        raise VideoError(Reason.SOURCE_CHANGED, "changed while it was read")
+
+
+def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
+    bucket, key = split_s3_uri(video.uri)
+    store = open_store(f"s3://{bucket}", options)
+    path = folder / f"video{Path(key).suffix[:16]}"
+    try:
+        store.download(key, path, etag=video.etag)
+    except StoreMissing as error:
+        if store.head(key) is None:
+            raise VideoError(Reason.SOURCE_MISSING, str(error)) from None
+        raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was planned (other ETag)") from None
+    except StoreDenied as error:
+        if _bucket_answers(bucket, options):
+            raise VideoError(Reason.SOURCE_DENIED, str(error)) from None
+        raise
+    return str(path)
+
+
+def _bucket_answers(bucket: str, options: StoreOptions) -> bool:
+    """Is it this object that is denied, or all of them? Then it is the job's trouble, not the video's."""
+    try:
+        next(open_store(f"s3://{bucket}", options).list(), None)
+    except StoreDenied:
+        return False
+    return True
+
+
+def _status(video: VideoRef, path: bytes) -> os.stat_result:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - bytes
+    except FileNotFoundError:
+        raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
+    except PermissionError:
+        raise VideoError(Reason.SOURCE_DENIED, "no permission to reach the file") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(Reason.NOT_A_FILE, f"is {_kind(status.st_mode)}, not a file")
+    if (root := _root(video, path)) is not None and not os.path.realpath(path).startswith(
+        os.path.realpath(root) + b"/"
+    ):
+        raise VideoError(Reason.NOT_A_FILE, "is a link that leads out of the source folder")
+    if stat_version(status) != video.version:
+        raise VideoError(Reason.SOURCE_CHANGED, "is not the file that was planned (other size or time)")
+    return status
+
+
+def _root(video: VideoRef, path: bytes) -> bytes | None:
+    """The source folder, if the video was found below one; a list may name any path."""
+    if video.path.startswith("/") or ".." in video.path.split("/"):
+        return None
+    return b"/".join(path.split(b"/")[: -video.path.count("/") - 1])
+
+
+def _kind(mode: int) -> str:
+    names = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket"}
+    return names.get(stat.S_IFMT(mode), "a device")

@@ -1,0 +1,206 @@
+"""Audit an output against its plans, from the store alone (invariants I1 to I7 of the reliability page).
+
+The classes are Jepsen's: of the videos that the manifest names, some are ok, some failed with a reason, some pending
+(their shard is not committed yet: resume). Everything else is damage: lost, duplicated, unexpected, changed. Every
+page of every data file is read against its checksum, so a flipped bit is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.commit import clips_key, failures_key, videos_key, videos_table
+from pipeline.config import JobRecord, PlanRecord, Recipe
+from pipeline.errors import DamagedJob, StoreMissing
+from pipeline.manifest import Manifest, load_plans
+from pipeline.store import Store
+from pipeline.types import ShardPlan, VideoOutcome
+
+FOLDERS = ("clips/", "videos/", "failures/")
+MAX_PROBLEMS = 1000  # sentences kept; all are counted
+
+
+@dataclass(slots=True)
+class Audit:
+    """Counts of videos (`unexpected` also counts alien files), and a sentence for each problem found.
+
+    `underived` counts videos and failures files that a kill left unmade; like `pending`, a resume settles them.
+    """
+
+    manifest: int = 0
+    ok: int = 0
+    failed: int = 0
+    pending: int = 0
+    underived: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    unexpected: int = 0
+    changed: int = 0
+    clips: int = 0
+    shards: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.lost or self.duplicated or self.unexpected or self.changed or self.problems)
+
+    def problem(self, sentence: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(sentence)
+
+
+def audit(store: Store, job: JobRecord, *, on_shard: Callable[[int, int], None] | None = None) -> Audit:
+    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called as it goes.
+
+    DamagedJob if the plans themselves cannot be trusted.
+    """
+    found = {info.key for folder in FOLDERS for info in store.list(folder)}
+    result, expected = Audit(), set[str]()
+    plans = load_plans(store)
+    n_shards, done = sum(plan.n_shards for plan in plans), 0
+    for plan in plans:
+        if plan.recipe_digest != job.recipe.digest:
+            raise DamagedJob(f"{store.url}/{plan.folder} was made for another recipe than job.json holds")
+        manifest = Manifest(store, plan)
+        for at in range(plan.n_shards):
+            shard = manifest.shard(at)
+            expected |= {clips_key(shard.name), videos_key(shard.name), failures_key(shard.name)}
+            _audit_shard(store, job.recipe, plan, manifest, shard, found, result)
+            done += 1
+            if on_shard is not None:
+                on_shard(done, n_shards)
+    for key in sorted(found - expected):
+        result.unexpected += 1
+        result.problem(f"{key} belongs to no plan of this output")
+    return result
+
+
+def _audit_shard(
+    store: Store, recipe: Recipe, plan: PlanRecord, manifest: Manifest, shard: ShardPlan, found: set[str], result: Audit
+) -> None:
+    result.manifest += len(shard.videos)
+    derived = [key for key in (videos_key(shard.name), failures_key(shard.name)) if key in found]
+    if clips_key(shard.name) not in found:
+        if derived:
+            result.lost += len(shard.videos)
+            result.problem(f"{clips_key(shard.name)} is gone, but {' and '.join(derived)} were made from it")
+        else:
+            result.pending += len(shard.videos)
+        return
+    result.shards += 1
+    content = store.read(clips_key(shard.name))
+    try:
+        file = schema.open_parquet(io.BytesIO(content))
+        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        table = file.read()
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        result.changed += len(shard.videos)
+        result.problem(f"{clips_key(shard.name)} is damaged: {error}")
+        return
+    if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype)):
+        result.changed += len(shard.videos)
+        result.problem(f"{clips_key(shard.name)} has other columns than this job writes")
+        return
+    _check_ids(shard, outcomes, result)
+    _check_clips(shard, outcomes, table, recipe, result)
+    features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+    videos = videos_table(shard, outcomes, features_RD, recipe, manifest.user_columns(shard.shard))
+    failures = schema.failures_table(outcomes, plan.seq)
+    source = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    for key, rows in ((videos_key(shard.name), videos), (failures_key(shard.name), failures)):
+        _check_derived(store, key, rows, source, result)
+
+
+def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Audit) -> None:
+    """I1: outcomes name exactly the manifest's videos."""
+    planned = {video.video_id for video in shard.videos}
+    seen = Counter(outcome.video.video_id for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            result.failed += 1
+            result.reasons[str(outcome.failure.reason)] += 1
+        else:
+            result.ok += 1
+    for name, count, ids in (
+        ("lost", "lost", planned - seen.keys()),
+        ("unexpected", "unexpected", seen.keys() - planned),
+        ("twice in its shard", "duplicated", {video_id for video_id, n in seen.items() if n > 1}),
+    ):
+        if ids:
+            setattr(result, count, getattr(result, count) + len(ids))
+            result.problem(f"{clips_key(shard.name)}: {len(ids)} videos are {name}, such as {sorted(ids)[0]}")
+
+
+def _check_clips(
+    shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], table: pa.Table, recipe: Recipe, result: Audit
+) -> None:
+    """I2 and I6: clip indices 0 .. n - 1 of each video, once, in order; times that increase; usable features."""
+    rows = list(zip(table["video_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
+    expected = [(o.video.video_id, at) for o in outcomes for at in range(o.n_clips)]
+    result.clips += len(rows)
+    if rows != expected:
+        twice = len(rows) - len(set(rows))
+        result.duplicated += twice
+        result.lost += len({video for video, _ in set(expected) - set(rows)})
+        result.unexpected += len({video for video, _ in set(rows) - set(expected)})
+        result.problem(f"{clips_key(shard.name)}: clip rows are not those of its outcomes ({twice} twice)")
+    features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+    usable = bool(np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all())
+    times = all(
+        pc.all(pc.less(table[start], table[end])).as_py() is not False
+        for start, end in (("start_frame", "end_frame"), ("start_s", "end_s"))
+    )
+    if not (usable and times):
+        result.changed += 1
+        result.problem(f"{clips_key(shard.name)}: {usable = }, {times = }: rows hold impossible values")
+
+
+def _check_derived(store: Store, key: str, rows: pa.Table, source: dict[str, Any], result: Audit) -> None:
+    """I5: a derived file says which clips object it was made from, and holds what is made from it now."""
+    try:
+        file = schema.open_parquet(io.BytesIO(store.read(key)))
+        stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])
+        table = file.read()
+    except StoreMissing:
+        result.underived += 1
+        return
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        result.changed += rows.num_rows or 1
+        result.problem(f"{key} is damaged: {error}")
+        return
+    if stated != source:
+        result.changed += rows.num_rows or 1
+        result.problem(f"{key} was made from other clips than those that are stored now")
+    elif not _same(table, rows):
+        result.changed += rows.num_rows or 1
+        result.problem(f"{key} does not hold what its clips give")
+
+
+def _same(stored: pa.Table, made: pa.Table) -> bool:
+    """Equal schemas and values; a float column is compared by its bits."""
+    return bool(stored.schema.equals(made.schema) and stored.combine_chunks().equals(made.combine_chunks()))
+
+
+def current_failures(store: Store) -> list[dict[str, Any]]:
+    """The rows of failures/ that still hold: a video's state is that of the newest plan that names it."""
+    plans = load_plans(store)
+    newest: dict[str, int] = {}
+    if len(plans) > 1:
+        for plan in plans:
+            newest.update(dict.fromkeys(Manifest(store, plan).videos["video_id"].to_pylist(), plan.seq))
+    rows: list[dict[str, Any]] = []
+    for info in store.list("failures/"):
+        rows += schema.open_parquet(io.BytesIO(store.read(info.key))).read().to_pylist()
+    return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]

@@ -1,0 +1,255 @@
+"""The encoder: same numbers as the network, whatever a clip's neighbours, and a self-check that can fail."""
+
+import dataclasses
+import functools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for, golden_clip, golden_features, normalise
+from p3d.recipe import CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
+from p3d.weights import Weights, random_weights
+
+SMALL = {"resize_hw": (72, 96), "crop_hw": (64, 64)}
+
+
+@functools.cache
+def seeded(name: str = "p3d63", graph: str = "caffe") -> Weights:
+    """Random weights with a recipe of small images, for speed."""
+    weights = random_weights(name, 0, graph=graph)
+    return dataclasses.replace(weights, recipe=dataclasses.replace(weights.recipe, **SMALL))
+
+
+@functools.cache
+def encoder_of(batch_size: int) -> Encoder:
+    return Encoder(seeded().network, seeded().recipe, batch_size=batch_size, threads=2)
+
+
+def video(n_frames: int, recipe: ClipRecipe, seed: int = 0) -> np.ndarray:
+    shape = (n_frames, *recipe.crop_hw, recipe.channels)
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def every(stride: int, clips: int) -> np.ndarray:
+    """Overlapping clips: (B, 16) frame indices."""
+    return np.arange(clips)[:, None] * stride + np.arange(16)
+
+
+@pytest.mark.parametrize(
+    ("name", "graph"), [("p3d63", "caffe"), ("p3d63", "port"), ("p3d63-flow", "caffe"), ("p3d63-flow", "port")]
+)
+def test_rows_are_the_plain_networks(name: str, graph: str) -> None:
+    """Gather, colour, range, layout and folding change a row by less than 1e-5 of what the plain network computes."""
+    weights = seeded(name, graph)
+    recipe = weights.recipe
+    frames, index = video(20, recipe), every(3, 2)
+    clips = frames[index].astype(np.float32)[..., :: -1 if recipe.channel_order == "bgr" else 1]
+    clips = (clips * (recipe.value_range / 255) - np.float32(recipe.mean)) / np.float32(recipe.std)
+    with torch.inference_mode():
+        plain = weights.network.features(torch.from_numpy(np.ascontiguousarray(clips.transpose(0, 4, 1, 2, 3))))
+        scores = weights.network.fc(plain).softmax(1).numpy()
+    rows, probs = Encoder(weights.network, recipe, batch_size=2, threads=2).encode(frames, index, probs=True)
+    assert rows.dtype == probs.dtype == np.float32
+    assert rows.shape == (2, 2048)
+    assert np.linalg.norm(rows - plain.numpy()) / np.linalg.norm(plain.numpy()) < 1e-5
+    np.testing.assert_allclose(probs, scores, rtol=1e-4)
+
+
+def test_both_recipes_are_what_they_say() -> None:
+    """The first pixel of a known frame becomes blue-green-red minus the mean, or red-green-blue in ImageNet's units."""
+    pixel = torch.tensor([[[[[255, 0, 51]]]]], dtype=torch.uint8)
+    assert normalise(pixel, CAFFE_RGB).flatten().tolist() == [51 - 104, 0 - 117, 255 - 123]
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    assert normalise(pixel, PORT_RGB).flatten().tolist() == pytest.approx(expected)
+    flow = normalise(pixel[..., :2], PORT_FLOW).flatten().tolist()
+    assert flow == pytest.approx([0.5 / 0.226, -0.5 / 0.226])
+
+
+def test_a_row_depends_on_its_clip_alone() -> None:
+    """On the CPU a row is bit-identical alone, among others, in any order and at any place of any batch, scores too."""
+    encoder = encoder_of(4)
+    frames, index = video(40, encoder.recipe), every(4, 7)
+    rows, probs = encoder.encode(frames, index, probs=True)
+    assert len({row.tobytes() for row in rows}) == 7  # the clips do differ
+    order = np.random.RandomState(1).permutation(7)
+    moved_rows, moved_probs = encoder.encode(frames, index[order], probs=True)
+    assert np.array_equal(moved_rows, rows[order])
+    assert np.array_equal(moved_probs, probs[order])
+    for clip in (0, 5):
+        assert np.array_equal(encoder.encode(frames, index[clip : clip + 1])[0], rows[clip])
+    alone = frames[index[6]]
+    assert np.array_equal(encoder.encode(alone, np.arange(16)[None])[0], rows[6])
+
+
+@pytest.mark.parametrize("batch_size", [3, 5])
+def test_every_place_in_a_batch_gives_the_same_bits(batch_size: int) -> None:
+    """One clip at all places of an uneven batch gives one row and one set of scores, although threads share work."""
+    frames = video(16, seeded().recipe)
+    rows, probs = encoder_of(batch_size).encode(frames, every(0, batch_size), probs=True)
+    assert len({row.tobytes() for row in rows}) == 1
+    assert len({row.tobytes() for row in probs}) == 1
+
+
+def test_the_same_call_gives_the_same_bits() -> None:
+    """Two calls, and another encoder made from the same weights, agree in every bit."""
+    encoder = encoder_of(4)
+    frames, index = video(16, encoder.recipe), every(1, 1)
+    rows = encoder.encode(frames, index)
+    assert np.array_equal(encoder.encode(frames, index), rows)
+    another = Encoder(seeded().network, seeded().recipe, batch_size=4, threads=2)
+    assert np.array_equal(another.encode(frames, index), rows)
+
+
+def test_the_given_network_is_left_alone() -> None:
+    """Folding happens on a copy: the weights can still be saved and trained afterwards."""
+    network = seeded().network
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    Encoder(network, seeded().recipe)
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_arrays_may_be_read_only_and_strided() -> None:
+    """Frames as they come out of shared memory or a slice are taken without a warning and give the same rows."""
+    encoder = encoder_of(4)
+    frames, index = video(16, encoder.recipe), every(1, 1)
+    rows = encoder.encode(frames, index)
+    strided = np.repeat(frames, 2, axis=0)[::2]
+    strided.flags.writeable = index.flags.writeable = False
+    assert not strided.flags.c_contiguous
+    assert np.array_equal(encoder.encode(strided, index), rows)
+
+
+def test_no_clips_give_no_rows() -> None:
+    """An empty request is answered by empty arrays of the right width."""
+    rows, probs = encoder_of(4).encode(video(1, seeded().recipe), np.empty((0, 16), np.int64), probs=True)
+    assert (rows.shape, probs.shape) == ((0, 2048), (0, 400))
+
+
+@pytest.mark.parametrize(
+    ("frames", "index", "message"),
+    [
+        (np.zeros((16, 64, 65, 3), np.uint8), every(1, 1), "(16, 64, 65, 3)"),
+        (np.zeros((16, 3, 64, 64), np.uint8), every(1, 1), "(16, 3, 64, 64)"),
+        (np.zeros((16, 64, 64, 3), np.float32), every(1, 1), "float32"),
+        (np.zeros((64, 64, 3), np.uint8), every(1, 1), "(64, 64, 3)"),
+        (np.zeros((16, 64, 64, 3), np.uint8), every(1, 1).astype(np.int32), "int32"),
+        (np.zeros((16, 64, 64, 3), np.uint8), every(1, 1)[:, :15], "(1, 15)"),
+        (np.zeros((16, 64, 64, 3), np.uint8), np.arange(16), "(16,)"),
+        (np.zeros((16, 64, 64, 3), np.uint8), every(1, 2), "0 to 16, but there are 16"),
+        (np.zeros((16, 64, 64, 3), np.uint8), every(1, 1) - 1, "-1 to 14"),
+    ],
+)
+def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, index: np.ndarray, message: str) -> None:
+    """A wrong shape, dtype or index is refused with its value, never computed on."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        encoder_of(4).encode(frames, index)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"threads": 0}, "threads = 0"),
+        ({"recipe": PORT_FLOW}, "2 channels"),
+        ({"device": "tpu"}, "tpu"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "cuda:x"}, "cuda:x"),
+        ({"device": "cpu:0"}, "cpu:0"),
+    ],
+)
+def test_encoders_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
+    """A wrong option is refused when the encoder is made, by its value."""
+    with pytest.raises(ValueError, match=message):
+        Encoder(**{"network": seeded().network, "recipe": seeded().recipe, **options})
+
+
+def test_auto_is_the_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" takes CUDA if it is there and never picks mps by itself."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_for("auto") == torch.device("cpu")
+    assert device_for("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for("auto") == torch.device("cuda")
+
+
+def test_the_golden_clip_moves_and_has_colour() -> None:
+    """The golden clip would show a wrong frame order, channel order or transposed image."""
+    frames, index = golden_clip(CAFFE_RGB)
+    assert (frames.shape, frames.dtype, index.tolist()) == ((16, 160, 160, 3), np.uint8, [[*range(16)]])
+    assert (frames.min(), frames.max()) == (0, 255)
+    assert not np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[..., 0], frames[..., 2])
+    assert not np.array_equal(frames, frames.swapaxes(1, 2))
+    assert np.array_equal(frames, golden_clip(CAFFE_RGB)[0])
+
+
+@pytest.mark.parametrize("graph", ["caffe", "port"])
+def test_a_sound_encoder_passes_the_golden_check(graph: str) -> None:
+    """Folding and layout on this device stay far inside the tolerance."""
+    weights = seeded("p3d63", graph)
+    check_golden(Encoder(weights.network, weights.recipe, batch_size=2), golden_features(weights), 0.999999)
+
+
+def perturbed(change: str) -> Encoder:
+    """An encoder with one thing wrong."""
+    recipe = seeded().recipe
+    if change == "colours swapped":
+        recipe = dataclasses.replace(recipe, channel_order="rgb")
+    if change == "range forgotten":
+        recipe = dataclasses.replace(recipe, value_range=1)
+    if change == "mean forgotten":
+        recipe = dataclasses.replace(recipe, mean=(0.0, 0.0, 0.0))
+    encoder = Encoder(seeded().network, recipe, batch_size=1)
+    with torch.no_grad():
+        if change == "one layer off":
+            encoder._network.layer2[0].conv3.weight.mul_(1.5)
+        if change == "too long":
+            encoder._network.layer4.append(Scaled(2))
+        if change == "not a number":
+            encoder._network.conv1_custom.weight[0] = float("nan")
+        if change == "all zero":
+            encoder._network.layer4.append(Scaled(0))
+    return encoder
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies what it is given."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "colours swapped",
+        "range forgotten",
+        "mean forgotten",
+        "one layer off",
+        "too long",
+        "not a number",
+        "all zero",
+    ],
+)
+def test_the_golden_check_catches(change: str) -> None:
+    """An encoder that computes anything else is refused, by device, network and cosine."""
+    with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu .*cosine = "):
+        check_golden(perturbed(change), golden_features(seeded()))
+
+
+def test_the_golden_check_catches_another_networks_features() -> None:
+    """Golden features of other weights, or of another length, do not pass."""
+    others = dataclasses.replace(random_weights("p3d63", 1), recipe=seeded().recipe)
+    with pytest.raises(GoldenMismatch, match="cosine"):
+        check_golden(encoder_of(4), golden_features(others))
+    with pytest.raises(GoldenMismatch, match="golden ones are 512"):
+        check_golden(encoder_of(4), np.ones(512, np.float32))
