@@ -88,18 +88,29 @@ def derive(
     with _reading(shard.name):
         file = schema.open_parquet(io.BytesIO(content))
         outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
-        table = file.read(columns=["video_id", "embedding"])
-    footer = _footer(shard) | {
-        schema.SOURCE_KEY: json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)})
-    }
-    features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
-    videos = videos_table(shard, outcomes, features_RD, recipe, user_columns)
-    failures = schema.failures_table(outcomes, shard.plan_seq)
-    for key, rows in ((videos_key(shard.name), videos), (failures_key(shard.name), failures)):
+        features_RD = schema.features_of(file.read(columns=["embedding"])["embedding"], recipe.feature_dim)
+    for key, table, footer in derived(shard, content, outcomes, features_RD, recipe, user_columns):
         with store.temp_file() as path:
-            schema.write_parquet(path, rows, footer)
+            schema.write_parquet(path, table, footer)
             _create(store, key, path)
-    return Committed(clips is None, table.num_rows, len(content), outcomes)
+    return Committed(clips is None, len(features_RD), len(content), outcomes)
+
+
+def derived(
+    shard: ShardPlan,
+    clips: bytes,
+    outcomes: tuple[VideoOutcome, ...],
+    features_RD: FLOAT32,
+    recipe: Recipe,
+    user_columns: pa.Table,
+) -> list[tuple[str, pa.Table, dict[str, str]]]:
+    """(key, rows, footer) of the two files that follow from a clips file; `outcomes` and `features_RD` are in it."""
+    source = {"sha256": hashlib.sha256(clips).hexdigest(), "size_bytes": len(clips), "writer": pa.cpp_version}
+    footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
+    return [
+        (videos_key(shard.name), videos_table(shard, outcomes, features_RD, recipe, user_columns), footer),
+        (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq), footer),
+    ]
 
 
 def videos_table(

@@ -1,9 +1,10 @@
 """One decoded picture -> the pixels that travel: shown the right way up, resized (bilinear), RGB uint8, cropped.
 
-H, W, C: height, width, 3 channels (R, G, B). Turning comes before resizing, as a player does it. The resize goes through FFmpeg's `scale` filter with the chroma sample
-position named: measured over h264, hevc, vp8 and vp9, full and limited range, the result is then bit for bit what
-decord's own filter graph gives (largest difference 0). PyAV's `frame.reformat` follows the chroma position written in
-the stream, which decord does not, and differs by up to 34 of 255 at sharp colour edges.
+H, W, C: height, width, 3 channels (R, G, B). Turning comes before resizing, as a player does it. The resize goes
+through FFmpeg's `scale` filter with the chroma sample position named: the result is then bit for bit what decord's own
+filter graph gives (measured over h264, hevc, vp8 and vp9, both ranges, turned and upright: largest difference 0).
+PyAV's `frame.reformat` follows the chroma position written in the stream, which decord does not, and differs by up to
+34 of 255 at sharp colour edges.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Orientation:
     def shown_hw(self, height: int, width: int) -> tuple[int, int]:
         """Size as shown of a picture coded as height x width; its own inverse."""
         return (width, height) if self.transposed else (height, width)
+
+    @property
+    def mirrored(self) -> bool:
+        """True where the picture is not only turned."""
+        return self.transposed == (self.rows_reversed == self.columns_reversed)
 
     @property
     def filters(self) -> tuple[tuple[str, str | None], ...]:

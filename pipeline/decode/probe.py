@@ -200,17 +200,28 @@ class _Pass:
         )
 
     def _read(self) -> None:
+        self.stream.codec_context.thread_count = 1  # frame threads would hold the first picture back
         try:
             for packet in self.container.demux():
-                if packet.size == 0:  # the flush at the end, or an empty sample that shows no frame of its own
-                    continue
-                if packet.pts is not None and packet.time_base:
-                    end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    self.last_end_s = max(self.last_end_s, end_s)
-                if packet.stream_index == self.stream.index:
-                    self._count(packet)
+                ours = packet.stream_index == self.stream.index
+                if packet.size:
+                    if packet.pts is not None and packet.time_base:
+                        end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                        self.last_end_s = max(self.last_end_s, end_s)
+                    if ours:
+                        self._count(packet)
+                elif packet.pts is not None or packet.dts is not None:
+                    continue  # an empty sample shows no frame of its own
+                if ours and self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
+                    self._look(packet)  # at the end too: a decoder gives up the frames of a short video when flushed
         except av.error.InvalidDataError as error:
             self.stopped = error.strerror or "invalid data"
+
+    def _look(self, packet: av.Packet[Stream]) -> None:
+        # Damage is judged by the route that reads the frames, which knows how many were good.
+        with contextlib.suppress(av.error.FFmpegError):
+            frame = next(iter(packet.decode()), None)
+            self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
 
     def _count(self, packet: av.Packet[Stream]) -> None:
         self.n_packets += 1
@@ -225,11 +236,6 @@ class _Pass:
                 self.keys.append(len(self.pts))
             self.pts.append(packet.pts)
             self.durations.append(packet.duration or 0)
-        if self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
-            # Damage is judged by the route that reads the frames, which knows how many were good.
-            with contextlib.suppress(av.error.FFmpegError):
-                frame = next(iter(packet.decode()), None)
-                self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
 
     def _times(self, time_base: Fraction, fps: float) -> tuple[FLOAT64 | None, FLOAT64 | None]:
         pts_N = np.frombuffer(self.pts, np.int64) if self.pts else np.empty(0, np.int64)

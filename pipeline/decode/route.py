@@ -60,8 +60,10 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
         yield "no duration in the file; decord refuses to open it"
     if found.n_video_streams != 1:
         yield f"{found.n_video_streams} video streams; decord does not say which one it took"
-    if found.turn.degrees or found.turn.columns_reversed:
-        yield f"the picture is turned by {found.turn.degrees} degrees or mirrored"
+    if found.turn.mirrored:
+        yield "the picture is mirrored, not only turned"
+    if found.turn.degrees and "mov" not in names:
+        yield f"a picture turned by {found.turn.degrees} degrees, outside of mov and mp4"
     if found.n_frames < found.n_promised:
         yield f"{found.n_frames} of {found.n_promised} promised frames"
     if found.start_s_N is None:

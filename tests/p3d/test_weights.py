@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p3d import zoo
-from p3d.recipe import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB
+from p3d.recipe import CAFFE_RGB, PORT_FLOW, PORT_RGB
 from p3d.weights import Weights, WeightsError, load, random_weights, resolve, save, to_bytes
 
 State = dict[str, torch.Tensor]
@@ -407,8 +407,7 @@ def test_another_seed_is_another_network() -> None:
     )
 
 
-@pytest.mark.parametrize("graph", ["caffe", "port"])
-@pytest.mark.parametrize("name", ["p3d63", "p3d199"])
+@pytest.mark.parametrize(("name", "graph"), [("p3d63", "caffe"), ("p3d63", "port"), ("p3d199", "caffe")])
 def test_random_features_stay_sane_at_every_depth(name: str, graph: str) -> None:
     """Features keep the size of one through 199 layers in both graphs, and unlike clips have unlike features."""
     weights = random_weights(name, 0, graph=graph, num_classes=5)
@@ -428,8 +427,8 @@ def test_resolve_reads_a_seed_or_a_path(native_file: Path) -> None:
     weights = resolve("random:7", name="p3d63", num_classes=5)
     assert_equal_states(weights, seeded())
     assert weights.config == seeded().config
-    assert resolve("random:0", name="p3d63-flow").recipe == CAFFE_FLOW
-    assert resolve("random:0", name="p3d63", graph="port").config == zoo.config("p3d63", graph="port")
+    flow = resolve("random:0", name="p3d63-flow", graph="port")
+    assert (flow.config, flow.recipe) == (zoo.config("p3d63-flow", graph="port"), PORT_FLOW)
     assert_equal_states(resolve(str(native_file), name="p3d63", graph="caffe", num_classes=5), seeded())
     assert resolve(str(native_file)).name == "p3d63"
 

@@ -131,12 +131,21 @@ def test_variable_frame_rate_keeps_its_own_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("counter_clockwise", "clockwise"), [(90, 270), (180, 180), (270, 90)])
 def test_a_turned_video_is_shown_upright(counter_clockwise: int, clockwise: int, tmp_path: Path) -> None:
     """The display matrix is applied, and width and height are those of the picture as shown."""
-    seen = Seen(make.video(tmp_path / "turned.mp4", "libx264", 20, rotation=counter_clockwise))
+    path = make.video(tmp_path / "turned.mp4", "libx264", 20, hw=(176, 192), rotation=counter_clockwise)
+    seen = Seen(path)
     info = seen.infos[0]
-    assert info.rotation == clockwise
-    assert (info.height, info.width) == ((192, 96) if clockwise % 180 else (96, 192))
+    assert (seen.frames_NHWC == Seen(path, policy=DecodePolicy(decoder="pyav")).frames_NHWC).all()
+    assert (info.route, info.rotation) == ("decord", clockwise)
+    assert (info.height, info.width) == ((192, 176) if clockwise % 180 else (176, 192))
     as_coded = np.rot90(seen.frames_NHWC, -(counter_clockwise // 90), axes=(1, 2))
     assert make.numbers_in(as_coded) == list(range(20))
+
+
+def test_a_mirrored_video_is_mirrored_back(tmp_path: Path) -> None:
+    """A display matrix that mirrors is followed too; decord was not measured on it."""
+    seen = Seen(make.video(tmp_path / "mirrored.mp4", "libx264", 20, mirrored=True))
+    assert seen.infos[0].route == "pyav"
+    assert make.numbers_in(seen.frames_NHWC[:, :, ::-1]) == list(range(20))
 
 
 def test_frames_that_the_edit_list_discards_do_not_exist(tmp_path: Path) -> None:
@@ -264,7 +273,7 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clips laid out on a wrong count are laid out again on the true one; where all frames are sent there is no need."""
+    """Clips laid out on a wrong count are laid out again on the true one; where all frames are sent, they need not."""
     path = make.video(tmp_path / "w.ts", "libx264", 40, options=X264)
     monkeypatch.setattr("pipeline.decode.probe", lambda *a: replace(probe(*a), n_frames=45))
     sparse = Seen(path, SPARSE)

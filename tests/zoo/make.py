@@ -51,6 +51,7 @@ def video(
     muxer: dict[str, str] | None = None,
     pts: Sequence[int] | None = None,
     rotation: float | None = None,
+    mirrored: bool = False,
     noise: int = 0,
     gop: int | None = None,
     b_frames: int | None = None,
@@ -65,8 +66,8 @@ def video(
             stream.gop_size = gop
         if b_frames is not None:
             stream.max_b_frames = b_frames
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
+        if rotation is not None or mirrored:
+            stream.set_display_rotation(rotation or 0, hflip=mirrored)
         for number in range(n_frames):
             pixels = picture(number, *hw)
             if noise:

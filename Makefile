@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.11+, pip and make; both share the environment in .venv.
+#   PYTHON=python3.12       another interpreter
+#   TORCH_INDEX=URL         where pip looks for torch, such as PyTorch's own index of CPU wheels
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test check clean
+
+demo: $(READY)
+	$(PY) demo/run.py
+
+test: $(READY)
+	$(PY) -m pytest -q --durations=10
+
+check: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== making the environment in $(VENV) (about 2 GB; one or two minutes when pip's cache is warm)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo/videos demo/out

@@ -1,0 +1,109 @@
+"""What tests share: a folder of real videos, a small network, a real S3 server, and the command line in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.zoo import make
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED_VIDEOS = REPO.parent / "shared" / "videos"
+P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]  # the console script, whatever PATH says
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command line."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+
+def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 240) -> Ran:
+    """Run `p3d ARGS` as a user does: in a process of its own, stdout and stderr kept apart."""
+    done = subprocess.run(
+        [*P3D, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """P3D-63 with random numbers and a recipe of 64x64 pixels: the real network at a sixth of the cost."""
+    import p3d.weights
+
+    weights = p3d.weights.random_weights("p3d63", 0, graph="caffe", num_classes=10)
+    weights = replace(weights, recipe=replace(weights.recipe, resize_hw=(72, 96), crop_hw=(64, 64)))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    p3d.weights.save(path, weights)
+    return path
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve short videos of several lengths in two folders (of which two share a name), and one text file."""
+    root = tmp_path_factory.mktemp("archive")
+    (root / "more").mkdir()
+    for at in range(12):
+        folder = root / "more" if at % 2 else root
+        n_frames = (40, 16, 9, 33, 64, 20)[at % 6]
+        make.video(folder / f"video{at // 2}.mp4", "libx264", n_frames, options={"preset": "ultrafast"}, gop=12)
+    (root / "readme.txt").write_text("not a video\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """A real HTTP S3 server (moto) in this process; the environment that reaches it from any process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "canary-secret-7f3a",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    yield env
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: dict[str, str], request: pytest.FixtureRequest) -> str:
+    """A fresh bucket on the server."""
+    import uuid
+
+    import boto3
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name

@@ -1,0 +1,248 @@
+"""Stores: an object appears whole, once, and never changes; both kinds answer alike."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import store as store_module
+from pipeline.errors import InputError, StoreDenied, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
+from pipeline.store import CREATED, EXISTS, LocalStore, S3Store, Store, StoreOptions, open_store, s3_uri, split_s3_uri
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(str(tmp_path / "out"))
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/some/prefix")
+
+
+def test_an_object_is_created_once(store: Store) -> None:
+    """The second create of a key says so and changes nothing."""
+    assert store.create("clips/a.parquet", b"first") == CREATED
+    assert store.create("clips/a.parquet", b"second") == EXISTS
+    assert store.read("clips/a.parquet") == b"first"
+
+
+def test_a_temp_file_becomes_an_object_and_leaves_no_trace(store: Store) -> None:
+    """What was built in a temporary file is created from it; the file is gone afterwards."""
+    with store.temp_file() as path:
+        path.write_bytes(b"built")
+        assert path.suffix != ".parquet"
+        assert store.create("clips/b.parquet", path) == CREATED
+    assert not path.exists()
+    assert store.read("clips/b.parquet") == b"built"
+    assert [info.key for info in store.list("_job/tmp/")] == []
+
+
+def test_listing_names_every_object_below_a_prefix_in_order(store: Store) -> None:
+    """A listing is sorted, complete over several pages, and limited to its prefix."""
+    keys = sorted(f"clips/{number:04d}.parquet" for number in range(7))
+    for key in reversed(keys):
+        store.create(key, b"x" * 3)
+    store.create("clipsy/other", b"")
+    assert [(info.key, info.size_bytes) for info in store.list("clips/")] == [(key, 3) for key in keys]
+    assert list(store.list("nothing/")) == []
+
+
+def test_missing_objects_are_told_apart_from_trouble(store: Store) -> None:
+    """head gives None; read, open and download raise StoreMissing."""
+    assert store.head("clips/none") is None
+    with pytest.raises(StoreMissing):
+        store.read("clips/none")
+    with pytest.raises(StoreMissing):
+        store.open("clips/none")
+
+
+def test_only_control_objects_can_be_replaced_or_deleted(store: Store) -> None:
+    """Data can be created, never changed: replace and delete refuse anything outside _job/."""
+    store.replace("_job/heartbeats/1.json", b"1")
+    store.replace("_job/heartbeats/1.json", b"2")
+    assert store.read("_job/heartbeats/1.json") == b"2"
+    store.delete("_job/heartbeats/1.json")
+    store.delete("_job/heartbeats/1.json")
+    assert store.head("_job/heartbeats/1.json") is None
+    with pytest.raises(ValueError, match="_job/"):
+        store.replace("clips/a.parquet", b"")
+    with pytest.raises(ValueError, match="_job/"):
+        store.delete("clips/a.parquet")
+
+
+def test_an_object_can_be_read_in_part(store: Store) -> None:
+    """open gives a seekable file: the end of an object is read without the rest."""
+    content = bytes(range(256)) * 4096
+    store.create("clips/big", content)
+    with store.open("clips/big") as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == content[-10:]
+        file.seek(1000)
+        assert file.read(500) == content[1000:1500]
+
+
+def test_a_store_travels_to_another_process(store: Store) -> None:
+    """A store pickles as its URL and options, and works where it arrives."""
+    store.create("job.json", b"{}")
+    assert pickle.loads(pickle.dumps(store)).read("job.json") == b"{}"
+
+
+def test_probe_passes_a_store_that_creates_once(store: Store) -> None:
+    """The launch probe leaves nothing behind."""
+    store.probe()
+    assert list(store.list("_job/probe/")) == []
+
+
+def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
+    """A store that lets a second writer win is refused in one sentence (fault matrix row 34)."""
+
+    class Overwriting(LocalStore):
+        def create(self, key: str, source: bytes | Path) -> str:  # type: ignore[override]
+            path = self.root / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+            return CREATED
+
+    with pytest.raises(StoreUnsafe, match="second writer"):
+        Overwriting(str(tmp_path)).probe()
+
+
+def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
+    """Racing creates of one key: exactly one is told `created`, and its bytes are the object."""
+    store = LocalStore(str(tmp_path))
+    for round_ in range(20):
+        replies: dict[bytes, str] = {}
+        barrier = threading.Barrier(6)
+
+        def write(
+            content: bytes,
+            key: str = f"clips/{round_}",
+            barrier: threading.Barrier = barrier,
+            replies: dict[bytes, str] = replies,
+        ) -> None:
+            barrier.wait()
+            replies[content] = store.create(key, content)
+
+        threads = [threading.Thread(target=write, args=(b"%d" % number * 1000,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [content for content, reply in replies.items() if reply == CREATED]
+        assert len(winners) == 1
+        assert store.read(f"clips/{round_}") == winners[0]
+
+
+def test_a_lost_reply_of_link_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the link was made but an error came back (NFS), the object is ours and counts as created."""
+    store, link = LocalStore(str(tmp_path)), os.link
+
+    def link_then_fail(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(store_module.os, "link", link_then_fail)
+    assert store.create("clips/a", b"ours") == CREATED
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, StoreFull), (errno.EACCES, StoreDenied), (errno.EIO, StoreUnknown), (errno.EPERM, StoreUnsafe)],
+)
+def test_a_failing_link_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
+) -> None:
+    """Errors of the disk come with their meaning, and leave neither object nor temporary file (row 38, 39)."""
+    store = LocalStore(str(tmp_path))
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store_module.os, "link", fail)
+    with pytest.raises(expected):
+        store.create("clips/a", b"x")
+    monkeypatch.undo()
+    assert store.head("clips/a") is None
+    assert list(store.list("_job/tmp/")) == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Writing to a file system without space says so, with the path, and leaves nothing (row 36)."""
+    script = f"""
+mount -t tmpfs -o size=64k none {tmp_path} && exec {os.sys.executable} -c '
+from pipeline.store import LocalStore
+from pipeline.errors import StoreFull
+try:
+    LocalStore("{tmp_path}/out").create("clips/a", bytes(1 << 20))
+except StoreFull as error:
+    assert "full" in str(error), error
+    assert not list(LocalStore("{tmp_path}/out").list("clips/"))
+    raise SystemExit(77)
+'"""
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr or "not permitted" in done.stderr:
+        pytest.skip(f"no private mounts here: {done.stderr.strip()}")
+    assert done.returncode == 77, done.stderr
+
+
+@pytest.mark.parametrize("key", ["a b", "é", "日本", "a+b%2F", "x" * 200, "tab\tname", "#hash?query"])
+def test_any_key_survives_its_uri(bucket: str, key: str) -> None:
+    """A key round-trips through its percent-encoded URI and through a listing (row 24)."""
+    store = open_store(f"s3://{bucket}")
+    store.create(key, b"1")
+    assert split_s3_uri(s3_uri(bucket, key)) == (bucket, key)
+    assert key in [info.key for info in store.list()]
+
+
+def test_a_download_is_of_the_object_that_was_planned(bucket: str, tmp_path: Path) -> None:
+    """With an ETag, an object that was replaced is not downloaded (row 25)."""
+    store = open_store(f"s3://{bucket}")
+    store.create("v.mp4", b"one")
+    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it was just created
+    store.download("v.mp4", tmp_path / "v", etag=etag)
+    assert (tmp_path / "v").read_bytes() == b"one"
+    with pytest.raises(StoreMissing):
+        store.download("v.mp4", tmp_path / "w", etag='"0123456789abcdef0123456789abcdef"')
+
+
+def test_an_s3_server_that_is_not_there_is_unknown_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server: StoreUnknown within the bounded retries, without a traceback of botocore's."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    store = open_store("s3://nowhere", StoreOptions(endpoint_url="http://127.0.0.1:9"))
+    with pytest.raises(StoreUnknown, match="is the S3 server there"):
+        store.create("a", b"")
+
+
+def test_a_bucket_that_is_not_there_is_named(s3_server: dict[str, str]) -> None:
+    """A wrong bucket is told as such, not as a missing object."""
+    with pytest.raises(StoreMissing, match="no such bucket"):
+        open_store("s3://no-such-bucket-here").create("a", b"")
+
+
+@pytest.mark.parametrize("url", ["http://example.org/x", "gs://bucket", "s3://"])
+def test_other_places_are_refused(url: str) -> None:
+    """Only folders and s3:// are stores."""
+    with pytest.raises(InputError):
+        open_store(url)
+
+
+def test_s3_409_is_retried_and_bounded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conflict in progress is tried again; one that never ends is unknown, not a failure (row 33)."""
+    store = open_store(f"s3://{bucket}")
+    assert isinstance(store, S3Store)
+    replies: list[str] = ["conflict", "conflict", CREATED]
+    put: Callable[..., str] = lambda key, source: replies.pop(0)  # noqa: E731
+    monkeypatch.setattr(store, "_put_once", put)
+    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: None)
+    assert store.create(uuid.uuid4().hex, b"") == CREATED
+    monkeypatch.setattr(store, "_put_once", lambda key, source: "conflict")
+    with pytest.raises(StoreUnknown, match="busy"):
+        store.create("a", b"")

@@ -1,0 +1,166 @@
+"""verify: a whole dataset is clean, and every kind of damage is named and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.commit import clips_key, commit_shard, failures_key, videos_key
+from pipeline.config import JobRecord
+from pipeline.errors import DamagedJob
+from pipeline.manifest import Manifest
+from pipeline.store import LocalStore
+from pipeline.verify import Audit, audit, current_failures
+from tests.pipeline.rows import planned, recipe, shard_rows
+
+NAMES = tuple("abcdefghij")
+JOB = JobRecord(recipe(), "random:0", {})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+@pytest.fixture
+def manifest(store: LocalStore) -> Manifest:
+    found = planned(store, NAMES)
+    for shard in range(found.plan.n_shards):
+        commit_shard(store, shard_rows(found, shard), recipe(), found.user_columns(shard))
+    return found
+
+
+def counts(result: Audit) -> tuple[int, ...]:
+    return (result.manifest, result.ok, result.failed, result.pending, result.lost, result.duplicated)
+
+
+def test_a_whole_dataset_is_clean(store: LocalStore, manifest: Manifest) -> None:
+    """Every video is ok or failed, nothing else."""
+    result = audit(store, JOB)
+    assert counts(result) == (10, 7, 3, 0, 0, 0)
+    assert result.reasons == {"truncated": 3}
+    assert not result.damaged
+
+
+def test_an_unfinished_job_is_pending_and_not_damaged(store: LocalStore) -> None:
+    """Shards that were never committed are to be done, not lost."""
+    found = planned(store, NAMES)
+    commit_shard(store, shard_rows(found, 1), recipe(), found.user_columns(1))
+    result = audit(store, JOB)
+    assert counts(result) == (10, 3, 1, 6, 0, 0)
+    assert not result.damaged
+
+
+def name(manifest: Manifest, key: Callable[[str], str], shard: int = 0) -> str:
+    return key(manifest.shard(shard).name)
+
+
+def remove_clips(store: LocalStore, manifest: Manifest) -> None:
+    (store.root / name(manifest, clips_key)).unlink()
+
+
+def swap_clips(store: LocalStore, manifest: Manifest) -> None:
+    other = LocalStore(str(store.root / "elsewhere"))
+    found = planned(other, NAMES)
+    commit_shard(other, shard_rows(found, 0, seed=9), recipe(), found.user_columns(0))
+    (store.root / name(manifest, clips_key)).write_bytes(other.read(name(found, clips_key)))
+    for path in sorted((store.root / "elsewhere").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+def flip_clips(store: LocalStore, manifest: Manifest) -> None:
+    path = store.root / name(manifest, clips_key)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+def swap_shards(store: LocalStore, manifest: Manifest) -> None:
+    path = store.root / name(manifest, clips_key, 0)
+    path.write_bytes((store.root / name(manifest, clips_key, 1)).read_bytes())
+
+
+def cut_videos(store: LocalStore, manifest: Manifest) -> None:
+    path = store.root / name(manifest, videos_key)
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def swap_failures(store: LocalStore, manifest: Manifest) -> None:
+    path = store.root / name(manifest, failures_key, 0)
+    path.write_bytes((store.root / name(manifest, failures_key, 1)).read_bytes())
+
+
+def add_alien(store: LocalStore, manifest: Manifest) -> None:
+    (store.root / "clips" / "deadbeef-000000000.parquet").write_bytes(
+        (store.root / name(manifest, clips_key)).read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (remove_clips, "lost"),
+        (swap_clips, "changed"),
+        (flip_clips, "changed"),
+        (swap_shards, "lost"),
+        (swap_shards, "unexpected"),
+        (cut_videos, "changed"),
+        (swap_failures, "changed"),
+        (add_alien, "unexpected"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_damage_is_found_and_named(
+    store: LocalStore, manifest: Manifest, spoil: Callable[[LocalStore, Manifest], None], kind: str
+) -> None:
+    """Each kind of damage is counted in its class, with a sentence that names the file (exit code 7)."""
+    spoil(store, manifest)
+    result = audit(store, JOB)
+    assert getattr(result, kind) > 0
+    assert result.damaged
+    assert any(".parquet" in problem for problem in result.problems)
+
+
+def test_no_flipped_bit_goes_unnoticed(store: LocalStore, manifest: Manifest) -> None:
+    """Random single-bit flips in clips and videos files: verify finds each one (row 45, in short)."""
+    rng = np.random.default_rng(20261123)
+    for trial in range(40):
+        path = store.root / name(manifest, (clips_key, videos_key)[trial % 2], trial % 3)
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        assert audit(store, JOB).damaged, f"trial {trial} of seed 20261123"
+        path.write_bytes(content)
+    assert not audit(store, JOB).damaged
+
+
+def test_derived_files_that_a_kill_left_unmade_are_not_damage(store: LocalStore, manifest: Manifest) -> None:
+    """A committed shard without its videos file is to be resumed."""
+    (store.root / name(manifest, videos_key)).unlink()
+    result = audit(store, JOB)
+    assert (result.underived, result.damaged) == (1, False)
+
+
+def test_an_edited_manifest_is_refused(store: LocalStore, manifest: Manifest) -> None:
+    """A flipped byte in a manifest part or in plan.json stops everything (row 44)."""
+    part = store.root / manifest.plan.folder / "manifest-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DamagedJob, match="manifest-00000"):
+        audit(store, JOB)
+
+
+def test_a_plan_of_another_recipe_is_refused(store: LocalStore, manifest: Manifest) -> None:
+    """Every plan belongs to job.json's recipe (I7)."""
+    with pytest.raises(DamagedJob, match="another recipe"):
+        audit(store, JobRecord(recipe(clips="every:8"), "random:0", {}))
+
+
+def test_failures_are_listed_with_their_reason(store: LocalStore, manifest: Manifest) -> None:
+    """The failures that hold are those of the newest plan that names the video."""
+    assert {row["video_id"]: row["reason"] for row in current_failures(store)} == dict.fromkeys("bfj", "truncated")
