@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jobs.state import Finish
 
 F = TypeVar("F", bound=Callable[..., Any])
-LINE_EVERY_S = 30.0  # of the plain progress lines, where stderr is no terminal
+LINE_EVERY_S = 10.0  # of the plain progress lines, where stderr is no terminal
 
 
 def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -1,0 +1,438 @@
+"""Plans: rows in fixed shards, a digest of what they say, and files that exist whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import manifest as manifest_module
+from pipeline.config import PlanRecord
+from pipeline.errors import DamagedJob
+from pipeline.manifest import Manifest, known_versions, load_plans, plan_digest, read_part, with_shards, write_plan
+from pipeline.schema import MANIFEST
+from pipeline.store import Created, LocalStore, Store, open_store
+from pipeline.types import VideoRef
+from tests.pipeline.rows import videos
+
+RECIPE = "f" * 64
+NAMES = tuple("abcdefghijk")
+
+
+def table(names: Any = NAMES, shard_videos: int = 4) -> pa.Table:
+    return with_shards(videos(names), shard_videos)
+
+
+def put(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    """The rows with other values in one column."""
+    at = rows.column_names.index(name)
+    return rows.set_column(at, rows.schema.field(name), pa.array(values, rows.schema.field(name).type))
+
+
+def files_of(store: LocalStore) -> dict[str, tuple[bytes, int]]:
+    """Every file below plans/: content and time of writing."""
+    return {info.key: (store.read(info.key), info.mtime_ns) for info in store.list("plans/")}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.integers(-1, 20), st.integers(-1, 150)), min_size=1, max_size=60), st.integers(1, 10))
+def test_every_row_is_in_one_shard_and_shards_are_runs(sizes: list[int], shard_videos: int) -> None:
+    """Shards count from 0 without gaps; none has more rows than asked for or more bytes than the limit (unless it is
+    one video), and none is closed before it had to be."""
+    rows = put(videos([f"v{at:03d}" for at in range(len(sizes))]), "size_bytes", sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_module, "SHARD_BYTES", 100)
+        sharded = with_shards(rows, shard_videos)
+    assert sharded.drop_columns(["shard"]).equals(rows)
+    assert sharded.column_names[: len(MANIFEST)] == MANIFEST.names
+    of = sharded["shard"].to_pylist()
+    assert of[0] == 0 and all(after - before in (0, 1) for before, after in zip(of, of[1:], strict=False))
+    runs = [[size for shard, size in zip(of, sizes, strict=True) if shard == at] for at in range(of[-1] + 1)]
+    for run, following in zip(runs, [*runs[1:], None], strict=True):
+        assert len(run) <= shard_videos
+        assert sum(max(size, 0) for size in run) <= 100 or sum(size > 0 for size in run) == 1
+        if following is not None:
+            assert len(run) == shard_videos or sum(max(size, 0) for size in run) + following[0] > 100
+
+
+def test_shards_do_not_depend_on_how_the_table_is_stored() -> None:
+    """Rows in many chunks give the shards of rows in one."""
+    rows = videos(NAMES)
+    chunked = pa.concat_tables([rows.slice(at, 1) for at in range(len(rows))])
+    assert with_shards(chunked, 3)["shard"].to_pylist() == with_shards(rows, 3)["shard"].to_pylist()
+    assert with_shards(rows, 3)["shard"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+# --- digest -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    st.integers(1, 12),
+    st.sampled_from(["none", "snappy", "zstd"]),
+    st.booleans(),
+)
+def test_the_digest_is_of_values_not_of_files(chunks: list[int], group: int, codec: str, dictionary: bool) -> None:
+    """Chunks, row groups, compression and encoding of a table change nothing of its digest."""
+    rows = table()
+    ends = [min(sum(chunks[:at]), len(rows)) for at in range(len(chunks) + 1)] + [len(rows)]
+    chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in zip(ends, ends[1:], strict=False)])
+    out = io.BytesIO()
+    pq.write_table(chunked, out, row_group_size=group, compression=codec, use_dictionary=dictionary)
+    assert plan_digest(RECIPE, chunked) == plan_digest(RECIPE, pq.read_table(out)) == plan_digest(RECIPE, rows)
+
+
+def test_the_digest_is_of_every_value_and_of_the_order() -> None:
+    """The recipe, any one value of any column (ours or the user's, null or not), a column's name, a row more or less
+    and two rows swapped each give another digest."""
+    rows = put(put(table(), "mtime_ns", [*range(10), None]), "etag", [None, *map(str, range(10))])
+    digests = [
+        plan_digest(RECIPE, rows),
+        plan_digest("e" * 64, rows),
+        plan_digest(RECIPE, rows.slice(1)),
+        plan_digest(RECIPE, rows.slice(0, 10)),
+        plan_digest(RECIPE, rows.take([1, 0, *range(2, 11)])),
+        plan_digest(RECIPE, rows.rename_columns([*rows.column_names[:-1], "Label"])),
+    ]
+    for name in rows.column_names:
+        values = rows[name].to_pylist()
+        for at in range(len(values)):
+            other = 99 if pa.types.is_integer(rows.schema.field(name).type) else "other"
+            digests.append(plan_digest(RECIPE, put(rows, name, [*values[:at], other, *values[at + 1 :]])))
+            if rows.schema.field(name).nullable and values[at] is not None:
+                digests.append(plan_digest(RECIPE, put(rows, name, [*values[:at], None, *values[at + 1 :]])))
+    assert len(set(digests)) == len(digests) > 100
+
+
+def test_the_digest_of_these_rows_never_changes() -> None:
+    """An output planned by an older version stays readable: the canonical encoding is fixed."""
+    assert plan_digest(RECIPE, table()) == "PINNED"
+
+
+USERS = {
+    "timestamp": pa.array([datetime(2024, 1, 1, 0, 0, 0, 5), None], pa.timestamp("us")),
+    "timestamp with zone": pa.array([datetime(2024, 1, 1), None], pa.timestamp("ms", "Europe/Berlin")),
+    "seconds": pa.array([datetime(2024, 1, 1), None], pa.timestamp("s")),
+    "date": pa.array([date(2024, 1, 1), None]),
+    "time": pa.array([time(1, 2, 3), None]),
+    "duration": pa.array([timedelta(seconds=1.5), None]),
+    "decimal": pa.array([Decimal("1.50"), None]),
+    "bytes": pa.array([b"\xff\0", None]),
+    "dictionary": pa.array(["x", None]).dictionary_encode(),
+    "large string": pa.array(["x", None], pa.large_string()),
+    "half": pa.array([1.5, None], pa.float16()),
+    "float": pa.array([float("nan"), -0.0], pa.float32()),
+    "infinity": pa.array([float("inf"), None]),
+    "uint64": pa.array([2**64 - 1, None], pa.uint64()),
+    "list": pa.array([[1, None], None], pa.list_(pa.int8())),
+    "fixed list": pa.array([[1, 2], None], pa.list_(pa.int8(), 2)),
+    "struct": pa.array([{"b": 1, "a": "x"}, None]),
+    "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int32())),
+    "null": pa.nulls(2),
+}
+
+
+@pytest.mark.parametrize("kind", USERS)
+def test_a_users_column_of_any_type_comes_back(store: LocalStore, kind: str) -> None:
+    """What a Parquet list may hold is in the manifest with its values, and the plan still matches its digest."""
+    rows = table(("a", "b")).append_column("own", USERS[kind])
+    plan = write_plan(store, 1, RECIPE, rows, 0)
+    own = Manifest(store, plan).videos["own"]
+    assert repr(own.to_pylist()) == repr(USERS[kind].to_pylist())  # repr, because NaN is not NaN
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="defect: pipeline/manifest.py plan_digest: to_pylist of nanoseconds raises"
+)
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.duration("ns")])
+def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.DataType) -> None:
+    """`2024-01-01 00:00:00.123456789` in a CSV list is a timestamp of nanoseconds, and no reason for a traceback."""
+    rows = table(("a", "b")).append_column("own", pa.array([1704067200123456789, None], pa.int64()).cast(kind))
+    plan = write_plan(store, 1, RECIPE, rows, 0)
+    assert Manifest(store, plan).videos["own"].cast(pa.int64()).to_pylist() == [1704067200123456789, None]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_written_and_read_back(store: LocalStore) -> None:
+    """plan.json says how many videos, shards and bytes; the manifest gives the rows back."""
+    rows = put(table(), "size_bytes", [*range(10), -1])
+    plan = write_plan(store, 3, RECIPE, rows, 7)
+    assert plan.digest == plan_digest(RECIPE, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
+    assert (plan.seq, plan.n_videos, plan.n_shards, plan.size_bytes, plan.n_skipped) == (3, 11, 3, 45, 7)
+    assert load_plans(store) == [plan]
+    assert Manifest(store, plan).videos.equals(rows)
+    assert sorted(files_of(store)) == [f"{plan.folder}/manifest-00000.parquet", f"{plan.folder}/plan.json"]
+    assert list(store.list("_job/tmp/")) == []
+
+
+def test_a_plan_on_s3_is_the_same(store: LocalStore, bucket: str) -> None:
+    """Both kinds of store give one plan of the same digest."""
+    far = open_store(f"s3://{bucket}/out")
+    plan = write_plan(far, 1, RECIPE, table(), 0)
+    assert load_plans(far) == [plan] == [write_plan(store, 1, RECIPE, table(), 0)]
+    assert Manifest(far, plan).videos.equals(table())
+
+
+def test_writing_a_plan_again_changes_nothing(store: LocalStore) -> None:
+    """The second time gives the same record and touches no file."""
+    first = write_plan(store, 1, RECIPE, table(), 2)
+    before = files_of(store)
+    assert write_plan(store, 1, RECIPE, table(), 2) == first
+    assert files_of(store) == before
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Dying(LocalStore):
+    """A store whose process is killed before its n-th create, or right after it."""
+
+    def __init__(self, url: str, creates: int, *, after: bool) -> None:
+        super().__init__(url)
+        self.left, self.after = creates, after
+
+    def create(self, key: str, source: bytes | Path) -> Created:
+        self.left -= 1
+        if self.left < 0 and not self.after:
+            raise Killed
+        done = super().create(key, source)
+        if self.left < 0:
+            raise Killed
+        return done
+
+
+def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any create, there is no plan until plan.json is there; doing it again completes it to the same files."""
+    monkeypatch.setattr(manifest_module, "PART_ROWS", 4)
+    whole = LocalStore(str(tmp_path / "whole"))
+    plan = write_plan(whole, 1, RECIPE, table(), 0)
+    contents = {key: content for key, (content, _) in files_of(whole).items()}
+    assert len(contents) == 4
+    for creates in range(4):
+        for after in (False, True):
+            url = str(tmp_path / f"{creates}{after}")
+            with pytest.raises(Killed):
+                write_plan(Dying(url, creates, after=after), 1, RECIPE, table(), 0)
+            store = LocalStore(url)
+            assert load_plans(store) == ([plan] if (creates, after) == (3, True) else [])
+            assert write_plan(store, 1, RECIPE, table(), 0) == plan and load_plans(store) == [plan]
+            assert {key: content for key, (content, _) in files_of(store).items()} == contents
+
+
+def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> None:
+    """A part that an interrupted run with another Parquet library left is adopted: plan.json names its very bytes."""
+    rows = table()
+    whole = plan_digest(RECIPE, rows)
+    path = tmp_path / "part"
+    pq.write_table(rows, path, compression="gzip", row_group_size=2)
+    key = f"plans/0001-{whole[:8]}/manifest-00000.parquet"
+    store.create(key, path)
+    plan = write_plan(store, 1, RECIPE, rows, 0)
+    assert store.read(key) == path.read_bytes() and Manifest(store, plan).videos.equals(rows)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(7, 20))
+def test_parts_end_where_shards_end(n_videos: int, shard_videos: int, part_rows: int) -> None:
+    """No part has more than PART_ROWS rows, no shard is in two, together they are the plan, and none could be longer."""
+    rows = table([f"v{at}" for at in range(n_videos)], shard_videos)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_module, "PART_ROWS", part_rows)
+        store = LocalStore(folder)
+        plan = write_plan(store, 1, RECIPE, rows, 0)
+        parts = [read_part(store, plan, part) for part in plan.parts]
+        assert Manifest(store, plan).videos.equals(rows)
+    assert pa.concat_tables(parts).equals(rows)
+    assert [part.name for part in plan.parts] == [f"manifest-{at:05d}.parquet" for at in range(len(parts))]
+    shards = [part["shard"].to_pylist() for part in parts]
+    assert [(part.n_videos, part.first_shard, part.end_shard) for part in plan.parts] == [
+        (len(of), of[0], of[-1] + 1) for of in shards
+    ]
+    assert all(after[0] == before[-1] + 1 for before, after in zip(shards, shards[1:], strict=False))
+    assert all(len(of) <= part_rows for of in shards)
+    for before, after in zip(shards, shards[1:], strict=False):
+        assert len(before) + after.count(after[0]) > part_rows
+    assert plan.n_shards == shards[-1][-1] + 1
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_holds_its_videos(store: LocalStore) -> None:
+    """Manifest.shard gives back the references that were planned, nulls and all; shards together are the plan."""
+    refs = [
+        VideoRef(f"id{at}", f"p{at}.mp4", f"file:///p{at}.mp4", f"{at:016d}", at - 1, *marks)
+        for at, marks in enumerate([(None, None), (5, None), (2**62, '"etag"'), (None, '"e"'), (-1, None)])
+    ]
+    fields = [field for field in MANIFEST if field.name != "shard"]
+    rows = pa.table([pa.array([getattr(r, f.name) for r in refs], f.type) for f in fields], schema=pa.schema(fields))
+    plan = write_plan(store, 12, RECIPE, with_shards(rows, 2), 0)
+    manifest = Manifest(store, plan)
+    shards = [manifest.shard(at) for at in range(plan.n_shards)]
+    assert [ref for shard in shards for ref in shard.videos] == refs
+    assert [len(shard.videos) for shard in shards] == [manifest.n_videos(at) for at in range(3)] == [2, 2, 1]
+    assert [(s.plan_seq, s.plan8, s.shard) for s in shards] == [(12, plan.digest[:8], at) for at in range(3)]
+    assert shards[1].name == f"{plan.digest[:8]}-000000001"
+    assert manifest.rows(1)["path"].to_pylist() == ["p2.mp4", "p3.mp4"]
+
+
+def test_users_columns_of_a_shard_are_those_of_its_videos(store: LocalStore) -> None:
+    """user_columns has video_id and the user's columns, and none of ours."""
+    manifest = Manifest(store, write_plan(store, 1, RECIPE, table(), 0))
+    own = manifest.user_columns(1)
+    assert own.column_names == ["video_id", "label"]
+    assert own.to_pylist() == [{"video_id": name, "label": f"label of {name}"} for name in "efgh"]
+
+
+def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
+    """known_versions has every video of every plan, with the version of its newest plan; plans are in order of seq."""
+    rows = videos(("a", "b", "c"))
+    for seq, names, version in ((10, ["a"], "2" * 16), (1, ["a", "b", "c"], "0" * 16), (2, ["a", "b"], "1" * 16)):
+        kept = rows.filter(pc.is_in(rows["video_id"], pa.array(names)))
+        write_plan(store, seq, RECIPE, with_shards(put(kept, "version", [version] * len(kept)), 4), 0)
+    plans = load_plans(store)
+    assert [plan.seq for plan in plans] == [1, 2, 10]
+    assert known_versions(store, plans) == {"a": "2" * 16, "b": "1" * 16, "c": "0" * 16}
+    assert known_versions(store, []) == {}
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def read_all(store: Store) -> list[tuple[PlanRecord, pa.Table]]:
+    return [(plan, Manifest(store, plan).videos) for plan in load_plans(store)]
+
+
+def flips(store: LocalStore, key: str, step: int, check: Callable[[], None]) -> None:
+    """Flip one bit in every `step`-th byte of an object, and call `check` each time."""
+    path, content = store.root / key, store.read(key)
+    for at in range(0, len(content), step):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << (at // step) % 8]) + content[at + 1 :])
+        check()
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
+    """Whatever bit of a manifest part flips, the manifest is refused and the file named."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+
+    def check() -> None:
+        with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is not the file that was planned; restore it"):
+            Manifest(store, plan)
+
+    flips(store, f"{plan.folder}/manifest-00000.parquet", 16, check)
+    assert Manifest(store, plan).videos.equals(table())
+
+
+def test_a_missing_part_is_damage(store: LocalStore) -> None:
+    """A part that is gone is told as such, with a remedy."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    (store.root / plan.folder / "manifest-00000.parquet").unlink()
+    with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is missing; restore it, or start at another output"):
+        Manifest(store, plan)
+
+
+def test_a_flipped_bit_of_plan_json_never_gives_other_videos(store: LocalStore) -> None:
+    """Whatever bit of plan.json flips: it is damage, or the videos, shards and digest are still those of the plan."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    damaged = 0
+
+    def check() -> None:
+        nonlocal damaged
+        try:
+            [(read, rows)] = read_all(store)
+        except DamagedJob:
+            damaged += 1
+            return
+        assert (read.seq, read.digest, read.recipe_digest, read.n_shards) == (1, plan.digest, RECIPE, plan.n_shards)
+        assert rows.equals(table())
+
+    flips(store, f"{plan.folder}/plan.json", 1, check)
+    assert damaged > 500
+
+
+@pytest.mark.xfail(
+    strict=True, reason="defect: pipeline/manifest.py load_plans, Manifest do not check the counts of plan.json"
+)
+@pytest.mark.parametrize("name", ["n_videos", "size_bytes", "n_skipped", "schema_version", "part.n_videos", "part.end"])
+def test_an_edited_plan_json_is_damage(store: LocalStore, name: str) -> None:
+    """DamagedJob if a plan was edited, whichever of its values it was: status and progress rest on these counts."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    [part] = plan.parts
+    edited = {
+        "part.n_videos": replace(plan, parts=(replace(part, n_videos=99),)),
+        "part.end": replace(plan, parts=(replace(part, end_shard=99),)),
+    }.get(name) or replace(plan, **{name: 99})
+    (store.root / plan.folder / "plan.json").write_text(json.dumps(edited.to_dict()))
+    with pytest.raises(DamagedJob):
+        read_all(store)
+
+
+@pytest.mark.parametrize("name", ["digest", "recipe_digest", "n_shards", "seq"])
+def test_an_edited_identity_is_damage(store: LocalStore, name: str) -> None:
+    """Another digest (its end, too), recipe, number of shards or number of the plan is found."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    given = plan.to_dict()
+    given[name] = given[name][:-1] + "_" if isinstance(given[name], str) else given[name] + 1
+    (store.root / plan.folder / "plan.json").write_text(json.dumps(given))
+    with pytest.raises(DamagedJob):
+        read_all(store)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"parts": 5}', b"{"])
+def test_a_plan_json_that_cannot_be_read_is_damage(store: LocalStore, content: bytes) -> None:
+    """Anything that is not a plan is DamagedJob with a remedy."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    (store.root / plan.folder / "plan.json").write_bytes(content)
+    with pytest.raises(DamagedJob, match=r"plan\.json cannot be read .*restore it"):
+        load_plans(store)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AttributeError, reason="defect: pipeline/manifest.py load_plans: JSON that is no object"
+)
+@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'{"parts": [5]}', b'{"parts": [[]]}'])
+def test_a_plan_json_of_another_shape_is_damage(store: LocalStore, content: bytes) -> None:
+    """Valid JSON that is no plan is DamagedJob too, not a traceback."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    (store.root / plan.folder / "plan.json").write_bytes(content)
+    with pytest.raises(DamagedJob):
+        load_plans(store)
+
+
+def test_two_plans_of_one_number_are_damage(store: LocalStore) -> None:
+    """Two writers that both made plan 1 are found out."""
+    write_plan(store, 1, RECIPE, table(("a", "b")), 0)
+    write_plan(store, 1, RECIPE, table(("a", "c")), 0)
+    with pytest.raises(DamagedJob, match="two plans of one number"):
+        load_plans(store)
+
+
+def test_no_plans_are_no_damage(store: LocalStore) -> None:
+    """An output without plans has none."""
+    assert load_plans(store) == []
