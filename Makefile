@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -19,6 +19,10 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) docs/generate.py --check
+
+docs: $(READY)
+	$(PY) docs/generate.py
 
 $(READY): pyproject.toml constraints.txt
 	@echo "== making the environment in $(VENV) (about 2 GB; one or two minutes when pip's cache is warm)"

@@ -20,7 +20,8 @@ from pipeline.listing import Found, local_path
 from pipeline.manifest import with_shards
 from pipeline.schema import MAX_OBJECT_BYTES
 
-SAMPLE = 24  # videos that are probed, spread evenly over the source
+SAMPLE = 500  # videos that are probed at most, drawn from the whole source with a fixed seed
+SAMPLE_S = 5.0  # after which no further one is
 TIMED_BATCHES = 2  # after one to warm up
 
 
@@ -56,16 +57,19 @@ def estimate(
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     sizes = np.maximum(videos["size_bytes"].to_numpy(), 0)
     counts, sampled = [], []
-    for at in np.unique(np.linspace(0, len(sizes) - 1, SAMPLE).astype(int)):
-        uri = videos["uri"][int(at)].as_py()
+    until = time.monotonic() + SAMPLE_S
+    for at in np.random.default_rng(0).permutation(len(sizes))[:SAMPLE].tolist():
+        uri = videos["uri"][at].as_py()
         if uri.startswith("s3://"):
             continue  # a probe would download it
         try:
-            found_frames = probe(os.fsdecode(local_path(uri)), DecodeLimits()).n_frames
+            n_frames = probe(os.fsdecode(local_path(uri)), DecodeLimits()).n_frames
         except VideoError:
-            continue
-        counts.append(len(clip_spans(prepared.recipe.sampling, found_frames)))
+            n_frames = 0
+        counts.append(len(clip_spans(prepared.recipe.sampling, n_frames)))
         sampled.append(int(sizes[at]))
+        if time.monotonic() > until:
+            break
     total = int(sizes.sum())
     n_clips = round(sum(counts) * total / max(sum(sampled), 1)) if counts else 0
     device, rate = _rate(prepared)

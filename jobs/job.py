@@ -28,9 +28,7 @@ def read_job(store: Store) -> JobRecord:
     try:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
-        raise NoSuchJob(
-            f"there is no job at {store.url} (no job.json); `p3d launch SRC {store.url}` starts one"
-        ) from None
+        raise NoSuchJob(f"there is no job at {store.url}; `p3d launch SRC {store.url}` starts one") from None
 
 
 def refuse_other_job(store: Store, recipe: Recipe) -> None:

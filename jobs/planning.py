@@ -56,6 +56,8 @@ class Prepared:
 
 def prepare(spec: JobSpec) -> Prepared:
     """Load the weights and fix the recipe. InputError with a sentence if either cannot be."""
+    if spec.model is None and spec.weights.startswith("random:"):
+        raise InputError("random weights fit any network: say which with --model (see `p3d models`)")
     try:
         weights = p3d.weights.resolve(spec.weights, name=spec.model, graph=spec.graph)
     except ValueError as error:

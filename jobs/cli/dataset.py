@@ -95,5 +95,7 @@ def verify(out: str, as_json: bool, **typed: Any) -> int:
         elif found.pending or found.underived:
             talk.say(f"not finished: `p3d resume {out}` goes on")
         else:
-            talk.say(f"clean: {found.clips} clips of {found.ok} videos in {found.shards} shards, all accounted for")
+            talk.say(
+                f"clean: {talk.count(found.clips, 'clip')} of {talk.count(found.ok, 'video')} in {talk.count(found.shards, 'shard')}, all accounted for"
+            )
     return 7 if found.damaged else 6 if found.pending or found.underived else 0

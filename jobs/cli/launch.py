@@ -134,18 +134,25 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     if as_json:
         talk.show_json({"recipe": recipe.to_dict(), **guess.to_dict(), "skipped": list(found.skipped)})
         return 0
-    sampled = f"about, from {guess.n_sampled} videos" if guess.n_sampled else "unknown: no video could be sampled"
+    sampled = (
+        f"about, from {talk.count(guess.n_sampled, 'video')}"
+        if guess.n_sampled
+        else "unknown: no video could be sampled"
+    )
     skipped = f": {', '.join(found.skipped[:3])}" if found.skipped else ""
     talk.show(
         talk.table(
             [
                 ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
                 ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}"),
-                ("videos", f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {guess.n_shards} shards"),
-                ("skipped", f"{len(found.skipped)} other files{skipped}"),
+                (
+                    "videos",
+                    f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {talk.count(guess.n_shards, 'shard')}",
+                ),
+                ("skipped", f"{talk.count(len(found.skipped), 'other file')}{skipped}"),
                 ("clips", f"{guess.n_clips} ({sampled})"),
                 ("output", talk.human_bytes(guess.output_bytes)),
-                ("time", f"{talk.human_time(guess.seconds)} if decoding keeps up"),
+                ("time", f"about {talk.human_time(guess.seconds)}, if decoding keeps up"),
                 ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
             ]
         )
@@ -185,7 +192,10 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
     if added is None:
         talk.say("nothing in SRC is new or changed")
     else:
-        talk.say(f"{added.n_videos} videos in {added.n_shards} shards, {added.n_skipped} other files skipped")
+        talk.say(
+            f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}, "
+            f"{talk.count(added.n_skipped, 'other file')} skipped"
+        )
     return _run(out, store, job, options, epoch, s3, as_json)
 
 
@@ -230,7 +240,7 @@ def _run(out: str, store: Any, job: Any, options: Any, epoch: Any, s3: Any, as_j
     if not work.todo:
         control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
         return _report(out, store, job, as_json)
-    talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {options.workers} workers ...")
+    talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
     with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
         run = Run(store, job, plans, work, cluster, epoch, options, s3=s3, on_progress=on_progress)
         finish: Finish = run.loop()
@@ -254,7 +264,7 @@ def _report(out: str, store: Any, job: Any, as_json: bool, *, verdict: bool = Tr
         talk.show(f"{store.url}/clips/*.parquet   {now.clips_done} clip embeddings")
         talk.show(f"{store.url}/videos/*.parquet  {now.videos_done - now.videos_failed} video embeddings")
         if now.videos_failed:
-            talk.say(f"{now.videos_failed} videos failed:  p3d failures {out}")
+            talk.say(f"{talk.count(now.videos_failed, 'video')} failed:  p3d failures {out}")
     return now.exit_code or 0
 
 

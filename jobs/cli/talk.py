@@ -99,6 +99,11 @@ def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> st
     return "\n".join("  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_bytes(count: float) -> str:
     """`1.5 GB`; powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

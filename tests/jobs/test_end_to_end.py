@@ -82,11 +82,10 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
 def test_queries_of_the_readme_run(undisturbed: Path) -> None:
     """DuckDB and Polars read the dataset with the queries that the README shows."""
     blocks = (REPO / "README.md").read_text().split("```")
-    sql = (
-        next(block for block in blocks if block.startswith("sql")).removeprefix("sql").replace("OUT", str(undisturbed))
-    )
+    sql = next(block for block in blocks if block.startswith("sql")).removeprefix("sql")
+    sql = sql.replace("OUT", str(undisturbed))
     found = [duckdb.sql(one).fetchall() for one in sql.strip().split(";") if one.strip()]
-    assert len(found) == 2
+    assert len(found) == 3
     assert all(found)
     python = next(block for block in blocks if block.startswith("python") and "polars" in block).removeprefix("python")
     names: dict[str, object] = {}
@@ -216,15 +215,19 @@ def test_a_second_launch_is_refused_and_cancel_drains(tmp_path: Path, archive: P
 
 
 def test_takeover_supersedes_a_live_run(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """With --takeover a second run goes on at once; the first one finds out, stops and exits 5 (row 41)."""
+    """With --takeover a second run goes on at once; the first finds out and exits 5. `cancel --now` drops shards."""
     out = tmp_path / "out"
-    with running("launch", archive, out, "--weights", small_weights, "--clips", "every:2", *LAUNCH) as first:
+    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:40", "--shard-videos", 1)
+    with running(*args) as first:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), first)
-        ran = p3d("resume", out, "--takeover")
-        _, err = first.communicate(timeout=60)
-    assert (first.returncode, "superseded" in err) == (5, True), err
-    assert ran.code == 0, ran.err
-    assert p3d("verify", out).code == 0
+        with running("resume", out, "--takeover") as second:
+            _, err = first.communicate(timeout=60)
+            assert (first.returncode, "superseded" in err) == (5, True), err
+            assert p3d("cancel", out, "--now").code == 0
+            _, err = second.communicate(timeout=60)
+            assert second.returncode == 6, err
+    ran = p3d("verify", out, "--json")
+    assert (ran.code, ran.json["damaged"], ran.json["pending"] > 0) == (6, False, True)
 
 
 def test_a_launch_from_s3_to_s3_gives_the_same_rows(

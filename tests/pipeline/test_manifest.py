@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_every_row_is_in_one_shard_and_shards_are_runs(sizes: list[int], shard_v
     assert sharded.drop_columns(["shard"]).equals(rows)
     assert sharded.column_names[: len(MANIFEST)] == MANIFEST.names
     of = sharded["shard"].to_pylist()
-    assert of[0] == 0 and all(after - before in (0, 1) for before, after in zip(of, of[1:], strict=False))
+    assert of[0] == 0 and all(after - before in (0, 1) for before, after in pairwise(of))
     runs = [[size for shard, size in zip(of, sizes, strict=True) if shard == at] for at in range(of[-1] + 1)]
     for run, following in zip(runs, [*runs[1:], None], strict=True):
         assert len(run) <= shard_videos
@@ -98,7 +99,7 @@ def test_the_digest_is_of_values_not_of_files(chunks: list[int], group: int, cod
     """Chunks, row groups, compression and encoding of a table change nothing of its digest."""
     rows = table()
     ends = [min(sum(chunks[:at]), len(rows)) for at in range(len(chunks) + 1)] + [len(rows)]
-    chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in zip(ends, ends[1:], strict=False)])
+    chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in pairwise(ends)])
     out = io.BytesIO()
     pq.write_table(chunked, out, row_group_size=group, compression=codec, use_dictionary=dictionary)
     assert plan_digest(RECIPE, chunked) == plan_digest(RECIPE, pq.read_table(out)) == plan_digest(RECIPE, rows)
@@ -227,7 +228,7 @@ class Dying(LocalStore):
 
 
 def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any create, there is no plan until plan.json is there; doing it again completes it to the same files."""
+    """Killed at any create, there is no plan until plan.json is there; doing it again completes the same files."""
     monkeypatch.setattr(manifest_module, "PART_ROWS", 4)
     whole = LocalStore(str(tmp_path / "whole"))
     plan = write_plan(whole, 1, RECIPE, table(), 0)
@@ -259,7 +260,7 @@ def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(7, 20))
 def test_parts_end_where_shards_end(n_videos: int, shard_videos: int, part_rows: int) -> None:
-    """No part has more than PART_ROWS rows, no shard is in two, together they are the plan, and none could be longer."""
+    """No part has more than PART_ROWS rows, no shard is in two, together they are the plan, none could be longer."""
     rows = table([f"v{at}" for at in range(n_videos)], shard_videos)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_module, "PART_ROWS", part_rows)
@@ -273,9 +274,9 @@ def test_parts_end_where_shards_end(n_videos: int, shard_videos: int, part_rows:
     assert [(part.n_videos, part.first_shard, part.end_shard) for part in plan.parts] == [
         (len(of), of[0], of[-1] + 1) for of in shards
     ]
-    assert all(after[0] == before[-1] + 1 for before, after in zip(shards, shards[1:], strict=False))
+    assert all(after[0] == before[-1] + 1 for before, after in pairwise(shards))
     assert all(len(of) <= part_rows for of in shards)
-    for before, after in zip(shards, shards[1:], strict=False):
+    for before, after in pairwise(shards):
         assert len(before) + after.count(after[0]) > part_rows
     assert plan.n_shards == shards[-1][-1] + 1
 

@@ -1,0 +1,105 @@
+"""Writes docs/reference.md and the generated tables of README.md from the code itself; a test holds them to it.
+
+python docs/generate.py          rewrite
+python docs/generate.py --check  exit 1 if something is out of date
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from jobs.cli import VERBS, cli  # noqa: E402 - after the path
+from jobs.cli.talk import EXIT_CODES  # noqa: E402
+from pipeline import schema  # noqa: E402
+from pipeline.errors import REASON_MEANING  # noqa: E402
+
+
+def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def exit_codes() -> str:
+    return markdown_table(("code", "meaning"), [(str(code), text) for code, text in EXIT_CODES.items()])
+
+
+def reasons() -> str:
+    return markdown_table(("reason", "meaning"), [(f"`{reason}`", text) for reason, text in REASON_MEANING.items()])
+
+
+def columns() -> str:
+    tables = {
+        "clips": schema.clips_schema(2048, "float32"),
+        "videos": schema.videos_schema(2048, "float32", 2),
+        "failures": schema.FAILURES,
+    }
+    return "\n\n".join(
+        f"### {name}/\n\n" + markdown_table(("column", "type"), [(f"`{f.name}`", f"`{f.type}`") for f in found])
+        for name, found in tables.items()
+    )
+
+
+def help_of(name: str) -> str:
+    context = click.Context(cli, info_name="p3d", max_content_width=90, terminal_width=90)
+    command = cli.get_command(context, name)
+    assert command is not None
+    text = command.get_help(
+        click.Context(command, info_name=name, parent=context, max_content_width=90, terminal_width=90)
+    )
+    return f"### p3d {name}\n\n```\n{text}\n```"
+
+
+def reference() -> str:
+    return "\n\n".join(
+        [
+            "# Reference",
+            "Generated from the code by `make docs`; a test fails when it is out of date.",
+            "## Verbs",
+            *map(help_of, VERBS),
+            "## Exit codes",
+            exit_codes(),
+            "## Failure reasons",
+            "The closed set of `failures.reason`.",
+            reasons(),
+            "## Columns",
+            "`videos/` also has the user's own columns of a CSV or Parquet list; `embedding_max` only with `--pool mean+max`.",
+            columns(),
+            "",
+        ]
+    )
+
+
+def readme(text: str) -> str:
+    """README.md with its generated blocks made anew."""
+    for name, content in (("exit codes", exit_codes()), ("reasons", reasons())):
+        pattern = rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(pattern, lambda found, content=content: found[1] + content + found[2], text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md needs one block '<!-- generated: {name} -->'")
+    return text
+
+
+def main() -> int:
+    wanted = {
+        ROOT / "docs" / "reference.md": reference(),
+        ROOT / "README.md": readme((ROOT / "README.md").read_text()),
+    }
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            click.echo(f"{path.relative_to(ROOT)} is out of date: run `make docs`", err=True)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(wanted[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
