@@ -69,7 +69,7 @@ def reference() -> str:
             "The closed set of `failures.reason`.",
             reasons(),
             "## Columns",
-            "`videos/` also has the user's own columns of a CSV or Parquet list; `embedding_max` only with `--pool mean+max`.",
+            "`videos/` also has the user's own columns of a list; `embedding_max` only with `--pool mean+max`.",
             columns(),
             "",
         ]

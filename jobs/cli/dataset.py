@@ -95,7 +95,6 @@ def verify(out: str, as_json: bool, **typed: Any) -> int:
         elif found.pending or found.underived:
             talk.say(f"not finished: `p3d resume {out}` goes on")
         else:
-            talk.say(
-                f"clean: {talk.count(found.clips, 'clip')} of {talk.count(found.ok, 'video')} in {talk.count(found.shards, 'shard')}, all accounted for"
-            )
+            rows = f"{talk.count(found.clips, 'clip')} of {talk.count(found.ok, 'video')}"
+            talk.say(f"clean: {rows} in {talk.count(found.shards, 'shard')}, all accounted for")
     return 7 if found.damaged else 6 if found.pending or found.underived else 0

@@ -79,7 +79,11 @@ def _pyav(
     """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand."""
     n_frames = found.n_frames
     if not may_restart and not sampling.needs_every_frame:
-        n_frames = _last(read_pyav(found, spec, _NO_FRAME, policy)).n_frames
+        for message in read_pyav(found, spec, _NO_FRAME, policy):
+            if isinstance(message, VideoEnd):
+                n_frames = message.n_frames
+            else:
+                yield message  # empty: a sign of life
     for _ in range(2):
         yield _info(found, "pyav", n_frames)
         for message in read_pyav(found, spec, _wanted(sampling, n_frames), policy):
@@ -97,12 +101,6 @@ def _pyav(
 
 def _wanted(sampling: Sampling, n_frames: int) -> INT64 | None:
     return None if sampling.needs_every_frame else needed_frames(sampling, n_frames)
-
-
-def _last(messages: Iterator[FrameBlock | VideoEnd]) -> VideoEnd:
-    *_, end = messages
-    assert isinstance(end, VideoEnd)  # read_pyav ends with one, or raises
-    return end
 
 
 def _info(found: Probe, name: RouteName, n_frames: int) -> VideoInfo:

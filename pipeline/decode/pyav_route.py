@@ -19,6 +19,8 @@ from pipeline.decode.probe import Probe, open_container
 from pipeline.errors import Reason, VideoError
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
 
+SILENT_FRAMES = 1024  # decoded frames without a message, at most
+
 
 class _Damage(Exception):
     """The stream cannot be trusted from here on; `tail` when nothing was to come after it."""
@@ -34,6 +36,9 @@ def read_pyav(
 ) -> Iterator[FrameBlock | VideoEnd]:
     """The wanted frames (all of them for None) in blocks of at most 64, then one VideoEnd with the true count.
 
+    Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
+    for the caller's deadline.
+
     Damage is VideoError (corrupt_frames, or truncated at the end of the file) under `partial="fail"`; under "keep"
     it ends the video after the last good frame, with `truncated=True`. No good frame at all is no_frames either way.
     Holds one block of cropped frames and the decoder's own references.
@@ -41,16 +46,18 @@ def read_pyav(
     scaler = Scaler(spec, found.shown_hw, found.turn)
     wanted_set = None if wanted is None else frozenset(wanted.tolist())
     clock = _Clock(found)
-    block = _Block()
+    block = _Block(spec)
     held: UINT8 | None = None  # pixels of the frame before, whose end is the start of the next one
-    n_frames, truncated = 0, bool(found.truncated)
+    n_frames, silent, truncated = 0, 0, bool(found.truncated)
     try:
         for frame in _good_frames(found):
             start_s = clock.tick(frame)
             if held is not None:
                 block.add(n_frames - 1, clock.before_s, start_s, held)
-                if len(block) == MESSAGE_FRAMES:
-                    yield block.take()
+            silent += 1
+            if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
+                yield block.take()
+                silent = 0
             held = scaler.picture(frame) if wanted_set is None or n_frames in wanted_set else None
             n_frames += 1
     except _Damage as damage:
@@ -133,7 +140,8 @@ class _Clock:
 class _Block:
     """Frames waiting to be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: FrameSpec) -> None:
+        self._nothing = np.empty((0, *spec.crop_hw, 3), np.uint8)
         self._numbers: list[int] = []
         self._times: list[tuple[float, float]] = []
         self._frames: list[UINT8] = []
@@ -148,9 +156,14 @@ class _Block:
 
     def take(self) -> FrameBlock:
         """All of them as one message, and start anew."""
-        times_N2 = np.asarray(self._times, np.float64)
+        times_N2 = np.asarray(self._times, np.float64).reshape(-1, 2)
         numbers_N = np.asarray(self._numbers, np.int64)
-        block = FrameBlock(numbers_N, times_N2[:, 0].copy(), times_N2[:, 1].copy(), np.stack(self._frames))
+        block = FrameBlock(
+            numbers_N,
+            times_N2[:, 0].copy(),
+            times_N2[:, 1].copy(),
+            np.stack(self._frames) if self._frames else self._nothing,
+        )
         for kept in (self._numbers, self._times, self._frames):
             kept.clear()
         return block

@@ -15,6 +15,7 @@ import pytest
 from pipeline.clips import Sampling, needed_frames, parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
 from pipeline.decode import decord_route as decord_route_module
+from pipeline.decode import pyav_route as pyav_route_module
 from pipeline.decode.decord_route import DecordGaveUp, runs
 from pipeline.errors import Reason, VideoError
 from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
@@ -397,3 +398,14 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
         DecodePolicy(decoder="ffmpeg")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="partial is"):
         DecodePolicy(partial="yes")  # type: ignore[arg-type]
+
+
+def test_a_sparse_decode_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few frames are wanted, empty blocks come in between, so that a deadline on silence is fair."""
+    monkeypatch.setattr(pyav_route_module, "SILENT_FRAMES", 20)
+    path = make.video(tmp_path / "long.mp4", "libx264", 200, options=NO_B)
+    sparse = parse_sampling("uniform:1", clip_frames=4)
+    messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy(decoder="pyav")))
+    sizes = [len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)]
+    assert len(sizes) >= 9
+    assert sum(sizes) == 4
