@@ -30,12 +30,13 @@ from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.decode.messages import decode_messages
 from pipeline.errors import Reason, StoreError
 from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoRef
+from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 
 BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
 POLL_S = 0.5
+SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class _Stream:
     case: _Case
     note: Path
     silent_since: float | None = None  # None until its process has begun
+    opened: bool = False
     ended: bool = False
 
 
@@ -158,6 +160,7 @@ class Decoding:
         stream.silent_since = time.monotonic()
         if isinstance(message, Failure):
             message = Failure(message.reason, message.detail, stream.case.attempts)
+        stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
         yield stream.case.at, message
 
@@ -177,8 +180,12 @@ class Decoding:
             suspects.append(case)
 
     def _overdue(self, generator: Any) -> bool:
-        since = self.streams[generator].silent_since
-        return since is not None and time.monotonic() - since > self.spec.video_timeout_s
+        """Silent for too long? Until the first frames, time to fetch and index the whole file is allowed on top."""
+        stream = self.streams[generator]
+        if stream.silent_since is None:
+            return False
+        reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
+        return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
     def _kill(self, generator: Any) -> tuple[int, DecodeMessage]:
         case = self.streams.pop(generator).case

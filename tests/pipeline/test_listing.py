@@ -301,8 +301,9 @@ def write_list(kind: str, entries: list[str]) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
-@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("txt", "local"), ("csv", "local"), ("parquet", "local"), ("txt", "s3"), ("parquet", "s3")]
+)
 def test_a_list_has_relative_absolute_and_s3_entries(
     kind: str, place: str, tmp_path: Path, bucket: str, put: Put
 ) -> None:
