@@ -95,7 +95,7 @@ def main() -> int:
     say("what was written")
     for path in sorted(OUT.rglob("*.parquet")):
         print(
-            f"  {str(path.relative_to(HERE)):45} {pq.read_metadata(path).num_rows:4} rows {path.stat().st_size / 1e3:7.1f} kB"
+            f"  {path.relative_to(HERE)!s:45} {pq.read_metadata(path).num_rows:4} rows {path.stat().st_size / 1e3:7.1f} kB"
         )
     say("what failed, and why")
     p3d("failures", OUT)

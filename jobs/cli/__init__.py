@@ -53,10 +53,10 @@ def cli() -> None:
     """Turn a video archive into embeddings: P3D ResNet on Ray, rows in Parquet, nothing lost.
 
     \b
-      p3d plan   videos/ out/ --weights FILE      what would be done
-      p3d launch videos/ out/ --weights FILE      do it; Ctrl-C is safe
-      p3d status out/ --watch                     from anywhere
-      p3d resume out/                             after a kill, an outage, a full disk
+      p3d plan   videos/ out/ --weights FILE    what would be done
+      p3d launch videos/ out/ --weights FILE    do it; Ctrl-C is safe
+      p3d status out/ --watch                   from anywhere
+      p3d resume out/                           after a kill or an outage
 
     SRC is a folder, a video, a .txt, .csv or .parquet list, or s3://bucket/prefix. OUT is a folder or
     s3://bucket/prefix, and is all there is to a job: every other verb takes it alone.

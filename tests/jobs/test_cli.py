@@ -1,0 +1,255 @@
+"""The command line: a user's mistake is one sentence and a documented exit code, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jobs import control
+from jobs.cli import VERBS, cli, talk
+from jobs.cli.talk import EXIT_CODES, escape, human_bytes, human_time, table
+from pipeline.commit import commit_shard
+from pipeline.store import LocalStore
+from tests.conftest import REPO, p3d
+from tests.pipeline.rows import planned, recipe, shard_rows
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    """docs/reference.md and the tables of README.md are those that the code generates."""
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=REPO, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_answers_on_every_verb(verb: str) -> None:
+    """--help says what a verb does, within 80 columns."""
+    result = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80)
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 4
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
+    """A folder with an empty source, files that are no weights, and a list that names a video twice."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt.bak").write_text("x")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    (tmp_path / "cut.safetensors").write_bytes(small_weights.read_bytes()[:1000])
+    (tmp_path / "twice.txt").write_text("a.mp4\na.mp4\n")
+    (tmp_path / "bad.csv").write_text("colour\nred\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear aunt")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("", 2, "Usage"),
+        ("lanch a b", 2, "The verbs are"),
+        ("launch {archive}", 2, "OUT"),
+        ("launch {archive} {out}", 2, "--weights"),
+        ("launch {archive} {out} --weights random:0", 2, "--model"),
+        ("launch {archive} {out} --weights random:x --model p3d63", 2, "whole number"),
+        ("launch {archive} {out} --weights random:0 --model p3d64", 2, "did you mean p3d63"),
+        ("launch {archive} {out} --weights random:0 --model p3d63-flow", 2, "optical flow"),
+        ("launch {archive} {out} --weights {here}/none.safetensors", 2, "there is no weights file"),
+        ("launch {archive} {out} --weights {here}/text.safetensors", 2, "text.safetensors"),
+        ("launch {archive} {out} --weights {here}/cut.safetensors", 2, "cut.safetensors"),
+        ("launch {archive} {out} --weights {small} --model p3d199", 2, "p3d199"),
+        ("launch {archive} {out} --weights {small} --clips often", 2, "every:16"),
+        ("launch {archive} {out} --weights {small} --clips every:0", 2, "every:16"),
+        ("launch {archive} {out} --weights {small} --max-failures many", 2, "5%"),
+        ("launch {archive} {out} --weights {small} --device tpu", 2, "device"),
+        ("launch {archive} {out} --weights {small} --batch-size 0", 2, "--batch-size"),
+        ("launch {archive} {out} --weights {small} --id-column id", 2, "CSV or Parquet"),
+        ("launch {here}/nowhere {out} --weights {small}", 2, "does not exist"),
+        ("launch {here}/empty {out} --weights {small}", 2, "no videos"),
+        ("launch {here}/twice.txt {out} --weights {small}", 2, "more than once"),
+        ("launch {here}/bad.csv {out} --weights {small}", 2, "no column of paths"),
+        ("launch http://example.org/v {out} --weights {small}", 2, "only local paths and s3://"),
+        ("launch {archive} gs://bucket/x --weights {small}", 2, "only folders and s3://"),
+        ("launch {archive} {here}/full --weights {small}", 5, "holds no job"),
+        ("launch {archive} {here}/twice.txt/out --weights {small}", 6, "a file stands where a folder is needed"),
+        ("plan {here}/empty --weights {small}", 2, "no videos"),
+        ("resume {out}", 4, "there is no job"),
+        ("status {out}", 4, "there is no job"),
+        ("cancel {out}", 4, "there is no job"),
+        ("failures {out}", 4, "there is no job"),
+        ("verify {out}", 4, "there is no job"),
+        ("verify s3://b --endpoint-url http://user:secret@127.0.0.1:9", 2, "credentials"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_a_code(
+    mistakes: Path, archive: Path, small_weights: Path, words: str, code: int, says: str
+) -> None:
+    """Each mistake: its documented code, one sentence with what was wrong, no traceback, nothing written."""
+    before = sorted(mistakes.rglob("*"))
+    names = {"archive": archive, "out": mistakes / "out", "here": mistakes, "small": small_weights}
+    ran = in_process(*words.format(**names).split())
+    assert ran[0] == code, ran
+    assert says in ran[2]
+    assert "Traceback" not in ran[2]
+    assert "secret" not in ran[2]
+    assert ran[1] == ""
+    assert sorted(mistakes.rglob("*")) == before
+
+
+def in_process(*args: str) -> tuple[int, str, str]:
+    """(code, stdout, stderr) of a command line in this process: what `main` does, without a process for each case."""
+    import contextlib
+    import io
+
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, ["p3d", *args]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = talk.run_cli(cli)
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> LocalStore:
+    """A job of three shards, of which two are committed."""
+    store = LocalStore(str(tmp_path / "out"))
+    manifest = planned(store, tuple("abcdefghij"))
+    for shard in (0, 1):
+        commit_shard(store, shard_rows(manifest, shard), recipe(), manifest.user_columns(shard))
+    return store
+
+
+def test_status_answers_without_any_control_file(job: LocalStore) -> None:
+    """With `_job/` gone the sums come from the footers; status exits 0, --exit-code says resumable."""
+    code, out, _ = in_process("status", job.url, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["schema_version"] == 1
+    assert (found["shards_done"], found["shards_all"]) == (2, 3)
+    assert (found["videos_done"], found["videos_failed"], found["videos_all"]) == (8, 2, 10)
+    assert found["failures"] == {"truncated": 2}
+    assert in_process("status", job.url, "--exit-code")[0] == 6
+
+
+def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
+    """All shards there: finished, and --wait exits 3 because videos failed."""
+    manifest = planned(job, tuple("abcdefghij"))
+    commit_shard(job, shard_rows(manifest, 2), recipe(), manifest.user_columns(2))
+    code, out, _ = in_process("status", job.url, "--wait")
+    assert code == 3
+    assert "finished" in out
+    assert "10/10 videos (100%)" in out
+
+
+def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
+    """What the heartbeat says is shown: rate, ETA, workers and what they are busy with; lines fit 80 columns."""
+    epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
+    worker = {"worker": 0, "state": "busy", "device": "cpu", "host": "h", "shard": "1/2", "videos": 1, "clips": 7}
+    control.beat(
+        job,
+        epoch.number,
+        {
+            "counter": 3,
+            "state": "running",
+            "videos": {"all": 10, "done": 9, "failed": 2},
+            "shards": {"all": 3, "done": 2},
+            "clips": 17,
+            "clips_per_s": 1.5,
+            "eta_s": 65.0,
+            "elapsed_s": 10.0,
+            "failures": {"truncated": 2},
+            "workers": [{**worker, "encode_s": 9.0, "wait_s": 1.0}],
+        },
+    )
+    code, out, _ = in_process("status", job.url)
+    assert code == 0
+    for words in ("running", "9/10 videos", "1.50 clips/s", "ETA 1:05", "2 truncated", "90% encoding, 10% waiting"):
+        assert words in out
+    assert max(map(len, out.splitlines())) <= max(80, len(job.url) + 40)
+
+
+def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:
+    """cancel writes a request for the newest epoch; with nothing running it says so."""
+    code, _, err = in_process("cancel", job.url)
+    assert (code, "nothing is running" in err) == (0, True)
+    epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
+    assert in_process("cancel", job.url, "--now")[0] == 0
+    assert control.cancel_asked(job, epoch.number) == {"now": True}
+
+
+def test_failures_are_printed_as_table_csv_and_json(job: LocalStore) -> None:
+    """The same failures in three forms; --reason filters; an unknown reason is a mistake."""
+    assert "2 truncated: the file ends before" in in_process("failures", job.url)[1]
+    csv = in_process("failures", job.url, "--csv")[1].splitlines()
+    assert csv[0].startswith("video_id,path,uri")
+    assert len(csv) == 3
+    rows = json.loads(in_process("failures", job.url, "--json", "--reason", "truncated")[1])["failures"]
+    assert [row["video_id"] for row in rows] == ["b", "f"]
+    assert in_process("failures", job.url, "--reason", "internal")[2] == "no failures\n"
+    assert in_process("failures", job.url, "--reason", "bad luck")[0] == 2
+
+
+def test_verify_says_whether_the_job_is_whole(job: LocalStore) -> None:
+    """6 while shards are missing, 7 when something is damaged, with the file's name."""
+    assert in_process("verify", job.url)[0] == 6
+    alien = job.root / "clips" / "deadbeef-000000000.parquet"
+    alien.write_bytes(b"x")
+    code, out, err = in_process("verify", job.url)
+    assert code == 7
+    assert "deadbeef" in err
+    assert "unexpected" in out
+
+
+def test_an_edited_job_is_refused(job: LocalStore) -> None:
+    """A changed recipe in job.json is damage, told in a sentence (row 44)."""
+    path = job.root / "job.json"
+    path.write_text(path.read_text().replace("every:16", "every:08"))
+    code, _, err = in_process("status", job.url)
+    assert (code, "edited" in err) == (7, True)
+
+
+def test_models_are_listed() -> None:
+    """Every network with the numbers of the paper's table; JSON carries the same."""
+    text = in_process("models")[1]
+    assert re.search(r"p3d199 +199 +66,492,240 +266|p3d199 +199 +66,492,240", text)
+    found = {one["name"]: one for one in json.loads(in_process("models", "--json")[1])["models"]}
+    assert found["p3d63"]["layers"] == 63
+
+
+def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """plan: exact counts of videos and shards, clips counted from the files, other files named, nothing written."""
+    ran = p3d("plan", archive, tmp_path / "out", "--weights", small_weights, "--shard-videos", 5, "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["n_videos"], ran.json["n_shards"], ran.json["skipped"]) == (12, 3, ["readme.txt"])
+    assert ran.json["n_clips"] == 28
+    assert ran.json["clips_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_cannot_drive_a_terminal() -> None:
+    """Control characters of a file name are shown, not sent (row 51)."""
+    assert escape("a\x1b[31mb\x07\x9b") == "a\\x1b[31mb\\x07\\x9b"
+    assert escape("é\nline") == "é\nline"
+
+
+def test_exit_codes_are_documented() -> None:
+    """Every code that an error maps to is in the table."""
+    from pipeline import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)]
+    assert {talk.exit_code(kind("x")) for kind in kinds} <= EXIT_CODES.keys()
+
+
+def test_words_for_people() -> None:
+    """Sizes, times and tables read as people write them."""
+    assert [human_bytes(n) for n in (5, 1500, 2.5e9)] == ["5 B", "1.5 kB", "2.5 GB"]
+    assert [human_time(s) for s in (None, 9, 75, 11100)] == ["-", "9 s", "1 min 15 s", "3 h 05 min"]
+    assert table([("a", "1"), ("bbb", "22")], right=(1,)) == "a     1\nbbb  22"

@@ -1,0 +1,165 @@
+"""Decodes in processes of their own: one that crashes, is killed or hangs takes no other video with it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs import decoding
+from jobs.cluster import local_cluster
+from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, DecodeSpec, Decoding
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.errors import Reason, StoreUnknown
+from pipeline.listing import find
+from pipeline.store import StoreOptions
+from pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from tests.zoo import make
+
+NAMES = ("good1", "good2", "bad", "good3", "good4")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster(cpus=2):
+        yield
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> ShardPlan:
+    """Five videos, of which the tests make `bad` misbehave."""
+    (tmp_path / "v").mkdir()
+    first = make.video(tmp_path / "v" / "good1.mp4", "libx264", 80, options={"preset": "ultrafast"})
+    for name in NAMES[1:]:
+        shutil.copy(first, tmp_path / "v" / f"{name}.mp4")
+    videos = find(str(tmp_path / "v"), StoreOptions()).videos.to_pylist()
+    return ShardPlan(1, "00000000", 0, tuple(VideoRef(**row) for row in videos))
+
+
+def spec(**changes: Any) -> DecodeSpec:
+    frames = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 96))
+    sampling = parse_sampling("every:16", clip_frames=16)
+    made = DecodeSpec(frames, sampling, DecodePolicy(), DecodeLimits(), StoreOptions(), 2, 30.0)
+    return replace(made, **changes)
+
+
+def run(shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mischief: str, **changes: Any) -> Any:
+    """All messages by video name. `mischief` is code that the decode of `bad` runs after its first block."""
+    state = tmp_path / "state"
+    state.mkdir()
+
+    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+        for message in decoding.decode_video(video, made, scratch, note):
+            yield message
+            if video.path == "bad.mp4" and isinstance(message, FrameBlock):
+                exec(mischief, {"state": state})
+
+    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(decode)
+    monkeypatch.setattr(decoding, "_decode_video", remote)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found: dict[str, list[DecodeMessage]] = {}
+    for at, message in Decoding(shard, spec(**changes), scratch).messages():
+        found.setdefault(Path(shard.videos[at].path).stem, []).append(message)
+    return found
+
+
+def assert_innocents_are_whole(found: dict[str, list[DecodeMessage]]) -> None:
+    for name in NAMES:
+        if name != "bad":
+            assert sum(len(m.numbers_N) for m in found[name] if isinstance(m, FrameBlock)) == 80
+            assert isinstance(found[name][-1], VideoEnd)
+
+
+@pytest.mark.usefixtures("cluster")
+class TestMischief:
+    """One misbehaving video among four good ones, in a real Ray."""
+
+    def test_a_crash_convicts_the_second_time(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A segmentation fault, twice, is `decoder_crash` with the signal's name; nobody else suffers (row 13)."""
+        found = run(shard, tmp_path, monkeypatch, "import ctypes; ctypes.string_at(0)")
+        failure = found["bad"][-1]
+        assert isinstance(failure, Failure)
+        assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, CRASHES_WITH_NOTE)
+        assert "Segmentation fault" in failure.detail
+        assert_innocents_are_whole(found)
+
+    def test_one_crash_is_forgiven(self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A decode that crashes once is tried again from its start, and the video is whole."""
+        mischief = (
+            "import ctypes; first = not list(state.iterdir()); (state / 'x').touch(); first and ctypes.string_at(0)"
+        )
+        found = run(shard, tmp_path, monkeypatch, mischief)
+        assert sum(isinstance(message, VideoInfo) for message in found["bad"]) == 2
+        assert isinstance(found["bad"][-1], VideoEnd)
+        assert_innocents_are_whole(found)
+
+    def test_a_death_without_a_note_convicts_the_third_time(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SIGKILL leaves no note: it may have come from outside, so it takes three, and those alone."""
+        found = run(shard, tmp_path, monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        failure = found["bad"][-1]
+        assert isinstance(failure, Failure)
+        assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, DEATHS)
+        assert_innocents_are_whole(found)
+
+    def test_a_hang_ends_at_the_deadline(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A decode that hangs and ignores SIGTERM is killed: `decode_timeout`; the others go on (row 14)."""
+        mischief = (
+            "import os, signal, time\n(state / str(os.getpid())).touch()\n"
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+        )
+        found = run(shard, tmp_path, monkeypatch, mischief, video_timeout_s=2.0)
+        failure = found["bad"][-1]
+        assert isinstance(failure, Failure)
+        assert failure.reason == Reason.DECODE_TIMEOUT
+        assert_innocents_are_whole(found)
+        (pid,) = (int(path.name) for path in (tmp_path / "state").iterdir())
+        end = time.monotonic() + 5
+        while _alive(pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not _alive(pid)
+
+    def test_a_slow_reader_is_not_a_hang(self, shard: ShardPlan, tmp_path: Path) -> None:
+        """The deadline counts the decode's silence, not the time its reader takes between messages."""
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        ends = Counter[str]()
+        for _, message in Decoding(shard, spec(video_timeout_s=0.5, decode_tasks=1), scratch).messages():
+            if isinstance(message, FrameBlock):
+                time.sleep(0.8)  # the slow reader itself
+            ends[type(message).__name__] += 1
+        assert ends["VideoEnd"] == len(NAMES)
+        assert ends["Failure"] == 0
+
+    def test_trouble_with_the_store_blames_no_video(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store that is gone is the job's trouble: it is raised, and no video fails for it (row 28)."""
+        with pytest.raises(StoreUnknown, match="outage"):
+            run(shard, tmp_path, monkeypatch, "from pipeline.errors import StoreUnknown; raise StoreUnknown('outage')")
+
+    def test_nothing_is_left_behind(self, shard: ShardPlan, tmp_path: Path) -> None:
+        """After a shard, scratch is empty: no note, no copy."""
+        scratch = tmp_path / "scratch"
+        scratch.mkdir()
+        list(Decoding(shard, spec(), scratch).messages())
+        assert not list(scratch.iterdir())
+
+
+def _alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
