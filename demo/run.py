@@ -94,9 +94,8 @@ def main() -> int:
         return 1
     say("what was written")
     for path in sorted(OUT.rglob("*.parquet")):
-        print(
-            f"  {path.relative_to(HERE)!s:45} {pq.read_metadata(path).num_rows:4} rows {path.stat().st_size / 1e3:7.1f} kB"
-        )
+        size = f"{pq.read_metadata(path).num_rows:4} rows {path.stat().st_size / 1e3:7.1f} kB"
+        print(f"  {path.relative_to(HERE)!s:45} {size}")
     say("what failed, and why")
     p3d("failures", OUT)
     say("is every video accounted for?")
@@ -105,7 +104,8 @@ def main() -> int:
     say("nearest neighbours of each video (cosine)")
     show_neighbours()
     print(
-        f"\nDone in {time.monotonic() - started:.0f} s. These weights are random: they show the machinery, not meaning.\n"
+        f"\nDone in {time.monotonic() - started:.0f} s. "
+        "These weights are random: they show the machinery, not meaning.\n"
         "With trained weights the same commands give embeddings to search by."
     )
     return 0

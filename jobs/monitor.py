@@ -127,8 +127,9 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     if status.state == control.RUNNING:
         eta = "-" if status.eta_s is None else _clock(status.eta_s)
         line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
-        parts.insert(
-            1, ProgressBar(total=max(status.videos_all, 1), completed=status.videos_done, width=min(width, 78))
+        bar = Table.grid()  # a bar alone ends without a new line
+        bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
+        parts.insert(1, bar)
         )
     parts.append(Text(f"shards {status.shards_done}/{status.shards_all} committed"))
     if status.workers:
