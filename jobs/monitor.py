@@ -130,7 +130,6 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
         bar = Table.grid()  # a bar alone ends without a new line
         bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
         parts.insert(1, bar)
-        )
     parts.append(Text(f"shards {status.shards_done}/{status.shards_all} committed"))
     if status.workers:
         parts.append(_workers(status.workers))
