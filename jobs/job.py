@@ -1,16 +1,26 @@
-"""The job at an output: its records, read back. Needs neither torch nor Ray, so every verb can use it."""
+"""The job at an output: its records, and what of it is done, read back. Needs neither torch nor Ray.
+
+A video's state is that of the newest plan that names it: `newest_plans` is that rule, and every count goes through it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from jobs.state import ShardKey, Totals
+from pipeline.commit import committed_names, derive, read_committed
 from pipeline.config import JobRecord, Recipe
 from pipeline.errors import NoSuchJob, OtherRecipe, StoreMissing
 from pipeline.manifest import Manifest, load_plans
 from pipeline.store import Store
+
+READERS = 16  # threads that read the footers of committed shards
 
 
 def weights_key(recipe: Recipe) -> str:
@@ -58,3 +68,64 @@ def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
         if plan.recipe_digest != job.recipe.digest:
             raise OtherRecipe(f"{store.url}/{plan.folder} was made for another recipe than job.json holds; restore it")
     return {plan.seq: Manifest(store, plan) for plan in plans}
+
+
+def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
+    """video_id -> the newest plan_seq that names it, for every video of the job."""
+    newest: dict[str, int] = {}
+    for seq in sorted(manifests):
+        newest.update(dict.fromkeys(manifests[seq].videos["video_id"].to_pylist(), seq))
+    return newest
+
+
+@dataclass(slots=True)
+class Work:
+    """What is left of a job, and what is done: the result of looking at the store. Videos are counted once each."""
+
+    todo: list[ShardKey]
+    underived: list[ShardKey]
+    done: Totals
+    n_videos: int
+    n_shards: int
+
+    @property
+    def nothing_left(self) -> bool:
+        return not self.todo and not self.underived
+
+
+def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
+    """Look at the store: which shards are committed, which still need their derived files, and the sums so far.
+
+    One listing of each folder, and the footer of each committed clips file.
+    """
+    committed, whole = committed_names(store)
+    newest = newest_plans(manifests)
+    names = {
+        f"{manifest.plan.plan8}-{at:09d}": ShardKey(seq, at)
+        for seq, manifest in manifests.items()
+        for at in range(manifest.plan.n_shards)
+    }
+    finished = [name for name in names if name in committed]
+    done = Totals()
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, shard in zip(finished, pool.map(lambda name: read_committed(store, name), finished), strict=True):
+            for outcome in shard.outcomes:
+                if newest[outcome.video.video_id] == names[name].plan_seq:
+                    done.videos += 1
+                    done.clips += outcome.n_clips
+                    if outcome.failure is not None:
+                        done.failures[str(outcome.failure.reason)] += 1
+    return Work(
+        todo=[key for name, key in names.items() if name not in committed],
+        underived=[names[name] for name in finished if name not in whole],
+        done=done,
+        n_videos=len(newest),
+        n_shards=len(names),
+    )
+
+
+def derive_again(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
+    """Make the derived files that a kill left unmade."""
+    for seq, shard in shards:
+        manifest = manifests[seq]
+        derive(store, manifest.shard(shard), job.recipe, manifest.user_columns(shard))

@@ -6,6 +6,7 @@ data: without a heartbeat, the sums are read from the footers of the committed s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs import control
-from pipeline.commit import committed_names, read_committed
+from jobs.job import manifests, survey
+from jobs.state import Totals
+from pipeline.commit import committed_names
 from pipeline.config import JobRecord
 from pipeline.manifest import load_plans
 from pipeline.store import Store
@@ -65,24 +68,14 @@ def read_status(store: Store, job: JobRecord) -> Status:
         state = "dead"
     if plans and names <= whole and state != control.RUNNING:
         state = "finished"
-    counts = beat if beat.get("videos") and (state == control.RUNNING or beat["shards"]["done"] == n_done) else None
-    videos = counts["videos"] if counts else None
-    if counts is None:
-        sums = [read_committed(store, name) for name in sorted(names & committed)]
-        failures: dict[str, int] = {}
-        for one in sums:
-            for reason, count in one.failures.items():
-                failures[reason] = failures.get(reason, 0) + count
-        clips, n_videos, n_failed = (
-            sum(s.n_clips for s in sums),
-            sum(len(s.outcomes) for s in sums),
-            sum(failures.values()),
-        )
+    if "videos" in beat and (state == control.RUNNING or beat["shards"]["done"] == n_done):
+        n_videos, done = beat["videos"]["all"], Totals(beat["videos"]["done"], beat["clips"], Counter(beat["failures"]))
+        n_failed = beat["videos"]["failed"]
     else:
-        clips, failures = counts["clips"], counts["failures"]
-        n_videos, n_failed = counts["videos"]["done"], counts["videos"]["failed"]
+        work = survey(store, manifests(store, job))
+        n_videos, done, n_failed = work.n_videos, work.done, work.done.failed
     running = state == control.RUNNING
-    code, sentence = (None, "") if running else _verdict(state, beat, failures)
+    code, sentence = (None, "") if running else _verdict(state, beat, done.failures)
     return Status(
         out=store.url,
         state=state,
@@ -92,11 +85,11 @@ def read_status(store: Store, job: JobRecord) -> Status:
         plans=len(plans),
         shards_all=n_all,
         shards_done=n_done,
-        videos_all=videos["all"] if videos else sum(plan.n_videos for plan in plans),
-        videos_done=n_videos,
+        videos_all=n_videos,
+        videos_done=done.videos,
         videos_failed=n_failed,
-        clips_done=clips,
-        failures=failures,
+        clips_done=done.clips,
+        failures=dict(done.failures),
         exit_code=code,
         sentence=sentence,
         clips_per_s=beat.get("clips_per_s", 0.0),
@@ -107,7 +100,7 @@ def read_status(store: Store, job: JobRecord) -> Status:
     )
 
 
-def _verdict(state: str, beat: dict[str, Any], failures: dict[str, int]) -> tuple[int, str]:
+def _verdict(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[int, str]:
     if state == "finished":
         return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
     if state == "dead":

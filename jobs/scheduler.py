@@ -10,8 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -21,7 +20,7 @@ from ray.exceptions import RayActorError, RayError
 
 from jobs import control
 from jobs.cluster import Cluster
-from jobs.job import golden_of, weights_key
+from jobs.job import Work, golden_of, weights_key
 from jobs.state import (
     Check,
     Checked,
@@ -36,13 +35,12 @@ from jobs.state import (
     StartWorker,
     Stop,
     StopWorker,
-    Totals,
     WorkerDied,
     WorkerReady,
     WorkerRefused,
 )
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
-from pipeline.commit import Committed, committed_names, derive, read_committed
+from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
 from pipeline.errors import StoreError, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
@@ -50,54 +48,8 @@ from pipeline.manifest import Manifest
 from pipeline.store import Store, StoreOptions
 
 POLL_S = 0.25
+PROGRESS_S = 1.0  # between two looks at the workers' counters
 STORE_SILENCE_S = 60.0  # of failing heartbeats after which the store counts as gone
-READERS = 16  # threads that read the footers of committed shards at resume
-
-
-@dataclass(slots=True)
-class Work:
-    """What is left of a job, and what is done: the result of looking at the store."""
-
-    todo: list[ShardKey]
-    underived: list[ShardKey]
-    done: Totals
-    n_videos: int
-    n_shards: int
-
-    @property
-    def nothing_left(self) -> bool:
-        return not self.todo and not self.underived
-
-
-def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """Look at the store: which shards are committed, which still need their derived files, and the sums so far."""
-    committed, whole = committed_names(store)
-    names = {
-        f"{manifest.plan.plan8}-{at:09d}": ShardKey(seq, at)
-        for seq, manifest in manifests.items()
-        for at in range(manifest.plan.n_shards)
-    }
-    finished = [name for name in names if name in committed]
-    done = Totals()
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, shard in zip(finished, pool.map(lambda name: read_committed(store, name), finished), strict=True):
-            done.videos += manifests[names[name].plan_seq].n_videos(names[name].shard)
-            done.clips += shard.n_clips
-            done.failures.update(shard.failures)
-    return Work(
-        todo=[key for name, key in names.items() if name not in committed],
-        underived=[names[name] for name in finished if name not in whole],
-        done=done,
-        n_videos=sum(manifest.videos.num_rows for manifest in manifests.values()),
-        n_shards=len(names),
-    )
-
-
-def derive_again(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
-    """Make the derived files that a kill left unmade."""
-    for seq, shard in shards:
-        manifest = manifests[seq]
-        derive(store, manifest.shard(shard), job.recipe, manifest.user_columns(shard))
 
 
 @dataclass(slots=True)
@@ -156,7 +108,7 @@ class Run:
         self.signals: list[int] = []
         self.counter = 0
         self.started = time.monotonic()
-        self.beaten = self.heard = float("-inf")
+        self.beaten = self.heard = self.asked = float("-inf")
 
     def loop(self) -> Finish:
         """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
@@ -306,11 +258,13 @@ class Run:
     # -- what others see
 
     def _heartbeat(self) -> None:
-        for number, worker in self.workers.items():
-            if worker.state == "busy" and number not in self.asking.values():
-                self.asking[worker.actor.progress.remote()] = number
-        if self.on_progress is not None:
-            self.on_progress(self.snapshot(control.RUNNING))
+        if time.monotonic() - self.asked >= PROGRESS_S:
+            self.asked = time.monotonic()
+            for number, worker in self.workers.items():
+                if worker.state == "busy" and number not in self.asking.values():
+                    self.asking[worker.actor.progress.remote()] = number
+            if self.on_progress is not None:
+                self.on_progress(self.snapshot(control.RUNNING))
         if time.monotonic() - self.beaten < control.HEARTBEAT_S:
             return
         self._beat(control.RUNNING)

@@ -111,7 +111,11 @@ class Recipe(_Strict):
     def refuse_other(self, other: Recipe, place: str) -> None:
         """OtherRecipe, with the fields that differ, unless `other` is the same."""
         mine, theirs = self.to_dict(), other.to_dict()
-        fields = [f"{name} {mine[name]} (there: {theirs[name]})" for name in mine if mine[name] != theirs[name]]
+        fields = [
+            f"{name} {str(mine[name])[:24]} (there: {str(theirs[name])[:24]})"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
         if fields:
             raise OtherRecipe(
                 f"{place} was made with other settings: {'; '.join(fields)}. Use the same ones, or another output"

@@ -210,8 +210,7 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     give bit-identical rows.
     """
     from jobs import control
-    from jobs.job import manifests, read_job
-    from jobs.scheduler import survey
+    from jobs.job import manifests, read_job, survey
 
     s3 = talk.options_of(typed)
     store = talk.out_store(out, s3)
@@ -230,8 +229,8 @@ def _run(out: str, store: Any, job: Any, options: Any, epoch: Any, s3: Any, as_j
     """Run what is left, then report."""
     from jobs import control
     from jobs.cluster import local_cluster
-    from jobs.job import manifests
-    from jobs.scheduler import Run, derive_again, survey
+    from jobs.job import derive_again, manifests, survey
+    from jobs.scheduler import Run
 
     control.sweep_temps(store)
     plans = manifests(store, job)

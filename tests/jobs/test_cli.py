@@ -216,6 +216,16 @@ def test_an_edited_job_is_refused(job: LocalStore) -> None:
     assert (code, "edited" in err) == (7, True)
 
 
+def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path, small_weights: Path) -> None:
+    """Launching other weights into a job exits 5, names what differs, and changes nothing (row 42)."""
+    before = {path: path.stat().st_mtime_ns for path in job.root.rglob("*")}
+    code, _, err = in_process("launch", str(archive), job.url, "--weights", str(small_weights), "--clips", "every:8")
+    assert code == 5
+    assert "clips every:8 (there: every:16)" in err
+    assert "weights_sha256" in err
+    assert {path: path.stat().st_mtime_ns for path in job.root.rglob("*")} == before
+
+
 def test_models_are_listed() -> None:
     """Every network with the numbers of the paper's table; JSON carries the same."""
     text = in_process("models")[1]

@@ -22,7 +22,6 @@ from jobs import control, machine
 from jobs.control import (
     HEARTBEAT_S,
     RUNNING,
-    WATCHED_PERIODS,
     Epoch,
     ask_cancel,
     beat,
@@ -38,7 +37,7 @@ from pipeline import store as store_module
 from pipeline.errors import AlreadyRunning
 from pipeline.store import EXISTS, Created, LocalStore, Store, open_store
 
-BOTH_PERIODS_S = HEARTBEAT_S * WATCHED_PERIODS
+BOTH_PERIODS_S = 2 * HEARTBEAT_S
 ROUNDS = 100  # of two claims at once
 
 
@@ -157,6 +156,15 @@ def test_a_run_that_stands_still_is_followed(local: LocalStore, watch: Watch) ->
     beat(local, 1, running(5))
     assert claimed(local).number == 2
     assert watch.slept_s == [BOTH_PERIODS_S]
+
+
+def test_a_run_that_never_beat_is_watched_and_followed(local: LocalStore, watch: Watch) -> None:
+    """A run elsewhere that left a record and no heartbeat is given two periods to show one, then it is followed."""
+    record(local, 1, host="elsewhere")
+    said: list[str] = []
+    assert claim(local, {}, takeover=False, say=said.append).number == 2
+    assert watch.slept_s == [BOTH_PERIODS_S]
+    assert len(said) == 1
 
 
 def test_a_takeover_does_not_wait(local: LocalStore, watch: Watch) -> None:

@@ -117,6 +117,30 @@ def same_rows(out: Path, other: Path) -> bool:
     return all(rows(out, folder).equals(rows(other, folder)) for folder in ("clips", "videos"))
 
 
+def test_a_grown_and_changed_source_is_planned_anew(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Launching again plans only what is new or changed; every video counts once, by its newest plan."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(archive / "video0.mp4", source / "kept.mp4")
+    shutil.copy(archive / "video0.mp4", source / "changed.mp4")
+    assert p3d("launch", source, out, "--weights", small_weights, *LAUNCH).code == 0
+    shutil.copy(archive / "video1.mp4", source / "changed.mp4")
+    (source / "added.mp4").write_bytes(b"")
+    ran = p3d("launch", source, out, "--weights", small_weights, *LAUNCH, "--json")
+    assert ran.code == 3, ran.err
+    assert (ran.json["plans"], ran.json["videos_all"], ran.json["videos_done"], ran.json["videos_failed"]) == (
+        2,
+        3,
+        3,
+        1,
+    )
+    found = {(row["path"], row["plan_seq"]): row["n_frames"] for row in rows(out, "videos").to_pylist()}
+    assert found == {("kept.mp4", 1): 40, ("changed.mp4", 1): 40, ("changed.mp4", 2): 9}
+    assert p3d("verify", out).code == 0
+    (out / "_job" / "heartbeats" / "000002.json").unlink()
+    assert p3d("status", out, "--json").json["videos_done"] == 3
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_driver_loses_nothing(
     tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, at: int
