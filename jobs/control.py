@@ -10,17 +10,20 @@ compared: a heartbeat is alive if its counter moves while we watch it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.machine import boot_id, is_alive
-from pipeline.errors import AlreadyRunning, StoreMissing
+from pipeline.errors import AlreadyRunning, StoreError, StoreMissing
 from pipeline.store import CREATED, Store
 
 HEARTBEAT_S = 5.0
@@ -38,6 +41,7 @@ class Epoch:
     pid: int
     started: str
     options: dict[str, Any]
+    token: str = ""  # tells our own record from another's, when the answer to its creation was lost
 
     def died_here(self) -> bool:
         """True if it ran on this very boot of this host, and its process is gone."""
@@ -93,12 +97,44 @@ def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callabl
                 f"`p3d status {store.url} --watch`, stop it with `p3d cancel`, or take over with --takeover"
             )
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    epoch = Epoch((last.number if last else 0) + 1, platform.node(), boot_id(), os.getpid(), started, options)
-    record = {name: getattr(epoch, name) for name in Epoch.__slots__}
-    if store.create(f"_job/epochs/{epoch.number:06d}.json", (json.dumps(record, indent=1) + "\n").encode()) != CREATED:
+    number, token = (last.number if last else 0) + 1, uuid.uuid4().hex
+    epoch = Epoch(number, platform.node(), boot_id(), os.getpid(), started, options, token)
+    key = f"_job/epochs/{epoch.number:06d}.json"
+    content = (json.dumps({name: getattr(epoch, name) for name in Epoch.__slots__}, indent=1) + "\n").encode()
+    if store.create(key, content) != CREATED and store.read(key) != content:
         raise AlreadyRunning(f"another run of {store.url} started at this moment; watch it with `p3d status --watch`")
     beat(store, epoch.number, {"counter": 0, "state": RUNNING})
     return epoch
+
+
+class Pulse:
+    """Beats from a thread while the epoch in charge prepares: planning, the store and Ray's start may take long.
+
+    A context manager; `stop` ends it early, when the run beats for itself.
+    """
+
+    def __init__(self, store: Store, number: int) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(store, number), name="pulse", daemon=True)
+
+    def _beat(self, store: Store, number: int) -> None:
+        counter = 0
+        while not self._ended.wait(HEARTBEAT_S):
+            counter += 1
+            with contextlib.suppress(StoreError):  # the run itself finds out
+                beat(store, number, {"counter": counter, "state": RUNNING})
+
+    def stop(self) -> None:
+        """No beat comes after this."""
+        self._ended.set()
+        self._thread.join()
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def ask_cancel(store: Store, number: int, *, now: bool) -> None:

@@ -16,7 +16,8 @@ from pipeline.clips import clip_spans
 from pipeline.decode import DecodeLimits
 from pipeline.decode.probe import probe
 from pipeline.errors import VideoError
-from pipeline.listing import Found, local_path
+from pipeline.identity import local_path
+from pipeline.listing import Found
 from pipeline.manifest import with_shards
 from pipeline.schema import MAX_OBJECT_BYTES
 

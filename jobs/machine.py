@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+
 
 def usable_cpus() -> int:
     """Cores this process may use; `taskset` and cgroups count."""
@@ -14,9 +17,8 @@ def usable_cpus() -> int:
 
 
 def boot_id() -> str:
-    """What Linux calls this boot; empty where there is no such thing."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+    """This boot, and this container's own numbering of processes; empty where Linux does not say."""
+    return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.readlink()}" if BOOT_ID.exists() else ""
 
 
 def is_alive(pid: int) -> bool:

@@ -177,10 +177,12 @@ class Scheduler:
         self.attempts: Counter[ShardKey] = Counter()
         self.totals = done or Totals()
         self.n_workers, self.n_videos = n_workers, n_videos
-        self.max_failures, self.shard_attempts, self.worker_deaths = max_failures, shard_attempts, worker_deaths
+        self.max_failures, self.shard_attempts = max_failures, shard_attempts
+        self.worker_deaths = max(worker_deaths, 2 * n_workers)  # losing a node of many workers at once is one event
         self.stopping: Stop | None = None
         self.finished: Finish | None = None
         self._next_worker = 0
+        self._last_death = ""
         self._deaths = 0  # in a row, without a commit anywhere
         self._first: Counter[str] = Counter()  # failures among the first videos of this run
         self._first_videos = 0
@@ -217,6 +219,7 @@ class Scheduler:
                     self._count(shard, n_videos, n_clips, failures)
                 else:
                     self._again(shard, "its worker died")
+                    self._vain_death()
             case Stop():
                 self._stop(event)
         commands = self._settle(commands)
@@ -247,14 +250,20 @@ class Scheduler:
     def _worker_died(self, worker: int, detail: str) -> list[Command]:
         self.starting.discard(worker)
         self.idle.discard(worker)
-        self._deaths += 1
-        if self._deaths >= self.worker_deaths:
-            self._stop(Stop(6, f"{self._deaths} workers died in a row without finishing a shard; the last: {detail}"))
+        self._last_death = detail
         shard = self.in_flight.pop(worker, None)
         if shard is None:
+            self._vain_death()
             return []
         self.checking.add(shard)
         return [Check(shard)]
+
+    def _vain_death(self) -> None:
+        """A worker died, and the store holds nothing that it did since the last commit anywhere."""
+        self._deaths += 1
+        if self._deaths >= self.worker_deaths:
+            how = f"{self._deaths} workers died in a row without finishing a shard"
+            self._stop(Stop(6, f"{how}; the last: {self._last_death}"))
 
     def _trouble(self, shard: ShardKey, kind: str, detail: str) -> None:
         if kind == "internal":
@@ -271,7 +280,8 @@ class Scheduler:
             self.queue.append(shard)
 
     def _leave(self, worker: int, shard: ShardKey) -> None:
-        assert self.in_flight.pop(worker) == shard, f"worker {worker} answered for {shard}, which it was not given"
+        given = self.in_flight.pop(worker)
+        assert given == shard, f"worker {worker} answered for {shard}, which it was not given ({given})"
         self.idle.add(worker)
 
     def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
@@ -295,7 +305,7 @@ class Scheduler:
         if rule.percent is not None and share > rule.percent:
             return f"{share:.1f}% of all videos failed, more than --max-failures {rule.percent:g}%"
         reason, count = max(self._first.items(), key=lambda item: item[1], default=("", 0))
-        if rule.count is None and rule.percent is None and count > FIRST_VIDEOS // 2:
+        if rule.count is None and rule.percent is None and 2 * count > max(FIRST_VIDEOS, self._first_videos):
             return (
                 f"{count} of the first {self._first_videos} videos failed with {reason}, so the job looks hopeless; "
                 "see `p3d failures`, and give --max-failures to go on all the same"
@@ -310,7 +320,7 @@ class Scheduler:
     # -- what follows from the state
 
     def _settle(self, commands: list[Command]) -> list[Command]:
-        if self.stopping is not None:
+        if self.stopping is not None and self.open:
             busy = self.stopping.drain and (self.in_flight or self.checking)
             return commands if busy else [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
         while self.queue and self.idle:

@@ -23,6 +23,7 @@ from pipeline.types import FrameSpec
 SCHEMA_VERSION = 1
 POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
+SHOWN = 24  # characters of a value in a message; a sha256 is known by fewer
 DECODERS = ("auto", "decord", "pyav")
 PARTIAL = ("fail", "keep")
 
@@ -36,7 +37,9 @@ class _Strict:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return] # only dataclasses inherit this
 
     @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Self:
+    def from_dict(cls, given: Any) -> Self:
+        if not isinstance(given, dict):
+            raise InputError(f"{cls.__name__}: a JSON object is needed, not {type(given).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type] # as above
         if given.keys() != known:
             odd = sorted(given.keys() ^ known)
@@ -112,7 +115,7 @@ class Recipe(_Strict):
         """OtherRecipe, with the fields that differ, unless `other` is the same."""
         mine, theirs = self.to_dict(), other.to_dict()
         fields = [
-            f"{name} {str(mine[name])[:24]} (there: {str(theirs[name])[:24]})"
+            f"{name} {str(mine[name])[:SHOWN]} (there: {str(theirs[name])[:SHOWN]})"
             for name in mine
             if mine[name] != theirs[name]
         ]
@@ -137,7 +140,8 @@ class PartRecord(_Strict):
 class PlanRecord(_Strict):
     """plan.json: created last, so that a plan exists whole or not at all.
 
-    `digest` covers the recipe's digest and the logical rows in order, never the bytes of a Parquet file.
+    `digest` covers the recipe's digest and the logical rows in order, never the bytes of a Parquet file. The file also
+    has the digest of the record itself, so that an edit is found.
     """
 
     seq: int
@@ -150,6 +154,21 @@ class PlanRecord(_Strict):
     parts: tuple[PartRecord, ...]
     schema_version: int = SCHEMA_VERSION
 
+    def to_json(self) -> bytes:
+        record = {"plan": self.to_dict(), "plan_digest": digest(self.to_dict())}
+        return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, place: str) -> Self:
+        try:
+            given = json.loads(content)
+            plan, stated = cls.from_dict(given["plan"]), given["plan_digest"]
+        except (ValueError, KeyError, TypeError, InputError) as error:
+            raise DamagedJob(f"{place} cannot be read ({error}); restore it") from None
+        if stated != digest(plan.to_dict()):
+            raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
+        return plan
+
     @property
     def plan8(self) -> str:
         return self.digest[:8]
@@ -159,9 +178,10 @@ class PlanRecord(_Strict):
         return f"plans/{self.seq:04d}-{self.plan8}"
 
     @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Self:
-        parts = [PartRecord.from_dict(part) for part in given.get("parts", [])]
-        return super(PlanRecord, cls).from_dict({**given, "parts": parts})
+    def from_dict(cls, given: Any) -> Self:
+        if isinstance(given, dict) and isinstance(given.get("parts"), list | tuple):
+            given = {**given, "parts": [PartRecord.from_dict(part) for part in given["parts"]]}
+        return super(PlanRecord, cls).from_dict(given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +233,10 @@ class RunOptions(_Strict):
                 raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
 
     @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Self:
-        limits = MaxFailures.from_dict(given["max_failures"])
-        return super(RunOptions, cls).from_dict({**given, "max_failures": limits})
+    def from_dict(cls, given: Any) -> Self:
+        if isinstance(given, dict) and "max_failures" in given:
+            given = {**given, "max_failures": MaxFailures.from_dict(given["max_failures"])}
+        return super(RunOptions, cls).from_dict(given)
 
 
 @dataclass(frozen=True, slots=True)

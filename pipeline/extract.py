@@ -51,6 +51,11 @@ class Progress:
     encode_s: float = 0.0
     wait_s: float = 0.0
 
+    def count(self, before: VideoEnd | Failure | None, now: VideoEnd | Failure | None) -> None:
+        """A video's end takes the place of an earlier one, or of none."""
+        self.videos += (now is not None) - (before is not None)
+        self.failed += isinstance(now, Failure) - isinstance(before, Failure)
+
 
 def extract_shard(
     shard: ShardPlan,
@@ -74,22 +79,24 @@ def extract_shard(
     batch = _Batch(encode, batch_size, progress)
     for at, message in _timed(messages, progress):
         match message:
+            case VideoStart():
+                continue
             case VideoInfo():
                 tracks[at] = _Track(message, sampling)
+                progress.count(ends.pop(at, None), None)
+                continue
+            case Failure():
+                tracks.pop(at, None)
+            case _ if at not in tracks:
+                raise ValueError(f"{shard.videos[at].video_id}: {type(message).__name__} without a VideoInfo before it")
             case FrameBlock():
                 progress.frames += len(message.numbers_N)
                 batch.add(tracks[at], tracks[at].take(message))
+                continue
             case VideoEnd():
                 batch.add(tracks[at], tracks[at].finish(message))
-                ends[at] = message
-                progress.videos += 1
-            case Failure():
-                tracks.pop(at, None)
-                ends[at] = message
-                progress.videos += 1
-                progress.failed += 1
-            case VideoStart():
-                pass
+        progress.count(ends.get(at), message)
+        ends[at] = message
     batch.flush()
 
     outcomes: list[VideoOutcome] = []
@@ -172,6 +179,8 @@ class _Track:
 
     def _cut(self, span: ClipSpan, n_frames: int) -> tuple[ClipSpan, INT64]:
         numbers_T = frame_numbers(self.sampling, span, n_frames)
+        if missing := [number for number in numbers_T.tolist() if number not in self.frames]:
+            raise ValueError(f"clip {span.index} needs frame {missing[0]} of {n_frames}, which was not sent")
         self.clips.append((span, self.times[int(numbers_T[0])][0], self.times[int(numbers_T[-1])][1]))
         self.features.append(None)
         return span, numbers_T

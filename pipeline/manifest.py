@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import PartRecord, PlanRecord
-from pipeline.errors import DamagedJob, InputError, StoreMissing
+from pipeline.errors import DamagedJob, StoreMissing
 from pipeline.schema import MANIFEST, OWN_COLUMNS, write_parquet
 from pipeline.store import EXISTS, Store
 from pipeline.types import ShardPlan, VideoRef
@@ -43,10 +43,18 @@ def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
 def plan_digest(recipe_digest: str, videos: pa.Table) -> str:
     """sha256 over the recipe's digest and the rows in order, in a canonical encoding of their values."""
     hasher = hashlib.sha256(recipe_digest.encode())
-    for batch in videos.to_batches(max_chunksize=8192):
+    for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
         for row in batch.to_pylist():
             hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
     return hasher.hexdigest()
+
+
+def _as_numbers(videos: pa.Table) -> pa.Table:
+    """Nanoseconds of the user's columns as integers, because Python's own types end at microseconds."""
+    for at, field in enumerate(videos.schema):
+        if (pa.types.is_timestamp(field.type) or pa.types.is_duration(field.type)) and field.type.unit == "ns":
+            videos = videos.set_column(at, field.name, videos[field.name].cast(pa.int64()))
+    return videos
 
 
 def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
@@ -67,7 +75,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
     plan = PlanRecord(
         seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
     )
-    store.create(f"{folder}/plan.json", (json.dumps(plan.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+    store.create(f"{folder}/plan.json", plan.to_json())
     return plan
 
 
@@ -89,10 +97,7 @@ def load_plans(store: Store) -> list[PlanRecord]:
     for info in store.list("plans/"):
         if not info.key.endswith("/plan.json"):
             continue
-        try:
-            plan = PlanRecord.from_dict(json.loads(store.read(info.key)))
-        except (ValueError, TypeError, KeyError, InputError) as error:
-            raise DamagedJob(f"{store.url}/{info.key} cannot be read ({error}); restore it") from None
+        plan = PlanRecord.from_json(store.read(info.key), f"{store.url}/{info.key}")
         if info.key != f"{plan.folder}/plan.json":
             raise DamagedJob(f"{store.url}/{info.key} does not match its own folder; restore it")
         plans.append(plan)

@@ -8,6 +8,7 @@ fifos and links that lead out of the source folder are refused before anything o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import Reason, StoreDenied, StoreMissing, VideoError
-from pipeline.listing import local_path, stat_version
+from pipeline.identity import local_path, stat_version
 from pipeline.store import StoreOptions, open_store, split_s3_uri
 from pipeline.types import VideoRef
 
@@ -65,15 +66,19 @@ def _bucket_answers(bucket: str, options: StoreOptions) -> bool:
 def _status(video: VideoRef, path: bytes) -> os.stat_result:
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
     except PermissionError:
         raise VideoError(Reason.SOURCE_DENIED, "no permission to reach the file") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise VideoError(Reason.SOURCE_MISSING, "is a link that leads to itself") from None
     if not stat.S_ISREG(status.st_mode):
         raise VideoError(Reason.NOT_A_FILE, f"is {_kind(status.st_mode)}, not a file")
-    if (root := _root(video, path)) is not None and not os.path.realpath(path).startswith(
-        os.path.realpath(root) + b"/"
-    ):
+    root = _root(video, path)
+    real = None if root is None else os.path.realpath(root)
+    if real is not None and os.path.commonpath([os.path.realpath(path), real]) != real:
         raise VideoError(Reason.NOT_A_FILE, "is a link that leads out of the source folder")
     if stat_version(status) != video.version:
         raise VideoError(Reason.SOURCE_CHANGED, "is not the file that was planned (other size or time)")
@@ -84,7 +89,7 @@ def _root(video: VideoRef, path: bytes) -> bytes | None:
     """The source folder, if the video was found below one; a list may name any path."""
     if video.path.startswith("/") or ".." in video.path.split("/"):
         return None
-    return b"/".join(path.split(b"/")[: -video.path.count("/") - 1])
+    return b"/".join(path.split(b"/")[: -video.path.count("/") - 1]) or b"/"
 
 
 def _kind(mode: int) -> str:

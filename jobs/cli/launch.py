@@ -14,7 +14,10 @@ from jobs.cli import talk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobs.state import Finish
+    from jobs.control import Epoch, Pulse
+    from jobs.planning import JobSpec
+    from pipeline.config import JobRecord, RunOptions
+    from pipeline.store import Store, StoreOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 LINE_EVERY_S = 10.0  # of the plain progress lines, where stderr is no terminal
@@ -88,14 +91,14 @@ run_options = _apply(
 )
 
 
-def _spec(typed: dict[str, Any]) -> Any:
+def _spec(typed: dict[str, Any]) -> JobSpec:
     """The options that decide the numbers."""
     from jobs.planning import JobSpec
 
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def _run_options(typed: dict[str, Any], last: dict[str, Any] | None = None) -> Any:
+def _run_options(typed: dict[str, Any], last: dict[str, Any] | None = None) -> RunOptions:
     """The options that decide how fast and how patient; `last` are those of the run before."""
     from jobs.planning import run_options
     from pipeline.config import MaxFailures
@@ -187,16 +190,15 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
     found = find(src, s3, id_column=typed["id_column"])
     store.probe()
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-    job = create_job(store, prepared)
-    added = add_plan(store, job, found, shard_videos=typed["shard_videos"], limit=typed["limit"])
-    if added is None:
-        talk.say("nothing in SRC is new or changed")
-    else:
-        talk.say(
-            f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}, "
-            f"{talk.count(added.n_skipped, 'other file')} skipped"
-        )
-    return _run(out, store, job, options, epoch, s3, as_json)
+    with control.Pulse(store, epoch.number) as pulse:
+        job = create_job(store, prepared)
+        added = add_plan(store, job, found, shard_videos=typed["shard_videos"], limit=typed["limit"])
+        if added is None:
+            talk.say("nothing in SRC is new or changed")
+        else:
+            planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
+            talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
+        return _run(out, store, job, options, epoch, pulse, s3, as_json)
 
 
 @click.command()
@@ -222,10 +224,20 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     last = control.newest_epoch(store)
     options = _run_options(typed, last.options if last else None)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-    return _run(out, store, job, options, epoch, s3, as_json)
+    with control.Pulse(store, epoch.number) as pulse:
+        return _run(out, store, job, options, epoch, pulse, s3, as_json)
 
 
-def _run(out: str, store: Any, job: Any, options: Any, epoch: Any, s3: Any, as_json: bool) -> int:
+def _run(
+    out: str,
+    store: Store,
+    job: JobRecord,
+    options: RunOptions,
+    epoch: Epoch,
+    pulse: Pulse,
+    s3: StoreOptions,
+    as_json: bool,
+) -> int:
     """Run what is left, then report."""
     from jobs import control
     from jobs.cluster import local_cluster
@@ -237,20 +249,22 @@ def _run(out: str, store: Any, job: Any, options: Any, epoch: Any, s3: Any, as_j
     work = survey(store, plans)
     derive_again(store, job, plans, work.underived)
     if not work.todo:
+        pulse.stop()
         control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
         return _report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
     with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
         run = Run(store, job, plans, work, cluster, epoch, options, s3=s3, on_progress=on_progress)
-        finish: Finish = run.loop()
+        pulse.stop()
+        finish = run.loop()
     talk.say(finish.sentence)
     if finish.exit_code not in (0, 3):
         talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")
-    _report(out, store, job, as_json, verdict=False)
+    _report(out, store, job, as_json)
     return finish.exit_code
 
 
-def _report(out: str, store: Any, job: Any, as_json: bool, *, verdict: bool = True) -> int:
+def _report(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     """What is in OUT now, and what to do next."""
     from dataclasses import asdict
 

@@ -276,11 +276,6 @@ class LosesTheReply(LocalStore):
         return EXISTS
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AlreadyRunning,
-    reason="control.py:claim takes EXISTS for another run without reading back whose record it is",
-)
 def test_a_claim_recognises_its_own_record(tmp_path: Path) -> None:
     """A claim whose reply was lost, so that its repetition finds the record there, is in charge all the same."""
     store = LosesTheReply(str(tmp_path / "out"))
@@ -472,9 +467,12 @@ def test_without_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, n_cor
 
 
 def test_a_boot_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name of this boot is the kernel's, the same at each look, on one line; without such a file it is empty."""
+    """The name of this boot is the kernel's, with the container's pid namespace; without such a file it is empty."""
     name = tmp_path / "boot_id"
-    monkeypatch.setattr(machine, "Path", lambda place: name)
+    namespace = tmp_path / "pid"
+    namespace.symlink_to("pid:[4026531836]")
+    monkeypatch.setattr(machine, "BOOT_ID", name)
+    monkeypatch.setattr(machine, "PID_NAMESPACE", namespace)
     assert machine.boot_id() == ""
     name.write_text("6fd5a1d0-0000-4000-8000-c0ffee000000\n")
-    assert machine.boot_id() == machine.boot_id() == "6fd5a1d0-0000-4000-8000-c0ffee000000"
+    assert machine.boot_id() == machine.boot_id() == "6fd5a1d0-0000-4000-8000-c0ffee000000 pid:[4026531836]"

@@ -298,13 +298,12 @@ def test_a_video_may_begin_again_after_a_failure() -> None:
     assert_rows(run([*messages, *in_turn({0: stream(0, 20)})], 1, EVERY), {0: 20}, EVERY)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: pipeline/extract.py keeps the old end of a video that begins again")
 @pytest.mark.parametrize("n_seen", [0, 16])
 def test_a_video_that_begins_again_needs_an_end_again(n_seen: int) -> None:
     """An end from before the second VideoInfo does not count: fewer clips than the video has are never stored."""
-    messages = [*in_turn({0: stream(0, 40)}), (0, info(40)), (0, block(0, range(n_seen)))]
+    messages = [*in_turn({0: stream(0, 40)}), (0, info(40)), (0, block(WRONG[0], range(n_seen)))]
     with pytest.raises(ValueError, match="stopped without an end"):
-        run(messages, 1, EVERY)
+        run(messages, 1, EVERY, batch_size=1)
 
 
 def test_a_failure_in_the_middle_drops_only_its_own_clips() -> None:
@@ -326,7 +325,6 @@ def test_a_failure_after_the_end_counts() -> None:
     assert rows.outcomes[0].failure == changed
 
 
-@pytest.mark.xfail(strict=True, reason="defect: pipeline/extract.py counts a video at its end and at its failure")
 def test_a_video_is_counted_once() -> None:
     """Progress never shows more videos than the shard has, though a failure may follow an end."""
     progress = Progress()
@@ -535,9 +533,6 @@ MISFITS: dict[str, list[DecodeMessage]] = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="defect: pipeline/extract.py promises ValueError, gives KeyError"
-)
 @pytest.mark.parametrize("what", MISFITS)
 def test_messages_that_do_not_add_up_are_refused(what: str) -> None:
     """ValueError, with a sentence, if frames are missing or stand outside of a video."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tempfile
@@ -17,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import manifest as manifest_module
 from pipeline.config import PlanRecord
-from pipeline.errors import DamagedJob
+from pipeline.errors import DamagedJob, InputError
 from pipeline.manifest import Manifest, known_versions, load_plans, plan_digest, read_part, with_shards, write_plan
 from pipeline.schema import MANIFEST
 from pipeline.store import Created, LocalStore, Store, open_store
@@ -58,6 +59,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(-1, 20), st.integers(-1, 150)), min_size=1, max_size=60), st.integers(1, 10))
+@example([-1] * 5 + [50, 52], 10)  # what is missing makes no room
 def test_every_row_is_in_one_shard_and_shards_are_runs(sizes: list[int], shard_videos: int) -> None:
     """Shards count from 0 without gaps; none has more rows than asked for or more bytes than the limit (unless it is
     one video), and none is closed before it had to be."""
@@ -164,15 +166,30 @@ def test_a_users_column_of_any_type_comes_back(store: LocalStore, kind: str) -> 
     assert repr(own.to_pylist()) == repr(USERS[kind].to_pylist())  # repr, because NaN is not NaN
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="defect: pipeline/manifest.py plan_digest: to_pylist of nanoseconds raises"
-)
 @pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.duration("ns")])
 def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.DataType) -> None:
     """`2024-01-01 00:00:00.123456789` in a CSV list is a timestamp of nanoseconds, and no reason for a traceback."""
     rows = table(("a", "b")).append_column("own", pa.array([1704067200123456789, None], pa.int64()).cast(kind))
     plan = write_plan(store, 1, RECIPE, rows, 0)
     assert Manifest(store, plan).videos["own"].cast(pa.int64()).to_pylist() == [1704067200123456789, None]
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="defect: pipeline/manifest.py _as_numbers leaves time64 and nested columns"
+)
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (123_456_789, pa.time64("ns")),
+        ([123_456_789], pa.list_(pa.timestamp("ns"))),
+        ({"at": 123_456_789}, pa.struct([("at", pa.timestamp("ns"))])),
+    ],
+)
+def test_nanoseconds_of_other_columns_are_no_traceback(store: LocalStore, value: Any, kind: pa.DataType) -> None:
+    """Times of day and nested times of nanoseconds are kept, or refused with a sentence."""
+    rows = table(("a", "b")).append_column("own", pa.array([value, None], kind))
+    with contextlib.suppress(InputError):
+        assert Manifest(store, write_plan(store, 1, RECIPE, rows, 0)).videos.equals(rows)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -313,11 +330,15 @@ def test_users_columns_of_a_shard_are_those_of_its_videos(store: LocalStore) -> 
 def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
     """known_versions has every video of every plan, with the version of its newest plan; plans are in order of seq."""
     rows = videos(("a", "b", "c"))
-    for seq, names, version in ((10, ["a"], "2" * 16), (1, ["a", "b", "c"], "0" * 16), (2, ["a", "b"], "1" * 16)):
+    for seq, names, version in (
+        (10_000, ["a"], "2" * 16),
+        (1, ["a", "b", "c"], "0" * 16),
+        (9999, ["a", "b"], "1" * 16),
+    ):
         kept = rows.filter(pc.is_in(rows["video_id"], pa.array(names)))
         write_plan(store, seq, RECIPE, with_shards(put(kept, "version", [version] * len(kept)), 4), 0)
     plans = load_plans(store)
-    assert [plan.seq for plan in plans] == [1, 2, 10]
+    assert [plan.seq for plan in plans] == [1, 9999, 10_000]
     assert known_versions(store, plans) == {"a": "2" * 16, "b": "1" * 16, "c": "0" * 16}
     assert known_versions(store, []) == {}
 
@@ -358,54 +379,53 @@ def test_a_missing_part_is_damage(store: LocalStore) -> None:
         Manifest(store, plan)
 
 
-def test_a_flipped_bit_of_plan_json_never_gives_other_videos(store: LocalStore) -> None:
-    """Whatever bit of plan.json flips: it is damage, or the videos, shards and digest are still those of the plan."""
+def test_a_flipped_bit_of_plan_json_is_damage(store: LocalStore) -> None:
+    """Whatever bit of plan.json flips, the plan is refused; status and progress may rest on every number in it."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    damaged = 0
 
     def check() -> None:
-        nonlocal damaged
-        try:
-            [(read, rows)] = read_all(store)
-        except DamagedJob:
-            damaged += 1
-            return
-        assert (read.seq, read.digest, read.recipe_digest, read.n_shards) == (1, plan.digest, RECIPE, plan.n_shards)
-        assert rows.equals(table())
+        with pytest.raises(DamagedJob, match=r"plan\.json"):
+            load_plans(store)
 
     flips(store, f"{plan.folder}/plan.json", 1, check)
-    assert damaged > 450  # of 500
+    assert load_plans(store) == [plan]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: pipeline/manifest.py load_plans, Manifest do not check the counts of plan.json"
+@pytest.mark.parametrize(
+    "name", ["n_videos", "size_bytes", "n_skipped", "schema_version", "part.n_videos", "part.end_shard"]
 )
-@pytest.mark.parametrize("name", ["n_videos", "size_bytes", "n_skipped", "schema_version", "part.n_videos", "part.end"])
 def test_an_edited_plan_json_is_damage(store: LocalStore, name: str) -> None:
-    """DamagedJob if a plan was edited, whichever of its values it was: status and progress rest on these counts."""
+    """A value that was edited by hand is found, whichever it was, and the file is named."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    [part] = plan.parts
-    edited = {
-        "part.n_videos": replace(plan, parts=(replace(part, n_videos=99),)),
-        "part.end": replace(plan, parts=(replace(part, end_shard=99),)),
-    }.get(name) or replace(plan, **{name: 99})
-    (store.root / plan.folder / "plan.json").write_text(json.dumps(edited.to_dict()))
-    with pytest.raises(DamagedJob):
-        read_all(store)
+    path = store.root / plan.folder / "plan.json"
+    given = json.loads(path.read_text())
+    record = given["plan"]["parts"][0] if name.startswith("part.") else given["plan"]
+    record[name.removeprefix("part.")] = 99
+    path.write_text(json.dumps(given))
+    with pytest.raises(DamagedJob, match=r"plan\.json was edited"):
+        load_plans(store)
 
 
 @pytest.mark.parametrize("name", ["digest", "recipe_digest", "n_shards", "seq"])
-def test_an_edited_identity_is_damage(store: LocalStore, name: str) -> None:
-    """Another digest (its end, too), recipe, number of shards or number of the plan is found."""
+def test_a_plan_json_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
+    """A sound plan.json that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    given = plan.to_dict()
-    given[name] = given[name][:-1] + "_" if isinstance(given[name], str) else given[name] + 1
-    (store.root / plan.folder / "plan.json").write_text(json.dumps(given))
+    value = getattr(plan, name)
+    other = replace(plan, **{name: value[:-1] + "_" if isinstance(value, str) else value + 1})
+    (store.root / plan.folder / "plan.json").write_bytes(other.to_json())
     with pytest.raises(DamagedJob):
         read_all(store)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"parts": 5}', b"{"])
+def test_a_plan_in_a_folder_of_another_name_is_damage(store: LocalStore) -> None:
+    """A folder that was renamed, or copied from another output, is found before any manifest is read."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    (store.root / plan.folder).rename(store.root / "plans" / f"0002-{plan.plan8}")
+    with pytest.raises(DamagedJob, match="does not match its own folder"):
+        load_plans(store)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"plan": {"parts": 5}}', b"{"])
 def test_a_plan_json_that_cannot_be_read_is_damage(store: LocalStore, content: bytes) -> None:
     """Anything that is not a plan is DamagedJob with a remedy."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
@@ -414,14 +434,11 @@ def test_a_plan_json_that_cannot_be_read_is_damage(store: LocalStore, content: b
         load_plans(store)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AttributeError, reason="defect: pipeline/manifest.py load_plans: JSON that is no object"
-)
-@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'{"parts": [5]}', b'{"parts": [[]]}'])
-def test_a_plan_json_of_another_shape_is_damage(store: LocalStore, content: bytes) -> None:
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{"plan": 5}', '{"plan": []}', '{"plan": {"parts": [5]}}'])
+def test_a_plan_json_of_another_shape_is_damage(store: LocalStore, content: str) -> None:
     """Valid JSON that is no plan is DamagedJob too, not a traceback."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    (store.root / plan.folder / "plan.json").write_bytes(content)
+    (store.root / plan.folder / "plan.json").write_text(content)
     with pytest.raises(DamagedJob):
         load_plans(store)
 
