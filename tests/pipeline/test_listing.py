@@ -596,3 +596,46 @@ def test_a_credential_in_an_s3_entry_is_refused(tmp_path: Path, s3_server: dict[
     with pytest.raises(InputError) as caught:
         find(str(tmp_path / "l.txt"), HERE)
     assert "canary" not in str(caught.value)
+
+
+def parquet(**columns: Any) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+ODD_LISTS: dict[str, tuple[str, bytes, str | None]] = {
+    "a header that is not UTF-8": ("csv", b"cl\xe9,path\n1,a.mp4\n", None),
+    "a NUL in a name": ("parquet", parquet(path=["a\0.mp4"]), None),
+    "ids that are lists": ("parquet", parquet(path=["a.mp4"], key=[["x"]]), "key"),
+    "ids that are no text": ("parquet", parquet(path=["a.mp4"], key=pa.array([b"\xff"])), "key"),
+    "an encoded key that is not UTF-8": ("txt", b"s3://bucket/%ff.mp4\n", None),
+    "a key that is not UTF-8": ("txt", b"s3://bucket/caf\xe9.mp4\n", None),
+    "a file:// of a name that is not UTF-8": ("txt", b"file:///tmp/caf\xe9.mp4\n", None),
+    "a bucket without a key": ("txt", b"s3://bucket\n", None),
+}
+
+
+@pytest.mark.xfail(
+    strict=True, reason="defect: pipeline/filelist.py, listing.py _Lookup.row: errors that are not mapped"
+)
+@pytest.mark.parametrize("what", ODD_LISTS)
+def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], what: str) -> None:
+    """Whatever a list holds, it is refused by name or its odd entries are missing videos."""
+    kind, content, id_column = ODD_LISTS[what]
+    (tmp_path / f"l.{kind}").write_bytes(content)
+    try:
+        sizes = column(find(str(tmp_path / f"l.{kind}"), HERE, id_column=id_column), "size_bytes")
+    except InputError as error:
+        assert f"l.{kind}" in str(error)
+    else:
+        assert sizes == [-1]
+
+
+@pytest.mark.xfail(strict=True, reason="defect: pipeline/listing.py find: a source is not decoded as list entries are")
+def test_a_file_uri_is_percent_decoded(tmp_path: Path) -> None:
+    """Our own `uri` of a file is a source, whatever its name; a key that is not UTF-8 is an InputError."""
+    [row] = rows(find(str(fill(tmp_path, "a b%.mp4")), HERE))
+    assert rows(find(row["uri"], HERE)) == [row]
+    with pytest.raises(InputError):
+        find("s3://bucket/%ff", HERE)

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import s3 as s3_module
 from pipeline import store as store_module
 from pipeline.errors import InputError, StoreDenied, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
-from pipeline.store import CREATED, EXISTS, LocalStore, S3Store, Store, StoreOptions, open_store, s3_uri, split_s3_uri
+from pipeline.s3 import S3Store
+from pipeline.store import CREATED, EXISTS, LocalStore, Store, StoreOptions, open_store, s3_uri, split_s3_uri
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -241,7 +243,7 @@ def test_s3_409_is_retried_and_bounded(bucket: str, monkeypatch: pytest.MonkeyPa
     replies: list[str] = ["conflict", "conflict", CREATED]
     put: Callable[..., str] = lambda key, source: replies.pop(0)  # noqa: E731
     monkeypatch.setattr(store, "_put_once", put)
-    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(s3_module.time, "sleep", lambda seconds: None)
     assert store.create(uuid.uuid4().hex, b"") == CREATED
     monkeypatch.setattr(store, "_put_once", lambda key, source: "conflict")
     with pytest.raises(StoreUnknown, match="busy"):
