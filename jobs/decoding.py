@@ -34,6 +34,7 @@ from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEn
 
 BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
+MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
 POLL_S = 0.5
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
@@ -146,7 +147,7 @@ class Decoding:
         except StopIteration:
             del self.streams[generator]
             if not stream.ended:
-                yield from self._died(stream, suspects, innocent=False)
+                yield from self._died(stream, suspects, None)
             return
         except RayTaskError as error:
             cause = error.cause
@@ -155,7 +156,7 @@ class Decoding:
             raise
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
             del self.streams[generator]
-            yield from self._died(stream, suspects, innocent=isinstance(error, (NodeDiedError, ObjectLostError)))
+            yield from self._died(stream, suspects, error)
             return
         stream.silent_since = time.monotonic()
         if isinstance(message, Failure):
@@ -164,9 +165,15 @@ class Decoding:
         stream.ended = isinstance(message, (VideoEnd, Failure))
         yield stream.case.at, message
 
-    def _died(self, stream: _Stream, suspects: deque[_Case], *, innocent: bool) -> Iterator[tuple[int, DecodeMessage]]:
-        """A decode process is gone. A fatal-signal note convicts at the second time; unknown deaths at the third."""
+    def _died(
+        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        """A decode process is gone. A fatal-signal note convicts at the second time; unknown deaths at the third.
+
+        The loss of a node is nobody's fault, but not for ever either.
+        """
         case = stream.case
+        innocent = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
         note = stream.note.read_text() if stream.note.exists() else ""
         stream.note.unlink(missing_ok=True)
         if note:
@@ -174,6 +181,10 @@ class Decoding:
         elif not innocent:
             case.deaths += 1
         if case.crashes >= CRASHES_WITH_NOTE or case.deaths >= DEATHS:
+            if isinstance(error, OutOfMemoryError):
+                detail = f"its process was ended {case.deaths} times because the machine ran out of memory"
+                yield case.at, Failure(Reason.DECODE_MEMORY, detail, case.attempts)
+                return
             how = note.strip().splitlines()[0] if note else f"its process was killed {case.deaths} times"
             yield case.at, Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how}", case.attempts)
         else:
