@@ -147,6 +147,10 @@ def run_options(last: dict[str, Any] | None, **given: Any) -> RunOptions:
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in (last or {}).items() if name in _KEPT}
     device = given.get("device", kept.get("device", "auto"))
+    if ":" in device:
+        raise InputError(
+            f"--device {device}: each worker gets a GPU of its own; CUDA_VISIBLE_DEVICES says which there are"
+        )
     try:
         kind = device_for(device).type
     except ValueError as error:

@@ -42,7 +42,7 @@ from jobs.state import (
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
-from pipeline.errors import StoreError, StoreMissing, StoreUnknown
+from pipeline.errors import InputError, StoreError, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store, StoreOptions
@@ -80,6 +80,11 @@ class Run:
         s3: StoreOptions,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        self.gpus_each = 1 if cluster.gpus and options.device != "cpu" else 0
+        if self.gpus_each and options.workers > cluster.gpus:  # Ray would let the others wait for ever
+            raise InputError(
+                f"{options.workers} workers need a GPU each, and Ray sees {cluster.gpus}; use --workers {cluster.gpus}"
+            )
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
         self.cluster, self.options, self.on_progress = cluster, options, on_progress
         self.spec = WorkerSpec(
@@ -198,13 +203,12 @@ class Run:
         return events
 
     def _start(self, number: int) -> None:
-        gpus = 1 if self.cluster.gpus and self.options.device != "cpu" else 0
         actor = (
             ray.remote(ShardWorker)
             .options(
                 # no CPU is reserved: on a machine with one core no decode could start beside the worker
                 num_cpus=0,
-                num_gpus=gpus,
+                num_gpus=self.gpus_each,
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=2,

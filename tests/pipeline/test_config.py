@@ -87,7 +87,7 @@ def test_every_record_comes_back_from_json(record: Any) -> None:
     assert back == record and hash(back) == hash(record)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(recipes(), st.text(max_size=20), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
 def test_a_job_record_comes_back(chosen: Recipe, origin: str, versions: dict[str, str]) -> None:
     """job.json gives back the recipe, where the weights came from and the versions."""
@@ -178,7 +178,7 @@ def test_a_digest_of_nan_is_refused() -> None:
         digest({"x": float("nan")})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.sets(st.sampled_from(sorted(OTHER)), min_size=1))
 def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None:
     """OtherRecipe says for each field that differs what it is here and there, and names no other field."""

@@ -56,12 +56,17 @@ def column(found: Found, name: str) -> list[Any]:
     return found.videos[name].to_pylist()
 
 
-@pytest.fixture
-def put(bucket: str) -> Put:
-    """Create objects in the bucket whose content is what was given, else their own key."""
+@pytest.fixture(scope="module")
+def client(s3_server: dict[str, str]) -> Any:
+    """A client of the server; to make one takes longer than most tests."""
     import boto3
 
-    client = boto3.client("s3")
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def put(bucket: str, client: Any) -> Put:
+    """Create objects in the bucket whose content is what was given, else their own key."""
 
     def put(key: str, body: bytes | None = None) -> None:
         client.put_object(Bucket=bucket, Key=key, Body=key.encode() if body is None else body)
@@ -305,7 +310,7 @@ def write_list(kind: str, entries: list[str]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"), [("txt", "local"), ("csv", "local"), ("parquet", "local"), ("txt", "s3"), ("parquet", "s3")]
+    ("kind", "place"), [("txt", "local"), ("csv", "local"), ("parquet", "local"), ("parquet", "s3")]
 )
 def test_a_list_has_relative_absolute_and_s3_entries(
     kind: str, place: str, tmp_path: Path, bucket: str, put: Put
@@ -557,9 +562,10 @@ def test_a_line_of_a_text_list_ends_at_its_newline_only(tmp_path: Path, odd: str
 def test_the_uris_of_a_plan_are_a_list_of_the_same_videos(place: str, tmp_path: Path, bucket: str, put: Put) -> None:
     """What our `uri` column says can be given back as a list: file:// and s3:// entries are percent-decoded, as a
     source is."""
-    for name in ODD_KEYS:
+    names = ("per%2Fcent \u00fc.mp4", "plus+and&#?.mp4")
+    for name in names:
         put(f"v/{name}")
-    found = find(str(fill(tmp_path / "v", *ODD_KEYS)) if place == "local" else f"s3://{bucket}/v", HERE)
+    found = find(str(fill(tmp_path / "v", *names)) if place == "local" else f"s3://{bucket}/v", HERE)
     (tmp_path / "again.txt").write_text("\n".join(column(found, "uri")))
     again = find(str(tmp_path / "again.txt"), HERE)
     assert column(again, "uri") == column(found, "uri") and column(again, "version") == column(found, "version")
