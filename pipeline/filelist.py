@@ -42,7 +42,7 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     try:
         is_csv = source.lower().endswith(".csv")
         table = _read_csv(content, id_column) if is_csv else pq.read_table(io.BytesIO(content))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from None
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise InputError(f"{source} has more than one column of the name {twice[0]!r}; rename one")
@@ -75,7 +75,10 @@ def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
 def _ids(source: str, table: pa.Table, id_column: str) -> pa.Array:
     if id_column not in table.column_names:
         raise InputError(f"{source} has no column {id_column!r}; it has {', '.join(table.column_names)}")
-    ids = pc.cast(table[id_column], pa.string()).combine_chunks()
+    try:
+        ids = pc.cast(table[id_column], pa.string()).combine_chunks()
+    except pa.ArrowException as error:
+        raise InputError(f"{source}: column {id_column!r} cannot be ids: {error}") from None
     if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
         raise InputError(f"{source}: some rows have no id in column {id_column!r}")
     return ids

@@ -28,7 +28,7 @@ def content_version(size_bytes: int, mark: str | int | None) -> str:
 
 def local_path(uri: str) -> bytes:
     """`file:///...` -> the path's own bytes."""
-    return unquote_to_bytes(uri.removeprefix("file://"))
+    return unquote_to_bytes(os.fsencode(uri.removeprefix("file://")))
 
 
 def stat_version(status: os.stat_result) -> str:
@@ -49,7 +49,7 @@ def local_row(root: Path, relative: bytes) -> VideoRef:
         status = os.lstat(raw)
         if stat.S_ISLNK(status.st_mode):
             status = os.stat(raw)  # noqa: PTH116 - bytes
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL, which no name has
         return VideoRef(video_id(name), readable(name), uri, content_version(-1, None), -1)
     version, size, mtime_ns = stat_version(status), status.st_size, status.st_mtime_ns
     return VideoRef(video_id(name), readable(name), uri, version, size, mtime_ns)

@@ -56,7 +56,8 @@ def find(source: str, options: StoreOptions, *, id_column: str | None = None) ->
     elif "://" in source and not source.startswith("file://"):
         raise InputError(f"{source}: only local paths and s3:// are supported")
     else:
-        path = Path(os.path.abspath(source.removeprefix("file://")))  # noqa: PTH100 - resolve() would follow links
+        named = os.fsdecode(local_path(source)) if source.startswith("file://") else source
+        path = Path(os.path.abspath(named))  # noqa: PTH100 - resolve() would follow links
         if not path.exists():
             raise InputError(f"{path} does not exist")
         if is_list and path.is_file():
@@ -142,7 +143,7 @@ class _Lookup:
 
     def __init__(self, source: str, options: StoreOptions) -> None:
         self.source, self.options = source, options
-        self.base = source.rpartition("/")[0]
+        self.base = source.rpartition("/")[0] or "/"
         self.stores: dict[str, Store] = {}
 
     def row(self, entry: str) -> VideoRef:
@@ -151,21 +152,37 @@ class _Lookup:
         if scheme and (scheme[1] not in ("s3", "file") or CREDENTIAL.match(entry)):
             raise InputError(f"{self.source} has an entry {scheme[0]}...; only local paths and s3:// are supported")
         if entry.startswith("s3://"):
-            return self._s3_row(*split_s3_uri(entry), entry)
-        if not scheme and self.base.startswith("s3://"):
+            try:
+                return self._s3_row(*split_s3_uri(entry), entry)
+            except InputError as error:
+                raise InputError(f"{self.source}: {error}") from None
+        if scheme:
+            return local_row(Path(self.base), local_path(entry))
+        if self.base.startswith("s3://"):
+            if entry.startswith("/"):
+                raise InputError(
+                    f"{self.source}: {entry} is an absolute path, and a list on S3 has relative ones or s3://"
+                )
             bucket, folder = split_s3_uri(self.base)
-            return self._s3_row(bucket, f"{folder}/{entry}".removeprefix("/"), entry)
-        return local_row(Path(self.base), local_path(entry) if scheme else os.fsencode(entry))
+            return self._s3_row(bucket, f"{folder}/{_utf8(self.source, entry)}".removeprefix("/"), entry)
+        return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
 
     def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
-        try:
-            key.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-            raise InputError(f"{self.source}: {shown} is not UTF-8, and every S3 key is") from None
+        if not key:
+            raise InputError(f"{name} names no object in its bucket")
         if bucket not in self.stores:
             self.stores[bucket] = open_store(f"s3://{bucket}", self.options)
         return s3_row(bucket, key, name, self.stores[bucket].head(key))
+
+
+def _utf8(source: str, entry: str) -> str:
+    """The entry, if it is UTF-8 as every S3 key is."""
+    raw = os.fsencode(entry)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        shown = raw.decode("utf-8", "backslashreplace")
+        raise InputError(f"{source}: {shown} is not UTF-8, and every S3 key is") from None
 
 
 def _table(rows: list[VideoRef], skipped: list[str] | None = None) -> Found:

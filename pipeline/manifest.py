@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import PartRecord, PlanRecord
-from pipeline.errors import DamagedJob, StoreMissing
+from pipeline.errors import DamagedJob, InputError, StoreMissing
 from pipeline.schema import MANIFEST, OWN_COLUMNS, write_parquet
 from pipeline.store import EXISTS, Store
 from pipeline.types import ShardPlan, VideoRef
@@ -44,15 +45,23 @@ def plan_digest(recipe_digest: str, videos: pa.Table) -> str:
     """sha256 over the recipe's digest and the rows in order, in a canonical encoding of their values."""
     hasher = hashlib.sha256(recipe_digest.encode())
     for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
-        for row in batch.to_pylist():
+        for row in _rows(batch):
             hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
     return hasher.hexdigest()
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except ValueError as error:
+        raise InputError(f"a column of the list cannot be kept ({error}); cast nanoseconds to microseconds") from None
+    return rows
 
 
 def _as_numbers(videos: pa.Table) -> pa.Table:
     """Nanoseconds of the user's columns as integers, because Python's own types end at microseconds."""
     for at, field in enumerate(videos.schema):
-        if (pa.types.is_timestamp(field.type) or pa.types.is_duration(field.type)) and field.type.unit == "ns":
+        if pa.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":
             videos = videos.set_column(at, field.name, videos[field.name].cast(pa.int64()))
     return videos
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,26 +47,31 @@ class S3Store(Store):
         self.options = options
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
         self._made: Any = None
+        self._making = threading.Lock()
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str, StoreOptions]]:
         return S3Store, (self.url, self.options)
 
     @property
     def _client(self) -> Any:
-        if self._made is None:
-            session = boto3.session.Session(profile_name=self.options.profile, region_name=self.options.region)
-            self._made = session.client(
-                "s3",
-                endpoint_url=self.options.endpoint_url,
-                config=Config(
-                    connect_timeout=5,
-                    read_timeout=30,
-                    retries={"mode": "standard", "total_max_attempts": 5},
-                    max_pool_connections=32,
-                    tcp_keepalive=True,
-                ),
-            )
-        return self._made
+        with self._making:  # boto3 makes one client at a time; using it is thread-safe
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def _make(self) -> Any:
+        session = boto3.session.Session(profile_name=self.options.profile, region_name=self.options.region)
+        return session.client(
+            "s3",
+            endpoint_url=self.options.endpoint_url,
+            config=Config(
+                connect_timeout=5,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 5},
+                max_pool_connections=32,
+                tcp_keepalive=True,
+            ),
+        )
 
     def create(self, key: str, source: bytes | Path) -> Created:
         for attempt in range(CONFLICT_TRIES):

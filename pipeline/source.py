@@ -31,10 +31,13 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
             yield _download(video, options, Path(folder))
         return
     path = local_path(video.uri)
-    before = _status(video, path)
-    yield os.fsdecode(path)
-    if stat_version(before) != stat_version(_status(video, path)):
-        raise VideoError(Reason.SOURCE_CHANGED, "changed while it was read")
+    _status(video, path)
+    try:
+        yield os.fsdecode(path)
+    except VideoError:
+        _status(video, path)  # a file that is rewritten while it is read looks damaged
+        raise
+    _status(video, path)
 
 
 def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:

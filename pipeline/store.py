@@ -130,9 +130,14 @@ def s3_uri(bucket: str, key: str) -> str:
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` -> (bucket, key), percent-decoded."""
+    """`s3://bucket/key` -> (bucket, key), percent-decoded. InputError if that is not UTF-8, as every S3 key is."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, unquote_to_bytes(key).decode()
+    raw = unquote_to_bytes(os.fsencode(key))
+    try:
+        return bucket, raw.decode()
+    except UnicodeDecodeError:
+        shown = raw.decode("utf-8", "backslashreplace")
+        raise InputError(f"s3://{bucket}/{shown} is not UTF-8, and every S3 key is") from None
 
 
 def control_key(key: str) -> None:

@@ -50,7 +50,7 @@ class Audit:
     changed: int = 0
     clips: int = 0
     shards: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -128,7 +128,8 @@ def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Aud
     for outcome in outcomes:
         if outcome.failure is not None:
             result.failed += 1
-            result.reasons[str(outcome.failure.reason)] += 1
+            reason = str(outcome.failure.reason)
+            result.reasons[reason] = result.reasons.get(reason, 0) + 1
         else:
             result.ok += 1
     for name, count, ids in (

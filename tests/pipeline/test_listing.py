@@ -622,9 +622,6 @@ ODD_LISTS: dict[str, tuple[str, bytes, str | None]] = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: pipeline/filelist.py, listing.py _Lookup.row: errors that are not mapped"
-)
 @pytest.mark.parametrize("what", ODD_LISTS)
 def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], what: str) -> None:
     """Whatever a list holds, it is refused by name or its odd entries are missing videos."""
@@ -638,7 +635,6 @@ def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], 
         assert sizes == [-1]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: pipeline/listing.py find: a source is not decoded as list entries are")
 def test_a_file_uri_is_percent_decoded(tmp_path: Path) -> None:
     """Our own `uri` of a file is a source, whatever its name; a key that is not UTF-8 is an InputError."""
     [row] = rows(find(str(fill(tmp_path, "a b%.mp4")), HERE))

@@ -174,9 +174,6 @@ def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.Da
     assert Manifest(store, plan).videos["own"].cast(pa.int64()).to_pylist() == [1704067200123456789, None]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="defect: pipeline/manifest.py _as_numbers leaves time64 and nested columns"
-)
 @pytest.mark.parametrize(
     ("value", "kind"),
     [

