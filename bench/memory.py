@@ -3,7 +3,8 @@
     python bench/memory.py 2 10        minutes of 1280x720 at 25 frames/s; P3D-63, every:16, CPU
     python bench/memory.py --clips uniform:20 2 10
 
-Memory is PSS (private pages plus this process's share of shared ones) from /proc, sampled every 0.2 s. Linux only.
+Private memory by role, and once for all the shared memory that frames travel in (bounded by Ray's object store, see
+jobs/cluster.py); from /proc/PID/smaps_rollup, sampled every 0.5 s. Linux only.
 """
 
 from __future__ import annotations
@@ -39,15 +40,14 @@ def make_video(path: Path, minutes: float) -> None:
         output.mux(stream.encode())
 
 
-def pss_bytes(pid: int) -> int:
-    """PSS of a process; 0 once it is gone."""
+def private_and_shared_bytes(pid: int) -> tuple[int, int]:
+    """(anonymous pages, share of shared-memory pages) of a process; zeros once it is gone."""
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        pass
-    return 0
+        return 0, 0
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines[1:]}
+    return found.get("Pss_Anon", 0), found.get("Pss_Shmem", 0)
 
 
 def peaks(command: list[str]) -> dict[str, float]:
@@ -67,11 +67,13 @@ def peaks(command: list[str]) -> dict[str, float]:
             except psutil.Error:
                 continue
             role = next((name for mark, name in ROLES.items() if mark in line), "Ray itself")
-            sums[role] += pss_bytes(member.pid)
+            private, shared = private_and_shared_bytes(member.pid)
+            sums[role] += private
+            sums["shared frames"] += shared
         sums["all"] = sum(sums.values())
         for role, count in sums.items():
             top[role] = max(top[role], count / 1e6)
-        time.sleep(0.2)
+        time.sleep(0.5)
     if process.returncode != 0:
         raise SystemExit(f"the launch ended with exit code {process.returncode}")
     return dict(top)
@@ -82,16 +84,19 @@ def main() -> int:
     parser.add_argument("minutes", type=float, nargs="+")
     parser.add_argument("--clips", default="every:16")
     parser.add_argument("--decoder", default="auto")
+    parser.add_argument("--weights", default="random:0")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    print("| minutes | " + " | ".join([*ROLES.values(), "Ray itself", "all"]) + " | seconds |")
-    print("|---" * 7 + "|")
+    print("| minutes | " + " | ".join([*ROLES.values(), "Ray itself", "shared frames", "all"]) + " | seconds |")
+    print("|---" * 8 + "|")
     for minutes in given.minutes:
         with tempfile.TemporaryDirectory() as folder:
             make_video(Path(folder) / "long.mp4", minutes)
             started = time.monotonic()
-            options = ["--model", "p3d63", "--weights", "random:0", "--clips", given.clips, "--decoder", given.decoder]
+            options = ["--model", "p3d63", "--weights", given.weights, "--threads", str(given.threads)]
+            options += ["--clips", given.clips, "--decoder", given.decoder]
             top = peaks([*P3D, "launch", f"{folder}/long.mp4", f"{folder}/out", *options])
-            cells = [f"{top.get(role, 0):.0f} MB" for role in [*ROLES.values(), "Ray itself", "all"]]
+            cells = [f"{top.get(role, 0):.0f} MB" for role in [*ROLES.values(), "Ray itself", "shared frames", "all"]]
             print(f"| {minutes:g} | " + " | ".join(cells) + f" | {time.monotonic() - started:.0f} |", flush=True)
     return 0
 

@@ -39,6 +39,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
     (scratch / "empty").mkdir()
     os.chdir(scratch / "empty")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
     try:
         ray.init(

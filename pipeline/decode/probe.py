@@ -60,6 +60,7 @@ class Probe:
     duration_s: float
     duration_known: bool
     n_packets: int
+    packet_bytes: int
     n_discarded: int
     n_frames: int
     n_promised: int
@@ -153,7 +154,7 @@ class _Pass:
         self.pts = array("q")  # of presentable packets that have one, in stored order
         self.durations = array("q")  # the same packets
         self.keys = array("q")  # positions in `pts` of key frames
-        self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = 0
+        self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = self.packet_bytes = 0
         self.encrypted = False
         self.stopped = ""
         self.last_end_s = 0.0  # over all streams
@@ -188,6 +189,7 @@ class _Pass:
             duration_s=duration_s,
             duration_known=bool(known_s),
             n_packets=self.n_packets,
+            packet_bytes=self.packet_bytes,
             n_discarded=self.n_discarded,
             n_frames=n_frames,
             n_promised=max(stream.frames, 0),
@@ -225,6 +227,7 @@ class _Pass:
 
     def _count(self, packet: av.Packet[Stream]) -> None:
         self.n_packets += 1
+        self.packet_bytes += packet.size
         self.n_corrupt += packet.is_corrupt
         self.encrypted = self.encrypted or (self.n_packets == 1 and packet.has_sidedata("encryption_info"))
         if packet.is_discard:

@@ -25,6 +25,7 @@ MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 MIN_RESIZED_WIDTH = 100
 BLOCK_FRAMES = 256  # decord is read in runs of at most this many frames, then released
 MAX_BLOCK_BYTES = 256 * 1024**2  # of such a run, resized
+MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of the whole file at its first read
 
 
 def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
@@ -77,5 +78,7 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
         yield f"a block of frames resized to {height}x{width} takes more than {MAX_BLOCK_BYTES} bytes"
     if not found.closed_gops:
         yield "open GOPs: decord cannot place the frames after a seek"
+    if found.packet_bytes > MAX_PACKET_BYTES:
+        yield f"{found.packet_bytes >> 20} MiB of packets, and decord holds those of the whole file in memory"
     if found.n_frames > BLOCK_FRAMES and found.largest_gop > BLOCK_FRAMES:
         yield f"GOPs of up to {found.largest_gop} frames: decord's memory could not be released between them"

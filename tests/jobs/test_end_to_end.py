@@ -68,10 +68,10 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
     assert (row["start_s"], row["end_s"]) == (16 / 25, 32 / 25)
     with av.open(str(archive / "video0.mp4")) as container:
         frames = [
-            frame.reformat(width=96, height=72, format="rgb24", interpolation="BILINEAR").to_ndarray()
+            frame.reformat(width=108, height=72, format="rgb24", interpolation="BILINEAR").to_ndarray()
             for frame in container.decode(video=0)
         ]
-    spec = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 96))
+    spec = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108))
     frames_NHWC = spec.crop(np.stack(frames[16:32]))
     feature = Encoder(weights.network, weights.recipe, batch_size=1).encode(frames_NHWC, np.arange(16)[None])[0]
     stored = np.array(row["embedding"], np.float32)
@@ -381,3 +381,17 @@ def test_what_is_no_video_is_a_failure_with_its_reason(tmp_path: Path, archive: 
     assert rows(tmp_path / "out", "videos").select(["path", "note"]).to_pylist() == [
         {"path": "good.mp4", "note": "about good.mp4"}
     ]
+
+
+def test_a_worker_that_computes_other_numbers_is_refused(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """A worker whose golden features differ from those of planning is refused by name: nothing is computed, exit 6."""
+    out = tmp_path / "out"
+    assert p3d("launch", archive, out, "--weights", small_weights, "--limit", 1, "--batch-size", 2).code == 0
+    (golden,) = (out / "weights").glob("*.golden.json")
+    record = json.loads(golden.read_text())
+    record["features"] = record["features"][::-1]
+    golden.write_text(json.dumps(record))
+    ran = p3d("launch", archive, out, "--weights", small_weights, "--batch-size", 2)
+    assert ran.code == 6
+    assert "cosine" in ran.err and "cpu" in ran.err
+    assert len(list((out / "clips").glob("*.parquet"))) == 1

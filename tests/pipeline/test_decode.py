@@ -409,3 +409,12 @@ def test_a_sparse_decode_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest
     sizes = [len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)]
     assert len(sizes) >= 9
     assert sum(sizes) == 4
+
+
+def test_a_large_file_is_not_for_decord(tmp_path: Path) -> None:
+    """decord queues the packets of a whole file, so its memory grows with the file: large ones go to PyAV."""
+    found = probe(str(make.video(tmp_path / "v.mp4", "libx264", 20, options=NO_B)), DecodeLimits())
+    assert 0 < found.packet_bytes < (tmp_path / "v.mp4").stat().st_size
+    assert route(found, AUTO, SPEC)[0] == "decord"
+    name, why = route(replace(found, packet_bytes=65 * 1024**2), AUTO, SPEC)
+    assert (name, "65 MiB of packets" in why) == ("pyav", True)
