@@ -2,7 +2,7 @@
 
 decord only where its frames were proved right (shared measurements over 84 generated and 127 public files; the tests
 here compare every clip): elsewhere it repeats, drops or misplaces frames without saying so, or never returns. PyAV,
-read from front to back, is right everywhere and slower.
+read from front to back, is right everywhere.
 """
 
 from __future__ import annotations
