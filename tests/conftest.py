@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import Weed, weed
 from tests.zoo import make
 
 REPO = Path(__file__).resolve().parent.parent
@@ -107,3 +108,24 @@ def bucket(s3_server: dict[str, str], request: pytest.FixtureRequest) -> str:
     name = f"test-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture(scope="session")
+def real_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """SeaweedFS, started once. A test that kills or freezes a server starts its own with `tests.servers.weed`."""
+    with weed(tmp_path_factory.mktemp("weed")) as server:
+        yield server
+
+
+@pytest.fixture
+def real_bucket(real_s3: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket on it; this process and those it starts reach it by the environment."""
+    import uuid
+
+    import boto3
+
+    for name, value in real_s3.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=bucket)
+    return bucket

@@ -1,0 +1,124 @@
+"""Real S3 servers for the tests: SeaweedFS, a process that can be killed, frozen and started again on its own data.
+
+Loopback only, telemetry off, every port of its own, so that two may run at once. Each is stopped by its process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ACCESS_KEY = "p3d-tests"
+SECRET_KEY = "canary-secret-7f3a"  # looked for in everything that a job leaves behind
+START_S = 60.0
+_PORTS = tuple(
+    "s3.port s3.port.grpc s3.port.iceberg s3.port.lance master.port master.port.grpc volume.port volume.port.grpc "
+    "filer.port filer.port.grpc admin.port admin.port.grpc".split()
+)
+
+
+class Weed:
+    """One SeaweedFS server over a folder. `kill`, `freeze` and `start` again are an outage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What reaches it from any process."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3.port']}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "weed"),
+                "mini",
+                f"-dir={self.folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-master.telemetry=false",
+                "-admin.ui=false",
+                "-webdav=false",
+                *(f"-{name}={port}" for name, port in self.ports.items()),
+            ],
+            env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
+            stdout=(self.folder / "log").open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.env["AWS_ENDPOINT_URL"],
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+            config=Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 1}),
+        )
+        until = time.monotonic() + START_S
+        while True:
+            assert self.process is not None
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            with contextlib.suppress(BotoCoreError, ClientError):
+                client.list_buckets()
+                return
+            assert time.monotonic() < until, (self.folder / "log").read_text()[-2000:]
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses power does to its processes; the data stay."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections are accepted by the kernel and never answered."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def weed(folder: Path) -> Iterator[Weed]:
+    """A server for the length of a test."""
+    server = Weed(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; all are held while they are chosen, so that none is given twice."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in held]
