@@ -52,6 +52,7 @@ class Status:
     elapsed_s: float | None = None
     host: str = ""
     workers: list[dict[str, Any]] = field(default_factory=list)
+    outage: str = ""
 
 
 def read_status(store: Store, job: JobRecord) -> Status:
@@ -97,6 +98,7 @@ def read_status(store: Store, job: JobRecord) -> Status:
         elapsed_s=beat.get("elapsed_s"),
         host=epoch.host if epoch else "",
         workers=beat.get("workers", []) if running else [],
+        outage=beat.get("outage", "") if running else "",
     )
 
 
@@ -131,6 +133,8 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
             f"{count} {reason}" for reason, count in sorted(status.failures.items(), key=lambda x: -x[1])
         )
         parts.append(Text(f"failures: {reasons}", "red"))
+    if status.outage:
+        parts.append(Text(escape(f"paused: {status.outage}"), "yellow"))
     if status.sentence:
         parts.append(Text(escape(status.sentence)))
     return Group(*parts)

@@ -24,7 +24,7 @@ from pipeline.listing import Found
 from pipeline.manifest import known_versions, load_plans, with_shards, write_plan
 from pipeline.store import EXISTS, Store
 
-_KEPT = ("batch_size", "threads", "device", "workers", "video_timeout_s")  # by a resume
+_KEPT = ("batch_size", "threads", "device", "workers", "video_timeout_s", "store_patience_s")  # by a resume
 MAX_DECODE_TASKS = 8  # a worker
 PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
 

@@ -24,6 +24,7 @@ from jobs.job import Work, golden_of, weights_key
 from jobs.state import (
     Check,
     Checked,
+    CheckFailed,
     Command,
     Dispatch,
     Event,
@@ -35,21 +36,24 @@ from jobs.state import (
     StartWorker,
     Stop,
     StopWorker,
+    TryAgain,
     WorkerDied,
     WorkerReady,
     WorkerRefused,
+    WorkerUnready,
 )
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
-from pipeline.errors import InputError, StoreError, StoreMissing, StoreUnknown
+from pipeline.errors import InputError, StoreDenied, StoreError, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store, StoreOptions
 
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two looks at the workers' counters
-STORE_SILENCE_S = 60.0  # of failing heartbeats after which the store counts as gone
+TRY_AGAIN_S = 5.0  # after a store failed; doubles
+LONGEST_TRY_S = 60.0
 
 
 @dataclass(slots=True)
@@ -112,17 +116,19 @@ class Run:
         self.asking: dict[Any, int] = {}  # progress calls under way -> worker
         self.signals: list[int] = []
         self.counter = 0
+        self.lost_at: float | None = None  # when a store was last heard to work, while one fails
+        self.why_lost = ""
+        self.try_at, self.try_s = 0.0, TRY_AGAIN_S
         self.started = time.monotonic()
-        self.beaten = self.heard = self.asked = float("-inf")
+        self.beaten = self.asked = float("-inf")
 
     def loop(self) -> Finish:
         """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self.heard = time.monotonic()
             self._carry_out(self.state.start())
             while self.state.finished is None:
-                events = deque([*self._results(), *self._outside()])
+                events = deque([*self._results(), *self._outside(), *self._outages()])
                 while events:
                     events.extend(self._carry_out(self.state.handle(events.popleft())))
                     self.state.validate()
@@ -176,9 +182,28 @@ class Run:
                     )
                 elif request := control.cancel_asked(self.store, self.epoch.number):
                     events.append(Stop(6, "cancelled", drain=not request.get("now")))
-            except StoreUnknown:
+            except (StoreUnknown, StoreDenied):
                 pass  # the heartbeat finds out whether this lasts
         return events
+
+    def _outages(self) -> list[Event]:
+        """A store that fails pauses the job: one shard is tried now and then, and when patience is spent, it stops."""
+        now = time.monotonic()
+        why = self.why_lost or self.state.outage
+        if not why:
+            self.lost_at = None
+            return []
+        if self.lost_at is None:
+            self.lost_at, self.try_s = now, TRY_AGAIN_S
+            self.try_at = now + self.try_s
+        patience = self.options.store_patience_s
+        if now - self.lost_at > patience and (self.why_lost or not self.state.in_flight):
+            return [Stop(6, f"a store did not answer for {patience:g} s, no video is blamed for it; the last: {why}")]
+        if now < self.try_at or self.why_lost:
+            return []
+        self.try_s = min(2 * self.try_s, LONGEST_TRY_S)
+        self.try_at = now + self.try_s
+        return [TryAgain()]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -222,7 +247,12 @@ class Run:
                 worker = self.workers[number]
                 worker.state, worker.device, worker.host = "idle", reply.device, reply.host
                 return WorkerReady(number)
-            return WorkerRefused(number, reply.detail) if isinstance(reply, Refused) else self._died(number, reply)
+            if not isinstance(reply, Refused):
+                return self._died(number, reply)
+            if not reply.outage:
+                return WorkerRefused(number, reply.detail)
+            ray.kill(self.workers.pop(number).actor, no_restart=True)
+            return WorkerUnready(number, reply.detail)
 
         self.pending[actor.setup.remote()] = meaning
 
@@ -255,6 +285,8 @@ class Run:
             found: Committed = derive(self.store, shard, self.job.recipe, manifest.user_columns(key.shard))
         except StoreMissing:
             return Checked(key, committed=False)
+        except (StoreUnknown, StoreDenied) as error:
+            return CheckFailed(key, str(error))
         except StoreError as error:
             return Stop(6, str(error))
         return Checked(key, True, len(shard.videos), found.n_clips, tuple(found.failures.items()))
@@ -274,7 +306,7 @@ class Run:
         self._beat(control.RUNNING)
 
     def _beat(self, state: str, finish: Finish | None = None) -> None:
-        """Write the heartbeat; a store that fails for long stops the job, resumable."""
+        """Write the heartbeat; `why_lost` says why it could not be, for as long as it cannot."""
         self.beaten = time.monotonic()
         self.counter += 1
         snapshot = self.snapshot(state)
@@ -282,10 +314,9 @@ class Run:
             snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
         try:
             control.beat(self.store, self.epoch.number, snapshot)
-            self.heard = time.monotonic()
+            self.why_lost = ""
         except StoreError as error:
-            if finish is None and time.monotonic() - self.heard > STORE_SILENCE_S:
-                self._carry_out(self.state.handle(Stop(6, f"the output has not answered for a minute: {error}")))
+            self.why_lost = str(error)
         if self.on_progress is not None and finish is not None:
             self.on_progress(snapshot)
 
@@ -302,6 +333,7 @@ class Run:
             "epoch": self.epoch.number,
             "counter": self.counter,
             "state": state,
+            "outage": self.why_lost or self.state.outage,
             "elapsed_s": round(elapsed, 3),
             "shards": {"all": self.work.n_shards, "done": self.work.n_shards - len(self.state.open)},
             "videos": {

@@ -1,6 +1,7 @@
 """The scheduler as a pure state machine: events in, commands out, no Ray, no clock, no store.
 
     StartWorker ─> WorkerReady ─> Dispatch ─> ShardDone ──────────────────────────> Dispatch the next, or StopWorker
+                                     │──────> ShardTrouble (outage) ──────────────> pause; TryAgain ─> one on trial
                                      │──────> ShardTrouble (store) ───────────────> stop, resumable
                                      │──────> ShardTrouble (internal) ────────────> again, bounded
                                      └──────> WorkerDied ─> Check ─> Checked ─────> done after all, or again elsewhere
@@ -50,6 +51,14 @@ class WorkerRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerUnready:
+    """The worker could not start because a store did not answer; it is gone."""
+
+    worker: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDied:
     worker: int
     detail: str
@@ -68,12 +77,12 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardTrouble:
-    """The worker lives, the shard is not done. `store` is the store's trouble, `internal` our own defect, `job` an
-    error that no retry can mend."""
+    """The worker lives, the shard is not done. `outage` is trouble of a store that may pass, `store` one that does not
+    (a full disk), `internal` our own defect, `job` an error that no retry can mend."""
 
     worker: int
     shard: ShardKey
-    kind: Literal["store", "internal", "job"]
+    kind: Literal["outage", "store", "internal", "job"]
     detail: str
 
 
@@ -89,6 +98,19 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckFailed:
+    """The store would not say whether the shard is committed."""
+
+    shard: ShardKey
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Time to see whether a store that failed answers again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Stop from outside. With `drain`, shards in flight are finished first."""
 
@@ -97,7 +119,18 @@ class Stop:
     drain: bool = False
 
 
-Event = WorkerReady | WorkerRefused | WorkerDied | ShardDone | ShardTrouble | Checked | Stop
+Event = (
+    WorkerReady
+    | WorkerRefused
+    | WorkerUnready
+    | WorkerDied
+    | ShardDone
+    | ShardTrouble
+    | Checked
+    | CheckFailed
+    | TryAgain
+    | Stop
+)
 
 
 # ---- commands ---------------------------------------------------------------------------------------------------
@@ -179,6 +212,8 @@ class Scheduler:
         self.n_workers, self.n_videos = n_workers, n_videos
         self.max_failures, self.shard_attempts = max_failures, shard_attempts
         self.worker_deaths = max(worker_deaths, 2 * n_workers)  # losing a node of many workers at once is one event
+        self.outage = ""  # why nothing is dispatched now; empty when the stores answer
+        self.trials = 0  # dispatches that are allowed all the same, to see
         self.stopping: Stop | None = None
         self.finished: Finish | None = None
         self._next_worker = 0
@@ -205,6 +240,9 @@ class Scheduler:
             case WorkerRefused(worker, detail):
                 self.starting.discard(worker)
                 self._stop(Stop(6, detail))
+            case WorkerUnready(worker, detail):
+                self.starting.discard(worker)
+                self._pause(detail)
             case WorkerDied(worker, detail):
                 commands += self._worker_died(worker, detail)
             case ShardDone(worker, shard, n_videos, n_clips, failures):
@@ -220,6 +258,12 @@ class Scheduler:
                 else:
                     self._again(shard, "its worker died")
                     self._vain_death()
+            case CheckFailed(shard, detail):
+                self.checking.discard(shard)
+                self.queue.append(shard)  # whoever does it again adopts what is there
+                self._pause(detail)
+            case TryAgain():
+                self.trials = int(bool(self.outage) and not self.in_flight)
             case Stop():
                 self._stop(event)
         commands = self._settle(commands)
@@ -269,6 +313,11 @@ class Scheduler:
         if kind == "internal":
             self._again(shard, detail)
             self._internal = self._internal or shard in self.stuck
+        elif kind == "outage":
+            if self.outage:
+                self.attempts[shard] -= 1  # not this shard's fault
+            self._again(shard, detail)
+            self._pause(detail)
         else:
             self.queue.appendleft(shard)
             self._stop(Stop(6 if kind == "store" else 2, detail))
@@ -279,6 +328,10 @@ class Scheduler:
         else:
             self.queue.append(shard)
 
+    def _pause(self, detail: str) -> None:
+        """Dispatch nothing until a shard on trial is done; what is in flight goes on."""
+        self.outage, self.trials = detail, 0
+
     def _leave(self, worker: int, shard: ShardKey) -> None:
         given = self.in_flight.pop(worker)
         assert given == shard, f"worker {worker} answered for {shard}, which it was not given ({given})"
@@ -286,7 +339,7 @@ class Scheduler:
 
     def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
         self.open.discard(shard)
-        self._deaths = 0
+        self._deaths, self.outage, self.trials = 0, "", 0
         self.totals.videos += n_videos
         self.totals.clips += n_clips
         self.totals.failures.update(dict(failures))
@@ -323,7 +376,8 @@ class Scheduler:
         if self.stopping is not None and self.open:
             busy = self.stopping.drain and (self.in_flight or self.checking)
             return commands if busy else [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
-        while self.queue and self.idle:
+        while self.queue and self.idle and (not self.outage or self.trials):
+            self.trials -= bool(self.outage)
             worker, shard = min(self.idle), self.queue.popleft()
             self.idle.discard(worker)
             self.in_flight[worker] = shard
@@ -331,7 +385,8 @@ class Scheduler:
             commands.append(Dispatch(worker, shard))
         if not self.queue and not self.in_flight and not self.checking:
             return [*commands, *self._end(*self._verdict())]
-        wanted = min(self.n_workers, len(self.queue) + len(self.in_flight))
+        places = min(self.n_workers, self.trials) if self.outage else self.n_workers
+        wanted = min(places, len(self.queue) + len(self.in_flight))
         while len(self.starting) + len(self.idle) + len(self.in_flight) < wanted:
             self.starting.add(self._next_worker)
             commands.append(StartWorker(self._next_worker))

@@ -24,7 +24,7 @@ from jobs.decoding import DecodeSpec, Decoding
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.errors import JobError, StoreError
+from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from pipeline.extract import Progress, extract_shard
 from pipeline.store import StoreOptions, open_store
 from pipeline.types import ShardPlan
@@ -69,9 +69,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker that must not be used, and why."""
+    """A worker that must not be used, and why; `outage` if only because a store did not answer just now."""
 
     detail: str
+    outage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ class ShardWorker:
                 threads=self.spec.options.threads if device == "cpu" else None,
             )
             check_golden(self.encoder, np.array(self.spec.golden, np.float32))
+        except (StoreUnknown, StoreDenied) as error:
+            return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
         return Ready(device, platform.node(), os.getpid())
@@ -174,6 +177,8 @@ class ShardWorker:
                 )
             rows.stats.update(self._stats(time.monotonic() - started))
             committed = commit_shard(self.store, rows, recipe, user_columns)
+        except (StoreUnknown, StoreDenied) as error:
+            return Trouble("outage", str(error))
         except StoreError as error:
             return Trouble("store", str(error))
         except JobError as error:

@@ -211,7 +211,8 @@ class RunOptions(_Strict):
     bit-identical only for equal ones.
 
     `workers` GPU or CPU actors; `batch_size` clips; `threads` of the network per CPU worker; `decode_tasks` videos that
-    each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video.
+    each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video;
+    `store_patience_s` how long a store may fail before the job stops, resumable.
     """
 
     workers: int
@@ -225,6 +226,7 @@ class RunOptions(_Strict):
     max_file_bytes: int = 256 * 1024**3
     shard_attempts: int = 4
     worker_deaths: int = 8
+    store_patience_s: float = 600.0
     max_failures: MaxFailures = MaxFailures()
 
     def __post_init__(self) -> None:

@@ -82,6 +82,13 @@ run_options = _apply(
         help="Longest wait for the next frames of a video. Default: 300.",
     ),
     click.option(
+        "--store-patience",
+        "store_patience_s",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="How long a store may fail before the job stops, resumable. Default: 600.",
+    ),
+    click.option(
         "--max-failures",
         metavar="N|P%",
         help="Stop when more videos fail. Default: when over half of the first 200 fail for one reason.",
@@ -103,7 +110,7 @@ def _run_options(typed: dict[str, Any], last: dict[str, Any] | None = None) -> R
     from jobs.planning import run_options
     from pipeline.config import MaxFailures
 
-    names = ("workers", "batch_size", "threads", "device", "video_timeout_s")
+    names = ("workers", "batch_size", "threads", "device", "video_timeout_s", "store_patience_s")
     limits = MaxFailures.parse(typed["max_failures"])
     return run_options(last, max_failures=limits, **{name: typed[name] for name in names})
 
@@ -287,9 +294,12 @@ def _progress_bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     if sys.stderr.isatty():
         yield from _bar(n_videos)
         return
-    last = [-LINE_EVERY_S]
+    last, paused = [-LINE_EVERY_S], [""]
 
     def line(snapshot: dict[str, Any]) -> None:
+        if bool(snapshot["outage"]) != bool(paused[0]):
+            talk.say(f"paused: {snapshot['outage']}" if snapshot["outage"] else "going on: the store answers again")
+        paused[0] = snapshot["outage"]
         if snapshot["elapsed_s"] - last[0] >= LINE_EVERY_S or snapshot["state"] != "running":
             last[0] = snapshot["elapsed_s"]
             videos = snapshot["videos"]
@@ -320,6 +330,7 @@ def _bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         def update(snapshot: dict[str, Any]) -> None:
             videos = snapshot["videos"]
             rate = f"{snapshot['clips_per_s']:.2f} clips/s" if snapshot["clips_per_s"] else "starting"
+            rate = "paused: a store does not answer" if snapshot["outage"] else rate
             eta = talk.human_time(snapshot["eta_s"])
             bar.update(task, completed=videos["done"], total=videos["all"], rate=rate, failed=videos["failed"], eta=eta)
 
