@@ -260,6 +260,7 @@ class Scheduler:
                     self._vain_death()
             case CheckFailed(shard, detail):
                 self.checking.discard(shard)
+                self.attempts[shard] -= 1  # nobody knows whether it failed
                 self.queue.append(shard)  # whoever does it again adopts what is there
                 self._pause(detail)
             case TryAgain():

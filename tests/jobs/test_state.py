@@ -28,6 +28,7 @@ from jobs.state import (
     FIRST_VIDEOS,
     Check,
     Checked,
+    CheckFailed,
     Command,
     Dispatch,
     Event,
@@ -40,9 +41,11 @@ from jobs.state import (
     Stop,
     StopWorker,
     Totals,
+    TryAgain,
     WorkerDied,
     WorkerReady,
     WorkerRefused,
+    WorkerUnready,
 )
 from pipeline.config import MaxFailures, RunOptions
 
@@ -365,6 +368,60 @@ def test_trouble_that_no_retry_mends_stops_the_job_at_once(kind: str, code: int)
     assert scheduler.open == set(shards(4))
 
 
+@pytest.mark.fault(28, 46)
+def test_an_outage_pauses_until_a_shard_on_trial_is_done() -> None:
+    """After an outage nothing is dispatched; `TryAgain` gives one shard a trial, and its success ends the pause."""
+    scheduler = machine(6, workers=3)
+    assert feed(scheduler, *(trouble(worker, ShardKey(1, worker), "outage") for worker in range(3))) == []
+    assert scheduler.outage == "outage trouble"
+    for _ in range(20):  # far more than the attempts of a shard: an outage blames none
+        dispatched = of_kind(feed(scheduler, TryAgain(), TryAgain()), Dispatch)
+        assert len(dispatched) == 1
+        assert feed(scheduler, trouble(dispatched[0].worker, dispatched[0].shard, "outage")) == []
+    [(worker, shard)] = scheduler_trial(scheduler)
+    assert len(of_kind(feed(scheduler, done(worker, shard)), Dispatch)) == 3
+    assert work_off(scheduler).exit_code == 0
+
+
+def scheduler_trial(scheduler: Scheduler) -> list[tuple[int, ShardKey]]:
+    return [(command.worker, command.shard) for command in of_kind(feed(scheduler, TryAgain()), Dispatch)]
+
+
+def test_a_source_that_never_answers_does_not_hold_up_the_others() -> None:
+    """One shard whose source is always out: all others are done, and the run waits for that one alone."""
+    scheduler = machine(4, shard_attempts=2)
+    for _ in range(100):
+        if scheduler.finished:
+            break
+        feed(scheduler, TryAgain())
+        for worker, shard in sorted(scheduler.in_flight.items()):
+            feed(scheduler, trouble(worker, shard, "outage") if shard.shard == 0 else done(worker, shard))
+        if scheduler.outage and scheduler.open == {ShardKey(1, 0)}:
+            break  # alone, it waits for the driver's patience
+    assert scheduler.open == {ShardKey(1, 0)}
+    assert scheduler.totals.videos == 30
+
+
+def test_an_outage_while_a_worker_starts_costs_no_budget() -> None:
+    """A worker that could not read its weights is started again on trial, however often, and the job goes on."""
+    scheduler = Scheduler(shards(1), n_workers=1, n_videos=9, worker_deaths=1)
+    scheduler.start()
+    for worker in range(10):
+        assert feed(scheduler, WorkerUnready(worker, "no store")) == []
+        assert feed(scheduler, TryAgain()) == [StartWorker(worker + 1)]
+    assert feed(scheduler, WorkerReady(10)) == [Dispatch(10, ShardKey(1, 0))]
+    assert feed(scheduler, done(10, ShardKey(1, 0)))[-1].exit_code == 0
+
+
+def test_a_check_that_finds_no_store_leaves_the_shard_open() -> None:
+    """The shard of a dead worker goes back to the queue when the store would not say, and waits for the outage."""
+    scheduler = machine(1)
+    assert feed(scheduler, WorkerDied(0, "killed")) == [Check(ShardKey(1, 0))]
+    assert feed(scheduler, CheckFailed(ShardKey(1, 0), "no store")) == []
+    assert feed(scheduler, TryAgain()) == [StartWorker(1)]
+    assert feed(scheduler, WorkerReady(1)) == [Dispatch(1, ShardKey(1, 0))]
+
+
 def test_a_refused_worker_stops_the_job() -> None:
     """A worker that must not be used ends the job with 6 and says why; it runs no shard."""
     scheduler = Scheduler(shards(4), n_workers=2, n_videos=9)
@@ -603,8 +660,17 @@ def test_the_scheduler_works_without_asserts(monkeypatch: pytest.MonkeyPatch) ->
 
 SEEDS = range(int(os.environ.get("P3D_FIRST_SEED", "0")), int(os.environ.get("P3D_FIRST_SEED", "0")) + 5000)
 DOCUMENTED = {0, 1, 2, 3, 5, 6, 130, 143}  # exit codes of house.md that a scheduler can give
-OFTEN = ("dies starting", "dies idle", "dies before commit", "dies after commit", "commits when dead", "internal")
-RARE = ("store", "job", "refused", "check fails", "stop", "drain")
+OFTEN = (
+    "dies starting",
+    "dies idle",
+    "dies before commit",
+    "dies after commit",
+    "commits when dead",
+    "internal",
+    "outage",
+    "try again",
+)
+RARE = ("store", "job", "refused", "check fails", "unready", "stop", "drain")
 REASONS = ("truncated", "too_long", "not_a_video")
 
 
@@ -642,6 +708,7 @@ class World:
         self.first: Counter[str] = Counter()
         self.first_videos = 0
         self.stopped: Stop | None = None
+        self.paused, self.trials, self.outages = False, 0, 0
         self.finish: Finish | None = None
         self.scheduler = make(
             self.todo,
@@ -662,7 +729,7 @@ class World:
         while self.finish is None:
             if (event := self.something()) is not None:
                 n_events += 1
-                assert n_events <= bound, f"no end after {bound} events"
+                assert n_events <= bound + 8 * self.outages, f"no end after {n_events} events"
                 self.deliver(event)
         self.judge()
         return self.finish
@@ -687,6 +754,8 @@ class World:
         """The next thing that happens; None if the scheduler does not hear of it."""
         asked = [shard for shard, has in self.unchecked.items() if has]
         awaited = [*[w for w, does in self.workers.items() if does != "idle"], *asked]
+        if self.paused and (not awaited or self.strikes("try again")):
+            return TryAgain()
         assert awaited, "nothing can happen any more, and the job has not finished"
         if self.stopped is None or self.stopped.drain:
             if self.strikes("stop"):
@@ -706,13 +775,15 @@ class World:
             case worker if self.workers[worker] == "starting":
                 if self.strikes("refused"):
                     return WorkerRefused(worker, "refused")
+                if self.strikes("unready"):
+                    return WorkerUnready(worker, "no store")
                 return WorkerDied(worker, "died starting") if self.strikes("dies starting") else WorkerReady(worker)
             case worker:
                 return self.answer(worker, self.flying[worker])
 
     def look(self, shard: ShardKey) -> Event:
         if self.strikes("check fails"):
-            return Stop(6, "the store does not answer")
+            return CheckFailed(shard, "the store does not answer")
         if shard not in self.store:
             return Checked(shard, committed=False)
         truth = self.truth[shard]
@@ -724,7 +795,7 @@ class World:
         if self.rates["commits when dead"] > self.rng.random():
             self.undead.append(shard)
             return WorkerDied(worker, "out of reach")
-        for kind in ("internal", "store", "job"):
+        for kind in ("outage", "internal", "store", "job"):
             if self.strikes(kind):
                 if self.rng.random() < 0.3:
                     self.store.add(shard)  # committed, and then the trouble came
@@ -745,6 +816,15 @@ class World:
             case WorkerRefused(worker):
                 del self.workers[worker]
                 self.stop(Stop(6, ""))
+            case WorkerUnready(worker):
+                del self.workers[worker]
+                self.pause()
+            case CheckFailed(shard):
+                del self.unchecked[shard]
+                self.tries[shard] -= 1
+                self.pause()
+            case TryAgain():
+                self.trials = int(self.paused and not self.flying)
             case WorkerDied(worker):
                 del self.workers[worker]
                 self.deaths += 1
@@ -761,6 +841,10 @@ class World:
                 del self.flying[worker]
                 if kind == "internal":
                     self.again(shard, internal=True)
+                elif kind == "outage":
+                    self.tries[shard] -= self.paused
+                    self.again(shard, internal=False)
+                    self.pause()
                 else:
                     self.stop(Stop({"store": 6, "job": 2}[kind], ""))
             case Checked(shard, committed):
@@ -781,6 +865,9 @@ class World:
         self.scheduler.validate()
         self.obey(commands)
 
+    def pause(self) -> None:
+        self.paused, self.trials, self.outages = True, 0, self.outages + 1
+
     def stop(self, stop: Stop) -> None:
         if self.stopped is None or (self.stopped.drain and not stop.drain):
             self.stopped = stop
@@ -794,6 +881,7 @@ class World:
         assert shard not in self.closed
         self.closed.add(shard)
         self.deaths = self.vain_deaths = 0
+        self.paused, self.trials = False, 0
         truth, rule = self.truth[shard], self.max_failures
         if self.first_videos < FIRST_VIDEOS:  # shards are of one size here, which divides 200
             self.first_videos += truth.n_videos
@@ -823,6 +911,7 @@ class World:
             match command:
                 case StartWorker(worker):
                     assert self.stopped is None, "a worker starts during a stop"
+                    assert not self.paused or self.trials, "a worker starts during an outage"
                     assert worker not in self.ever, "a worker's number is used again"
                     self.workers[worker] = "starting"
                     self.ever.add(worker)
@@ -830,6 +919,8 @@ class World:
                     assert len(self.workers) <= min(self.n_workers, work), "more workers than places or work"
                 case Dispatch(worker, shard):
                     assert self.stopped is None, "a dispatch during a stop"
+                    assert not self.paused or self.trials, "a dispatch during an outage"
+                    self.trials -= self.paused
                     assert self.workers.get(worker) == "idle", f"a dispatch to worker {worker}, which is not idle"
                     assert shard in self.truth, "a dispatch of a shard that is not in the job"
                     assert shard not in self.flying.values(), "a shard flies on two live workers"
@@ -1195,6 +1286,37 @@ class HopelessTooEarly(Scheduler):
         return super()._hopeless()
 
 
+class DispatchesInAnOutage(Scheduler):
+    """Workers go on being given shards while a store is out."""
+
+    def _pause(self, detail):
+        pass
+
+
+class NeverTriesAgain(Scheduler):
+    """A pause is for ever."""
+
+    def handle(self, event):
+        return [] if isinstance(event, TryAgain) else super().handle(event)
+
+
+class BlamesShardsForAnOutage(Scheduler):
+    """Every trial in an outage counts as an attempt of its shard."""
+
+    def _trouble(self, shard, kind, detail):
+        self.attempts[shard] += kind == "outage" and bool(self.outage)
+        super()._trouble(shard, kind, detail)
+
+
+class StaysPaused(Scheduler):
+    """A shard that is done does not end the pause."""
+
+    def _count(self, shard, n_videos, n_clips, failures):
+        before = self.outage
+        super()._count(shard, n_videos, n_clips, failures)
+        self.outage = before
+
+
 class HearsTheDead(Scheduler):
     """Answers after the end are still counted."""
 
@@ -1233,6 +1355,10 @@ MUTANTS = [
     LeavesWorkersBehind,
     NeverHopeless,
     HopelessTooEarly,
+    DispatchesInAnOutage,
+    NeverTriesAgain,
+    BlamesShardsForAnOutage,
+    StaysPaused,
     HearsTheDead,
 ]
 
