@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 import p3d.weights
 from jobs.job import golden_key, read_job, weights_key
 from jobs.machine import usable_cpus
@@ -20,9 +23,10 @@ from p3d.encoder import device_for, golden_features
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
 from pipeline.errors import InputError
-from pipeline.listing import Found
-from pipeline.manifest import known_versions, load_plans, with_shards, write_plan
-from pipeline.store import EXISTS, Store
+from pipeline.listing import Found, look_again
+from pipeline.manifest import Manifest, known_versions, load_plans, with_shards, write_plan
+from pipeline.store import EXISTS, Store, StoreOptions
+from pipeline.verify import current_failures
 
 _KEPT = ("batch_size", "threads", "device", "workers", "video_timeout_s", "store_patience_s")  # by a resume
 MAX_DECODE_TASKS = 8  # a worker
@@ -125,6 +129,29 @@ def add_plan(store: Store, job: JobRecord, found: Found, *, shard_videos: int, l
         return None
     seq = max((plan.seq for plan in plans), default=0) + 1
     return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), len(found.skipped))
+
+
+def add_retry(
+    store: Store, job: JobRecord, reasons: frozenset[str], s3: StoreOptions, *, shard_videos: int
+) -> PlanRecord | None:
+    """Plan once more the videos that are failures now, all or those of `reasons`; None if there are none.
+
+    Each source is looked at again, so that a file which was replaced or brought back is taken as it is now. Ids and
+    the user's columns stay. A video that a newer plan already names is not failed now, but pending.
+    """
+    plans = {plan.seq: plan for plan in load_plans(store)}
+    failed: dict[int, set[str]] = {}
+    for row in current_failures(store):
+        if not reasons or row["reason"] in reasons:
+            failed.setdefault(row["plan_seq"], set()).add(row["video_id"])
+    if not failed:
+        return None
+    tables = []
+    for seq, ids in sorted(failed.items()):
+        videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
+        tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
+    again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
+    return write_plan(store, max(plans) + 1, job.recipe.digest, with_shards(again, shard_videos), 0)
 
 
 def default_workers() -> int:

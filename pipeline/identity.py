@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -45,14 +46,24 @@ def local_row(root: Path, relative: bytes) -> VideoRef:
     """The row of a local file, which need not be there."""
     raw = os.path.join(os.fsencode(root), relative)  # noqa: PTH118 - bytes, which Path does not take
     name, uri = relative, "file://" + quote_from_bytes(os.path.normpath(raw))
+    return VideoRef(video_id(name), readable(name), uri, *_content(raw))
+
+
+def _content(raw: bytes) -> tuple[str, int, int | None]:
+    """(version, size_bytes, mtime_ns) of the file at a path, which need not be there."""
     try:
         status = os.lstat(raw)
         if stat.S_ISLNK(status.st_mode):
             status = os.stat(raw)  # noqa: PTH116 - bytes
     except (OSError, ValueError):  # ValueError: a NUL, which no name has
-        return VideoRef(video_id(name), readable(name), uri, content_version(-1, None), -1)
-    version, size, mtime_ns = stat_version(status), status.st_size, status.st_mtime_ns
-    return VideoRef(video_id(name), readable(name), uri, version, size, mtime_ns)
+        return content_version(-1, None), -1, None
+    return stat_version(status), status.st_size, status.st_mtime_ns
+
+
+def local_row_again(row: VideoRef) -> VideoRef:
+    """The same video, as its file is now."""
+    version, size_bytes, mtime_ns = _content(local_path(row.uri))
+    return replace(row, version=version, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
 def s3_row(bucket: str, key: str, name: str, info: ObjectInfo | None) -> VideoRef:

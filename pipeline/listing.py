@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.filelist import LIST_EXTENSIONS, read_list
-from pipeline.identity import local_path, local_row, readable, s3_row
+from pipeline.identity import local_path, local_row, local_row_again, readable, s3_row
 from pipeline.schema import MANIFEST
 from pipeline.store import Store, StoreOptions, open_store, split_s3_uri
 from pipeline.types import VideoRef
@@ -71,6 +71,17 @@ def find(source: str, options: StoreOptions, *, id_column: str | None = None) ->
         )
     _refuse_duplicates(found.videos)
     return found
+
+
+def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
+    """The same rows of a manifest (without `shard`), with size, time, ETag and version as their files have them now."""
+    fields = [field for field in MANIFEST if field.name != "shard"]
+    rows = [VideoRef(**row) for row in videos.select([field.name for field in fields]).to_pylist()]
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
+        again = _table(list(pool.map(_Lookup("", options).again, rows))).videos
+    for at, field in enumerate(fields):
+        videos = videos.set_column(videos.schema.get_field_index(field.name), field, again[at])
+    return videos
 
 
 def _walk_folder(root: Path) -> Found:
@@ -166,6 +177,13 @@ class _Lookup:
             bucket, folder = split_s3_uri(self.base)
             return self._s3_row(bucket, f"{folder}/{_utf8(self.source, entry)}".removeprefix("/"), entry)
         return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
+
+    def again(self, row: VideoRef) -> VideoRef:
+        """The row as its source is now; its id and its path stay."""
+        if not row.uri.startswith("s3://"):
+            return local_row_again(row)
+        now = self._s3_row(*split_s3_uri(row.uri), row.path)
+        return replace(now, video_id=row.video_id, path=row.path)
 
     def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
         if not key:

@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("launch", "Say what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
     "resume": ("launch", "Go on with the job at OUT."),
+    "retry": ("retry", "Try the failed videos of OUT once more."),
     "status": ("status", "How far the job at OUT is; needs no Ray."),
     "cancel": ("status", "Ask the run at OUT to stop, resumable."),
     "failures": ("dataset", "The videos that have no rows, and why."),

@@ -105,7 +105,7 @@ def _spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def _run_options(typed: dict[str, Any], last: dict[str, Any] | None = None) -> RunOptions:
+def options_of_run(typed: dict[str, Any], last: dict[str, Any] | None = None) -> RunOptions:
     """The options that decide how fast and how patient; `last` are those of the run before."""
     from jobs.planning import run_options
     from pipeline.config import MaxFailures
@@ -191,7 +191,7 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
 
     s3 = talk.options_of(typed)
     store = talk.out_store(out, s3)
-    options = _run_options(typed)
+    options = options_of_run(typed)
     prepared = prepare(_spec(typed))
     refuse_other_job(store, prepared.recipe)
     found = find(src, s3, id_column=typed["id_column"])
@@ -205,7 +205,7 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
         else:
             planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
             talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
-        return _run(out, store, job, options, epoch, pulse, s3, as_json)
+        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
 
 
 @click.command()
@@ -227,15 +227,15 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     work = survey(store, manifests(store, job))
     if work.nothing_left and work.n_shards:
         talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
-        return _report(out, store, job, as_json)
+        return report(out, store, job, as_json)
     last = control.newest_epoch(store)
-    options = _run_options(typed, last.options if last else None)
+    options = options_of_run(typed, last.options if last else None)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:
-        return _run(out, store, job, options, epoch, pulse, s3, as_json)
+        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
 
 
-def _run(
+def run_job(
     out: str,
     store: Store,
     job: JobRecord,
@@ -258,7 +258,7 @@ def _run(
     if not work.todo:
         pulse.stop()
         control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
-        return _report(out, store, job, as_json)
+        return report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
     with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
         run = Run(store, job, plans, work, cluster, epoch, options, s3=s3, on_progress=on_progress)
@@ -267,11 +267,11 @@ def _run(
     talk.say(finish.sentence)
     if finish.exit_code not in (0, 3):
         talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")
-    _report(out, store, job, as_json)
+    report(out, store, job, as_json)
     return finish.exit_code
 
 
-def _report(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
+def report(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     """What is in OUT now, and what to do next."""
     from dataclasses import asdict
 

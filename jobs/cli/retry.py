@@ -1,0 +1,47 @@
+"""`p3d retry`: the failed videos once more, as a new plan on the same output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobs.cli import talk
+from jobs.cli.launch import options_of_run, report, run_job, run_options
+
+
+@click.command()
+@click.argument("out")
+@click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only these failures; may be repeated.")
+@click.option("--shard-videos", type=click.IntRange(1, 100_000), default=64, show_default=True, help="As of `launch`.")
+@run_options
+@talk.store_options
+def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool, as_json: bool, **typed: Any) -> int:
+    """Try the failed videos of OUT once more, all of them or those with a --reason.
+
+    They become a new plan; each file is taken as it is now. Nothing that is committed changes: a video's state is that
+    of the newest plan that names it. Interrupted, `p3d resume` goes on.
+    """
+    from jobs import control
+    from jobs.job import read_job
+    from jobs.planning import add_retry
+    from pipeline.errors import InputError, Reason
+    from pipeline.verify import current_failures
+
+    unknown = sorted(set(reasons) - set(Reason))
+    if unknown:
+        raise InputError(f"--reason {unknown[0]} is none of {', '.join(Reason)}")
+    s3 = talk.options_of(typed)
+    store = talk.out_store(out, s3)
+    job = read_job(store)
+    if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
+        talk.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
+        return report(out, store, job, as_json)
+    last = control.newest_epoch(store)
+    options = options_of_run(typed, last.options if last else None)
+    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+    with control.Pulse(store, epoch.number) as pulse:
+        added = add_retry(store, job, frozenset(reasons), s3, shard_videos=shard_videos)
+        if added is not None:
+            talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
+        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
