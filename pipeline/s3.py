@@ -27,6 +27,7 @@ from pipeline.store import (
     ObjectInfo,
     Store,
     StoreOptions,
+    aside_key,
     control_key,
     split_s3_uri,
 )
@@ -154,6 +155,14 @@ class S3Store(Store):
         control_key(key)
         with self._errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def set_aside(self, key: str) -> str:
+        aside = aside_key(key)
+        with self._errors(key):
+            source = {"Bucket": self.bucket, "Key": self.prefix + key}
+            self._client.copy_object(Bucket=self.bucket, Key=self.prefix + aside, CopySource=source)
+            self._client.delete_object(**source)
+        return aside
 
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:

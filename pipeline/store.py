@@ -97,6 +97,10 @@ class Store(ABC):
         """Remove a control object; nothing happens if there is none."""
 
     @abstractmethod
+    def set_aside(self, key: str) -> str:
+        """Move a damaged object out of the dataset, to `_job/damaged/`; its new key. Only a repair may do this."""
+
+    @abstractmethod
     def temp_file(self) -> contextlib.AbstractContextManager[Path]:
         """A private local path to build an object in. Whatever is there afterwards is removed."""
 
@@ -144,6 +148,11 @@ def control_key(key: str) -> None:
     """ValueError unless the key is of a control object."""
     if not key.startswith(CONTROL):
         raise ValueError(f"{key}: only {CONTROL} objects may be replaced or deleted")
+
+
+def aside_key(key: str) -> str:
+    """A new name below `_job/damaged/`; no glob of the dataset finds it, for it does not end in .parquet."""
+    return f"{CONTROL}damaged/{key}.{uuid.uuid4().hex[:8]}"
 
 
 class LocalStore(Store):
@@ -224,6 +233,15 @@ class LocalStore(Store):
         control_key(key)
         with self._errors(key):
             (self.root / key).unlink(missing_ok=True)
+
+    def set_aside(self, key: str) -> str:
+        aside = aside_key(key)
+        with self._errors(key):
+            make_folder((self.root / aside).parent)
+            (self.root / key).rename(self.root / aside)
+            fsync((self.root / aside).parent)
+            fsync((self.root / key).parent)
+        return aside
 
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:

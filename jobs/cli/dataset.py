@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import talk
+
+if TYPE_CHECKING:
+    from pipeline.config import JobRecord
+    from pipeline.store import Store
+    from pipeline.verify import Audit
 
 
 @click.command()
@@ -62,10 +67,15 @@ def failures(
 
 @click.command()
 @click.argument("out")
+@click.option("--deep", is_flag=True, help="Read every row against its checksum; compute every pooled row again.")
+@click.option("--repair", "mend", is_flag=True, help="Mend what --deep finds; damaged files move to _job/damaged/.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @talk.store_options
-def verify(out: str, as_json: bool, **typed: Any) -> int:
-    """Check every file of OUT against its plans and its checksums, and every pooled row against its clips.
+def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int:
+    """Check OUT against its plans: every video accounted for once, every file whole.
+
+    Reads the footers of all files; --deep reads everything. --repair makes damaged videos and failures files again, and
+    opens a shard again whose clips are damaged: `p3d resume` then computes it.
 
     Exits 0 when all videos are accounted for, 6 when some are still to be done, 7 when there is damage.
     """
@@ -82,19 +92,60 @@ def verify(out: str, as_json: bool, **typed: Any) -> int:
         if talkative:
             click.echo(f"\rchecked {done}/{count} shards", nl=done == count, err=True)
 
-    found = audit(store, job, on_shard=on_shard)
+    deep = deep or mend
+    if mend:
+        return _repair(out, store, job, as_json)
+    found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
     if as_json:
-        talk.show_json({**asdict(found), "damaged": found.damaged})
+        talk.show_json(_record(found))
     else:
         talk.show(talk.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
         for sentence in found.problems:
             talk.say(sentence)
         if found.damaged:
-            talk.say("damage found: what is lost or changed must be computed again, or restored from a copy")
+            talk.say(f"damage found: `p3d verify {out} --repair` mends what can be mended, `p3d resume` does the rest")
         elif found.pending or found.underived:
             talk.say(f"not finished: `p3d resume {out}` goes on")
         else:
             rows = f"{talk.count(found.clips, 'clip')} of {talk.count(found.ok, 'video')}"
-            talk.say(f"clean: {rows} in {talk.count(found.shards, 'shard')}, all accounted for")
+            how = "every row read" if deep else "footers read; --deep reads every row"
+            talk.say(f"clean: {rows} in {talk.count(found.shards, 'shard')}, all accounted for ({how})")
     return 7 if found.damaged else 6 if found.pending or found.underived else 0
+
+
+def _record(found: Audit) -> dict[str, Any]:
+    """The audit for programs."""
+    record = asdict(found) | {"damaged": found.damaged}
+    return record | {name: sorted(record[name]) for name in ("bad_shards", "bad_derived")}
+
+
+def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
+    """Become the epoch in charge, mend, and look again."""
+    from jobs import control
+    from pipeline.repair import repair
+    from pipeline.verify import audit
+
+    last = control.newest_epoch(store)
+    epoch = control.claim(store, last.options if last else {}, takeover=False, say=talk.say)
+    with control.Pulse(store, epoch.number):
+        done = repair(store, job.recipe, audit(store, job))
+    sentence = f"repaired; `p3d resume {out}` computes what was set aside"
+    control.beat(store, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": sentence})
+    found = audit(store, job)
+    if as_json:
+        talk.show_json(_record(found) | {"repair": asdict(done)})
+    else:
+        for key, aside in done.moved:
+            talk.show(f"moved     {key} -> {aside}")
+        for key in done.derived:
+            talk.show(f"made      {key}")
+        for name in done.reopened:
+            talk.show(f"open now  shard {name}")
+        for problem in found.problems:
+            talk.say(f"left as it is: {problem}")
+        if found.pending:
+            talk.say(f"{talk.count(found.pending, 'video')} to be computed:  p3d resume {out}")
+        elif not found.damaged:
+            talk.say("clean" if done.moved or done.derived else "nothing to repair")
+    return 7 if found.damaged else 6 if found.pending else 0

@@ -78,6 +78,20 @@ def test_only_control_objects_can_be_replaced_or_deleted(store: Store) -> None:
         store.delete("clips/a.parquet")
 
 
+def test_a_damaged_object_is_set_aside(store: Store) -> None:
+    """It leaves its place for one below _job/damaged/ that no glob of the dataset finds, with its bytes as they are."""
+    store.create("clips/a.parquet", b"damaged")
+    aside = store.set_aside("clips/a.parquet")
+    assert store.head("clips/a.parquet") is None
+    assert store.read(aside) == b"damaged"
+    assert aside.startswith("_job/damaged/clips/a.parquet.")
+    assert not aside.endswith(".parquet")
+    assert store.create("clips/a.parquet", b"again") == "created"
+    assert store.set_aside("clips/a.parquet") != aside
+    with pytest.raises(StoreMissing):
+        store.set_aside("clips/a.parquet")
+
+
 def test_an_object_can_be_read_in_part(store: Store) -> None:
     """open gives a seekable file: the end of an object is read without the rest."""
     content = bytes(range(256)) * 4096
