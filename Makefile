@@ -7,13 +7,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs clean
+.PHONY: demo test sim check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
 
 test: $(READY)
 	$(PY) -m pytest -q --durations=10
+
+# every store operation of launch and resume, wrong in every way; `make test` takes one in four
+sim: $(READY)
+	P3D_STRIDE=1 $(PY) -m pytest -q -s tests/sim
 
 check: $(READY)
 	$(PY) -m ruff check .

@@ -1,0 +1,318 @@
+"""Every store operation of a launch and of a resume goes wrong once, and from there on, in each of four ways.
+
+Not at random: the nth operation for n = 1, 2, 3 ... until there is no nth. After each fault the store is well again;
+then one resume must finish the job, another must write nothing, and the dataset must be whole. The rows differ from
+attempt to attempt, as the statistics of real shards do, so that bytes of two attempts that are mixed show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from jobs import control
+from jobs.job import derive_again, manifests, survey
+from pipeline import commit, schema
+from pipeline.commit import clips_key, commit_shard, derive
+from pipeline.config import JobRecord
+from pipeline.errors import JobError, NoSuchJob, StoreMissing
+from pipeline.listing import Found
+from pipeline.store import CREATED, EXISTS, Store
+from pipeline.verify import audit
+from tests.pipeline.rows import recipe, shard_rows, videos
+from tests.sim.store import KINDS, Died, FaultyStore, MemoryStore
+
+JOB = JobRecord(recipe(), "random:0", {})
+FIRST, GROWN = tuple("abcd"), tuple("abcdef")
+STRIDE = int(os.environ.get("P3D_STRIDE", "4"))
+DATA = ("clips/", "videos/", "failures/", "plans/", "job.json", "weights/")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries take no time."""
+    monkeypatch.setattr(commit, "PAUSE_S", 0.0)
+
+
+class Attempts:
+    """Numbers the attempts at shards, so that no two give the same bytes."""
+
+    def __init__(self) -> None:
+        self.numbers = count()
+
+
+def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
+    """What `p3d launch` does to the store, in its order; the network and Ray are left out."""
+    from jobs.planning import add_plan
+
+    store.probe()
+    epoch = control.claim(store, {}, takeover=True, say=print)
+    store.create("weights/0.safetensors", b"weights")
+    if store.create("job.json", JOB.to_json()) == EXISTS:
+        JobRecord.from_json(store.read("job.json"), store.url)
+    add_plan(store, JOB, Found(videos(names), ()), shard_videos=2, limit=None)
+    work_off(store, epoch, attempts)
+
+
+def resume(store: Store, attempts: Attempts) -> None:
+    """What `p3d resume` does: nothing at all where everything is there."""
+    try:
+        JobRecord.from_json(store.read("job.json"), store.url)
+    except StoreMissing:
+        raise NoSuchJob("no job") from None
+    work = survey(store, manifests(store, JOB))
+    if work.nothing_left and work.n_shards:
+        return
+    work_off(store, control.claim(store, {}, takeover=True, say=print), attempts)
+
+
+def meet_zombies(store: MemoryStore, attempts: Attempts) -> None:
+    """A resume whose every shard is committed by a worker of a dead run, just before it commits its own rows."""
+    work_off(store, control.claim(store, {}, takeover=True, say=print), attempts, zombies=True)
+
+
+def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies: bool = False) -> None:
+    """Sweep, look, derive what is missing, commit what is left, and say so."""
+    control.sweep_temps(store)
+    plans = manifests(store, JOB)
+    work = survey(store, plans)
+    derive_again(store, JOB, plans, work.underived)
+    for key in work.todo:
+        manifest = plans[key.plan_seq]
+        rows = shard_rows(manifest, key.shard, seed=next(attempts.numbers), frames=(40, 0, 16))
+        if zombies:
+            theirs = shard_rows(manifest, key.shard, seed=next(attempts.numbers), frames=(40, 0, 16))
+            with store.temp_file() as path:
+                commit._write_clips(path, theirs, recipe())
+                MemoryStore.create(store, clips_key(rows.shard.name), path)  # no fault of ours touches them
+        commit_shard(store, rows, recipe(), manifest.user_columns(key.shard))
+    control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
+
+
+def launched(attempts: Attempts) -> MemoryStore:
+    store = MemoryStore()
+    launch(store, FIRST, attempts)
+    return store
+
+
+def half_done(attempts: Attempts) -> MemoryStore:
+    """A job that was killed: one shard committed and not derived, one not there."""
+    store = MemoryStore()
+    launch(store, FIRST, attempts)
+    stems = sorted(key.removeprefix("clips/") for key in store.objects if key.startswith("clips/"))
+    for folder in ("videos", "failures"):
+        del store.objects[f"{folder}/{stems[0]}"]
+    for folder in ("clips", "videos", "failures"):
+        del store.objects[f"{folder}/{stems[1]}"]
+    return store
+
+
+PATHS: dict[str, tuple[Callable[[Attempts], MemoryStore], Callable[[Store, Attempts], None], int]] = {
+    "launch": (lambda attempts: MemoryStore(), lambda store, attempts: launch(store, FIRST, attempts), 4),
+    "resume": (half_done, resume, 4),
+    "a resume that meets zombies": (half_done, meet_zombies, 4),
+    "a grown source": (launched, lambda store, attempts: launch(store, GROWN, attempts), 6),
+}
+
+
+def points(path: str, stride: int) -> Iterator[tuple[int, str, bool]]:
+    """Every fault on a path (every `stride`th): as long as the nth operation is reached."""
+    for first, kind in enumerate(KINDS, 1):
+        for always in (False,) if kind.startswith("crash") else (False, True):  # the dead ask nothing more
+            for nth in count(1 + first % stride, stride):
+                if not hit(path, nth, kind, always):
+                    break
+                yield nth, kind, always
+
+
+def hit(path: str, nth: int, kind: str, always: bool) -> bool:
+    """One fault, then health: everything must come right. False if there is no nth operation."""
+    make, act, n_videos = PATHS[path]
+    attempts = Attempts()
+    store = make(attempts)
+    faulty = FaultyStore(store, nth, kind, always=always)
+    seen = data(store)
+    with contextlib.suppress(JobError, Died):
+        act(faulty, attempts)
+    check_kept(store, seen)
+    seen = data(store)
+    act(store, attempts)  # the user types the same again
+    try:
+        resume(store, attempts)
+    except NoSuchJob as error:
+        raise AssertionError("there is no job after a launch without faults") from error
+    check_kept(store, seen)
+    writes = len(store.written)
+    resume(store, attempts)
+    assert len(store.written) == writes, f"a resume with nothing to do wrote {store.written[writes:]}"
+    found = audit(store, JOB)
+    assert (found.damaged, found.pending, found.underived) == (False, 0, 0), found.problems
+    work = survey(store, manifests(store, JOB))
+    assert (work.done.videos, work.n_videos) == (n_videos, n_videos)
+    assert once(store), "a row is there twice"
+    return faulty.fired > 0
+
+
+def data(store: MemoryStore) -> dict[str, bytes]:
+    return {key: content for key, content in store.objects.items() if key.startswith(DATA)}
+
+
+def check_kept(store: MemoryStore, seen: dict[str, bytes]) -> None:
+    """I4: what was visible is there, byte for byte."""
+    for key, content in seen.items():
+        assert store.objects.get(key) == content, f"{key} changed or vanished"
+
+
+def once(store: MemoryStore) -> bool:
+    """I2: (plan_seq, video_id, clip_index) is unique over the dataset."""
+    keys = []
+    for key in data(store):
+        if key.startswith("clips/"):
+            table = schema.open_parquet(store.open(key)).read(columns=["plan_seq", "video_id", "clip_index"])
+            keys += [tuple(row.values()) for row in table.to_pylist()]
+    return len(keys) == len(set(keys))
+
+
+@pytest.mark.fault(1, 4, 32)
+@pytest.mark.parametrize("path", PATHS)
+def test_whatever_operation_fails_one_resume_makes_everything_right(path: str) -> None:
+    """Lost requests, lost answers and kills at every store operation leave a job that the next run finishes.
+
+    One operation in four is tried here; `P3D_STRIDE=1` tries all (`make sim`).
+    """
+    found = list(points(path, STRIDE))
+    print(f"{path}: {len(found)} faults")
+    assert len(found) > 100 // STRIDE
+
+
+# ---- mutants: a protocol with one defect each, which some fault above must show -----------------------------------
+
+
+def overwrites(patch: pytest.MonkeyPatch) -> None:
+    """A create that replaces what is there."""
+
+    def create(self, key, source):
+        self.objects[key] = source if isinstance(source, bytes) else source.read_bytes()
+        self.written.append(("create", key))
+        return CREATED
+
+    patch.setattr(MemoryStore, "create", create)
+
+
+def derives_from_memory(patch: pytest.MonkeyPatch) -> None:
+    """After adopting another's commit, the pooled rows are those of our own clips."""
+
+    def commit_and_derive(store, rows, recipe_, own):
+        with store.temp_file() as path:
+            commit._write_clips(path, rows, recipe_)
+            commit._create(store, clips_key(rows.shard.name), path)
+            return derive(store, rows.shard, recipe_, own, clips=path)
+
+    patch.setitem(globals(), "commit_shard", commit_and_derive)
+
+
+def takes_unknown_for_done(patch: pytest.MonkeyPatch) -> None:
+    """A time-out of a create counts as success."""
+    true = commit._create
+
+    def create(store, key, path):
+        try:
+            return store.create(key, path) == CREATED
+        except commit.StoreUnknown:
+            return True
+
+    assert true is not create
+    patch.setattr(commit, "_create", create)
+
+
+def derives_first(patch: pytest.MonkeyPatch) -> None:
+    """The videos and failures files are created before the clips."""
+
+    def reversed_commit(store, rows, recipe_, own):
+        with store.temp_file() as path:
+            commit._write_clips(path, rows, recipe_)
+            made = derive(store, rows.shard, recipe_, own, clips=path)
+            commit._create(store, clips_key(rows.shard.name), path)
+            return made
+
+    patch.setitem(globals(), "commit_shard", reversed_commit)
+
+
+def never_derives_again(patch: pytest.MonkeyPatch) -> None:
+    """A resume leaves committed shards without their derived files."""
+    patch.setitem(globals(), "derive_again", lambda *_: None)
+
+
+def deletes_on_recovery(patch: pytest.MonkeyPatch) -> None:
+    """A resume removes what looks unfinished, to do it again."""
+
+    def sweep(store):
+        names, whole = commit.committed_names(store)
+        for name in names - whole:
+            store.objects.pop(clips_key(name))
+
+    patch.setattr(control, "sweep_temps", sweep)
+
+
+def plan_record_first(patch: pytest.MonkeyPatch) -> None:
+    """plan.json is created before the manifest parts it names."""
+    from pipeline import manifest
+
+    true = manifest.write_plan
+
+    def write(store, *given):
+        scratch = MemoryStore()
+        plan = true(scratch, *given)
+        for key in sorted(scratch.objects, reverse=True):  # plan.json, then manifest-...
+            store.create(key, scratch.objects[key])
+        return plan
+
+    patch.setattr("jobs.planning.write_plan", write)
+
+
+def one_name_for_all_plans(patch: pytest.MonkeyPatch) -> None:
+    """Shards are named by their number alone, so that a second plan meets the first one's."""
+    from pipeline.types import ShardPlan
+
+    patch.setattr(ShardPlan, "name", property(lambda self: f"00000000-{self.shard:09d}"))
+
+
+def writes_when_nothing_is_left(patch: pytest.MonkeyPatch) -> None:
+    """A resume with nothing to do still claims an epoch."""
+    patch.setattr("jobs.job.Work.nothing_left", property(lambda self: False))
+
+
+def commits_half(patch: pytest.MonkeyPatch) -> None:
+    """The rows of the last video are not written."""
+    true = schema.clips_table
+    patch.setattr(schema, "clips_table", lambda *given: true(*given)[:-1])
+
+
+MUTANTS = [
+    (overwrites, "launch"),
+    (derives_from_memory, "a resume that meets zombies"),
+    (takes_unknown_for_done, "launch"),
+    (derives_first, "launch"),
+    (never_derives_again, "resume"),
+    (deletes_on_recovery, "resume"),
+    (plan_record_first, "launch"),
+    (one_name_for_all_plans, "a grown source"),
+    (writes_when_nothing_is_left, "launch"),
+    (commits_half, "launch"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "path"), MUTANTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_protocol_with_this_defect_is_caught(
+    mutant: Callable[[pytest.MonkeyPatch], None], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some fault on a path shows it, as a broken invariant or as a job that cannot be finished."""
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, JobError, KeyError, ValueError)) as caught:
+        for _ in points(path, 1):
+            pass
+    print(type(caught.value).__name__, str(caught.value).splitlines()[:1])
