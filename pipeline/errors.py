@@ -13,6 +13,9 @@ Trouble with **the job** is an exception with a sentence for people:
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not do what was asked
         ├── StoreMissing    no such object
+        │   ├── StoreChanged   no longer the same object
+        │   └── StoreNoBucket  no such bucket
+        ├── StoreCorrupt    the bytes that arrive are not those the store says it has
         ├── StoreDenied     credentials or permissions
         ├── StoreFull       no space left
         ├── StoreUnsafe     the store cannot create an object exactly once
@@ -38,6 +41,7 @@ class Reason(StrEnum):
     SOURCE_MISSING = "source_missing"
     SOURCE_DENIED = "source_denied"
     SOURCE_CHANGED = "source_changed"
+    SOURCE_CORRUPT = "source_corrupt"
     TOO_LONG = "too_long"
     TOO_LARGE = "too_large"
     DECODE_TIMEOUT = "decode_timeout"
@@ -59,6 +63,7 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.SOURCE_MISSING: "the file is not there (any more)",
     Reason.SOURCE_DENIED: "no permission to read the file",
     Reason.SOURCE_CHANGED: "the file is not the one that was planned, or it changed while it was read",
+    Reason.SOURCE_CORRUPT: "the bytes that arrived are not those the store says it has",
     Reason.TOO_LONG: "longer than the limit of the job",
     Reason.TOO_LARGE: "more pixels or bytes than the limit of the job",
     Reason.DECODE_TIMEOUT: "decoding took longer than the deadline for one video",
@@ -111,6 +116,18 @@ class StoreError(JobError):
 
 class StoreMissing(StoreError):
     """No such object."""
+
+
+class StoreChanged(StoreMissing):
+    """The object is no longer the one that was asked for."""
+
+
+class StoreNoBucket(StoreMissing):
+    """There is no such bucket: trouble with the job, whatever object was asked for."""
+
+
+class StoreCorrupt(StoreError):
+    """The bytes that arrive are, again and again, not those the store says it has."""
 
 
 class StoreDenied(StoreError):

@@ -1,24 +1,30 @@
 """S3Store: the store behind `s3://`, on boto3.
 
-Timeouts, retries and pool size are set here and not left to defaults. Clients are made per process, when first needed.
+A request is tried again inside botocore for hiccups, and here for a bounded time when the server is busy; credentials
+that were refused are read once more; a body that breaks off is gone on with (`pipeline.s3_body`). What is left becomes
+a store error with a sentence (`pipeline.s3_errors`). Clients are shared within a process (`pipeline.s3_client`).
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import hashlib
 import io
+import random
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import InputError, StoreDenied, StoreMissing, StoreUnknown
+from pipeline.errors import InputError, StoreChanged, StoreMissing
+from pipeline.s3_body import Body
+from pipeline.s3_client import client_for, forget
+from pipeline.s3_errors import from_botocore, from_reply
 from pipeline.store import (
     CREATED,
     DEFAULTS,
@@ -29,11 +35,14 @@ from pipeline.store import (
     StoreOptions,
     aside_key,
     control_key,
+    local_error,
+    s3_uri,
     split_s3_uri,
 )
 
 RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
-CONFLICT_TRIES = 6  # of a create that the server answers with 409: another writer is at it
+PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
+LONGEST_PAUSE_S = 4.0
 
 
 class S3Store(Store):
@@ -46,122 +55,78 @@ class S3Store(Store):
         self.bucket = bucket
         self.prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self.options = options
-        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self._made: Any = None
-        self._making = threading.Lock()
+        self.url = s3_uri(bucket, self.prefix).rstrip("/")
+        self._always = {"Bucket": bucket} | ({"RequestPayer": "requester"} if options.requester_pays else {})
+        self._written = {"ServerSideEncryption": options.sse, "SSEKMSKeyId": options.sse_kms_key_id}
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str, StoreOptions]]:
         return S3Store, (self.url, self.options)
 
-    @property
-    def _client(self) -> Any:
-        with self._making:  # boto3 makes one client at a time; using it is thread-safe
-            if self._made is None:
-                self._made = self._make()
-            return self._made
-
-    def _make(self) -> Any:
-        session = boto3.session.Session(profile_name=self.options.profile, region_name=self.options.region)
-        return session.client(
-            "s3",
-            endpoint_url=self.options.endpoint_url,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=30,
-                retries={"mode": "standard", "total_max_attempts": 5},
-                max_pool_connections=32,
-                tcp_keepalive=True,
-            ),
-        )
-
     def create(self, key: str, source: bytes | Path) -> Created:
-        for attempt in range(CONFLICT_TRIES):
-            code = self._put_once(key, source)
-            if code in (CREATED, EXISTS):
-                return code
-            time.sleep(min(0.1 * 2**attempt, 2.0))
-        raise StoreUnknown(f"{self.url}/{key}: other writers kept this object busy for {CONFLICT_TRIES} tries")
-
-    def _put_once(self, key: str, source: bytes | Path) -> Created | Literal["conflict"]:
-        with self._errors(key), contextlib.ExitStack() as stack:
-            body = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-            try:
-                self._client.put_object(
-                    Bucket=self.bucket, Key=self.prefix + key, Body=body, IfNoneMatch="*", ChecksumAlgorithm="SHA256"
-                )
-            except ClientError as error:
-                match error.response["ResponseMetadata"]["HTTPStatusCode"]:
-                    case 412:
-                        return EXISTS
-                    case 409:
-                        return "conflict"
-                raise
+        checksum = {"ChecksumAlgorithm": "SHA256"}
+        if self.options.checksums == "when_required":
+            checksum = {"ContentMD5": _md5(source)}  # every server knows this one
+        try:
+            self._put(key, source, IfNoneMatch="*", **checksum)
+        except StoreChanged:  # 412: somebody, perhaps our own lost try, was first
+            return EXISTS
         return CREATED
 
     def read(self, key: str) -> bytes:
-        with self._errors(key):
-            reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-            content: bytes = reply["Body"].read()
-            return content
+        content = io.BytesIO()
+        self._body(key, content).fetch()
+        return content.getvalue()
 
     def open(self, key: str) -> BinaryIO:
         if (info := self.head(key)) is None:
-            raise StoreMissing(f"{self.url}/{key} does not exist")
+            raise StoreMissing(f"{self._place(key)} does not exist")
         return io.BufferedReader(_Ranges(self, info), RANGE_BYTES)
 
     def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
         """Bytes [start, end) of an object that is still the one of `info`."""
-        with self._errors(info.key):
-            reply = self._client.get_object(
-                Bucket=self.bucket, Key=self.prefix + info.key, Range=f"bytes={start}-{end - 1}", IfMatch=info.etag
-            )
-            content: bytes = reply["Body"].read()
-            return content
+        content = io.BytesIO()
+        self._body(info.key, content, etag=info.etag, start=start, end=end).fetch()
+        return content.getvalue()
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
-            with self._errors(key):
-                reply = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
+            reply = self._ask("head_object", key, Key=self.prefix + key)
         except StoreMissing:
             return None
         return ObjectInfo(key, reply["ContentLength"], _ns(reply["LastModified"]), reply["ETag"])
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix, PaginationConfig={"PageSize": 1000}
-            )
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    key = item["Key"].removeprefix(self.prefix)
-                    yield ObjectInfo(key, item["Size"], _ns(item["LastModified"]), item["ETag"])
+        asked = {"Prefix": self.prefix + prefix, "MaxKeys": 1000}
+        while True:
+            page = self._ask("list_objects_v2", prefix, **asked)
+            for item in page.get("Contents", ()):
+                key = item["Key"].removeprefix(self.prefix)
+                yield ObjectInfo(key, item["Size"], _ns(item["LastModified"]), item["ETag"])
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
-        extra = {"IfMatch": etag} if etag else {}
-        with self._errors(key):
-            reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **extra)
+        try:
             with path.open("wb") as file:
-                for piece in reply["Body"].iter_chunks(1 << 20):
-                    file.write(piece)
-            if path.stat().st_size != reply["ContentLength"]:
-                raise StoreUnknown(f"{self.url}/{key}: the body ended early")
+                self._body(key, file, etag=etag).fetch()
+        except OSError as error:  # the scratch disk; botocore's errors are none
+            raise local_error(error, path) from error
 
     def replace(self, key: str, content: bytes) -> None:
         control_key(key)
-        with self._errors(key):
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content)
+        self._put(key, content)
 
     def delete(self, key: str) -> None:
         control_key(key)
-        with self._errors(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+        self._ask("delete_object", key, Key=self.prefix + key)
 
     def set_aside(self, key: str) -> str:
         aside = aside_key(key)
-        with self._errors(key):
-            source = {"Bucket": self.bucket, "Key": self.prefix + key}
-            self._client.copy_object(Bucket=self.bucket, Key=self.prefix + aside, CopySource=source)
-            self._client.delete_object(**source)
+        encrypted = {name: value for name, value in self._written.items() if value is not None}
+        source = {"Bucket": self.bucket, "Key": self.prefix + key}
+        self._ask("copy_object", key, Key=self.prefix + aside, CopySource=source, **encrypted)
+        self._ask("delete_object", key, Key=self.prefix + key)
         return aside
 
     @contextlib.contextmanager
@@ -169,17 +134,42 @@ class S3Store(Store):
         with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
             yield Path(folder) / "object.tmp"
 
-    @contextlib.contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
-        place = f"s3://{self.bucket}/{self.prefix}{key}"
-        try:
-            yield
-        except ClientError as error:
-            _raise_client_error(error, place)
-        except (NoCredentialsError, ProfileNotFound) as error:
-            raise StoreDenied(f"{place}: {error}") from None
-        except (HTTPClientError, BotoCoreError) as error:
-            raise StoreUnknown(f"{place}: {type(error).__name__}: is the S3 server there?") from error
+    def _place(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    def _put(self, key: str, source: bytes | Path, **how: Any) -> None:
+        how |= {name: value for name, value in self._written.items() if value is not None}
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as body:
+            self._ask("put_object", key, Key=self.prefix + key, Body=body, **how)
+
+    def _body(
+        self, key: str, sink: BinaryIO, *, etag: str | None = None, start: int = 0, end: int | None = None
+    ) -> Body:
+        get = functools.partial(self._ask, "get_object", key, Key=self.prefix + key)
+        return Body(get, sink, self._place(key), etag, self.options.checksums == "when_supported", start, end)
+
+    def _ask(self, operation: str, key: str, **params: Any) -> Any:
+        """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
+        began, pause_s, renewed = time.monotonic(), PAUSE_S, False
+        while True:
+            client = None
+            try:
+                client = client_for(self.options)
+                return getattr(client, operation)(**self._always, **params)
+            except ClientError as error:
+                trouble = from_reply(error, self._place(key))
+            except BotoCoreError as error:
+                trouble = from_botocore(error, self._place(key))
+            if trouble.renew and not renewed:
+                forget(client)
+                renewed = True
+            elif time.monotonic() - began + pause_s < trouble.patience_s:
+                time.sleep(random.uniform(pause_s / 2, pause_s))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                raise trouble.error
+            if "Body" in params:
+                params["Body"].seek(0)
 
 
 class _Ranges(io.RawIOBase):
@@ -216,14 +206,7 @@ def _ns(when: Any) -> int:
     return int(when.timestamp() * 1e9)
 
 
-def _raise_client_error(error: Any, place: str) -> NoReturn:
-    """Map an S3 error reply. The message of the reply is kept; request ids, signatures and keys are not in it."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code == "NoSuchBucket":
-        raise StoreMissing(f"{place}: there is no such bucket") from None
-    if status in (404, 412) or code in ("NoSuchKey", "PreconditionFailed"):
-        raise StoreMissing(f"{place}: no such object, or no longer the same ({code})") from None
-    if status in (400, 401, 403):
-        raise StoreDenied(f"{place}: access refused ({code}); check the credentials that botocore finds") from None
-    raise StoreUnknown(f"{place}: the server answered {status} {code}") from None
+def _md5(source: bytes | Path) -> str:
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return base64.b64encode(digest.digest()).decode()

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import Reason, StoreDenied, StoreMissing, VideoError
+from pipeline.errors import Reason, StoreChanged, StoreCorrupt, StoreDenied, StoreMissing, StoreNoBucket, VideoError
 from pipeline.identity import local_path, stat_version
-from pipeline.store import StoreOptions, open_store, split_s3_uri
+from pipeline.store import Store, StoreOptions, open_store, split_s3_uri
 from pipeline.types import VideoRef
 
 
@@ -46,21 +46,27 @@ def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
     path = folder / f"video{Path(key).suffix[:16]}"
     try:
         store.download(key, path, etag=video.etag)
-    except StoreMissing as error:
-        if store.head(key) is None:
-            raise VideoError(Reason.SOURCE_MISSING, str(error)) from None
+    except StoreNoBucket:
+        raise  # the job's trouble: another endpoint, or the whole archive is gone
+    except StoreChanged:
+        if store.head(key) is None:  # some servers answer so for an object that is gone
+            raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
         raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was planned (other ETag)") from None
+    except StoreMissing as error:
+        raise VideoError(Reason.SOURCE_MISSING, str(error)) from None
+    except StoreCorrupt as error:
+        raise VideoError(Reason.SOURCE_CORRUPT, str(error)) from None
     except StoreDenied as error:
-        if _bucket_answers(bucket, options):
+        if _answers(store, key):
             raise VideoError(Reason.SOURCE_DENIED, str(error)) from None
         raise
     return str(path)
 
 
-def _bucket_answers(bucket: str, options: StoreOptions) -> bool:
+def _answers(store: Store, key: str) -> bool:
     """Is it this object that is denied, or all of them? Then it is the job's trouble, not the video's."""
     try:
-        next(open_store(f"s3://{bucket}", options).list(), None)
+        next(store.list(key), None)
     except StoreDenied:
         return False
     return True

@@ -35,6 +35,9 @@ Created = Literal["created", "exists"]
 CREATED: Created = "created"
 EXISTS: Created = "exists"
 CONTROL = "_job/"
+ADDRESSING = ("auto", "path", "virtual")
+CHECKSUMS = ("when_supported", "when_required")
+SSE = ("AES256", "aws:kms", "aws:kms:dsse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,39 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach S3. Credentials are not here: they come from botocore's own chain, on every machine."""
+    """How to reach S3. Credentials are not here: they come from botocore's own chain, on every machine.
+
+    `checksums`: "when_required" is for servers that do not know S3's newer checksums, or whose ETags are no MD5.
+    `sse` and `sse_kms_key_id` are how what is written gets encrypted; None leaves it to the bucket.
+    """
 
     endpoint_url: str | None = None
     region: str | None = None
     profile: str | None = None
+    addressing: str = "auto"
+    checksums: str = "when_supported"
+    requester_pays: bool = False
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url is not None:
+            scheme, _, rest = self.endpoint_url.partition("://")
+            if "@" in rest.partition("/")[0] or "?" in rest:
+                raise InputError(
+                    "--endpoint-url carries a user name or a query; credentials come from botocore's chain"
+                )
+            if scheme not in ("http", "https") or not rest.strip("/"):
+                raise InputError(f"--endpoint-url {self.endpoint_url} is not like http://host:port")
+        for option, value, choices in (
+            ("--addressing-style", self.addressing, ADDRESSING),
+            ("--checksums", self.checksums, CHECKSUMS),
+            ("--sse", self.sse, (None, *SSE)),
+        ):
+            if value not in choices:
+                raise InputError(f"{option} {value} is none of {', '.join(filter(None, choices))}")
+        if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
+            raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
 
 
 DEFAULTS = StoreOptions()
@@ -86,7 +117,7 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
-        """Copy an object into a local file. With `etag`, StoreMissing if the object is no longer that one."""
+        """Copy an object into a local file. With `etag`, StoreChanged if the object is no longer that one."""
 
     @abstractmethod
     def replace(self, key: str, content: bytes) -> None:
@@ -261,9 +292,14 @@ class LocalStore(Store):
         except FileNotFoundError as error:
             raise StoreMissing(f"{self.root / key} does not exist") from error
         except OSError as error:
-            raise _LOCAL_ERRORS.get(error.errno or 0, StoreUnknown)(
-                f"{error.filename or self.root / key}: {_LOCAL_WORDS.get(error.errno or 0, error.strerror)}"
-            ) from error
+            raise local_error(error, self.root / key) from error
+
+
+def local_error(error: OSError, path: Path) -> StoreError:
+    """What a local file system says, as a store error."""
+    number = error.errno or 0
+    words = _LOCAL_WORDS.get(number, error.strerror)
+    return _LOCAL_ERRORS.get(number, StoreUnknown)(f"{error.filename or path}: {words}")
 
 
 _LOCAL_ERRORS: dict[int, type[StoreError]] = {

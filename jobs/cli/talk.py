@@ -12,7 +12,7 @@ import click
 
 from pipeline import errors
 from pipeline.errors import JobError
-from pipeline.store import Store, StoreOptions, open_store
+from pipeline.store import ADDRESSING, CHECKSUMS, SSE, Store, StoreOptions, open_store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,17 +128,35 @@ def store_options(verb: F) -> F:
         click.option("--profile", help="AWS profile; credentials come from botocore's own chain."),
         click.option("--region", help="S3 region."),
         click.option("--endpoint-url", help="S3 server other than AWS, such as http://127.0.0.1:9000."),
+        click.option(
+            "--addressing-style", type=click.Choice(ADDRESSING), default="auto", help="Bucket in path or host."
+        ),
+        click.option(
+            "--checksums",
+            type=click.Choice(CHECKSUMS),
+            default="when_supported",
+            help="when_required: for servers without S3's newer checksums, or whose ETags are no MD5.",
+        ),
+        click.option("--requester-pays", is_flag=True, help="Pay for reading from a requester-pays bucket."),
+        click.option("--sse", type=click.Choice(SSE), help="Encryption of what is written to S3."),
+        click.option("--sse-kms-key-id", help="KMS key, with --sse aws:kms."),
     ):
         verb = option(verb)
     return verb
 
 
 def options_of(typed: dict[str, Any]) -> StoreOptions:
-    """The options above, taken from what was typed; a URL that carries a password is refused."""
-    endpoint_url = typed["endpoint_url"]
-    if endpoint_url and "@" in endpoint_url.partition("://")[2].partition("/")[0]:
-        raise errors.InputError("--endpoint-url carries a user name; credentials come from botocore's own chain")
-    return StoreOptions(endpoint_url, typed["region"], typed["profile"])
+    """The options above, taken from what was typed. InputError for what cannot be, or carries a password."""
+    return StoreOptions(
+        endpoint_url=typed["endpoint_url"],
+        region=typed["region"],
+        profile=typed["profile"],
+        addressing=typed["addressing_style"],
+        checksums=typed["checksums"],
+        requester_pays=typed["requester_pays"],
+        sse=typed["sse"],
+        sse_kms_key_id=typed["sse_kms_key_id"],
+    )
 
 
 def out_store(out: str, options: StoreOptions) -> Store:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import source as source_module
-from pipeline.errors import Reason, StoreDenied, VideoError
+from pipeline.errors import Reason, VideoError
 from pipeline.listing import find
 from pipeline.source import local_file
 from pipeline.store import StoreOptions
@@ -326,27 +325,3 @@ def test_an_object_that_is_no_longer_the_same(bucket: str, put: Any, fetch: Fetc
     assert fetch(video) == b"one"
     boto3.client("s3").delete_object(Bucket=bucket, Key="v/a.mp4")
     assert refused(fetch, video)[0] == Reason.SOURCE_MISSING
-
-
-@pytest.mark.parametrize("all_denied", [False, True])
-def test_one_denied_object_is_the_videos_trouble_a_denied_bucket_the_jobs(
-    tmp_path: Path, fetch: Fetch, monkeypatch: pytest.MonkeyPatch, all_denied: bool
-) -> None:
-    """source_denied where the bucket still answers; StoreDenied, which blames no video, where it does not."""
-
-    class Denying:
-        def download(self, key: str, path: Path, *, etag: str | None) -> None:
-            raise StoreDenied(f"{key}: access refused")
-
-        def list(self) -> Iterator[None]:
-            if all_denied:
-                raise StoreDenied("access refused")
-            yield None
-
-    monkeypatch.setattr(source_module, "open_store", lambda url, options: Denying())
-    video = VideoRef("id", "a.mp4", "s3://bucket/a.mp4", "0" * 16, 3, etag='"x"')
-    if all_denied:
-        with pytest.raises(StoreDenied):
-            fetch(video)
-    else:
-        assert refused(fetch, video) == (Reason.SOURCE_DENIED, "a.mp4: access refused")

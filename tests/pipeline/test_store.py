@@ -7,16 +7,13 @@ import os
 import pickle
 import subprocess
 import threading
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline import s3 as s3_module
+from pipeline import s3_errors
 from pipeline import store as store_module
 from pipeline.errors import InputError, StoreDenied, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
-from pipeline.s3 import S3Store
 from pipeline.store import CREATED, EXISTS, LocalStore, Store, StoreOptions, open_store, s3_uri, split_s3_uri
 
 
@@ -232,6 +229,7 @@ def test_an_s3_server_that_is_not_there_is_unknown_and_soon(monkeypatch: pytest.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(s3_errors, "GONE_PATIENCE_S", 0.5)
     store = open_store("s3://nowhere", StoreOptions(endpoint_url="http://127.0.0.1:9"))
     with pytest.raises(StoreUnknown, match="is the S3 server there"):
         store.create("a", b"")
@@ -248,17 +246,3 @@ def test_other_places_are_refused(url: str) -> None:
     """Only folders and s3:// are stores."""
     with pytest.raises(InputError):
         open_store(url)
-
-
-def test_s3_409_is_retried_and_bounded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conflict in progress is tried again; one that never ends is unknown, not a failure (row 33)."""
-    store = open_store(f"s3://{bucket}")
-    assert isinstance(store, S3Store)
-    replies: list[str] = ["conflict", "conflict", CREATED]
-    put: Callable[..., str] = lambda key, source: replies.pop(0)  # noqa: E731
-    monkeypatch.setattr(store, "_put_once", put)
-    monkeypatch.setattr(s3_module.time, "sleep", lambda seconds: None)
-    assert store.create(uuid.uuid4().hex, b"") == CREATED
-    monkeypatch.setattr(store, "_put_once", lambda key, source: "conflict")
-    with pytest.raises(StoreUnknown, match="busy"):
-        store.create("a", b"")

@@ -1,0 +1,80 @@
+"""What the S3 tests share: a fault proxy before each of two real servers, and short waits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import s3, s3_body, s3_client, s3_errors
+from pipeline.s3 import S3Store
+from pipeline.s3_client import client_for
+from pipeline.store import DEFAULTS, StoreOptions
+from tests.s3.proxy import Proxy, proxy
+from tests.servers import Weed
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that are long for good reasons, made short; the rules stay the same."""
+    for module, name, value in (
+        (s3_client, "READ_TIMEOUT_S", 1.0),
+        (s3_errors, "BUSY_PATIENCE_S", 1.0),
+        (s3_errors, "GONE_PATIENCE_S", 0.5),
+        (s3_body, "TRICKLE_S", 0.3),
+        (s3_body, "PIECE_BYTES", 1024),
+        (s3_body, "PAUSE_S", 0.02),
+        (s3, "PAUSE_S", 0.02),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="session")
+def weed_proxy(real_s3: Weed) -> Iterator[Proxy]:
+    with proxy(real_s3.env) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def moto_proxy(s3_server: dict[str, str]) -> Iterator[Proxy]:
+    with proxy(s3_server) as made:
+        yield made
+
+
+@pytest.fixture
+def front(weed_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, short: None) -> Proxy:
+    """A proxy before SeaweedFS, through which this process reaches it."""
+    return _front(weed_proxy, monkeypatch)
+
+
+@pytest.fixture
+def moto_front(moto_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, short: None) -> Proxy:
+    """A proxy before moto, which believes any signature and knows more of S3."""
+    return _front(moto_proxy, monkeypatch)
+
+
+@pytest.fixture(params=["weed_proxy", "moto_proxy"])
+def any_front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, short: None) -> Proxy:
+    """Each server in turn."""
+    return _front(request.getfixturevalue(request.param), monkeypatch)
+
+
+def _front(made: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    made.faults, made.latency_s = [], 0.0
+    made.requests.clear()
+    for name, value in made.env.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+_buckets: dict[str, str] = {}  # proxy -> bucket; SeaweedFS takes a second to make one
+
+
+def new_store(front: Proxy, options: StoreOptions = DEFAULTS) -> S3Store:
+    """A fresh prefix in a bucket behind the proxy, which has then seen nothing yet."""
+    if front.url not in _buckets:
+        _buckets[front.url] = f"test-{uuid.uuid4().hex[:12]}"
+        client_for(DEFAULTS).create_bucket(Bucket=_buckets[front.url])
+        front.requests.clear()
+    return S3Store(f"s3://{_buckets[front.url]}/{uuid.uuid4().hex[:12]}", options)

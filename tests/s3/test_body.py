@@ -1,0 +1,242 @@
+"""The body of an object: cut, reset, silent, trickling, flipped or swapped, what arrives is whole and proved."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+
+from pipeline import s3_body
+from pipeline.errors import StoreChanged, StoreCorrupt, StoreFull, StoreMissing, StoreUnknown
+from pipeline.s3 import S3Store
+from pipeline.s3_client import client_for
+from pipeline.store import DEFAULTS, StoreOptions, open_store
+from tests.s3.conftest import new_store
+from tests.s3.proxy import Fault, Proxy
+
+CONTENT = random.Random(7).randbytes(300_000)
+MULTIPART = '"0123456789abcdef0123456789abcdef-2"'
+
+
+@pytest.fixture
+def store(front: Proxy) -> S3Store:
+    store = new_store(front)
+    store.create("v.mp4", CONTENT)
+    front.requests.clear()
+    return store
+
+
+def gets(front: Proxy) -> list[tuple[str, str]]:
+    """(Range, fault) of the GETs that were made."""
+    return [(r.headers.get("range", ""), r.fault) for r in front.requests if r.method == "GET"]
+
+
+def test_a_download_is_one_request(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+    """An undisturbed download asks once, with the planned ETag and for the stored checksum."""
+    etag = f'"{hashlib.md5(CONTENT).hexdigest()}"'
+    store.download("v.mp4", tmp_path / "v", etag=etag)
+    assert (tmp_path / "v").read_bytes() == CONTENT
+    assert [(r.method, r.headers["if-match"], r.headers["x-amz-checksum-mode"]) for r in front.requests] == [
+        ("GET", etag, "ENABLED")
+    ]
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("cut", 0), ("cut", 1), ("cut", 100_000), ("cut", len(CONTENT) - 1), ("reset", 100_000), ("silent", 100_000)],
+)
+def test_a_body_that_breaks_off_is_gone_on_with(
+    front: Proxy, store: S3Store, tmp_path: Path, kind: Literal["cut", "reset", "silent"], at: int
+) -> None:
+    """Cut, reset or silent at any byte: the rest comes by range, pinned by If-Match, and the whole is right."""
+    front.faults = [Fault(kind, method="GET", at=at, times=1)]
+    store.download("v.mp4", tmp_path / "v")
+    assert (tmp_path / "v").read_bytes() == CONTENT
+    assert [fault for _, fault in gets(front)] == [kind, ""]
+    begin = int(gets(front)[1][0].removeprefix("bytes=").rstrip("-") or 0)
+    assert begin <= at and (at < s3_body.PIECE_BYTES or begin > 0 or kind == "reset")  # a reset may take all with it
+    assert front.requests[1].headers["if-match"] == f'"{hashlib.md5(CONTENT).hexdigest()}"'
+
+
+@pytest.mark.fault(30)
+def test_a_body_that_always_breaks_off_is_unknown_and_bounded(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+    """Four tries, then StoreUnknown: the store's trouble, with no half file taken for a whole."""
+    front.faults = [Fault("cut", method="GET", at=100)]
+    with pytest.raises(StoreUnknown, match="breaks off"):
+        store.download("v.mp4", tmp_path / "v")
+    assert len(gets(front)) == s3_body.BODY_TRIES
+
+
+def put_in_parts(store: S3Store, key: str) -> None:
+    """CONTENT as an object of a multipart upload, whose ETag is no MD5."""
+    client, where = client_for(DEFAULTS), {"Bucket": store.bucket, "Key": store.prefix + key}
+    upload = client.create_multipart_upload(**where)["UploadId"]
+    part = client.upload_part(**where, UploadId=upload, PartNumber=1, Body=CONTENT)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload=parts)
+
+
+def sha256_header(content: bytes) -> dict[str, str]:
+    """The checksum that S3 sends of a whole object."""
+    return {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
+
+
+@pytest.mark.fault(30)
+def test_pieces_are_joined_only_where_the_sum_is_proved(front: Proxy, store: S3Store) -> None:
+    """An object of several parts with a checksum of the whole is fetched again from the start, one without goes on."""
+    put_in_parts(store, "parts")
+    for headers, rest in (({}, "bytes=200000-"), (sha256_header(CONTENT), "")):
+        front.faults = [Fault("cut", method="GET", at=200_000, times=1, headers=headers)]
+        front.requests.clear()
+        assert store.read("parts") == CONTENT
+        assert gets(front) == [("", "cut"), (rest, "")]
+
+
+@pytest.mark.fault(30)
+def test_a_part_that_breaks_off_is_read_again(front: Proxy, store: S3Store) -> None:
+    """A footer read by range survives a cut, with the object pinned."""
+    front.faults = [Fault("cut", method="GET", at=10, times=2)]
+    with store.open("v.mp4") as file:
+        file.seek(-1000, os.SEEK_END)
+        assert file.read() == CONTENT[-1000:]
+    assert all(r.headers.get("if-match") for r in front.requests if r.method == "GET")
+
+
+@pytest.mark.fault(31)
+def test_flipped_bytes_are_never_taken(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+    """One flipped byte of the right length: fetched again. Always other ones: S3StoreCorrupt, with the remedy."""
+    front.faults = [Fault("flip", method="GET", times=1)]
+    store.download("v.mp4", tmp_path / "v")
+    assert (tmp_path / "v").read_bytes() == CONTENT and gets(front) == [("", "flip"), ("", "")]
+    front.requests.clear()
+    front.faults = [Fault("flip", method="GET")]
+    with pytest.raises(StoreCorrupt, match="--checksums when_required"):
+        store.read("v.mp4")
+    assert len(gets(front)) == s3_body.BODY_TRIES
+    front.requests.clear()
+    front.faults = [Fault("flip", method="GET", at=5)]
+    with pytest.raises(StoreCorrupt):
+        store.read("v.mp4")
+    assert len(gets(front)) == 2  # the same wrong bytes twice are what the store holds
+
+
+@pytest.mark.fault(31)
+def test_a_flip_after_a_cut_is_seen(front: Proxy, store: S3Store) -> None:
+    """The digest is of the joined pieces."""
+    front.faults = [Fault("cut", method="GET", at=150_000, times=1), Fault("flip", method="GET", times=1)]
+    assert store.read("v.mp4") == CONTENT
+    assert [fault for _, fault in gets(front)] == ["cut", "flip", ""] and gets(front)[2][0] == ""
+
+
+@pytest.mark.fault(31)
+def test_the_checksum_that_is_stored_counts_where_the_etag_does_not(front: Proxy, store: S3Store) -> None:
+    """An object of several parts has no MD5; its full-object checksum is checked, one of its parts cannot be."""
+    put_in_parts(store, "parts")
+    front.faults = [Fault("rewrite", method="GET", headers=sha256_header(b"something else"))]
+    with pytest.raises(StoreCorrupt):
+        store.read("parts")
+    front.faults = [Fault("rewrite", method="GET", headers={"x-amz-checksum-sha256": "AAAA-2"})]
+    assert store.read("parts") == CONTENT
+
+
+@pytest.mark.parametrize("encryption", ["aws:kms", "aws:kms:dsse"])
+def test_etags_that_are_no_md5_are_not_taken_for_one(front: Proxy, store: S3Store, encryption: str) -> None:
+    """KMS-encrypted objects have other ETags; servers with ETags of their own are read with when_required."""
+    odd = {"etag": f'"{"0" * 32}"'}
+    front.faults = [Fault("rewrite", method="GET", headers=odd | {"x-amz-server-side-encryption": encryption})]
+    assert store.read("v.mp4") == CONTENT
+    front.faults = [Fault("rewrite", method="GET", headers=odd)]
+    with pytest.raises(StoreCorrupt):
+        store.read("v.mp4")
+    assert open_store(store.url, StoreOptions(checksums="when_required")).read("v.mp4") == CONTENT
+
+
+@pytest.mark.fault(29)
+def test_a_trickle_is_broken_off(front: Proxy, store: S3Store) -> None:
+    """1 KiB/s is no download: after a while another connection is tried, from where it ended; others proceed."""
+    store.create("other", b"other")
+    front.faults = [Fault("trickle", method="GET", key="v.mp4", times=1)]
+    times: dict[str, float] = {}
+
+    def timed(key: str) -> None:
+        began = time.monotonic()
+        assert store.read(key) in (CONTENT, b"other")
+        times[key] = time.monotonic() - began
+
+    slow = threading.Thread(target=timed, args=("v.mp4",))
+    slow.start()
+    timed("other")
+    slow.join()
+    assert times["other"] < 0.3 < times["v.mp4"] < 3 and len(gets(front)) == 3
+    front.faults = [Fault("trickle", method="GET")]
+    began = time.monotonic()
+    with pytest.raises(StoreUnknown, match="Trickle"):
+        store.read("v.mp4")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.fault(25)
+def test_an_object_that_is_replaced_between_two_pieces(
+    front: Proxy, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of two contents are never joined: a planned ETag refuses, without one the new content comes whole."""
+    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it is there
+    new = CONTENT[::-1]
+
+    def replace(seconds: float, content: bytes = new) -> None:
+        client_for(DEFAULTS).put_object(Bucket=store.bucket, Key=f"{store.prefix}v.mp4", Body=content)
+
+    monkeypatch.setattr(s3_body, "time", SimpleNamespace(sleep=replace, monotonic=time.monotonic))
+    front.faults = [Fault("cut", method="GET", at=150_000, times=1)]
+    with pytest.raises(StoreChanged):
+        store.download("v.mp4", tmp_path / "v", etag=etag)
+    replace(0, CONTENT)
+    front.faults = [Fault("cut", method="GET", at=150_000, times=1)]
+    assert store.read("v.mp4") == new
+
+
+@pytest.mark.fault(25)
+def test_a_server_that_does_not_heed_if_match_is_noticed(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+    """The reply's own ETag must be the planned one."""
+    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it is there
+    front.faults = [Fault("rewrite", method="GET", headers={"etag": MULTIPART})]
+    with pytest.raises(StoreChanged, match="If-Match"):
+        store.download("v.mp4", tmp_path / "v", etag=etag)
+
+
+def test_a_server_without_ranges_is_read_from_the_start(moto_front: Proxy) -> None:
+    """A range that is answered with the whole is not taken for the rest."""
+    store = new_store(moto_front)
+    store.create("v.mp4", CONTENT)
+    moto_front.faults = [
+        Fault("cut", method="GET", at=100_000, times=1),
+        Fault("strip", method="GET", header="range"),  # moto believes any signature
+    ]
+    assert store.read("v.mp4") == CONTENT
+    assert gets(moto_front) == [("", "cut"), ("bytes=100000-", "strip")]
+
+
+def test_an_empty_object_and_a_missing_one(store: S3Store, tmp_path: Path) -> None:
+    """No bytes are a content too; no object is StoreMissing."""
+    store.create("empty", b"")
+    assert store.read("empty") == b""
+    store.download("empty", tmp_path / "e", etag=store.head("empty").etag)  # type: ignore[union-attr]
+    assert (tmp_path / "e").read_bytes() == b""
+    with pytest.raises(StoreMissing):
+        store.download("none", tmp_path / "n")
+
+
+@pytest.mark.fault(36)
+def test_a_full_scratch_disk_is_named(store: S3Store) -> None:
+    """A download for which there is no space is StoreFull, the job's trouble, and not a broken video."""
+    with pytest.raises(StoreFull, match="full"):
+        store.download("v.mp4", Path("/dev/full"))
