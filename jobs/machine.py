@@ -1,12 +1,15 @@
-"""Facts of this machine: cores, processes, boot."""
+"""Facts of this machine: cores, processes, boot, software."""
 
 from __future__ import annotations
 
 import os
+import platform
+from importlib import metadata
 from pathlib import Path
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
+PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
 
 
 def usable_cpus() -> int:
@@ -30,3 +33,14 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def software() -> dict[str, str]:
+    """The versions of the packages that decide the numbers, of Python, and the processor kind."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 
 import p3d.weights
 from jobs.job import golden_key, read_job, weights_key
-from jobs.machine import usable_cpus
+from jobs.machine import software, usable_cpus
 from p3d.encoder import device_for, golden_features
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
@@ -28,9 +26,8 @@ from pipeline.manifest import Manifest, known_versions, load_plans, with_shards,
 from pipeline.store import EXISTS, Store, StoreOptions
 from pipeline.verify import current_failures
 
-_KEPT = ("batch_size", "threads", "device", "workers", "video_timeout_s", "store_patience_s")  # by a resume
+_ANEW = ("max_failures", "decode_tasks", "s3")  # decided for every run; a resume keeps the other options
 MAX_DECODE_TASKS = 8  # a worker
-PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +89,6 @@ def prepare(spec: JobSpec) -> Prepared:
     return Prepared(recipe, weights, content, weights.origin)
 
 
-def versions() -> dict[str, str]:
-    """The packages that decide the numbers, and the processor kind."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
 def create_job(store: Store, prepared: Prepared) -> JobRecord:
     """Put the weights, the golden features and job.json into OUT, job.json last. The same again changes nothing."""
     recipe = prepared.recipe
@@ -110,7 +96,7 @@ def create_job(store: Store, prepared: Prepared) -> JobRecord:
     golden = golden_features(prepared.weights)
     record = {"features": [float(value) for value in golden], "what": "pool5 of the golden clip, CPU, float32"}
     store.create(golden_key(recipe), json.dumps(record).encode())
-    job = JobRecord(recipe, prepared.origin, versions())
+    job = JobRecord(recipe, prepared.origin, software())
     if store.create("job.json", job.to_json()) == EXISTS:
         job = read_job(store)
         recipe.refuse_other(job.recipe, store.url)
@@ -166,13 +152,14 @@ def default_batch(device: str) -> int:
     return 4 if device == "cpu" else 32
 
 
-def run_options(last: dict[str, Any] | None, **given: Any) -> RunOptions:
+def run_options(last: dict[str, Any], **given: Any) -> RunOptions:
     """The options of a run: what was given, else what the last run of this output had, else the defaults.
 
     `--max-failures` and the number of decode tasks are decided anew. InputError for a device that is not here.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    kept = {name: value for name, value in (last or {}).items() if name in _KEPT}
+    kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _ANEW}
+    given["s3"] = given.get("s3", StoreOptions()).or_those_of(last.get("s3", {}))
     device = given.get("device", kept.get("device", "auto"))
     if ":" in device:
         raise InputError(

@@ -48,7 +48,7 @@ from pipeline.config import JobRecord, RunOptions
 from pipeline.errors import InputError, StoreDenied, StoreError, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
-from pipeline.store import Store, StoreOptions
+from pipeline.store import Store
 
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two looks at the workers' counters
@@ -81,7 +81,6 @@ class Run:
         epoch: control.Epoch,
         options: RunOptions,
         *,
-        s3: StoreOptions,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.gpus_each = 1 if cluster.gpus and options.device != "cpu" else 0
@@ -93,7 +92,6 @@ class Run:
         self.cluster, self.options, self.on_progress = cluster, options, on_progress
         self.spec = WorkerSpec(
             store.url,
-            s3,
             job.recipe,
             options,
             weights_key(job.recipe),
@@ -266,6 +264,10 @@ class Run:
             match reply:
                 case Done(n_videos, n_clips, failures, _):
                     return ShardDone(number, key, n_videos, n_clips, failures)
+                case Trouble("device", detail):
+                    if number in self.workers:
+                        ray.kill(self.workers[number].actor, no_restart=True)
+                    return self._died(number, detail)
                 case Trouble(kind, detail):
                     return ShardTrouble(number, key, kind, detail)  # type: ignore[arg-type] # the kinds are the same
             return self._died(number, reply)

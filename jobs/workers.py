@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.decoding import DecodeSpec, Decoding
+from jobs.machine import software
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from pipeline.extract import Progress, extract_shard
-from pipeline.store import StoreOptions, open_store
+from pipeline.store import open_store
 from pipeline.types import ShardPlan
 
 
@@ -35,7 +36,6 @@ class WorkerSpec:
     """Everything a worker needs to start, on any machine."""
 
     out_url: str
-    s3: StoreOptions
     recipe: Recipe
     options: RunOptions
     weights_key: str
@@ -52,7 +52,7 @@ class WorkerSpec:
             recipe.sampling,
             DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe and DecodePolicy
             DecodeLimits(options.max_duration_s, options.max_pixels, options.max_file_bytes),
-            self.s3,
+            options.s3,
             options.decode_tasks,
             options.video_timeout_s,
         )
@@ -87,10 +87,32 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A shard that is not done, while the worker lives on; kinds as in `jobs.state.ShardTrouble`."""
+    """A shard that is not done, while the worker lives on; kinds as in `jobs.state.ShardTrouble`.
+
+    One more is `device`: what is left of the device in this process cannot be trusted, so the worker must go.
+    """
 
     kind: str
     detail: str
+
+
+def trouble_of(error: Exception) -> Trouble:
+    """What an error of a shard means for it and its worker."""
+    from p3d.encoder import DeviceFull
+
+    match error:
+        case StoreUnknown() | StoreDenied():
+            return Trouble("outage", str(error))
+        case StoreError():
+            return Trouble("store", str(error))
+        case JobError():
+            return Trouble("job", str(error))
+        case DeviceFull():
+            return Trouble("store", f"{platform.node()}: {error}. Free its memory, then resume")
+    detail = f"{type(error).__name__}: {error}"
+    if type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error"):  # torch < 2.8
+        return Trouble("device", f"{platform.node()}: {detail}")
+    return Trouble("internal", detail)
 
 
 def code_digest() -> str:
@@ -118,7 +140,7 @@ class ShardWorker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.store = open_store(spec.out_url, spec.s3)
+        self.store = open_store(spec.out_url, spec.options.s3)
         self.progress_of_shard = Progress()
         self.busy_with: str | None = None
         home = (
@@ -177,14 +199,8 @@ class ShardWorker:
                 )
             rows.stats.update(self._stats(time.monotonic() - started))
             committed = commit_shard(self.store, rows, recipe, user_columns)
-        except (StoreUnknown, StoreDenied) as error:
-            return Trouble("outage", str(error))
-        except StoreError as error:
-            return Trouble("store", str(error))
-        except JobError as error:
-            return Trouble("job", str(error))
         except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
-            return Trouble("internal", f"{type(error).__name__}: {error}")
+            return trouble_of(error)
         finally:
             self.busy_with, self.progress_of_shard = None, Progress()
         return Done(len(shard.videos), committed.n_clips, tuple(committed.failures.items()), committed.adopted)
@@ -196,6 +212,7 @@ class ShardWorker:
     def _stats(self, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
-        options = {name: getattr(self.spec.options, name) for name in ("batch_size", "threads", "decode_tasks")}
+        realised |= {"batch_size": self.encoder.batch_size, "software": software()}
+        options = {name: getattr(self.spec.options, name) for name in ("threads", "decode_tasks")}
         when = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "shard_s": round(seconds, 3)}
         return {**asdict(self.progress_of_shard), **when, **realised, **options}

@@ -30,6 +30,10 @@ Index = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
 
+class DeviceFull(RuntimeError):
+    """The device has no room for a single clip. No video is to blame: all clips have one size."""
+
+
 class GoldenMismatch(RuntimeError):
     """This device does not compute what the CPU computed: a wrong driver, library, precision or damaged weights."""
 
@@ -54,8 +58,9 @@ def device_for(wish: str) -> torch.device:
 class Encoder:
     """A network ready to run, on one device, in float32.
 
-    `batch_size` clips are computed at a time. `threads` sets torch's CPU threads for the whole process (None leaves
-    them). The given network is not touched. On CUDA, TF32 is turned off for the whole process: it costs three digits.
+    `batch_size` clips are computed at a time; it is halved, for good, where the device has no room for so many.
+    `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. On
+    CUDA, TF32 is turned off for the whole process: it costs three digits.
     Raises ValueError for options that do not fit.
     """
 
@@ -106,9 +111,19 @@ class Encoder:
         """features_BD of the clips whose frames `index_BT` names, and with `probs` also their softmax scores_BK.
 
         Frames are RGB (or two channels of flow) uint8 at the recipe's crop size; the arrays may be read-only and need
-        not be contiguous. Raises ValueError for wrong shapes, dtypes or indices.
+        not be contiguous. Raises ValueError for wrong shapes, dtypes or indices, DeviceFull where not one clip fits.
         """
         self._check(frames_NHWC, index_BT)
+        while True:
+            try:
+                return self._encode(frames_NHWC, index_BT, probs)
+            except torch.OutOfMemoryError as error:
+                if self.batch_size == 1:
+                    raise DeviceFull(f"{self.device} has no room for one clip of {self.name} ({error})") from None
+                self.batch_size //= 2
+            torch.cuda.empty_cache()  # not in the handler, where the error still holds what it had reached
+
+    def _encode(self, frames_NHWC: Frames, index_BT: Index, probs: bool) -> Rows | tuple[Rows, Rows]:
         frames = self._to_device(frames_NHWC)
         index = self._to_device(index_BT)
         clips = len(index_BT)

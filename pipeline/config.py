@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from pipeline.clips import Sampling, parse_sampling
 from pipeline.errors import DamagedJob, InputError, OtherRecipe
+from pipeline.store import DEFAULTS, StoreOptions
 from pipeline.types import FrameSpec
 
 SCHEMA_VERSION = 1
@@ -212,7 +213,7 @@ class RunOptions(_Strict):
 
     `workers` GPU or CPU actors; `batch_size` clips; `threads` of the network per CPU worker; `decode_tasks` videos that
     each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video;
-    `store_patience_s` how long a store may fail before the job stops, resumable.
+    `store_patience_s` how long a store may fail before the job stops, resumable; `s3` how to reach it.
     """
 
     workers: int
@@ -228,6 +229,7 @@ class RunOptions(_Strict):
     worker_deaths: int = 8
     store_patience_s: float = 600.0
     max_failures: MaxFailures = MaxFailures()
+    s3: StoreOptions = DEFAULTS
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_size", "threads", "decode_tasks", "video_timeout_s", "shard_attempts"):
@@ -238,6 +240,8 @@ class RunOptions(_Strict):
     def from_dict(cls, given: Any) -> Self:
         if isinstance(given, dict) and "max_failures" in given:
             given = {**given, "max_failures": MaxFailures.from_dict(given["max_failures"])}
+        if isinstance(given, dict) and isinstance(given.get("s3"), dict):
+            given = {**given, "s3": StoreOptions(**given["s3"])}
         return super(RunOptions, cls).from_dict(given)
 
 

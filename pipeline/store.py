@@ -16,9 +16,9 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from pipeline.errors import (
@@ -85,6 +85,12 @@ class StoreOptions:
                 raise InputError(f"{option} {value} is none of {', '.join(filter(None, choices))}")
         if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
             raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
+
+    def or_those_of(self, last: dict[str, Any]) -> StoreOptions:
+        """These, with what an earlier run had wherever nothing was chosen; InputError if the two do not fit."""
+        chosen = {name for name in self.__slots__ if getattr(self, name) != getattr(DEFAULTS, name)}
+        kept = {name: value for name, value in last.items() if name in self.__slots__ and name not in chosen}
+        return replace(self, **kept)
 
 
 DEFAULTS = StoreOptions()

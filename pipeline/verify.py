@@ -56,6 +56,7 @@ class Audit:
     shards: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
     bad_shards: set[str] = field(default_factory=set)  # names of shards whose clips file cannot be trusted
     bad_derived: set[str] = field(default_factory=set)  # keys of videos and failures files that are wrong or missing
 
@@ -120,8 +121,10 @@ def _audit_footers(
     key = clips_key(shard.name)
     try:
         with store.open(key) as content, pq.ParquetFile(content) as file:
-            outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+            footer = schema.read_footer(file)
+            outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
             n_clips, columns = file.metadata.num_rows, file.schema_arrow
+            _note_software(footer, result)
     except _UNREADABLE as error:
         return _bad_shard(shard, f"{key} is damaged: {error}", result)
     if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype)):
@@ -148,6 +151,12 @@ def _audit_footers(
     return None
 
 
+def _note_software(footer: dict[str, str], result: Audit) -> None:
+    for package, version in json.loads(footer[schema.STATS_KEY]).get("software", {}).items():
+        shards = result.software.setdefault(package, {})
+        shards[version] = shards.get(version, 0) + 1
+
+
 def _bad_shard(shard: ShardPlan, sentence: str, result: Audit) -> None:
     result.changed += len(shard.videos)
     result.bad_shards.add(shard.name)
@@ -167,8 +176,10 @@ def _audit_rows(
     content = store.read(clips_key(shard.name))
     try:
         file = schema.open_parquet(io.BytesIO(content))
-        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        footer = schema.read_footer(file)
+        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
         table = file.read()
+        _note_software(footer, result)
     except _UNREADABLE as error:
         return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
     if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype)):

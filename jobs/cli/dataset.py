@@ -103,6 +103,10 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
         talk.show(talk.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
         for sentence in found.problems:
             talk.say(sentence)
+        for package, shards in found.software.items():
+            if len(shards) > 1:
+                which = ", ".join(f"{version} ({talk.count(n, 'shard')})" for version, n in sorted(shards.items()))
+                talk.say(f"written by more than one {package}: {which}")
         if found.damaged:
             talk.say(f"damage found: `p3d verify {out} --repair` mends what can be mended, `p3d resume` does the rest")
         elif found.pending or found.underived:

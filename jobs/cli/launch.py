@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jobs.control import Epoch, Pulse
     from jobs.planning import JobSpec
     from pipeline.config import JobRecord, RunOptions
-    from pipeline.store import Store, StoreOptions
+    from pipeline.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 LINE_EVERY_S = 10.0  # of the plain progress lines, where stderr is no terminal
@@ -82,6 +82,22 @@ run_options = _apply(
         help="Longest wait for the next frames of a video. Default: 300.",
     ),
     click.option(
+        "--max-duration",
+        "max_duration_s",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Longer videos fail as too_long, undecoded. Default: 86400, a day.",
+    ),
+    click.option(
+        "--max-pixels", type=click.IntRange(1), metavar="N", help="Larger frames fail as too_large. Default: 67108864."
+    ),
+    click.option(
+        "--max-file-bytes",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Larger files fail as too_large. Default: 256 GiB.",
+    ),
+    click.option(
         "--store-patience",
         "store_patience_s",
         type=click.FloatRange(min=0),
@@ -105,14 +121,14 @@ def _spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def options_of_run(typed: dict[str, Any], last: dict[str, Any] | None = None) -> RunOptions:
-    """The options that decide how fast and how patient; `last` are those of the run before."""
+def options_of_run(typed: dict[str, Any], last: Epoch | None = None) -> RunOptions:
+    """The options that decide how fast and how patient; `last` is the run before, which a resume takes after."""
     from jobs.planning import run_options
-    from pipeline.config import MaxFailures
+    from pipeline.config import MaxFailures, RunOptions
 
-    names = ("workers", "batch_size", "threads", "device", "video_timeout_s", "store_patience_s")
-    limits = MaxFailures.parse(typed["max_failures"])
-    return run_options(last, max_failures=limits, **{name: typed[name] for name in names})
+    given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
+    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": talk.options_of(typed)}
+    return run_options(last.options if last else {}, **given)
 
 
 @click.command()
@@ -205,7 +221,7 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
         else:
             planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
             talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
-        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
+        return run_job(out, store, job, options, epoch, pulse, as_json)
 
 
 @click.command()
@@ -215,24 +231,22 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
 def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     """Go on with the job at OUT. What is committed is not computed again.
 
-    Workers, batch size, threads and device are those of the last run unless given: on a CPU, equal batch and threads
-    give bit-identical rows.
+    Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
     """
     from jobs import control
     from jobs.job import manifests, read_job, survey
 
-    s3 = talk.options_of(typed)
-    store = talk.out_store(out, s3)
+    store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
     work = survey(store, manifests(store, job))
     if work.nothing_left and work.n_shards:
         talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return report(out, store, job, as_json)
-    last = control.newest_epoch(store)
-    options = options_of_run(typed, last.options if last else None)
+    options = options_of_run(typed, control.newest_epoch(store))
+    store = talk.out_store(out, options.s3)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:
-        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
+        return run_job(out, store, job, options, epoch, pulse, as_json)
 
 
 def run_job(
@@ -242,7 +256,6 @@ def run_job(
     options: RunOptions,
     epoch: Epoch,
     pulse: Pulse,
-    s3: StoreOptions,
     as_json: bool,
 ) -> int:
     """Run what is left, then report."""
@@ -261,7 +274,7 @@ def run_job(
         return report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
     with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
-        run = Run(store, job, plans, work, cluster, epoch, options, s3=s3, on_progress=on_progress)
+        run = Run(store, job, plans, work, cluster, epoch, options, on_progress=on_progress)
         pulse.stop()
         finish = run.loop()
     talk.say(finish.sentence)

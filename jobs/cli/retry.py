@@ -31,17 +31,16 @@ def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool,
     unknown = sorted(set(reasons) - set(Reason))
     if unknown:
         raise InputError(f"--reason {unknown[0]} is none of {', '.join(Reason)}")
-    s3 = talk.options_of(typed)
-    store = talk.out_store(out, s3)
+    store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
     if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
         talk.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return report(out, store, job, as_json)
-    last = control.newest_epoch(store)
-    options = options_of_run(typed, last.options if last else None)
+    options = options_of_run(typed, control.newest_epoch(store))
+    store = talk.out_store(out, options.s3)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:
-        added = add_retry(store, job, frozenset(reasons), s3, shard_videos=shard_videos)
+        added = add_retry(store, job, frozenset(reasons), options.s3, shard_videos=shard_videos)
         if added is not None:
             talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
-        return run_job(out, store, job, options, epoch, pulse, s3, as_json)
+        return run_job(out, store, job, options, epoch, pulse, as_json)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for, golden_clip, golden_features, normalise
+from p3d.encoder import (
+    DeviceFull,
+    Encoder,
+    GoldenMismatch,
+    check_golden,
+    device_for,
+    golden_clip,
+    golden_features,
+    normalise,
+)
 from p3d.recipe import CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 from p3d.weights import Weights, random_weights
 
@@ -253,3 +262,41 @@ def test_the_golden_check_catches_another_networks_features() -> None:
         check_golden(encoder_of(4), golden_features(others))
     with pytest.raises(GoldenMismatch, match="golden ones are 512"):
         check_golden(encoder_of(4), np.ones(512, np.float32))
+
+
+def with_room_for(clips: int, monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """An encoder of 8 clips at a time, on a device that has room for fewer."""
+    encoder = Encoder(seeded().network, seeded().recipe, batch_size=8, threads=2)
+    true = encoder._network.features
+
+    def features(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > clips:
+            raise torch.OutOfMemoryError(f"{len(batch)} clips do not fit")
+        return true(batch)
+
+    monkeypatch.setattr(encoder._network, "features", features)
+    return encoder
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize(("room", "settles_at"), [(8, 8), (7, 4), (3, 2), (1, 1)])
+def test_a_batch_that_does_not_fit_is_halved_for_good(
+    room: int, settles_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory, the batch is halved until it fits; the rows are the same, and the encoder stays usable."""
+    frames, index = video(30, seeded().recipe), every(2, 7)
+    encoder = with_room_for(room, monkeypatch)
+    for _ in range(2):
+        rows, probs = encoder.encode(frames, index, probs=True)
+        assert encoder.batch_size == settles_at
+        expected = encoder_of(1).encode(frames, index, probs=True)
+        np.testing.assert_allclose(rows, expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
+        np.testing.assert_allclose(probs, expected[1], rtol=1e-4)
+
+
+@pytest.mark.fault(9)
+def test_a_device_without_room_for_one_clip_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeviceFull names the device; no clip is to blame, and none is skipped."""
+    encoder = with_room_for(0, monkeypatch)
+    with pytest.raises(DeviceFull, match="cpu has no room for one clip of p3d63"):
+        encoder.encode(video(16, seeded().recipe), every(1, 1))

@@ -164,3 +164,17 @@ def test_a_plan_of_another_recipe_is_refused(store: LocalStore, manifest: Manife
 def test_failures_are_listed_with_their_reason(store: LocalStore, manifest: Manifest) -> None:
     """The failures that hold are those of the newest plan that names the video."""
     assert {row["video_id"]: row["reason"] for row in current_failures(store)} == dict.fromkeys("bfj", "truncated")
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_software_that_wrote_each_shard_is_listed(store: LocalStore, deep: bool) -> None:
+    """A job that went on with newer packages is whole, and says how many shards each version wrote."""
+    found = planned(store, NAMES)
+    for shard, torch in enumerate(("2.12.0", "2.13.0", "2.13.0")):
+        rows = shard_rows(found, shard)
+        rows.stats["software"] = {"torch": torch, "av": "18.0"}
+        commit_shard(store, rows, recipe(), found.user_columns(shard))
+    result = audit(store, JOB, deep=deep)
+    assert result.software == {"torch": {"2.12.0": 1, "2.13.0": 2}, "av": {"18.0": 3}}
+    assert not result.damaged

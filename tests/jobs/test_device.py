@@ -1,0 +1,107 @@
+"""A device that fails in the middle of a job: no video is blamed, and what cannot be trusted is not used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.scheduler
+from jobs.cli import cli
+from jobs.job import read_job
+from jobs.workers import ShardWorker, trouble_of
+from p3d.encoder import DeviceFull
+from pipeline.store import open_store
+from pipeline.verify import audit
+
+
+def worker_that(mischief: Callable[..., None]) -> type[ShardWorker]:
+    """A worker that calls `mischief(its pid, the shard's number, the encoder)` before every shard."""
+
+    class Worker(ShardWorker):
+        def run_shard(self, shard, user_columns):
+            import os
+
+            true = type(self.encoder)._encode
+
+            def encode(encoder, *given):
+                mischief(os.getpid(), shard.shard, encoder)
+                return true(encoder, *given)
+
+            type(self.encoder)._encode = encode
+            try:
+                return super().run_shard(shard, user_columns)
+            finally:
+                type(self.encoder)._encode = true
+
+    return Worker
+
+
+def launch(archive: Path, out: Path, weights: Path) -> int:
+    words = ["launch", str(archive), str(out), "--weights", str(weights), "--shard-videos", "3"]
+    return cli.main(words, standalone_mode=False)
+
+
+@pytest.mark.fault(10)
+def test_a_device_error_ends_its_worker_and_the_shard_is_done_by_another(
+    tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access the process is never used again: each of three workers is replaced, no video fails."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    def mischief(pid: int, shard: int, encoder: object) -> None:
+        import torch
+
+        used = {path.name for path in seen.iterdir()}
+        if f"failed-{pid}" in used:
+            (seen / f"reused-{pid}").touch()
+        if len([name for name in used if name.startswith("failed")]) < 3:
+            (seen / f"failed-{pid}").touch()
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(jobs.scheduler, "ShardWorker", worker_that(mischief))
+    out = tmp_path / "out"
+    assert launch(archive, out, small_weights) == 0
+    names = sorted(path.name.partition("-")[0] for path in seen.iterdir())
+    assert names == ["failed"] * 3
+    store = open_store(str(out))
+    found = audit(store, read_job(store))
+    assert (found.ok, found.failed, found.damaged) == (12, 0, False)
+
+
+@pytest.mark.fault(9)
+def test_a_device_that_gets_tight_halves_the_batch_and_the_footer_says_so(
+    tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one clip from the second shard on, all videos are embedded, and each footer has its own batch."""
+
+    def mischief(pid: int, shard: int, encoder: object) -> None:
+        import torch
+
+        if shard >= 1 and encoder.batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(jobs.scheduler, "ShardWorker", worker_that(mischief))
+    out = tmp_path / "out"
+    assert launch(archive, out, small_weights) == 0
+    footers = [pq.read_metadata(path).metadata[b"p3d.stats"] for path in sorted((out / "clips").iterdir())]
+    assert [b'"batch_size": 1,' in footer for footer in footers] == [False, True, True, True]
+
+
+@pytest.mark.fault(9)
+def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
+    """All clips have one size, so no video is to blame for it: the shard stays open and the job stops."""
+    trouble = trouble_of(DeviceFull("cuda has no room for one clip of p3d63"))
+    assert trouble.kind == "store" and "resume" in trouble.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("CUDA error: device-side assert triggered", "device"), ("mat1 and mat2 shapes cannot be multiplied", "internal")],
+)
+def test_older_torch_says_it_in_words(text: str, kind: str) -> None:
+    """Where torch has no class for it, a device that is lost is known by its message."""
+    assert trouble_of(RuntimeError(text)).kind == kind

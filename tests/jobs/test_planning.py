@@ -1,0 +1,67 @@
+"""From what was typed, and what the last run had, to the options of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.planning import run_options
+from pipeline.config import MaxFailures, RunOptions
+from pipeline.errors import InputError
+from pipeline.store import StoreOptions
+
+CHOSEN = {
+    "workers": 3,
+    "batch_size": 7,
+    "threads": 5,
+    "device": "cpu",
+    "video_timeout_s": 11.0,
+    "max_duration_s": 60.0,
+    "max_pixels": 1000,
+    "max_file_bytes": 2000,
+    "store_patience_s": 13.0,
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_resume_keeps_every_option_that_is_not_given_anew(name: str) -> None:
+    """Each option is that of the last run; given, it is the new one, and the others stay."""
+    last = run_options({}, **CHOSEN).to_dict()
+    assert {key: getattr(run_options(last), key) for key in CHOSEN} == CHOSEN
+    other = "auto" if name == "device" else CHOSEN[name] + 1
+    changed = run_options(last, **{name: other})
+    assert {key: getattr(changed, key) for key in CHOSEN} == CHOSEN | {name: other}
+
+
+def test_limits_of_failure_and_decode_tasks_are_decided_anew() -> None:
+    """A resume does not inherit the `--max-failures` that stopped it, nor another machine's cores."""
+    last = run_options({}, max_failures=MaxFailures(count=1)).to_dict() | {"decode_tasks": 99}
+    again = run_options(last)
+    assert again.max_failures == MaxFailures() and again.decode_tasks < 99
+
+
+def test_the_way_to_s3_is_kept_where_nothing_else_is_chosen() -> None:
+    """A resume of a local output finds its S3 source without being told the endpoint and the profile again."""
+    launched = StoreOptions(endpoint_url="http://127.0.0.1:9000", profile="archive", requester_pays=True)
+    last = run_options({}, s3=launched).to_dict()
+    assert run_options(last, s3=StoreOptions()).s3 == launched
+    moved = run_options(last, s3=StoreOptions(endpoint_url="http://127.0.0.1:9001")).s3
+    assert (moved.endpoint_url, moved.profile, moved.requester_pays) == ("http://127.0.0.1:9001", "archive", True)
+
+
+def test_a_record_of_another_version_is_read_as_far_as_it_is_known() -> None:
+    """Options that this version does not know are left out, and new ones get their defaults: a job may be upgraded."""
+    assert run_options({"threads": 3, "of_the_future": 1, "s3": {"region": "r", "odd": 1}}).s3.region == "r"
+
+
+def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:
+    """`--device cuda:1` is refused with what to do instead."""
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
+        run_options({}, device="cuda:1")
+
+
+def test_options_have_no_place_for_a_secret() -> None:
+    """No field of a run's record is named like one, and an endpoint that carries one is refused."""
+    names = {*RunOptions.__slots__, *StoreOptions.__slots__}
+    assert not [name for name in names if any(word in name for word in ("secret", "token", "password", "access_key"))]
+    with pytest.raises(InputError, match="credentials come from botocore"):
+        StoreOptions(endpoint_url="http://user:word@host")
