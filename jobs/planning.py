@@ -114,7 +114,7 @@ def add_plan(store: Store, job: JobRecord, found: Found, *, shard_videos: int, l
     if not videos.num_rows:
         return None
     seq = max((plan.seq for plan in plans), default=0) + 1
-    return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), len(found.skipped))
+    return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), found.n_skipped)
 
 
 def add_retry(

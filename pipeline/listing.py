@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,8 @@ from pipeline.errors import InputError
 from pipeline.filelist import LIST_EXTENSIONS, read_list
 from pipeline.identity import local_path, local_row, local_row_again, readable, s3_row
 from pipeline.schema import MANIFEST
-from pipeline.store import Store, StoreOptions, open_store, split_s3_uri
+from pipeline.spool import FIELDS, Spool, batch_of
+from pipeline.store import ObjectInfo, Store, StoreOptions, open_store, split_s3_uri
 from pipeline.types import VideoRef
 
 VIDEO_EXTENSIONS = frozenset(
@@ -28,21 +32,31 @@ VIDEO_EXTENSIONS = frozenset(
 )
 CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
 HEAD_THREADS = 32  # of HEAD requests for a list of S3 keys
+MAX_SKIPPED = 1000  # names of other files that are kept
+BATCH = 1000  # files of one folder at a time
+TELL_S = 10.0
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a source holds: `videos` has the MANIFEST columns but `shard`, and the user's; `skipped` are other files."""
+    """What a source holds: `videos` has the MANIFEST columns but `shard`, and the user's.
+
+    `skipped` names other files, at most MAX_SKIPPED of the `n_skipped` there are.
+    """
 
     videos: pa.Table
     skipped: tuple[str, ...]
+    n_skipped: int = 0
 
 
-def find(source: str, options: StoreOptions, *, id_column: str | None = None) -> Found:
+def find(source: str, options: StoreOptions, *, id_column: str | None = None, tell: Tell = lambda _: None) -> Found:
     """The videos of a folder, an `s3://` prefix, one file, or a text, CSV or Parquet list (local or on S3).
 
     A text list has one path a line. A CSV or Parquet list has them in a column named uri, path, video or file; its
-    other columns are kept. Relative paths are relative to the list. InputError with a remedy if nothing fits.
+    other columns are kept. Relative paths are relative to the list. `tell` hears how far a long listing is.
+    InputError with a remedy if nothing fits.
     """
     if CREDENTIAL.match(source):
         raise InputError("the source holds a credential; use a plain path or s3:// and let botocore find credentials")
@@ -51,7 +65,9 @@ def find(source: str, options: StoreOptions, *, id_column: str | None = None) ->
         raise InputError(f"--id-column {id_column} needs a CSV or Parquet list, and {source} is neither")
     if source.startswith("s3://"):
         found = (
-            _from_list(source, _read_s3(source, options), options, id_column) if is_list else _walk_s3(source, options)
+            _from_list(source, _read_s3(source, options), options, id_column)
+            if is_list
+            else _walk_s3(source, options, tell)
         )
     elif "://" in source and not source.startswith("file://"):
         raise InputError(f"{source}: only local paths and s3:// are supported")
@@ -63,44 +79,68 @@ def find(source: str, options: StoreOptions, *, id_column: str | None = None) ->
         if is_list and path.is_file():
             found = _from_list(str(path), path.read_bytes(), options, id_column)
         else:
-            found = _walk_folder(path) if path.is_dir() else _table([local_row(path.parent, os.fsencode(path.name))])
+            found = (
+                _walk_folder(path, tell) if path.is_dir() else _table([local_row(path.parent, os.fsencode(path.name))])
+            )
     if not found.videos.num_rows:
         raise InputError(
-            f"no videos in {source} ({len(found.skipped)} other files); known extensions are "
+            f"no videos in {source} ({found.n_skipped} other files); known extensions are "
             f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ..., anything else goes through a .txt, .csv or .parquet list"
         )
-    _refuse_duplicates(found.videos)
+    if is_list:  # the names of a walk are distinct
+        _refuse_duplicates(found.videos)
     return found
 
 
 def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
     """The same rows of a manifest (without `shard`), with size, time, ETag and version as their files have them now."""
-    fields = [field for field in MANIFEST if field.name != "shard"]
-    rows = [VideoRef(**row) for row in videos.select([field.name for field in fields]).to_pylist()]
+    rows = [VideoRef(**row) for row in videos.select([field.name for field in FIELDS]).to_pylist()]
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
         again = _table(list(pool.map(_Lookup("", options).again, rows))).videos
-    for at, field in enumerate(fields):
+    for at, field in enumerate(FIELDS):
         videos = videos.set_column(videos.schema.get_field_index(field.name), field, again[at])
     return videos
 
 
-def _walk_folder(root: Path) -> Found:
-    rows: list[VideoRef] = []
-    skipped: list[str] = []
+class _Sorter:
+    """Videos to the spool, other names to a list of which only the beginning is kept. Thread-safe."""
+
+    def __init__(self, spool: Spool, tell: Tell) -> None:
+        self.spool, self.tell = spool, tell
+        self.skipped: list[str] = []
+        self.n_skipped = self.n_seen = 0
+        self.told = time.monotonic()
+        self.lock = threading.Lock()
+
+    def take(self, rows: list[VideoRef], others: list[str]) -> None:
+        self.spool.write(rows)
+        with self.lock:
+            self.n_seen += len(rows) + len(others)
+            self.n_skipped += len(others)
+            self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
+            if time.monotonic() - self.told > TELL_S:
+                self.told = time.monotonic()
+                self.tell(f"listed {self.n_seen} files so far, {self.spool.n_rows} of them videos ...")
+
+    def found(self) -> Found:
+        return Found(self.spool.table(), tuple(sorted(self.skipped)), self.n_skipped)
+
+
+def _walk_folder(root: Path, tell: Tell) -> Found:
     base = os.fsencode(root)
-    for directory, folders, names in os.walk(base, onerror=_refuse_unreadable):
-        folders.sort()
-        below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
-        links = [os.path.relpath(folder, base) for folder in below if os.path.islink(folder)]  # noqa: PTH114 - bytes
-        skipped += [f"{readable(link)}/ (a link to a folder)" for link in links]
-        for name in sorted(names):
-            relative = os.path.relpath(os.path.join(directory, name), base)  # noqa: PTH118 - bytes
-            if _is_video(name):
-                rows.append(local_row(root, relative))
-            else:
-                skipped.append(readable(relative))
-    rows.sort(key=lambda row: row.uri)
-    return _table(rows, skipped)
+    with Spool() as spool:
+        sorter = _Sorter(spool, tell)
+        for directory, folders, names in os.walk(base, onerror=_refuse_unreadable):
+            folders.sort()
+            below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
+            links = [os.path.relpath(folder, base) for folder in below if os.path.islink(folder)]  # noqa: PTH114 - bytes
+            sorter.take([], [f"{readable(link)}/ (a link to a folder)" for link in links])
+            files = [os.path.relpath(os.path.join(directory, name), base) for name in sorted(names)]  # noqa: PTH118
+            for at in range(0, len(files), BATCH):
+                batch = files[at : at + BATCH]
+                rows = [local_row(root, name) for name in batch if _is_video(name)]
+                sorter.take(rows, [readable(name) for name in batch if not _is_video(name)])
+        return sorter.found()
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -113,23 +153,26 @@ def _is_video(name: bytes | str) -> bool:
     return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
 
 
-def _walk_s3(source: str, options: StoreOptions) -> Found:
+def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> Found:
+    from pipeline.s3 import S3Store  # botocore takes half a second to import
+    from pipeline.s3_walk import walk
+
     bucket, prefix = split_s3_uri(source)
-    store = open_store(f"s3://{bucket}", options)
-    rows: list[VideoRef] = []
-    skipped: list[str] = []
+    store = S3Store(f"s3://{bucket}", options)
     root = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
-    listed = list(store.list(root))
-    if not listed and prefix and (info := store.head(prefix)) is not None:  # one object
-        return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
-    for info in listed:
-        name = info.key.removeprefix(root)
-        if _is_video(name):
-            rows.append(s3_row(bucket, info.key, name, info))
-        elif name and not name.endswith("/"):
-            skipped.append(name)
-    rows.sort(key=lambda row: row.uri)
-    return _table(rows, skipped)
+    with Spool() as spool:
+        sorter = _Sorter(spool, tell)
+
+        def take(objects: list[ObjectInfo]) -> None:
+            names = [info.key.removeprefix(root) for info in objects]
+            listed = list(zip(names, objects, strict=True))
+            rows = [s3_row(bucket, info.key, name, info) for name, info in listed if _is_video(name)]
+            sorter.take(rows, [name for name in names if name and not name.endswith("/") and not _is_video(name)])
+
+        walk(store, root, take)
+        if not sorter.n_seen and prefix and (info := store.head(prefix)) is not None:  # one object
+            return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
+        return sorter.found()
 
 
 def _read_s3(source: str, options: StoreOptions) -> bytes:
@@ -203,10 +246,8 @@ def _utf8(source: str, entry: str) -> str:
         raise InputError(f"{source}: {shown} is not UTF-8, and every S3 key is") from None
 
 
-def _table(rows: list[VideoRef], skipped: list[str] | None = None) -> Found:
-    fields = [field for field in MANIFEST if field.name != "shard"]
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in fields]
-    return Found(pa.table(columns, schema=pa.schema(fields)), tuple(skipped or ()))
+def _table(rows: list[VideoRef]) -> Found:
+    return Found(pa.Table.from_batches([batch_of(rows)]), ())
 
 
 def _refuse_duplicates(videos: pa.Table) -> None:

@@ -31,14 +31,14 @@ SHARD_BYTES = 16 * 1024**3  # source bytes after which a shard is closed early, 
 
 def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
     """The table with its `shard` column: runs of `shard_videos` rows, fewer where their bytes pass SHARD_BYTES."""
-    shards, shard, rows_in, bytes_in = [], 0, 0, 0
-    for size in videos["size_bytes"].to_pylist():
+    shards, shard, rows_in, bytes_in = np.empty(videos.num_rows, np.int32), 0, 0, 0
+    for row, size in enumerate(videos["size_bytes"].to_numpy().tolist()):
         if rows_in and (rows_in >= shard_videos or bytes_in + size > SHARD_BYTES):
             shard, rows_in, bytes_in = shard + 1, 0, 0
-        shards.append(shard)
+        shards[row] = shard
         rows_in, bytes_in = rows_in + 1, bytes_in + max(size, 0)
     at = MANIFEST.get_field_index("shard")
-    return videos.add_column(at, MANIFEST.field("shard"), pa.array(shards, pa.int32()))
+    return videos.add_column(at, MANIFEST.field("shard"), pa.array(shards))
 
 
 def plan_digest(recipe_digest: str, videos: pa.Table) -> str:
@@ -75,7 +75,8 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
         name = f"manifest-{at:05d}.parquet"
         with store.temp_file() as path:
             write_parquet(path, part, {})
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if store.create(f"{folder}/{name}", path) == EXISTS:
                 sha256 = hashlib.sha256(store.read(f"{folder}/{name}")).hexdigest()
         shards = part["shard"]

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import InputError, StoreChanged, StoreMissing
+from pipeline.errors import InputError, StoreChanged, StoreMissing, StoreUnsafe
 from pipeline.s3_body import Body
 from pipeline.s3_client import client_for, forget
 from pipeline.s3_errors import from_botocore, from_reply
@@ -43,6 +43,9 @@ from pipeline.store import (
 RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
 PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
 LONGEST_PAUSE_S = 4.0
+PAGE_KEYS = 1000  # of a listing; servers give no more
+
+Page = tuple[list[ObjectInfo], list[str]]  # of a listing: objects, and the prefixes that a delimiter cut off
 
 
 class S3Store(Store):
@@ -96,15 +99,32 @@ class S3Store(Store):
         return ObjectInfo(key, reply["ContentLength"], _ns(reply["LastModified"]), reply["ETag"])
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        asked = {"Prefix": self.prefix + prefix, "MaxKeys": 1000}
+        for objects, _ in self.pages(prefix):
+            yield from objects
+
+    def pages(self, prefix: str = "", *, delimiter: str = "", patience_s: float = 0.0) -> Iterator[Page]:
+        """Pages of at most PAGE_KEYS (objects, prefixes that `delimiter` cuts off).
+
+        One that fails is asked for again, for `patience_s` at least, and the listing goes on from there.
+        """
+        asked = {"Prefix": self.prefix + prefix, "MaxKeys": PAGE_KEYS} | ({"Delimiter": delimiter} if delimiter else {})
         while True:
-            page = self._ask("list_objects_v2", prefix, **asked)
-            for item in page.get("Contents", ()):
-                key = item["Key"].removeprefix(self.prefix)
-                yield ObjectInfo(key, item["Size"], _ns(item["LastModified"]), item["ETag"])
+            page = self._ask("list_objects_v2", prefix, patience_s, **asked)
+            yield (
+                [
+                    ObjectInfo(
+                        item["Key"].removeprefix(self.prefix), item["Size"], _ns(item["LastModified"]), item["ETag"]
+                    )
+                    for item in page.get("Contents", ())
+                ],
+                [item["Prefix"].removeprefix(self.prefix) for item in page.get("CommonPrefixes", ())],
+            )
             if not page.get("IsTruncated"):
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            token = page["NextContinuationToken"]
+            if asked.get("ContinuationToken") == token:
+                raise StoreUnsafe(f"{self._place(prefix)}: the server lists this in circles")
+            asked["ContinuationToken"] = token
 
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
         try:
@@ -123,7 +143,7 @@ class S3Store(Store):
 
     def set_aside(self, key: str) -> str:
         aside = aside_key(key)
-        encrypted = {name: value for name, value in self._written.items() if value is not None}
+        encrypted: dict[str, Any] = {name: value for name, value in self._written.items() if value is not None}
         source = {"Bucket": self.bucket, "Key": self.prefix + key}
         self._ask("copy_object", key, Key=self.prefix + aside, CopySource=source, **encrypted)
         self._ask("delete_object", key, Key=self.prefix + key)
@@ -148,7 +168,7 @@ class S3Store(Store):
         get = functools.partial(self._ask, "get_object", key, Key=self.prefix + key)
         return Body(get, sink, self._place(key), etag, self.options.checksums == "when_supported", start, end)
 
-    def _ask(self, operation: str, key: str, **params: Any) -> Any:
+    def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
         """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
         began, pause_s, renewed = time.monotonic(), PAUSE_S, False
         while True:
@@ -163,7 +183,9 @@ class S3Store(Store):
             if trouble.renew and not renewed:
                 forget(client)
                 renewed = True
-            elif time.monotonic() - began + pause_s < trouble.patience_s:
+            elif time.monotonic() - began + pause_s < (
+                trouble.patience_s and max(trouble.patience_s, least_patience_s)
+            ):
                 time.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:

@@ -6,12 +6,16 @@ make one. Credentials come from botocore's chain, which is read again when a cli
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from datetime import datetime
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 
 from pipeline.errors import InputError
 from pipeline.store import StoreOptions
@@ -43,7 +47,9 @@ def forget(client: Any) -> None:
 
 
 def _make(options: StoreOptions) -> Any:
-    session = boto3.session.Session(profile_name=options.profile, region_name=options.region)
+    core = botocore.session.get_session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    session = boto3.session.Session(botocore_session=core, profile_name=options.profile, region_name=options.region)
     checksums = None if options.checksums == "when_supported" else options.checksums
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -62,6 +68,15 @@ def _make(options: StoreOptions) -> Any:
         raise InputError(
             f"--endpoint-url {options.endpoint_url} or the region is not one that botocore takes"
         ) from None
+
+
+def _timestamp(value: Any) -> datetime:
+    """As botocore does, but the form that listings use is parsed in 1 us and not in 150: half the time of a listing."""
+    if isinstance(value, str) and value[10:11] == "T":
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 def _after_fork() -> None:

@@ -155,10 +155,17 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     recipe = prepared.recipe
     if out is not None:
         refuse_other_job(talk.out_store(out, s3), recipe)
-    found = find(src, s3, id_column=typed["id_column"])
+    found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
     guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers)
     if as_json:
-        talk.show_json({"recipe": recipe.to_dict(), **guess.to_dict(), "skipped": list(found.skipped)})
+        talk.show_json(
+            {
+                "recipe": recipe.to_dict(),
+                **guess.to_dict(),
+                "skipped": list(found.skipped),
+                "n_skipped": found.n_skipped,
+            }
+        )
         return 0
     sampled = (
         f"about, from {talk.count(guess.n_sampled, 'video')}"
@@ -175,7 +182,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
                     "videos",
                     f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {talk.count(guess.n_shards, 'shard')}",
                 ),
-                ("skipped", f"{talk.count(len(found.skipped), 'other file')}{skipped}"),
+                ("skipped", f"{talk.count(found.n_skipped, 'other file')}{skipped}"),
                 ("clips", f"{guess.n_clips} ({sampled})"),
                 ("output", talk.human_bytes(guess.output_bytes)),
                 ("time", f"about {talk.human_time(guess.seconds)}, if decoding keeps up"),
@@ -210,7 +217,7 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
     options = options_of_run(typed)
     prepared = prepare(_spec(typed))
     refuse_other_job(store, prepared.recipe)
-    found = find(src, s3, id_column=typed["id_column"])
+    found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
     store.probe()
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:

@@ -1,0 +1,121 @@
+"""Listing a prefix by many listings at once: every object once, whatever the shape of the tree, whatever fails."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import boto3
+import pytest
+
+from pipeline import s3, s3_walk
+from pipeline.errors import StoreUnknown
+from pipeline.listing import find
+from pipeline.s3 import S3Store
+from pipeline.s3_walk import walk
+from pipeline.store import ObjectInfo, StoreOptions
+from tests.s3.proxy import Fault, Proxy
+
+ODD = [
+    "a.mp4",
+    "a/x.mp4",
+    "a//y.mp4",
+    "/z.mp4",
+    "//",
+    "a b/ü.mp4",
+    "a%2Fb.mp4",
+    "deep/er/and/er/and/er/z.mp4",
+    "-",
+    "~/~/~",
+]
+
+
+def keys_of_a_tree(seed: int) -> list[str]:
+    """About 150 keys: flat folders, deep ones, names that sort around the slash."""
+    rng = random.Random(seed)
+    folders = ["", "a/", "a.b/", "many/", *(f"year/{n}/" for n in range(5)), *(f"tiny/{n}/" for n in range(25))]
+    made = {f"{rng.choice(folders)}{rng.choice('abc./-')}{rng.randrange(10_000)}.mp4" for _ in range(140)}
+    return sorted(made | set(ODD))
+
+
+def walked(store: S3Store, root: str = "") -> Counter[str]:
+    found: list[ObjectInfo] = []
+    walk(store, root, found.extend)
+    return Counter(info.key for info in found)
+
+
+@pytest.fixture(params=["real_bucket", "bucket"])
+def tree(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
+    """A bucket on each server, and its keys. SeaweedFS keeps files, so for it a folder has a name."""
+    bucket = request.getfixturevalue(request.param)
+    keys = [key for key in keys_of_a_tree(1) if request.param == "bucket" or "//" not in f"/{key}"]
+    client = boto3.session.Session().client("s3")
+    for key in keys:
+        client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    return bucket, keys
+
+
+@pytest.mark.fault(35)
+def test_every_object_is_found_once(tree: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any size of page, any number of listings at once and any limit of what is opened up; below any root."""
+    bucket, keys = tree
+    store = S3Store(f"s3://{bucket}")
+    plain = Counter(info.key for info in store.list())
+    assert plain == dict.fromkeys(keys, 1)
+    for page, listers, pages, levels in ((1000, 16, 10, 4), (3, 4, 1, 2), (2, 64, 100, 9), (7, 2, 2, 0), (1, 3, 5, 1)):
+        monkeypatch.setattr(s3, "PAGE_KEYS", page)
+        monkeypatch.setattr(s3_walk, "LISTERS", listers)
+        monkeypatch.setattr(s3_walk, "OPENED_PAGES", pages)
+        monkeypatch.setattr(s3_walk, "LEVELS", levels)
+        assert walked(store) == plain, (page, listers, pages, levels)
+        below = {key: 1 for key in plain if key.startswith("tiny/")}
+        assert walked(store, "tiny/") == below, (page, listers, pages, levels)
+
+
+@pytest.mark.fault(35)
+def test_a_plan_has_the_same_rows_in_the_same_order_every_time(
+    tree: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads may end in any order; the rows of two listings are equal."""
+    bucket, _ = tree
+    monkeypatch.setattr(s3, "PAGE_KEYS", 5)
+    first = find(f"s3://{bucket}", StoreOptions())
+    assert first.videos.num_rows > 100
+    for _ in range(3):
+        again = find(f"s3://{bucket}", StoreOptions())
+        assert again.videos.equals(first.videos) and again.skipped == first.skipped
+    assert first.n_skipped == len(first.skipped) > 0
+
+
+def fill(bucket: str, count: int) -> set[str]:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=bucket)
+    keys = {f"v/{n % 4}/{n}.mp4" for n in range(count)}
+    for key in keys:
+        client.put_object(Bucket=bucket, Key=key, Body=b"1")
+    return keys
+
+
+@pytest.mark.fault(27, 35)
+def test_a_listing_goes_on_where_a_page_failed(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three pages in ten refused for a while, no key is lost or given twice, and no folder is begun anew."""
+    keys = fill("walk-fails", 60)
+    monkeypatch.setattr(s3, "PAGE_KEYS", 2)
+    moto_front.requests.clear()
+    moto_front.faults = [Fault("status", method="GET", share=0.3)]
+    assert walked(S3Store("s3://walk-fails")) == dict.fromkeys(keys, 1)
+    refused = sum(request.fault == "status" for request in moto_front.requests)
+    assert refused > 5
+    # 1 opens the bucket, 1 `v/`, 2 the four folders in it; 8 pages a folder; each answered once
+    assert len(moto_front.requests) - refused == 1 + 2 + 4 * 8, Counter(r.path for r in moto_front.requests)
+
+
+@pytest.mark.fault(28, 35)
+def test_a_listing_that_cannot_go_on_ends_in_an_error(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stays away is StoreUnknown when patience ends; a part of a listing is never taken for all."""
+    fill("walk-ends", 60)
+    monkeypatch.setattr(s3, "PAGE_KEYS", 2)
+    monkeypatch.setattr(s3_walk, "PATIENCE_S", 1.0)
+    moto_front.faults = [Fault("status", method="GET", key="continuation-token", share=0.9)]
+    with pytest.raises(StoreUnknown):
+        walk(S3Store("s3://walk-ends"), "", lambda _: None)
