@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -80,48 +80,59 @@ def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Work:
-    """What is left of a job, and what is done: the result of looking at the store. Videos are counted once each."""
+    """What is left of a job: the result of looking at the store. Videos are counted once each."""
 
     todo: list[ShardKey]
     underived: list[ShardKey]
-    done: Totals
+    committed: dict[str, ShardKey]  # by name
     n_videos: int
     n_shards: int
+    done: Totals = field(default_factory=Totals)
 
     @property
     def nothing_left(self) -> bool:
         return not self.todo and not self.underived
 
 
-def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """Look at the store: which shards are committed, which still need their derived files, and the sums so far.
-
-    One listing of each folder, and the footer of each committed clips file.
-    """
+def look(store: Store, manifests: dict[int, Manifest]) -> Work:
+    """Which shards are committed, and which still need their derived files: one listing of each folder, no more."""
     committed, whole = committed_names(store)
-    newest = newest_plans(manifests)
     names = {
         f"{manifest.plan.plan8}-{at:09d}": ShardKey(seq, at)
         for seq, manifest in manifests.items()
         for at in range(manifest.plan.n_shards)
     }
-    finished = [name for name in names if name in committed]
-    done = Totals()
+    return Work(
+        todo=[key for name, key in names.items() if name not in committed],
+        underived=[key for name, key in names.items() if name in committed and name not in whole],
+        committed={name: key for name, key in names.items() if name in committed},
+        n_videos=len(newest_plans(manifests))
+        if len(manifests) > 1
+        else sum(m.plan.n_videos for m in manifests.values()),
+        n_shards=len(names),
+    )
+
+
+def count_done(store: Store, manifests: dict[int, Manifest], work: Work) -> Totals:
+    """The sums over the committed shards, from the footer of each; a video counts for the newest plan that names it."""
+    newest, done = newest_plans(manifests) if len(manifests) > 1 else {}, Totals()
     with ThreadPoolExecutor(READERS) as pool:
-        for name, shard in zip(finished, pool.map(lambda name: read_committed(store, name), finished), strict=True):
+        read = pool.map(lambda name: read_committed(store, name), work.committed)
+        for key, shard in zip(work.committed.values(), read, strict=True):
             for outcome in shard.outcomes:
-                if newest[outcome.video.video_id] == names[name].plan_seq:
+                if newest.get(outcome.video.video_id, key.plan_seq) == key.plan_seq:
                     done.videos += 1
                     done.clips += outcome.n_clips
                     if outcome.failure is not None:
                         done.failures[str(outcome.failure.reason)] += 1
-    return Work(
-        todo=[key for name, key in names.items() if name not in committed],
-        underived=[names[name] for name in finished if name not in whole],
-        done=done,
-        n_videos=len(newest),
-        n_shards=len(names),
-    )
+    return done
+
+
+def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
+    """`look`, and the sums of what is done."""
+    work = look(store, manifests)
+    work.done = count_done(store, manifests, work)
+    return work
 
 
 def derive_again(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:

@@ -8,10 +8,12 @@ It also keeps the heartbeat: the whole progress of the job, so that `status` nee
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -20,12 +22,13 @@ from ray.exceptions import RayActorError, RayError
 
 from jobs import control
 from jobs.cluster import Cluster
-from jobs.job import Work, golden_of, weights_key
+from jobs.job import Work, count_done, golden_of, weights_key
 from jobs.state import (
     Check,
     Checked,
     CheckFailed,
     Command,
+    Counted,
     Dispatch,
     Event,
     Finish,
@@ -36,6 +39,7 @@ from jobs.state import (
     StartWorker,
     Stop,
     StopWorker,
+    Totals,
     TryAgain,
     WorkerDied,
     WorkerReady,
@@ -45,7 +49,7 @@ from jobs.state import (
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
-from pipeline.errors import InputError, StoreDenied, StoreError, StoreMissing, StoreUnknown
+from pipeline.errors import DamagedJob, InputError, StoreDenied, StoreError, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store
@@ -103,12 +107,14 @@ class Run:
             work.todo,
             n_workers=options.workers,
             n_videos=work.n_videos,
-            done=work.done,
+            counting=True,
             max_failures=options.max_failures,
             shard_attempts=options.shard_attempts,
             worker_deaths=options.worker_deaths,
         )
-        self.videos_before, self.clips_before = work.done.videos, work.done.clips  # Totals grows
+        self.before = Totals()  # what earlier runs did, as far as it is counted
+        self.counted: SimpleQueue[Event] = SimpleQueue()
+        threading.Thread(target=self._count, name="count", daemon=True).start()
         self.workers: dict[int, _Worker] = {}
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
         self.asking: dict[Any, int] = {}  # progress calls under way -> worker
@@ -168,6 +174,9 @@ class Run:
     def _outside(self) -> list[Event]:
         """Signals at once; cancel requests and newer epochs at every heartbeat."""
         events: list[Event] = []
+        if not self.counted.empty():
+            events.append(self.counted.get())
+            self.before = events[0].before if isinstance(events[0], Counted) else Totals()
         if self.signals:
             number = self.signals[0]
             name = signal.Signals(number).name
@@ -202,6 +211,16 @@ class Run:
         self.try_s = min(2 * self.try_s, LONGEST_TRY_S)
         self.try_at = now + self.try_s
         return [TryAgain()]
+
+    def _count(self) -> None:
+        """A thread: read the footers of all shards that were committed before, however long that takes."""
+        while True:
+            try:
+                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work)))
+            except (StoreUnknown, StoreDenied):
+                time.sleep(TRY_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait for it for ever
+                return self.counted.put(Stop(7 if isinstance(error, DamagedJob) else 6, str(error)))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -328,7 +347,7 @@ class Run:
         elapsed = time.monotonic() - self.started
         videos = totals.videos + sum(progress.videos for progress in flying)
         clips = totals.clips + sum(progress.clips for progress in flying)
-        done_here = videos - self.videos_before
+        done_here = videos - self.before.videos
         left = self.work.n_videos - videos
         return {
             "schema_version": 1,
@@ -344,7 +363,7 @@ class Run:
                 "failed": totals.failed + sum(progress.failed for progress in flying),
             },
             "clips": clips,
-            "clips_per_s": round((clips - self.clips_before) / elapsed, 3) if elapsed > 0 else 0.0,
+            "clips_per_s": round((clips - self.before.clips) / elapsed, 3) if elapsed > 0 else 0.0,
             "eta_s": round(elapsed * left / done_here, 1) if done_here > 0 else None,
             "failures": dict(Counter(totals.failures)),
             "workers": [

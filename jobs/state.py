@@ -34,6 +34,19 @@ class ShardKey(NamedTuple):
         return f"{self.plan_seq}/{self.shard}"
 
 
+@dataclass(slots=True)
+class Totals:
+    """Running sums over the whole job, earlier runs included."""
+
+    videos: int = 0
+    clips: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
+
+
 # ---- events -----------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +119,13 @@ class CheckFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What earlier runs did, counted while this one already works."""
+
+    before: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class TryAgain:
     """Time to see whether a store that failed answers again."""
 
@@ -128,6 +148,7 @@ Event = (
     | ShardTrouble
     | Checked
     | CheckFailed
+    | Counted
     | TryAgain
     | Stop
 )
@@ -173,19 +194,6 @@ Command = StartWorker | Dispatch | Check | StopWorker | Finish
 # ---- the machine ------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Totals:
-    """Running sums over the whole job, earlier runs included."""
-
-    videos: int = 0
-    clips: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> int:
-        return sum(self.failures.values())
-
-
 class Scheduler:
     """Decides; never acts. Feed it every event once and carry out what it returns, in order."""
 
@@ -196,6 +204,7 @@ class Scheduler:
         n_workers: int,
         n_videos: int,
         done: Totals | None = None,
+        counting: bool = False,
         max_failures: MaxFailures = MaxFailures(),  # noqa: B008 - frozen
         shard_attempts: int = 4,
         worker_deaths: int = 8,
@@ -212,6 +221,7 @@ class Scheduler:
         self.n_workers, self.n_videos = n_workers, n_videos
         self.max_failures, self.shard_attempts = max_failures, shard_attempts
         self.worker_deaths = max(worker_deaths, 2 * n_workers)  # losing a node of many workers at once is one event
+        self.counting = counting  # a `Counted` is still to come, and there is no verdict before it
         self.outage = ""  # why nothing is dispatched now; empty when the stores answer
         self.trials = 0  # dispatches that are allowed all the same, to see
         self.stopping: Stop | None = None
@@ -263,6 +273,12 @@ class Scheduler:
                 self.attempts[shard] -= 1  # nobody knows whether it failed
                 self.queue.append(shard)  # whoever does it again adopts what is there
                 self._pause(detail)
+            case Counted(before):
+                self.counting = False
+                self.totals.videos += before.videos
+                self.totals.clips += before.clips
+                self.totals.failures.update(before.failures)
+                self._stop_if_hopeless()
             case TryAgain():
                 self.trials = int(bool(self.outage) and not self.in_flight)
             case Stop():
@@ -289,6 +305,7 @@ class Scheduler:
         assert len(self.starting) + len(self.idle) + len(self.in_flight) <= self.n_workers, "too many workers"
         if self.finished is not None and self.finished.exit_code in (0, 3):
             assert not self.open, f"finished with {len(self.open)} open shards"
+            assert not self.counting, "finished before all was counted"
 
     # -- one event each
 
@@ -347,6 +364,9 @@ class Scheduler:
         if self._first_videos < FIRST_VIDEOS:
             self._first_videos += n_videos
             self._first.update(dict(failures))
+        self._stop_if_hopeless()
+
+    def _stop_if_hopeless(self) -> None:
         if sentence := self._hopeless():
             self._stop(Stop(6, sentence))
 
@@ -374,7 +394,7 @@ class Scheduler:
     # -- what follows from the state
 
     def _settle(self, commands: list[Command]) -> list[Command]:
-        if self.stopping is not None and self.open:
+        if self.stopping is not None and (self.open or self.counting):
             busy = self.stopping.drain and (self.in_flight or self.checking)
             return commands if busy else [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
         while self.queue and self.idle and (not self.outage or self.trials):
@@ -384,7 +404,7 @@ class Scheduler:
             self.in_flight[worker] = shard
             self.attempts[shard] += 1
             commands.append(Dispatch(worker, shard))
-        if not self.queue and not self.in_flight and not self.checking:
+        if not self.queue and not self.in_flight and not self.checking and not self.counting:
             return [*commands, *self._end(*self._verdict())]
         places = min(self.n_workers, self.trials) if self.outage else self.n_workers
         wanted = min(places, len(self.queue) + len(self.in_flight))

@@ -241,11 +241,11 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
     """
     from jobs import control
-    from jobs.job import manifests, read_job, survey
+    from jobs.job import look, manifests, read_job
 
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
-    work = survey(store, manifests(store, job))
+    work = look(store, manifests(store, job))
     if work.nothing_left and work.n_shards:
         talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return report(out, store, job, as_json)
@@ -268,12 +268,12 @@ def run_job(
     """Run what is left, then report."""
     from jobs import control
     from jobs.cluster import local_cluster
-    from jobs.job import derive_again, manifests, survey
+    from jobs.job import derive_again, look, manifests
     from jobs.scheduler import Run
 
     control.sweep_temps(store)
     plans = manifests(store, job)
-    work = survey(store, plans)
+    work = look(store, plans)
     derive_again(store, job, plans, work.underived)
     if not work.todo:
         pulse.stop()

@@ -30,6 +30,7 @@ from jobs.state import (
     Checked,
     CheckFailed,
     Command,
+    Counted,
     Dispatch,
     Event,
     Finish,
@@ -191,6 +192,29 @@ def test_nothing_to_do_finishes_at_once(before: dict[str, int], code: int) -> No
     assert [type(command) for command in commands] == [Finish]
     assert commands[0].exit_code == code
     scheduler.validate()
+
+
+def test_no_verdict_before_earlier_runs_are_counted() -> None:
+    """Shards are dispatched while earlier ones are still being counted; the verdict waits, and tells of both."""
+    scheduler = machine(1, n_videos=30, counting=True)
+    assert scheduler.in_flight == {0: ShardKey(1, 0)}
+    assert of_kind(feed(scheduler, done(0, ShardKey(1, 0))), Finish) == []
+    commands = feed(scheduler, Counted(Totals(20, 50, Counter(truncated=2))))
+    assert commands[-1].exit_code == 3
+    assert scheduler.totals == Totals(30, 70, Counter(truncated=2))
+
+
+def test_a_stop_does_not_wait_for_the_count() -> None:
+    """Interrupted while only the count is missing, the run ends at once."""
+    scheduler = machine(1, counting=True)
+    feed(scheduler, done(0, ShardKey(1, 0)))
+    assert feed(scheduler, Stop(130, "interrupted"))[-1] == Finish(130, "interrupted")
+
+
+def test_failures_of_earlier_runs_count_against_the_limit() -> None:
+    """A resume stops when the count shows that more videos have failed than `--max-failures` allows."""
+    scheduler = machine(9, counting=True, max_failures=MaxFailures(count=2))
+    assert feed(scheduler, Counted(Totals(20, 50, Counter(truncated=3))))[-1].exit_code == 6
 
 
 def test_after_the_end_nothing_happens() -> None:
