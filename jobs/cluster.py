@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from jobs.machine import is_alive, usable_cpus
 
@@ -40,6 +41,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     (scratch / "empty").mkdir()
     os.chdir(scratch / "empty")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    _loopback_only()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
     try:
         ray.init(
@@ -57,6 +59,12 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
         ray.shutdown()
         os.chdir(before)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _loopback_only() -> None:
+    """Ray on Linux listens on all interfaces; told that clusters are not wanted, as on a Mac, on 127.0.0.1 alone."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when ray was imported
 
 
 def _sweep_dead_runs() -> None:

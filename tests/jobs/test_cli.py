@@ -209,6 +209,7 @@ def test_verify_says_whether_the_job_is_whole(job: LocalStore) -> None:
     assert "unexpected" in out
 
 
+@pytest.mark.fault(44)
 def test_an_edited_job_is_refused(job: LocalStore) -> None:
     """A changed recipe in job.json is damage, told in a sentence (row 44)."""
     path = job.root / "job.json"
@@ -217,6 +218,7 @@ def test_an_edited_job_is_refused(job: LocalStore) -> None:
     assert (code, "edited" in err) == (7, True)
 
 
+@pytest.mark.fault(42)
 def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path, small_weights: Path) -> None:
     """Launching other weights into a job exits 5, names what differs, and changes nothing (row 42)."""
     before = {path: path.stat().st_mtime_ns for path in job.root.rglob("*")}
@@ -245,6 +247,7 @@ def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_wei
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(51)
 def test_names_cannot_drive_a_terminal() -> None:
     """Control characters of a file name are shown, not sent (row 51)."""
     assert escape("a\x1b[31mb\x07\x9b") == "a\\x1b[31mb\\x07\\x9b"

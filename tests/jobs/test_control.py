@@ -241,6 +241,7 @@ def race(store: Store, n_claims: int, *, takeover: bool = False) -> tuple[list[E
     return won, lost
 
 
+@pytest.mark.fault(41)
 def test_of_two_claims_at_once_one_wins(tmp_path: Path, watch: Watch) -> None:
     """However two claims interleave, exactly one run is in charge, and the other one is told of it."""
     for at in range(ROUNDS):
@@ -257,6 +258,7 @@ def test_of_two_claims_at_once_one_wins(tmp_path: Path, watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("takeover", [False, True])
+@pytest.mark.fault(41)
 def test_of_claims_that_saw_the_same_run_one_wins(tmp_path: Path, takeover: bool, dead_pid: int) -> None:
     """Four claims that all found the same newest run create one record between them, with --takeover too."""
     for at in range(ROUNDS // 2):

@@ -83,6 +83,7 @@ def assert_innocents_are_whole(found: dict[str, list[DecodeMessage]]) -> None:
 class TestMischief:
     """One misbehaving video among four good ones, in a real Ray."""
 
+    @pytest.mark.fault(13)
     def test_a_crash_convicts_the_second_time(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -104,6 +105,7 @@ class TestMischief:
         assert isinstance(found["bad"][-1], VideoEnd)
         assert_innocents_are_whole(found)
 
+    @pytest.mark.fault(13)
     def test_a_death_without_a_note_convicts_the_third_time(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -114,6 +116,7 @@ class TestMischief:
         assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, DEATHS)
         assert_innocents_are_whole(found)
 
+    @pytest.mark.fault(14)
     def test_a_hang_ends_at_the_deadline(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -145,6 +148,7 @@ class TestMischief:
         assert ends["VideoEnd"] == len(NAMES)
         assert ends["Failure"] == 0
 
+    @pytest.mark.fault(28)
     def test_trouble_with_the_store_blames_no_video(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

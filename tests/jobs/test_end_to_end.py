@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import P3D, REPO, SHARED_VIDEOS, p3d
+from tests.servers import SECRET_KEY
 
 LAUNCH = ("--shard-videos", 2, "--batch-size", 2)
 
@@ -142,6 +144,7 @@ def test_a_grown_and_changed_source_is_planned_anew(tmp_path: Path, archive: Pat
 
 
 @pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.fault(1)
 def test_a_killed_driver_loses_nothing(
     tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, at: int
 ) -> None:
@@ -203,6 +206,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
         time.sleep(0.02)
 
 
+@pytest.mark.fault(2)
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, archive: Path, small_weights: Path) -> None:
     """SIGINT: exit 130, no process left, no temporary file, a sentence with the resume command (row 2)."""
     out = tmp_path / "out"
@@ -238,6 +242,7 @@ def test_a_second_launch_is_refused_and_cancel_drains(tmp_path: Path, archive: P
     assert (ran.code, ran.json["damaged"], ran.json["pending"] > 0) == (6, False, True)
 
 
+@pytest.mark.fault(41)
 def test_takeover_supersedes_a_live_run(tmp_path: Path, archive: Path, small_weights: Path) -> None:
     """With --takeover a second run goes on at once; the first finds out and exits 5. `cancel --now` drops shards."""
     out = tmp_path / "out"
@@ -254,24 +259,41 @@ def test_takeover_supersedes_a_live_run(tmp_path: Path, archive: Path, small_wei
     assert (ran.code, ran.json["damaged"], ran.json["pending"] > 0) == (6, False, True)
 
 
-def test_a_launch_from_s3_to_s3_gives_the_same_rows(
-    tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, bucket: str
+@pytest.mark.fault(47, 50)
+def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
+    tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, real_bucket: str
 ) -> None:
-    """Source and output in a bucket: same ids, same features; no credential in any object (row 47)."""
-    client = boto3.client("s3")
+    """Source and output in a bucket: same ids, same features; the secret key is in no object, no log of Ray, no word of
+    ours; and while the job runs none of its processes listens on anything but loopback."""
+    client = boto3.session.Session().client("s3")
     for path in archive.rglob("*.*"):
-        client.upload_file(str(path), bucket, f"archive/{path.relative_to(archive)}")
-    ran = p3d("launch", f"s3://{bucket}/archive", f"s3://{bucket}/out", "--weights", small_weights, *LAUNCH)
-    assert ran.code == 0, ran.err
-    assert p3d("verify", f"s3://{bucket}/out").code == 0
-    assert p3d("status", f"s3://{bucket}/out", "--json").json["videos_done"] == 12
-    for item in client.list_objects_v2(Bucket=bucket, Prefix="out/")["Contents"]:
-        content = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
-        assert b"canary-secret" not in content, item["Key"]
+        client.upload_file(str(path), real_bucket, f"archive/{path.relative_to(archive)}")
+    listening = set[str]()
+    source, out = f"s3://{real_bucket}/archive", f"s3://{real_bucket}/out"
+    with running("launch", source, out, "--weights", small_weights, *LAUNCH) as driver:
+        while driver.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        connections = process.net_connections("inet")
+                        listening |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+            time.sleep(0.2)
+        said = "".join(driver.communicate())
+    assert driver.returncode == 0, said
+    assert listening and all(ip.removeprefix("::ffff:").startswith("127.") or ip == "::1" for ip in listening), (
+        listening
+    )
+    assert p3d("verify", out).code == 0
+    assert p3d("status", out, "--json").json["videos_done"] == 12
+    for item in client.list_objects_v2(Bucket=real_bucket, Prefix="out/")["Contents"]:
         path = tmp_path / item["Key"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    assert "canary-secret" not in ran.out + ran.err
+        client.download_file(real_bucket, item["Key"], str(path))
+    [session] = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
+    logs = [path for folder in (tmp_path, session) for path in folder.rglob("*") if path.is_file()]
+    assert len(logs) > 20
+    assert SECRET_KEY not in said
+    assert [path for path in logs if SECRET_KEY.encode() in path.read_bytes()] == []
     assert rows(tmp_path / "out", "clips").equals(rows(undisturbed, "clips"))
     columns = ["video_id", "n_clips", "n_frames", "embedding"]
     assert rows(tmp_path / "out", "videos").select(columns).equals(rows(undisturbed, "videos").select(columns))

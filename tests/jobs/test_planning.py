@@ -59,6 +59,7 @@ def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:
         run_options({}, device="cuda:1")
 
 
+@pytest.mark.fault(47)
 def test_options_have_no_place_for_a_secret() -> None:
     """No field of a run's record is named like one, and an endpoint that carries one is refused."""
     names = {*RunOptions.__slots__, *StoreOptions.__slots__}

@@ -278,6 +278,7 @@ def spoiled(**changes: object) -> dict[str, object]:
         (lambda: torch.zeros(1), "no state dict"),
     ],
 )
+@pytest.mark.fault(48)
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, content: Callable[[], object], message: str) -> None:
     """Missing, unknown, mis-shaped, non-numeric and non-finite entries are named together with the file."""
     with pytest.raises(WeightsError, match=rf"w\.pth\.tar .*{message}"):
@@ -303,6 +304,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.fault(48)
 def test_a_checkpoint_that_would_run_code_is_refused_and_did_not_run(tmp_path: Path, zipped: bool) -> None:
     """Nothing but tensors is unpickled; the message names the culprit and the safe way out."""
     trap = tmp_path / "trap"
@@ -348,6 +350,7 @@ def test_an_unreadable_or_absent_file_is_refused(tmp_path: Path) -> None:
             load(tmp_path / name)
 
 
+@pytest.mark.fault(48)
 def test_a_truncated_native_file_is_refused(native_bytes: bytes, tmp_path: Path) -> None:
     """Any missing tail is noticed."""
     path = tmp_path / "w.safetensors"

@@ -96,6 +96,7 @@ def test_what_is_committed_never_changes(store: LocalStore) -> None:
     assert bytes_of(store) == before
 
 
+@pytest.mark.fault(41)
 def test_two_writers_agree_on_one_shard(store: LocalStore) -> None:
     """Writers with different numbers race; the videos file is derived from whichever clips won (I5)."""
     manifest = planned(store, NAMES)
@@ -118,6 +119,7 @@ def test_two_writers_agree_on_one_shard(store: LocalStore) -> None:
         assert np.array_equal(np.array(row["embedding"], np.float32), mean(features))
 
 
+@pytest.mark.fault(1, 4)
 def test_a_kill_between_commit_and_derive_is_mended_to_the_same_bytes(tmp_path: Path) -> None:
     """Derived files made later, from the stored object, equal those made at once."""
     whole, cut = LocalStore(str(tmp_path / "whole")), LocalStore(str(tmp_path / "cut"))
@@ -148,6 +150,7 @@ def failing(store: LocalStore, errors: list[Exception | None], *, after: bool) -
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["request lost", "reply lost"])
+@pytest.mark.fault(32)
 def test_an_unknown_create_is_resolved_by_looking(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
@@ -162,6 +165,7 @@ def test_an_unknown_create_is_resolved_by_looking(
     assert committed_names(store)[1] == {rows.shard.name}
 
 
+@pytest.mark.fault(28)
 def test_a_store_that_never_says_leaves_the_shard_open(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """After bounded tries the commit is unknown, not failed: nothing is visible, a resume looks again."""
     manifest = planned(store, NAMES)
@@ -212,6 +216,7 @@ def test_files_are_written_as_the_house_has_them(store: LocalStore) -> None:
     assert json.loads(schema.read_footer(derived)["p3d.clips"])["size_bytes"] == info.size_bytes
 
 
+@pytest.mark.fault(45)
 def test_a_flipped_bit_does_not_read_back(store: LocalStore) -> None:
     """With page checksums, a flip in a data page is an error and not another number (row 45).
 

@@ -106,6 +106,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.fault(47)
 def test_an_unknown_key_is_refused(name: str) -> None:
     """A key of another version, or a secret that strayed in, is refused by its name; its value is not repeated."""
     record = RECORDS[name]
@@ -180,6 +181,7 @@ def test_a_digest_of_nan_is_refused() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sets(st.sampled_from(sorted(OTHER)), min_size=1))
+@pytest.mark.fault(42)
 def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None:
     """OtherRecipe says for each field that differs what it is here and there, and names no other field."""
     changes = {key: value for name in sorted(names) for key, value in OTHER[name].items()}  # short_side after resize_hw
@@ -248,6 +250,7 @@ JOB = JobRecord(recipe(), "random:0", {"torch": "2.6"})
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
+@pytest.mark.fault(44)
 def test_an_edited_recipe_is_damage(name: str) -> None:
     """A recipe in job.json that was edited by hand is found by its digest."""
     given = json.loads(JOB.to_json())
@@ -256,6 +259,7 @@ def test_an_edited_recipe_is_damage(name: str) -> None:
         JobRecord.from_json(json.dumps(given).encode(), "OUT")
 
 
+@pytest.mark.fault(44)
 def test_a_flipped_bit_of_job_json_never_gives_another_recipe() -> None:
     """Whatever bit of job.json flips: it is damage, or the recipe is still the one that was written."""
     content, damaged = JOB.to_json(), 0

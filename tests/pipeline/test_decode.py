@@ -121,6 +121,7 @@ def test_both_decoders_give_the_same_pixels_and_times(name: str, tmp_path: Path)
     assert by_decord.end == by_pyav.end
 
 
+@pytest.mark.fault(18)
 def test_variable_frame_rate_keeps_its_own_times(tmp_path: Path) -> None:
     """Frame i is shown at its own pts, not at i / fps."""
     pts = [3 * i + i % 3 for i in range(40)]
@@ -130,6 +131,7 @@ def test_variable_frame_rate_keeps_its_own_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("counter_clockwise", "clockwise"), [(90, 270), (180, 180), (270, 90)])
+@pytest.mark.fault(18)
 def test_a_turned_video_is_shown_upright(counter_clockwise: int, clockwise: int, tmp_path: Path) -> None:
     """The display matrix is applied, and width and height are those of the picture as shown."""
     path = make.video(tmp_path / "turned.mp4", "libx264", 20, hw=(176, 192), rotation=counter_clockwise)
@@ -165,6 +167,7 @@ def test_the_smallest_pictures_are_resized_like_any_other(hw: tuple[int, int], t
     assert seen.frames_NHWC.shape == (3, 160, 160, 3) and seen.infos[0].route == "pyav"
 
 
+@pytest.mark.fault(24)
 def test_a_name_that_is_not_utf8_is_decoded(tmp_path: Path) -> None:
     """A file name of any bytes can be read; decord cannot be given it, PyAV can."""
     plain = make.video(tmp_path / "plain.mp4", "libx264", 20, options=X264)
@@ -202,6 +205,7 @@ def test_a_stream_that_changes_its_size_keeps_one_frame_shape(tmp_path: Path) ->
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(16)
 def test_a_cut_faststart_file_is_truncated(tmp_path: Path) -> None:
     """A file cut in half is `truncated` with the counts, never its first half in silence."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 60, options=NO_B, muxer={"movflags": "faststart"}, noise=60)
@@ -218,6 +222,7 @@ def test_a_cut_faststart_file_is_truncated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cut.mkv", "cut.avi", "cut.webm"])
+@pytest.mark.fault(16)
 def test_a_cut_file_of_another_container_is_truncated(name: str, tmp_path: Path) -> None:
     """Containers that decoders read to a shorter end without an error are seen to be cut all the same."""
     codec = {"cut.mkv": "libx264", "cut.avi": "mpeg4", "cut.webm": "libvpx-vp9"}[name]
@@ -226,12 +231,14 @@ def test_a_cut_file_of_another_container_is_truncated(name: str, tmp_path: Path)
     assert refused(make.cut(whole, tmp_path / name, 0.6)).reason is Reason.TRUNCATED
 
 
+@pytest.mark.fault(16)
 def test_a_file_without_its_index_is_truncated(tmp_path: Path) -> None:
     """An mp4 whose moov stood at the lost end is `truncated`, also under keep: no frame can be found in it."""
     path = make.cut(make.video(tmp_path / "w.mp4", "libx264", 60, noise=60), tmp_path / "cut.mp4", 0.5)
     assert refused(path).reason is refused(path, KEEP).reason is Reason.TRUNCATED
 
 
+@pytest.mark.fault(16)
 def test_damage_in_the_middle_is_corrupt_frames(tmp_path: Path) -> None:
     """Overwritten bytes fail the video; under keep the frames before them are used, and marked."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 60, gop=10, options=NO_B, noise=60)
@@ -247,6 +254,7 @@ def test_damage_in_the_middle_is_corrupt_frames(tmp_path: Path) -> None:
         assert len(seen.infos) <= 2
 
 
+@pytest.mark.fault(16)
 def test_no_good_frame_is_no_frames(tmp_path: Path) -> None:
     """Damage from the first frame on is `no_frames`, also under keep."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 30, options=NO_B, noise=60, muxer={"movflags": "faststart"})
@@ -273,6 +281,7 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
         assert seen.numbers_N.tolist() == seen.written == needed_frames(sampling, 80).tolist()
 
 
+@pytest.mark.fault(18)
 def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips laid out on a wrong count are laid out again on the true one; where all frames are sent, they need not."""
     path = make.video(tmp_path / "w.ts", "libx264", 40, options=X264)
@@ -296,6 +305,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.fault(21)
 def test_text_never_reaches_a_demuxer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Playlists and other text are `not_a_video`, named in the detail, and no native code sees them."""
     monkeypatch.setattr(av, "open", lambda *a, **k: pytest.fail("a demuxer was given text"))
@@ -305,6 +315,7 @@ def test_text_never_reaches_a_demuxer(name: str, tmp_path: Path, monkeypatch: py
     assert error.reason is Reason.NOT_A_VIDEO and word in error.detail
 
 
+@pytest.mark.fault(22)
 def test_things_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
     """A directory, a fifo without a writer, a socket and a device are `not_a_file`; none is waited for."""
     os.mkfifo(tmp_path / "fifo.mp4")
@@ -330,17 +341,20 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("content", [bytes(5000), b"\x89PNG\r\n\x1a\n" + bytes(50), bytes(range(256)) * 16])
+@pytest.mark.fault(16)
 def test_other_bytes_are_not_a_video(content: bytes, tmp_path: Path) -> None:
     """Zeros, an image and bytes without meaning are `not_a_video`."""
     (tmp_path / "x.mp4").write_bytes(content)
     assert refused(tmp_path / "x.mp4").reason is Reason.NOT_A_VIDEO
 
 
+@pytest.mark.fault(16)
 def test_audio_only_is_no_video_stream(tmp_path: Path) -> None:
     """A media file without pictures is told apart from bytes that are no media at all."""
     assert refused(make.audio(tmp_path / "a.mp4")).reason is Reason.NO_VIDEO_STREAM
 
 
+@pytest.mark.fault(19, 20)
 def test_limits_are_refused_before_decoding(tmp_path: Path) -> None:
     """Too long, too many pixels, too many bytes: each with its reason and its numbers."""
     path = make.video(tmp_path / "v.mp4", "libx264", 50)

@@ -376,6 +376,7 @@ def spoil(video: int, value: float, *, whole: bool = True, frame: int = 16) -> C
         (1e-9, True, "float16"),
     ],
 )
+@pytest.mark.fault(11)
 def test_a_feature_that_cannot_be_used_fails_its_own_video_only(value: float, whole: bool, dtype: str) -> None:
     """NaN, infinity, nothing but zeros, or what becomes one of them in the stored type: one video is non_finite, its
     neighbours in the same batches keep their rows."""

@@ -135,6 +135,7 @@ def test_a_row_says_which_file_and_which_content(tmp_path: Path) -> None:
     assert row["etag"] is None
 
 
+@pytest.mark.fault(23)
 def test_files_of_one_name_in_two_folders_are_two_videos(tmp_path: Path) -> None:
     """`a/cat.mp4` and `b/cat.mp4` do not collide."""
     found = find(str(fill(tmp_path, "a/cat.mp4", "b/cat.mp4")), HERE)
@@ -171,6 +172,7 @@ def test_one_file_is_a_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.fault(24)
 def test_an_odd_name_survives_on_disk(tmp_path: Path, name: str) -> None:
     """`uri` is one line of ASCII that gives the name's own bytes back, and `path` shows the name."""
     [row] = rows(find(str(fill(tmp_path, name)), HERE))
@@ -178,6 +180,7 @@ def test_an_odd_name_survives_on_disk(tmp_path: Path, name: str) -> None:
     assert local_path(row["uri"]) == os.fsencode(tmp_path / name)
 
 
+@pytest.mark.fault(24)
 def test_bytes_that_are_not_utf8_are_shown_and_survive(tmp_path: Path) -> None:
     r"""A Latin-1 name is shown with \xNN in `path` and `skipped`, and its own bytes are in `uri`."""
     for name in (b"caf\xe9.mp4", b"caf\xe9.txt"):
@@ -189,6 +192,7 @@ def test_bytes_that_are_not_utf8_are_shown_and_survive(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.fault(22)
 def test_a_folder_or_a_fifo_named_like_a_video_does_not_hang(tmp_path: Path) -> None:
     """A fifo is a row that nobody opens, by walk, list or name; a folder named like a video is walked."""
     fill(tmp_path, "folder.mp4/inner.mp4")
@@ -239,6 +243,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(24)
 def test_a_copy_on_s3_has_the_same_ids(tmp_path: Path, bucket: str, put: Put) -> None:
     """A folder and its copy below a prefix give the same ids and paths in the same order, odd names included."""
     names = [*TREE, *ODD_KEYS]
@@ -412,6 +417,7 @@ def test_a_list_that_cannot_be_is_refused(tmp_path: Path, content: str, id_colum
         find(str(tmp_path / "l.csv"), HERE, id_column=id_column)
 
 
+@pytest.mark.fault(49)
 def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) -> None:
     """A row without a path, and a file that is no Parquet, are refused."""
     pq.write_table(pa.table({"path": ["a.mp4", None]}), tmp_path / "l.parquet")
@@ -422,6 +428,7 @@ def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) 
         find(str(tmp_path / "l.parquet"), HERE)
 
 
+@pytest.mark.fault(23)
 def test_repeats_in_a_text_list_are_refused_with_a_remedy(tmp_path: Path) -> None:
     """The message counts the repeats, names the first and says what to do."""
     (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\na.mp4\nb.mp4\nc.mp4\n")
@@ -461,6 +468,7 @@ def test_a_text_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
         "s3://bucket/a.mp4?x-amz-signature=canary",
     ],
 )
+@pytest.mark.fault(47, 49)
 def test_other_urls_and_credentials_are_refused(source: str) -> None:
     """Only paths and s3:// are sources; a credential in one is refused and never repeated."""
     with pytest.raises(InputError) as caught:
@@ -469,6 +477,7 @@ def test_other_urls_and_credentials_are_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+@pytest.mark.fault(49)
 def test_other_urls_in_a_list_are_refused(tmp_path: Path, kind: str) -> None:
     """An http:// entry is refused with the name of the list; the rest of it, which may be a secret, is not repeated."""
     (tmp_path / f"l.{kind}").write_bytes(write_list(kind, ["a.mp4", "http://example.org/a.mp4"]))
@@ -583,6 +592,7 @@ def test_a_list_on_s3_with_a_name_that_is_not_utf8_is_no_traceback(bucket: str, 
 @pytest.mark.parametrize(
     "entry", ["https://user:canary@example.org/a.mp4", "https://b.s3.amazonaws.com/a.mp4?X-Amz-Signature=canary"]
 )
+@pytest.mark.fault(47)
 def test_a_credential_in_a_list_is_refused_and_not_repeated(tmp_path: Path, entry: str) -> None:
     """Presigned links are the usual content of a list of URLs: none of them reaches a message or a log."""
     (tmp_path / "l.txt").write_text(f"{entry}\n")
@@ -591,6 +601,7 @@ def test_a_credential_in_a_list_is_refused_and_not_repeated(tmp_path: Path, entr
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.fault(47)
 def test_a_credential_in_an_s3_entry_is_refused(tmp_path: Path, s3_server: dict[str, str]) -> None:
     """`s3://key:secret@bucket/a.mp4` in a list is refused as it is on the command line, and not repeated."""
     (tmp_path / "l.txt").write_text("s3://key:canary@bucket/a.mp4\n")
@@ -618,6 +629,7 @@ ODD_LISTS: dict[str, tuple[str, bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("what", ODD_LISTS)
+@pytest.mark.fault(49)
 def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], what: str) -> None:
     """Whatever a list holds, it is refused by name or its odd entries are missing videos."""
     kind, content, id_column = ODD_LISTS[what]

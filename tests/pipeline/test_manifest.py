@@ -356,6 +356,7 @@ def flips(store: LocalStore, key: str, step: int, check: Callable[[], None]) -> 
     path.write_bytes(content)
 
 
+@pytest.mark.fault(44)
 def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
     """Whatever bit of a manifest part flips, the manifest is refused and the file named."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
@@ -368,6 +369,7 @@ def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
     assert Manifest(store, plan).videos.equals(table())
 
 
+@pytest.mark.fault(44)
 def test_a_missing_part_is_damage(store: LocalStore) -> None:
     """A part that is gone is told as such, with a remedy."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
@@ -376,6 +378,7 @@ def test_a_missing_part_is_damage(store: LocalStore) -> None:
         Manifest(store, plan)
 
 
+@pytest.mark.fault(44)
 def test_a_flipped_bit_of_plan_json_is_damage(store: LocalStore) -> None:
     """Whatever bit of plan.json flips, the plan is refused; status and progress may rest on every number in it."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
@@ -391,6 +394,7 @@ def test_a_flipped_bit_of_plan_json_is_damage(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     "name", ["n_videos", "size_bytes", "n_skipped", "schema_version", "part.n_videos", "part.end_shard"]
 )
+@pytest.mark.fault(44)
 def test_an_edited_plan_json_is_damage(store: LocalStore, name: str) -> None:
     """A value that was edited by hand is found, whichever it was, and the file is named."""
     plan = write_plan(store, 1, RECIPE, table(), 0)

@@ -84,6 +84,7 @@ def test_a_video_that_was_never_there_is_missing(tmp_path: Path, fetch: Fetch) -
         (tmp_path / "gone.mp4").write_bytes(b"here")
 
 
+@pytest.mark.fault(26)
 def test_a_deleted_file_is_missing(tmp_path: Path, fetch: Fetch) -> None:
     """A file that is not there any more is source_missing."""
     video = planned(tmp_path / "v" / "a.mp4")
@@ -139,6 +140,7 @@ def link_to_device(path: Path) -> None:
         (link_to_device, "is a device, not a file"),
     ],
 )
+@pytest.mark.fault(22)
 def test_what_is_not_a_file_is_refused_unopened(
     tmp_path: Path, fetch: Fetch, make: Callable[[Path], None], detail: str
 ) -> None:
@@ -152,6 +154,7 @@ def test_what_is_not_a_file_is_refused_unopened(
     assert refused(fetch, video) == (Reason.NOT_A_FILE, detail)
 
 
+@pytest.mark.fault(26)
 def test_a_file_that_nobody_may_reach_is_denied(scratch: Path) -> None:
     """A folder without permission is source_denied; root steps down to an ordinary user for it."""
     with tempfile.TemporaryDirectory() as place:  # tmp_path cannot be entered by an ordinary user
@@ -191,6 +194,7 @@ def swap(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rewrite, grow, swap])
+@pytest.mark.fault(25)
 def test_a_file_that_was_changed_after_planning_is_refused(
     tmp_path: Path, fetch: Fetch, change: Callable[[Path], None]
 ) -> None:
@@ -210,6 +214,7 @@ def test_a_file_that_was_changed_after_planning_is_refused(
         (Path.unlink, Reason.SOURCE_MISSING),
     ],
 )
+@pytest.mark.fault(25)
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, scratch: Path, change: Callable[[Path], None], reason: Reason
 ) -> None:
@@ -248,6 +253,7 @@ def test_a_link_inside_the_source_folder_is_followed(tmp_path: Path, fetch: Fetc
 
 @pytest.mark.parametrize("target", ["secret.mp4", "videos2/a.mp4"])
 @pytest.mark.parametrize("link", ["link.mp4", "deep/link.mp4"])
+@pytest.mark.fault(22)
 def test_a_link_out_of_the_source_folder_is_refused(tmp_path: Path, fetch: Fetch, target: str, link: str) -> None:
     """A link that leads out is not_a_file, also into a folder whose name only begins like the source's."""
     (tmp_path / "videos" / "deep").mkdir(parents=True)
@@ -259,6 +265,7 @@ def test_a_link_out_of_the_source_folder_is_refused(tmp_path: Path, fetch: Fetch
     assert refused(fetch, video) == (Reason.NOT_A_FILE, "is a link that leads out of the source folder")
 
 
+@pytest.mark.fault(22)
 def test_a_link_that_takes_a_files_place_is_refused(tmp_path: Path, fetch: Fetch) -> None:
     """Same size, same time, but a link out of the folder by now: refused."""
     video = planned(tmp_path / "v" / "a.mp4")
@@ -311,6 +318,7 @@ def test_an_object_is_copied_to_scratch_and_removed(bucket: str, put: Any, scrat
         raise KeyboardInterrupt
 
 
+@pytest.mark.fault(25)
 def test_an_object_that_is_no_longer_the_same(bucket: str, put: Any, fetch: Fetch) -> None:
     """Replaced after planning (even by the same size) is source_changed, deleted is source_missing."""
     import boto3

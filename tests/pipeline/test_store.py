@@ -112,6 +112,7 @@ def test_probe_passes_a_store_that_creates_once(store: Store) -> None:
     assert list(store.list("_job/probe/")) == []
 
 
+@pytest.mark.fault(34)
 def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
     """A store that lets a second writer win is refused in one sentence (fault matrix row 34)."""
 
@@ -126,6 +127,7 @@ def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
         Overwriting(str(tmp_path)).probe()
 
 
+@pytest.mark.fault(41)
 def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
     """Racing creates of one key: exactly one is told `created`, and its bytes are the object."""
     store = LocalStore(str(tmp_path))
@@ -152,6 +154,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
         assert store.read(f"clips/{round_}") == winners[0]
 
 
+@pytest.mark.fault(32)
 def test_a_lost_reply_of_link_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the link was made but an error came back (NFS), the object is ours and counts as created."""
     store, link = LocalStore(str(tmp_path)), os.link
@@ -168,6 +171,7 @@ def test_a_lost_reply_of_link_is_recognised(tmp_path: Path, monkeypatch: pytest.
     ("number", "expected"),
     [(errno.ENOSPC, StoreFull), (errno.EACCES, StoreDenied), (errno.EIO, StoreUnknown), (errno.EPERM, StoreUnsafe)],
 )
+@pytest.mark.fault(38, 39)
 def test_a_failing_link_commits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
 ) -> None:
@@ -185,6 +189,7 @@ def test_a_failing_link_commits_nothing(
     assert list(store.list("_job/tmp/")) == []
 
 
+@pytest.mark.fault(36)
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     """Writing to a file system without space says so, with the path, and leaves nothing (row 36)."""
     script = f"""
