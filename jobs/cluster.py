@@ -18,6 +18,7 @@ import ray
 from ray._private import ray_constants
 
 from jobs.machine import is_alive, usable_cpus
+from pipeline.errors import ClusterError
 
 RUN_PREFIX = "p3d-run-"
 OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode
@@ -44,15 +45,21 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     _loopback_only()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus or usable_cpus(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace="p3d",
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus or usable_cpus(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="p3d",
+            )
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"Ray could not start on this machine ({' '.join(str(error).split())}). Usual reasons: little memory, "
+                "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
+            ) from error
         resources = ray.cluster_resources()
         yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), scratch)
     finally:

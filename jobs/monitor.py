@@ -55,9 +55,12 @@ class Status:
     outage: str = ""
 
 
-def read_status(store: Store, job: JobRecord) -> Status:
-    """Look once. A run whose heartbeat says running may be dead: on this machine its process is asked, elsewhere only
-    a heartbeat that moves between two looks can tell (`status --watch` says when it stopped moving)."""
+def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
+    """Look once; `over` is known to the run itself, whose last heartbeat a full disk may have swallowed.
+
+    A run whose heartbeat says running may be dead: on this machine its process is asked, elsewhere only a heartbeat
+    that moves between two looks can tell (`status --watch` says when it stopped moving).
+    """
     plans = load_plans(store)
     committed, whole = committed_names(store)
     names = {f"{plan.plan8}-{at:09d}" for plan in plans for at in range(plan.n_shards)}
@@ -65,7 +68,7 @@ def read_status(store: Store, job: JobRecord) -> Status:
     beat = (control.heartbeat(store, epoch.number) if epoch else None) or {}
     n_done, n_all = len(names & committed), len(names)
     state = beat.get("state", "not started")
-    if state == control.RUNNING and epoch is not None and epoch.died_here():
+    if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
         state = "dead"
     if plans and names <= whole and state != control.RUNNING:
         state = "finished"

@@ -49,7 +49,7 @@ from jobs.state import (
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
-from pipeline.errors import DamagedJob, InputError, StoreDenied, StoreError, StoreMissing, StoreUnknown
+from pipeline.errors import DamagedJob, InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store
@@ -122,6 +122,7 @@ class Run:
         self.counter = 0
         self.lost_at: float | None = None  # when a store was last heard to work, while one fails
         self.why_lost = ""
+        self.full = ""  # why no heartbeat can be written any more: waiting does not mend a full disk
         self.try_at, self.try_s = 0.0, TRY_AGAIN_S
         self.started = time.monotonic()
         self.beaten = self.asked = float("-inf")
@@ -195,6 +196,8 @@ class Run:
 
     def _outages(self) -> list[Event]:
         """A store that fails pauses the job: one shard is tried now and then, and when patience is spent, it stops."""
+        if self.full:
+            return [Stop(6, self.full)]
         now = time.monotonic()
         why = self.why_lost or self.state.outage
         if not why:
@@ -336,6 +339,8 @@ class Run:
         try:
             control.beat(self.store, self.epoch.number, snapshot)
             self.why_lost = ""
+        except StoreFull as error:
+            self.full = str(error)
         except StoreError as error:
             self.why_lost = str(error)
         if self.on_progress is not None and finish is not None:

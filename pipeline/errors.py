@@ -10,6 +10,7 @@ Trouble with **the job** is an exception with a sentence for people:
     ├── NoSuchJob           there is no job.json at this output
     ├── OtherRecipe         the output belongs to a job with other settings
     ├── AlreadyRunning      another scheduler is live at this output
+    ├── ClusterError        Ray could not start
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not do what was asked
         ├── StoreMissing    no such object
@@ -104,6 +105,10 @@ class OtherRecipe(JobError):
 
 class AlreadyRunning(JobError):
     """Another scheduler is live at this output, or has taken over from this one."""
+
+
+class ClusterError(JobError):
+    """Ray could not start; nothing was done, and a resume may be tried."""
 
 
 class DamagedJob(JobError):

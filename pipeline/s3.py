@@ -35,9 +35,9 @@ from pipeline.store import (
     StoreOptions,
     aside_key,
     control_key,
-    local_error,
     s3_uri,
     split_s3_uri,
+    writing,
 )
 
 RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
@@ -127,11 +127,8 @@ class S3Store(Store):
             asked["ContinuationToken"] = token
 
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
-        try:
-            with path.open("wb") as file:
-                self._body(key, file, etag=etag).fetch()
-        except OSError as error:  # the scratch disk; botocore's errors are none
-            raise local_error(error, path) from error
+        with writing(path), path.open("wb") as file:  # botocore's errors are no OSErrors
+            self._body(key, file, etag=etag).fetch()
 
     def replace(self, key: str, content: bytes) -> None:
         control_key(key)
@@ -152,7 +149,9 @@ class S3Store(Store):
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
-            yield Path(folder) / "object.tmp"
+            path = Path(folder) / "object.tmp"
+            with writing(path):
+                yield path
 
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"

@@ -287,7 +287,8 @@ class LocalStore(Store):
             make_folder(folder)
         path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.tmp"
         try:
-            yield path
+            with writing(path):
+                yield path
         finally:
             path.unlink(missing_ok=True)
 
@@ -299,6 +300,15 @@ class LocalStore(Store):
             raise StoreMissing(f"{self.root / key} does not exist") from error
         except OSError as error:
             raise local_error(error, self.root / key) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the local disk says while a file is written, by any library, as a store error."""
+    try:
+        yield
+    except OSError as error:
+        raise local_error(error, path) from error
 
 
 def local_error(error: OSError, path: Path) -> StoreError:

@@ -61,7 +61,7 @@ def failures(
         for name, count in sorted(counts.items(), key=lambda item: -item[1]):
             talk.show(f"{count} {name}: {REASON_MEANING[Reason(name)]}")
             for row in (row for row in rows if row["reason"] == name):
-                talk.show(f"    {row['path']}\n        {row['detail']}")
+                talk.show(f"    {row['path']}", f"        {row['detail']}")
     return 0
 
 
@@ -100,7 +100,7 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     if as_json:
         talk.show_json(_record(found))
     else:
-        talk.show(talk.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
+        talk.show(*talk.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
         for sentence in found.problems:
             talk.say(sentence)
         for package, shards in found.software.items():

@@ -174,7 +174,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     )
     skipped = f": {', '.join(found.skipped[:3])}" if found.skipped else ""
     talk.show(
-        talk.table(
+        *talk.table(
             [
                 ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
                 ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}"),
@@ -287,17 +287,17 @@ def run_job(
     talk.say(finish.sentence)
     if finish.exit_code not in (0, 3):
         talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")
-    report(out, store, job, as_json)
+    report(out, store, job, as_json, over=True)
     return finish.exit_code
 
 
-def report(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
-    """What is in OUT now, and what to do next."""
+def report(out: str, store: Store, job: JobRecord, as_json: bool, *, over: bool = False) -> int:
+    """What is in OUT now, and what to do next; `over` if the newest run is this one, which has ended."""
     from dataclasses import asdict
 
     from jobs.monitor import read_status
 
-    now = read_status(store, job)
+    now = read_status(store, job, over=over)
     if as_json:
         talk.show_json(asdict(now))
     else:

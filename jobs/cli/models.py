@@ -35,6 +35,6 @@ def models(as_json: bool) -> int:
         )
         for one in described
     ]
-    talk.show(talk.table(rows, right=(1, 2, 3, 4, 5)))
+    talk.show(*talk.table(rows, right=(1, 2, 3, 4, 5)))
     talk.say("no weights are shipped: --weights takes a file, or random:SEED to try the machinery")
     return 0

@@ -87,5 +87,6 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
     control.ask_cancel(store, epoch.number, now=now)
     what = "stops at once" if now else "finishes its shards in flight, then stops"
     talk.say(f"asked: the run on {epoch.host} {what}, within {control.HEARTBEAT_S:.0f} s of its next look")
-    talk.say(f"  p3d status {out} --wait    until it has\n  p3d resume {out}           to go on later")
+    talk.say(f"  p3d status {out} --wait    until it has")
+    talk.say(f"  p3d resume {out}           to go on later")
     return 0

@@ -34,6 +34,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.AlreadyRunning, 5),
     (errors.DamagedJob, 7),
     (errors.StoreUnsafe, 2),
+    (errors.ClusterError, 6),
     (errors.StoreError, 6),
 ]
 JSON_SCHEMA = 1
@@ -72,9 +73,10 @@ def say(text: str) -> None:
     click.echo(escape(text), err=True)
 
 
-def show(text: str) -> None:
-    """One line of data, on stdout."""
-    click.echo(escape(text))
+def show(*lines: str) -> None:
+    """Lines of data, on stdout."""
+    for line in lines:
+        click.echo(escape(line))
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -83,20 +85,20 @@ def show_json(record: dict[str, Any]) -> None:
 
 
 def escape(text: str) -> str:
-    """Control characters as \\xNN, so that a file name cannot drive a terminal; new lines between lines stay."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """Control characters as \\xNN, so that a file name can neither drive a terminal nor pass for a line of ours."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
-    """Columns that line up; those of `right` are aligned to the right."""
+def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
+    """Lines with columns that line up; those of `right` are aligned to the right."""
     if not rows:
-        return ""
+        return []
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
 
     def cell(text: str, at: int) -> str:
         return text.rjust(widths[at]) if at in right else text.ljust(widths[at])
 
-    return "\n".join("  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows)
+    return ["  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows]
 
 
 def count(number: int, noun: str) -> str:

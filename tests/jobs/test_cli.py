@@ -251,7 +251,7 @@ def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_wei
 def test_names_cannot_drive_a_terminal() -> None:
     """Control characters of a file name are shown, not sent (row 51)."""
     assert escape("a\x1b[31mb\x07\x9b") == "a\\x1b[31mb\\x07\\x9b"
-    assert escape("é\nline") == "é\nline"
+    assert escape("é\nline") == "é\\x0aline"
 
 
 def test_exit_codes_are_documented() -> None:
@@ -266,4 +266,4 @@ def test_words_for_people() -> None:
     """Sizes, times and tables read as people write them."""
     assert [human_bytes(n) for n in (5, 1500, 2.5e9)] == ["5 B", "1.5 kB", "2.5 GB"]
     assert [human_time(s) for s in (None, 9, 75, 11100)] == ["-", "9 s", "1 min 15 s", "3 h 05 min"]
-    assert table([("a", "1"), ("bbb", "22")], right=(1,)) == "a     1\nbbb  22"
+    assert table([("a", "1"), ("bbb", "22")], right=(1,)) == ["a     1", "bbb  22"]

@@ -1,0 +1,87 @@
+"""The fault matrix: what may go wrong, by number. Which tests show that a row holds is read from their `fault` marks.
+
+`docs/generate.py` makes the table of docs/reliability.md from this; `tests/test_faults.py` holds every row to a test, or
+to a sentence that says why there is none.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+FAULTS: dict[int, str] = {
+    1: "kill -9 of the driver, at any moment",
+    2: "SIGINT, SIGTERM",
+    3: "kill -9 of a worker",
+    4: "a worker dies after its commit, before its reply",
+    5: "a worker that was given up goes on",
+    6: "a node or its raylet is lost",
+    7: "the head of the cluster is lost",
+    8: "Ray loses requests and replies",
+    9: "the GPU has no memory left",
+    10: "a device error that does not go away",
+    11: "the network gives NaN or infinity",
+    12: "the machine runs out of memory in a decode",
+    13: "a decoder crashes",
+    14: "a decoder hangs",
+    15: "a decoder hangs while it is closed",
+    16: "broken, empty, cut and foreign files",
+    17: "frames that are silently repeated",
+    18: "a container that lies: counts, rates, rotation",
+    19: "a video that is too long or too large",
+    20: "a decompression bomb",
+    21: "playlists and protocols in place of videos",
+    22: "links out of the source, fifos, devices, traversal",
+    23: "equal names in two folders; repeats in a list",
+    24: "names in any encoding, any key of S3",
+    25: "a source that changes after planning, or while it is read",
+    26: "a source that is gone or forbidden",
+    27: "S3 says 503, 500, 429 for a while",
+    28: "S3 is away for minutes",
+    29: "S3 trickles or falls silent",
+    30: "a body that is cut or reset",
+    31: "bytes that are damaged on the way",
+    32: "a create whose reply is lost",
+    33: "409 for a create",
+    34: "a store that ignores If-None-Match",
+    35: "listings of many pages",
+    36: "a full disk",
+    37: "power loss",
+    38: "fsync, link or close fails",
+    39: "an output that cannot be written, or has no hard links",
+    40: "clocks that jump or differ",
+    41: "two resumes at once, a resume while running, takeover",
+    42: "one output, another recipe",
+    43: "software upgraded between two runs",
+    44: "job.json, a plan or a manifest edited or damaged",
+    45: "a committed file damaged later",
+    46: "credentials that expire in mid-job",
+    47: "secrets in outputs, logs, errors",
+    48: "weights that run code, or do not fit",
+    49: "lists that are malicious",
+    50: "Ray reachable from other machines",
+    51: "names that drive a terminal or fake a line",
+    53: "few file descriptors, few processes",
+    54: "little shared memory",
+}
+# rows that a test here cannot show, or not yet, and why
+UNTESTED: dict[int, str] = {}
+
+
+def shown_by() -> dict[int, list[str]]:
+    """Row -> `file::test` of the tests that carry its mark, read from their source."""
+    found: dict[int, list[str]] = {row: [] for row in FAULTS}
+    root = Path(__file__).resolve().parent
+    for path in sorted(root.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                for row in _rows(node):
+                    found.setdefault(row, []).append(f"{path.relative_to(root)}::{node.name}")
+    return found
+
+
+def _rows(test: ast.FunctionDef) -> list[int]:
+    marks = [call for call in test.decorator_list if isinstance(call, ast.Call)]
+    return [
+        ast.literal_eval(row) for call in marks if ast.unparse(call.func) == "pytest.mark.fault" for row in call.args
+    ]

@@ -1,0 +1,167 @@
+"""Jobs on machines that lack something: space, rights, descriptors, shared memory, a true clock.
+
+Private mounts (`unshare -rm`) give each test a file system of its own; where they are not allowed, a test says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.store import LocalStore
+from tests.conftest import P3D, Ran, p3d
+
+
+def in_private_mounts(setup: str, *args: object, env: dict[str, str] | None = None) -> Ran:
+    """`p3d ARGS` after the shell commands of `setup`, which may mount what only this process and its children see."""
+    command = " ".join(shlex.quote(str(word)) for word in [*P3D, *args])
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{setup}\n{command}"],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if "unshare" in done.stderr and ("not permitted" in done.stderr or "failed" in done.stderr):
+        pytest.skip(f"no private mounts here: {done.stderr.strip()}")
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.fault(36)
+def test_a_disk_that_fills_stops_the_job_and_after_freeing_it_goes_on(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """Exit 6 names the path; nothing short is visible and no temporary file stays; with space, a resume finishes."""
+    out, kept = tmp_path / "disk" / "out", tmp_path / "kept"
+    out.parent.mkdir()
+    size = small_weights.stat().st_size + 120_000  # the weights fit, and a few shards
+    copy = f"code=$?; cp -r {out} {kept}; exit $code"
+    script = f"mount -t tmpfs -o size={size} none {out.parent}"
+    words = ["launch", archive, out, "--weights", small_weights, "--shard-videos", 1]
+    command = " ".join(shlex.quote(str(word)) for word in [*P3D, *words])
+    ran = in_private_mounts(f"{script}\n({command})\n{copy}", "--version")
+    assert ran.code == 6, ran.err
+    assert f"{out}" in ran.err and "the disk is full; free some space and resume" in ran.err
+    assert f"p3d resume {out}" in ran.err
+    assert list((kept / "_job" / "tmp").iterdir()) == []
+    found = p3d("verify", kept, "--deep", "--json").json
+    assert not found["damaged"] and found["ok"] + found["pending"] == 12 and found["ok"] > 0 < found["pending"]
+    again = p3d("resume", kept)
+    assert again.code == 0, again.err
+    assert p3d("verify", kept, "--deep").code == 0
+
+
+@pytest.mark.fault(39)
+def test_an_output_that_cannot_be_written_is_refused_at_launch(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """A read-only file system is one sentence, before Ray starts or a video is looked at."""
+    out = tmp_path / "disk" / "out"
+    out.parent.mkdir()
+    ran = in_private_mounts(
+        f"mount -t tmpfs -o ro none {out.parent}", "launch", archive, out, "--weights", small_weights
+    )
+    assert (ran.code, ran.out) == (6, "")
+    assert ran.err.splitlines()[-1].startswith(f"error: {out}") and "read-only" in ran.err
+    assert "Traceback" not in ran.err and "starting" not in ran.err
+
+
+@pytest.mark.fault(39)
+def test_an_output_without_hard_links_is_refused_at_launch(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Where a result could not be written exactly once nothing is: the file system and the way out are named."""
+    if not Path("/dev/shm").is_dir() or shutil.which("unshare") is None:
+        pytest.skip("no file system without hard links can be made here")
+    store, true = LocalStore(str(tmp_path / "out")), os.link
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    os.link = refuse
+    try:
+        with pytest.raises(Exception, match=r"has no hard links .* Write to a local disk or to S3"):
+            store.probe()
+    finally:
+        os.link = true
+
+
+@pytest.mark.fault(53, 54)
+def test_little_shared_memory_and_few_descriptors_are_enough(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """With 8 MB of /dev/shm and the usual limit of 1024 open files the job finishes, or says which of them it needs."""
+    out = tmp_path / "out"
+    ran = in_private_mounts(
+        "mount -t tmpfs -o size=8m none /dev/shm\nulimit -n 1024", "launch", archive, out, "--weights", small_weights
+    )
+    assert ran.code == 0, ran.err
+    assert p3d("verify", out).code == 0
+
+
+@pytest.mark.fault(53)
+def test_too_few_descriptors_are_a_sentence_and_no_hang(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Where Ray cannot start at all, the job ends in bounded time with what may be wrong, and can be resumed."""
+    out = tmp_path / "out"
+    ran = in_private_mounts("ulimit -n 32", "launch", archive, out, "--weights", small_weights)
+    assert ran.code == 6, ran.err
+    assert "Ray could not start" in ran.err and "ulimit -n" in ran.err and "Traceback" not in ran.err
+    assert p3d("status", out, "--json").json["state"] == "dead"
+
+
+@pytest.mark.fault(51)
+def test_a_name_that_would_drive_a_terminal_is_shown_escaped(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """Escape sequences and line feeds of a file name reach neither stdout nor stderr of any verb."""
+    folder, out = tmp_path / "v", tmp_path / "out"
+    folder.mkdir()
+    evil = "a\x1b[31m\x07\nFAKE: 0 failed\r.mp4"
+    (folder / evil).write_bytes(b"no video")
+    shutil.copy(archive / "video0.mp4", folder / "good\x1b]0;title\x07.mp4")
+    (folder / "other\x1b[2J.txt").touch()
+    for args in (("launch", folder, out, "--weights", small_weights), ("failures", out), ("verify", out)):
+        ran = p3d(*args)
+        said = ran.out + ran.err
+        assert "\x1b" not in said and "\x07" not in said and "\r" not in said, (args, said)
+        assert "\nFAKE" not in said, (args, said)
+    assert "\\x1b[31m" in p3d("failures", out).out
+
+
+SKEW = """
+import os, time
+true_time, true_ns, true_gmtime, skew = time.time, time.time_ns, time.gmtime, int(os.environ["SKEW_S"])
+time.gmtime = lambda seconds=None: true_gmtime(time.time() if seconds is None else seconds)
+time.time = lambda: true_time() + skew
+time.time_ns = lambda: true_ns() + skew * 10**9
+"""
+
+
+@pytest.mark.fault(40)
+def test_clocks_that_are_wrong_change_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """A run in 1999 is stopped and gone on with in 2040: every video once, and no time that was negative or endless."""
+    (tmp_path / "sitecustomize.py").write_text(SKEW)
+    out, year = tmp_path / "out", 365 * 24 * 3600
+
+    def env(skew_s: int) -> dict[str, str]:
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(paths), "SKEW_S": str(skew_s)}
+
+    first = p3d("launch", archive, out, "--weights", small_weights, "--limit", 1, env=env(-27 * year))
+    assert first.code == 0, first.err
+    second = p3d("launch", archive, out, "--weights", small_weights, "--limit", 2, env=env(14 * year))
+    assert second.code == 0, second.err
+    found = p3d("verify", out, "--deep", "--json").json
+    assert (found["ok"], found["damaged"]) == (2, False)
+    years = set()
+    for path in (out / "clips").iterdir():
+        stats = json.loads(pq.read_metadata(path).metadata[b"p3d.stats"])
+        years.add(stats["ended"][:4])
+        assert 0 < stats["shard_s"] < 200, stats
+    assert years == {"1999", "2040"}
