@@ -10,16 +10,23 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.machine import is_alive, usable_cpus
+from jobs.preflight import NodeReport, look_here, objections
 from pipeline.errors import ClusterError
+from pipeline.store import StoreOptions
 
+Answer = TypeVar("Answer")
+ASK_S = 60.0  # for a node to answer
 RUN_PREFIX = "p3d-run-"
 OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode
 
@@ -80,3 +87,32 @@ def _sweep_dead_runs() -> None:
         pid = folder.name.removeprefix(RUN_PREFIX).partition("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> list[NodeReport]:
+    """What each node reports; ClusterError with a sentence for each node that cannot do its part."""
+    question = (out_url, key, source, options)
+    reports, silent = ask_nodes(look_here, *question)
+    problems = silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
+    if problems:
+        raise ClusterError("; ".join(problems))
+    return reports
+
+
+def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Answer], list[str]]:
+    """The answers of all nodes that are alive, and a sentence for each one that did not answer."""
+    asked = {
+        ray.remote(num_cpus=0, max_retries=0)(question)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(*about): node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    ray.wait(list(asked), num_returns=len(asked), timeout=ASK_S)
+    answers, silent = list[Answer](), list[str]()
+    for reference, host in asked.items():
+        try:
+            answers.append(ray.get(reference, timeout=0))
+        except RayError as error:
+            silent.append(f"{host} did not answer within {ASK_S:g} s ({type(error).__name__})")
+    return answers, silent

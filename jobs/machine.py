@@ -1,7 +1,8 @@
-"""Facts of this machine: cores, processes, boot, software."""
+"""Facts of this machine: cores, processes, boot, software, our own code."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -44,3 +45,20 @@ def software() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def code_digest() -> str:
+    """sha256 over the source of our three packages as this process imports them.
+
+    A user's own `jobs/` or `pipeline.py` in the working directory would shadow ours on a worker; this finds out.
+    """
+    import jobs
+    import p3d
+    import pipeline
+
+    hasher = hashlib.sha256()
+    for package in (p3d, pipeline, jobs):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            hasher.update(f"{package.__name__}/{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return hasher.hexdigest()

@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError
 from jobs import control
 from jobs.cluster import Cluster
 from jobs.job import Work, count_done, golden_of, weights_key
+from jobs.machine import code_digest
 from jobs.state import (
     Check,
     Checked,
@@ -46,7 +47,7 @@ from jobs.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec, code_digest
+from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
 from pipeline.errors import DamagedJob, InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.decoding import DecodeSpec, Decoding
-from jobs.machine import software
+from jobs.machine import code_digest, software
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
@@ -113,23 +113,6 @@ def trouble_of(error: Exception) -> Trouble:
     if type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error"):  # torch < 2.8
         return Trouble("device", f"{platform.node()}: {detail}")
     return Trouble("internal", detail)
-
-
-def code_digest() -> str:
-    """sha256 over the source of our three packages as this process imports them.
-
-    A user's own `jobs/` or `pipeline.py` in the working directory would shadow ours on a worker; this finds out.
-    """
-    import jobs
-    import p3d
-    import pipeline
-
-    hasher = hashlib.sha256()
-    for package in (p3d, pipeline, jobs):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            hasher.update(f"{package.__name__}/{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return hasher.hexdigest()
 
 
 class ShardWorker:

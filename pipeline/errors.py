@@ -10,7 +10,7 @@ Trouble with **the job** is an exception with a sentence for people:
     ├── NoSuchJob           there is no job.json at this output
     ├── OtherRecipe         the output belongs to a job with other settings
     ├── AlreadyRunning      another scheduler is live at this output
-    ├── ClusterError        Ray could not start
+    ├── ClusterError        Ray could not start, or a node cannot do its part
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not do what was asked
         ├── StoreMissing    no such object
@@ -108,7 +108,7 @@ class AlreadyRunning(JobError):
 
 
 class ClusterError(JobError):
-    """Ray could not start; nothing was done, and a resume may be tried."""
+    """Ray could not start, or a node cannot do its part; once that is mended, a resume goes on."""
 
 
 class DamagedJob(JobError):

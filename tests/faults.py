@@ -1,7 +1,7 @@
 """The fault matrix: what may go wrong, by number. Which tests show that a row holds is read from their `fault` marks.
 
-`docs/generate.py` makes the table of docs/reliability.md from this; `tests/test_faults.py` holds every row to a test, or
-to a sentence that says why there is none.
+`docs/generate.py` makes the table of docs/reliability.md from this; `tests/test_faults.py` holds every row to a test,
+or to a sentence that says why there is none.
 """
 
 from __future__ import annotations

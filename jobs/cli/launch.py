@@ -267,7 +267,7 @@ def run_job(
 ) -> int:
     """Run what is left, then report."""
     from jobs import control
-    from jobs.cluster import local_cluster
+    from jobs.cluster import local_cluster, refuse_unfit
     from jobs.job import derive_again, look, manifests
     from jobs.scheduler import Run
 
@@ -281,6 +281,8 @@ def run_job(
         return report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
     with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
+        first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
+        refuse_unfit(store.url, "job.json", first.uri if first.uri.startswith("s3://") else "", options.s3)
         run = Run(store, job, plans, work, cluster, epoch, options, on_progress=on_progress)
         pulse.stop()
         finish = run.loop()

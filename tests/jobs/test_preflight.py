@@ -1,0 +1,99 @@
+"""Before a job starts: every node can do its part, or the launch says which one cannot, and why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs.cluster import ask_nodes, local_cluster, refuse_unfit
+from jobs.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
+from pipeline.errors import ClusterError
+from pipeline.store import DEFAULTS, open_store
+
+HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, "c0de", ("decord", "av"), "", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "downloads", "words"),
+    [
+        ({}, True, None),
+        ({"host": "other", "cpus": 96, "decoders": ("av",)}, True, None),
+        ({"code": "0ther"}, False, "imports other code"),
+        ({"software": {"torch": "2.12.0", "av": "18.0"}}, False, r"torch 2.12.0 \(here 2.13.0\)"),
+        ({"decoders": ("decord",)}, False, "cannot import PyAV"),
+        ({"scratch_bytes": SCRATCH_BYTES - 1}, True, "2.1 GB free in /tmp"),
+        ({"scratch_bytes": 0}, False, None),
+        ({"out": "no such thing"}, False, "there: no such thing"),
+        ({"source": "denied"}, False, "there: denied"),
+    ],
+)
+def test_each_objection_is_one_sentence(changes: dict, downloads: bool, words: str | None) -> None:
+    """A node that differs in what matters is named with what to do; one that differs in what does not is welcome."""
+    import re
+
+    found = objections(
+        [HERE, replace(HERE, host="there"), replace(HERE, **{"host": "there"} | changes)], downloads=downloads
+    )
+    assert len(found) == (words is not None)
+    assert words is None or re.search(words, found[0])
+
+
+def test_a_machine_reports_what_it_sees(tmp_path: Path, bucket: str) -> None:
+    """OUT and the source are looked at with stores of its own; what is not there is a sentence and no exception."""
+    (tmp_path / "job.json").touch()
+    assert (look_here(str(tmp_path), "job.json", str(tmp_path), DEFAULTS).out) == ""
+    lost = look_here(str(tmp_path / "no"), "job.json", str(tmp_path / "no"), DEFAULTS)
+    assert "does not see" in lost.out and "s3://" in lost.out and "is not on this node" in lost.source
+    open_store(f"s3://{bucket}").create("job.json", b"{}")
+    assert look_here(f"s3://{bucket}", "job.json", f"s3://{bucket}/v", DEFAULTS).out == ""
+    lost = look_here(f"s3://{bucket}", "other", "s3://there-is-no-such-bucket/v", DEFAULTS)
+    assert "does not see" in lost.out and "there is no such bucket" in lost.source
+
+
+@pytest.fixture
+def second_node(tmp_path: Path) -> Iterator[Path]:
+    """A cluster of two nodes; the second has a file system of its own below the path that is given."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    with local_cluster(cpus=1):
+        address = ray.get_runtime_context().gcs_address
+        start = f"exec {Path(sys.executable).parent / 'ray'} start --address={address} --num-cpus=1 --block"
+        node = subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {hidden} && {start}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
+            text=True,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 60
+        while sum(one["Alive"] for one in ray.nodes()) < 2:
+            if node.poll() is not None:
+                said = node.communicate()[0]
+                if "unshare" in said:
+                    pytest.skip(f"no private mounts here: {said.strip()}")
+                raise AssertionError(said)
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        yield hidden
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp_path: Path) -> None:
+    """A local OUT on two nodes is refused, where the second would have written to its own disk; a shared one is not."""
+    for folder in (second_node, tmp_path):
+        (folder / "job.json").touch()
+    assert len(ask_nodes(os.getpid)[0]) == 2
+    assert len(refuse_unfit(str(tmp_path), "job.json", "", DEFAULTS)) == 2
+    with pytest.raises(ClusterError, match=f"does not see what is in {second_node}; use s3://"):
+        refuse_unfit(str(second_node), "job.json", "", DEFAULTS)
