@@ -10,6 +10,7 @@ Trouble with **the job** is an exception with a sentence for people:
     ├── NoSuchJob           there is no job.json at this output
     ├── OtherRecipe         the output belongs to a job with other settings
     ├── AlreadyRunning      another scheduler is live at this output
+    ├── Unfinished          what was asked needs a job that is done
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not do what was asked
         ├── StoreMissing    no such object
@@ -104,6 +105,10 @@ class OtherRecipe(JobError):
 
 class AlreadyRunning(JobError):
     """Another scheduler is live at this output, or has taken over from this one."""
+
+
+class Unfinished(JobError):
+    """Some videos of the job are still to be done, and what was asked needs them."""
 
 
 class DamagedJob(JobError):
