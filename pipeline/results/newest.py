@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -198,8 +199,8 @@ class _Pooling:
 
     def add(self, video_R: INT64, features_RD: FLOAT32) -> None:
         """Rows in order, with the number of their video."""
-        starts = [0, *(np.flatnonzero(np.diff(video_R)) + 1).tolist()] if len(video_R) else []
-        for start, end in zip(starts, [*starts[1:], len(video_R)], strict=True):
+        edges = [0, *(np.flatnonzero(np.diff(video_R)) + 1).tolist(), len(video_R)]
+        for start, end in pairwise(edges if len(video_R) else ()):
             if video_R[start] != self._video:
                 self.end()
                 self._video = int(video_R[start])
