@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commit import commit_shard, videos_key
+from pipeline.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from pipeline.config import JobRecord, Recipe
 from pipeline.errors import (
     AlreadyRunning,
@@ -24,14 +25,14 @@ from pipeline.errors import (
     StoreUnknown,
     Unfinished,
 )
-from pipeline.manifest import Manifest, with_shards, write_plan
+from pipeline.manifest import Manifest, load_plans, with_shards, write_plan
 from pipeline.results import parts
 from pipeline.results.newest import NewestRows
 from pipeline.results.record import SNAPSHOT_KEY, SnapshotRecord, problems_of, read_snapshot
 from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.schema import open_parquet
+from pipeline.schema import open_parquet, read_footer, write_parquet
 from pipeline.store import Created, LocalStore, Store, open_store
-from tests.pipeline.rows import recipe, shard_rows, videos
+from tests.pipeline.rows import DIM, recipe, shard_rows, videos
 
 WEIGHTS = b"the weights, as far as these tests go"
 NAMES = tuple("abcdefghij")
@@ -421,6 +422,76 @@ def test_other_damage_in_the_source_is_told_with_a_remedy(out: LocalStore, dest:
     (out.root / first.replace("videos", "clips")).unlink()
     with pytest.raises(DamagedJob, match=r"is gone.*--repair"):
         newest(out)
+
+
+def put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    at = table.schema.get_field_index(column)
+    return table.set_column(at, table.schema.field(at), values.cast(table.schema.field(at).type))
+
+
+def reversed_rows(table: pa.Table) -> pa.Table:
+    return table.take(list(reversed(range(table.num_rows))))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda clips: clips.slice(1), "count other clips"),
+        (reversed_rows, "are not those of its outcomes"),
+        (lambda clips: put(clips, "clip_index", pa.array([1, *clips["clip_index"].to_pylist()[1:]])), "are not those"),
+        (lambda clips: put(clips, "video_id", pa.array(["c", *clips["video_id"].to_pylist()[1:]])), "are not those"),
+        (lambda clips: put(clips, "plan_seq", pa.array([2] * clips.num_rows)), "are not those"),
+        (lambda clips: put(clips, "end_frame", clips["start_frame"].combine_chunks()), "impossible"),
+        (lambda clips: put(clips, "embedding", pa.array([[0.0] * DIM] * clips.num_rows)), "impossible"),
+        (lambda clips: put(clips, "embedding", pa.array([[float("nan")] * DIM] * clips.num_rows)), "impossible"),
+        (lambda clips: clips.drop_columns(["n_padded"]), "other columns"),
+    ],
+)
+def test_whole_files_with_wrong_clips_are_damage(
+    out: LocalStore, dest: LocalStore, spoil: Callable[[pa.Table], pa.Table], says: str
+) -> None:
+    """A clips file that reads well, from which its other files follow, is still held to its plan and outcomes."""
+    manifest = Manifest(out, load_plans(out)[0])
+    shard = manifest.shard(0)
+    path = out.root / clips_key(shard.name)
+    with open_parquet(path) as file:
+        table, footer = file.read(), read_footer(file)
+    path.unlink()
+    write_parquet(path, spoil(table), footer)
+    for key in (videos_key(shard.name), failures_key(shard.name)):
+        (out.root / key).unlink()
+    with contextlib.suppress(ValueError, KeyError, DamagedJob):
+        derive(out, shard, recipe_(), manifest.user_columns(0))
+    for key in (videos_key(shard.name), failures_key(shard.name)):
+        out.create(key, b"what derive could not make")
+    with pytest.raises(DamagedJob, match=says):
+        snapshot(newest(out), dest)
+    assert dest.head(SNAPSHOT_KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "spoil", "says"),
+    [
+        (videos_key, lambda rows: put(rows, "embedding", pa.array([[1.0] * DIM] * rows.num_rows)), "is not the pool"),
+        (videos_key, lambda rows: put(rows, "n_clips", pa.array([7] * rows.num_rows)), "does not hold what its clips"),
+        (videos_key, lambda rows: rows.slice(1), "does not hold what its clips"),
+        (videos_key, lambda rows: rows.drop_columns(["codec"]), "codec"),
+        (failures_key, lambda rows: put(rows, "reason", pa.array(["internal"])), "does not hold what its clips"),
+        (failures_key, lambda rows: rows.slice(1), "does not hold what its clips"),
+    ],
+)
+def test_whole_files_with_wrong_derived_rows_are_damage(
+    out: LocalStore, dest: LocalStore, key: Callable[[str], str], spoil: Callable[[pa.Table], pa.Table], says: str
+) -> None:
+    """A videos or failures file that reads well and names the right clips must hold what these clips give."""
+    path = out.root / key(Manifest(out, load_plans(out)[0]).shard(0).name)
+    with open_parquet(path) as file:
+        table, footer = file.read(), read_footer(file)
+    path.unlink()
+    write_parquet(path, spoil(table), footer)
+    with pytest.raises(DamagedJob, match=says):
+        snapshot(newest(out), dest)
+    assert dest.head(SNAPSHOT_KEY) is None
 
 
 def test_a_place_that_is_used_is_refused(out: LocalStore, dest: LocalStore, tmp_path: Path) -> None:
