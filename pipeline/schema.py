@@ -211,7 +211,8 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A data file to be written, as house rules have it: zstd 1, byte stream split for embeddings, page checksums.
 
     Without page checksums 272 of 300 single-bit flips read back silently; with them none. Float16 is written plain:
-    DuckDB (2.0) does not read its byte stream split.
+    DuckDB (2.0) does not read its byte stream split. A column of the user's is never written as a dictionary: that
+    could hold values of rows which were left out.
     """
     lists = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]

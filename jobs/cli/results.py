@@ -103,5 +103,5 @@ def _rows(store: Store, leave_out: frozenset[str]) -> NewestRows | SnapshotRows:
     return NewestRows(store, read_job(store), leave_out)
 
 
-def _progress(done: int, count: int) -> None:
-    click.echo(f"\rread {done}/{count}", nl=done == count, err=True)
+def _progress(what: str, done: int, count: int) -> None:
+    click.echo(f"\r{what} {done}/{count} ", nl=done == count, err=True)

@@ -1,8 +1,7 @@
 """One schema for the users' own columns of all plans, so that videos/ is one table.
 
 Plans may come from lists with other columns, or with another type for the same one. A column that some plans lack is
-null there. Numbers meet in the wider type where no value changes by it; whatever else differs becomes text. Dictionary
-(categorical) columns become plain ones: a dictionary holds the values of rows that were left out, too.
+null there. Numbers meet in the wider type where no value changes by it; whatever else differs becomes text.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _common(name: str, columns: list[pa.ChunkedArray]) -> pa.DataType:
     """A type that holds every value of all columns."""
-    wanted = [pa.schema([pa.field(name, plain(column.type))]) for column in columns]
+    wanted = [pa.schema([pa.field(name, column.type)]) for column in columns]
     candidates: list[pa.DataType] = [pa.string()]
     with contextlib.suppress(pa.ArrowException):
         candidates.insert(0, pa.unify_schemas(wanted, promote_options="permissive").field(0).type)
@@ -50,17 +49,6 @@ def _common(name: str, columns: list[pa.ChunkedArray]) -> pa.DataType:
         return candidate
     kinds = sorted({str(column.type) for column in columns})
     raise InputError(f"column {name!r} is {' and '.join(kinds)} in different plans, and no one type holds them all")
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """The type without dictionaries, at any depth."""
-    if pa.types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pa.types.is_list(kind):
-        return pa.list_(pa.field("element", plain(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, plain(field.type)) for field in kind])
-    return kind
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

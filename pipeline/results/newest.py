@@ -47,7 +47,7 @@ class NewestRows:
     def __init__(self, store: Store, job: JobRecord, leave_out: frozenset[str] = frozenset()) -> None:
         self.store, self.job, self.leave_out = store, job, leave_out
         manifests = [Manifest(store, plan) for plan in load_plans(store)]
-        self.plans = tuple(manifest.plan.digest for manifest in manifests)
+        self.plans = {str(manifest.plan.seq): manifest.plan.digest for manifest in manifests}
         self.newest: dict[str, int] = {}  # video_id -> plan_seq
         for manifest in manifests:
             if manifest.plan.recipe_digest != job.recipe.digest:

@@ -46,12 +46,12 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """snapshot.json. `versions` wrote it; those that computed the rows are in `job`. `plans` are digests, by seq."""
+    """snapshot.json. `versions` wrote it; those that computed the rows are in `job`. `plans`: plan_seq -> digest."""
 
     source: str
     created_at: str
     job: JobRecord
-    plans: tuple[str, ...]
+    plans: dict[str, str]
     with_clips: bool
     counts: Counts
     files: tuple[FileRecord, ...]
@@ -86,7 +86,7 @@ class SnapshotRecord:
                 source=given["source"],
                 created_at=given["created_at"],
                 job=JobRecord(Recipe.from_dict(given["recipe"]), given["weights_origin"], given["job_versions"]),
-                plans=tuple(given["plans"]),
+                plans=given["plans"],
                 with_clips=given["with_clips"],
                 counts=Counts(**given["counts"]),
                 files=tuple(FileRecord(**one) for one in given["files"]),

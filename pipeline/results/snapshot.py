@@ -13,6 +13,7 @@ import contextlib
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ from pipeline.results.record import SNAPSHOT_KEY, Counts, FileRecord, SnapshotRe
 from pipeline.store import EXISTS, LocalStore, Store
 
 SHOWN_IDS = 5  # of those that are not known, in a message
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
 
 class SnapshotRows:
@@ -50,14 +51,14 @@ class SnapshotRows:
         for file in self._files("videos", "failures"):
             with reading(store, file.key, self._remedy), store.open(file.key) as content:
                 table = schema.open_parquet(content)
-                self.schemas.setdefault(file.folder, table.schema_arrow.remove_metadata())
+                self.schemas.setdefault(file.folder, table.schema_arrow)
                 seen.update(leave_out.intersection(table.read(columns=["video_id"])["video_id"].to_pylist()))
         self.unknown, self.with_clips = leave_out - seen, self.record.with_clips
         self.excluded, self.pending = counts.excluded + len(seen), counts.pending
         self.superseded = counts.superseded
         self.n_videos = counts.videos + counts.failures - len(seen)
 
-    def rows(self, *, clips: bool = True, on_step: OnStep | None = None) -> Rows:
+    def rows(self, *, clips: bool = True, on_step: Callable[[int, int], None] | None = None) -> Rows:
         """All rows in plan order, each table with its folder. DamagedJob names a file that was changed."""
         files = self._files(*(FOLDERS if clips else FOLDERS[1:]))
         for done, one in enumerate(files):
@@ -121,7 +122,7 @@ def snapshot(
         files=tuple(files),
         versions=_versions(),
     )
-    if problems := problems_of(dest, record):
+    if problems := problems_of(dest, record, on_step and partial(on_step, "read back")):
         raise StoreCorrupt(f"{dest.url} does not hold what was written: {problems[0]}; remove it and try again")
     content = record.to_json()
     if dest.create(SNAPSHOT_KEY, content) == EXISTS and dest.read(SNAPSHOT_KEY) != content:
@@ -154,7 +155,7 @@ def _copy(
             folder: stack.enter_context(Parts(dest, folder, source.schemas[folder]))
             for folder in (FOLDERS if clips else FOLDERS[1:])
         }
-        for folder, table in source.rows(clips=clips, on_step=on_step):
+        for folder, table in source.rows(clips=clips, on_step=on_step and partial(on_step, "copied")):
             parts[folder].add(table)
             n_clips += (pc.sum(table["n_clips"]).as_py() or 0) if folder == "videos" else 0
         for one in parts.values():

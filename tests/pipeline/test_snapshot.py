@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import schema
 from pipeline.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from pipeline.config import JobRecord, Recipe
 from pipeline.errors import (
@@ -32,6 +35,7 @@ from pipeline.results.record import SNAPSHOT_KEY, SnapshotRecord, problems_of, r
 from pipeline.results.snapshot import SnapshotRows, snapshot
 from pipeline.schema import open_parquet, read_footer, write_parquet
 from pipeline.store import Created, LocalStore, Store, open_store
+from tests.conftest import REPO
 from tests.pipeline.rows import DIM, recipe, shard_rows, videos
 
 WEIGHTS = b"the weights, as far as these tests go"
@@ -110,6 +114,7 @@ def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytes
     """For any plans, shards and excluded ids, DEST holds what the README's SQL finds in OUT, in plan order."""
     print(f"{seed = }")
     rng = Random(seed)
+    monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(1, 40))
     monkeypatch.setattr(parts, "GROUP_ROWS", rng.randint(1, 40))
     monkeypatch.setattr(parts, "FILE_BYTES", rng.choice((1, 20_000, 1024**3)))
     out, dest = LocalStore(str(tmp_path / "out")), LocalStore(str(tmp_path / "dest"))
@@ -172,6 +177,13 @@ def test_pages_of_a_snapshot_have_checksums(out: LocalStore, dest: LocalStore) -
         open_parquet(path).read()
 
 
+def dictionaries(array: pa.Array) -> list[object]:
+    """All that the dictionaries of an array hold, at any depth, used or not."""
+    if pa.types.is_dictionary(array.type):
+        return array.dictionary.to_pylist()
+    return dictionaries(array.values) if pa.types.is_list(array.type) else []
+
+
 def secrets_in(store: LocalStore, words: Sequence[str]) -> list[str]:
     """Where any of the words occurs: names, bytes, and the values, dictionaries and metadata of Parquet files."""
     found = [name for name in files(store) if any(word in name for word in words)]
@@ -180,10 +192,10 @@ def secrets_in(store: LocalStore, words: Sequence[str]) -> list[str]:
         if path.suffix == ".parquet":
             file = pq.ParquetFile(path)
             texts += [repr(file.metadata.metadata), repr(file.schema_arrow.metadata), repr(file.read().to_pylist())]
-            flat = [name for name in file.schema_arrow.names if file.schema_arrow.field(name).type == pa.string()]
-            with_dictionaries = pq.read_table(path, columns=flat, read_dictionary=flat)
-            for column in with_dictionaries.columns:
-                texts += [repr(chunk.dictionary.to_pylist()) for chunk in column.chunks]
+            texts += [repr(dictionaries(chunk)) for column in file.read().columns for chunk in column.chunks]
+            strings = [name for name in file.schema_arrow.names if file.schema_arrow.field(name).type == pa.string()]
+            encoded = pq.read_table(path, columns=strings, read_dictionary=strings)
+            texts += [repr(dictionaries(chunk)) for column in encoded.columns for chunk in column.chunks]
             for group in range(file.num_row_groups):
                 row_group = file.metadata.row_group(group)
                 texts += [repr(row_group.column(at).statistics) for at in range(row_group.num_columns)]
@@ -280,6 +292,37 @@ def test_a_snapshot_that_is_killed_claims_nothing(
         assert problems_of(dest, read_snapshot(dest)) == []
         break
     assert 8 <= steps < 29, "the kill points were not all there are"
+
+
+def test_a_snapshot_that_is_killed_outright_is_seen_as_unfinished(out: LocalStore, dest: LocalStore) -> None:
+    """SIGKILL leaves temporary files at most beside finished parts: no snapshot.json, and a refusal with a remedy."""
+    code = f"""
+import os, signal
+from tests.pipeline.test_snapshot import LocalStore, newest, snapshot
+class Dies(LocalStore):
+    def create(self, key, source):
+        if key.startswith("videos/"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().create(key, source)
+snapshot(newest(LocalStore({out.url!r})), Dies({dest.url!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False)
+    assert done.returncode == -9
+    assert [key for key in files(dest) if key.endswith((".parquet", ".json"))] == ["clips/part-00000.parquet"]
+    assert list(dest.root.rglob("*.tmp"))
+    with pytest.raises(OtherRecipe, match="not finished; remove it"):
+        snapshot(newest(out), dest)
+
+
+def test_progress_is_told_step_by_step(out: LocalStore, dest: LocalStore) -> None:
+    """Shards as they are copied, then files as they are read back, each up to its number."""
+    steps: list[tuple[str, int, int]] = []
+    record = snapshot(newest(out), dest, on_step=lambda *step: steps.append(step))
+    n_files = len(record.files)
+    assert steps == [
+        *(("copied", at, 5) for at in range(1, 6)),
+        *(("read back", at, n_files) for at in range(1, n_files + 1)),
+    ]
 
 
 class Spoils(LocalStore):
