@@ -44,6 +44,8 @@ class NewestRows:
     rows that a newer plan replaced. DamagedJob if the plans cannot be trusted or a committed shard is gone.
     """
 
+    with_clips = True  # a job has them, whatever it has not done yet
+
     def __init__(self, store: Store, job: JobRecord, leave_out: frozenset[str] = frozenset()) -> None:
         self.store, self.job, self.leave_out = store, job, leave_out
         manifests = [Manifest(store, plan) for plan in load_plans(store)]
@@ -67,8 +69,6 @@ class NewestRows:
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []
         self._find_shards(manifests)
-
-    with_clips = True
 
     @property
     def n_videos(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import DamagedJob
+from pipeline.errors import DamagedJob, StoreMissing
 from pipeline.store import LocalStore, Store
 
 FOLDERS = ("clips", "videos", "failures")
@@ -41,6 +41,8 @@ def reading(store: Store, key: str, remedy: str) -> Iterator[None]:
     """Whatever is wrong with the object becomes a DamagedJob that names it and says what to do."""
     try:
         yield
+    except StoreMissing as error:
+        raise DamagedJob(f"{error}, and it should. {remedy}") from None
     except UNREADABLE as error:
         raise DamagedJob(f"{store.url}/{key} is damaged: {error}. {remedy}") from None
 

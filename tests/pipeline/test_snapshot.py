@@ -429,6 +429,9 @@ def test_a_snapshot_of_a_snapshot_is_that_of_the_job(out: LocalStore, dest: Loca
     path.write_bytes(path.read_bytes().replace(b"h264", b"h265"))
     with pytest.raises(DamagedJob, match="not the file that"):
         snapshot(SnapshotRows(dest), LocalStore(str(tmp_path / "third")))
+    path.unlink()
+    with pytest.raises(DamagedJob, match=r"part-00000.parquet does not exist, and it should. Restore it"):
+        SnapshotRows(dest)
 
 
 def test_without_clips_they_are_neither_read_nor_written(out: LocalStore, dest: LocalStore, tmp_path: Path) -> None:
