@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jobs.cli import VERBS, cli  # noqa: E402 - after the path
+from jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from jobs.cli.talk import EXIT_CODES  # noqa: E402
 from pipeline import schema  # noqa: E402
 from pipeline.errors import REASON_MEANING  # noqa: E402
@@ -46,14 +47,22 @@ def columns() -> str:
     )
 
 
-def help_of(name: str) -> str:
-    context = click.Context(cli, info_name="p3d", max_content_width=90, terminal_width=90)
-    command = cli.get_command(context, name)
-    assert command is not None
-    text = command.get_help(
-        click.Context(command, info_name=name, parent=context, max_content_width=90, terminal_width=90)
-    )
-    return f"### p3d {name}\n\n```\n{text}\n```"
+def help_of(path: str) -> str:
+    """The help of a verb, such as `launch` or `results snapshot`."""
+    context, command = click.Context(cli, info_name="p3d", max_content_width=90, terminal_width=90), cli
+    for name in path.split():
+        command = command.get_command(context, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=context, max_content_width=90, terminal_width=90)
+    return f"### p3d {path}\n\n```\n{command.get_help(context)}\n```"
+
+
+def paths(verbs: Verbs, before: str = "") -> Iterator[str]:
+    """Every verb in order, those of a group after it."""
+    for name, (where, _) in verbs.items():
+        yield before + name
+        if not isinstance(where, str):
+            yield from paths(where, f"{before}{name} ")
 
 
 def reference() -> str:
@@ -62,7 +71,7 @@ def reference() -> str:
             "# Reference",
             "Generated from the code by `make docs`; a test fails when it is out of date.",
             "## Verbs",
-            *map(help_of, VERBS),
+            *map(help_of, paths(VERBS)),
             "## Exit codes",
             exit_codes(),
             "## Failure reasons",

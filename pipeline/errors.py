@@ -11,6 +11,7 @@ Trouble with **the job** is an exception with a sentence for people:
     ├── OtherRecipe         the output belongs to a job with other settings
     ├── AlreadyRunning      another scheduler is live at this output
     ├── ClusterError        Ray could not start, or a node cannot do its part
+    ├── Unfinished          what was asked needs a job that is done
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not do what was asked
         ├── StoreMissing    no such object
@@ -109,6 +110,10 @@ class AlreadyRunning(JobError):
 
 class ClusterError(JobError):
     """Ray could not start, or a node cannot do its part; once that is mended, a resume goes on."""
+
+
+class Unfinished(JobError):
+    """Some videos of the job are still to be done, and what was asked needs them."""
 
 
 class DamagedJob(JobError):

@@ -59,6 +59,24 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     return FileList([str(entry) for entry in entries], ids, own)
 
 
+def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
+    """The ids of a list: one a line, or those in `column` of a CSV or Parquet file. InputError if there are none."""
+    name = source.lower()
+    try:
+        if name.endswith(".csv"):
+            ids = _ids(source, _read_csv(content, column), column).to_pylist()
+        elif name.endswith(".parquet"):
+            ids = _ids(source, pq.read_table(io.BytesIO(content)), column).to_pylist()
+        else:
+            lines = content.removeprefix(BYTE_ORDER_MARK).decode().split("\n")
+            ids = [line.removesuffix("\r") for line in lines if line.strip()]
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise InputError(f"{source} cannot be read as a list: {error}") from None
+    if not ids:
+        raise InputError(f"{source} names no ids")
+    return frozenset(ids)
+
+
 def _path_column(names: list[str]) -> str | None:
     return next((name for name in LIST_COLUMNS if name in names), None)
 

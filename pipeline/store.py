@@ -327,12 +327,14 @@ _LOCAL_ERRORS: dict[int, type[StoreError]] = {
     errno.EROFS: StoreDenied,
     errno.ENOTDIR: StoreDenied,
     errno.EISDIR: StoreDenied,
+    errno.EEXIST: StoreDenied,  # of a folder that is to be made
 }
 _LOCAL_WORDS = {
     errno.ENOSPC: "the disk is full; free some space and resume",
     errno.EACCES: "no permission to write here",
     errno.EROFS: "this file system is read-only",
     errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
 }
 
 

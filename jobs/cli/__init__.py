@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import click
 
-# verb -> (module, one line of help). The help of the group must not import a verb.
-VERBS: dict[str, tuple[str, str]] = {
+# verb -> (module, one line of help); a group of verbs has their table for a module. No help may import a verb.
+Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
+
+RESULTS: Verbs = {
+    "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
+}
+VERBS: Verbs = {
     "plan": ("launch", "Say what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
     "resume": ("launch", "Go on with the job at OUT."),
@@ -22,33 +28,43 @@ VERBS: dict[str, tuple[str, str]] = {
     "failures": ("dataset", "The videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "models": ("models", "The networks that are here."),
+    "results": (RESULTS, "What is made from the rows of OUT."),
 }
 
 
 class LazyGroup(click.Group):
-    """A click group whose verbs are imported when they are needed."""
+    """A click group made from a table of verbs, which are imported when they are needed."""
+
+    def __init__(self, name: str | None = None, *, verbs: Verbs, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{VERBS[cmd_name][0]}"), cmd_name)
+        where, line = self.verbs[cmd_name]
+        if not isinstance(where, str):
+            return LazyGroup(cmd_name, verbs=where, help=line)
+        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{where}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.verbs.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} The verbs are {', '.join(VERBS)}.", ctx) from None
+            raise click.UsageError(f"{error.message} The verbs are {', '.join(self.verbs)}.", ctx) from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="p3d-embeddings", prog_name="p3d")
 def cli() -> None:
     """Turn a video archive into embeddings: P3D ResNet on Ray, rows in Parquet, nothing lost.

@@ -77,6 +77,8 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     Reads the footers of all files; --deep reads everything. --repair makes damaged videos and failures files again, and
     opens a shard again whose clips are damaged: `p3d resume` then computes it.
 
+    Of a snapshot (`p3d results snapshot`) every file is read against its sha256, and the rows are counted.
+
     Exits 0 when all videos are accounted for, 6 when some are still to be done, 7 when there is damage.
     """
     import sys
@@ -85,6 +87,8 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     from pipeline.verify import audit
 
     store = talk.out_store(out, talk.options_of(typed))
+    if store.head("job.json") is None and store.head("snapshot.json") is not None:
+        return _verify_snapshot(store, mend, as_json)
     job = read_job(store)
     talkative = sys.stderr.isatty() and not as_json
 
@@ -116,6 +120,29 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
             how = "every row read" if deep else "footers read; --deep reads every row"
             talk.say(f"clean: {rows} in {talk.count(found.shards, 'shard')}, all accounted for ({how})")
     return 7 if found.damaged else 6 if found.pending or found.underived else 0
+
+
+def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
+    """A snapshot is its own record: its files against their sha256, its rows against its counts."""
+    from pipeline.errors import InputError
+    from pipeline.results.record import problems_of, read_snapshot
+
+    if mend:
+        raise InputError(f"{store.url} is a snapshot, which nothing can repair; make it again from its source")
+    record = read_snapshot(store)
+    problems, counts = problems_of(store, record), asdict(record.counts)
+    if as_json:
+        talk.show_json({"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)})
+        return 7 if problems else 0
+    talk.show(talk.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
+    for sentence in problems:
+        talk.say(sentence)
+    files = talk.count(len(record.files), "file")
+    if problems:
+        talk.say(f"damage found in a snapshot of {record.source}: make it again")
+    else:
+        talk.say(f"clean: a snapshot of {record.source} in {files}, every byte as it was written {record.created_at}")
+    return 7 if problems else 0
 
 
 def _record(found: Audit) -> dict[str, Any]:

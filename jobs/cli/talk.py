@@ -32,6 +32,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.NoSuchJob, 4),
     (errors.OtherRecipe, 5),
     (errors.AlreadyRunning, 5),
+    (errors.Unfinished, 6),
     (errors.DamagedJob, 7),
     (errors.StoreUnsafe, 2),
     (errors.ClusterError, 6),

@@ -1,0 +1,174 @@
+"""`p3d results`: the group loads no verb for its help; a snapshot end to end, and a sentence for every refusal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import VERBS, Verbs, cli
+from pipeline.config import JobRecord
+from pipeline.errors import InputError
+from pipeline.filelist import read_ids
+from pipeline.manifest import with_shards, write_plan
+from pipeline.store import LocalStore
+from tests.conftest import REPO, p3d
+from tests.jobs.test_cli import in_process
+from tests.pipeline.rows import videos
+from tests.pipeline.test_snapshot import NAMES, add_plan, recipe_
+
+
+def groups(verbs: Verbs, before: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Verbs]]:
+    """(words, table) of every group of verbs below the first."""
+    inner = [((*before, name), where) for name, (where, _) in verbs.items() if isinstance(where, Mapping)]
+    return [*inner, *(one for words, table in inner for one in groups(table, words))]
+
+
+@pytest.mark.parametrize(("words", "table"), groups(VERBS), ids=lambda one: " ".join(one))
+def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], table: Verbs) -> None:
+    """`p3d GROUP --help` has a line for each verb and loads no module of any; each verb has a help of its own."""
+    code = (
+        f"import sys; sys.argv = ['p3d', *{list(words)!r}, '--help']\n"
+        "from jobs.cli import cli\ncli(standalone_mode=False)\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('jobs.cli.', 'pyarrow', 'pipeline'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for verb, (_, line) in table.items():
+        assert f"  {verb}  {line}" in done.stdout
+        result = CliRunner().invoke(cli, [*words, verb, "--help"], terminal_width=80)
+        assert result.exit_code == 0
+        assert max(map(len, result.output.splitlines())) <= 80
+    assert f"The verbs are {', '.join(table)}." in in_process(*words, "no-such-verb")[2]
+
+
+def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
+    """A snapshot can be made on a machine that has neither."""
+    code = (
+        "import sys, jobs.cli.results, pipeline.results.snapshot; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> LocalStore:
+    """Ten videos, two failed; one of these and two others again in a second plan."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos(NAMES), frames=(40, 16, 0, 9))
+    add_plan(store, videos(("c", "a", "b")), seq=2, frames=(33, 0))
+    return store
+
+
+def test_a_takedown_from_end_to_end(out: LocalStore, tmp_path: Path) -> None:
+    """From a list of ids to a dataset that DuckDB and Polars read and verify finds clean, as a user does it."""
+    (tmp_path / "gone.csv").write_text("video_id,why\nd,asked\na,asked\n")
+    dest = tmp_path / "dest"
+    ran = p3d("results", "snapshot", out.url, dest, "--exclude", tmp_path / "gone.csv", "--json")
+    assert ran.code == 0, ran.err
+    expected = {"videos": 7, "clips": 15, "failures": 1, "excluded": 2, "pending": 0, "superseded": 3}
+    assert ran.json["counts"] == expected
+    assert ran.json["recipe_digest"] == recipe_().digest
+    assert "\r" not in ran.err
+    rows = duckdb.sql(f"SELECT video_id, plan_seq, count(*) FROM '{dest}/clips/*.parquet' GROUP BY ALL").fetchall()
+    assert len(rows) == 7
+    assert ("c", 2, 3) in rows
+    table = pl.read_parquet(dest / "videos" / "*.parquet")
+    assert table["video_id"].to_list() == ["e", "f", "h", "i", "j", "c", "b"]
+    ran = p3d("verify", dest)
+    assert (ran.code, "clean: a snapshot of" in ran.err) == (0, True)
+    path = dest / "videos" / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"2")
+    code, printed, said = in_process("verify", str(dest))
+    assert (code, "videos/part-00000.parquet" in said, "superseded" in printed) == (7, True, True)
+    assert in_process("verify", str(dest), "--json")[0] == 7
+    assert in_process("verify", str(dest), "--repair")[0] == 2
+
+
+def test_a_snapshot_says_what_it_left_out(out: LocalStore, tmp_path: Path) -> None:
+    """Counts on stdout; what is not there, on stderr."""
+    (tmp_path / "ids").write_text("d\r\n\r\nzebra\n")
+    args = ("results", "snapshot", out.url, str(tmp_path / "dest"), "--exclude", str(tmp_path / "ids"), "--no-clips")
+    code, printed, said = in_process(*args, "--allow-unknown")
+    assert code == 0, said
+    assert printed.split()[:6] == ["videos", "7", "clips", "0", "failures", "2"]
+    for words in ("1 excluded", "1 to exclude that OUT does not name", "3 older rows", "snapshot.json says"):
+        assert words in said
+    code, _, said = in_process("results", "snapshot", str(tmp_path / "dest"), str(tmp_path / "again"))
+    assert (code, "no clips" in said) == (0, True)
+
+
+def test_refusals_of_a_snapshot_are_sentences_and_codes(out: LocalStore, tmp_path: Path) -> None:
+    """Usage 2, no job 4, a used DEST 5, videos to be done 6, damage 7; DEST never gets a snapshot.json."""
+    (tmp_path / "ids.txt").write_text("zebra\n")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").write_text("dear aunt")
+    dest = str(tmp_path / "dest")
+
+    def refused(code: int, says: str, *args: str) -> None:
+        ran = in_process("results", "snapshot", *args)
+        assert (ran[0], ran[1]) == (code, ""), ran
+        assert says in ran[2]
+        assert "Traceback" not in ran[2]
+        assert not list(tmp_path.rglob("snapshot.json"))
+
+    refused(2, "'zebra'", out.url, dest, "--exclude", str(tmp_path / "ids.txt"))
+    refused(2, "does not exist", out.url, dest, "--exclude", str(tmp_path / "nothing"))
+    refused(2, "only folders and s3://", out.url, "gs://bucket")
+    refused(4, "there is no job", str(tmp_path / "nowhere"), dest)
+    refused(5, "not empty (letter.txt)", out.url, str(tmp_path / "used"))
+    refused(6, "a file stands where a folder is needed", out.url, str(tmp_path / "ids.txt" / "dest"))
+    assert not Path(dest).exists()
+    damaged = next((out.root / "clips").iterdir())
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    refused(7, damaged.name, out.url, dest)
+    damaged.write_bytes(content)
+    LocalStore(dest).create("clips/part-00000.parquet", b"what a kill left")
+    refused(5, "not finished; remove it", out.url, dest)
+    write_plan(out, 3, recipe_().digest, with_shards(videos(("y", "z")), 4), 0)
+    refused(6, "2 of the videos", out.url, str(tmp_path / "dest2"))
+
+
+@pytest.mark.parametrize("kind", ["ids.txt", "ids", "ids.csv", "ids.parquet"])
+def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None:
+    """007 stays 007 in every form of a list."""
+    path = tmp_path / kind
+    if kind == "ids.parquet":
+        pq.write_table(pa.table({"video_id": ["007", "1.0", "null"], "n": [1, 2, 3]}), path)
+    else:
+        head = "video_id\n" if kind == "ids.csv" else ""
+        path.write_bytes(f"\ufeff{head}007\r\n1.0\r\nnull\r\n".encode())
+    assert read_ids(kind, path.read_bytes(), "video_id") == {"007", "1.0", "null"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("ids", b"\n \n", "names no ids"),
+        ("ids.csv", b"path\na.mp4\n", "no column 'video_id'"),
+        ("ids.csv", b"video_id,x\n,1\n", "have no id"),
+        ("ids.parquet", b"PAR1", "cannot be read"),
+        ("ids.txt", b"\xff\xfea\x00", "cannot be read"),
+    ],
+)
+def test_a_list_that_cannot_be_ids_is_refused(name: str, content: bytes, says: str) -> None:
+    """An empty or unreadable takedown list must not pass for one that is done."""
+    with pytest.raises(InputError, match=says):
+        read_ids(name, content, "video_id")
+
+
+def test_the_record_names_the_job(out: LocalStore, tmp_path: Path) -> None:
+    """snapshot.json keeps what decides the numbers, so that rows can still be compared when OUT is gone."""
+    code, _, said = in_process("results", "snapshot", out.url, str(tmp_path / "dest"))
+    assert code == 0, said
+    from pipeline.results.record import read_snapshot
+
+    assert read_snapshot(LocalStore(str(tmp_path / "dest"))).job == JobRecord(recipe_(), "random:0", {"numpy": "2"})
