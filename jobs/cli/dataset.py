@@ -134,7 +134,7 @@ def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
     if as_json:
         talk.show_json({"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)})
         return 7 if problems else 0
-    talk.show(talk.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
+    talk.show(*talk.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
     for sentence in problems:
         talk.say(sentence)
     files = talk.count(len(record.files), "file")

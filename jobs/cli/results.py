@@ -74,7 +74,7 @@ def snapshot(
         return 0
     size = talk.human_bytes(sum(one.size_bytes for one in record.files))
     rows = [("videos", str(counts.videos)), ("clips", str(counts.clips)), ("failures", str(counts.failures))]
-    talk.show(talk.table([*rows, ("files", f"{len(record.files)} ({size})")]))
+    talk.show(*talk.table([*rows, ("files", f"{len(record.files)} ({size})")]))
     for number, what in (
         (counts.excluded, "excluded: nothing of them is there"),
         (len(source.unknown), "to exclude that OUT does not name"),

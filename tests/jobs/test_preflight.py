@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import subprocess
 import sys
 import time
@@ -11,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
+from ray._private import ray_constants
 
-from jobs.cluster import ask_nodes, local_cluster, refuse_unfit
+from jobs.cluster import refuse_unfit
 from jobs.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from pipeline.errors import ClusterError
 from pipeline.store import DEFAULTS, open_store
@@ -60,40 +61,49 @@ def test_a_machine_reports_what_it_sees(tmp_path: Path, bucket: str) -> None:
 
 
 @pytest.fixture
-def second_node(tmp_path: Path) -> Iterator[Path]:
+def second_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cluster of two nodes; the second has a file system of its own below the path that is given."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    with local_cluster(cpus=1):
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)  # not on loopback, where there is but one node
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
         address = ray.get_runtime_context().gcs_address
         start = f"exec {Path(sys.executable).parent / 'ray'} start --address={address} --num-cpus=1 --block"
         node = subprocess.Popen(
             ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {hidden} && {start}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
             text=True,
             start_new_session=True,
         )
-        until = time.monotonic() + 60
-        while sum(one["Alive"] for one in ray.nodes()) < 2:
-            if node.poll() is not None:
-                said = node.communicate()[0]
-                if "unshare" in said:
-                    pytest.skip(f"no private mounts here: {said.strip()}")
-                raise AssertionError(said)
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        yield hidden
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
+        family = []
+        try:
+            until = time.monotonic() + 60
+            while sum(one["Alive"] for one in ray.nodes()) < 2:
+                if node.poll() is not None:
+                    said = node.communicate()[0]
+                    if "unshare" in said:
+                        pytest.skip(f"no private mounts here: {said.strip()}")
+                    raise AssertionError(said)
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            family = psutil.Process(node.pid).children(recursive=True)
+            yield hidden
+        finally:
+            for process in [*family, psutil.Process(node.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            node.wait()
+    finally:
+        ray.shutdown()
 
 
 def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp_path: Path) -> None:
     """A local OUT on two nodes is refused, where the second would have written to its own disk; a shared one is not."""
     for folder in (second_node, tmp_path):
         (folder / "job.json").touch()
-    assert len(ask_nodes(os.getpid)[0]) == 2
     assert len(refuse_unfit(str(tmp_path), "job.json", "", DEFAULTS)) == 2
     with pytest.raises(ClusterError, match=f"does not see what is in {second_node}; use s3://"):
         refuse_unfit(str(second_node), "job.json", "", DEFAULTS)
