@@ -89,14 +89,17 @@ def _sweep_dead_runs() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> list[NodeReport]:
-    """What each node reports; ClusterError with a sentence for each node that cannot do its part."""
+def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> None:
+    """ClusterError with a sentence for each node that cannot do its part."""
+    if problems := inspect_nodes(out_url, key, source, options)[1]:
+        raise ClusterError("; ".join(problems))
+
+
+def inspect_nodes(out_url: str, key: str, source: str, options: StoreOptions) -> tuple[list[NodeReport], list[str]]:
+    """What each node reports, and what stands against the job there."""
     question = (out_url, key, source, options)
     reports, silent = ask_nodes(look_here, *question)
-    problems = silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
-    if problems:
-        raise ClusterError("; ".join(problems))
-    return reports
+    return reports, silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
 
 
 def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Answer], list[str]]:

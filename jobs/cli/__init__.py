@@ -18,6 +18,9 @@ Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
 RESULTS: Verbs = {
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
+CLUSTER: Verbs = {
+    "check": ("cluster", "Ask every node whether it could do its part of a job."),
+}
 VERBS: Verbs = {
     "plan": ("launch", "Say what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
@@ -28,6 +31,7 @@ VERBS: Verbs = {
     "failures": ("dataset", "The videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "models": ("models", "The networks that are here."),
+    "cluster": (CLUSTER, "What a job would run on."),
     "results": (RESULTS, "What is made from the rows of OUT."),
 }
 

@@ -19,6 +19,7 @@ from jobs.cluster import refuse_unfit
 from jobs.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from pipeline.errors import ClusterError
 from pipeline.store import DEFAULTS, open_store
+from tests.conftest import p3d
 
 HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, "c0de", ("decord", "av"), "", "")
 
@@ -107,3 +108,14 @@ def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp
     assert len(refuse_unfit(str(tmp_path), "job.json", "", DEFAULTS)) == 2
     with pytest.raises(ClusterError, match=f"does not see what is in {second_node}; use s3://"):
         refuse_unfit(str(second_node), "job.json", "", DEFAULTS)
+
+
+def test_the_cluster_can_be_checked_before_a_job(tmp_path: Path, archive: Path) -> None:
+    """`p3d cluster check` shows each node, leaves nothing in OUT, and says what stands against a job."""
+    out = tmp_path / "out"
+    ran = p3d("cluster", "check", out, "--source", archive, "--json")
+    assert (ran.code, ran.json["problems"], len(ran.json["nodes"])) == (0, [], 1), ran.err
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    ran = p3d("cluster", "check", "--source", tmp_path / "no")
+    assert ran.code == 6 and "is not on this node" in ran.err
+    assert ran.out.splitlines()[0].split() == ["node", "cores", "scratch", "decoders", "torch", "av"]

@@ -1,0 +1,60 @@
+"""`p3d cluster`: what a job would run on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from jobs.cli import talk
+
+
+@click.command()
+@click.argument("out", required=False)
+@click.option("--source", metavar="SRC", help="A folder or s3://bucket/prefix that every node must reach.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@talk.store_options
+def check(out: str | None, source: str | None, as_json: bool, **typed: Any) -> int:
+    """Ask every node whether it could do its part of a job: code, packages, decoders, space; OUT and SRC, if given.
+
+    With OUT it is also proved that an object can be created there exactly once, which every result rests on. A launch
+    asks the same. Exits 0 when nothing stands against a job, 6 otherwise.
+    """
+    from jobs.cluster import inspect_nodes, local_cluster
+
+    s3 = talk.options_of(typed)
+    url, key = "", "_job/preflight"
+    if out is not None:
+        store = talk.out_store(out, s3)
+        store.probe()
+        store.replace(key, b"")
+        url = store.url
+    try:
+        with local_cluster() as cluster:
+            nodes, problems = inspect_nodes(url, key, source or "", s3)
+    finally:
+        if out is not None:
+            store.delete(key)
+    if as_json:
+        talk.show_json({"gpus": cluster.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems})
+        return 6 if problems else 0
+    head = ("node", "cores", "scratch", "decoders", "torch", "av")
+    rows = [
+        (
+            node.host,
+            str(node.cpus),
+            f"{talk.human_bytes(node.scratch_bytes)} free",
+            " ".join(node.decoders),
+            node.software["torch"],
+            node.software["av"],
+        )
+        for node in nodes
+    ]
+    talk.show(*talk.table([head, *rows], right=(1, 2)))
+    talk.show(f"{talk.count(cluster.cpus, 'core')}, {talk.count(cluster.gpus, 'GPU')} in all")
+    for sentence in problems:
+        talk.say(sentence)
+    if not problems:
+        talk.say("nothing stands against a job here")
+    return 6 if problems else 0
