@@ -65,7 +65,7 @@ def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
     """The last heartbeat of an epoch."""
     try:
         beat: dict[str, Any] = json.loads(store.read(f"_job/heartbeats/{number:06d}.json"))
-    except StoreMissing:
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
         return None
     return beat
 
@@ -146,7 +146,7 @@ def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
     """The request to stop, if there is one."""
     try:
         request: dict[str, Any] = json.loads(store.read(f"_job/cancel/{number:06d}.json"))
-    except StoreMissing:
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
         return None
     return request
 

@@ -19,6 +19,7 @@ from pipeline.config import JobRecord, Recipe
 from pipeline.errors import NoSuchJob, OtherRecipe, StoreMissing
 from pipeline.manifest import Manifest, load_plans
 from pipeline.store import Store
+from pipeline.types import VideoOutcome
 
 READERS = 16  # threads that read the footers of committed shards
 
@@ -80,13 +81,17 @@ def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Work:
-    """What is left of a job: the result of looking at the store. Videos are counted once each."""
+    """What is left of a job: the result of looking at the store. Videos are counted once each.
+
+    `superseded` has the newest plan_seq of every video that an older plan names too.
+    """
 
     todo: list[ShardKey]
     underived: list[ShardKey]
     committed: dict[str, ShardKey]  # by name
     n_videos: int
     n_shards: int
+    superseded: dict[str, int]
     done: Totals = field(default_factory=Totals)
 
     @property
@@ -102,36 +107,48 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
         for seq, manifest in manifests.items()
         for at in range(manifest.plan.n_shards)
     }
+    newest = newest_plans(manifests) if len(manifests) > 1 else {}
     return Work(
         todo=[key for name, key in names.items() if name not in committed],
         underived=[key for name, key in names.items() if name in committed and name not in whole],
         committed={name: key for name, key in names.items() if name in committed},
-        n_videos=len(newest_plans(manifests))
-        if len(manifests) > 1
-        else sum(m.plan.n_videos for m in manifests.values()),
+        n_videos=len(newest) or sum(manifest.plan.n_videos for manifest in manifests.values()),
         n_shards=len(names),
+        superseded={
+            video_id: newest[video_id]
+            for seq, manifest in (manifests.items() if newest else ())
+            for video_id in manifest.videos["video_id"].to_pylist()
+            if newest[video_id] != seq
+        },
     )
 
 
-def count_done(store: Store, manifests: dict[int, Manifest], work: Work) -> Totals:
-    """The sums over the committed shards, from the footer of each; a video counts for the newest plan that names it."""
-    newest, done = newest_plans(manifests) if len(manifests) > 1 else {}, Totals()
+def count(outcomes: Iterable[VideoOutcome], plan_seq: int, superseded: dict[str, int]) -> Totals:
+    """The sums over a shard's videos, without those that a newer plan names."""
+    sums = Totals()
+    for outcome in outcomes:
+        if superseded.get(outcome.video.video_id, plan_seq) == plan_seq:
+            sums.videos += 1
+            sums.clips += outcome.n_clips
+            if outcome.failure is not None:
+                sums.failures[str(outcome.failure.reason)] += 1
+    return sums
+
+
+def count_done(store: Store, work: Work) -> Totals:
+    """The sums over the committed shards, from the footer of each."""
+    done = Totals()
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda name: read_committed(store, name), work.committed)
         for key, shard in zip(work.committed.values(), read, strict=True):
-            for outcome in shard.outcomes:
-                if newest.get(outcome.video.video_id, key.plan_seq) == key.plan_seq:
-                    done.videos += 1
-                    done.clips += outcome.n_clips
-                    if outcome.failure is not None:
-                        done.failures[str(outcome.failure.reason)] += 1
+            done.add(count(shard.outcomes, key.plan_seq, work.superseded))
     return done
 
 
 def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
     """`look`, and the sums of what is done."""
     work = look(store, manifests)
-    work.done = count_done(store, manifests, work)
+    work.done = count_done(store, work)
     return work
 
 

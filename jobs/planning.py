@@ -128,6 +128,8 @@ def add_retry(
     plans = {plan.seq: plan for plan in load_plans(store)}
     failed: dict[int, set[str]] = {}
     for row in current_failures(store):
+        if row["plan_seq"] not in plans:
+            continue  # a newer plan came just now: write_plan will find it
         if not reasons or row["reason"] in reasons:
             failed.setdefault(row["plan_seq"], set()).add(row["video_id"])
     if not failed:

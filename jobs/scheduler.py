@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError
 
 from jobs import control
 from jobs.cluster import Cluster
-from jobs.job import Work, count_done, golden_of, weights_key
+from jobs.job import Work, count, count_done, golden_of, weights_key
 from jobs.machine import code_digest
 from jobs.state import (
     Check,
@@ -220,7 +220,7 @@ class Run:
         """A thread: read the footers of all shards that were committed before, however long that takes."""
         while True:
             try:
-                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work)))
+                return self.counted.put(Counted(count_done(self.store, self.work)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait for it for ever
@@ -285,8 +285,9 @@ class Run:
             if number in self.workers:
                 worker.state, worker.shard, worker.progress = "idle", None, Progress()
             match reply:
-                case Done(n_videos, n_clips, failures, _):
-                    return ShardDone(number, key, n_videos, n_clips, failures)
+                case Done(outcomes, _):
+                    sums = count(outcomes, key.plan_seq, self.work.superseded)
+                    return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
                 case Trouble("device", detail):
                     if number in self.workers:
                         ray.kill(self.workers[number].actor, no_restart=True)
@@ -314,7 +315,8 @@ class Run:
             return CheckFailed(key, str(error))
         except StoreError as error:
             return Stop(6, str(error))
-        return Checked(key, True, len(shard.videos), found.n_clips, tuple(found.failures.items()))
+        sums = count(found.outcomes, key.plan_seq, self.work.superseded)
+        return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
 
     # -- what others see
 

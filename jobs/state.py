@@ -46,6 +46,11 @@ class Totals:
     def failed(self) -> int:
         return sum(self.failures.values())
 
+    def add(self, more: Totals) -> None:
+        self.videos += more.videos
+        self.clips += more.clips
+        self.failures.update(more.failures)
+
 
 # ---- events -----------------------------------------------------------------------------------------------------
 
@@ -275,9 +280,7 @@ class Scheduler:
                 self._pause(detail)
             case Counted(before):
                 self.counting = False
-                self.totals.videos += before.videos
-                self.totals.clips += before.clips
-                self.totals.failures.update(before.failures)
+                self.totals.add(before)
                 self._stop_if_hopeless()
             case TryAgain():
                 self.trials = int(bool(self.outage) and not self.in_flight)

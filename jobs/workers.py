@@ -28,7 +28,7 @@ from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from pipeline.extract import Progress, extract_shard
 from pipeline.store import open_store
-from pipeline.types import ShardPlan
+from pipeline.types import ShardPlan, VideoOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A shard that is committed and derived."""
+    """A shard that is committed and derived, and how each of its videos ended."""
 
-    n_videos: int
-    n_clips: int
-    failures: tuple[tuple[str, int], ...]
+    outcomes: tuple[VideoOutcome, ...]
     adopted: bool
 
 
@@ -186,7 +184,7 @@ class ShardWorker:
             return trouble_of(error)
         finally:
             self.busy_with, self.progress_of_shard = None, Progress()
-        return Done(len(shard.videos), committed.n_clips, tuple(committed.failures.items()), committed.adopted)
+        return Done(committed.outcomes, committed.adopted)
 
     def progress(self) -> tuple[str | None, Progress]:
         """The shard in work and its counters so far."""

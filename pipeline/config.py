@@ -1,7 +1,7 @@
 """Every option once, in three records that must not be mixed (house rules, "Identity").
 
     Recipe      what decides the numbers. In OUT/job.json, digested; may not change on one OUT.
-    PlanRecord  which videos, in which shards. In OUT/plans/<seq>-<plan8>/plan.json; new ones are added, none edited.
+    PlanRecord  which videos, in which shards. In OUT/plans/<seq>.json; new ones are added, none edited.
     RunOptions  how fast and how patient. In the epoch record of each run; may change every time.
 
 All three go to JSON and back strictly: an unknown or missing key is refused. None has room for a secret.
@@ -139,7 +139,7 @@ class PartRecord(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord(_Strict):
-    """plan.json: created last, so that a plan exists whole or not at all.
+    """OUT/plans/<seq>.json: created once and last, so a plan exists whole or not at all, and its number is its own.
 
     `digest` covers the recipe's digest and the logical rows in order, never the bytes of a Parquet file. The file also
     has the digest of the record itself, so that an edit is found.
@@ -175,7 +175,13 @@ class PlanRecord(_Strict):
         return self.digest[:8]
 
     @property
+    def key(self) -> str:
+        """Where this record is in OUT."""
+        return f"plans/{self.seq:04d}.json"
+
+    @property
     def folder(self) -> str:
+        """Where its manifest parts are in OUT."""
         return f"plans/{self.seq:04d}-{self.plan8}"
 
     @classmethod

@@ -1,9 +1,9 @@
 """A plan's immutable manifest: rows -> shards -> Parquet parts, and back.
 
-    listing.Found ──with_shards──> rows ──write_plan──> OUT/plans/<seq>-<plan8>/ ──load_plans──> PlanRecord ──> Manifest
+    listing.Found ──with_shards──> rows ──write_plan──> OUT/plans/<seq>.json ──load_plans──> PlanRecord ──> Manifest
 
-Shards are fixed runs of rows, so the number of workers may change at any time; plan.json is created last, so a plan
-exists whole or not at all.
+Shards are fixed runs of rows, so the number of workers may change at any time; a plan's record is created last, so
+the plan exists whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import PartRecord, PlanRecord
-from pipeline.errors import DamagedJob, InputError, StoreMissing
+from pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing
 from pipeline.schema import MANIFEST, OWN_COLUMNS, write_parquet
 from pipeline.store import EXISTS, Store
 from pipeline.types import ShardPlan, VideoRef
@@ -41,9 +41,12 @@ def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
     return videos.add_column(at, MANIFEST.field("shard"), pa.array(shards))
 
 
-def plan_digest(recipe_digest: str, videos: pa.Table) -> str:
-    """sha256 over the recipe's digest and the rows in order, in a canonical encoding of their values."""
-    hasher = hashlib.sha256(recipe_digest.encode())
+def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
+    """sha256 over the recipe's digest, the plan's number and the rows in order, in a canonical encoding of values.
+
+    The number is in it because shards are named by this digest: the same videos planned again are other shards.
+    """
+    hasher = hashlib.sha256(f"{recipe_digest} {seq}\n".encode())
     for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
         for row in _rows(batch):
             hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
@@ -67,8 +70,12 @@ def _as_numbers(videos: pa.Table) -> pa.Table:
 
 
 def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
-    """Create OUT/plans/<seq>-<plan8>/: the parts first, plan.json last. Repeating it changes nothing."""
-    whole = plan_digest(recipe_digest, videos)
+    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Repeating it changes nothing.
+
+    The record is created once for each number, so of two runs that plan at the same moment one gets AlreadyRunning, and
+    what it planned does not count.
+    """
+    whole = plan_digest(recipe_digest, seq, videos)
     folder = f"plans/{seq:04d}-{whole[:8]}"
     parts = []
     for at, part in enumerate(_parts(videos)):
@@ -85,7 +92,11 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
     plan = PlanRecord(
         seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
     )
-    store.create(f"{folder}/plan.json", plan.to_json())
+    if store.create(plan.key, plan.to_json()) == EXISTS:
+        theirs = PlanRecord.from_json(store.read(plan.key), f"{store.url}/{plan.key}")
+        if theirs.digest != plan.digest:
+            raise AlreadyRunning(f"another run of {store.url} planned at this moment; give the same command again")
+        return theirs
     return plan
 
 
@@ -102,23 +113,21 @@ def _parts(videos: pa.Table) -> Iterator[pa.Table]:
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """Every plan of an output, by seq. DamagedJob if one was edited or two share a number."""
+    """Every plan of an output, by seq. DamagedJob if one was edited."""
     plans = []
     for info in store.list("plans/"):
-        if not info.key.endswith("/plan.json"):
+        if not info.key.endswith(".json"):
             continue
         plan = PlanRecord.from_json(store.read(info.key), f"{store.url}/{info.key}")
-        if info.key != f"{plan.folder}/plan.json":
-            raise DamagedJob(f"{store.url}/{info.key} does not match its own folder; restore it")
+        if info.key != plan.key:
+            raise DamagedJob(f"{store.url}/{info.key} is not the record of that number; restore it")
         plans.append(plan)
     plans.sort(key=lambda plan: plan.seq)
-    if [plan.seq for plan in plans] != sorted({plan.seq for plan in plans}):
-        raise DamagedJob(f"{store.url}/plans has two plans of one number: {[plan.folder for plan in plans]}")
     return plans
 
 
 def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
-    """One manifest part, proved against its digest in plan.json."""
+    """One manifest part, proved against its digest in the plan's record."""
     key = f"{plan.folder}/{part.name}"
     try:
         content = store.read(key)
@@ -131,8 +140,8 @@ def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
 
 def check_digest(plan: PlanRecord, videos: pa.Table) -> None:
     """DamagedJob unless the rows of all parts give the plan's digest."""
-    if plan_digest(plan.recipe_digest, videos) != plan.digest:
-        raise DamagedJob(f"{plan.folder}: the manifest does not match the digest in plan.json; restore it")
+    if plan_digest(plan.recipe_digest, plan.seq, videos) != plan.digest:
+        raise DamagedJob(f"{plan.folder}: the manifest does not match the digest in {plan.key}; restore it")
 
 
 class Manifest:

@@ -148,10 +148,8 @@ class S3Store(Store):
 
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
-            path = Path(folder) / "object.tmp"
-            with writing(path):
-                yield path
+        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="p3d-") as folder:
+            yield Path(folder) / "object.tmp"
 
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"

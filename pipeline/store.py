@@ -201,11 +201,12 @@ class LocalStore(Store):
     def __init__(self, url: str) -> None:
         self.root = Path(os.path.abspath(url.removeprefix("file://")))  # noqa: PTH100 - resolve() would follow links
         self.url = str(self.root)
+        self._durable: set[Path] = set()  # folders that this process has synced
 
     def create(self, key: str, source: bytes | Path) -> Created:
         final = self.root / key
         with self._errors(key):
-            make_folder(final.parent)
+            self._folder(final.parent)
             if isinstance(source, Path):
                 return self._link(source, final)
             with self.temp_file() as temp:
@@ -214,11 +215,12 @@ class LocalStore(Store):
 
     def _link(self, temp: Path, final: Path) -> Created:
         fsync(temp)
+        reply = CREATED
         try:
             os.link(temp, final)
         except FileExistsError:
             # A lost reply of NFS looks like this too: our own file already carries the name.
-            return CREATED if os.path.samefile(temp, final) else EXISTS  # noqa: PTH121 - two paths, not one
+            reply = CREATED if os.path.samefile(temp, final) else EXISTS  # noqa: PTH121 - two paths, not one
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
                 raise StoreUnsafe(
@@ -226,8 +228,20 @@ class LocalStore(Store):
                     "written exactly once. Write to a local disk or to S3"
                 ) from error
             raise
-        fsync(final.parent)
-        return CREATED
+        fsync(final.parent)  # also another's link: who made it may have died before this
+        return reply
+
+    def _folder(self, folder: Path) -> None:
+        """Have a folder that survives a power loss. One that is there may be another process's, and not synced yet."""
+        if folder in self._durable and folder.is_dir():
+            return
+        if folder == self.root:
+            make_folder(folder)
+        else:
+            self._folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            fsync(folder.parent)
+        self._durable.add(folder)
 
     def read(self, key: str) -> bytes:
         with self._errors(key):
@@ -263,7 +277,7 @@ class LocalStore(Store):
         control_key(key)
         with self._errors(key), self.temp_file() as temp:
             temp.write_bytes(content)
-            make_folder((self.root / key).parent)
+            self._folder((self.root / key).parent)
             temp.replace(self.root / key)
 
     def delete(self, key: str) -> None:
@@ -274,7 +288,7 @@ class LocalStore(Store):
     def set_aside(self, key: str) -> str:
         aside = aside_key(key)
         with self._errors(key):
-            make_folder((self.root / aside).parent)
+            self._folder((self.root / aside).parent)
             (self.root / key).rename(self.root / aside)
             fsync((self.root / aside).parent)
             fsync((self.root / key).parent)
@@ -284,13 +298,14 @@ class LocalStore(Store):
     def temp_file(self) -> Iterator[Path]:
         folder = self.root / CONTROL / "tmp"
         with self._errors(str(folder)):
-            make_folder(folder)
+            self._folder(folder)
         path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.tmp"
-        try:
-            with writing(path):
-                yield path
-        finally:
-            path.unlink(missing_ok=True)
+        with self._errors(str(path)):
+            try:
+                with unless_swept(path):
+                    yield path
+            finally:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -309,6 +324,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise local_error(error, path) from error
+
+
+@contextlib.contextmanager
+def unless_swept(temp: Path) -> Iterator[None]:
+    """StoreUnknown if a temporary file vanished while it was in use: another run of the output sweeps what it finds."""
+    try:
+        yield
+    except (FileNotFoundError, StoreMissing) as error:
+        if temp.exists():
+            raise
+        raise StoreUnknown(f"{temp} was removed while in use; another run of this output has taken over") from error
 
 
 def local_error(error: OSError, path: Path) -> StoreError:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from pipeline import manifest as manifest_module
 from pipeline.config import PlanRecord
-from pipeline.errors import DamagedJob, InputError
+from pipeline.errors import AlreadyRunning, DamagedJob, InputError
 from pipeline.manifest import Manifest, known_versions, load_plans, plan_digest, read_part, with_shards, write_plan
 from pipeline.schema import MANIFEST
 from pipeline.store import Created, LocalStore, Store, open_store
@@ -104,7 +104,7 @@ def test_the_digest_is_of_values_not_of_files(chunks: list[int], group: int, cod
     chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in pairwise(ends)])
     out = io.BytesIO()
     pq.write_table(chunked, out, row_group_size=group, compression=codec, use_dictionary=dictionary)
-    assert plan_digest(RECIPE, chunked) == plan_digest(RECIPE, pq.read_table(out)) == plan_digest(RECIPE, rows)
+    assert plan_digest(RECIPE, 1, chunked) == plan_digest(RECIPE, 1, pq.read_table(out)) == plan_digest(RECIPE, 1, rows)
 
 
 def test_the_digest_is_of_every_value_and_of_the_order() -> None:
@@ -112,26 +112,27 @@ def test_the_digest_is_of_every_value_and_of_the_order() -> None:
     and two rows swapped each give another digest."""
     rows = put(put(table(), "mtime_ns", [*range(10), None]), "etag", [None, *map(str, range(10))])
     digests = [
-        plan_digest(RECIPE, rows),
-        plan_digest("e" * 64, rows),
-        plan_digest(RECIPE, rows.slice(1)),
-        plan_digest(RECIPE, rows.slice(0, 10)),
-        plan_digest(RECIPE, rows.take([1, 0, *range(2, 11)])),
-        plan_digest(RECIPE, rows.rename_columns([*rows.column_names[:-1], "Label"])),
+        plan_digest(RECIPE, 1, rows),
+        plan_digest("e" * 64, 1, rows),
+        plan_digest(RECIPE, 2, rows),
+        plan_digest(RECIPE, 1, rows.slice(1)),
+        plan_digest(RECIPE, 1, rows.slice(0, 10)),
+        plan_digest(RECIPE, 1, rows.take([1, 0, *range(2, 11)])),
+        plan_digest(RECIPE, 1, rows.rename_columns([*rows.column_names[:-1], "Label"])),
     ]
     for name in rows.column_names:
         values = rows[name].to_pylist()
         for at in range(len(values)):
             other = 99 if pa.types.is_integer(rows.schema.field(name).type) else "other"
-            digests.append(plan_digest(RECIPE, put(rows, name, [*values[:at], other, *values[at + 1 :]])))
+            digests.append(plan_digest(RECIPE, 1, put(rows, name, [*values[:at], other, *values[at + 1 :]])))
             if rows.schema.field(name).nullable and values[at] is not None:
-                digests.append(plan_digest(RECIPE, put(rows, name, [*values[:at], None, *values[at + 1 :]])))
+                digests.append(plan_digest(RECIPE, 1, put(rows, name, [*values[:at], None, *values[at + 1 :]])))
     assert len(set(digests)) == len(digests) > 100
 
 
 def test_the_digest_of_these_rows_never_changes() -> None:
     """An output planned by an older version stays readable: the canonical encoding is fixed."""
-    assert plan_digest(RECIPE, table()) == "3f4eebe1b7e9444e32ba0d7a24c774d233640b705a5cc17a752346493b5ba123"
+    assert plan_digest(RECIPE, 1, table()) == "1a79578f9f5e72705542bbf073ba1702e3fb5313cf7b54a07142fc52c9673f4e"
 
 
 USERS = {
@@ -193,14 +194,14 @@ def test_nanoseconds_of_other_columns_are_no_traceback(store: LocalStore, value:
 
 
 def test_a_plan_is_written_and_read_back(store: LocalStore) -> None:
-    """plan.json says how many videos, shards and bytes; the manifest gives the rows back."""
+    """A plan's record says how many videos, shards and bytes; the manifest gives the rows back."""
     rows = put(table(), "size_bytes", [*range(10), -1])
     plan = write_plan(store, 3, RECIPE, rows, 7)
-    assert plan.digest == plan_digest(RECIPE, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
+    assert plan.digest == plan_digest(RECIPE, 3, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
     assert (plan.seq, plan.n_videos, plan.n_shards, plan.size_bytes, plan.n_skipped) == (3, 11, 3, 45, 7)
     assert load_plans(store) == [plan]
     assert Manifest(store, plan).videos.equals(rows)
-    assert sorted(files_of(store)) == [f"{plan.folder}/manifest-00000.parquet", f"{plan.folder}/plan.json"]
+    assert sorted(files_of(store)) == [f"{plan.folder}/manifest-00000.parquet", plan.key]
     assert list(store.list("_job/tmp/")) == []
 
 
@@ -242,7 +243,7 @@ class Dying(LocalStore):
 
 
 def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any create, there is no plan until plan.json is there; doing it again completes the same files."""
+    """Killed at any create, there is no plan until its record is there; doing it again completes the same files."""
     monkeypatch.setattr(manifest_module, "PART_ROWS", 4)
     whole = LocalStore(str(tmp_path / "whole"))
     plan = write_plan(whole, 1, RECIPE, table(), 0)
@@ -260,9 +261,9 @@ def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> None:
-    """A part that an interrupted run with another Parquet library left is adopted: plan.json names its very bytes."""
+    """A part that an interrupted run with another Parquet library left is adopted: the record names its very bytes."""
     rows = table()
-    whole = plan_digest(RECIPE, rows)
+    whole = plan_digest(RECIPE, 1, rows)
     path = tmp_path / "part"
     pq.write_table(rows, path, compression="gzip", row_group_size=2)
     key = f"plans/0001-{whole[:8]}/manifest-00000.parquet"
@@ -379,15 +380,15 @@ def test_a_missing_part_is_damage(store: LocalStore) -> None:
 
 
 @pytest.mark.fault(44)
-def test_a_flipped_bit_of_plan_json_is_damage(store: LocalStore) -> None:
-    """Whatever bit of plan.json flips, the plan is refused; status and progress may rest on every number in it."""
+def test_a_flipped_bit_of_a_plans_record_is_damage(store: LocalStore) -> None:
+    """Whatever bit of a plan's record flips, the plan is refused; status and progress rest on its numbers."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
 
     def check() -> None:
-        with pytest.raises(DamagedJob, match=r"plan\.json"):
+        with pytest.raises(DamagedJob, match=r"0001\.json"):
             load_plans(store)
 
-    flips(store, f"{plan.folder}/plan.json", 1, check)
+    flips(store, plan.key, 1, check)
     assert load_plans(store) == [plan]
 
 
@@ -395,61 +396,70 @@ def test_a_flipped_bit_of_plan_json_is_damage(store: LocalStore) -> None:
     "name", ["n_videos", "size_bytes", "n_skipped", "schema_version", "part.n_videos", "part.end_shard"]
 )
 @pytest.mark.fault(44)
-def test_an_edited_plan_json_is_damage(store: LocalStore, name: str) -> None:
+def test_an_edited_record_is_damage(store: LocalStore, name: str) -> None:
     """A value that was edited by hand is found, whichever it was, and the file is named."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    path = store.root / plan.folder / "plan.json"
+    path = store.root / plan.key
     given = json.loads(path.read_text())
     record = given["plan"]["parts"][0] if name.startswith("part.") else given["plan"]
     record[name.removeprefix("part.")] = 99
     path.write_text(json.dumps(given))
-    with pytest.raises(DamagedJob, match=r"plan\.json was edited"):
+    with pytest.raises(DamagedJob, match=r"0001\.json was edited"):
         load_plans(store)
 
 
 @pytest.mark.parametrize("name", ["digest", "recipe_digest", "n_shards", "seq"])
-def test_a_plan_json_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
-    """A sound plan.json that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
+def test_a_record_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
+    """A sound record that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
     value = getattr(plan, name)
     other = replace(plan, **{name: value[:-1] + "_" if isinstance(value, str) else value + 1})
-    (store.root / plan.folder / "plan.json").write_bytes(other.to_json())
+    (store.root / plan.key).write_bytes(other.to_json())
     with pytest.raises(DamagedJob):
         read_all(store)
 
 
-def test_a_plan_in_a_folder_of_another_name_is_damage(store: LocalStore) -> None:
-    """A folder that was renamed, or copied from another output, is found before any manifest is read."""
+def test_a_record_under_another_number_is_damage(store: LocalStore) -> None:
+    """A record that was renamed, or copied from another output, is found before any manifest is read."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    (store.root / plan.folder).rename(store.root / "plans" / f"0002-{plan.plan8}")
-    with pytest.raises(DamagedJob, match="does not match its own folder"):
+    (store.root / plan.key).rename(store.root / "plans" / "0002.json")
+    with pytest.raises(DamagedJob, match="not the record of that number"):
         load_plans(store)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"plan": {"parts": 5}}', b"{"])
-def test_a_plan_json_that_cannot_be_read_is_damage(store: LocalStore, content: bytes) -> None:
+def test_a_record_that_cannot_be_read_is_damage(store: LocalStore, content: bytes) -> None:
     """Anything that is not a plan is DamagedJob with a remedy."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    (store.root / plan.folder / "plan.json").write_bytes(content)
-    with pytest.raises(DamagedJob, match=r"plan\.json cannot be read .*restore it"):
+    (store.root / plan.key).write_bytes(content)
+    with pytest.raises(DamagedJob, match=r"0001\.json cannot be read .*restore it"):
         load_plans(store)
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '{"plan": 5}', '{"plan": []}', '{"plan": {"parts": [5]}}'])
-def test_a_plan_json_of_another_shape_is_damage(store: LocalStore, content: str) -> None:
+def test_a_record_of_another_shape_is_damage(store: LocalStore, content: str) -> None:
     """Valid JSON that is no plan is DamagedJob too, not a traceback."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
-    (store.root / plan.folder / "plan.json").write_text(content)
+    (store.root / plan.key).write_text(content)
     with pytest.raises(DamagedJob):
         load_plans(store)
 
 
-def test_two_plans_of_one_number_are_damage(store: LocalStore) -> None:
-    """Two writers that both made plan 1 are found out."""
-    write_plan(store, 1, RECIPE, table(("a", "b")), 0)
-    write_plan(store, 1, RECIPE, table(("a", "c")), 0)
-    with pytest.raises(DamagedJob, match="two plans of one number"):
-        load_plans(store)
+def test_of_two_that_plan_at_once_one_is_told(store: LocalStore) -> None:
+    """A number belongs to the plan whose record is there first; the other run stops, and the job goes on."""
+    first = write_plan(store, 1, RECIPE, table(("a", "b")), 0)
+    with pytest.raises(AlreadyRunning, match="planned at this moment"):
+        write_plan(store, 1, RECIPE, table(("a", "c")), 0)
+    assert load_plans(store) == [first]
+    second = write_plan(store, 2, RECIPE, table(("a", "c")), 0)
+    assert load_plans(store) == [first, second]
+
+
+def test_the_same_videos_planned_again_are_other_shards(store: LocalStore) -> None:
+    """A second retry of a file that did not change is a plan with shards of its own, not the first one's."""
+    plans = [write_plan(store, seq, RECIPE, table(), 0) for seq in (1, 2)]
+    names = [Manifest(store, plan).shard(0).name for plan in plans]
+    assert names[0] != names[1]
 
 
 def test_no_plans_are_no_damage(store: LocalStore) -> None:

@@ -42,6 +42,27 @@ def test_a_temp_file_becomes_an_object_and_leaves_no_trace(store: Store) -> None
     assert [info.key for info in store.list("_job/tmp/")] == []
 
 
+@pytest.mark.fault(36)
+def test_a_disk_that_fills_up_while_an_object_is_built_is_named(store: Store) -> None:
+    """What the disk says while a temporary file is written is an error of the store, with its remedy."""
+    with pytest.raises(StoreFull, match="the disk is full"), store.temp_file():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("when", ["before it is written", "before it is read again", "before it is created"])
+def test_a_swept_temp_file_is_an_outage(tmp_path: Path, when: str) -> None:
+    """A run that took over may sweep a live one's temporary file: that is trouble that passes, in a sentence."""
+    store = LocalStore(str(tmp_path))
+    with pytest.raises(StoreUnknown, match="taken over"), store.temp_file() as path:
+        if when != "before it is written":
+            path.write_bytes(b"rows")
+            path.unlink()
+        if when != "before it is created":
+            path.read_bytes()
+        store.create("clips/a.parquet", path)
+    assert store.head("clips/a.parquet") is None
+
+
 def test_listing_names_every_object_below_a_prefix_in_order(store: Store) -> None:
     """A listing is sorted, complete over several pages, and limited to its prefix."""
     keys = sorted(f"clips/{number:04d}.parquet" for number in range(7))

@@ -146,7 +146,7 @@ def test_derived_files_that_a_kill_left_unmade_are_not_damage(store: LocalStore,
 
 
 def test_an_edited_manifest_is_refused(store: LocalStore, manifest: Manifest) -> None:
-    """A flipped byte in a manifest part or in plan.json stops everything (row 44)."""
+    """A flipped byte in a manifest part or in a plan's record stops everything (row 44)."""
     part = store.root / manifest.plan.folder / "manifest-00000.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1

@@ -259,7 +259,7 @@ def deletes_on_recovery(patch: pytest.MonkeyPatch) -> None:
 
 
 def plan_record_first(patch: pytest.MonkeyPatch) -> None:
-    """plan.json is created before the manifest parts it names."""
+    """A plan's record is created before the manifest parts it names."""
     from pipeline import manifest
 
     true = manifest.write_plan
@@ -267,7 +267,7 @@ def plan_record_first(patch: pytest.MonkeyPatch) -> None:
     def write(store, *given):
         scratch = MemoryStore()
         plan = true(scratch, *given)
-        for key in sorted(scratch.objects, reverse=True):  # plan.json, then manifest-...
+        for key in sorted(scratch.objects, key=lambda key: not key.endswith(".json")):
             store.create(key, scratch.objects[key])
         return plan
 

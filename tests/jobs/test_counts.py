@@ -1,0 +1,43 @@
+"""A video counts once, for the newest plan that names it, whoever counts."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from jobs.job import count, look, survey
+from pipeline.commit import commit_shard
+from pipeline.manifest import Manifest, with_shards, write_plan
+from tests.pipeline.rows import planned, recipe, shard_rows, videos
+from tests.sim.store import MemoryStore
+
+
+def replaced(name: str) -> pa.Table:
+    """The manifest row of a file that is another one than before."""
+    table = videos([name])
+    at = table.schema.get_field_index("version")
+    return table.set_column(at, table.schema.field("version"), pa.array(["1" * 16]))
+
+
+def test_a_video_that_a_newer_plan_names_does_not_count_in_its_older_shard() -> None:
+    """`d` was replaced before its shard was done: that shard counts as one video less, and its failure is nobody's."""
+    store = MemoryStore()
+    first = planned(store, "abcd", shard_videos=2)
+    second = Manifest(store, write_plan(store, 2, recipe().digest, with_shards(replaced("d"), 2), 0))
+    plans = {1: first, 2: second}
+    work = look(store, plans)
+    assert (work.superseded, work.n_videos, len(work.todo)) == ({"d": 2}, 4, 3)
+    rows = shard_rows(first, 1, frames=(40, 0))  # c is embedded, d fails
+    sums = count(rows.outcomes, 1, work.superseded)
+    assert (sums.videos, sums.clips, sums.failed) == (1, len(rows.clips), 0)
+    for seq, at in work.todo:
+        rows = shard_rows(plans[seq], at, frames=(40, 0) if (seq, at) == (1, 1) else (16,))
+        commit_shard(store, rows, recipe(), plans[seq].user_columns(at))
+    done = survey(store, plans).done
+    assert (done.videos, done.failed) == (4, 0)
+
+
+def test_of_one_plan_every_video_counts() -> None:
+    """Where no plan names a video again, a shard counts in full, failures by reason."""
+    first = planned(MemoryStore(), "abcd")
+    sums = count(shard_rows(first, 0, frames=(40, 0)).outcomes, 1, {})
+    assert (sums.videos, dict(sums.failures)) == (4, {"truncated": 2})

@@ -1,0 +1,218 @@
+"""Ray, for drivers and workers of one world: `jobs.scheduler` is given this module's FakeRay and finds nothing missing.
+
+A worker is the real ShardWorker with made-up rows in place of decoding and network. It can be killed at any step, die
+between its commit and its answer, or be cut off: its driver hears that it is dead, and it goes on and commits later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError
+
+from jobs import workers
+from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
+from pipeline.clips import clip_spans
+from pipeline.errors import StoreDenied, StoreUnknown
+from pipeline.extract import Progress
+from pipeline.types import ClipRow, ShardPlan, ShardRows
+from tests.pipeline.rows import DIM, outcome, recipe
+from tests.sim.view import View
+from tests.sim.world import Process, World
+
+
+def frames_of(plan_seq: int, video_id: str) -> int:
+    """How long a video is, and whether it is one at all: 0 fails. `d` fails for ever, `f` until plan 3."""
+    return {"a": 40, "b": 9, "c": 16, "d": 0, "e": 9, "f": 0 if plan_seq < 3 else 16}[video_id]
+
+
+@lru_cache(maxsize=4096)
+def rows_of(plan: ShardPlan, attempt: int) -> ShardRows:
+    """The rows of one attempt at a shard; no two attempts give the same features."""
+    outcomes = tuple(outcome(video, frames_of(plan.plan_seq, video.video_id)) for video in plan.videos)
+    clips = tuple(
+        ClipRow(o.video.video_id, o.video.path, span, span.start_frame / 25, span.end_frame / 25)
+        for o in outcomes
+        if o.end
+        for span in clip_spans(recipe().sampling, o.end.n_frames)
+    )
+    rng = np.random.default_rng([attempt, plan.plan_seq, plan.shard])
+    return ShardRows(plan, outcomes, clips, rng.standard_normal((len(clips), DIM)).astype(np.float32), {})
+
+
+class Ref:
+    """A result to come."""
+
+    def __init__(self) -> None:
+        self.done, self.value = False, None
+
+    def resolve(self, value: Any) -> None:
+        if not self.done:
+            self.done, self.value = True, value
+
+
+class NoDecoding:
+    """Stands where `jobs.decoding.Decoding` does."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def messages(self) -> Iterator[None]:
+        yield from ()
+
+
+class SimWorker(ShardWorker):
+    """The real one but for its start, its rows and the statistics, which hold times."""
+
+    def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
+        self.spec, self.store, self.world = spec, store, world
+        self.progress_of_shard, self.busy_with, self.scratch = Progress(), None, None
+        self.encoder = self
+
+    def encode(self) -> None: ...
+
+    def setup(self) -> Ready | Refused:
+        try:
+            self.store.read(self.spec.weights_key)
+        except (StoreUnknown, StoreDenied) as error:
+            return Refused(str(error), outage=True)
+        return Ready("cpu", "host", 1)
+
+    def _stats(self, seconds: float) -> dict[str, Any]:
+        return {}
+
+
+def extract(world: World, plan: ShardPlan, *_: object, **__: object) -> ShardRows:
+    """Stands where `extract_shard` does; each call is an attempt of its own."""
+    world.current.notes.pop("tries", None)
+    attempt = world.attempts[plan.name]
+    world.attempts[plan.name] += 1
+    world.step(f"computes {plan.name} for the {attempt + 1}th time")
+    world.wait(world.rng.choice((0.01, 0.01, 1.0, 12.0)))
+    rows = rows_of(plan, attempt)
+    rows.stats.clear()
+    return rows
+
+
+true_trouble_of = workers.trouble_of
+
+
+def trouble_of(world: World, error: Exception) -> Trouble:
+    """The real one; a defect of the program is never the world's doing."""
+    trouble = true_trouble_of(error)
+    if trouble.kind == "internal":
+        world.fail(error)
+    return trouble
+
+
+class Actor:
+    """A worker process and its mailbox, as its driver sees them."""
+
+    def __init__(self, ray: FakeRay, spec: WorkerSpec) -> None:
+        self.world, self.spec = ray.world, spec
+        self.mail: deque[tuple[Callable[[], Any], Ref]] = deque()
+        self.refs: list[Ref] = []
+        host = self.world.rng.choice(("host A", "host B"))
+        self.process = self.world.spawn("worker", f"worker of {self.world.current.name}", self._serve, host)
+        self.process.notes["actor"] = self
+        self.process.on_end.append(self.lost)
+        self.worker = SimWorker(spec, self.world, View(ray.store, self.world))
+        self.setup = Call(self, self.worker.setup)
+        self.run_shard = Call(self, self.worker.run_shard)
+        self.progress = Call(self, self.worker.progress)
+
+    def _serve(self) -> None:
+        while not self.process.given_up:
+            self.world.wait(until=lambda: bool(self.mail) or self.process.given_up)
+            while self.mail:
+                call, ref = self.mail.popleft()
+                answer = call()
+                self.world.step("answers")  # it may die between its commit and its answer
+                ref.resolve(answer)
+
+    def lost(self) -> None:
+        """Its driver hears that it is dead, whether it is or not."""
+        for ref in self.refs:
+            ref.resolve(RayActorError())
+
+    def cut_off(self) -> None:
+        """It lives, and its driver believes it dead."""
+        self.process.given_up = True
+        self.world.note(f"cut off: {self.process.name}")
+        if self.mail or self.worker.busy_with:
+            self.world.fired["worker cut off, goes on"] += 1
+        self.lost()
+
+
+class Call:
+    """`actor.method`, with Ray's `.remote`."""
+
+    def __init__(self, actor: Actor, method: Callable[..., Any]) -> None:
+        self.actor, self.method = actor, method
+
+    def remote(self, *given: Any) -> Ref:
+        actor, ref = self.actor, Ref()
+        actor.refs.append(ref)
+        if self.method == actor.worker.run_shard:
+            driver = actor.world.current
+            beats = driver.notes.get("beats", 0)
+            if beats >= 3:
+                actor.world.fail(AssertionError(f"{driver.name} gives out work {beats} beats after a newer run began"))
+            actor.world.note(f"{driver.name} gives {given[0].name} to {actor.process.name}")
+        if not actor.process.alive or actor.process.given_up:
+            ref.resolve(RayActorError())
+        elif self.method == actor.worker.progress:
+            ref.resolve(self.method())
+        else:
+            actor.mail.append((partial(self.method, *given), ref))
+        return ref
+
+
+class FakeRay:
+    """The five calls that `jobs.scheduler` makes."""
+
+    def __init__(self, world: World, store: Any) -> None:
+        self.world, self.store = world, store
+
+    def remote(self, *given: Any) -> Any:
+        """`ray.remote(ShardWorker).options(...).remote(spec)`."""
+        return Actor(self, given[0]) if isinstance(given[0], WorkerSpec) else self
+
+    def options(self, **_: Any) -> FakeRay:
+        return self
+
+    def wait(self, refs: list[Ref], *, num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
+        if timeout:
+            self.world.wait(timeout, until=lambda: any(ref.done for ref in refs))
+        ready = [ref for ref in refs if ref.done][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, ref: Ref) -> Any:
+        assert ref.done, "the driver would block"
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+    def kill(self, actor: Actor, *, no_restart: bool) -> None:
+        """Ray's kill does not reach a worker that is out of reach."""
+        if self.world.strikes("kill does not arrive", quiet=True):
+            actor.cut_off()
+        elif not actor.process.given_up:
+            self.world.kill(actor.process, "stopped")
+
+
+def orphan(world: World, driver: Process) -> None:
+    """Threads end with their process. Of a killed driver's workers most die too, later; others finish what they do."""
+    for process in world.processes:
+        if process.parent is driver and process.alive:
+            if process.kind == "thread":
+                world.kill(process, "its process ended")
+            elif not driver.dead:
+                continue
+            elif world.rng.random() < 0.5:
+                process.notes["actor"].cut_off()
+            else:
+                world.post(world.rng.choice((0.01, 1.0, 20.0)), partial(world.kill, process, "orphan"))

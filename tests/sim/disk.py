@@ -1,0 +1,145 @@
+"""A disk that may lose what was not synced: it watches what a LocalStore does to a folder, and tells what may be left.
+
+A power loss keeps or drops every change of a folder on its own, and of a file that was not synced nothing, a part or
+all, in any combination. That is more than real file systems do, and what POSIX allows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import store as store_module
+from tests.sim.store import Died
+
+FOLDER = "folder"
+METHODS = ("write_bytes", "mkdir", "unlink", "replace", "rename")
+
+
+class Disk:
+    """The folder `root`, and the system calls on it. `call` is asked before each, and may raise instead."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root, self.calls = root, 0
+        self.die_at = 0  # the process dies before this call
+        self.fail_at, self.error, self.after = 0, OSError(), False  # or this call fails, before or after its effect
+        self.failed = ""
+        self.now: dict[str, Any] = {".": FOLDER}  # path -> FOLDER or a file's number
+        self.durable: dict[str, Any] = {".": FOLDER}
+        self.files: list[tuple[bytes, bool]] = []  # content, synced
+        self.opened: dict[int, Path] = {}
+        for name in METHODS:
+            patch.setattr(Path, name, self._method(name, getattr(Path, name)))
+        calls = {name: getattr(os, name) for name in dir(os) if not name.startswith("__")}
+        calls |= {"link": self.link, "open": self.open, "fsync": self.fsync, "close": self.close}
+        patch.setattr(store_module, "os", SimpleNamespace(**calls))
+
+    # -- what happens
+
+    def call(self, name: str, real: Callable[[], Any], seen: Callable[[], None], path: Path) -> Any:
+        if not path.is_relative_to(self.root) and path != self.root.parent:
+            return real()
+        self.calls += 1
+        if self.die_at and self.calls >= self.die_at:  # the dead do nothing more, cleaning up least of all
+            raise Died
+        fails = self.calls == self.fail_at
+        if fails:
+            self.failed = name
+        if fails and not self.after:
+            raise OSError(self.error.errno, self.error.strerror, str(path))
+        done = real()
+        seen()
+        if fails:
+            raise OSError(self.error.errno, self.error.strerror, str(path))
+        return done
+
+    def _method(self, name: str, true: Callable[..., Any]) -> Callable[..., Any]:
+        def method(path: Path, *given: Any, **named: Any) -> Any:
+            if name == "write_bytes":  # a file grows
+                half = given[0][: len(given[0]) // 2]
+                self.call(name, lambda: true(path, half), lambda: self._write_bytes(path, half), path)
+            seen = getattr(self, f"_{name}")
+            return self.call(name, lambda: true(path, *given, **named), lambda: seen(path, *given), path)
+
+        return method
+
+    def link(self, source: Path, target: Path) -> None:
+        self.call("link", lambda: os.link(source, target), lambda: self._link(source, target), target)
+
+    def open(self, path: Path, flags: int) -> int:
+        number: int = self.call("open", lambda: os.open(path, flags), lambda: None, path)
+        self.opened[number] = path
+        return number
+
+    def fsync(self, number: int) -> None:
+        path = self.opened[number]
+        self.call("fsync", lambda: None, lambda: self._fsync(path), path)
+
+    def close(self, number: int) -> None:
+        path = self.opened.pop(number)
+        self.call("close", lambda: os.close(number), lambda: None, path)
+
+    def key(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else ".."
+
+    def _write_bytes(self, path: Path, content: bytes) -> None:  # always of a new file here
+        self.files.append((content, False))
+        self.now[self.key(path)] = len(self.files) - 1
+
+    def _mkdir(self, path: Path, *_: Any) -> None:
+        self.now[self.key(path)] = FOLDER
+
+    def _unlink(self, path: Path, *_: Any) -> None:
+        self.now.pop(self.key(path), None)
+
+    def _rename(self, path: Path, target: Path) -> None:
+        self.now[self.key(target)] = self.now.pop(self.key(path))
+
+    _replace = _rename
+
+    def _link(self, source: Path, target: Path) -> None:
+        self.now[self.key(target)] = self.now[self.key(source)]
+
+    def _fsync(self, path: Path) -> None:
+        key = self.key(path)
+        if isinstance(self.now.get(key), int):
+            self.files[self.now[key]] = (self.files[self.now[key]][0], True)
+            return
+        for name in self.now.keys() | self.durable.keys():
+            if name != "." and str(Path(name).parent) == key:
+                if name in self.now:
+                    self.durable[name] = self.now[name]
+                else:
+                    del self.durable[name]
+
+    # -- what may be left
+
+    def after_power_loss(self) -> Iterator[dict[str, bytes]]:
+        """Every folder that may be found, as path -> content of its files."""
+        changed = sorted(k for k in self.now.keys() | self.durable.keys() if self.now.get(k) != self.durable.get(k))
+        for kept in itertools.product((False, True), repeat=len(changed)):
+            tree = dict(self.durable)
+            for name, is_kept in zip(changed, kept, strict=True):
+                value = self.now.get(name) if is_kept else self.durable.get(name)
+                tree[name] = value
+            found = {
+                name: value
+                for name, value in tree.items()
+                if isinstance(value, int) and all(tree.get(str(up)) == FOLDER for up in Path(name).parents)
+            }
+            numbers = sorted(set(found.values()))
+            choices = [parts(*self.files[number]) for number in numbers]
+            for contents in itertools.product(*choices):
+                content = dict(zip(numbers, contents, strict=True))
+                yield {name: content[number] for name, number in found.items()}
+
+
+def parts(content: bytes, synced: bool) -> tuple[bytes, ...]:
+    """What may be found of a file."""
+    return (content,) if synced else (b"", content[: len(content) // 2], content)

@@ -1,0 +1,95 @@
+"""The life of one job, from a seed: users launch, resume, retry and cancel in a hostile world; then the world heals.
+
+Real code: `jobs.state`, `jobs.scheduler`, `jobs.control`, `jobs.job`, `jobs.planning`, `run_job` of the command line,
+the worker's `run_shard`, the whole commit protocol and the audit. Not real: Ray, the network, decoding, time, and the
+store, which keeps S3's promise or a folder's in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.sim.life import CHANGED, FINISHED, GROWN, SMALL, Life
+from tests.sim.wiring import SCRATCH, real_code_of
+
+
+def live(seed: int) -> Life:
+    """One whole life. AssertionError, with a note that says how to replay it, where an invariant does not hold."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="p3d-sim-") as scratch:
+        life = Life(seed, Path(scratch))
+        try:
+            with real_code_of(life):
+                try:
+                    trouble(life)
+                    heal(life)
+                finally:
+                    life.end()
+        except BaseException as error:
+            error.add_note(f"replay with: P3D_FIRST_SEED={seed} P3D_SEEDS=1 pytest tests/sim/test_random.py")
+            raise
+    return life
+
+
+def trouble(life: Life) -> None:
+    """A launch, and what users do when it seems to be slow, stuck or dead."""
+    rng = life.rng
+    started = [life.driver("launch", life.launch, SMALL, False)]
+    if rng.random() < 0.15:
+        started.append(life.driver("launch grown", life.launch, GROWN, True))
+    for _ in range(rng.choice((1, 2, 4, 7))):
+        if pause := rng.choice((0.0, 0.01, 0.2, 2.0, 15.0, 100.0)):
+            life.wait(pause)
+        takeover = rng.random() < 0.5
+        match rng.choice(("resume", "resume", "launch", "grown", "changed", "retry", "retry", "cancel")):
+            case "resume":
+                started.append(life.driver("resume", life.resume, takeover))
+            case "launch":
+                started.append(life.driver("launch", life.launch, SMALL, takeover))
+            case "grown":
+                started.append(life.driver("launch grown", life.launch, GROWN, takeover))
+            case "changed":
+                started.append(life.driver("launch changed", life.launch, CHANGED, takeover))
+            case "retry":
+                started.append(life.driver("retry", life.retry, takeover))
+            case "cancel":
+                life.driver("cancel", life.cancel, rng.random() < 0.5)
+    life.wait(rng.choice((1.0, 30.0, 3000.0)), until=lambda: all(process.over for process in started))
+
+
+def heal(life: Life) -> None:
+    """No fault any more: one resume finishes what is begun, and another finds nothing to do."""
+    life.note("faults stop")
+    life.rates, life.out_until = {}, 0.0
+    drivers = [process for process in life.processes if process.kind == "driver"]
+    takeover = life.rng.random() < 0.5
+    if not takeover:
+        life.wait(until=lambda: all(process.over for process in drivers))
+    while life.late:  # what is still on its way arrives
+        life.wait(life.late[0][0] - life.clock + 0.001)
+    done = go_on(life, takeover)
+    if takeover:  # a command of before may have planned more, or be in charge now
+        life.wait(until=lambda: all(process.over for process in drivers))
+        done = go_on(life, False)
+    if done not in FINISHED:
+        raise done if isinstance(done, BaseException) else AssertionError(f"I10: a resume ends with {done}")
+    life.wait(until=lambda: all(process.over for process in life.processes[1:]))
+    life.judge()
+    written = len(life.store.written)
+    done = type_in(life, "resume", life.resume, False)
+    assert (done, life.store.written[written:]) == (0, []), f"I10: a second resume wrote, or ended with {done}"
+
+
+def go_on(life: Life, takeover: bool) -> Any:
+    """Resume; where the launch died before there was a plan, the user types it again."""
+    planned = "plans/0001.json" in life.store.objects and "job.json" in life.store.objects
+    again = ("resume", life.resume) if planned else ("launch", life.launch, SMALL)
+    return type_in(life, *again, takeover)
+
+
+def type_in(life: Life, name: str, act: Any, *given: Any) -> Any:
+    """A command, and its exit code or error when it has ended."""
+    process = life.driver(name, act, *given)
+    life.wait(until=lambda: process.over)
+    return process.result

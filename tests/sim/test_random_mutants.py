@@ -1,0 +1,219 @@
+"""Protocols with one defect each, that only shows when processes meet: some seed must find it.
+
+Those that one process alone can show are in `test_enumeration.py`, the scheduler's in `tests/jobs/test_state.py`, those
+of the disk in `test_power_loss.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from jobs import control, job, planning, workers
+from pipeline import commit, manifest
+from pipeline.commit import Committed, clips_key
+from pipeline.errors import JobError, Reason, StoreUnknown
+from pipeline.store import CREATED
+from pipeline.types import Failure, VideoOutcome
+from tests.sim import cluster, wiring
+from tests.sim.story import live
+
+Patch = pytest.MonkeyPatch
+
+
+def renames_if_absent(patch: Patch) -> None:
+    """A commit looks whether the key is free, then renames its file there."""
+
+    def create(store, key, path):
+        if store.head(key) is not None:
+            return False
+        content = path.read_bytes()
+
+        def rename():
+            store.inner.objects[key] = content
+            store.inner.look()
+
+        store._do("renames", key, rename)
+        return True
+
+    patch.setattr(commit, "_create", create)
+
+
+def tries_for_ever(patch: Patch) -> None:
+    """A create whose answer never comes is tried without bound."""
+    patch.setattr(commit, "CREATE_TRIES", 10**9)
+
+
+def never_looks_for_newer_runs(patch: Patch) -> None:
+    """A run that was taken over goes on as before."""
+    patch.setattr(control, "newest_number", lambda store: 0)
+
+
+def adopts_without_deriving(patch: Patch) -> None:
+    """A shard that somebody else committed is taken as done, whatever of it is derived."""
+
+    def commit_shard(store, rows, recipe, own):
+        with store.temp_file() as path:
+            commit._write_clips(path, rows, recipe)
+            if not commit._create(store, clips_key(rows.shard.name), path):
+                return Committed(True, len(rows.clips), 0, rows.outcomes)
+            return commit.derive(store, rows.shard, recipe, own, clips=path)
+
+    patch.setattr(workers, "commit_shard", commit_shard)
+
+
+def all_failed(rows, reason):
+    outcomes = tuple(VideoOutcome(o.video, failure=Failure(reason, "no answer", 1)) for o in rows.outcomes)
+    return replace(rows, outcomes=outcomes, clips=(), features_RD=rows.features_RD[:0])
+
+
+def blames_videos_for_outages(patch: Patch) -> None:
+    """A shard that cannot be written for a while is committed as failures."""
+    true = commit.commit_shard
+
+    def commit_shard(store, rows, recipe, own):
+        try:
+            return true(store, rows, recipe, own)
+        except StoreUnknown:
+            store.world.current.notes.pop("tries", None)
+            return true(store, all_failed(rows, Reason.SOURCE_MISSING), recipe, own)
+
+    patch.setattr(workers, "commit_shard", commit_shard)
+
+
+def deaths_convict_videos(patch: Patch) -> None:
+    """The videos of a shard whose worker died are failures the next time."""
+    true = cluster.extract
+
+    def extract(world, plan, *given, **named):
+        rows = true(world, plan, *given, **named)
+        return all_failed(rows, Reason.DECODER_CRASH) if world.attempts[plan.name] > 1 else rows
+
+    patch.setattr(wiring, "extract", extract)
+
+
+def oldest_plan_counts(patch: Patch) -> None:
+    """A video's state is that of the oldest plan that names it."""
+
+    def oldest_plans(manifests):
+        oldest = {}
+        for seq in sorted(manifests, reverse=True):
+            oldest.update(dict.fromkeys(manifests[seq].videos["video_id"].to_pylist(), seq))
+        return oldest
+
+    patch.setattr(job, "newest_plans", oldest_plans)
+
+
+class Anything(dict):
+    """Whatever is compared with it is what it holds."""
+
+    def __getitem__(self, key):
+        return Same()
+
+
+class Same:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+def counts_superseded_rows(patch: Patch) -> None:
+    """A video that two plans name counts twice."""
+    true = job.newest_plans
+    patch.setattr(job, "newest_plans", lambda manifests: Anything(true(manifests)))
+
+
+def both_are_in_charge(patch: Patch) -> None:
+    """Of two runs that claim the same number, neither looks whether it won."""
+    true = control.claim
+
+    def claim(store, options, **named):
+        class Careless(type(store)):
+            def create(self, key, source):
+                super().create(key, source)
+                return CREATED
+
+        careless = Careless(store.inner, store.world)
+        return true(careless, options, **named)
+
+    patch.setattr(control, "claim", claim)
+
+
+def loses_a_plan_silently(patch: Patch) -> None:
+    """Of two runs that plan the same number, the one that lost believes that its plan counts."""
+    true = manifest.write_plan
+
+    def write_plan(store, *given):
+        try:
+            return true(store, *given)
+        except JobError as error:
+            if isinstance(error, manifest.AlreadyRunning):
+                return None
+            raise
+
+    patch.setattr(planning, "write_plan", write_plan)
+
+
+def forgets_a_plans_number(patch: Patch) -> None:
+    """Shards are named by their videos alone, so that a second retry of the same meets the first."""
+    true = manifest.plan_digest
+    patch.setattr(manifest, "plan_digest", lambda recipe_digest, seq, videos: true(recipe_digest, 1, videos))
+
+
+def forgives_a_failed_derive(patch: Patch) -> None:
+    """A shard whose derived files could not be made counts as done."""
+
+    def commit_shard(store, rows, recipe, own):
+        with store.temp_file() as path:
+            commit._write_clips(path, rows, recipe)
+            created = commit._create(store, clips_key(rows.shard.name), path)
+            try:
+                return commit.derive(store, rows.shard, recipe, own, clips=path if created else None)
+            except StoreUnknown:
+                return Committed(not created, len(rows.clips), 0, rows.outcomes)
+
+    patch.setattr(workers, "commit_shard", commit_shard)
+
+
+def sweeps_unfinished_shards(patch: Patch) -> None:
+    """A resume removes clips that have no derived files yet, as if a dead run had left them."""
+
+    def sweep(store):
+        names, whole = commit.committed_names(store)
+        for name in names - whole:
+            store.inner.objects.pop(clips_key(name), None)
+            store.inner.look()
+
+    patch.setattr(control, "sweep_temps", sweep)
+
+
+MUTANTS = [  # and the seed from which they are tried: it is shown soon after
+    (renames_if_absent, 105),
+    (tries_for_ever, 15),
+    (never_looks_for_newer_runs, 5),
+    (adopts_without_deriving, 0),
+    (blames_videos_for_outages, 243),
+    (deaths_convict_videos, 5),
+    (oldest_plan_counts, 95),
+    (counts_superseded_rows, 0),
+    (both_are_in_charge, 13),
+    (loses_a_plan_silently, 121),
+    (forgets_a_plans_number, 226),
+    (forgives_a_failed_derive, 12),
+    (sweeps_unfinished_shards, 50),
+]
+
+
+@pytest.mark.parametrize(("mutant", "first"), MUTANTS, ids=[mutant.__name__ for mutant, _ in MUTANTS])
+def test_the_world_catches_a_protocol_with_this_defect(
+    mutant: Callable[[Patch], None], first: int, monkeypatch: Patch
+) -> None:
+    """Some seed, all of which the true protocol passes, shows it as a broken invariant."""
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, JobError)) as caught:
+        for seed in range(first, first + 400):
+            live(seed)
+    print(seed, type(caught.value).__name__, str(caught.value).splitlines()[:1])

@@ -1,0 +1,113 @@
+"""The places where real code meets the world: clocks, threads, process numbers, signals, Ray, Arrow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import jobs.cli.launch
+import jobs.cli.talk
+import jobs.cluster
+from jobs import control, job, planning, scheduler, workers
+from pipeline import commit, manifest, schema, verify
+from pipeline import store as store_module
+from pipeline.config import JobRecord, PlanRecord, Recipe
+from tests.sim import memory
+from tests.sim.cluster import NoDecoding, extract, trouble_of
+from tests.sim.life import Life
+from tests.sim.world import patched
+
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # memory, if there is some
+
+
+def write(life: Life, path: Path, table: pa.Table, footer: dict[str, str]) -> None:
+    """Write a file; others may come before it is looked at again."""
+    life.step(f"has written {memory.written(path, table, footer)} bytes")
+
+
+def thread(life: Life, *, target: Any, name: str, daemon: bool) -> Any:
+    """A thread of the current process is a process of its own that ends with it."""
+    return SimpleNamespace(start=lambda: life.spawn("thread", f"{life.current.name} {name}", target))
+
+
+class OneThread:
+    """Stands where ThreadPoolExecutor does."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+@contextlib.contextmanager
+def real_code_of(life: Life) -> Iterator[None]:
+    """Clocks, process numbers, threads and Ray are the world's."""
+    time = SimpleNamespace(monotonic=lambda: life.clock, sleep=life.wait)
+    uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
+    again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
+    pq = SimpleNamespace(read_table=memory.read_table)
+    quiet = lambda *_, **__: None  # noqa: E731
+    cluster = SimpleNamespace(gpus=0, cpus=2, scratch=life.store.scratch)
+    with patched(
+        (commit, "time", time),
+        (schema, "write_parquet", partial(write, life)),
+        (schema, "open_parquet", memory.opened),
+        (schema, "outcomes_json", memory.outcomes_json),
+        (schema, "parse_outcomes", memory.parse_outcomes),
+        (manifest, "write_parquet", partial(write, life)),
+        (manifest, "pq", pq),
+        (verify, "tempfile", again),
+        (Recipe, "digest", memory.recipe_digest),
+        (JobRecord, "from_json", memory.job_record),
+        (PlanRecord, "from_json", memory.plan_record),
+        (store_module, "uuid", uuid),
+        (control, "uuid", uuid),
+        (control, "os", SimpleNamespace(getpid=lambda: life.current.number)),
+        (control, "platform", SimpleNamespace(node=lambda: life.current.host)),
+        (control, "boot_id", lambda: life.current.host),
+        (control, "is_alive", lambda pid: any(p.number == pid and p.alive for p in life.processes)),
+        (control.is_live, "__kwdefaults__", {"sleep": life.wait}),
+        (job, "ThreadPoolExecutor", OneThread),
+        (planning, "golden_features", lambda _: np.zeros(8, np.float32)),
+        (planning, "software", dict),
+        (planning, "look_again", lambda table, _: table),
+        (scheduler, "ray", life.ray),
+        (scheduler, "time", time),
+        (scheduler, "threading", SimpleNamespace(Thread=partial(thread, life))),
+        (scheduler, "code_digest", lambda: "code"),
+        (scheduler, "signal", Signals(life)),
+        (workers, "Decoding", NoDecoding),
+        (workers, "trouble_of", partial(trouble_of, life)),
+        (workers, "extract_shard", partial(extract, life)),
+        (jobs.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
+        (jobs.cli.talk, "say", quiet),
+        (jobs.cli.launch, "report", lambda *_: 0),
+        (jobs.cli.launch, "_progress_bar", lambda _: contextlib.nullcontext()),
+    ):
+        yield
+
+
+class Signals:
+    """Stands where the module `signal` does in a driver; only the main thread of a real process may use that."""
+
+    SIGINT, SIGTERM, Signals = signal.SIGINT, signal.SIGTERM, signal.Signals
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
+    def signal(self, number: int, handler: Any) -> None:
+        if number == signal.SIGTERM:
+            self.life.current.signals[:] = [lambda signum, frame: handler(signum, frame)] if handler else []
