@@ -93,8 +93,9 @@ def real_code_of(life: Life) -> Iterator[None]:
         (workers, "trouble_of", partial(trouble_of, life)),
         (workers, "extract_shard", partial(extract, life)),
         (jobs.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
+        (jobs.cluster, "refuse_unfit", quiet),
         (jobs.cli.talk, "say", quiet),
-        (jobs.cli.launch, "report", lambda *_: 0),
+        (jobs.cli.launch, "report", lambda *_, **__: 0),
         (jobs.cli.launch, "_progress_bar", lambda _: contextlib.nullcontext()),
     ):
         yield
