@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
@@ -38,6 +38,15 @@ class Cluster:
     cpus: int
     gpus: int
     scratch: Path
+    node: Any  # Ray's record of the processes that it started for us
+
+    def dead(self) -> str:
+        """Which of the two processes that Ray cannot do without has ended; empty while both run.
+
+        Ray itself would not say: calls that are under way simply never come back.
+        """
+        ended = {name for name, _ in self.node.dead_processes()}
+        return " and ".join(name for name in ("raylet", "gcs_server") if name in ended)
 
 
 @contextlib.contextmanager
@@ -67,8 +76,8 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
                 f"Ray could not start on this machine ({' '.join(str(error).split())}). Usual reasons: little memory, "
                 "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
             ) from error
-        resources = ray.cluster_resources()
-        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), scratch)
+        resources, node = ray.cluster_resources(), ray._private.worker._global_node
+        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), scratch, node)
     finally:
         ray.shutdown()
         os.chdir(before)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from jobs import control
 from jobs.cluster import Cluster
@@ -57,6 +57,7 @@ from pipeline.store import Store
 
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two looks at the workers' counters
+SILENT_S = 60.0  # a busy worker that does not answer such a look for so long is given up: paused, or hung for good
 TRY_AGAIN_S = 5.0  # after a store failed; doubles
 LONGEST_TRY_S = 60.0
 
@@ -118,7 +119,7 @@ class Run:
         threading.Thread(target=self._count, name="count", daemon=True).start()
         self.workers: dict[int, _Worker] = {}
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
-        self.asking: dict[Any, int] = {}  # progress calls under way -> worker
+        self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
         self.signals: list[int] = []
         self.counter = 0
         self.lost_at: float | None = None  # when a store was last heard to work, while one fails
@@ -161,20 +162,22 @@ class Run:
         return [event for ref in ready if (event := self._result(ref)) is not None]
 
     def _result(self, ref: Any) -> Event | None:
-        if (number := self.asking.pop(ref, None)) is not None:
+        if (asked := self.asking.pop(ref, None)) is not None:
             try:
-                _, self.workers[number].progress = ray.get(ref)
+                _, self.workers[asked[0]].progress = ray.get(ref)
             except (RayError, KeyError):
                 return None  # the call in `pending` tells the death
             return None
         meaning = self.pending.pop(ref)
         try:
             return meaning(ray.get(ref))
-        except RayActorError as error:
+        except RayTaskError:
+            raise  # our own defect: it came out of the worker's code
+        except RayError as error:  # also of Ray's memory monitor and of a lost node, which are no RayActorError
             return meaning(error)
 
     def _outside(self) -> list[Event]:
-        """Signals at once; cancel requests and newer epochs at every heartbeat."""
+        """Signals and the death of Ray at once; cancel requests and newer epochs at every heartbeat."""
         events: list[Event] = []
         if not self.counted.empty():
             events.append(self.counted.get())
@@ -183,6 +186,9 @@ class Run:
             number = self.signals[0]
             name = signal.Signals(number).name
             events.append(Stop(128 + number, f"interrupted by {name}; shards in flight were abandoned"))
+        if dead := self.cluster.dead():
+            how = "killed, or this machine ran out of memory"
+            events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
             try:
                 if (newest := control.newest_number(self.store)) > self.epoch.number:
@@ -321,11 +327,15 @@ class Run:
     # -- what others see
 
     def _heartbeat(self) -> None:
-        if time.monotonic() - self.asked >= PROGRESS_S:
-            self.asked = time.monotonic()
+        now = time.monotonic()
+        if now - self.asked >= PROGRESS_S:
+            self.asked = now
+            unanswered = dict(self.asking.values())
             for number, worker in self.workers.items():
-                if worker.state == "busy" and number not in self.asking.values():
-                    self.asking[worker.actor.progress.remote()] = number
+                if worker.state == "busy" and number not in unanswered:
+                    self.asking[worker.actor.progress.remote()] = (number, now)
+                elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
+                    ray.kill(worker.actor, no_restart=True)  # its call in `pending` then tells the death
             if self.on_progress is not None:
                 self.on_progress(self.snapshot(control.RUNNING))
         if time.monotonic() - self.beaten < control.HEARTBEAT_S:

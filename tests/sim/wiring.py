@@ -60,7 +60,7 @@ def real_code_of(life: Life) -> Iterator[None]:
     again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
     pq = SimpleNamespace(read_table=memory.read_table)
     quiet = lambda *_, **__: None  # noqa: E731
-    cluster = SimpleNamespace(gpus=0, cpus=2, scratch=life.store.scratch)
+    cluster = SimpleNamespace(gpus=0, cpus=2, scratch=life.store.scratch, dead=str)
     with patched(
         (commit, "time", time),
         (schema, "write_parquet", partial(write, life)),

@@ -1,0 +1,155 @@
+"""One job under kills: launched, struck by a seeded plan, resumed until finished, watched by a reader all along."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import subprocess
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.chaos.monkey import ENDS_THE_RUN, LOOK_S, ROLES, Kill, Mourners, Running, commits, strike
+from tests.chaos.reader import Seen, reading
+from tests.conftest import p3d
+
+RUN_S = 420.0  # longest one run may take
+END_S = 60.0  # longest a run may take to notice that its raylet or head is gone
+DEATHS_A_SHARD = 2  # of the worker without a commit between: four tries of one shard are its budget
+
+
+@dataclass(slots=True)
+class Ordeal:
+    """What happened to one job, and what it came to."""
+
+    seed: int
+    shards: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    missed: Counter[str] = field(default_factory=Counter)  # planned, but the job was over first
+    runs: list[dict[str, Any]] = field(default_factory=list)  # exit code, seconds to end after a kill, its last words
+    seconds: float = 0.0
+    verdict: dict[str, Any] = field(default_factory=dict)
+    reader: Seen = field(default_factory=Seen)
+    same_rows: bool = False
+    redone: int = 0  # shards in flight when what worked on them was killed: at most one a kill
+    not_redone: bool = True  # every resume had exactly the uncommitted shards to do
+    ours_s: float = 0.0  # the longest that our processes outlived their driver
+    rays_s: float = 0.0
+    left: list[str] = field(default_factory=list)
+
+    def of(self, role: str) -> int:
+        return sum(kill.role == role for kill in self.kills)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self) | {"landed": {role: self.of(role) for role in ROLES}}
+
+
+def plan(quotas: dict[str, int], shards: int, rng: random.Random) -> list[tuple[int, str]]:
+    """(not before this many commits, role) in order: kills spread over the job, from its first commit to its last."""
+    roles = [role for role, count in quotas.items() for _ in range(count)]
+    rng.shuffle(roles)
+    return list(zip(sorted(rng.randint(1, shards - 2) for _ in roles), roles, strict=True))
+
+
+def rows(out: Path, folder: str) -> pa.Table:
+    """All rows of a folder of the dataset in a fixed order."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((out / folder).glob("*.parquet"))])
+    keys = [(name, "ascending") for name in ("video_id", "clip_index") if name in table.column_names]
+    return table.sort_by(keys).combine_chunks()
+
+
+def ordeal(
+    seed: int, source: Path, out: Path, launch: tuple[object, ...], quotas: dict[str, int], shards: int, serial: Path
+) -> Ordeal:
+    """Launch, strike, resume until finished; then look at everything."""
+    rng, it = random.Random(seed), Ordeal(seed, shards)
+    left, mourners = plan(quotas, shards, rng), list[Mourners]()
+    started = time.monotonic()
+    out.mkdir(parents=True)
+    with reading(out, out.parent / f"{out.name}.seen.json") as it.reader:
+        words: tuple[object, ...] = ("launch", source, out, *launch)
+        for run in range(1 + sum(quotas.values())):
+            before = commits(out)
+            running = Running(words, out.parent / f"{out.name}.said{run}")
+            try:
+                _strike_all(running, run, out, left, it, mourners, rng)
+            finally:
+                with contextlib.suppress(psutil.Error):
+                    running.end()
+            if run and (todo := re.search(r"(\d+) of (\d+) shards to do", running.talk)):
+                it.not_redone &= int(todo[1]) == shards - before
+            if it.runs[-1]["code"] == 0:
+                break
+            words = ("resume", out)
+        it.missed.update(role for _, role in left)
+        it.verdict = verdict(out)
+    it.seconds = round(time.monotonic() - started, 1)
+    it.redone = sum(kill.role != "task" for kill in it.kills)
+    it.same_rows = all(rows(out, folder).equals(rows(serial, folder)) for folder in ("clips", "videos", "failures"))
+    for one in mourners:
+        one.join()
+        it.ours_s, it.rays_s = max(it.ours_s, one.ours_s), max(it.rays_s, one.rays_s)
+        it.left += one.left
+    it.left += [str(path) for path in (out / "_job" / "tmp").glob("*")]
+    return it
+
+
+def _strike_all(
+    running: Running,
+    run: int,
+    out: Path,
+    left: list[tuple[int, str]],
+    it: Ordeal,
+    mourners: list[Mourners],
+    rng: random.Random,
+) -> None:
+    """Strike one run until a kill ends it, or it ends."""
+    until, deaths, at = time.monotonic() + RUN_S, 0, -1
+    ended_by, ended_at = "", 0.0
+    while not running.ended:
+        assert time.monotonic() < until, f"the run neither works nor ends: {running.talk[-2000:]}"
+        now = commits(out)
+        due = [place for place, (place_commits, _) in enumerate(left) if place_commits <= now]
+        if now != at:
+            deaths, at = 0, now
+        waits = deaths >= DEATHS_A_SHARD
+        place = next((place for place in due if not (waits and left[place][1] == "worker")), None)
+        if place is None:
+            time.sleep(0.01)
+            continue
+        role = left[place][1]
+        family = running.family() if role in ENDS_THE_RUN else {}
+        if not (kill := strike(running, role, out, it.shards, run, rng)):
+            time.sleep(LOOK_S)
+            continue
+        it.kills.append(kill)
+        left.pop(place)
+        deaths += role == "worker"
+        if role in ENDS_THE_RUN:
+            ended_by, ended_at = role, time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(END_S)
+            mourners.append(Mourners(family))
+            break
+    it.runs.append(
+        {
+            "ended_by": ended_by,
+            "code": running.process.poll(),
+            "end_s": round(time.monotonic() - ended_at, 2) if ended_by else None,
+            "said": running.talk.strip().splitlines()[-3:],
+        }
+    )
+
+
+def verdict(out: Path) -> dict[str, Any]:
+    """What `p3d verify --deep` says."""
+    ran = p3d("verify", out, "--deep", "--json")
+    names = ("manifest", "ok", "failed", "pending", "underived", "lost", "duplicated", "unexpected", "changed")
+    return {name: ran.json[name] for name in names} | {"code": ran.code, "reasons": ran.json["reasons"]}

@@ -1,0 +1,73 @@
+"""The same job in one process, one video after the other, with neither Ray nor a kill: what the rows must be.
+
+python -m tests.chaos.serial SRC OUT WEIGHTS SHARD_VIDEOS
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.job import manifests
+from jobs.planning import JobSpec, add_plan, create_job, default_batch, prepare, run_options
+from jobs.workers import WorkerSpec
+from p3d.encoder import Encoder
+from pipeline.commit import commit_shard
+from pipeline.decode.messages import decode_messages
+from pipeline.extract import extract_shard
+from pipeline.listing import find
+from pipeline.store import DEFAULTS, open_store
+from pipeline.types import DecodeMessage, ShardPlan
+
+
+def main() -> None:
+    source, out, weights = sys.argv[1:4]
+    store = open_store(out)
+    prepared = prepare(JobSpec(None, weights))
+    job = create_job(store, prepared)
+    add_plan(store, job, find(source, DEFAULTS, id_column=None), shard_videos=int(sys.argv[4]), limit=None)
+    options = run_options({}, batch_size=default_batch("cpu"), device="cpu")
+    decoding = WorkerSpec(out, job.recipe, options, "", (), "", "").decoding
+    encoder = Encoder(
+        prepared.weights.network,
+        prepared.weights.recipe,
+        device="cpu",
+        batch_size=options.batch_size,
+        threads=options.threads,
+    )
+
+    def messages(shard: ShardPlan, scratch: Path) -> Iterator[tuple[int, DecodeMessage]]:
+        for at, video in enumerate(shard.videos):
+            for message in decode_messages(
+                video,
+                decoding.frames,
+                decoding.sampling,
+                policy=decoding.policy,
+                limits=decoding.limits,
+                store_options=decoding.store_options,
+                scratch=scratch,
+            ):
+                yield at, message
+
+    with tempfile.TemporaryDirectory() as folder:
+        for manifest in manifests(store, job).values():
+            for at in range(manifest.plan.n_shards):
+                shard = manifest.shard(at)
+                rows = extract_shard(
+                    shard,
+                    messages(shard, Path(folder)),
+                    encoder.encode,
+                    sampling=job.recipe.sampling,
+                    batch_size=options.batch_size,
+                    feature_dim=job.recipe.feature_dim,
+                    embedding_dtype=job.recipe.embedding_dtype,
+                )
+                rows.stats["pid"] = os.getpid()
+                commit_shard(store, rows, job.recipe, manifest.user_columns(at))
+
+
+if __name__ == "__main__":
+    main()
