@@ -3,11 +3,17 @@
 A decode is a process of its own because native decoders crash and hang on real archives: one that dies is tried again
 and convicted only on evidence, one that hangs is killed, and neither takes another video with it. Retries are ours,
 counted per video; Ray's own are off.
+
+A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
+more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
+import platform
+import shutil
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -25,14 +31,16 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from jobs.machine import is_alive
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.decode.messages import decode_messages
 from pipeline.errors import Reason, StoreError
 from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoFetched, VideoInfo, VideoRef
 
 BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
+FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
@@ -59,9 +67,10 @@ class DecodeSpec:
 def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
     """The task: one video. If a fatal signal ends this process, the file `note` says which (same machine only)."""
     scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
+    _sweep(scratch)
     with note.open("w") as file:
         faulthandler.enable(file)
-        yield from decode_messages(
+        for message in decode_messages(
             video,
             spec.frames,
             spec.sampling,
@@ -69,9 +78,25 @@ def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -
             limits=spec.limits,
             store_options=spec.store_options,
             scratch=scratch,
-        )
+        ):
+            yield message
+            if isinstance(message, VideoFetched) and _is_remote(video):
+                for _ in range(BLOCKS_AHEAD):  # no `yield from`: Ray sends into its generators
+                    yield message  # here it halts this process, until its owner reads on
         faulthandler.disable()
     note.unlink(missing_ok=True)
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove the copies of decodes that were killed on this machine."""
+    for folder in scratch.glob(f"video-{platform.node()}-*"):
+        pid = int(folder.name.rsplit("-", 2)[1])
+        if pid == os.getpid() or not is_alive(pid):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_remote(video: VideoRef) -> bool:
+    return video.uri.startswith("s3://")
 
 
 _decode_video: Any = ray.remote(
@@ -92,11 +117,16 @@ class _Case:
 
 @dataclass(slots=True)
 class _Stream:
-    """A decode that runs: its generator, its fatal-signal note, and since when it has been silent."""
+    """A decode that runs: its generator, its fatal-signal note, and since when it has been silent.
+
+    `fetching` a copy, then `halted` until another has ended, then decoding; a local video is decoded from the start.
+    """
 
     case: _Case
     note: Path
-    silent_since: float | None = None  # None until its process has begun
+    fetching: bool
+    halted: bool = False
+    silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
 
@@ -116,11 +146,12 @@ class Decoding:
         suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
         try:
             while waiting or suspects or self.streams:
-                while waiting and len(self.streams) < self.spec.decode_tasks:
+                while waiting and self._room_for(waiting[0].video):
                     self._submit(waiting.popleft())
                 if suspects and not self.streams:
                     self._submit(suspects.popleft())
-                generators = list(self.streams)
+                self._go_on()
+                generators = [generator for generator, stream in self.streams.items() if not stream.halted]
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
                 if not ready:
                     ready, _ = ray.wait(generators, num_returns=1, timeout=POLL_S)
@@ -130,14 +161,28 @@ class Decoding:
                     if generator not in ready and self._overdue(generator):
                         yield self._kill(generator)
         finally:
-            for generator in self.streams:
-                ray.cancel(generator, force=True)
+            for generator in list(self.streams):
+                self._end(generator)
+
+    def _room_for(self, video: VideoRef) -> bool:
+        """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
+        if len(self.streams) < self.spec.decode_tasks or not _is_remote(video):
+            return len(self.streams) < self.spec.decode_tasks
+        size_bytes = video.size_bytes + sum(stream.case.video.size_bytes for stream in self.streams.values())
+        return len(self.streams) < 2 * self.spec.decode_tasks and size_bytes <= FETCHED_BYTES
 
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
         note = self.scratch / f"{case.at}-{case.attempts}.crash"
-        generator = _decode_video.remote(case.video, self.spec, self.scratch, note)
-        self.streams[generator] = _Stream(case, note)
+        fetching = _is_remote(case.video)
+        task = _decode_video.options(num_cpus=0.5 if fetching else 1)
+        self.streams[task.remote(case.video, self.spec, self.scratch, note)] = _Stream(case, note, fetching)
+
+    def _go_on(self) -> None:
+        """Let those that have their copy decode, as far as there is room, the first first."""
+        room = self.spec.decode_tasks - sum(not (s.fetching or s.halted) for s in self.streams.values())
+        for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
+            stream.halted, stream.silent_since = False, time.monotonic()
 
     def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """The message that is ready, or what follows from the end or the death of the stream."""
@@ -159,6 +204,10 @@ class Decoding:
             yield from self._died(stream, suspects, error)
             return
         stream.silent_since = time.monotonic()
+        if isinstance(message, VideoFetched):
+            if stream.fetching:
+                stream.fetching, stream.halted, stream.silent_since = False, True, None
+            return
         if isinstance(message, Failure):
             message = Failure(message.reason, message.detail, stream.case.attempts)
         stream.opened = stream.opened or isinstance(message, VideoInfo)
@@ -199,7 +248,13 @@ class Decoding:
         return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
     def _kill(self, generator: Any) -> tuple[int, DecodeMessage]:
-        case = self.streams.pop(generator).case
-        ray.cancel(generator, force=True)
+        case = self._end(generator)
         detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
         return case.at, Failure(Reason.DECODE_TIMEOUT, detail, case.attempts)
+
+    def _end(self, generator: Any) -> _Case:
+        """Kill its process. What it copied is swept by the next task there, for it may live a moment longer."""
+        stream = self.streams.pop(generator)
+        ray.cancel(generator, force=True)
+        stream.note.unlink(missing_ok=True)
+        return stream.case

@@ -31,6 +31,7 @@ from pipeline.types import (
     ShardPlan,
     ShardRows,
     VideoEnd,
+    VideoFetched,
     VideoInfo,
     VideoOutcome,
     VideoRef,
@@ -79,7 +80,7 @@ def extract_shard(
     batch = _Batch(encode, batch_size, progress)
     for at, message in _timed(messages, progress):
         match message:
-            case VideoStart():
+            case VideoStart() | VideoFetched():
                 continue
             case VideoInfo():
                 tracks[at] = _Track(message, sampling)

@@ -1,7 +1,7 @@
 """S3Store: the store behind `s3://`, on boto3.
 
-A request is tried again inside botocore for hiccups, and here for a bounded time when the server is busy; credentials
-that were refused are read once more; a body that breaks off is gone on with (`pipeline.s3_body`). What is left becomes
+A request is tried again at once for a hiccup, and for a bounded time when the server is busy; credentials that were
+refused are read once more; a body that breaks off is gone on with (`pipeline.s3_body`). What is left becomes
 a store error with a sentence (`pipeline.s3_errors`). Clients are shared within a process (`pipeline.s3_client`).
 """
 
@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import InputError, StoreChanged, StoreMissing, StoreUnsafe
+from pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, StoreUnsafe
 from pipeline.s3_body import Body
 from pipeline.s3_client import client_for, forget
-from pipeline.s3_errors import from_botocore, from_reply
+from pipeline.s3_errors import cut_off, from_botocore, from_reply
 from pipeline.store import (
     CREATED,
     DEFAULTS,
@@ -44,6 +44,8 @@ RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part o
 PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
 LONGEST_PAUSE_S = 4.0
 PAGE_KEYS = 1000  # of a listing; servers give no more
+# botocore takes a reply whose content never came for one that says nothing; these always say this
+SAYS = {"list_objects_v2": "IsTruncated", "copy_object": "CopyObjectResult"}
 
 Page = tuple[list[ObjectInfo], list[str]]  # of a listing: objects, and the prefixes that a delimiter cut off
 
@@ -93,7 +95,7 @@ class S3Store(Store):
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
-            reply = self._ask("head_object", key, Key=self.prefix + key)
+            reply = self._head(key)
         except StoreMissing:
             return None
         return ObjectInfo(key, reply["ContentLength"], _ns(reply["LastModified"]), reply["ETag"])
@@ -151,6 +153,14 @@ class S3Store(Store):
         with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="p3d-") as folder:
             yield Path(folder) / "object.tmp"
 
+    def _head(self, key: str) -> Any:
+        try:
+            return self._ask("head_object", key, Key=self.prefix + key)
+        except StoreDenied:  # a reply to HEAD has no words; one to GET tells expired credentials from a refusal
+            with contextlib.suppress(StoreMissing):
+                self._ask("get_object", key, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
+            return self._ask("head_object", key, Key=self.prefix + key)
+
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
@@ -172,7 +182,10 @@ class S3Store(Store):
             client = None
             try:
                 client = client_for(self.options)
-                return getattr(client, operation)(**self._always, **params)
+                reply = getattr(client, operation)(**self._always, **params)
+                if SAYS.get(operation, "ResponseMetadata") in reply:
+                    return reply
+                trouble = cut_off(self._place(key))
             except ClientError as error:
                 trouble = from_reply(error, self._place(key))
             except BotoCoreError as error:
@@ -180,8 +193,8 @@ class S3Store(Store):
             if trouble.renew and not renewed:
                 forget(client)
                 renewed = True
-            elif time.monotonic() - began + pause_s < (
-                trouble.patience_s and max(trouble.patience_s, least_patience_s)
+            elif trouble.patience_s and (  # twice at least, however long the first time took
+                pause_s == PAUSE_S or time.monotonic() - began + pause_s < max(trouble.patience_s, least_patience_s)
             ):
                 time.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

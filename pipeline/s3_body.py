@@ -51,7 +51,7 @@ class Body:
     md5: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
 
     def fetch(self) -> None:
-        """All of it. StoreChanged, StoreMissing; StoreCorrupt if it never matches, StoreUnknown if it never ends."""
+        """All of it. StoreChanged, StoreMissing; StoreCorrupt if the stored bytes are wrong, else StoreUnknown."""
         planned, wrong, failure = self.etag, "", StoreError()
         for attempt in range(BODY_TRIES):
             if attempt:
@@ -74,12 +74,15 @@ class Body:
                 continue
             if matches:
                 return
-            failure = StoreCorrupt(
-                f"{self.place}: the bytes that arrive are not those of the object's checksum or ETag; if the ETags of "
-                "this server are no MD5, use --checksums when_required"
+            if self.md5.hexdigest() == wrong:  # the same wrong bytes twice: that is what the store holds
+                raise StoreCorrupt(
+                    f"{self.place}: the bytes that arrive are not those of the object's checksum or ETag; if the ETags "
+                    "of this server are no MD5, use --checksums when_required"
+                )
+            failure = StoreUnknown(
+                f"{self.place}: the bytes that arrive are wrong, and others every time; is the network, or the memory "
+                "of a machine, damaged?"
             )
-            if self.md5.hexdigest() == wrong:
-                break  # the same wrong bytes twice: that is what the store holds
             wrong = self.md5.hexdigest()
             self._again()
         raise failure

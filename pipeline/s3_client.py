@@ -22,7 +22,6 @@ from pipeline.store import StoreOptions
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # of silence
-QUICK_TRIES = 2  # of one request inside botocore; `S3Store` tries again after that, for a bounded time
 CONNECTIONS = 32
 
 _Key = tuple[StoreOptions, frozenset[tuple[str, str]]]
@@ -54,7 +53,8 @@ def _make(options: StoreOptions) -> Any:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
-        retries={"mode": "standard", "total_max_attempts": QUICK_TRIES},
+        # `S3Store` tries again itself: botocore has a stock of retries for all requests, which an outage uses up
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
         # what is not asked for stays with the environment and ~/.aws/config

@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 
 BUSY_PATIENCE_S = 30.0  # a server that says "later" is asked again for so long
-GONE_PATIENCE_S = 5.0  # one that cannot be reached, after botocore's own tries
+GONE_PATIENCE_S = 5.0  # one that cannot be reached
 MESSAGE_CHARS = 200
 SECRETIVE = re.compile(  # presigned links, access keys, and whatever is long enough to be a token or a signature
     r"[?&]?(X-Amz-[\w-]+|Signature|AWSAccessKeyId|Credential)=[^\s&,]+|\b(AKIA|ASIA)\w+|[A-Za-z0-9+/=_-]{40,}",
@@ -57,6 +57,7 @@ _CODES: dict[str, tuple[type[StoreError], str]] = {
     "NoSuchKey": (StoreMissing, "no such object"),
     "NotFound": (StoreMissing, "no such object"),
     "PreconditionFailed": (StoreChanged, "no longer the same object"),
+    "InvalidRange": (StoreChanged, "shorter than it was"),
     "PermanentRedirect": (StoreDenied, _REGION),
     "TemporaryRedirect": (StoreDenied, _REGION),
     "AuthorizationHeaderMalformed": (StoreDenied, _REGION),
@@ -114,6 +115,7 @@ _STATUSES: dict[int, tuple[type[StoreError], str]] = {
     408: (StoreUnknown, _BUSY),
     409: (StoreUnknown, "other writers keep this object busy"),
     412: (StoreChanged, "no longer the same object"),
+    416: (StoreChanged, "shorter than it was"),
     429: (StoreUnknown, _BUSY),
     501: _CODES["NotImplemented"],
     507: (StoreFull, _FULL),
@@ -188,6 +190,11 @@ def from_botocore(error: BotoCoreError, place: str) -> Trouble:
     silent = isinstance(error, (boto.HTTPClientError, boto.ConnectionError))
     words = "no answer; is the S3 server there?" if silent else "the reply makes no sense"
     return Trouble(StoreUnknown(f"{place}: {words} ({type(error).__name__})"), GONE_PATIENCE_S)
+
+
+def cut_off(place: str) -> Trouble:
+    """A good reply whose content did not come."""
+    return Trouble(StoreUnknown(f"{place}: the reply was cut off"), GONE_PATIENCE_S)
 
 
 def _clean(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
     if video.size_bytes < 0:
         raise VideoError(Reason.SOURCE_MISSING, "was not there when the job was planned")
     if video.uri.startswith("s3://"):
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="video-") as folder:
+        owner = f"video-{platform.node()}-{os.getpid()}-"  # whoever finds it later can see that its process is gone
+        with tempfile.TemporaryDirectory(dir=scratch, prefix=owner) as folder:
             yield _download(video, options, Path(folder))
         return
     path = local_path(video.uri)

@@ -1,6 +1,6 @@
 """The records that pass between functions: frozen, slotted, checked where they are made.
 
-    VideoRef ──decode──> VideoStart, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows ──commit──>
+    VideoRef ──decode──> VideoStart, VideoFetched, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows
 
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
 frame of the video stream. Arrays carry their shape: N frames, H height, W width, C = 3 channels (R, G, B).
@@ -136,7 +136,12 @@ class VideoStart:
     pid: int
 
 
-DecodeMessage = VideoStart | VideoInfo | FrameBlock | VideoEnd | Failure
+@dataclass(frozen=True, slots=True)
+class VideoFetched:
+    """A local copy of the video is there: what comes next needs a processor, what came before a network."""
+
+
+DecodeMessage = VideoStart | VideoFetched | VideoInfo | FrameBlock | VideoEnd | Failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
 from pipeline.errors import Reason, StoreError, VideoError
 from pipeline.source import local_file
 from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoRef, VideoStart
+from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoFetched, VideoRef, VideoStart
 
 
 def decode_messages(
@@ -29,10 +29,11 @@ def decode_messages(
     store_options: StoreOptions,
     scratch: Path,
 ) -> Iterator[DecodeMessage]:
-    """VideoStart, then what `open_frames` yields; a Failure last if the video cannot be used. StoreError passes."""
+    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes."""
     yield VideoStart(os.getpid())
     try:
         with local_file(video, store_options, scratch) as path:
+            yield VideoFetched()
             yield from open_frames(path, spec, sampling, policy=policy, limits=limits)
     except VideoError as error:
         yield Failure(error.reason, error.detail)

@@ -113,18 +113,18 @@ def test_a_part_that_breaks_off_is_read_again(front: Proxy, store: S3Store) -> N
 
 @pytest.mark.fault(31)
 def test_flipped_bytes_are_never_taken(front: Proxy, store: S3Store, tmp_path: Path) -> None:
-    """One flipped byte of the right length: fetched again. Always other ones: S3StoreCorrupt, with the remedy."""
+    """One flipped byte of the right length: fetched again. Others every time: the line's fault."""
     front.faults = [Fault("flip", method="GET", times=1)]
     store.download("v.mp4", tmp_path / "v")
     assert (tmp_path / "v").read_bytes() == CONTENT and gets(front) == [("", "flip"), ("", "")]
     front.requests.clear()
     front.faults = [Fault("flip", method="GET")]
-    with pytest.raises(StoreCorrupt, match="--checksums when_required"):
+    with pytest.raises(StoreUnknown, match="others every time"):
         store.read("v.mp4")
     assert len(gets(front)) == s3_body.BODY_TRIES
     front.requests.clear()
     front.faults = [Fault("flip", method="GET", at=5)]
-    with pytest.raises(StoreCorrupt):
+    with pytest.raises(StoreCorrupt, match="--checksums when_required"):
         store.read("v.mp4")
     assert len(gets(front)) == 2  # the same wrong bytes twice are what the store holds
 
@@ -181,7 +181,7 @@ def test_a_trickle_is_broken_off(front: Proxy, store: S3Store) -> None:
     began = time.monotonic()
     with pytest.raises(StoreUnknown, match="Trickle"):
         store.read("v.mp4")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.fault(25)

@@ -1,0 +1,186 @@
+"""Videos on S3 are fetched while others decode: no more decode at once, nothing stays behind, nobody else is blamed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs import decoding
+from jobs.cluster import local_cluster
+from jobs.decoding import DecodeSpec, Decoding
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.errors import Reason, StoreError
+from pipeline.listing import find
+from pipeline.store import DEFAULTS
+from pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoFetched, VideoRef
+from tests.s3.conftest import new_store
+from tests.s3.proxy import Fault, Proxy
+from tests.zoo import make
+
+TASKS, VIDEOS, FRAMES = 2, 8, 30
+
+
+@pytest.fixture
+def shard(moto_front: Proxy, tmp_path: Path) -> ShardPlan:
+    """Eight videos on S3."""
+    store = new_store(moto_front)
+    path = make.video(tmp_path / "v.mp4", "libx264", FRAMES, options={"preset": "ultrafast"})
+    for number in range(VIDEOS):
+        store.create(f"{number}.mp4", path)
+    rows = find(store.url, DEFAULTS).videos.to_pylist()
+    moto_front.requests.clear()
+    return ShardPlan(1, "00000000", 0, tuple(VideoRef(**row) for row in rows))
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def cluster(moto_front: Proxy) -> Iterator[None]:
+    """Ray whose workers reach S3 through the proxy."""
+    with local_cluster(cpus=TASKS):
+        yield
+
+
+def spec(**changes: Any) -> DecodeSpec:
+    frames, sampling = FrameSpec((64, 64), (72, 96)), parse_sampling("every:16", clip_frames=16)
+    made = DecodeSpec(frames, sampling, DecodePolicy(), DecodeLimits(), DEFAULTS, TASKS, 60.0)
+    return replace(made, **changes)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, hang: str = "") -> None:
+    """Each decode leaves a file with the times [from going on to its end); `hang` never comes back from its copy."""
+    state.mkdir()
+
+    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+        began, fetched = 0.0, 0
+        for message in decoding.decode_video(video, made, scratch, note):
+            yield message
+            fetched += isinstance(message, VideoFetched)
+            if fetched == 1 + decoding.BLOCKS_AHEAD and not began:
+                began = time.monotonic()
+                time.sleep(slow_s + 1000 * (video.path == hang))
+        (state / video.path).write_text(f"{began} {time.monotonic()}")
+
+    options = {"num_returns": "streaming", "max_retries": 0}
+    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decoding.BLOCKS_AHEAD, **options)(decode)
+    monkeypatch.setattr(decoding, "_decode_video", remote)
+
+
+def gather(shard: ShardPlan, scratch: Path, made: DecodeSpec) -> dict[str, list[DecodeMessage]]:
+    found: dict[str, list[DecodeMessage]] = {}
+    for at, message in Decoding(shard, made, scratch).messages():
+        found.setdefault(shard.videos[at].path, []).append(message)
+    return found
+
+
+def assert_whole(messages: list[DecodeMessage]) -> None:
+    assert sum(len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)) == FRAMES
+    assert isinstance(messages[-1], VideoEnd)
+
+
+def test_fetching_overlaps_decoding_and_no_more_decode(
+    moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While `decode_tasks` videos decode, the next are fetched, each once; then they wait, and nothing is left."""
+    watched(monkeypatch, tmp_path / "state", slow_s=0.4)
+    moto_front.latency_s = 0.1
+    found = gather(shard, scratch, spec())
+    for messages in found.values():
+        assert_whole(messages)
+    spans = [tuple(map(float, path.read_text().split())) for path in (tmp_path / "state").iterdir()]
+    assert len(spans) == VIDEOS == moto_front.counts()["GET"]
+    assert max(sum(began <= at < ended for began, ended in spans) for at, _ in spans) <= TASKS
+    during = [r for r in moto_front.requests if any(began < r.at_s < ended for began, ended in spans)]
+    assert len(during) >= VIDEOS - 2 * TASKS
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.fault(29)
+def test_a_video_that_trickles_holds_up_no_other(
+    moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path
+) -> None:
+    """One body that never ends is `decode_timeout` at its deadline; the others are whole by then, its copy is swept."""
+    moto_front.faults = [Fault("trickle", method="GET", key="/3.mp4", rate=200.0)]
+    found = gather(shard, scratch, spec(video_timeout_s=3.0))
+    failure = found["3.mp4"][-1]
+    assert isinstance(failure, Failure) and failure.reason == Reason.DECODE_TIMEOUT
+    for path, messages in found.items():
+        if path != "3.mp4":
+            assert_whole(messages)
+    moto_front.faults = []
+    until = time.monotonic() + 10  # the killed process may live a moment longer
+    while list(scratch.iterdir()) and time.monotonic() < until:
+        gather(replace(shard, videos=shard.videos[:1]), scratch, spec())
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.fault(14)
+def test_waiting_for_ones_turn_is_not_silence(
+    moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video that has its copy may wait for a decode longer than its own deadline; one that hangs may not."""
+    watched(monkeypatch, tmp_path / "state", hang="0.mp4")
+    found = gather(replace(shard, videos=shard.videos[:2]), scratch, spec(decode_tasks=1, video_timeout_s=3.0))
+    assert [type(found[path][-1]) for path in ("0.mp4", "1.mp4")] == [Failure, VideoEnd]
+
+
+@pytest.mark.fault(26, 28)
+def test_reasons_and_outages_are_as_before(moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path) -> None:
+    """A replaced object is its own failure, an outage of the store is raised and blames no video."""
+    moto_front.faults = [Fault("status", method="GET", key="/2.mp4", status=412, code="PreconditionFailed")]
+    found = gather(shard, scratch, spec())
+    failure = found["2.mp4"][-1]
+    assert isinstance(failure, Failure) and failure.reason == Reason.SOURCE_CHANGED
+    assert sum(isinstance(messages[-1], VideoEnd) for messages in found.values()) == VIDEOS - 1
+    moto_front.faults = [Fault("status", key="/2.mp4", status=400, code="OddRequest")]
+    with pytest.raises(StoreError, match="does not take this request"):
+        gather(shard, scratch, spec())
+
+
+def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as many as may decode, and not beyond the bytes; local videos are never started ahead."""
+    started = []
+
+    class Task:
+        def options(self, num_cpus: float) -> Task:
+            return self
+
+        def remote(self, video: VideoRef, *_: object) -> str:
+            started.append(video.path)
+            return video.path
+
+    monkeypatch.setattr(decoding, "_decode_video", Task())
+    here = replace(shard.videos[0], uri="file:///x.mp4")
+    for video, limit, count in ((shard.videos[0], 1 << 40, 2 * TASKS), (shard.videos[0], 0, TASKS), (here, 0, TASKS)):
+        monkeypatch.setattr(decoding, "FETCHED_BYTES", limit)
+        made = Decoding(shard, spec(), scratch)
+        while made._room_for(video):
+            made._submit(decoding._Case(0, replace(video, path=f"{len(started)}")))
+        assert len(made.streams) == count
+
+
+def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
+    """Only copies whose process is gone, on this machine."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here = platform.node()
+    for name in (f"video-{here}-{gone.pid}-a_b", f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"):
+        (scratch / name).mkdir()
+        (scratch / name / "video.mp4").touch()
+    decoding._sweep(scratch)
+    assert {path.name for path in scratch.iterdir()} == {f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"}

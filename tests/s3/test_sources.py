@@ -1,0 +1,321 @@
+"""Videos on S3: odd keys, objects that change, vanish or are refused, and bodies that do not arrive whole."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import s3_body
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.messages import decode_messages
+from pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
+from pipeline.listing import find
+from pipeline.manifest import Manifest, with_shards, write_plan
+from pipeline.s3 import S3Store
+from pipeline.s3_client import client_for
+from pipeline.source import local_file
+from pipeline.store import DEFAULTS, LocalStore, StoreOptions, open_store, s3_uri
+from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
+from tests.s3.conftest import new_store
+from tests.s3.proxy import Fault, Proxy
+from tests.servers import ACCESS_KEY
+from tests.zoo import make
+
+NAMES = (
+    "a.mp4",
+    "caf\u00e9.mp4",
+    "cafe\u0301.mp4",  # the same to the eye
+    "\u65e5\u672c\u8a9e/\U0001f3ac.mp4",
+    "trailing space /x.mp4 ",
+    " leading.mp4",
+    "a%2Fb.mp4",
+    "a%252Fb.mp4",
+    "a+b.mp4",
+    "a b.mp4",
+    "q?x=1&y=2#z.mp4",
+    "quote'\"`.mp4",
+    "back\\slash.mp4",
+    "tab\t.mp4",
+    "line\nfeed.mp4",
+    "return\r.mp4",
+    "escape\x1b[31m.mp4",
+    "one\x01.mp4",
+    "delete\x7f.mp4",
+    "<&>]]>.mp4",
+    "~$@!*'();:,=.mp4",
+    "x" * 200 + "/" + "\u00fc" * 100 + ".mp4",
+)
+UNTYPED = ("trailing space /x.mp4 ",)  # no known extension, so only a list can name them
+BEYOND_SERVER = ("back\\slash.mp4", "line\nfeed.mp4")  # SeaweedFS takes a backslash for a slash, moto no line feed
+LONGEST = 1024  # bytes of a key
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder for copies, which is empty afterwards, whatever happened."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A real video of 30 frames."""
+    path = tmp_path_factory.mktemp("v") / "v.mp4"
+    return make.video(path, "libx264", 30, options={"preset": "ultrafast"}, noise=40).read_bytes()
+
+
+def put(store: S3Store, key: str, content: bytes) -> None:
+    client_for(DEFAULTS).put_object(Bucket=store.bucket, Key=store.prefix + key, Body=content)
+
+
+def planned(store: S3Store, front: Proxy, key: str = "v.mp4") -> VideoRef:
+    """The row of one object, as a plan has it; the proxy has then seen nothing yet."""
+    [row] = find(f"{store.url}/{key}", DEFAULTS).videos.to_pylist()
+    front.requests.clear()
+    return VideoRef(**row)
+
+
+def fetched(video: VideoRef, scratch: Path, options: StoreOptions = DEFAULTS) -> bytes:
+    with local_file(video, options, scratch) as path:
+        return Path(path).read_bytes()
+
+
+def decoded(video: VideoRef, scratch: Path) -> list[DecodeMessage]:
+    frames, sampling = FrameSpec((64, 64), (72, 96)), parse_sampling("every:16", clip_frames=16)
+    limits, policy = DecodeLimits(), DecodePolicy()
+    where = {"store_options": DEFAULTS, "scratch": scratch}
+    return list(decode_messages(video, frames, sampling, policy=policy, limits=limits, **where))  # type: ignore[arg-type]
+
+
+def reason_of(video: VideoRef, scratch: Path) -> Reason:
+    """Why a video has no frame. Not one message but its start comes before the failure."""
+    start, failure = decoded(video, scratch)
+    assert isinstance(start, VideoStart) and isinstance(failure, Failure)
+    return failure.reason
+
+
+@pytest.fixture
+def store(any_front: Proxy, content: bytes) -> S3Store:
+    """A store with one video, on each server in turn."""
+    made = new_store(any_front)
+    made.create("v.mp4", content)
+    made.create("other.mp4", content)
+    return made
+
+
+@pytest.mark.fault(24)
+def test_any_key_is_listed_planned_and_read(any_front: Proxy, scratch: Path, tmp_path: Path) -> None:
+    """Unicode, 1 024 bytes, %2F, plus, blanks, control characters: each is read by its own URI, through Parquet."""
+    store = new_store(any_front)
+    longest = "l" * 200 + "/"
+    longest = longest * ((LONGEST - len(store.prefix) - 10) // len(longest))
+    longest += "x" * (LONGEST - len((store.prefix + longest).encode()) - 4) + ".mp4"
+    names = {*NAMES, longest} - {BEYOND_SERVER[any_front.env["AWS_ACCESS_KEY_ID"] != ACCESS_KEY]}
+    for name in names:
+        put(store, name, name.encode())
+    assert len((store.prefix + longest).encode()) == LONGEST
+    found = find(store.url, DEFAULTS)
+    assert any("encoding-type=url" in request.path for request in any_front.requests)
+    assert {*found.videos["path"].to_pylist(), *found.skipped} == names
+    assert set(found.skipped) == set(UNTYPED)
+
+    listed = tmp_path / "list.parquet"
+    uris = [s3_uri(store.bucket, store.prefix + name) for name in UNTYPED]
+    pq.write_table(pa.table({"uri": [*found.videos["uri"].to_pylist(), *uris]}), listed)
+    out = LocalStore(str(tmp_path / "out"))
+    plan = write_plan(out, 1, "0" * 64, with_shards(find(str(listed), DEFAULTS).videos, 100), 0)
+    videos = Manifest(out, plan).shard(0).videos
+    assert len(videos) == len(names)
+    assert {fetched(video, scratch).decode() for video in videos} == names
+
+
+@pytest.mark.fault(25)
+def test_an_object_that_was_replaced_is_source_changed(
+    any_front: Proxy, store: S3Store, scratch: Path, content: bytes
+) -> None:
+    """Other bytes of the same length after planning: not one frame, one request; the planned content again is read."""
+    video = planned(store, any_front)
+    put(store, "v.mp4", content[::-1])
+    any_front.requests.clear()
+    assert reason_of(video, scratch) == Reason.SOURCE_CHANGED
+    assert any_front.counts()["GET"] == 1
+    put(store, "v.mp4", content)
+    assert isinstance(decoded(video, scratch)[-1], VideoEnd)
+
+
+@pytest.mark.fault(25)
+def test_an_object_that_is_replaced_while_it_is_read_is_never_mixed(
+    any_front: Proxy, store: S3Store, scratch: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body breaks off and the object is another when the rest is asked for: source_changed, not two halves."""
+    video = planned(store, any_front)
+
+    def replace(_: float) -> None:
+        put(store, "v.mp4", content[::-1])
+
+    monkeypatch.setattr(s3_body, "time", SimpleNamespace(sleep=replace, monotonic=time.monotonic))
+    any_front.faults = [Fault("cut", method="GET", at=len(content) // 2, times=1)]
+    assert reason_of(video, scratch) == Reason.SOURCE_CHANGED
+
+
+@pytest.mark.fault(25)
+def test_a_server_that_hands_out_another_object_is_found_out(moto_front: Proxy, content: bytes, scratch: Path) -> None:
+    """If-Match taken away and the body swapped: the reply's own ETag gives it away."""
+    store = new_store(moto_front)
+    store.create("v.mp4", content)
+    video = planned(store, moto_front)
+    put(store, "v.mp4", content[::-1])
+    moto_front.faults = [Fault("strip", method="GET", header="if-match")]  # moto believes any signature
+    assert reason_of(video, scratch) == Reason.SOURCE_CHANGED
+
+
+@pytest.mark.fault(26)
+def test_a_deleted_object_is_source_missing(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """Gone after planning: said after at most two requests."""
+    video = planned(store, any_front)
+    client_for(DEFAULTS).delete_object(Bucket=store.bucket, Key=f"{store.prefix}v.mp4")
+    any_front.requests.clear()
+    assert reason_of(video, scratch) == Reason.SOURCE_MISSING
+    assert len(any_front.requests) <= 2
+
+
+@pytest.mark.fault(26)
+def test_one_object_that_is_denied_is_its_own_trouble(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """403 for one key: source_denied after two requests, no storm; the others are read."""
+    video, other = planned(store, any_front), planned(store, any_front, "other.mp4")
+    any_front.faults = [Fault("status", key="/v.mp4", status=403, code="AccessDenied")]
+    assert reason_of(video, scratch) == Reason.SOURCE_DENIED
+    assert any_front.counts() == {"GET": 2}  # the object, and whether anything is answered
+    assert isinstance(decoded(other, scratch)[-1], VideoEnd)
+
+
+@pytest.mark.fault(26)
+def test_denial_of_everything_is_the_jobs_trouble(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """403 for whatever is asked, or no bucket at all: raised, and no video is blamed."""
+    video = planned(store, any_front)
+    any_front.faults = [Fault("status", status=403, code="AccessDenied")]
+    with pytest.raises(StoreDenied):
+        decoded(video, scratch)
+    assert len(any_front.requests) <= 4
+    any_front.faults = [Fault("status", status=404, code="NoSuchBucket")]
+    with pytest.raises(StoreNoBucket):
+        decoded(video, scratch)
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("kind", ["cut", "reset", "trickle"])
+def test_a_body_that_breaks_off_blames_no_video(front: Proxy, content: bytes, scratch: Path, kind: Any) -> None:
+    """Once: all frames are there. Always: the store's trouble, which the job waits out, and not one frame of a half."""
+    store = new_store(front)
+    store.create("v.mp4", content)
+    video = planned(store, front)
+    at = len(content) // 3
+    front.faults = [Fault(kind, method="GET", at=at, times=1)]
+    end = decoded(video, scratch)[-1]
+    assert isinstance(end, VideoEnd) and end.n_frames == 30
+    front.faults, seen = [Fault(kind, method="GET", at=at if kind == "cut" else 0)], []
+    if kind == "cut":  # always at the same share of what is asked: it would get there in the end
+        front.faults = [Fault(kind, method="GET", at=10)]
+    with pytest.raises(StoreUnknown, match="breaks off"):
+        seen = decoded(video, scratch)
+    assert seen == []
+
+
+@pytest.mark.fault(31)
+def test_only_what_is_stored_corrupt_is_source_corrupt(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """A flipped byte on the way is fetched again; the same wrong bytes twice are the video's, others each time not."""
+    video = planned(store, any_front)
+    any_front.faults = [Fault("flip", method="GET", times=1)]
+    assert isinstance(decoded(video, scratch)[-1], VideoEnd)
+    any_front.faults = [Fault("flip", method="GET", at=50)]
+    assert reason_of(video, scratch) == Reason.SOURCE_CORRUPT
+    any_front.faults = [Fault("flip", method="GET")]
+    with pytest.raises(StoreUnknown, match="others every time"):
+        decoded(video, scratch)
+
+
+@pytest.mark.fault(28)
+def test_an_outage_blames_no_video(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """A source that does not answer is the job's trouble; a copy that was begun is gone."""
+    video = planned(store, any_front)
+    any_front.faults = [Fault("status")]
+    with pytest.raises(StoreUnknown):
+        decoded(video, scratch)
+
+
+def test_what_an_option_says_reaches_the_wire(
+    any_front: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Requester pays on every request, encryption on what is written, profile, region and endpoint from the options."""
+    bucket = new_store(any_front).bucket
+    config = "[profile archive]\nregion = eu-west-3\naws_access_key_id = AKPROFILE\naws_secret_access_key = x\n"
+    (tmp_path / "config").write_text(config)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    how = {"endpoint_url": any_front.url, "profile": "archive", "requester_pays": True, "sse": "aws:kms"}
+    options = StoreOptions(**how, sse_kms_key_id="key-1", addressing="path")  # type: ignore[arg-type]
+    store = open_store(f"s3://{bucket}/wire", options)
+    any_front.faults = [Fault("status", status=403, code="AccessDenied")]
+    any_front.requests.clear()
+    asks = (
+        lambda: store.create("k", b"1"),
+        lambda: store.read("k"),
+        lambda: store.head("k"),
+        lambda: list(store.list()),
+        lambda: store.set_aside("k"),
+        lambda: store.replace("_job/k", b"1"),
+        lambda: store.delete("_job/k"),
+    )
+    for ask in asks:
+        with contextlib.suppress(StoreDenied):
+            ask()
+    assert any_front.counts() == {"PUT": 3, "GET": 3, "HEAD": 1, "DELETE": 1}
+    for request in any_front.requests:
+        assert request.headers["x-amz-request-payer"] == "requester", request
+        assert "Credential=AKPROFILE/" in request.headers["authorization"]
+        assert "/eu-west-3/s3/" in request.headers["authorization"]
+        assert request.path.startswith(f"/{bucket}")
+        encrypted = request.headers.get("x-amz-server-side-encryption")
+        assert encrypted == ("aws:kms" if request.method == "PUT" else None)
+        if request.method == "PUT":
+            assert request.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
+
+
+def test_the_bucket_goes_into_the_host_where_that_is_asked(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--addressing-style virtual names the bucket in the host, path in the path."""
+    port = moto_front.url.rpartition(":")[2]
+    plain = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **how: plain("127.0.0.1", *more, **how))
+    moto_front.faults = [Fault("status", status=403, code="AccessDenied")]
+    for addressing, host, path in (
+        ("virtual", f"bucket.s3.test:{port}", "/key"),
+        ("path", f"s3.test:{port}", "/bucket/key"),
+    ):
+        moto_front.requests.clear()
+        store = open_store("s3://bucket", StoreOptions(endpoint_url=f"http://s3.test:{port}", addressing=addressing))
+        with pytest.raises(StoreDenied):
+            store.read("key")
+        assert [(r.headers["host"], r.path) for r in moto_front.requests] == [(host, path)]
+
+
+def test_a_video_error_is_what_the_block_raises(front: Proxy, content: bytes, scratch: Path) -> None:
+    """Inside the data plane the trouble is a VideoError with the place, and the copy is removed."""
+    store = new_store(front)
+    store.create("v.mp4", content)
+    video = planned(store, front)
+    put(store, "v.mp4", b"other")
+    with pytest.raises(VideoError, match="no longer the object that was planned"):
+        fetched(video, scratch)
