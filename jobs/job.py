@@ -49,11 +49,13 @@ def refuse_other_job(store: Store, recipe: Recipe) -> None:
     except NoSuchJob:
         ours = ("_job/", "weights/", "plans/")  # a launch that was killed early leaves these
         stranger = next((info.key for info in store.list() if not info.key.startswith(ours)), None)
-        if stranger is not None:
+        if stranger is None:
+            return
+        if store.head("job.json") is None:
             raise OtherRecipe(
                 f"{store.url} is not empty but holds no job ({stranger}); choose a new folder for the output"
             ) from None
-        return
+        existing = read_job(store)  # another launch created it at this moment
     recipe.refuse_other(existing.recipe, store.url)
 
 

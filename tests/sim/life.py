@@ -17,7 +17,7 @@ import jobs.cluster
 from jobs import control, job, planning
 from pipeline import commit, manifest, schema, verify
 from pipeline.config import RunOptions
-from pipeline.errors import JobError
+from pipeline.errors import JobError, OtherRecipe
 from pipeline.listing import Found
 from pipeline.store import StoreOptions
 from tests.pipeline.rows import recipe, videos
@@ -127,6 +127,8 @@ class Life(World):
                 code = act(View(self.store, self), *given)
                 assert code in EXIT_CODES, f"{process.name} ends with {code}"
                 self.ended[str(code)] += 1
+            except OtherRecipe as error:
+                self.fail(error)  # all here have the same one
             except JobError as error:
                 self.fired["two plan at once"] += "planned at this moment" in str(error)
                 self.ended[type(error).__name__] += 1
