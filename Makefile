@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim check docs clean
+.PHONY: demo test sim chaos coverage check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -15,9 +15,20 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest -q --durations=10
 
-# every store operation of launch and resume, wrong in every way; `make test` takes one in four
+# every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
+# one operation in four and some hundred lives
 sim: $(READY)
-	P3D_STRIDE=1 $(PY) -m pytest -q -s tests/sim
+	P3D_STRIDE=1 P3D_SEEDS=$${P3D_SEEDS:-10000} $(PY) -m pytest -q -s --timeout 5000 tests/sim
+
+# five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
+chaos: $(READY)
+	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos
+
+# branch coverage of what every promise rests on, by the tests that are meant to hold it
+coverage: $(READY)
+	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
+	  tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py tests/jobs/test_planning.py tests/sim/test_power_loss.py
+	$(PY) -m coverage report
 
 check: $(READY)
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ from jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from jobs.cli.talk import EXIT_CODES  # noqa: E402
 from pipeline import schema  # noqa: E402
 from pipeline.errors import REASON_MEANING  # noqa: E402
+from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
 
 def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -85,20 +86,35 @@ def reference() -> str:
     )
 
 
-def readme(text: str) -> str:
-    """README.md with its generated blocks made anew."""
-    for name, content in (("exit codes", exit_codes()), ("reasons", reasons())):
-        pattern = rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)"
+def faults() -> str:
+    tests = shown_by()
+    rows = [(str(row), title, UNTESTED.get(row) or "<br>".join(_short(tests[row]))) for row, title in FAULTS.items()]
+    return markdown_table(("", "fault", "shown by"), rows)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Three of them, and how many more there are."""
+    shown = [f"`{name}`" for name in names[:3]]
+    return shown if len(names) <= 3 else [*shown, f"and {len(names) - 3} more"]
+
+
+def with_blocks(text: str, **blocks: str) -> str:
+    """A page with its generated blocks made anew."""
+    for name, content in blocks.items():
+        shown = name.replace("_", " ")
+        pattern = rf"(<!-- generated: {shown} -->\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, lambda found, content=content: found[1] + content + found[2], text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md needs one block '<!-- generated: {name} -->'")
+            raise SystemExit(f"a page needs one block '<!-- generated: {shown} -->'")
     return text
 
 
 def main() -> int:
+    reliability = (ROOT / "docs" / "reliability.md").read_text()
     wanted = {
         ROOT / "docs" / "reference.md": reference(),
-        ROOT / "README.md": readme((ROOT / "README.md").read_text()),
+        ROOT / "docs" / "reliability.md": with_blocks(reliability, faults=faults()),
+        ROOT / "README.md": with_blocks((ROOT / "README.md").read_text(), exit_codes=exit_codes(), reasons=reasons()),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:

@@ -159,7 +159,7 @@ class Decoding:
                     yield from self._next(generator, suspects)
                 for generator in generators:
                     if generator not in ready and self._overdue(generator):
-                        yield self._kill(generator)
+                        yield from self._kill(generator)
         finally:
             for generator in list(self.streams):
                 self._end(generator)
@@ -247,14 +247,16 @@ class Decoding:
         reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
         return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
-    def _kill(self, generator: Any) -> tuple[int, DecodeMessage]:
-        case = self._end(generator)
-        detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
-        return case.at, Failure(Reason.DECODE_TIMEOUT, detail, case.attempts)
+    def _kill(self, generator: Any) -> Iterator[tuple[int, DecodeMessage]]:
+        """It hangs; only while it is closed, if all frames are there."""
+        stream = self._end(generator)
+        if not stream.ended:
+            detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
+            yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)
 
-    def _end(self, generator: Any) -> _Case:
+    def _end(self, generator: Any) -> _Stream:
         """Kill its process. What it copied is swept by the next task there, for it may live a moment longer."""
         stream = self.streams.pop(generator)
         ray.cancel(generator, force=True)
         stream.note.unlink(missing_ok=True)
-        return stream.case
+        return stream

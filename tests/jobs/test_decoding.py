@@ -51,15 +51,22 @@ def spec(**changes: Any) -> DecodeSpec:
     return replace(made, **changes)
 
 
-def run(shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mischief: str, **changes: Any) -> Any:
-    """All messages by video name. `mischief` is code that the decode of `bad` runs after its first block."""
+def run(
+    shard: ShardPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mischief: str,
+    after: type = FrameBlock,
+    **changes: Any,
+) -> Any:
+    """All messages by video name. `mischief` is code that the decode of `bad` runs after its first block (`after`)."""
     state = tmp_path / "state"
     state.mkdir()
 
     def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
         for message in decoding.decode_video(video, made, scratch, note):
             yield message
-            if video.path == "bad.mp4" and isinstance(message, FrameBlock):
+            if video.path == "bad.mp4" and isinstance(message, after):
                 exec(mischief, {"state": state})
 
     remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(decode)
@@ -101,7 +108,9 @@ class TestMischief:
             "import ctypes; first = not list(state.iterdir()); (state / 'x').touch(); first and ctypes.string_at(0)"
         )
         found = run(shard, tmp_path, monkeypatch, mischief)
-        assert sum(isinstance(message, VideoInfo) for message in found["bad"]) == 2
+        assert list((tmp_path / "state").iterdir())
+        since = max(at for at, message in enumerate(found["bad"]) if isinstance(message, VideoInfo))
+        assert sum(len(m.numbers_N) for m in found["bad"][since:] if isinstance(m, FrameBlock)) == 80
         assert isinstance(found["bad"][-1], VideoEnd)
         assert_innocents_are_whole(found)
 
@@ -135,6 +144,17 @@ class TestMischief:
         while _alive(pid) and time.monotonic() < end:
             time.sleep(0.05)
         assert not _alive(pid)
+
+    @pytest.mark.fault(15)
+    def test_a_decoder_that_hangs_when_it_is_closed_costs_nothing(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All frames are there, so the video is whole; its process is killed and not waited for for ever."""
+        found = run(
+            shard, tmp_path, monkeypatch, "import time\nwhile True: time.sleep(1)", VideoEnd, video_timeout_s=2.0
+        )
+        assert_innocents_are_whole(found | {"good5": found["bad"]})
+        assert [isinstance(message, Failure) for message in found["bad"]].count(True) == 0
 
     def test_a_slow_reader_is_not_a_hang(self, shard: ShardPlan, tmp_path: Path) -> None:
         """The deadline counts the decode's silence, not the time its reader takes between messages."""
