@@ -41,8 +41,8 @@ class Seen:
 def read(path: Path) -> tuple[str, int]:
     """Every row of a file against its page checksums -> (sha256 of its bytes, rows)."""
     content = path.read_bytes()
-    with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True) as file:
-        table = file.read()
+    with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True, pre_buffer=False) as file:
+        table = file.read(use_threads=False)
         outcomes = json.loads((file.metadata.metadata or {}).get(b"p3d.outcomes", b"null"))
     stated = sum(outcome.get("n_clips") or 0 for outcome in outcomes) if isinstance(outcomes, list) else table.num_rows
     if stated != table.num_rows:
@@ -50,8 +50,8 @@ def read(path: Path) -> tuple[str, int]:
     return hashlib.sha256(content).hexdigest(), table.num_rows
 
 
-def watch(out: Path, ended: threading.Event) -> Seen:
-    """Glob and read until told to stop; one whole pass comes after that."""
+def watch(out: Path, ended: threading.Event, began: Path) -> Seen:
+    """Glob and read until told to stop; one whole pass comes after that. `began` is created after the first glob."""
     seen, known = Seen(), dict[Path, tuple[str, int]]()
     whole_at = time.monotonic() + WHOLE_PASS_S
     while True:
@@ -75,6 +75,7 @@ def watch(out: Path, ended: threading.Event) -> Seen:
         if last:
             seen.files, seen.rows = len(known), sum(rows for _, rows in known.values())
             return seen
+        began.touch()
         ended.wait(0.01)
 
 
@@ -87,13 +88,14 @@ def main() -> None:
         ended.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    report.write_text(json.dumps(asdict(watch(out, ended))))
+    report.write_text(json.dumps(asdict(watch(out, ended, report.with_suffix(".began")))))
 
 
 @contextlib.contextmanager
 def reading(out: Path, report: Path) -> Iterator[Seen]:
     """A reader in a process of its own for the length of a block; the record is filled at its end."""
     seen = Seen()
+    report.with_suffix(".began").unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.chaos.reader", str(out), str(report)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
         try:
