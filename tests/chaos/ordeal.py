@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -80,9 +79,11 @@ def ordeal(
             running = Running(words, out.parent / f"{out.name}.said{run}")
             try:
                 _strike_all(running, run, out, left, it, mourners, rng)
-            finally:
-                with contextlib.suppress(psutil.Error):
-                    running.end()
+            except BaseException:
+                running.end()
+                raise
+            if not running.ended:  # the run's code is None: a defect; what it left must not disturb the next
+                running.end()
             if run and (todo := re.search(r"(\d+) of (\d+) shards to do", running.talk)):
                 it.not_redone &= int(todo[1]) == shards - before
             if it.runs[-1]["code"] == 0:
