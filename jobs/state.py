@@ -284,7 +284,7 @@ class Scheduler:
                 self._stop_if_hopeless()
             case TryAgain():
                 self.trials = int(bool(self.outage) and not self.in_flight)
-            case Stop():
+            case _:
                 self._stop(event)
         commands = self._settle(commands)
         self._story.append((event, tuple(commands)))

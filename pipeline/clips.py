@@ -50,9 +50,6 @@ class Sampling:
         """True where the clips leave no frame out, so that a decoder need not know the frame count beforehand."""
         return self.rule == "every" and self.frame_step == 1 and self.value <= self.span
 
-    def __str__(self) -> str:
-        return f"{self.rule}:{self.value}"
-
 
 def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1) -> Sampling:
     """`every:16` or `uniform:20` -> Sampling. ValueError with what is allowed."""

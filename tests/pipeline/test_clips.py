@@ -102,3 +102,10 @@ def test_a_malformed_rule_is_refused(text: str) -> None:
     """What is not `every:S` or `uniform:N` with a positive number is a ValueError."""
     with pytest.raises(ValueError, match="clips are every"):
         parse_sampling(text, clip_frames=16)
+
+
+@pytest.mark.parametrize("values", [("each", 1, 16, 1), ("every", 0, 16, 1), ("every", 1, 0, 1), ("every", 1, 16, 0)])
+def test_a_rule_that_cannot_be_is_refused_however_it_is_made(values: tuple) -> None:
+    """A Sampling holds one of two rules and positive numbers."""
+    with pytest.raises(ValueError, match=r"each|at least 1"):
+        Sampling(*values)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -245,6 +246,24 @@ def test_an_object_too_large_is_refused_with_a_remedy(store: LocalStore, monkeyp
     manifest = planned(store, NAMES)
     monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", 10)
     with pytest.raises(InputError, match="--shard-videos"):
+        commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    assert committed_names(store) == (set(), set())
+
+
+@pytest.mark.fault(36, 38)
+@pytest.mark.parametrize("loss", ["rows", "footer"])
+def test_a_shard_that_does_not_read_back_is_not_committed(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """What a failing disk swallowed is noticed before anybody can see it; the shard stays open."""
+    manifest, true = planned(store, NAMES), schema.write_parquet
+
+    def lossy(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
+        kept = {key: value for key, value in footer.items() if loss != "footer" or key != schema.STATS_KEY}
+        true(path, table[: -1 if loss == "rows" else None], kept)
+
+    monkeypatch.setattr(schema, "write_parquet", lossy)
+    with pytest.raises(StoreUnknown, match="does not read back"):
         commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
     assert committed_names(store) == (set(), set())
 

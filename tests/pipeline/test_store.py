@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -272,3 +273,65 @@ def test_other_places_are_refused(url: str) -> None:
     """Only folders and s3:// are stores."""
     with pytest.raises(InputError):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"endpoint_url": "http://me:word@host:9000"}, "a user name or a query"),
+        ({"endpoint_url": "http://host:9000/?X-Amz-Signature=1"}, "a user name or a query"),
+        ({"endpoint_url": "host:9000"}, "is not like http://host:port"),
+        ({"endpoint_url": "ftp://host"}, "is not like http://host:port"),
+        ({"endpoint_url": "http:///"}, "is not like http://host:port"),
+        ({"addressing": "odd"}, "--addressing-style odd is none of auto, path, virtual"),
+        ({"checksums": "odd"}, "--checksums odd is none of when_supported, when_required"),
+        ({"sse": "odd"}, "--sse odd is none of AES256, aws:kms, aws:kms:dsse"),
+        ({"sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse"),
+        ({"sse": "AES256", "sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse"),
+    ],
+)
+def test_ways_to_s3_that_cannot_be_are_refused(options: dict, words: str) -> None:
+    """Each is one sentence with the option's name; none repeats a password."""
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        StoreOptions(**options)
+    assert "word" not in str(caught.value) and "Signature" not in str(caught.value)
+
+
+def test_ways_to_s3_that_can_be() -> None:
+    """What the options allow is kept as it is."""
+    for options in ({"endpoint_url": "https://host/"}, {"sse": "aws:kms", "sse_kms_key_id": "key"}, {"sse": "AES256"}):
+        assert {name: getattr(StoreOptions(**options), name) for name in options} == options
+
+
+def test_a_uri_that_is_no_text_is_refused() -> None:
+    """S3 keys are UTF-8; other bytes are shown as \\xNN."""
+    with pytest.raises(InputError, match=r"caf\\xe9.mp4 is not UTF-8"):
+        split_s3_uri("s3://bucket/caf%E9.mp4")
+
+
+def test_a_local_listing_is_of_what_is_there(tmp_path: Path) -> None:
+    """Below a prefix that ends inside a name; a link to nothing is no object, a missing folder is empty."""
+    store = LocalStore(str(tmp_path))
+    for key in ("clips/aa", "clips/ab", "clips/b"):
+        store.create(key, b"1")
+    (tmp_path / "clips" / "ac").symlink_to("nowhere")
+    assert [info.key for info in store.list("clips/a")] == ["clips/aa", "clips/ab"]
+    assert list(store.list("videos/")) == []
+
+
+def test_a_local_object_can_be_copied(tmp_path: Path) -> None:
+    """`download` gives the object's bytes, and StoreMissing for none."""
+    store = LocalStore(str(tmp_path / "out"))
+    store.create("weights/a", b"content")
+    store.download("weights/a", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content"
+    with pytest.raises(StoreMissing):
+        store.download("weights/b", tmp_path / "copy")
+
+
+def test_a_missing_object_inside_a_build_is_no_sweep(tmp_path: Path) -> None:
+    """While the temporary file is there, what is missing is something else and stays that."""
+    store = LocalStore(str(tmp_path))
+    with pytest.raises(StoreMissing, match="clips/none"), store.temp_file() as temp:
+        temp.write_bytes(b"1")
+        store.read("clips/none")
