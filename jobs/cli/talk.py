@@ -22,9 +22,9 @@ EXIT_CODES: dict[int, str] = {
     2: "usage, or an input that cannot be: no videos, weights that do not fit",
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
-    5: "refused: other recipe at this output, or another scheduler is live or took over",
+    5: "refused: other recipe at this output, a snapshot's DEST not empty, or another scheduler is live or took over",
     6: "stopped, resumable: cancelled, store outage, credentials, disk full, budget or `--max-failures` spent",
-    7: "`verify` found damage",
+    7: "`verify` or a snapshot found damage",
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
 }
 _CODE_OF: list[tuple[type[JobError], int]] = [
