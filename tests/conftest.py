@@ -18,6 +18,7 @@ from tests.zoo import make
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"
+LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, and jobs that take minutes
 P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]  # the console script, whatever PATH says
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,11 +10,10 @@ from pathlib import Path
 import pytest
 
 import p3d.weights
-from tests.conftest import REPO
+from tests.conftest import LONG, REPO
 from tests.zoo import make
 
-LONG = os.environ.get("P3D_CHAOS") == "1"
-VIDEOS, SHARD_VIDEOS = (200, 8) if LONG else (48, 4)
+VIDEOS, SHARD_VIDEOS = (200, 8) if LONG else (32, 4)
 SHARDS = VIDEOS // SHARD_VIDEOS
 FRAMES = (9, 12, 16, 20)
 

@@ -177,13 +177,20 @@ def strike(running: Running, role: str, out: Path, shards: int, run: int, rng: r
     return None
 
 
+OURS = ("ray::ShardWorker", "ray::decode_video")
+
+
 class Mourners(threading.Thread):
-    """Watches a family after its driver's death: how long our processes stayed, and how long Ray's own."""
+    """Watches a family after its driver's death: how long our processes stayed, and how long Ray's own.
+
+    Ray's agents take a minute; without `patience` they are killed once ours are gone.
+    """
 
     LIMIT_S = 120.0
 
-    def __init__(self, family: dict[int, str]) -> None:
+    def __init__(self, family: dict[int, str], *, patience: bool) -> None:
         super().__init__(daemon=True)
+        self.patience = patience
         self.processes: dict[psutil.Process, str] = {}
         for pid, name in family.items():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -197,10 +204,14 @@ class Mourners(threading.Thread):
         while self.processes and (waited := time.monotonic() - self.begun) < self.LIMIT_S:
             for process in [one for one in self.processes if not _lives(one)]:
                 name = self.processes.pop(process)
-                if name.startswith(("ray::ShardWorker", "ray::decode_video")):
+                if name.startswith(OURS):
                     self.ours_s = max(self.ours_s, waited)
                 else:
                     self.rays_s = max(self.rays_s, waited)
+            if not self.patience and not any(name.startswith(OURS) for name in self.processes.values()):
+                for process in self.processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
             time.sleep(0.1)
         self.left = sorted(self.processes.values())
 

@@ -65,9 +65,17 @@ def rows(out: Path, folder: str) -> pa.Table:
 
 
 def ordeal(
-    seed: int, source: Path, out: Path, launch: tuple[object, ...], quotas: dict[str, int], shards: int, serial: Path
+    seed: int,
+    source: Path,
+    out: Path,
+    launch: tuple[object, ...],
+    quotas: dict[str, int],
+    shards: int,
+    serial: Path,
+    *,
+    patience: bool,
 ) -> Ordeal:
-    """Launch, strike, resume until finished; then look at everything."""
+    """Launch, strike, resume until finished; then look at everything. With `patience` Ray's own leftovers are timed."""
     rng, it = random.Random(seed), Ordeal(seed, shards)
     left, mourners = plan(quotas, shards, rng), list[Mourners]()
     started = time.monotonic()
@@ -78,7 +86,7 @@ def ordeal(
             before = commits(out)
             running = Running(words, out.parent / f"{out.name}.said{run}")
             try:
-                _strike_all(running, run, out, left, it, mourners, rng)
+                _strike_all(running, run, out, left, it, mourners, rng, patience)
             except BaseException:
                 running.end()
                 raise
@@ -110,6 +118,7 @@ def _strike_all(
     it: Ordeal,
     mourners: list[Mourners],
     rng: random.Random,
+    patience: bool,
 ) -> None:
     """Strike one run until a kill ends it, or it ends."""
     until, deaths, at = time.monotonic() + RUN_S, 0, -1
@@ -137,7 +146,7 @@ def _strike_all(
             ended_by, ended_at = role, time.monotonic()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(END_S)
-            mourners.append(Mourners(family))
+            mourners.append(Mourners(family, patience=patience))
             break
     it.runs.append(
         {

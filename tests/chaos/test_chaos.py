@@ -18,14 +18,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.conftest import LONG, SHARD_VIDEOS, SHARDS, VIDEOS
+from tests.chaos.conftest import SHARD_VIDEOS, SHARDS, VIDEOS
 from tests.chaos.monkey import ENDS_THE_RUN, ROLES
 from tests.chaos.ordeal import Ordeal, ordeal
+from tests.conftest import LONG
 
 SEED = int(os.environ.get("P3D_SEED", "0"))
 KILLS = int(os.environ.get("P3D_KILLS", "500"))
 SHARES = {"task": 50, "worker": 30, "driver": 15, "raylet": 5}
-SHORT = {"task": 4, "worker": 1, "driver": 1, "raylet": 1}
+SHORT = {"task": 2, "worker": 1, "driver": 1, "raylet": 1}
 KILLS_A_JOB = 27
 JOBS = max(1, round(KILLS / KILLS_A_JOB)) if LONG else 1
 OURS_S, RAYS_S = 5.0, 90.0  # how long processes may outlive their driver
@@ -50,7 +51,7 @@ def test_kills_lose_nothing_and_change_no_bit(
     """Whatever is killed in mid-shard, resumes finish the job with an undisturbed run's rows, and no reader notices."""
     fds = psutil.Process().num_fds()
     launch = ("--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS)
-    it = ordeal(SEED + job, shorts, tmp_path / "out", launch, quotas(job), SHARDS, serial)
+    it = ordeal(SEED + job, shorts, tmp_path / "out", launch, quotas(job), SHARDS, serial, patience=LONG)
     tell(it)
     classes = {name: it.verdict[name] for name in ("ok", "failed", "pending", "underived")}
     assert classes == {"ok": VIDEOS, "failed": 0, "pending": 0, "underived": 0}
@@ -65,7 +66,7 @@ def test_kills_lose_nothing_and_change_no_bit(
     ]
     assert it.left == []
     assert it.ours_s <= OURS_S
-    assert it.rays_s <= RAYS_S
+    assert it.rays_s <= RAYS_S  # killed by the short form, which does not wait
     assert psutil.Process().num_fds() <= fds
     assert max(kill.driver_fds for kill in it.kills) - min(kill.driver_fds for kill in it.kills) <= FDS
     if not LONG:

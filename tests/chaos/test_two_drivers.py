@@ -1,6 +1,6 @@
 """Two runs of one job at once, as real processes: paused, superseded, taking over from each other.
 
-P3D_CHAOS=1 gives 50 rounds (P3D_ROUNDS another number), the suite two.
+P3D_CHAOS=1 gives 50 rounds (P3D_ROUNDS another number), the suite one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import LONG, SHARD_VIDEOS, SHARDS
+from tests.chaos.conftest import SHARD_VIDEOS, SHARDS
 from tests.chaos.monkey import Running, commits, note_of
 from tests.chaos.ordeal import rows, verdict
 from tests.chaos.reader import reading
+from tests.conftest import LONG
 
 SEED = int(os.environ.get("P3D_SEED", "0"))
-ROUNDS = int(os.environ.get("P3D_ROUNDS", "50" if LONG else "2"))
+ROUNDS = int(os.environ.get("P3D_ROUNDS", "50" if LONG else "1"))
 WAIT_S = 240.0
 CLEAN = {"failed": 0, "pending": 0, "underived": 0, "lost": 0, "duplicated": 0, "unexpected": 0, "changed": 0}
 
@@ -90,6 +91,7 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
     assert (seen.errors, seen.files) == ([], 3 * SHARDS)
 
 
+@pytest.mark.skipif(not LONG, reason="makes suites long: make chaos")
 @pytest.mark.timeout(1200)
 @pytest.mark.fault(5)
 def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
@@ -118,6 +120,7 @@ def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
     assert (seen.errors, seen.files) == ([], 3 * SHARDS)
 
 
+@pytest.mark.skipif(not LONG, reason="makes suites long: make chaos")
 @pytest.mark.timeout(1200)
 @pytest.mark.fault(8)
 def test_lost_requests_and_lost_replies_between_rays_processes_cost_work_only(
@@ -136,7 +139,7 @@ def test_lost_requests_and_lost_replies_between_rays_processes_cost_work_only(
     assert {name: found[name] for name in ("ok", *CLEAN)} == {"ok": 8, **CLEAN}
 
 
-@pytest.mark.skipif(not LONG, reason="eight workers are started and killed: P3D_CHAOS=1")
+@pytest.mark.skipif(not LONG, reason="makes suites long: make chaos")
 @pytest.mark.fault(12)
 def test_workers_that_rays_memory_monitor_kills_are_deaths_like_others(
     tmp_path: Path, shorts: Path, tiny_weights: Path

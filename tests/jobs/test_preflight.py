@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from jobs.cluster import refuse_unfit
+from jobs.cluster import inspect_nodes, refuse_unfit
 from jobs.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from pipeline.errors import ClusterError
 from pipeline.store import DEFAULTS, open_store
@@ -105,7 +105,8 @@ def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp
     """A local OUT on two nodes is refused, where the second would have written to its own disk; a shared one is not."""
     for folder in (second_node, tmp_path):
         (folder / "job.json").touch()
-    assert len(refuse_unfit(str(tmp_path), "job.json", "", DEFAULTS)) == 2
+    nodes, problems = inspect_nodes(str(tmp_path), "job.json", "", DEFAULTS)
+    assert (len(nodes), problems) == (2, [])
     with pytest.raises(ClusterError, match=f"does not see what is in {second_node}; use s3://"):
         refuse_unfit(str(second_node), "job.json", "", DEFAULTS)
 

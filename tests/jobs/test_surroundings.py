@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.store import LocalStore
-from tests.conftest import P3D, Ran, p3d
+from tests.conftest import LONG, P3D, Ran, p3d
 
 
 def in_private_mounts(setup: str, *args: object, env: dict[str, str] | None = None) -> Ran:
@@ -93,18 +93,20 @@ def test_an_output_without_hard_links_is_refused_at_launch(tmp_path: Path, archi
 
 
 @pytest.mark.fault(53, 54)
-def test_little_shared_memory_and_few_descriptors_are_enough(
+def test_one_core_little_shared_memory_and_few_descriptors_are_enough(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """With 8 MB of /dev/shm and the usual limit of 1024 open files the job finishes, or says which of them it needs."""
+    """Pinned to one core, with 8 MB of /dev/shm and the usual limit of 1024 open files, the job finishes."""
     out = tmp_path / "out"
-    ran = in_private_mounts(
-        "mount -t tmpfs -o size=8m none /dev/shm\nulimit -n 1024", "launch", archive, out, "--weights", small_weights
-    )
+    little = "mount -t tmpfs -o size=8m none /dev/shm\nulimit -n 1024\ntaskset -pc 0 $$ > /dev/null"
+    ran = in_private_mounts(little, "launch", archive, out, "--weights", small_weights, "--limit", 6)
     assert ran.code == 0, ran.err
     assert p3d("verify", out).code == 0
+    stats = [json.loads(pq.read_metadata(path).metadata[b"p3d.stats"]) for path in (out / "clips").iterdir()]
+    assert {one["threads"] for one in stats} == {1}
 
 
+@pytest.mark.skipif(not LONG, reason="Ray tries for half a minute: make chaos")
 @pytest.mark.fault(53)
 def test_too_few_descriptors_are_a_sentence_and_no_hang(tmp_path: Path, archive: Path, small_weights: Path) -> None:
     """Where Ray cannot start at all, the job ends in bounded time with what may be wrong, and can be resumed."""
@@ -132,36 +134,3 @@ def test_a_name_that_would_drive_a_terminal_is_shown_escaped(
         assert "\x1b" not in said and "\x07" not in said and "\r" not in said, (args, said)
         assert "\nFAKE" not in said, (args, said)
     assert "\\x1b[31m" in p3d("failures", out).out
-
-
-SKEW = """
-import os, time
-true_time, true_ns, true_gmtime, skew = time.time, time.time_ns, time.gmtime, int(os.environ["SKEW_S"])
-time.gmtime = lambda seconds=None: true_gmtime(time.time() if seconds is None else seconds)
-time.time = lambda: true_time() + skew
-time.time_ns = lambda: true_ns() + skew * 10**9
-"""
-
-
-@pytest.mark.fault(40)
-def test_clocks_that_are_wrong_change_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """A run in 1999 is stopped and gone on with in 2040: every video once, and no time that was negative or endless."""
-    (tmp_path / "sitecustomize.py").write_text(SKEW)
-    out, year = tmp_path / "out", 365 * 24 * 3600
-
-    def env(skew_s: int) -> dict[str, str]:
-        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {"PYTHONPATH": os.pathsep.join(paths), "SKEW_S": str(skew_s)}
-
-    first = p3d("launch", archive, out, "--weights", small_weights, "--limit", 1, env=env(-27 * year))
-    assert first.code == 0, first.err
-    second = p3d("launch", archive, out, "--weights", small_weights, "--limit", 2, env=env(14 * year))
-    assert second.code == 0, second.err
-    found = p3d("verify", out, "--deep", "--json").json
-    assert (found["ok"], found["damaged"]) == (2, False)
-    years = set()
-    for path in (out / "clips").iterdir():
-        stats = json.loads(pq.read_metadata(path).metadata[b"p3d.stats"])
-        years.add(stats["ended"][:4])
-        assert 0 < stats["shard_s"] < 200, stats
-    assert years == {"1999", "2040"}

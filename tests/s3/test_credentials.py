@@ -15,7 +15,7 @@ from pipeline.errors import StoreDenied
 from pipeline.s3 import S3Store
 from pipeline.s3_client import client_for
 from pipeline.store import DEFAULTS, EXISTS, ObjectInfo
-from tests.conftest import P3D, p3d
+from tests.conftest import LONG, P3D, p3d
 from tests.jobs.test_outage import wait_for
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
@@ -148,6 +148,7 @@ def test_a_renewal_in_one_thread_serves_all(moto_front: Proxy, store: S3Store, r
     assert sum(bool(request.fault) for request in moto_front.requests) <= 8 * 2
 
 
+@pytest.mark.skipif(not LONG, reason="makes suites long: make chaos")
 @pytest.mark.fault(46)
 def test_a_job_whose_credentials_expire(
     moto_front: Proxy, renew: Renew, tmp_path: Path, archive: Path, small_weights: Path
