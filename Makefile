@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim chaos coverage check docs clean
+.PHONY: demo test sim chaos coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -29,6 +29,12 @@ coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
 	  tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py tests/jobs/test_planning.py tests/sim/test_power_loss.py
 	$(PY) -m coverage report
+
+# a thousand small defects in the same files, one at a time: which of them does no test notice? some eight minutes
+mutants: $(READY)
+	$(PY) -m pip install -q --disable-pip-version-check mutmut==3.8.1
+	$(PY) -m mutmut run --max-children 2
+	$(PY) -m mutmut results
 
 check: $(READY)
 	$(PY) -m ruff check .
