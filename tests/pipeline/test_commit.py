@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import threading
@@ -309,3 +310,58 @@ def test_the_protocol_holds_on_s3(bucket: str) -> None:
     second = commit_shard(store, shard_rows(manifest, 0, seed=1), recipe(), manifest.user_columns(0))
     assert (first.adopted, second.adopted) == (False, True)
     assert before == (store.read(clips_key(manifest.shard(0).name)), store.read(videos_key(manifest.shard(0).name)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_commit_says_what_it_holds_and_what_was_made_from_it(store: LocalStore, dtype: str) -> None:
+    """The reply, the footer read back and the three files agree, to the last key; embeddings have the job's type."""
+    manifest, chosen = planned(store, NAMES, recipe_=recipe(embedding_dtype=dtype)), recipe(embedding_dtype=dtype)
+    rows, own = shard_rows(manifest, 0), manifest.user_columns(0)
+    name = rows.shard.name
+    made = commit_shard(store, rows, chosen, own)
+    content = store.read(clips_key(name))
+    whole = (len(rows.clips), len(content), rows.outcomes)
+    assert (made.adopted, made.n_clips, made.size_bytes, made.outcomes) == (False, *whole)
+    assert derive(store, rows.shard, chosen, own) == commit.Committed(True, *whole)
+    assert read_committed(store, name) == commit.Committed(True, *whole)
+    shard = {"plan_seq": rows.shard.plan_seq, "plan8": rows.shard.plan8, "shard": 0}
+    source = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content), "writer": pa.cpp_version}
+    for key in (clips_key(name), videos_key(name), commit.failures_key(name)):
+        with schema.open_parquet(io.BytesIO(store.read(key))) as file:
+            footer = schema.read_footer(file)
+            assert json.loads(footer[schema.SHARD_KEY]) == shard
+            if key == clips_key(name):
+                assert json.loads(footer[schema.STATS_KEY]) == rows.stats
+            else:
+                assert json.loads(footer[schema.SOURCE_KEY]) == source
+            if not key.startswith("failures/"):
+                assert file.schema_arrow.field("embedding").type.value_type == getattr(pa, dtype)()
+
+
+@pytest.mark.parametrize("missing", ["clips", "videos", "failures"])
+def test_a_shard_is_whole_with_all_three_files(store: LocalStore, missing: str) -> None:
+    """Committed is what has clips; derived is what has the other two as well."""
+    commit_all(store)
+    both = committed_names(store)[0]
+    (store.root / missing / f"{min(both)}.parquet").unlink()
+    one = {max(both)}
+    assert len(both) == 2
+    assert committed_names(store) == ((one if missing == "clips" else both), one)
+
+
+def test_a_store_that_says_nothing_at_all_is_asked_at_growing_intervals(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither create nor head answers: four tries, pauses that double, and a sentence with the object's place."""
+    manifest, slept = planned(store, NAMES), list[float]()
+
+    def fail(*_: object) -> None:
+        raise StoreUnknown("gone")
+
+    monkeypatch.setattr(store, "create", fail)
+    monkeypatch.setattr(store, "head", fail)
+    monkeypatch.setattr(commit.time, "sleep", slept.append)
+    name = manifest.shard(0).name
+    with pytest.raises(CommitUnknown, match=f"{store.url}/clips/{name}.parquet: the store did not say whether"):
+        commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    assert slept == [0.5, 1.0, 2.0, 4.0]
