@@ -1394,3 +1394,57 @@ def test_the_simulation_catches_a_scheduler_with_this_defect(mutant: type[Schedu
         for seed in SEEDS[:1000]:
             told(seed, mutant)
     print(caught.value.__notes__[0], str(caught.value).splitlines()[:1])
+
+
+# ---- sentences --------------------------------------------------------------------------------------------------
+
+
+def given_up(*events: Event) -> str:
+    """The verdict of a job of two shards with one try each, of which the first meets `events`."""
+    scheduler = machine(2, shard_attempts=1)
+    feed(scheduler, *events)
+    return work_off_trials(scheduler).sentence
+
+
+def work_off_trials(scheduler: Scheduler) -> Finish:
+    """Work off what is left; where stores failed, time passes."""
+    for _ in range(20):
+        if scheduler.finished is not None:
+            return scheduler.finished
+        feed(scheduler, TryAgain())
+        for worker in sorted(scheduler.starting):
+            feed(scheduler, WorkerReady(worker))
+        for worker, shard in sorted(scheduler.in_flight.items()):
+            feed(scheduler, done(worker, shard))
+    raise AssertionError("no end")
+
+
+def test_the_verdict_says_why_a_shard_was_given_up() -> None:
+    """A defect, a store and a death are each named, with the shard and the number of tries."""
+    first = ShardKey(1, 0)
+    start = "1 shards could not be finished in 1 tries each, such as 1/0: "
+    assert given_up(trouble(0, first, "internal")) == f"{start}internal trouble"
+    assert given_up(trouble(0, first, "outage")) == f"{start}outage trouble"
+    assert given_up(WorkerDied(0, "killed"), Checked(first, committed=False)) == f"{start}its worker died"
+
+
+def test_the_budget_of_deaths_says_what_killed_the_last() -> None:
+    """The sentence has the number of deaths in a row and the last one's words."""
+    scheduler = machine(1, shard_attempts=99, worker_deaths=2)
+    for worker in (0, 1):
+        if worker in scheduler.starting:
+            feed(scheduler, WorkerReady(worker))
+        feed(scheduler, WorkerDied(worker, f"death {worker}"), Checked(ShardKey(1, 0), committed=False))
+    assert scheduler.finished is not None
+    assert scheduler.finished.sentence == "2 workers died in a row without finishing a shard; the last: death 1"
+
+
+def test_a_hopeless_job_names_its_commonest_reason_and_the_way_out() -> None:
+    """Of two reasons the one that most videos failed for is named, with the option that goes on all the same."""
+    scheduler = machine(9)
+    [*_, finish] = feed(scheduler, done(0, ShardKey(1, 0), 200, not_a_video=120, truncated=2))
+    assert finish == Finish(
+        6,
+        "120 of the first 200 videos failed with not_a_video, so the job looks hopeless; see `p3d failures`, and give "
+        "--max-failures to go on all the same",
+    )
