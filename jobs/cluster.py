@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.machine import is_alive, usable_cpus
@@ -125,6 +125,8 @@ def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Ans
     for reference, host in asked.items():
         try:
             answers.append(ray.get(reference, timeout=0))
+        except GetTimeoutError:
+            silent.append(f"{host} did not answer within {ASK_S:g} s")
         except RayError as error:
-            silent.append(f"{host} did not answer within {ASK_S:g} s ({type(error).__name__})")
+            silent.append(f"{host} could not answer: {' '.join(str(error).split())[:300]}")
     return answers, silent

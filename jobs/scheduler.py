@@ -50,7 +50,16 @@ from jobs.state import (
 from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec
 from pipeline.commit import Committed, derive
 from pipeline.config import JobRecord, RunOptions
-from pipeline.errors import DamagedJob, InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown
+from pipeline.errors import (
+    DamagedJob,
+    InputError,
+    JobError,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreUnknown,
+)
 from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store
@@ -230,7 +239,8 @@ class Run:
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait for it for ever
-                return self.counted.put(Stop(7 if isinstance(error, DamagedJob) else 6, str(error)))
+                code = 7 if isinstance(error, DamagedJob) else 6 if isinstance(error, JobError) else 1
+                return self.counted.put(Stop(code, str(error) or type(error).__name__))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)

@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -57,8 +58,7 @@ class Spool:
 
     def close(self) -> None:
         """Remove the file; may be repeated."""
-        if os.path.exists(self._path):  # noqa: PTH110 - a path from mkstemp
-            os.unlink(self._path)  # noqa: PTH108 - as above
+        Path(self._path).unlink(missing_ok=True)
 
     def __enter__(self) -> Spool:
         return self

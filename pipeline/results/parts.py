@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +13,7 @@ from pipeline.errors import AlreadyRunning, StoreCorrupt
 from pipeline.results.reading import local_path, sha256_of
 from pipeline.results.record import FileRecord
 from pipeline.schema import open_parquet, parquet_writer
-from pipeline.store import EXISTS, Store, local_error
+from pipeline.store import EXISTS, Store, writing
 
 GROUP_BYTES = 512 * 1024**2  # of a row group in memory: 64k rows of 2048 float32, or
 GROUP_ROWS = 128 * 1024  # of 2048 float16
@@ -52,11 +51,6 @@ class Parts:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @property
-    def n_rows(self) -> int:
-        """Rows in the files that are finished."""
-        return sum(one.n_rows or 0 for one in self.files)
-
     def add(self, table: pa.Table) -> None:
         """More rows. They are kept until their group is written, with whatever they are slices of."""
         while table.num_rows:
@@ -82,7 +76,7 @@ class Parts:
             self._open = path, parquet_writer(path, self.schema)
             self._stack.callback(_abandon, self._open[1])
         path, writer = self._open
-        with _writing(path):
+        with writing(path):
             group = pa.concat_tables([self.schema.empty_table(), *self._waiting])
             writer.write_table(group, row_group_size=max(1, self._rows))
         self._open_rows += self._rows
@@ -92,7 +86,7 @@ class Parts:
         if self._open is None:
             return
         path, writer = self._open
-        with _writing(path):
+        with writing(path):
             writer.close()
             with open_parquet(path) as file:
                 n_rows = file.metadata.num_rows
@@ -101,14 +95,6 @@ class Parts:
         self.files.append(create_file(self.store, f"{self.folder}/part-{len(self.files):05d}.parquet", path, n_rows))
         self._open, self._open_rows = None, 0
         self._stack.close()
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise local_error(error, path) from error
 
 
 def _abandon(writer: pq.ParquetWriter) -> None:
