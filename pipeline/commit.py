@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import Recipe
@@ -88,7 +87,8 @@ def derive(
     with _reading(shard.name):
         file = schema.open_parquet(io.BytesIO(content))
         outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
-        features_RD = schema.features_of(file.read(columns=["embedding"])["embedding"], recipe.feature_dim)
+        vectors = file.read(columns=["embedding"], use_threads=False)["embedding"]
+        features_RD = schema.features_of(vectors, recipe.feature_dim)
     for key, table, footer in derived(shard, content, outcomes, features_RD, recipe, user_columns):
         with store.temp_file() as path:
             schema.write_parquet(path, table, footer)
@@ -184,7 +184,7 @@ def _reading(name: str) -> Iterator[None]:
 
 def read_committed(store: Store, name: str) -> Committed:
     """What a committed shard says of itself, from its footer. StoreMissing if it is not committed."""
-    with _reading(name), store.open(clips_key(name)) as content, pq.ParquetFile(content) as file:
+    with _reading(name), store.open(clips_key(name)) as content, schema.open_parquet(content) as file:
         outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
         return Committed(True, file.metadata.num_rows, content.seek(0, io.SEEK_END), outcomes)
 

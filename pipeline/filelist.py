@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.schema import OWN_COLUMNS
+from pipeline.schema import OWN_COLUMNS, read_parquet
 
 LIST_EXTENSIONS = (".txt", ".csv", ".parquet")
 LIST_COLUMNS = ("uri", "url", "path", "video", "file", "filename")
@@ -41,7 +40,7 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
         return FileList([os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()])
     try:
         is_csv = source.lower().endswith(".csv")
-        table = _read_csv(content, id_column) if is_csv else pq.read_table(io.BytesIO(content))
+        table = _read_csv(content, id_column) if is_csv else read_parquet(io.BytesIO(content))
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from None
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
@@ -66,7 +65,7 @@ def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
         if name.endswith(".csv"):
             ids = _ids(source, _read_csv(content, column), column).to_pylist()
         elif name.endswith(".parquet"):
-            ids = _ids(source, pq.read_table(io.BytesIO(content)), column).to_pylist()
+            ids = _ids(source, read_parquet(io.BytesIO(content)), column).to_pylist()
         else:
             lines = content.removeprefix(BYTE_ORDER_MARK).decode().split("\n")
             ids = [line.removesuffix("\r") for line in lines if line.strip()]
@@ -83,11 +82,13 @@ def _path_column(names: list[str]) -> str | None:
 
 def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
     """The table, with types inferred for all columns but those of paths (bytes) and ids (text)."""
-    content = content.removeprefix(BYTE_ORDER_MARK)
-    names = pyarrow.csv.open_csv(io.BytesIO(content)).schema.names
+    memory = pa.BufferOutputStream()  # Arrow's own: its threads must hold no Python object (`schema.open_parquet`)
+    memory.write(content.removeprefix(BYTE_ORDER_MARK))
+    text = memory.getvalue()
+    names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
     types = {_path_column(names): pa.binary(), id_column: pa.string()}
     options = pyarrow.csv.ConvertOptions(column_types={name: kind for name, kind in types.items() if name in names})
-    return pyarrow.csv.read_csv(io.BytesIO(content), convert_options=options)
+    return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
 
 
 def _ids(source: str, table: pa.Table, id_column: str) -> pa.Array:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import PartRecord, PlanRecord
 from pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing
-from pipeline.schema import MANIFEST, OWN_COLUMNS, write_parquet
+from pipeline.schema import MANIFEST, OWN_COLUMNS, read_parquet, write_parquet
 from pipeline.store import EXISTS, Store
 from pipeline.types import ShardPlan, VideoRef
 
@@ -135,7 +134,7 @@ def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
         raise DamagedJob(f"{store.url}/{key} is missing; restore it, or start at another output") from None
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise DamagedJob(f"{store.url}/{key} is not the file that was planned; restore it, or start at another output")
-    return pq.read_table(io.BytesIO(content))
+    return read_parquet(io.BytesIO(content))
 
 
 def check_digest(plan: PlanRecord, videos: pa.Table) -> None:

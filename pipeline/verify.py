@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.commit import clips_key, derived, failures_key, videos_key
@@ -120,7 +119,7 @@ def _audit_footers(
     """What the footers of a shard's three files say, against the plan, the listing and each other."""
     key = clips_key(shard.name)
     try:
-        with store.open(key) as content, pq.ParquetFile(content) as file:
+        with store.open(key) as content, schema.open_parquet(content) as file:
             footer = schema.read_footer(file)
             outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
             n_clips, columns = file.metadata.num_rows, file.schema_arrow
@@ -140,7 +139,7 @@ def _audit_footers(
             result.bad_derived.add(other)
             continue
         try:
-            with store.open(other) as content, pq.ParquetFile(content) as file:
+            with store.open(other) as content, schema.open_parquet(content) as file:
                 stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])["size_bytes"]
                 rows = file.metadata.num_rows
         except _UNREADABLE as error:
@@ -178,7 +177,7 @@ def _audit_rows(
         file = schema.open_parquet(io.BytesIO(content))
         footer = schema.read_footer(file)
         outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
-        table = file.read()
+        table = file.read(use_threads=False)
         _note_software(footer, result)
     except _UNREADABLE as error:
         return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
@@ -255,7 +254,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
         content = store.read(key)
         file = schema.open_parquet(io.BytesIO(content))
         stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])
-        table, writer = file.read(), stated["writer"]
+        table, writer = file.read(use_threads=False), stated["writer"]
     except StoreMissing:
         result.underived += 1
         result.bad_derived.add(key)
@@ -286,5 +285,5 @@ def current_failures(store: Store) -> list[dict[str, Any]]:
             newest.update(dict.fromkeys(Manifest(store, plan).videos["video_id"].to_pylist(), plan.seq))
     rows: list[dict[str, Any]] = []
     for info in store.list("failures/"):
-        rows += schema.open_parquet(io.BytesIO(store.read(info.key))).read().to_pylist()
+        rows += schema.read_parquet(io.BytesIO(store.read(info.key))).to_pylist()
     return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]

@@ -149,7 +149,7 @@ class NewestRows:
         ids_V = np.array([o.video.video_id for o in outcomes], object)
         pooling, first = _Pooling(self.job.recipe.pool), 0
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            table = file.read_row_group(group, use_threads=False)
             at = slice(first, first + table.num_rows)
             same = table["video_id"].to_pylist() == ids_V[video_R[at]].tolist()
             same &= np.array_equal(table["clip_index"].to_numpy(), index_R[at])
@@ -172,7 +172,7 @@ class NewestRows:
         with local_path(self.store, key) as path, schema.open_parquet(path) as file:
             stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])
             check(made_from.items() <= stated.items(), "it was made from other clips than those that are stored now")
-            return file.read().combine_chunks()
+            return file.read(use_threads=False).combine_chunks()
 
     def _check_videos(
         self, videos: pa.Table, outcomes: tuple[VideoOutcome, ...], plan_seq: int, pooled: list[list[FLOAT32]] | None

@@ -52,7 +52,8 @@ class SnapshotRows:
             with reading(store, file.key, self._remedy), store.open(file.key) as content:
                 table = schema.open_parquet(content)
                 self.schemas.setdefault(file.folder, table.schema_arrow)
-                seen.update(leave_out.intersection(table.read(columns=["video_id"])["video_id"].to_pylist()))
+                ids = table.read(columns=["video_id"], use_threads=False)["video_id"]
+                seen.update(leave_out.intersection(ids.to_pylist()))
         self.unknown, self.with_clips = leave_out - seen, self.record.with_clips
         self.excluded, self.pending = counts.excluded + len(seen), counts.pending
         self.superseded = counts.superseded
@@ -65,7 +66,7 @@ class SnapshotRows:
             with reading(self.store, one.key, self._remedy), local_path(self.store, one.key) as path:
                 check(sha256_of(path) == one.sha256, "it is not the file that snapshot.json names")
                 with schema.open_parquet(path) as file:
-                    for batch in file.iter_batches(schema.ROW_GROUP_ROWS):
+                    for batch in file.iter_batches(schema.ROW_GROUP_ROWS, use_threads=False):
                         rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])
                         yield one.folder, rows.filter(pc.invert(pc.is_in(rows["video_id"], self._leave_out)))
             if on_step is not None:

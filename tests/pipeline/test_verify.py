@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,26 @@ def test_a_whole_dataset_is_clean(store: LocalStore, manifest: Manifest) -> None
     assert counts(result) == (10, 7, 3, 0, 0, 0)
     assert result.reasons == {"truncated": 3}
     assert not result.damaged
+
+
+def test_reading_leaves_no_thread_behind(store: LocalStore, manifest: Manifest) -> None:
+    """What a verb reads leaves no thread of Arrow's, which would abort the process if it ended a moment too soon."""
+    script = """
+import os, sys
+from pipeline import verify
+from pipeline.config import JobRecord
+from pipeline.results.newest import NewestRows
+from pipeline.store import LocalStore
+from tests.pipeline.rows import recipe
+before = set(os.listdir("/proc/self/task"))
+store, job = LocalStore(sys.argv[1]), JobRecord(recipe(), "random:0", {})
+assert not verify.audit(store, job, deep=False).damaged and not verify.audit(store, job).damaged
+assert len(verify.current_failures(store)) == 3
+assert sum(rows.num_rows for _, rows in NewestRows(store, job).rows()) > 10
+print(sorted(set(os.listdir("/proc/self/task")) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(store.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_an_unfinished_job_is_pending_and_not_damaged(store: LocalStore) -> None:

@@ -255,5 +255,7 @@ def failing(newest: dict[str, int]) -> set[str]:
 
 
 def clip_keys(content: bytes) -> list[tuple[Any, ...]]:
-    table = schema.open_parquet(pa.BufferReader(content)).read(columns=["plan_seq", "video_id", "clip_index"])
+    table = schema.open_parquet(pa.BufferReader(content)).read(
+        use_threads=False, columns=["plan_seq", "video_id", "clip_index"]
+    )
     return [tuple(row.values()) for row in table.to_pylist()]

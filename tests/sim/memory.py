@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import JobRecord, PlanRecord, Recipe
@@ -43,10 +42,10 @@ class Opened:
         self.metadata, self.schema_arrow = self.file.metadata, self.file.schema_arrow
         self.tables: dict[tuple[str, ...], pa.Table] = {}
 
-    def read(self, columns: list[str] | None = None) -> pa.Table:
+    def read(self, columns: list[str] | None = None, *, use_threads: bool) -> pa.Table:
         key = tuple(columns or ())
         if key not in self.tables:
-            self.tables[key] = self.file.read(columns=columns, use_threads=False)
+            self.tables[key] = self.file.read(columns=columns, use_threads=use_threads)
         return self.tables[key]
 
     def __enter__(self) -> Opened:
@@ -62,16 +61,6 @@ def opened(source: Any) -> Opened:
     """The real open_parquet."""
     content = source.read_bytes() if isinstance(source, Path) else source.read()
     return _opened(content)
-
-
-@lru_cache(maxsize=256)
-def _table(content: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(content))
-
-
-def read_table(source: io.BytesIO) -> pa.Table:
-    """The real read_table, of a manifest part."""
-    return _table(source.getvalue())
 
 
 def once(pure: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,7 +58,6 @@ def real_code_of(life: Life) -> Iterator[None]:
     time = SimpleNamespace(monotonic=lambda: life.clock, sleep=life.wait)
     uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
     again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
-    pq = SimpleNamespace(read_table=memory.read_table)
     quiet = lambda *_, **__: None  # noqa: E731
     cluster = SimpleNamespace(gpus=0, cpus=2, scratch=life.store.scratch, dead=str)
     with patched(
@@ -68,7 +67,6 @@ def real_code_of(life: Life) -> Iterator[None]:
         (schema, "outcomes_json", memory.outcomes_json),
         (schema, "parse_outcomes", memory.parse_outcomes),
         (manifest, "write_parquet", partial(write, life)),
-        (manifest, "pq", pq),
         (verify, "tempfile", again),
         (Recipe, "digest", memory.recipe_digest),
         (JobRecord, "from_json", memory.job_record),
