@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 EXPANSION: Final = 4
-GRAPHS: Final = ("caffe", "port")
-STRIDES_ON: Final = ("1x1", "3x3")
 
 
 class Bottleneck3D(nn.Module):

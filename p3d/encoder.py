@@ -1,6 +1,6 @@
 """Encoder: frames and clip indices in, one feature row a clip out. It owns the device, the layout and the batch shape.
 
-    frames_NHWC uint8 --to the device once--> gather by index_BT --> channel order, range, mean, std --> P3D --> rows
+    frames_NHWC uint8 --to the device once--> gather by index_BT --> channel order, mean, std --> network --> rows
 
 Clips overlap, so frames travel and clips are gathered here. The network is a copy with every batch normalisation folded
 into its convolution. Every batch has the same shape, the last one padded by its last clip, so that on the CPU a row is
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from p3d.model import P3D, fold_batch_norm
+from p3d.model import fold_batch_norm
+from p3d.network import Network
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
 
@@ -66,7 +67,7 @@ class Encoder:
 
     def __init__(
         self,
-        network: P3D,
+        network: Network,
         recipe: ClipRecipe,
         *,
         device: str = "cpu",
@@ -134,7 +135,7 @@ class Encoder:
             features.append(rows)
             if probs:
                 # A row at a time: threads split a product of five rows so that the bits depend on the place (seen).
-                scores += [self._network.fc(row).softmax(dim=1) for row in torch.split(rows, 1)]
+                scores += [self._network.classify(row).softmax(dim=1) for row in torch.split(rows, 1)]
         features_BD = _joined(features, clips, self.feature_dim)
         return (features_BD, _joined(scores, clips, self._network.config.num_classes)) if probs else features_BD
 

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
-from p3d.blocks import EXPANSION, GRAPHS, KINDS, STRIDES_ON, Bottleneck2D
+from p3d.blocks import EXPANSION, KINDS, Bottleneck2D
+from p3d.network import Network, NetworkConfig, Takes
 
 FEATURE_DIM: Final = 2048
 WIDTHS: Final = (64, 128, 256, 512)
@@ -38,37 +39,22 @@ FRAMES_PER_STEP: Final = 16  # four temporal halvings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class P3DConfig:
+class P3DConfig(NetworkConfig):
     """What must be known to build a P3D: everything but its weights.
 
     `blocks` counts the blocks of res2..res5; `kinds` is repeated over those of res2..res4 ("ABC" is the paper's mix,
     "A" its single-kind variant). Raises ValueError.
     """
 
-    name: str
     blocks: tuple[int, int, int, int]
     kinds: str = "ABC"
-    graph: str = "caffe"
-    stride_on: str = "1x1"
-    in_channels: int = 3
-    num_classes: int = 400
-    dropout: float = 0.5
 
     def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)  # super() knows the class from before its slots were made
         if len(self.blocks) != 4 or min(self.blocks) < 1:
             raise ValueError(f"a P3D has four stages of at least one block, not {self.blocks = }")
         if not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"block kinds must be letters of A, B and C, not {self.kinds!r}")
-        if self.graph not in GRAPHS:
-            raise ValueError(f"graph must be one of {', '.join(GRAPHS)}, not {self.graph!r}")
-        if self.stride_on not in STRIDES_ON:
-            raise ValueError(f"stride_on must be one of {', '.join(STRIDES_ON)}, not {self.stride_on!r}")
-        if self.in_channels < 1:
-            raise ValueError(f"a P3D needs at least one channel, not {self.in_channels = }")
-        if not 1 <= self.num_classes <= 1_000_000:
-            raise ValueError(f"a P3D takes 1 to a million classes, not {self.num_classes = }")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
     def stage_kinds(self) -> tuple[str, str, str]:
         """The kinds of the blocks of res2, res3 and res4: ("ABC", "ABCA", "BCABCA") in P3D-63."""
@@ -81,17 +67,27 @@ class P3DConfig:
         """Depth as the paper counts it: conv1, 4 convolutions a P3D block, 3 a 2-D block, fc; no projections."""
         return 1 + 4 * sum(self.blocks[:3]) + 3 * self.blocks[3] + 1
 
+    def build(self) -> P3D:
+        return P3D(self)
 
-class P3D(nn.Module):
+
+class P3D(Network):
     """The network. `features` is what is extracted, `forward` adds the classifier (no softmax).
 
     A new P3D holds torch's default initialisation, which is good for nothing but training: weights come from
     `p3d.weights`.
     """
 
+    takes = Takes(frames=FRAMES_PER_STEP, side=MIN_SIDE)
+    feature_dim: ClassVar[int] = FEATURE_DIM
+    stem = "conv1_custom"
+    stem_norm = "bn1"
+    block_norm = "bn4"
+
+    config: P3DConfig
+
     def __init__(self, config: P3DConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         caffe = config.graph == "caffe"
         self.conv1_custom = nn.Conv3d(
             config.in_channels, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False
@@ -122,17 +118,12 @@ class P3D(nn.Module):
                 blocks.append(block(channels, width, stride=stride, project=project, graph=graph, stride_on=stride_on))
         return nn.Sequential(*blocks)
 
-    @property
-    def feature_dim(self) -> int:
-        """D, the length of a feature row."""
-        return FEATURE_DIM
-
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """The global average after res5 ("pool5"), float, (B, 2048).
 
         Takes any T that is a multiple of 16 and any H, W of at least 64 pixels; raises ValueError otherwise.
         """
-        self._check(clips_BCTHW)
+        self.check(clips_BCTHW)
         x = F.relu(self.bn1(self.conv1_custom(clips_BCTHW)), inplace=True)  # B 64 T H/2 W/2
         x = self.pool1(x)  # B 64 T/2 H/4 W/4
         x = self.temporal_pool(self.layer1(x))  # B 256 T/4 H/4 W/4
@@ -145,21 +136,9 @@ class P3D(nn.Module):
         features_BD: Tensor = features_ND.unflatten(0, (clips, steps)).mean(dim=1)  # B 2048
         return features_BD
 
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        """Class scores before the softmax, (B, K); takes and raises what `features` does."""
-        logits_BK: Tensor = self.fc(self.dropout(self.features(clips_BCTHW)))
+    def classify(self, features_BD: Tensor) -> Tensor:
+        logits_BK: Tensor = self.fc(self.dropout(features_BD))
         return logits_BK
-
-    def _check(self, clips_BCTHW: Tensor) -> None:
-        if clips_BCTHW.ndim != 5:
-            raise ValueError(f"clips must be (B, C, T, H, W), not {tuple(clips_BCTHW.shape)}")
-        _, c, t, h, w = clips_BCTHW.shape
-        if c != self.config.in_channels:
-            raise ValueError(f"{self.config.name} takes {self.config.in_channels} channels, not {c = }")
-        if t < FRAMES_PER_STEP or t % FRAMES_PER_STEP:
-            raise ValueError(f"clip length {t = } must be a multiple of {FRAMES_PER_STEP} frames")
-        if h < MIN_SIDE or w < MIN_SIDE:
-            raise ValueError(f"frames of {h = }, {w = } pixels are too small: each side must be at least {MIN_SIDE}")
 
 
 def fold_batch_norm(network: nn.Module) -> None:

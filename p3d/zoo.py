@@ -19,8 +19,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from p3d.blocks import GRAPHS
-from p3d.model import FEATURE_DIM, P3D, P3DConfig
+from p3d.model import P3DConfig
+from p3d.network import GRAPHS, Network, NetworkConfig
 from p3d.recipe import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 
 _BLOCKS: Final = {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3)}
@@ -32,7 +32,8 @@ _RECIPES: Final = {
     ("port", True): PORT_FLOW,
 }
 
-NAMES: Final = tuple(depth + variant for depth in _BLOCKS for variant in _VARIANTS)
+P3D_NAMES: Final = tuple(depth + variant for depth in _BLOCKS for variant in _VARIANTS)
+NAMES: Final = P3D_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,15 @@ class Description:
 
 def config(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
-) -> P3DConfig:
+) -> NetworkConfig:
     """The configuration of a network of the zoo; raises ValueError for an unknown name or option."""
+    return p3d_config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout)
+
+
+def p3d_config(
+    name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
+) -> P3DConfig:
+    """The configuration of a P3D of the zoo; raises ValueError for any other name, and an unknown option."""
     depth, variant = _parts(name)
     flow = variant == "-flow"
     return P3DConfig(
@@ -70,12 +78,12 @@ def config(
 
 def build(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
-) -> P3D:
+) -> Network:
     """A new network in training mode with torch's default initialisation; for features, load weights (`p3d.weights`).
 
     Raises ValueError for an unknown name or option.
     """
-    return P3D(config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout))
+    return config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout).build()
 
 
 def recipe(name: str, graph: str) -> ClipRecipe:
@@ -110,7 +118,7 @@ def describe(name: str, *, stride_on: str = "1x1") -> Description:
         params=params,
         size_mb=4 * (params + statistics) / 1e6,
         gmacs=sum(macs) / 1e9,
-        feature_dim=FEATURE_DIM,
+        feature_dim=network.feature_dim,
     )
 
 

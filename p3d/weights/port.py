@@ -122,21 +122,21 @@ def _guess(source: str, tensors: Mapping[str, Tensor]) -> str:
     blocks = tuple(stages.count(stage) for stage in "1234")
     stem = tensors.get("conv1_custom.weight")
     channels = stem.shape[1] if stem is not None and stem.ndim == 5 else 0
-    for known in zoo.NAMES:  # the ABC mix comes first, and its variants have the same keys
-        config = zoo.config(known)
+    for known in zoo.P3D_NAMES:  # the ABC mix comes first, and its variants have the same keys
+        config = zoo.p3d_config(known)
         if (config.blocks, config.in_channels) == (blocks, channels):
             return known
     raise WeightsError(
         f"{source} holds no P3D that is known here ({blocks} blocks a stage, {channels} input channels); "
-        f"give a checkpoint of one of {', '.join(zoo.NAMES)}"
+        f"give a checkpoint of one of {', '.join(zoo.P3D_NAMES)}"
     )
 
 
 def _could_be(name: str, held: str) -> bool:
     """Whether the named network has the blocks and channels of the one in the file; an unknown name is told later."""
-    if name not in zoo.NAMES:
-        return True
-    asked, found = zoo.config(name), zoo.config(held)
+    if name not in zoo.P3D_NAMES:
+        return name not in zoo.NAMES
+    asked, found = zoo.p3d_config(name), zoo.p3d_config(held)
     return (asked.blocks, asked.in_channels) == (found.blocks, found.in_channels)
 
 

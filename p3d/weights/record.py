@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
-from p3d.model import FRAMES_PER_STEP, MIN_SIDE, P3D, P3DConfig
+from p3d.network import Network, NetworkConfig
 from p3d.recipe import ClipRecipe
 
 COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation: no feature depends on it
@@ -26,13 +26,13 @@ class Weights:
     `class_names` has one name a class, or none when the source gave none; `origin` says where the numbers came from.
     """
 
-    network: P3D
+    network: Network
     recipe: ClipRecipe
     class_names: tuple[str, ...]
     origin: str
 
     @property
-    def config(self) -> P3DConfig:
+    def config(self) -> NetworkConfig:
         return self.network.config
 
     @property
@@ -41,16 +41,16 @@ class Weights:
         return self.network.config.name
 
 
-def expected_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Every key a set of weights must have, with its shape; counters left out."""
     with torch.device("meta"):
-        network = P3D(config)
+        network = config.build()
     return {key: tuple(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
 
 
 def assemble(
     source: str,
-    config: P3DConfig,
+    config: NetworkConfig,
     recipe: ClipRecipe,
     tensors: Mapping[str, Tensor],
     *,
@@ -62,10 +62,10 @@ def assemble(
     `source` names the file in messages. Raises WeightsError for missing, unknown or mis-shaped keys, for numbers that
     are not finite, and for a recipe or class names that do not fit the network.
     """
-    _check_companions(source, config, recipe, class_names)
-    _check_tensors(source, config, tensors)
     with torch.device("meta"):
-        network = P3D(config)
+        network = config.build()
+    _check_companions(source, network, recipe, class_names)
+    _check_tensors(source, config, tensors)
     state = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}
     for key, tensor in tensors.items():
         if not key.endswith(COUNTER):
@@ -84,7 +84,7 @@ def check_asked(source: str, what: str, asked: object, held: object) -> None:
         )
 
 
-def network_config(source: str, name: str, *, graph: str, num_classes: int, stride_on: str) -> P3DConfig:
+def network_config(source: str, name: str, *, graph: str, num_classes: int, stride_on: str) -> NetworkConfig:
     """`zoo.config` with its ValueError turned into a WeightsError that names the file."""
     try:
         return zoo.config(name, graph=graph, num_classes=num_classes, stride_on=stride_on)
@@ -92,16 +92,17 @@ def network_config(source: str, name: str, *, graph: str, num_classes: int, stri
         raise WeightsError(f"{source} cannot be used: {error}") from error
 
 
-def _check_companions(source: str, config: P3DConfig, recipe: ClipRecipe, class_names: tuple[str, ...]) -> None:
+def _check_companions(source: str, network: Network, recipe: ClipRecipe, class_names: tuple[str, ...]) -> None:
+    config = network.config
     if recipe.channels != config.in_channels:
         raise WeightsError(
             f"{source} has a clip recipe of {recipe.channels} channels, but {config.name} takes {config.in_channels}; "
             "give it a recipe that fits"
         )
-    if recipe.n_frames % FRAMES_PER_STEP or min(recipe.crop_hw) < MIN_SIDE:
+    if not network.takes.fits(recipe.n_frames, *recipe.crop_hw):
         raise WeightsError(
             f"{source} has a clip recipe of {recipe.n_frames} frames of {recipe.crop_hw} pixels, but {config.name} "
-            f"takes multiples of {FRAMES_PER_STEP} frames and sides of at least {MIN_SIDE}; give it a recipe that fits"
+            f"takes {network.takes}; give it a recipe that fits"
         )
     if class_names and len(class_names) != config.num_classes:
         raise WeightsError(
@@ -109,7 +110,7 @@ def _check_companions(source: str, config: P3DConfig, recipe: ClipRecipe, class_
         )
 
 
-def _check_tensors(source: str, config: P3DConfig, tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(source: str, config: NetworkConfig, tensors: Mapping[str, Tensor]) -> None:
     expected = expected_shapes(config)
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
     troubles = [

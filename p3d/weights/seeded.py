@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from p3d import zoo
+from p3d.network import Network
 from p3d.recipe import ClipRecipe
-from p3d.weights.record import Weights, WeightsError, assemble, expected_shapes, network_config
+from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, network_config
 
 _SUM_STD = math.sqrt((2**32 - 1) / 3)  # of the sum of four uniform 16-bit integers
 
@@ -33,17 +34,23 @@ def random_weights(name: str, seed: int, *, graph: str = "caffe", num_classes: i
         raise WeightsError(f"{source} needs a seed of at least 0, as in random:0")
     config = network_config(source, name, graph=graph, num_classes=num_classes, stride_on="1x1")
     recipe = zoo.recipe(name, graph)
-    tensors = {key: torch.from_numpy(_draw(key, shape, seed, recipe)) for key, shape in expected_shapes(config).items()}
+    with torch.device("meta"):
+        network = config.build()
+    tensors = {
+        key: torch.from_numpy(_draw(key, tuple(value.shape), seed, network, recipe))
+        for key, value in network.state_dict().items()
+        if not key.endswith(COUNTER)
+    }
     return assemble(source, config, recipe, tensors, origin=source)
 
 
-def _draw(key: str, shape: tuple[int, ...], seed: int, recipe: ClipRecipe) -> np.ndarray:
+def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe: ClipRecipe) -> np.ndarray:
     """One float32 tensor."""
     sums = _sums(shape, np.random.PCG64([seed, zlib.crc32(key.encode())]))
     bell = sums / _SUM_STD  # variance 1
     if len(shape) >= 4:
         fan_in = math.prod(shape[1:])
-        if key != "conv1_custom.weight":
+        if key != f"{network.stem}.weight":
             filters = sums.reshape(shape[0], fan_in)
             bell = (fan_in * filters - filters.sum(1, keepdims=True)).reshape(shape) / (fan_in * _SUM_STD)
         values = bell * math.sqrt(2 / fan_in)
@@ -51,10 +58,10 @@ def _draw(key: str, shape: tuple[int, ...], seed: int, recipe: ClipRecipe) -> np
         values = bell * 0.01
     elif key.endswith("running_var"):
         values = 1 + 0.1 * bell
-        if key == "bn1.running_var":
+        if key == f"{network.stem_norm}.running_var":
             values = values * (64 * recipe.value_range / 255 / recipe.std[0]) ** 2  # a typical pixel, normalised
     elif key.endswith("weight"):
-        values = (1 + 0.1 * bell) * (0.2 if key.endswith("bn4.weight") else 1)
+        values = (1 + 0.1 * bell) * (0.2 if key.endswith(f".{network.block_norm}.weight") else 1)
     else:  # running_mean and every bias
         values = 0.1 * bell
     return values.astype(np.float32)
