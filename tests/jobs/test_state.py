@@ -404,6 +404,11 @@ def test_an_outage_pauses_until_a_shard_on_trial_is_done() -> None:
         assert feed(scheduler, trouble(dispatched[0].worker, dispatched[0].shard, "outage")) == []
     [(worker, shard)] = scheduler_trial(scheduler)
     assert len(of_kind(feed(scheduler, done(worker, shard)), Dispatch)) == 3
+    again = [feed(scheduler, trouble(*place, "outage")) for place in sorted(scheduler.in_flight.items())]
+    assert again == [[], [], []], "the trial that ended one outage is not left over for the next"
+    assert len(scheduler_trial(scheduler)) == 1
+    for worker, shard in sorted(scheduler.in_flight.items()):
+        feed(scheduler, done(worker, shard))
     assert work_off(scheduler).exit_code == 0
 
 

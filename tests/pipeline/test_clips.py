@@ -49,6 +49,12 @@ def test_the_last_clip_of_every_ends_at_the_last_frame(sampling: Sampling, n_fra
         assert clip_spans(sampling, n_frames)[-1].end_frame == n_frames
 
 
+def test_a_clip_is_settled_with_its_last_frame() -> None:
+    """Not a frame later: a batch would wait for a frame that may never come."""
+    sampling = Sampling("every", 4, clip_frames=8)
+    assert [settled_spans(sampling, n_seen) for n_seen in (7, 8, 11, 12)] == [0, 1, 1, 2]
+
+
 @given(samplings, frame_counts, st.integers(0, 200))
 def test_settled_clips_stay_whatever_follows(sampling: Sampling, n_seen: int, n_more: int) -> None:
     """The first `settled_spans` clips of the frames seen so far are those of every longer video."""

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import s3_errors
 from pipeline import store as store_module
-from pipeline.errors import InputError, StoreDenied, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
+from pipeline.errors import InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
 from pipeline.store import CREATED, EXISTS, LocalStore, Store, StoreOptions, open_store, s3_uri, split_s3_uri
 
 
@@ -145,7 +145,9 @@ def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
             path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
             return CREATED
 
-    with pytest.raises(StoreUnsafe, match="second writer"):
+    with pytest.raises(
+        StoreUnsafe, match=r"second writer.* Use a local disk, or an S3 server that honours If-None-Match$"
+    ):
         Overwriting(str(tmp_path)).probe()
 
 
@@ -271,36 +273,81 @@ def test_a_bucket_that_is_not_there_is_named(s3_server: dict[str, str]) -> None:
 @pytest.mark.parametrize("url", ["http://example.org/x", "gs://bucket", "s3://"])
 def test_other_places_are_refused(url: str) -> None:
     """Only folders and s3:// are stores."""
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=re.escape(url)):
         open_store(url)
+
+
+def test_a_folder_may_be_written_as_a_uri(tmp_path: Path) -> None:
+    """`file:///folder` is that folder."""
+    assert open_store(f"file://{tmp_path}").url == open_store(str(tmp_path)).url == str(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"endpoint_url": "http://me:word@host:9000"}, "a user name or a query"),
-        ({"endpoint_url": "http://host:9000/?X-Amz-Signature=1"}, "a user name or a query"),
+        (
+            {"endpoint_url": "http://me:word@host:9000"},
+            "a user name or a query; credentials come from botocore's chain",
+        ),
+        ({"endpoint_url": "http://host:9000/?X-Amz-Signature=1"}, "come from botocore's chain"),
         ({"endpoint_url": "host:9000"}, "is not like http://host:port"),
         ({"endpoint_url": "ftp://host"}, "is not like http://host:port"),
         ({"endpoint_url": "http:///"}, "is not like http://host:port"),
         ({"addressing": "odd"}, "--addressing-style odd is none of auto, path, virtual"),
         ({"checksums": "odd"}, "--checksums odd is none of when_supported, when_required"),
         ({"sse": "odd"}, "--sse odd is none of AES256, aws:kms, aws:kms:dsse"),
-        ({"sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse"),
-        ({"sse": "AES256", "sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse"),
+        ({"sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse"),
+        ({"sse": "AES256", "sse_kms_key_id": "key"}, "needs --sse aws:kms or aws:kms:dsse"),
     ],
 )
 def test_ways_to_s3_that_cannot_be_are_refused(options: dict, words: str) -> None:
     """Each is one sentence with the option's name; none repeats a password."""
-    with pytest.raises(InputError, match=re.escape(words)) as caught:
+    with pytest.raises(InputError, match=f"{re.escape(words)}$") as caught:
         StoreOptions(**options)
+    assert str(caught.value).startswith("--")
     assert "word" not in str(caught.value) and "Signature" not in str(caught.value)
 
 
 def test_ways_to_s3_that_can_be() -> None:
     """What the options allow is kept as it is."""
-    for options in ({"endpoint_url": "https://host/"}, {"sse": "aws:kms", "sse_kms_key_id": "key"}, {"sse": "AES256"}):
+    odd = "http://X/a@b://c"  # what stands after the host is the server's business
+    for options in (
+        {"endpoint_url": "https://X/"},
+        {"endpoint_url": odd},
+        {"sse": "aws:kms", "sse_kms_key_id": "key"},
+        {"sse": "AES256"},
+    ):
         assert {name: getattr(StoreOptions(**options), name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (OSError("odd"), StoreUnknown, "out/key: None"),
+        (OSError(errno.EIO, "Input/output error"), StoreUnknown, "out/key: Input/output error"),
+        (OSError(errno.EROFS, "odd", "out/other"), StoreDenied, "out/other: this file system is read-only"),
+    ],
+)
+def test_what_a_local_disk_says_is_told_with_the_name_it_says_it_of(
+    error: OSError, kind: type[StoreError], sentence: str
+) -> None:
+    """The system's own words where we have none that are better; an error without a number is not understood."""
+    told = store_module.local_error(error, Path("out/key"))
+    assert (type(told), str(told)) == (kind, sentence)
+
+
+def test_a_disk_that_fails_under_a_control_object_is_told_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object is named also where the system names none."""
+    store = LocalStore(str(tmp_path))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(StoreUnknown, match="_job/beat: Input/output error"):
+        store.delete("_job/beat")
 
 
 def test_a_uri_that_is_no_text_is_refused() -> None:
