@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,13 @@ class P3DConfig(NetworkConfig):
     """What must be known to build a P3D: everything but its weights.
 
     `blocks` counts the blocks of res2..res5; `kinds` is repeated over those of res2..res4 ("ABC" is the paper's mix,
-    "A" its single-kind variant). Raises ValueError.
+    "A" its single-kind variant). `width` is the channels of conv1 and of res2's middles: 64 in every published network,
+    less in nets made to try the machinery. Raises ValueError.
     """
 
     blocks: tuple[int, int, int, int]
     kinds: str = "ABC"
+    width: int = WIDTHS[0]
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)  # super() knows the class from before its slots were made
@@ -55,6 +57,8 @@ class P3DConfig(NetworkConfig):
             raise ValueError(f"a P3D has four stages of at least one block, not {self.blocks = }")
         if not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"block kinds must be letters of A, B and C, not {self.kinds!r}")
+        if self.width < 1:
+            raise ValueError(f"a P3D needs a width of at least one channel, not {self.width = }")
 
     def stage_kinds(self) -> tuple[str, str, str]:
         """The kinds of the blocks of res2, res3 and res4: ("ABC", "ABCA", "BCABCA") in P3D-63."""
@@ -79,7 +83,6 @@ class P3D(Network):
     """
 
     takes = Takes(frames=FRAMES_PER_STEP, side=MIN_SIDE)
-    feature_dim: ClassVar[int] = FEATURE_DIM
     stem = "conv1_custom"
     stem_norm = "bn1"
     block_norm = "bn4"
@@ -88,11 +91,12 @@ class P3D(Network):
 
     def __init__(self, config: P3DConfig) -> None:
         super().__init__(config)
+        self.feature_dim = FEATURE_DIM * config.width // WIDTHS[0]
         caffe = config.graph == "caffe"
         self.conv1_custom = nn.Conv3d(
-            config.in_channels, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False
+            config.in_channels, config.width, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False
         )
-        self.bn1 = nn.BatchNorm3d(64)
+        self.bn1 = nn.BatchNorm3d(config.width)
         self.pool1 = nn.MaxPool3d((2, 3, 3), 2, padding=0 if caffe else (0, 1, 1), ceil_mode=caffe)
         first, second, third = config.stage_kinds()
         self.layer1 = self._stage(0, first)
@@ -101,15 +105,16 @@ class P3D(Network):
         self.layer4 = self._stage(3, "2" * config.blocks[3])
         self.temporal_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=caffe)
         self.dropout = nn.Dropout(config.dropout)
-        self.fc = nn.Linear(FEATURE_DIM, config.num_classes)
+        self.fc = nn.Linear(self.feature_dim, config.num_classes)
 
     def _stage(self, stage: int, kinds: str) -> nn.Sequential:
         """One block a letter ("2" is the 2-D one); the first projects its shortcut and, after res2, halves the size."""
-        graph, stride_on, width = self.config.graph, self.config.stride_on, WIDTHS[stage]
+        graph, stride_on, stem = self.config.graph, self.config.stride_on, self.config.width
+        width = WIDTHS[stage] * stem // WIDTHS[0]
         blocks: list[nn.Module] = []
         for i, kind in enumerate(kinds):
             project = i == 0
-            channels = EXPANSION * width if i else (EXPANSION * WIDTHS[stage - 1] if stage else 64)
+            channels = EXPANSION * width if i else (EXPANSION * width // 2 if stage else stem)
             stride = 2 if project and stage else 1
             if kind == "2":
                 blocks.append(Bottleneck2D(channels, width, stride=stride, project=project, stride_on=stride_on))

@@ -83,7 +83,7 @@ class Network(nn.Module, ABC):
     """The network of a config. `features` is what is extracted, `forward` adds the classifier (no softmax)."""
 
     takes: ClassVar[Takes]
-    feature_dim: ClassVar[int]
+    feature_dim: int  # D
     stem: ClassVar[str]  # name of the first convolution, the one that sees the recipe's numbers
     stem_norm: ClassVar[str] = ""  # of the normalisation after it, if there is one
     block_norm: ClassVar[str] = ""  # last part of the name of each residual block's last normalisation, if any

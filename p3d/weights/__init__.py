@@ -2,9 +2,9 @@
 
     path or "random:SEED" --resolve--> Weights --save--> one safetensors file, the same bytes every time
 
-One loader a format, chosen by the file's suffix: `native` (.safetensors, written here) and `port` (.pth, .pt, .tar,
-checkpoints of the public PyTorch port). All of them end in `record.assemble`, which is strict: a file fits whole or is
-refused. There are no default weights.
+One loader a format, chosen by the file's suffix: `native` (.safetensors, written here), `port` (.pth, .pt, .tar,
+checkpoints of the public PyTorch port) and `caffe` (.caffemodel, the authors' release). All of them end in
+`record.assemble`, which is strict: a file fits whole or is refused. There are no default weights.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Final
 
 from p3d.recipe import ClipRecipe
-from p3d.weights import native, port
+from p3d.weights import caffe, native, port
 from p3d.weights.native import save, to_bytes
 from p3d.weights.record import Weights, WeightsError
 from p3d.weights.seeded import random_weights
 
 __all__ = ["Weights", "WeightsError", "load", "random_weights", "resolve", "save", "to_bytes"]
 
-_LOADERS: Final = {".safetensors": native.load, ".pth": port.load, ".pt": port.load, ".tar": port.load}
+_LOADERS: Final = {
+    ".safetensors": native.load,
+    ".pth": port.load,
+    ".pt": port.load,
+    ".tar": port.load,
+    ".caffemodel": caffe.load,
+}
 
 
 def load(

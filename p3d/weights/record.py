@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisa
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used. The message is one sentence: what happened, to which file, what to do."""
+    """Weights that cannot be used. The message is one sentence: what happened, to which file, what to do.
+
+    Names out of a file may hold anything: what cannot be printed is shown escaped, and what is endless is cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in message)
+        super().__init__(text if len(text) <= 2000 else f"{text[:1200]} ... {text[-300:]}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +49,7 @@ class Weights:
         return self.network.config.name
 
 
+@lru_cache(maxsize=16)
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Every key a set of weights must have, with its shape; counters left out."""
     with torch.device("meta"):
@@ -140,7 +149,7 @@ def _check_tensors(source: str, config: NetworkConfig, tensors: Mapping[str, Ten
 def _first_few(keys: Iterable[str], limit: int = 4) -> str:
     ordered = sorted(keys)
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return ", ".join(ordered[:limit]) + more
+    return ", ".join(key[:80] for key in ordered[:limit]) + more
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,173 @@
+"""What a torch checkpoint would do when it is opened, read without opening it. `port` asks here before torch reads.
+
+torch's own `weights_only=True` runs no foreign code, but it takes compressed archives (a few kB that become gigabytes),
+does not look at an archive's checksums, and hashes whatever a pickle makes a key, which nested tuples stretch for ever.
+A checkpoint of tensors needs none of that: a stored archive, a dozen pickle opcodes, a few names, flat tuples.
+Source: pickletools (the meaning of opcodes), torch.serialization (both containers), torch's notes on `weights_only`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final
+
+_ITEM_BYTES: Final = {
+    "Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8, "Double": 8,
+}  # fmt: skip
+_NAMES: Final = re.compile(
+    r"collections OrderedDict|torch (Size|device|bool|u?int\d+|float\d+|bfloat16)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    rf"|torch(\.cuda)? ({'|'.join(_ITEM_BYTES)})Storage"
+)
+_PUSHES: Final = frozenset(
+    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING "
+    "EMPTY_LIST EMPTY_DICT EMPTY_SET".split()
+)
+# opcode -> how many values it takes from the stack (None: all down to the mark), and whether it leaves a new one
+_TAKES: Final[dict[str, tuple[int | None, bool]]] = {
+    "EMPTY_TUPLE": (0, True), "TUPLE": (None, True), "TUPLE1": (1, True), "TUPLE2": (2, True), "TUPLE3": (3, True),
+    "APPEND": (1, False), "APPENDS": (None, False), "SETITEM": (2, False), "SETITEMS": (None, False),
+    "REDUCE": (2, True), "BUILD": (1, False), "BINPERSID": (1, True),
+}  # fmt: skip
+_DEEPEST: Final = 4  # tuples in tuples: a tensor's arguments hold its shape, and that is all
+_MARK: Final = object()
+_TAR_MAGIC_AT: Final = 257
+
+
+class ForeignContentError(Exception):
+    """A checkpoint holds something else than tensors: its name."""
+
+
+class DamageError(Exception):
+    """A checkpoint is no whole file of tensors: why."""
+
+
+def check(path: Path) -> None:
+    """Nothing, if torch may read this file; raises ForeignContentError, DamageError, ValueError kin and OSError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_TAR_MAGIC_AT + 5)
+        file.seek(0)
+        if start.startswith(b"PK\x03\x04"):
+            _check_archive(file, size)
+        elif start[_TAR_MAGIC_AT:] == b"ustar":
+            raise ForeignContentError("a tar archive of torch 0.1")
+        else:
+            _check_legacy(file, size)
+
+
+def _check_archive(file: IO[bytes], size: int) -> None:
+    """A zip in which every member is stored once and as it is, its checksum right, and its pickle harmless."""
+    with zipfile.ZipFile(file) as archive:
+        members = {each.filename: each for each in archive.infolist()}
+        if len(members) != len(archive.infolist()):
+            raise DamageError("it holds two members of one name")
+        if any(each.compress_type or each.flag_bits & 1 for each in members.values()):
+            raise DamageError("its members are compressed or encrypted, which torch never does")
+        if sum(each.file_size for each in members.values()) > size:
+            raise DamageError("its members claim more bytes than the file has")
+        pickles = [name for name in members if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].count("/") != 1:
+            raise DamageError("it has no single data.pkl")
+        if archive.testzip() is not None:
+            raise DamageError("the checksum of a member is wrong")
+        root = pickles[0].removesuffix("data.pkl")
+
+        def room(key: str) -> int:
+            member = members.get(f"{root}data/{key}")
+            return member.file_size if member else -1
+
+        with archive.open(pickles[0]) as stream:
+            survey(stream, room)
+
+
+def _check_legacy(file: IO[bytes], size: int) -> None:
+    """Magic number, protocol, system, content and storage keys: five pickles, then the storages' bytes."""
+    for _ in range(5):
+        survey(file, lambda key: size)
+
+
+def survey(stream: IO[bytes], room: Callable[[str], int]) -> None:
+    """Walk one pickle's opcodes up to its STOP; `room` gives the bytes there are for a storage of this key.
+
+    Only what decides is kept on the stack: numbers, text, names and tuples; the rest is None.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    arg: Any
+    for opcode, arg, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name in _PUSHES:
+            stack.append(arg)
+        elif name == "GLOBAL":
+            if not _NAMES.fullmatch(arg):
+                raise ForeignContentError(arg.replace(" ", "."))
+            stack.append(_Name(arg))
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[arg] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            if isinstance(memo[arg], tuple):
+                raise DamageError("its pickle uses a tuple twice, which torch never does")
+            stack.append(memo[arg])
+        elif name in _TAKES:
+            count, leaves = _TAKES[name]
+            taken = _take(stack, count)
+            if name == "BINPERSID":
+                _check_storage(taken[0], room)
+            elif name == "REDUCE" and not (isinstance(taken[0], _Name) and isinstance(taken[1], tuple)):
+                raise DamageError("its pickle calls something that is no function")
+            if leaves:
+                stack.append(_flat(taken) if "TUPLE" in name else None)
+        elif name != "STOP" and (name, arg) != ("PROTO", 2):
+            raise DamageError(f"its pickle uses {name}, which torch never does")
+
+
+def _take(stack: list[Any], count: int | None) -> list[Any]:
+    if count is None:
+        count = next((depth for depth, value in enumerate(reversed(stack)) if value is _MARK), len(stack))
+        taken = stack[len(stack) - count :]
+        del stack[max(0, len(stack) - count - 1) :]
+    else:
+        taken = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        if len(taken) != count:
+            raise DamageError("its pickle takes what it never made")
+    return taken
+
+
+class _Name(str):
+    """A function or class, as opposed to text."""
+
+    __slots__ = ()
+
+
+class _Tuple(tuple[Any, ...]):
+    """A tuple that knows how deep it is."""
+
+    depth: int
+
+
+def _flat(values: list[Any]) -> _Tuple:
+    made = _Tuple(values)
+    made.depth = 1 + max((value.depth for value in values if isinstance(value, _Tuple)), default=0)
+    if made.depth > _DEEPEST:
+        raise DamageError("its pickle nests tuples deeper than torch ever does")
+    return made
+
+
+def _check_storage(mark: Any, room: Callable[[str], int]) -> None:
+    """("storage", its type, key, device, count of numbers[, view]) must fit into the bytes that are there."""
+    if not isinstance(mark, tuple) or len(mark) < 5:
+        raise DamageError("its pickle refers to something that is no storage")
+    kind, key, count = mark[1], mark[2], mark[4]
+    item = _ITEM_BYTES.get(str(kind).rpartition(" ")[2].removesuffix("Storage"))
+    if item is None or not isinstance(kind, _Name) or not isinstance(key, str) or not isinstance(count, int):
+        raise DamageError("its pickle refers to something that is no storage")
+    if not 0 <= count * item <= room(key):
+        raise DamageError(f"a storage claims {count} numbers that are not there")
