@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim chaos coverage mutants check docs clean
+.PHONY: demo test sim chaos fuzz coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -23,6 +23,10 @@ sim: $(READY)
 # five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
 chaos: $(READY)
 	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos
+
+# a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some fifteen minutes; `make test` takes two thousand
+fuzz: $(READY)
+	P3D_FUZZ=$${P3D_FUZZ:-100000} $(PY) -m pytest -q -s tests/p3d/test_weight_files.py
 
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)

@@ -157,18 +157,24 @@ def _named(source: str, layers: list[Layer]) -> dict[str, Tensor]:
             key = f"{module}.{name}"
             if key in tensors:
                 raise WeightsError(f"{source} holds {key} twice, once in {layer.name[:60]}; give a file of one network")
-            tensors[key] = blob.numbers.reshape(_our_dims(layer.kind, name, blob.dims))
+            tensors[key] = blob.numbers.reshape(_our_dims(layer.kind, key, blob.dims))
     if not tensors:
         raise WeightsError(f"{source} holds no layers with weights; give a caffemodel, not a prototxt or solver state")
     return tensors
 
 
-def _our_dims(kind: str, name: str, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Vectors may be stored as (1, C) or (1, C, 1, 1), and the old four dimensions put ones before a matrix."""
-    if (kind == "BN" or name == "bias") and sum(dim != 1 for dim in dims) <= 1:
+def _our_dims(kind: str, key: str, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Our shape of a blob, without the axes of one that Caffe may have added.
+
+    Vectors may be (1, C) or (1, C, 1, 1), matrices follow ones in the old four dimensions, and the authors' README
+    calls all their blobs 5-D, so the 2-D filters of res5 may have a time axis.
+    """
+    if (kind == "BN" or key == "fc.bias") and sum(dim != 1 for dim in dims) <= 1:
         return (math.prod(dims),)
     if kind == "InnerProduct" and math.prod(dims[:-2]) == 1:
         return dims[-2:]
+    if key.startswith("layer4.") and len(dims) == 5 and dims[2] == 1:
+        return dims[:2] + dims[3:]
     return dims
 
 

@@ -1,8 +1,8 @@
 """Writes checkpoints of the PyTorch port opcode by opcode, as each age of torch did, without torch.save.
 
-    "2017"  torch 0.3 under Python 2: five pickles and raw storages; byte strings, long ints, no counters
-    "2019"  torch 1.0 under Python 3: the same container, text, arguments of _rebuild_tensor_v2
-    "zip"   torch 1.6 and later: a stored zip archive with one member a storage
+"2017"  torch 0.3 under Python 2: five pickles and raw storages; byte strings, long ints, no counters
+"2019"  torch 1.0 under Python 3: the same container, text, arguments of _rebuild_tensor_v2
+"zip"   torch 1.6 and later: a stored zip archive with one member a storage
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def checkpoint(
     if nested:
         extra = pickler.text("epoch") + pickler.number(300) + pickler.text("arch") + pickler.text("P3D")
         content = b"}(" + extra + pickler.text("state_dict") + content + b"u"
-    raws = {storage: struct.pack(f"<{value.numel()}f", *value.flatten().tolist()) for storage, value in storages.items()}
+    raws = {
+        storage: struct.pack(f"<{value.numel()}f", *value.flatten().tolist()) for storage, value in storages.items()
+    }
     pickled = b"\x80\x02" + content + b"."
     return archive(pickled, raws) if age == "zip" else legacy(pickler, pickled, raws)
 
@@ -79,7 +81,9 @@ def checkpoint(
 def legacy(pickler: Pickler, pickled: bytes, raws: Mapping[str, bytes]) -> bytes:
     magic = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
     protocol = b"\x80\x02M" + struct.pack("<H", 1001) + b"."
-    sizes = b"".join(pickler.text(kind) + pickler.number(size) for kind, size in (("short", 2), ("int", 4), ("long", 4)))
+    sizes = b"".join(
+        pickler.text(kind) + pickler.number(size) for kind, size in (("short", 2), ("int", 4), ("long", 4))
+    )
     system = b"\x80\x02}(" + pickler.text("protocol_version") + b"M\xe9\x03" + pickler.text("little_endian") + b"\x88"
     system += pickler.text("type_sizes") + b"}(" + sizes + b"uu."
     keys = b"\x80\x02](" + b"".join(map(pickler.text, sorted(raws))) + b"e."

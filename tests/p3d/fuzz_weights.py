@@ -144,7 +144,9 @@ def mended_safetensors(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     if rng.random() < 0.5:
         words = [match.span() for match in re.finditer(rb"\d+|F32|true|\[|\\\"\w+\\\"", header)]
         start, end = words[int(rng.integers(len(words)))]
-        word = str(rng.choice("0 1 -1 1e999 255 F16 F64 BF16 I8 F4 F8_E4M3 C64 BOOL null [ {} 18446744073709551616".split()))
+        word = str(
+            rng.choice("0 1 -1 1e999 255 F16 F64 BF16 I8 F4 F8_E4M3 C64 BOOL null [ {} 18446744073709551616".split())
+        )
         header = header[:start] + word.encode() + header[end:]
     else:
         header = _any_damage(rng, header, np.arange(len(header)))
@@ -189,10 +191,8 @@ def damaged(seed: int, at: int) -> tuple[str, str, bytes]:
     names = list(samples())
     name = names[at % len(names)]
     data, structure = samples()[name]
-    if name in MENDED and rng.random() < 0.4:
-        damage = MENDED[name]
-    else:
-        damage = PLAIN[int(rng.integers(len(PLAIN)))]
+    mended = name in MENDED and rng.random() < 0.4
+    damage = MENDED[name] if mended else PLAIN[int(rng.integers(len(PLAIN)))]
     return name, damage.__name__, damage(rng, data, structure)
 
 
@@ -269,7 +269,9 @@ def main() -> None:
         assert not list(Path(temporary).iterdir()), "a temporary file was left behind"
     for outcome, count in sorted(tally.outcomes.items()):
         print(f"{count:8d}  {outcome}")
-    print(f"{asked.count} inputs in {time.monotonic() - started:.0f} s; slowest {tally.slowest_s:.2f} s ({tally.slowest})")
+    print(
+        f"{asked.count} inputs in {time.monotonic() - started:.0f} s; slowest {tally.slowest_s:.2f} s ({tally.slowest})"
+    )
 
 
 if __name__ == "__main__":

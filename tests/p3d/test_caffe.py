@@ -45,9 +45,11 @@ def test_every_blob_of_the_authors_p3d199_has_the_key_of_the_published_table() -
         name = caffe._BLOBS[kind][int(at.removeprefix("blob"))]
         assert f"{caffe.key_of(layer)}.{name}" == key
         dims = tuple(map(int, shape.split("x")))
-        assert caffe._our_dims(kind, name, dims) == shapes[key]
+        assert caffe._our_dims(kind, key, dims) == shapes[key]
     assert sorted(row[4] for row in table) == sorted(shapes)
-    written = [(row.name, row.kind, f"blob{at}", key) for row in rows(zoo.config("p3d199")) for at, key in enumerate(row.keys)]
+    written = [
+        (row.name, row.kind, f"blob{at}", key) for row in rows(zoo.config("p3d199")) for at, key in enumerate(row.keys)
+    ]
     assert sorted(written) == sorted((layer, kind, at, key) for layer, kind, at, _, key in table)
 
 
@@ -63,7 +65,8 @@ def test_layer_names_of_every_depth_give_every_key_once(name: str, numbered: boo
 
 
 @pytest.mark.parametrize(
-    "layer", "conv2 bn1 res1a_branch2a res6a_branch2a res3b0_branch2a res3c1_branch2a res3B_branch2a res3a_branch2d".split()
+    "layer",
+    "conv2 bn1 res1a_branch2a res6a_branch2a res3b0_branch2a res3c1_branch2a res3B_branch2a res3a_branch2d".split(),
 )
 def test_other_layer_names_have_no_key(layer: str) -> None:
     """The rule takes the authors' names and no neighbours of them."""
@@ -80,6 +83,17 @@ def test_blobs_in_every_form_that_caffe_stored_give_the_same_network(
     path = write(tmp_path, caffemodel(layers, state, vectors=vectors, old_dims=old_dims, doubles=doubles))
     with tiny_zoo():
         assert_bits_equal(state_of(load(path)), state)
+
+
+def test_res5_may_be_stored_with_a_time_axis(tmp_path: Path) -> None:
+    """2-D filters written as (out, in, 1, h, w) are the same filters."""
+    layers, state = tiny()
+    stored = {
+        key: value.unsqueeze(2) if key.startswith("layer4") and value.ndim == 4 else value
+        for key, value in state.items()
+    }
+    with tiny_zoo():
+        assert_bits_equal(state_of(load(write(tmp_path, caffemodel(layers, stored)))), state)
 
 
 @pytest.mark.parametrize(
@@ -180,17 +194,26 @@ DATA = message(5, struct.pack("<f", 1.0))
         (lambda: without("conv1"), r"no P3D that is known here \(\(1, 1, 1, 1\) blocks a stage, 0 input"),
         (lambda: without("bn4a_branch2b_t"), "missing layer3.0.bn3.bias, layer3.0.bn3.running_mean"),
         (lambda: without("fc_kinetics"), "missing fc.bias, fc.weight"),
-        (lambda: with_layer("res5a_branch2b_t", "Convolution", "layer3.0.conv3.weight"), "unexpected layer4.0.conv3.weight"),
+        (
+            lambda: with_layer("res5a_branch2b_t", "Convolution", "layer3.0.conv3.weight"),
+            "unexpected layer4.0.conv3.weight",
+        ),
         (lambda: with_layer("res9a_branch2a", "Convolution", "fc.bias"), "1 blobs in the layer 'res9a_branch2a'"),
         (lambda: with_layer("fc_sports1m", "InnerProduct", "fc.weight", "fc.bias"), "holds fc.weight twice"),
         (lambda: with_layer("bn2a_branch2a", "BatchNorm", "fc.bias", "fc.bias", "fc.bias"), "of type 'BatchNorm'"),
         (lambda: with_layer("scale_conv1", "Scale", "fc.bias", "fc.bias"), "layer 'scale_conv1' of type 'Scale'"),
         (lambda: with_layer("bn2a_branch2a", "BN", "fc.bias", "fc.bias"), "2 blobs in the layer 'bn2a_branch2a'"),
         (lambda: with_tensor("bn1.bias", torch.ones(2)), r"mis-shaped bn1.bias \(2 for 1\)"),
-        (lambda: with_tensor("layer1.0.conv2.weight", torch.ones(1, 1, 3, 3)), r"conv2.weight \(1x1x3x3 for 1x1x1x3x3\)"),
+        (
+            lambda: with_tensor("layer1.0.conv2.weight", torch.ones(1, 1, 3, 3)),
+            r"conv2.weight \(1x1x3x3 for 1x1x1x3x3\)",
+        ),
         (lambda: with_tensor("bn1.bias", torch.tensor([float("nan")])), "not finite in bn1.bias"),
         (lambda: with_tensor("bn1.bias", torch.tensor([float("inf")])), "not finite in bn1.bias"),
-        (lambda: message(2, message(6, blob((1,), ONE))), "not a whole caffemodel .*before 2014.*upgrade_net_proto_binary"),
+        (
+            lambda: message(2, message(6, blob((1,), ONE))),
+            "not a whole caffemodel .*before 2014.*upgrade_net_proto_binary",
+        ),
         (lambda: message(100, text(1, "data") + text(2, "Data")), "no layers with weights"),
         (lambda: b"", "no layers with weights"),
         (lambda: message(1, bytes(100)), "no layers with weights"),

@@ -40,13 +40,18 @@ def refused(path: Path, reason: str) -> None:
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize(
     ("name", "prefix", "nested", "cuda"),
-    [("tiny", "", True, True), ("tiny-flow", "", True, False), ("tiny", "module.", True, False), ("tiny", "", False, True)],
+    [
+        ("tiny", "", True, True),
+        ("tiny-flow", "", True, False),
+        ("tiny", "module.", True, False),
+        ("tiny", "", False, True),
+    ],
     ids=["rgb", "flow", "data_parallel", "bare"],
 )
 def test_checkpoints_of_every_age_load(
     tmp_path: Path, age: str, name: str, prefix: str, nested: bool, cuda: bool
 ) -> None:
-    """Python 2 with torch 0.3, torch 1 and zip archives, saved from a GPU or not, all without counters: the same bits."""
+    """Python 2 with torch 0.3, torch 1 and zip archives, saved from a GPU or not, without counters: the same bits."""
     state = tiny(name)
     path = write(tmp_path, checkpoint(state, age=age, prefix=prefix, nested=nested, cuda=cuda))
     with tiny_zoo():
@@ -68,7 +73,7 @@ def test_the_writer_writes_what_torch_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_guard_takes_whatever_torch_saves_today(tmp_path: Path, zipped: bool) -> None:
-    """Parameters, several types of number, shared storages, an optimizer's state and plain extras are all let through."""
+    """Parameters, several types of number, shared storages, an optimizer's state and plain extras are let through."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
     network(torch.ones(2, 3)).sum().backward()
     momenta = {at: {"momentum_buffer": each.grad} for at, each in enumerate(network.parameters())}
@@ -79,7 +84,14 @@ def test_the_guard_takes_whatever_torch_saves_today(tmp_path: Path, zipped: bool
         "optimizer": {"state": momenta, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1]}]},
         "numbers": [torch.ones(2, dtype=kind) for kind in (torch.float64, torch.bfloat16, torch.uint8, torch.bool)],
         "views": [shared, shared[1:, ::2], shared.t(), torch.ones(0)],
-        "extras": {"lr": 0.1, "size": torch.Size((1, 2)), "type": torch.float32, "on": True, "big": 1 << 70, "no": None},
+        "extras": {
+            "lr": 0.1,
+            "size": torch.Size((1, 2)),
+            "type": torch.float32,
+            "on": True,
+            "big": 1 << 70,
+            "no": None,
+        },
     }
     path = tmp_path / "w.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -99,7 +111,10 @@ def files_with(pickled: bytes) -> list[bytes]:
     ("pickled", "reason"),
     [
         (harmful("os\nsystem", b"U\x0atouch trap"), r"holds os\.system, .*could run code.*weights_only=False"),
-        (harmful("numpy.core.multiarray\nscalar"), r"holds numpy\.core\.multiarray\.scalar, .*save its 'state_dict' alone"),
+        (
+            harmful("numpy.core.multiarray\nscalar"),
+            r"holds numpy\.core\.multiarray\.scalar, .*save its 'state_dict' alone",
+        ),
         (harmful("__builtin__\neval", b"U\x011"), r"holds __builtin__\.eval"),
         (harmful("__builtin__\nbytearray", b"J\xff\xff\xff\x7f"), r"holds __builtin__\.bytearray"),
         (harmful("torch\nUntypedStorage", b"J\xff\xff\xff\x7f"), r"holds torch\.UntypedStorage"),
@@ -138,7 +153,9 @@ def test_a_storage_that_is_not_there_is_refused(tmp_path: Path, age: str) -> Non
     lying = honest.replace(count, b"J" + struct.pack("<i", 2**31 - 1) + count[count.index(b"tQ") - (age != "zip") :])
     pickled = b"\x80\x02}" + pickler.text("bn1.weight") + lying + b"s."
     raws = {"7": bytes(4)}
-    refused(write(tmp_path, archive(pickled, raws) if age == "zip" else legacy(pickler, pickled, raws)), "claims 2147483647")
+    refused(
+        write(tmp_path, archive(pickled, raws) if age == "zip" else legacy(pickler, pickled, raws)), "claims 2147483647"
+    )
 
 
 @pytest.mark.fault(48)

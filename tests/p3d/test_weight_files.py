@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p3d import zoo
-from p3d.weights import load, save
+from p3d.weights import WeightsError, load, save
 from tests.p3d import caffe_writer, checkpoint_writer, fuzz_weights
 from tests.p3d.tiny_nets import State, assert_bits_equal, drawn, state_of, tiny_zoo
 
@@ -96,12 +97,21 @@ def test_a_caffemodel_goes_round(
     go_round(tmp_path_factory.mktemp("caffe"), ".caffemodel", network, written)
 
 
+@pytest.mark.parametrize("name", sorted(fuzz_weights.samples()))
+@pytest.mark.parametrize("suffix", [".caffemodel", ".safetensors", ".pth", ".pth.tar"])
+def test_a_file_under_the_suffix_of_another_format_is_refused(tmp_path: Path, name: str, suffix: str) -> None:
+    """The wrong reader ends in a sentence, not in a crash or in other numbers."""
+    path = tmp_path / f"other{suffix}"
+    path.write_bytes(fuzz_weights.samples()[name][0])
+    same = suffix.removesuffix(".tar") == Path(name).suffix
+    with tiny_zoo(), nullcontext() if same else pytest.raises(WeightsError, match=rf"other{suffix} .*not a whole"):
+        load(path)
+
+
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pickletools, for backslashes in damaged names
 @pytest.mark.fault(48)
-def test_damage_is_refused_in_one_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damage_is_refused_in_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut, flipped, spliced and cleverly mended files of every format: a WeightsError or a whole network, no more."""
     print(f"seed {SEED}, {INPUTS} inputs")
     here, temporary, folder = (tmp_path / name for name in ("here", "tmp", "files"))

@@ -42,7 +42,7 @@ def tiny_zoo(blocks: tuple[int, int, int, int] = (1, 1, 1, 1), width: int = 1) -
 
 
 def drawn(config: NetworkConfig, seed: int) -> State:
-    """Finite float32 numbers of every size for every key: any 32 bits that are a number, in the order of the network."""
+    """Finite float32 numbers of every size for every key, in the order of the network: any 32 bits that are one."""
     bits = np.random.default_rng(seed)
     state = {}
     for key, shape in expected_shapes(config).items():
