@@ -41,7 +41,7 @@ recipe_options = _apply(
         "--weights",
         required=True,
         metavar="FILE|random:SEED",
-        help="Our .safetensors, the PyTorch port's .pth.tar, or random:SEED.",
+        help="Our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
     ),
     click.option("--model", help="Network (see `p3d models`); needed for random weights."),
     click.option(

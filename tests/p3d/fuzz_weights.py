@@ -226,6 +226,8 @@ def run(count: int, seed: int, folder: Path, first: int = 0) -> Tally:
             tally.slowest_s, tally.slowest = took, f"{at}: {kind} of {name}"
         tally.outcomes[f"{name} {outcome}"] += 1
         path.unlink()
+        if (at + 1 - first) % 10_000 == 0:
+            print(f"{at + 1 - first} inputs", flush=True)
     growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert growth < MOST_GROWTH_BYTES, f"{growth = } bytes"
     return tally
