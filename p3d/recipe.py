@@ -10,7 +10,7 @@ Source: README of the authors' release (182x242, centre 160x160, BGR minus 104/1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Self
 
 CHANNEL_ORDERS: Final = ("rgb", "bgr")
@@ -109,3 +109,22 @@ CAFFE_FLOW: Final = ClipRecipe(mean=(128.0, 128.0), std=(1.0, 1.0))
 # What the port declares (ImageNet's statistics); its own demo never applies them.
 PORT_RGB: Final = ClipRecipe(value_range=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PORT_FLOW: Final = ClipRecipe(value_range=1, mean=(0.5, 0.5), std=(0.226, 0.226))
+
+
+def in_convention(recipe: ClipRecipe, *, channel_order: str, value_range: int) -> ClipRecipe:
+    """The same frames, resize and crop, with pixels made into numbers by one of the four conventions in use.
+
+    Range 255 subtracts 104/117/123 (blue, green, red) and divides by nothing, range 1 takes ImageNet's mean and
+    standard deviation; `channel_order` turns either around. Raises ValueError, also for flow, which has no colours.
+    """
+    if recipe.channels != 3:
+        raise ValueError(
+            f"channel order and range are settings of RGB weights, and these take {recipe.channels} channels"
+        )
+    if value_range not in (1, 255):
+        raise ValueError(f"value_range is what 255 becomes, 255 or 1, not {value_range!r}")
+    known = CAFFE_RGB if value_range == 255 else PORT_RGB
+    step = 1 if channel_order == known.channel_order else -1
+    return replace(
+        recipe, channel_order=channel_order, value_range=value_range, mean=known.mean[::step], std=known.std[::step]
+    )

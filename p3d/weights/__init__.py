@@ -2,32 +2,97 @@
 
     path or "random:SEED" --resolve--> Weights --save--> one safetensors file, the same bytes every time
 
-One loader a format, chosen by the file's suffix: `native` (.safetensors, written here), `port` (.pth, .pt, .tar,
-checkpoints of the public PyTorch port) and `caffe` (.caffemodel, the authors' release). All of them end in
-`record.assemble`, which is strict: a file fits whole or is refused. There are no default weights.
+One loader a format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar, checkpoints of the public PyTorch
+port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or .safetensors, told by
+their keys). All of them end in `record.assemble`, which is strict: a file fits whole or is refused. There are no default
+weights.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from p3d.recipe import ClipRecipe
-from p3d.weights import caffe, native, port
+from p3d.weights import caffe, native, port, resnet
 from p3d.weights.native import save, to_bytes
 from p3d.weights.record import Weights, WeightsError
 from p3d.weights.seeded import random_weights
 
-__all__ = ["Weights", "WeightsError", "load", "random_weights", "resolve", "save", "to_bytes"]
+__all__ = [
+    "Weights",
+    "WeightsError",
+    "WeightsFile",
+    "identify",
+    "load",
+    "random_weights",
+    "resolve",
+    "save",
+    "to_bytes",
+]
 
-_LOADERS: Final = {
-    ".safetensors": native.load,
-    ".pth": port.load,
-    ".pt": port.load,
-    ".tar": port.load,
-    ".caffemodel": caffe.load,
-}
+Loader: TypeAlias = Callable[..., Weights]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file whose format is known: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made)."""
+
+    path: Path
+    format: str
+    loader: Loader
+
+    def load(
+        self,
+        *,
+        name: str | None = None,
+        graph: str | None = None,
+        stride_on: str | None = None,
+        recipe: ClipRecipe | None = None,
+        class_names: tuple[str, ...] | None = None,
+        temporal: str | None = None,
+        seed: int | None = None,
+    ) -> Weights:
+        """See `load` below."""
+        of_time = {}
+        if self.format == "resnet":
+            of_time = {"temporal": temporal, "seed": seed}
+        elif temporal is not None or seed is not None:
+            raise WeightsError(f"{self.path} has temporal filters of its own; leave out {temporal = } and {seed = }")
+        try:
+            return self.loader(
+                self.path,
+                name=name,
+                graph=graph,
+                stride_on=stride_on,
+                recipe=recipe,
+                class_names=class_names,
+                **of_time,
+            )
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+
+def identify(path: str | Path) -> WeightsFile:
+    """What format a file has, told by its suffix and its keys. Raises WeightsError."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(
+            f"there is no weights file at {path}; give the path of one, or random:SEED for random weights"
+        )
+    look = _LOOKS.get(path.suffix.lower())
+    if look is None:
+        raise WeightsError(
+            f"{path} ends in none of {', '.join(_LOOKS)}, so its format is unknown; rename it to say what it is"
+        )
+    try:
+        return WeightsFile(path, *look(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def load(
@@ -38,25 +103,50 @@ def load(
     stride_on: str | None = None,
     recipe: ClipRecipe | None = None,
     class_names: tuple[str, ...] | None = None,
+    temporal: str | None = None,
+    seed: int | None = None,
 ) -> Weights:
     """The weights in a file. What is given and the file does not say, it decides; what the file says otherwise refuses.
 
-    Raises WeightsError.
+    A 2-D ResNet has no filters in time and is refused unless `temporal` says which to make: "identity", or "gaussian"
+    with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no weights file at {path}; give the path of one, or random:SEED for random weights"
-        )
-    loader = _LOADERS.get(path.suffix.lower())
-    if loader is None:
-        raise WeightsError(
-            f"{path} ends in none of {', '.join(_LOADERS)}, so its format is unknown; rename it to say what it is"
-        )
-    try:
-        return loader(path, name=name, graph=graph, stride_on=stride_on, recipe=recipe, class_names=class_names)
-    except OSError as error:
-        raise WeightsError(f"{path} could not be read ({error}); check the file and its permissions") from error
+    return identify(path).load(
+        name=name,
+        graph=graph,
+        stride_on=stride_on,
+        recipe=recipe,
+        class_names=class_names,
+        temporal=temporal,
+        seed=seed,
+    )
+
+
+def _look_at_checkpoint(path: Path) -> tuple[str, Loader]:
+    tensors = port.read(path)
+    if resnet.fits(tensors):
+        return "resnet", partial(resnet.load, tensors=tensors)
+    return "port", partial(port.load, tensors=tensors)
+
+
+def _look_at_safetensors(path: Path) -> tuple[str, Loader]:
+    tensors = native.read_foreign(path)
+    if tensors is not None and resnet.fits(tensors):
+        return "resnet", partial(resnet.load, tensors=tensors)
+    return "native", native.load
+
+
+_LOOKS: Final[dict[str, Callable[[Path], tuple[str, Loader]]]] = {
+    ".safetensors": _look_at_safetensors,
+    ".pth": _look_at_checkpoint,
+    ".pt": _look_at_checkpoint,
+    ".tar": _look_at_checkpoint,
+    ".caffemodel": lambda _: ("caffe", caffe.load),
+}
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(f"{path} could not be read ({error}); check the file and its permissions")
 
 
 def resolve(spec: str, *, name: str | None = None, graph: str | None = None, num_classes: int | None = None) -> Weights:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, check_asked, network_config
@@ -53,13 +54,28 @@ def to_bytes(weights: Weights) -> bytes:
 
 def save(path: str | Path, weights: Weights) -> None:
     """Write the file whole or not at all: a reader never sees half of it. Raises OSError."""
-    path = Path(path)
+    write(Path(path), to_bytes(weights))
+
+
+def write(path: Path, content: bytes) -> None:
+    """`save` for content that `to_bytes` gave. Raises OSError."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(to_bytes(weights))
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_foreign(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a safetensors file that is not ours; None if it has our description. Raises as `load` does."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            if _KEY in (file.metadata() or {}):
+                return None
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
 
 
 def load(
@@ -77,7 +93,7 @@ def load(
             card = _read_card(path, file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}); copy or convert it again") from error
+        raise _damaged(path, error) from error
     check_asked(str(path), "the network", name, card["network"])
     check_asked(str(path), "the graph", graph, card["graph"])
     check_asked(str(path), "stride_on", stride_on, card["stride_on"])
@@ -101,6 +117,10 @@ def load(
             "convert it again"
         )
     return assemble(str(path), config, held_recipe, tensors, class_names=held_names, origin=card["origin"])
+
+
+def _damaged(path: Path, error: SafetensorError) -> WeightsError:
+    return WeightsError(f"{path} is not a whole safetensors file ({error}); copy or convert it again")
 
 
 def _read_card(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

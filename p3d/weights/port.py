@@ -48,6 +48,7 @@ _DAMAGE: Final = (
 
 def load(
     path: Path,
+    tensors: Mapping[str, Tensor],
     *,
     name: str | None = None,
     graph: str | None = None,
@@ -55,13 +56,12 @@ def load(
     recipe: ClipRecipe | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> Weights:
-    """The weights in a checkpoint; the keys tell the network (of the ABC mix), the rest is assumed to be the port's.
+    """A P3D of `tensors`, which were read from `path`: the keys tell the network (of the ABC mix), the rest is assumed
+    to be the port's.
 
     Raises WeightsError and OSError.
     """
     source = str(path)
-    tensors = _state_dict(source, _read(path))
-    _check_claim(path, tensors)
     config = recognise(source, tensors, name=name, graph=graph or "port", stride_on=stride_on)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,6 +73,13 @@ def load(
         class_names=class_names or (),
         origin=f"checkpoint {path.name}, sha256 {digest}",
     )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The named tensors of any torch checkpoint, without DataParallel's prefix. Raises WeightsError and OSError."""
+    tensors = _state_dict(str(path), _read(path))
+    _check_claim(path, tensors)
+    return tensors
 
 
 def _read(path: Path) -> object:

@@ -74,7 +74,7 @@ def assemble(
     with torch.device("meta"):
         network = config.build()
     _check_companions(source, network, recipe, class_names)
-    _check_tensors(source, config, tensors)
+    check_tensors(source, f"{config.name} with {config.num_classes} classes", expected_shapes(config), tensors)
     state = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}
     for key, tensor in tensors.items():
         if not key.endswith(COUNTER):
@@ -119,8 +119,10 @@ def _check_companions(source: str, network: Network, recipe: ClipRecipe, class_n
         )
 
 
-def _check_tensors(source: str, config: NetworkConfig, tensors: Mapping[str, Tensor]) -> None:
-    expected = expected_shapes(config)
+def check_tensors(
+    source: str, what: str, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not those of `what`: a key too few or too many, another shape, whole numbers."""
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
     troubles = [
         f"{trouble} {_first_few(keys)}"
@@ -141,7 +143,7 @@ def _check_tensors(source: str, config: NetworkConfig, tensors: Mapping[str, Ten
     ]
     if troubles:
         raise WeightsError(
-            f"{source} does not fit {config.name} with {config.num_classes} classes: {'; '.join(troubles)}; "
+            f"{source} does not fit {what}: {'; '.join(troubles)}; "
             "name the network it was made for, or convert it to these keys"
         )
 

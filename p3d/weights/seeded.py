@@ -46,8 +46,8 @@ def random_weights(name: str, seed: int, *, graph: str = "caffe", num_classes: i
 
 def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe: ClipRecipe) -> np.ndarray:
     """One float32 tensor."""
-    sums = _sums(shape, np.random.PCG64([seed, zlib.crc32(key.encode())]))
-    bell = sums / _SUM_STD  # variance 1
+    sums = _sums(key, shape, seed)
+    bell = sums / _SUM_STD
     if len(shape) >= 4:
         fan_in = math.prod(shape[1:])
         if key != f"{network.stem}.weight":
@@ -67,8 +67,14 @@ def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe:
     return values.astype(np.float32)
 
 
-def _sums(shape: tuple[int, ...], stream: np.random.PCG64) -> np.ndarray:
-    """Whole numbers around 0, nearly normal, within 3.5 standard deviations: each sums the quarters of a raw output."""
+def normal(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Float64 draws around 0 of variance 1, nearly normal, within 3.5 standard deviations; `key` names the stream."""
+    return _sums(key, shape, seed) / _SUM_STD
+
+
+def _sums(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Whole numbers, nearly normal: each sums the quarters of a raw output."""
+    stream = np.random.PCG64([seed, zlib.crc32(key.encode())])
     raw = np.asarray(stream.random_raw(math.prod(shape)), dtype=np.uint64)
     quarters = [(raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
     return (sum(quarters[1:], start=quarters[0]).astype(np.int64) - 2 * 0xFFFF).reshape(shape)

@@ -1,0 +1,202 @@
+"""2-D ImageNet ResNets as torchvision and timm save them: ResNet-50, -101, -152 -> P3D-63, -131, -199.
+
+The 2-D file has every filter but those in time. As the paper's authors did, space is taken over and time is made anew;
+that choice must be asked for by name, because it decides what the features are:
+
+    temporal    T and its normalisation                    what comes out
+    identity    pass or silence, as the table below        per-frame 2-D features, the larger of each pair of frames at
+                                                           the four temporal pools: they see frames, not motion
+    gaussian    N(0, 0.001^2) from a seed, BN plain        the paper's start of training, no features worth keeping
+
+    block   graph "port"   graph "caffe"
+    A       T passes       T passes
+    B       T is silent    T is silent
+    C       T is silent    T passes, because s / 2 + s / 2 = s
+
+With these a clip of equal frames gives, bit for bit in float32, what the 2-D ResNet with the same stride position and
+first pooling gives for the frame, where a 2-D and a 3-D convolution add up in the same order: torch's own do, oneDNN's
+do not, and there 1e-6 remains. To pass exactly, the centre tap is one and so is every factor of the normalisation, in
+whatever order a device multiplies them: gamma is 1 and the variance is 1 - eps.
+
+torchvision strides in the 3x3 and pads its first pooling, hence the defaults; a Caffe-style ResNet needs graph "caffe",
+stride_on "1x1" and its own recipe. Trap: their `conv3` and `bn3` are our `conv4` and `bn4`; our `conv3` is in time.
+Source: paper, section 4 (initialisation); torchvision's resnet.py for the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from p3d import zoo
+from p3d.model import P3DConfig
+from p3d.recipe import PORT_RGB, ClipRecipe
+from p3d.weights.record import (
+    Weights,
+    WeightsError,
+    assemble,
+    check_asked,
+    check_tensors,
+    expected_shapes,
+    network_config,
+)
+from p3d.weights.seeded import normal
+
+TEMPORAL: Final = ("identity", "gaussian")
+GAUSSIAN_STD: Final = 0.001
+BN_EPS: Final = 1e-5
+_DEPTHS: Final = {(3, 4, 6, 3): ("50", "p3d63"), (3, 4, 23, 3): ("101", "p3d131"), (3, 8, 36, 3): ("152", "p3d199")}
+_THEIRS: Final = {"conv1_custom": "conv1", "conv4": "conv3", "bn4": "bn3", "conv_normal": "conv2", "bn_normal": "bn2"}
+_WANTED: Final = "give a plain ResNet-50, -101 or -152 with torchvision's keys"
+
+
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a 2-D ResNet, of any kind: its stem is a 2-D convolution called conv1."""
+    stem = tensors.get("conv1.weight", tensors.get("conv1.0.weight"))
+    return stem is not None and stem.ndim == 4
+
+
+def load(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    graph: str | None = None,
+    stride_on: str | None = None,
+    recipe: ClipRecipe | None = None,
+    class_names: tuple[str, ...] | None = None,
+    temporal: str | None = None,
+    seed: int | None = None,
+) -> Weights:
+    """A P3D with the 2-D filters of `tensors`, which were read from `path`; `name` picks a variant such as p3d63-a.
+
+    `temporal` must be given, and with "gaussian" a `seed`. Raises WeightsError and OSError.
+    """
+    source = str(path)
+    depth, held = _network(source, tensors)
+    _check_temporal(source, depth, temporal, seed)
+    if name in zoo.NAMES and not name.endswith("-flow") and zoo.config(name).blocks == zoo.config(held).blocks:
+        held = name
+    check_asked(source, "a 2-D network for", name, held)
+    if "fc.weight" not in tensors:
+        raise WeightsError(f"{source} has no classifier (fc.weight, fc.bias); give the file that still has it")
+    config = network_config(
+        source,
+        held,
+        graph=graph or "port",
+        num_classes=len(tensors["fc.weight"]) if tensors["fc.weight"].ndim else 0,
+        stride_on=stride_on or "3x3",
+    )
+    check_tensors(source, f"a 2-D ResNet-{depth} with {config.num_classes} classes", flat_shapes(config), tensors)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    means = (
+        "temporal identity: sees frames, not motion"
+        if temporal == "identity"
+        else f"temporal gaussian of std {GAUSSIAN_STD}, seed {seed}: to be trained"
+    )
+    return assemble(
+        source,
+        config,
+        recipe or PORT_RGB,
+        inflate(config, tensors, seed=seed),
+        class_names=class_names or (),
+        origin=f"inflated from ResNet-{depth} {path.name}, sha256 {digest}, {means}",
+    )
+
+
+def inflate(config: P3DConfig, tensors: Mapping[str, Tensor], *, seed: int | None = None) -> dict[str, Tensor]:
+    """Every tensor of a P3D: the 2-D network's, and temporal ones that pass or are silent, or gaussian by `seed`."""
+    shapes = expected_shapes(config)
+    state = {key: tensors[theirs].reshape(shapes[key]) for key, theirs in flat_names(config).items()}
+    return state | (_still(config, shapes) if seed is None else _gaussian(shapes, seed))
+
+
+def flat_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:
+    """Every key of the 2-D network with its shape: ours without the 1 in time, (Cout, Cin, 1, H, W)."""
+    shapes = expected_shapes(config)
+    return {
+        theirs: (*shapes[key][:2], *shapes[key][3:]) if len(shapes[key]) == 5 else shapes[key]
+        for key, theirs in flat_names(config).items()
+    }
+
+
+def flat_names(config: P3DConfig) -> dict[str, str]:
+    """Our key -> the 2-D network's, for every tensor that both have (counters left out)."""
+    return {
+        key: ".".join(_THEIRS.get(part, part) for part in key.split("."))
+        for key in expected_shapes(config)
+        if not _in_time(key)
+    }
+
+
+def _in_time(key: str) -> bool:
+    """Whether one of our keys is of a temporal convolution or its normalisation."""
+    return ".conv3." in key or ".bn3." in key
+
+
+def _network(source: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """("50", "p3d63"): the depth of the 2-D network and what it becomes. Refuses what no P3D grows from."""
+    if "conv1.weight" not in tensors:
+        raise WeightsError(f"{source} holds a ResNet with a deep stem (conv1.0), which P3D does not have; {_WANTED}")
+    firsts = [re.fullmatch(r"layer([1-4])\.\d+\.conv1\.weight", key) for key in tensors]
+    stages = [first[1] for first in firsts if first]
+    blocks = tuple(stages.count(stage) for stage in "1234")
+    if blocks not in _DEPTHS or "layer1.0.conv3.weight" not in tensors:
+        kind = "bottlenecks" if "layer1.0.conv3.weight" in tensors else "basic blocks"
+        raise WeightsError(f"{source} holds a 2-D network of {blocks} {kind} a stage, which no P3D has; {_WANTED}")
+    return _DEPTHS[blocks]
+
+
+def _check_temporal(source: str, depth: str, temporal: str | None, seed: int | None) -> None:
+    if temporal is None:
+        raise WeightsError(
+            f"{source} holds a 2-D ResNet-{depth}, which has no filters in time: make a P3D of it first by "
+            f"`p3d weights import {source} -o OUT.safetensors` (in Python temporal='identity'); it will see frames, "
+            "not motion"
+        )
+    if temporal not in TEMPORAL:
+        raise WeightsError(f"{source}: temporal must be one of {', '.join(TEMPORAL)}, not {temporal!r}")
+    if (seed is not None) != (temporal == "gaussian") or (seed is not None and not 0 <= seed < 10**18):
+        raise WeightsError(
+            f"{source}: temporal filters that are gaussian need a seed of 0 or more and identity takes none, "
+            f"not {seed = }"
+        )
+
+
+def _still(config: P3DConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The temporal tensors with which a block does on equal frames what a 2-D bottleneck does."""
+    state = {}
+    for stage, kinds in enumerate(config.stage_kinds(), 1):
+        for i, kind in enumerate(kinds):
+            key = f"layer{stage}.{i}.conv3.weight"
+            weight = torch.zeros(shapes[key])
+            if kind == "A" or (kind == "C" and config.graph == "caffe"):
+                weight[:, :, 1, 0, 0] = torch.eye(len(weight))
+            state[key] = weight
+    return state | _normalisations(shapes, 1 - BN_EPS)
+
+
+def _gaussian(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """The authors' filler, the same numbers on every machine (bell-shaped, within 3.5 standard deviations)."""
+    state = {
+        key: torch.from_numpy(GAUSSIAN_STD * normal(key, shape, seed)).float()
+        for key, shape in shapes.items()
+        if _in_time(key) and key.endswith("conv3.weight")
+    }
+    return state | _normalisations(shapes, 1.0)
+
+
+def _normalisations(shapes: Mapping[str, tuple[int, ...]], variance: float) -> dict[str, Tensor]:
+    values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": variance}
+    return {
+        key: torch.full(shape, values[key.rpartition(".")[2]])
+        for key, shape in shapes.items()
+        if _in_time(key) and ".bn3." in key
+    }
