@@ -61,7 +61,8 @@ def test_the_parser_sees_an_import_inside_a_function(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.cli", "jobs.cli.status", "jobs.cli.dataset", "jobs.cli.launch", "jobs.monitor"]
+    "module",
+    ["jobs.cli", "jobs.cli.status", "jobs.cli.dataset", "jobs.cli.launch", "jobs.cli.weights", "jobs.monitor"],
 )
 def test_status_and_help_need_neither_torch_nor_ray(module: str) -> None:
     """Importing a verb costs neither torch (2.8 s) nor Ray."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any, TypeAlias
 
 import click
@@ -21,6 +22,10 @@ RESULTS: Verbs = {
 CLUSTER: Verbs = {
     "check": ("cluster", "Ask every node whether it could do its part of a job."),
 }
+WEIGHTS: Verbs = {
+    "import": ("weights", "Weights of any known format -> one file that says what it is."),
+    "show": ("weights", "What a weights file is, and what its numbers say of it."),
+}
 VERBS: Verbs = {
     "plan": ("launch", "Say what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
@@ -31,6 +36,7 @@ VERBS: Verbs = {
     "failures": ("dataset", "The videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "models": ("models", "The networks that are here."),
+    "weights": (WEIGHTS, "What a network's numbers come from."),
     "cluster": (CLUSTER, "What a job would run on."),
     "results": (RESULTS, "What is made from the rows of OUT."),
 }
@@ -52,7 +58,8 @@ class LazyGroup(click.Group):
         where, line = self.verbs[cmd_name]
         if not isinstance(where, str):
             return LazyGroup(cmd_name, verbs=where, help=line)
-        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{where}"), cmd_name)
+        attribute = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{where}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -26,7 +26,7 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *VERBS, "weights import", "weights show"])
 def test_help_answers_on_every_verb(verb: str) -> None:
     """--help says what a verb does, within 80 columns."""
     result = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80)

@@ -1,0 +1,236 @@
+"""`p3d weights`: files of weights become one file that says what it is, and are looked into. No job is needed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import talk
+
+if TYPE_CHECKING:
+    from p3d.weights import Weights, WeightsFile
+
+FORMATS = {
+    "native": "this program's own",
+    "port": "a checkpoint with the keys of the PyTorch port",
+    "resnet": "a 2-D ResNet, of which `p3d weights import` makes what follows",
+}
+STILL = (
+    "these weights see frames, not motion: each feature is that of a 2-D network, the larger of each pair of frames "
+    "at four poolings; train them further before they are called P3D features"
+)
+RANDOM_IN_TIME = (
+    "the temporal filters are random: these weights are a start for training, as the paper's were, not for features"
+)
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+@click.command("import")
+@_file
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.safetensors", help="To write."
+)
+@click.option("--model", help="Which of the networks that have these tensors, such as p3d63-a. Default: the mix.")
+@click.option("--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's.")
+@click.option("--stride-on", type=click.Choice(["1x1", "3x3"]), help="Which convolution halves the picture.")
+@click.option(
+    "--temporal",
+    type=click.Choice(["identity", "gaussian"]),
+    help="What a 2-D ResNet gets for filters in time. Default: identity.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of --temporal gaussian.")
+@click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Of the inputs it was trained on.")
+@click.option("--range", "value_range", type=click.Choice(["255", "1"]), help="255: minus 104/117/123; 1: ImageNet's.")
+@click.option(
+    "--class-names",
+    "names_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="UTF-8 text, one class a line, in order.",
+)
+@_as_json
+def import_(
+    file: Path,
+    out: Path,
+    channel_order: str | None,
+    value_range: str | None,
+    names_file: Path | None,
+    as_json: bool,
+    **typed: Any,
+) -> int:
+    """Make one .safetensors of FILE that carries network, graph, clip recipe, classes and origin.
+
+    FILE is our own, a checkpoint of the PyTorch port, or a 2-D ImageNet ResNet-50, -101 or -152 with torchvision's or
+    timm's keys (.pth or .safetensors). Only tensors are read; nothing in a file is ever run. What a format does not
+    say is assumed as its public files have it and may be overridden here; what a file says itself may not.
+
+    From a 2-D ResNet comes P3D-63, -131 or -199. Until trained further IT SEES FRAMES, NOT MOTION: on a clip of equal
+    frames it gives the 2-D network's features, on others the larger of each pair of frames at the four temporal
+    poolings. --temporal gaussian is the paper's start of training and gives no features of use. For training take that
+    or --graph caffe: in the port's graph the silent branches of identity never learn.
+
+    OUT is written whole or not at all, and never over other content. Exits 2 when FILE does not fit.
+    """
+    from p3d.weights import to_bytes
+    from p3d.weights.native import write
+    from pipeline.errors import InputError
+
+    if out.suffix.lower() != ".safetensors":
+        raise InputError(f"{out} must end in .safetensors, or no verb would know how to read it")
+    found = _identify(file)
+    if found.format == "resnet":
+        typed["temporal"] = typed["temporal"] or "identity"
+    names = None if names_file is None else _class_names(names_file)
+    weights = _load(found, class_names=names, **_named(typed))
+    weights = _in_convention(found, weights, channel_order, value_range)
+    content = to_bytes(weights)
+    try:
+        if out.exists() and (not out.is_file() or out.read_bytes() != content):
+            raise InputError(f"{out} is there already with other content; name another file or remove it")
+        write(out, content)
+    except OSError as error:
+        raise InputError(f"{out} could not be written ({error}); nothing is left of it") from None
+    record = _record(out, content, "native", weights)
+    if as_json:
+        talk.show_json(record)
+    else:
+        talk.show(*_lines(record, weights))
+    if found.format == "resnet":
+        talk.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
+    return 0
+
+
+@click.command()
+@_file
+@_as_json
+def show(file: Path, as_json: bool) -> int:
+    """Say what FILE is: format, network, graph, stride, classes, clip recipe, origin, sha256.
+
+    Then what its numbers say: the range of inputs that its first normalisation fits, how conv1 weighs the channels,
+    whether its temporal filters look at other frames at all. These are hints: no weights tell RGB from BGR.
+
+    Only tensors are read; nothing in a file is ever run. A format that does not say graph or recipe is shown with what
+    would be assumed.
+    """
+    from p3d.weights.hints import hints, sentences
+
+    found = _identify(file)
+    weights = _load(found, temporal="identity" if found.format == "resnet" else None)
+    record = _record(file, file.read_bytes(), found.format, weights)
+    said = hints(weights)
+    if as_json:
+        talk.show_json(record | {"hints": asdict(said)})
+        return 0
+    talk.show(*_lines(record, weights, *sentences(said, weights.recipe)))
+    return 0
+
+
+def _identify(file: Path) -> WeightsFile:
+    from p3d.weights import WeightsError, identify
+    from pipeline.errors import InputError
+
+    try:
+        return identify(file)
+    except WeightsError as error:
+        raise InputError(str(error)) from None
+
+
+def _load(found: WeightsFile, **asked: Any) -> Weights:
+    from p3d.weights import WeightsError
+    from pipeline.errors import InputError
+
+    try:
+        return found.load(**asked)
+    except WeightsError as error:
+        raise InputError(str(error)) from None
+
+
+def _named(typed: dict[str, Any]) -> dict[str, Any]:
+    """The options in the words of `p3d.weights.load`."""
+    return {"name": typed.pop("model"), **typed}
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """A name a line; InputError for an empty line, which would move all that follow."""
+    from pipeline.errors import InputError
+
+    try:
+        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} could not be read as UTF-8 text ({error})") from None
+    if not names or not all(names):
+        raise InputError(f"{path} must have one class name a line and no empty line")
+    return names
+
+
+def _in_convention(found: WeightsFile, weights: Weights, order: str | None, value_range: str | None) -> Weights:
+    """The weights with the recipe that --channel-order and --range say. A file that has its own keeps it."""
+    from dataclasses import replace
+
+    from p3d.recipe import in_convention
+    from pipeline.errors import InputError
+
+    if order is None and value_range is None:
+        return weights
+    held = weights.recipe
+    try:
+        wanted = in_convention(
+            held,
+            channel_order=order or held.channel_order,
+            value_range=int(value_range) if value_range else held.value_range,
+        )
+    except ValueError as error:
+        raise InputError(f"{found.path}: {error}") from None
+    if found.format == "native" and wanted != held:
+        raise InputError(
+            f"{found.path} says itself that it takes {held.channel_order} in 0..{held.value_range}; "
+            "import the file that it was made from"
+        )
+    return replace(weights, recipe=wanted)
+
+
+def _record(path: Path, content: bytes, kind: str, weights: Weights) -> dict[str, Any]:
+    """All there is to say of weights, for programs."""
+    from hashlib import sha256
+
+    config = weights.config
+    return {
+        "file": str(path),
+        "size_bytes": len(content),
+        "sha256": sha256(content).hexdigest(),
+        "format": kind,
+        "network": config.name,
+        "graph": config.graph,
+        "stride_on": config.stride_on,
+        "in_channels": config.in_channels,
+        "num_classes": config.num_classes,
+        "class_names": list(weights.class_names),
+        "recipe": weights.recipe.to_dict(),
+        "origin": weights.origin,
+    }
+
+
+def _lines(record: dict[str, Any], weights: Weights, *hinted: str) -> list[str]:
+    """The same for people, and hints."""
+    config, recipe = weights.config, weights.recipe
+    names = weights.class_names
+    called = f"called {names[0]} .. {names[-1]}" if names else "without names"
+    resized = f"short side {recipe.short_side}" if recipe.resize_hw is None else "x".join(map(str, recipe.resize_hw))
+    colours = recipe.channel_order if recipe.channels == 3 else "flow"
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
+    rows = [
+        ("file", f"{record['file']} ({talk.human_bytes(record['size_bytes'])})"),
+        ("sha256", record["sha256"]),
+        ("format", FORMATS.get(record["format"], record["format"])),
+        ("network", f"{config.name}, graph {config.graph}, stride on the {config.stride_on}"),
+        ("classes", f"{config.num_classes}, {called}"),
+        ("clips", f"{recipe.n_frames} frames, {resized}, centre {'x'.join(map(str, recipe.crop_hw))} (height x width)"),
+        ("inputs", f"{colours}, 0..{recipe.value_range}, mean {mean}, std {std}"),
+        ("origin", record["origin"]),
+    ]
+    return talk.table([*rows, *(("hint", sentence) for sentence in hinted)])
