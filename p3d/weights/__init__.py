@@ -4,8 +4,7 @@
 
 One loader a format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar, checkpoints of the public PyTorch
 port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or .safetensors, told by
-their keys). All of them end in `record.assemble`, which is strict: a file fits whole or is refused. There are no default
-weights.
+their keys). All end in `record.assemble`, which is strict: a file fits whole or is refused. There are no default weights.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Loader: TypeAlias = Callable[..., Weights]
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file whose format is known: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made)."""
+    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made)."""
 
     path: Path
     format: str

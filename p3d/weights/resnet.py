@@ -81,8 +81,8 @@ def load(
     source = str(path)
     depth, held = _network(source, tensors)
     _check_temporal(source, depth, temporal, seed)
-    if name in zoo.NAMES and not name.endswith("-flow") and zoo.config(name).blocks == zoo.config(held).blocks:
-        held = name
+    if name in zoo.P3D_NAMES and not name.endswith("-flow"):
+        held = name if zoo.p3d_config(name).blocks == zoo.p3d_config(held).blocks else held
     check_asked(source, "a 2-D network for", name, held)
     if "fc.weight" not in tensors:
         raise WeightsError(f"{source} has no classifier (fc.weight, fc.bias); give the file that still has it")
@@ -93,6 +93,7 @@ def load(
         num_classes=len(tensors["fc.weight"]) if tensors["fc.weight"].ndim else 0,
         stride_on=stride_on or "3x3",
     )
+    assert isinstance(config, P3DConfig), "of the P3D's name"
     check_tensors(source, f"a 2-D ResNet-{depth} with {config.num_classes} classes", flat_shapes(config), tensors)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
