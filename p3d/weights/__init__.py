@@ -4,7 +4,7 @@
 
 One loader a format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar, checkpoints of the public PyTorch
 port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or .safetensors, told by
-their keys). All end in `record.assemble`, which is strict: a file fits whole or is refused. There are no default weights.
+their keys). All end in `record.assemble`, which is strict: a file fits whole or is refused. None is loaded by default.
 """
 
 from __future__ import annotations
