@@ -36,6 +36,7 @@ _TAKES: Final[dict[str, tuple[int | None, bool]]] = {
 _DEEPEST: Final = 4  # tuples in tuples: a tensor's arguments hold its shape, and that is all
 _MARK: Final = object()
 _TAR_MAGIC_AT: Final = 257
+_DOS_FOLDER: Final = 0x10  # torch's reader leaves the memory of such a member as it was
 
 
 class ForeignContentError(Exception):
@@ -68,6 +69,8 @@ def _check_archive(file: IO[bytes], size: int) -> None:
             raise DamageError("it holds two members of one name")
         if any(each.compress_type or each.flag_bits & 1 for each in members.values()):
             raise DamageError("its members are compressed or encrypted, which torch never does")
+        if any(each.external_attr & _DOS_FOLDER or each.is_dir() for each in members.values()):
+            raise DamageError("a member is marked as a folder, of which torch would read nothing")
         if sum(each.file_size for each in members.values()) > size:
             raise DamageError("its members claim more bytes than the file has")
         pickles = [name for name in members if name.endswith("/data.pkl")]

@@ -110,6 +110,7 @@ def test_a_caffemodel_is_the_authors_graph_and_recipe(
         assert weights.config == dataclasses.replace(config, graph="caffe")
         assert weights.recipe == recipe
         assert weights.origin.startswith("caffemodel w.caffemodel, sha256 ")
+        assert load(path, graph="port").recipe == recipe  # what frames must be does not follow from the graph
         asked = load(path, graph="port", class_names=tuple("wxyz"), **({"recipe": PORT_RGB} if name == "tiny" else {}))
         assert (asked.config.graph, asked.class_names) == ("port", tuple("wxyz"))
 

@@ -198,6 +198,18 @@ def test_archives_that_grow_are_refused(tmp_path: Path) -> None:
     refused(write(tmp_path, out.getvalue()), "claim more bytes than the file has")
 
 
+@pytest.mark.fault(48)
+def test_a_member_that_passes_for_a_folder_is_refused(tmp_path: Path) -> None:
+    """torch reads nothing of a member with a folder's mark and hands out whatever was in memory (found by fuzzing)."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(checkpoint(tiny(), age="zip"))) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0x10 if name == "archive/data/76" else 0o600 << 16
+            new.writestr(member, old.read(name))
+    refused(write(tmp_path, out.getvalue()), "marked as a folder")
+
+
 def test_a_flipped_bit_of_a_number_in_an_archive_is_seen(tmp_path: Path) -> None:
     """torch does not look at the checksums of an archive; we do, for every member."""
     data = bytearray(checkpoint(tiny(), age="zip"))
