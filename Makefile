@@ -24,7 +24,7 @@ sim: $(READY)
 chaos: $(READY)
 	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos
 
-# a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some fifteen minutes; `make test` takes two thousand
+# a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some ten minutes; `make test` takes two thousand
 fuzz: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-100000} $(PY) -m pytest -q -s tests/p3d/test_weight_files.py
 
