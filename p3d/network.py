@@ -87,6 +87,7 @@ class Network(nn.Module, ABC):
     stem: ClassVar[str]  # name of the first convolution, the one that sees the recipe's numbers
     stem_norm: ClassVar[str] = ""  # of the normalisation after it, if there is one
     block_norm: ClassVar[str] = ""  # last part of the name of each residual block's last normalisation, if any
+    classifier: ClassVar[str] = "fc"  # the last layer, which has a row a class
 
     config: NetworkConfig
 

@@ -109,6 +109,36 @@ CAFFE_FLOW: Final = ClipRecipe(mean=(128.0, 128.0), std=(1.0, 1.0))
 # What the port declares (ImageNet's statistics); its own demo never applies them.
 PORT_RGB: Final = ClipRecipe(value_range=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PORT_FLOW: Final = ClipRecipe(value_range=1, mean=(0.5, 0.5), std=(0.226, 0.226))
+# 2-D ResNets: frames of the paper's UCF101 protocol (240x320, crop 224) as the original release normalised them, and
+# torchvision's way of testing.
+IMAGENET_BGR: Final = ClipRecipe(
+    resize_hw=(240, 320), crop_hw=(224, 224), channel_order="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
+)
+IMAGENET_RGB: Final = ClipRecipe(
+    resize_hw=None,
+    short_side=256,
+    crop_hw=(224, 224),
+    value_range=1,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+# C3D subtracts a mean cube (16x128x171) that is not here; these are about its averages by channel, as ports use them.
+C3D_RGB: Final = ClipRecipe(
+    resize_hw=(128, 171), crop_hw=(112, 112), channel_order="bgr", mean=(90.0, 98.0, 102.0), std=(1.0, 1.0, 1.0)
+)
+# Deep Video: 200x200, crop 170, minus 117. The paper crops to a square first; here the short side becomes 200.
+DEEPVIDEO_RGB: Final = ClipRecipe(
+    n_frames=10, resize_hw=None, short_side=200, crop_hw=(170, 170), mean=(117.0, 117.0, 117.0), std=(1.0, 1.0, 1.0)
+)
+# Convolutional pooling: frames of 220x220, one a second in the paper (here: --frame-step).
+CONVPOOL_RGB: Final = ClipRecipe(
+    n_frames=120,
+    resize_hw=(240, 320),
+    crop_hw=(220, 220),
+    channel_order="bgr",
+    mean=(104.0, 117.0, 123.0),
+    std=(1.0, 1.0, 1.0),
+)
 
 
 def in_convention(recipe: ClipRecipe, *, channel_order: str, value_range: int) -> ClipRecipe:

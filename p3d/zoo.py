@@ -1,10 +1,13 @@
 """The zoo: a name gives a network and the recipe its clips need.
 
-    p3d63  p3d131  p3d199       the paper's mix of A, B and C on ResNet-50, -101, -152
-    p3d63-a  -b  -c             every block of res2..res4 of one kind (paper, table 1)
-    p3d63-flow                  two input channels: optical flow, x and y
+    p3d63  p3d131  p3d199           the paper's mix of A, B and C on ResNet-50, -101, -152
+    p3d63-a  -b  -c                 every block of res2..res4 of one kind (paper, table 1)
+    p3d63-flow                      two input channels: optical flow, x and y
+    resnet50  resnet101  resnet152  2-D, the features of the frames averaged over the clip
+    resnet50-3d  resnet152-3d       3x3x3 convolutions where P3D has S and T
+    c3d  deepvideo-single  deepvideo-slow  convpool      the others of the paper's table 2
 
-Only P3D-199 was ever released by the authors (Sports-1M RGB, Kinetics RGB and flow).
+Only P3D-199 was ever released by the P3D authors (Sports-1M RGB, Kinetics RGB and flow).
 Source: the paper, section 4 and table 1; dropout of the deploy prototxt (Kinetics: RGB 0.5, flow 0.7).
 """
 
@@ -12,35 +15,58 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from p3d.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
 from p3d.model import P3DConfig
-from p3d.network import GRAPHS, Network, NetworkConfig
-from p3d.recipe import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
+from p3d.network import Network, NetworkConfig
+from p3d.recipe import (
+    C3D_RGB,
+    CAFFE_FLOW,
+    CAFFE_RGB,
+    CONVPOOL_RGB,
+    DEEPVIDEO_RGB,
+    IMAGENET_BGR,
+    IMAGENET_RGB,
+    PORT_FLOW,
+    PORT_RGB,
+    ClipRecipe,
+)
+from p3d.resnet import ResNetConfig
 
 _BLOCKS: Final = {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3)}
 _VARIANTS: Final = {"": "ABC", "-a": "A", "-b": "B", "-c": "C", "-flow": "ABC"}
-_RECIPES: Final = {
-    ("caffe", False): CAFFE_RGB,
-    ("caffe", True): CAFFE_FLOW,
-    ("port", False): PORT_RGB,
-    ("port", True): PORT_FLOW,
-}
-
 P3D_NAMES: Final = tuple(depth + variant for depth in _BLOCKS for variant in _VARIANTS)
-NAMES: Final = P3D_NAMES
+
+_P3D: Final = {"caffe": CAFFE_RGB, "port": PORT_RGB}
+_FLOW: Final = {"caffe": CAFFE_FLOW, "port": PORT_FLOW}
+_IMAGENET: Final = {"caffe": IMAGENET_BGR, "port": IMAGENET_RGB}
+# name: class of its configuration, what that needs beside the name, recipe by graph
+_OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, ClipRecipe]]]] = {
+    "resnet50": (ResNetConfig, {"blocks": _BLOCKS["p3d63"]}, _IMAGENET),
+    "resnet101": (ResNetConfig, {"blocks": _BLOCKS["p3d131"]}, _IMAGENET),
+    "resnet152": (ResNetConfig, {"blocks": _BLOCKS["p3d199"]}, _IMAGENET),
+    "resnet50-3d": (ResNetConfig, {"blocks": _BLOCKS["p3d63"], "spacetime": True}, _P3D),
+    "resnet152-3d": (ResNetConfig, {"blocks": _BLOCKS["p3d199"], "spacetime": True}, _P3D),
+    "c3d": (C3DConfig, {}, {"caffe": C3D_RGB, "port": C3D_RGB}),
+    "deepvideo-single": (DeepVideoConfig, {}, {"caffe": replace(DEEPVIDEO_RGB, n_frames=1)}),
+    "deepvideo-slow": (DeepVideoConfig, {"slow": True}, {"caffe": DEEPVIDEO_RGB}),
+    "convpool": (ConvPoolConfig, {}, {"caffe": CONVPOOL_RGB}),
+}
+BASELINES: Final = tuple(_OTHERS)
+NAMES: Final = P3D_NAMES + BASELINES
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a network costs: parameters with 400 classes, MB of a float32 file, 1e9 multiply-adds a clip.
+    """What a network is and costs: parameters with its classifier, MB of a float32 file, 1e9 multiply-adds a clip.
 
-    The clip is 16 x 160 x 160 and its features are counted; the classifier adds 0.0008 more.
+    The clip is one of its own recipe (`n_frames`, `crop_hw`), and its features are counted, not the classifier.
     """
 
     name: str
@@ -49,13 +75,19 @@ class Description:
     size_mb: float
     gmacs: float
     feature_dim: int
+    n_frames: int
+    crop_hw: tuple[int, int]
 
 
 def config(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
 ) -> NetworkConfig:
     """The configuration of a network of the zoo; raises ValueError for an unknown name or option."""
-    return p3d_config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout)
+    if name not in _OTHERS:
+        return p3d_config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout)
+    kind, options, _ = _OTHERS[name]
+    dropout = 0.5 if dropout is None else dropout
+    return kind(name=name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout, **options)
 
 
 def p3d_config(
@@ -88,25 +120,26 @@ def build(
 
 def recipe(name: str, graph: str) -> ClipRecipe:
     """The clips that weights of this network expect, by the graph they were trained in; raises ValueError."""
-    _, variant = _parts(name)
-    if graph not in GRAPHS:
-        raise ValueError(f"graph must be one of {', '.join(GRAPHS)}, not {graph!r}")
-    return _RECIPES[graph, variant == "-flow"]
+    recipes = _OTHERS[name][2] if name in _OTHERS else _FLOW if _parts(name)[1] == "-flow" else _P3D
+    if graph not in recipes:
+        raise ValueError(f"graph of {name} must be one of {', '.join(recipes)}, not {graph!r}")
+    return recipes[graph]
 
 
 @cache
-def describe(name: str, *, stride_on: str = "1x1") -> Description:
+def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> Description:
     """Sizes and cost, counted on a network without memory (torch's meta device); raises ValueError."""
+    clip = recipe(name, "caffe")
     with torch.device("meta"):
-        network = build(name, stride_on=stride_on).eval()
-        clips_BCTHW = torch.empty(1, network.config.in_channels, 16, 160, 160)
+        network = build(name, stride_on=stride_on, num_classes=num_classes).eval()
+        clips_BCTHW = torch.empty(1, network.config.in_channels, clip.n_frames, *clip.crop_hw)
     macs: list[int] = []
 
-    def count(conv: nn.Conv2d | nn.Conv3d, _: object, out: Tensor) -> None:
-        macs.append(out.numel() * math.prod(conv.weight.shape[1:]))
+    def count(layer: nn.Conv2d | nn.Conv3d | nn.Linear, _: object, out: Tensor) -> None:
+        macs.append(out.numel() * math.prod(layer.weight.shape[1:]))
 
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
             module.register_forward_hook(count)
     with torch.inference_mode():
         network.features(clips_BCTHW)
@@ -119,12 +152,14 @@ def describe(name: str, *, stride_on: str = "1x1") -> Description:
         size_mb=4 * (params + statistics) / 1e6,
         gmacs=sum(macs) / 1e9,
         feature_dim=network.feature_dim,
+        n_frames=clip.n_frames,
+        crop_hw=clip.crop_hw,
     )
 
 
 def _parts(name: str) -> tuple[str, str]:
     """("p3d63", "-flow") of "p3d63-flow"."""
-    if name not in NAMES:
+    if name not in P3D_NAMES:
         near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}"
         raise ValueError(f"no network is called {name!r}; {hint}")

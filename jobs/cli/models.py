@@ -1,40 +1,67 @@
-"""`p3d models`: the networks that are here."""
+"""`p3d models`: the networks that are here, and what they cost."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import talk
 
+if TYPE_CHECKING:
+    from jobs.speed import Speeds
+    from p3d.zoo import Description
+
 
 @click.command()
+@click.option("--model", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
+@click.option("--measure", is_flag=True, help="Time each on this device too: seconds a network, minutes for all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def models(as_json: bool) -> int:
-    """The networks that are here: layers, parameters, size, cost of one 16x160x160 clip, feature dimension.
+def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
+    """The networks that are here: layers, parameters, size, cost of a clip, feature dimension, clip.
 
-    Counted on the networks themselves, with a 400-class head.
+    Counted on the networks themselves, with a 400-class head. MB are of the float32 weights file. GMAC are 1e9
+    multiply-adds of one clip of the network's own recipe (frames x height x width), up to its features.
     """
     from p3d import zoo
+    from pipeline.errors import InputError
 
-    described = [zoo.describe(name) for name in zoo.NAMES]
+    try:
+        described = [zoo.describe(name) for name in dict.fromkeys(names or zoo.NAMES)]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    speeds = _measured(described) if measure else None
     if as_json:
-        talk.show_json({"models": [asdict(one) for one in described]})
+        talk.show_json(_record(described, speeds))
         return 0
-    rows = [("model", "layers", "parameters", "MB", "GMAC/clip", "dim", "input")]
-    rows += [
-        (
-            one.name,
-            str(one.layers),
-            f"{one.params:,}",
-            f"{one.size_mb:.0f}",
-            f"{one.gmacs:.1f}",
-            str(one.feature_dim),
-            "flow" if one.name.endswith("-flow") else "RGB",
-        )
-        for one in described
-    ]
-    talk.show(*talk.table(rows, right=(1, 2, 3, 4, 5)))
+    rows = [("model", "layers", "parameters", "MB", "GMAC", "dim", "clip", *(("clips/s",) if speeds else ()))]
+    for one in described:
+        speed = (f"{speeds.of[one.name].clips_per_s:.3g}",) if speeds else ()
+        clip = "x".join(map(str, (one.n_frames, *one.crop_hw)))
+        row = (one.name, str(one.layers), f"{one.params:,}", f"{one.size_mb:.0f}", f"{one.gmacs:.1f}")
+        rows.append((*row, str(one.feature_dim), clip, *speed))
+    talk.show(*talk.table(rows, right=(1, 2, 3, 4, 5, 7)))
+    if speeds:
+        talk.say(f"clips/s on {_where(speeds)}, median of interleaved rounds; frames are decoded elsewhere")
     talk.say("no weights are shipped: --weights takes a file, or random:SEED to try the machinery")
     return 0
+
+
+def _measured(described: list[Description]) -> Speeds:
+    from jobs.speed import measure
+
+    return measure(tuple(one.name for one in described), tell=talk.say)
+
+
+def _where(speeds: Speeds) -> str:
+    if speeds.device == "cpu":
+        return f"cpu, {talk.count(speeds.threads, 'thread')}, one clip at a time"
+    return f"{speeds.device}, {speeds.batch_size} clips at a time"
+
+
+def _record(described: list[Description], speeds: Speeds | None) -> dict[str, Any]:
+    if speeds is None:
+        return {"models": [asdict(one) for one in described]}
+    where = {"device": speeds.device, "threads": speeds.threads, "batch_size": speeds.batch_size}
+    return {"models": [{**asdict(one), "speed": asdict(speeds.of[one.name])} for one in described], "measured": where}

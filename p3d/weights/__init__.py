@@ -4,20 +4,23 @@
 
 One loader a format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar, checkpoints of the public PyTorch
 port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or .safetensors, told by
-their keys). All end in `record.assemble`, which is strict: a file fits whole or is refused. None is loaded by default.
+their keys); `plain` where one of the networks that P3D is compared with is asked for by name. All end in
+`record.assemble`, which is strict: a file fits whole or is refused. Nothing is loaded by default.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from torch import Tensor
+
+from p3d import zoo
 from p3d.recipe import ClipRecipe
-from p3d.weights import caffe, native, port, resnet
+from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
 from p3d.weights.record import Weights, WeightsError
 from p3d.weights.seeded import random_weights
@@ -44,6 +47,7 @@ class WeightsFile:
     path: Path
     format: str
     loader: Loader
+    tensors: Mapping[str, Tensor] | None = None  # what was read to know the format, if anything was
 
     def load(
         self,
@@ -57,14 +61,19 @@ class WeightsFile:
         seed: int | None = None,
     ) -> Weights:
         """See `load` below."""
-        of_time = {}
-        if self.format == "resnet":
+        loader, of_time = self.loader, {}
+        if name in zoo.BASELINES and self.tensors is not None:
+            loader = plain.load
+            if temporal is not None or seed is not None:
+                raise WeightsError(f"{name} has no filters in time to make; leave out {temporal = } and {seed = }")
+        elif self.format == "resnet":
             of_time = {"temporal": temporal, "seed": seed}
         elif temporal is not None or seed is not None:
             raise WeightsError(f"{self.path} has temporal filters of its own; leave out {temporal = } and {seed = }")
         try:
-            return self.loader(
+            return loader(
                 self.path,
+                *(() if self.tensors is None else (self.tensors,)),
                 name=name,
                 graph=graph,
                 stride_on=stride_on,
@@ -89,7 +98,7 @@ def identify(path: str | Path) -> WeightsFile:
             f"{path} ends in none of {', '.join(_LOOKS)}, so its format is unknown; rename it to say what it is"
         )
     try:
-        return WeightsFile(path, *look(path))
+        return look(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -121,26 +130,26 @@ def load(
     )
 
 
-def _look_at_checkpoint(path: Path) -> tuple[str, Loader]:
+def _look_at_checkpoint(path: Path) -> WeightsFile:
     tensors = port.read(path)
     if resnet.fits(tensors):
-        return "resnet", partial(resnet.load, tensors=tensors)
-    return "port", partial(port.load, tensors=tensors)
+        return WeightsFile(path, "resnet", resnet.load, tensors)
+    return WeightsFile(path, "port", port.load, tensors)
 
 
-def _look_at_safetensors(path: Path) -> tuple[str, Loader]:
+def _look_at_safetensors(path: Path) -> WeightsFile:
     tensors = native.read_foreign(path)
     if tensors is not None and resnet.fits(tensors):
-        return "resnet", partial(resnet.load, tensors=tensors)
-    return "native", native.load
+        return WeightsFile(path, "resnet", resnet.load, tensors)
+    return WeightsFile(path, "native", native.load)
 
 
-_LOOKS: Final[dict[str, Callable[[Path], tuple[str, Loader]]]] = {
+_LOOKS: Final[dict[str, Callable[[Path], WeightsFile]]] = {
     ".safetensors": _look_at_safetensors,
     ".pth": _look_at_checkpoint,
     ".pt": _look_at_checkpoint,
     ".tar": _look_at_checkpoint,
-    ".caffemodel": lambda _: ("caffe", caffe.load),
+    ".caffemodel": lambda path: WeightsFile(path, "caffe", caffe.load),
 }
 
 

@@ -26,8 +26,9 @@ def random_weights(name: str, seed: int, *, graph: str = "caffe", num_classes: i
 
     Three things make the features worth comparing through 199 layers. Each filter past the first layer sums to zero, or
     the mean that every ReLU leaves would drown what differs between clips (cosine of two unlike clips in P3D-199: 0.997
-    without, 0.8 with). The last normalisation of each block has a gamma near 0.2. The first expects the recipe's input
-    range. Raises WeightsError for an unknown name, graph or a negative seed.
+    without, 0.8 with). The last normalisation of each block has a gamma near 0.2. The first one, or where there is none
+    the first convolution, expects the recipe's input range. Raises WeightsError for an unknown name, graph or a
+    negative seed.
     """
     source = f"random:{seed}"
     if seed < 0:
@@ -48,18 +49,23 @@ def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe:
     """One float32 tensor."""
     sums = _sums(key, shape, seed)
     bell = sums / _SUM_STD
+    pixel = 64 * recipe.value_range / 255 / recipe.std[0]  # a typical one, normalised
     if len(shape) >= 4:
         fan_in = math.prod(shape[1:])
         if key != f"{network.stem}.weight":
             filters = sums.reshape(shape[0], fan_in)
             bell = (fan_in * filters - filters.sum(1, keepdims=True)).reshape(shape) / (fan_in * _SUM_STD)
         values = bell * math.sqrt(2 / fan_in)
-    elif len(shape) == 2:
+        if key == f"{network.stem}.weight" and not network.stem_norm:
+            values = values / pixel
+    elif key == f"{network.classifier}.weight":
         values = bell * 0.01
+    elif len(shape) == 2:
+        values = bell * math.sqrt(2 / shape[1])
     elif key.endswith("running_var"):
         values = 1 + 0.1 * bell
         if key == f"{network.stem_norm}.running_var":
-            values = values * (64 * recipe.value_range / 255 / recipe.std[0]) ** 2  # a typical pixel, normalised
+            values = values * pixel**2
     elif key.endswith("weight"):
         values = (1 + 0.1 * bell) * (0.2 if key.endswith(f".{network.block_norm}.weight") else 1)
     else:  # running_mean and every bias
@@ -76,5 +82,7 @@ def _sums(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Whole numbers, nearly normal: each sums the quarters of a raw output."""
     stream = np.random.PCG64([seed, zlib.crc32(key.encode())])
     raw = np.asarray(stream.random_raw(math.prod(shape)), dtype=np.uint64)
-    quarters = [(raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
-    return (sum(quarters[1:], start=quarters[0]).astype(np.int64) - 2 * 0xFFFF).reshape(shape)
+    total = np.full(raw.shape, -2 * 0xFFFF, np.int64)
+    for shift in (0, 16, 32, 48):  # one at a time: C3D's fc6 has 33 million
+        total += ((raw >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
+    return total.reshape(shape)

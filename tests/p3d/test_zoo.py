@@ -72,9 +72,9 @@ def test_recipes_follow_the_graph_and_the_channels() -> None:
         zoo.recipe("p3d63", "tf")
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.P3D_NAMES)
 @pytest.mark.parametrize("graph", ["caffe", "port"])
-def test_every_network_takes_its_own_recipe(name: str, graph: str) -> None:
+def test_every_p3d_takes_its_own_recipe(name: str, graph: str) -> None:
     """Channels and frames of the recipe are what the network of that name takes."""
     recipe, config = zoo.recipe(name, graph), zoo.config(name, graph=graph)
     assert recipe.channels == config.in_channels == (2 if name.endswith("flow") else 3)

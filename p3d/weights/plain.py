@@ -1,0 +1,63 @@
+"""Checkpoints of the networks the paper compares with, whose keys are already ours: torchvision's ResNets, C3D's ports.
+
+Only when the network is named (`--model resnet50`): a ResNet can also be the start of a P3D (see `resnet`).
+Sources: torchvision.models.resnet (stride on the 3x3, RGB, ImageNet statistics); public C3D ports (conv1 .. fc8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from p3d import zoo
+from p3d.recipe import ClipRecipe
+from p3d.weights.record import Weights, WeightsError, assemble, network_config
+
+_STRIDE_ON: Final = {"resnet50": "3x3", "resnet101": "3x3", "resnet152": "3x3", "c3d": "1x1"}
+
+
+def load(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    graph: str | None = None,
+    stride_on: str | None = None,
+    recipe: ClipRecipe | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Weights:
+    """The network `name`, which is no P3D, of `tensors` that were read from `path`; what is not said is the convention of
+    torchvision or of the ports.
+
+    Raises WeightsError and OSError.
+    """
+    source = str(path)
+    if name is None or name not in _STRIDE_ON:
+        raise WeightsError(
+            f"{source} was not read: there are public checkpoints of {', '.join(_STRIDE_ON)}, but none of {name}; "
+            "save weights of your own with p3d.weights.save"
+        )
+    last = "fc8.weight" if name == "c3d" else "fc.weight"
+    if last not in tensors or tensors[last].ndim != 2:
+        raise WeightsError(f"{source} has no classifier {last}, so it is no whole {name}; give a checkpoint with one")
+    config = network_config(
+        source,
+        name,
+        graph=graph or "port",
+        num_classes=len(tensors[last]),
+        stride_on=stride_on or _STRIDE_ON[name],
+    )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return assemble(
+        source,
+        config,
+        recipe or zoo.recipe(name, config.graph),
+        tensors,
+        class_names=class_names or (),
+        origin=f"checkpoint {path.name}, sha256 {digest}",
+    )
