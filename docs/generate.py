@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from jobs.cli.talk import EXIT_CODES  # noqa: E402
+from p3d import zoo  # noqa: E402
 from pipeline import schema  # noqa: E402
 from pipeline.errors import REASON_MEANING  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
@@ -46,6 +47,37 @@ def columns() -> str:
         f"### {name}/\n\n" + markdown_table(("column", "type"), [(f"`{f.name}`", f"`{f.type}`") for f in found])
         for name, found in tables.items()
     )
+
+
+# network, classes and what the P3D paper says of it: MB, result (top-1 on UCF101 of table 1, video hit@1 on Sports-1M
+# of table 2 and figure 1), speed on its GPU (table 1). 261 MB is from memory of the figure and was not verified.
+PAPER = (
+    ("resnet50", 101, "92", "80.8 UCF101", "15.0 frames/s"),
+    ("p3d63-a", 101, "98", "83.7 UCF101", "9.0 clips/s"),
+    ("p3d63-b", 101, "98", "82.8 UCF101", "8.8 clips/s"),
+    ("p3d63-c", 101, "98", "83.0 UCF101", "8.6 clips/s"),
+    ("p3d63", 101, "98", "84.2 UCF101", "8.8 clips/s"),
+    ("p3d199", 487, "261?", "66.4 Sports-1M", ""),
+    ("resnet152", 487, "235", "64.6 Sports-1M", ""),
+    ("c3d", 487, "321", "61.1 Sports-1M", ""),
+    ("deepvideo-single", 487, "", "59.3 Sports-1M", ""),
+    ("deepvideo-slow", 487, "", "60.9 Sports-1M", ""),
+    ("convpool", 487, "", "72.3 Sports-1M", ""),
+    ("resnet50-3d", 487, "", "", ""),
+    ("resnet152-3d", 487, "", "", ""),
+)
+
+
+def networks() -> str:
+    head = ("network", "layers", "parameters", "MB", "MiB", "paper: MB", "result", "speed", "GMAC", "features", "clip")
+    rows = []
+    for name, classes, *paper in PAPER:
+        one = zoo.describe(name, num_classes=classes)
+        size = (f"{one.size_mb:.0f}", f"{one.size_mb * 1e6 / 2**20:.0f}")
+        clip = "x".join(map(str, (one.n_frames, *one.crop_hw)))
+        cost = (f"{one.gmacs:.1f}", str(one.feature_dim), clip)
+        rows.append((f"`{name}`", str(one.layers), f"{one.params:,}", *size, *paper, *cost))
+    return markdown_table(head, rows)
 
 
 def help_of(path: str) -> str:
@@ -114,7 +146,9 @@ def main() -> int:
     wanted = {
         ROOT / "docs" / "reference.md": reference(),
         ROOT / "docs" / "reliability.md": with_blocks(reliability, faults=faults()),
-        ROOT / "README.md": with_blocks((ROOT / "README.md").read_text(), exit_codes=exit_codes(), reasons=reasons()),
+        ROOT / "README.md": with_blocks(
+            (ROOT / "README.md").read_text(), exit_codes=exit_codes(), reasons=reasons(), networks=networks()
+        ),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:

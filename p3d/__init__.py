@@ -2,7 +2,7 @@
 
     frames uint8 -> Encoder -> features float32            ClipRecipe says how a frame must look before it comes here
                        ^
-    weights/ -> P3D  --+   (zoo: name -> network and recipe)
+    weights/ -> P3D  --+   (zoo: name -> network and recipe; P3D, or one of the networks its paper compares with)
 
 This package knows nothing of videos, files of frames, Ray or Parquet, and importing it does not import torch: the
 modules that need torch are imported by name (`from p3d import zoo`).

@@ -43,7 +43,7 @@ recipe_options = _apply(
         metavar="FILE|random:SEED",
         help="Our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
     ),
-    click.option("--model", help="Network (see `p3d models`); needed for random weights."),
+    click.option("--model", help="Network (see `p3d models`); needed for random weights and checkpoints of baselines."),
     click.option(
         "--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's. Default: the weights'."
     ),

@@ -30,10 +30,9 @@ def load(
     recipe: ClipRecipe | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> Weights:
-    """The network `name`, which is no P3D, of `tensors` that were read from `path`; what is not said is the convention of
-    torchvision or of the ports.
+    """The network `name`, which is no P3D, of `tensors` that were read from `path`.
 
-    Raises WeightsError and OSError.
+    What is not said is the convention of torchvision or of the ports. Raises WeightsError and OSError.
     """
     source = str(path)
     if name is None or name not in _STRIDE_ON:

@@ -230,11 +230,30 @@ def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path
 
 
 def test_models_are_listed() -> None:
-    """Every network with the numbers of the paper's table; JSON carries the same."""
+    """Every network with its size, cost and clip, within 80 columns with a speed too; JSON carries the same."""
     text = in_process("models")[1]
-    assert re.search(r"p3d199 +199 +66,492,240 +266|p3d199 +199 +66,492,240", text)
+    assert re.search(r"p3d199 +199 +66,492,240 +267 +18.4 +2048 +16x160x160", text)
+    assert re.search(r"deepvideo-slow +8 +[0-9,]+ +246 +4.1 +4096 +10x170x170", text)
+    assert max(map(len, text.splitlines())) + len("  clips/s") <= 80
     found = {one["name"]: one for one in json.loads(in_process("models", "--json")[1])["models"]}
+    assert list(found) == [line.split()[0] for line in text.splitlines()[1:]]
     assert found["p3d63"]["layers"] == 63
+    assert found["c3d"]["crop_hw"] == [112, 112]
+
+
+def test_models_are_measured() -> None:
+    """--measure times the networks that were named, on the device it says, and prints the median with its range."""
+    words = ("models", "--model", "deepvideo-single", "--measure")
+    code, out, err = in_process(*words, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    (one,) = record["models"]
+    assert one["name"] == "deepvideo-single"
+    assert 0 < one["speed"]["lowest"] <= one["speed"]["clips_per_s"] <= one["speed"]["highest"]
+    assert record["measured"]["batch_size"] >= 1
+    assert "round 3 of 3: deepvideo-single" in err
+    code, _, err = in_process("models", "--model", "deepvideo-sinlge")
+    assert (code, "did you mean deepvideo-single" in err) == (2, True)
 
 
 def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:

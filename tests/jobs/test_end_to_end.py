@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -79,6 +80,27 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
     stored = np.array(row["embedding"], np.float32)
     cosine = float(feature @ stored / np.linalg.norm(feature) / np.linalg.norm(stored))
     assert cosine > 0.9999  # not equal: `reformat` places chroma otherwise than the decoder's own scaler
+
+
+def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
+    """A network of 3 frames a clip and 4096 features is launched, checked on its worker, stored and verified alike."""
+    from p3d.weights import random_weights, save
+    from tests.zoo import make
+
+    weights = random_weights("convpool", 0, num_classes=2)
+    recipe = dataclasses.replace(weights.recipe, n_frames=3, resize_hw=(64, 80), crop_hw=(64, 64))
+    save(tmp_path / "w.safetensors", dataclasses.replace(weights, recipe=recipe))
+    (tmp_path / "videos").mkdir()
+    make.video(tmp_path / "videos" / "a.mp4", "libx264", 9, options={"preset": "ultrafast"})
+    make.video(tmp_path / "videos" / "b.mp4", "libx264", 2, options={"preset": "ultrafast"})
+    out = tmp_path / "out"
+    ran = p3d("launch", tmp_path / "videos", out, "--weights", tmp_path / "w.safetensors", "--clips", "every:4")
+    assert ran.code == 0, ran.err
+    clips = rows(out, "clips").sort_by([("path", "ascending"), ("clip_index", "ascending")]).to_pylist()
+    spans = [(row["path"], row["start_frame"], row["end_frame"], row["n_padded"]) for row in clips]
+    assert spans == [("a.mp4", 0, 3, 0), ("a.mp4", 4, 7, 0), ("a.mp4", 6, 9, 0), ("b.mp4", 0, 2, 1)]
+    assert {len(row["embedding"]) for row in clips} == {4096}
+    assert p3d("verify", out, "--deep").code == 0
 
 
 def test_queries_of_the_readme_run(undisturbed: Path) -> None:
