@@ -101,7 +101,7 @@ def _rate(prepared: Prepared) -> tuple[str, float]:
     """(device, clips/s of one worker) of the network alone, after a warm-up."""
     device = str(device_for("auto"))
     size = default_batch(device)
-    encoder = Encoder(prepared.weights.network, prepared.weights.recipe, device=device, batch_size=size)
+    encoder = Encoder(prepared.weights, device=device, batch_size=size, precision=prepared.recipe.precision)
     frames_NHWC, index_BT = golden_clip(prepared.weights.recipe)
     index_BT = np.repeat(index_BT, size, axis=0)
     seconds = []

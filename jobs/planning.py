@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import p3d.weights
 from jobs.job import golden_key, read_job, weights_key
 from jobs.machine import software, usable_cpus
-from p3d.encoder import device_for, golden_features
+from p3d.encoder import check_precision, device_for, golden_features
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
 from pipeline.errors import InputError
@@ -43,6 +43,7 @@ class JobSpec:
     decoder: str = "auto"
     partial: str = "fail"
     embedding_dtype: str = "float32"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,25 @@ class Prepared:
 
 
 def prepare(spec: JobSpec) -> Prepared:
-    """Load the weights and fix the recipe. InputError with a sentence if either cannot be."""
+    """Load the weights that were named and fix the recipe. InputError with a sentence if either cannot be."""
     if spec.model is None and spec.weights.startswith("random:"):
         raise InputError("random weights fit any network: say which with --model (see `p3d models`)")
     try:
         weights = p3d.weights.resolve(spec.weights, name=spec.model, graph=spec.graph)
     except ValueError as error:
         raise InputError(str(error)) from None
+    return fix(weights, spec)
+
+
+def fix(weights: Weights, spec: JobSpec) -> Prepared:
+    """The recipe of loaded weights. InputError with a sentence if there can be none."""
     if weights.config.in_channels != 3:
         raise InputError(
             f"{weights.name} takes optical flow, which nothing here computes from a video; use an RGB network"
         )
+    if spec.precision not in weights.network.precisions:
+        known = " or ".join(weights.network.precisions)
+        raise InputError(f"{weights.name} runs in {known}, not in {spec.precision}")
     content = p3d.weights.to_bytes(weights)
     clip = weights.recipe
     recipe = Recipe(
@@ -82,7 +91,7 @@ def prepare(spec: JobSpec) -> Prepared:
         frame_step=spec.frame_step,
         decoder=spec.decoder,
         partial=spec.partial,
-        precision="fp32",
+        precision=spec.precision,
         pool=spec.pool,
         embedding_dtype=spec.embedding_dtype,
     )
@@ -152,6 +161,14 @@ def default_workers() -> int:
 def default_batch(device: str) -> int:
     """Clips at a time: 32 on a GPU, 4 on a CPU, where a larger batch gains nothing and holds more frames."""
     return 4 if device == "cpu" else 32
+
+
+def refuse_unfit_device(recipe: Recipe, device: str) -> None:
+    """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device."""
+    try:
+        check_precision(recipe.precision, device_for(device))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def run_options(last: dict[str, Any], **given: Any) -> RunOptions:

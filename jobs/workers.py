@@ -148,11 +148,11 @@ class ShardWorker:
                     return Refused(f"{self.spec.out_url}/{self.spec.weights_key} is damaged; restore it")
                 weights = p3d.weights.load(path)
             self.encoder = Encoder(
-                weights.network,
-                weights.recipe,
+                weights,
                 device=device,
                 batch_size=self.spec.options.batch_size,
                 threads=self.spec.options.threads if device == "cpu" else None,
+                precision=self.spec.recipe.precision,
             )
             check_golden(self.encoder, np.array(self.spec.golden, np.float32))
         except (StoreUnknown, StoreDenied) as error:

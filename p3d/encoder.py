@@ -7,6 +7,9 @@ into its convolution. Every batch has the same shape, the last one padded by its
 bit-identical whatever its neighbours and wherever it stands; it may still differ in the last bits between batch sizes,
 thread counts, torch versions and processors.
 
+Precision: in bf16 and fp16 the convolutions, their folded weights and what lies between them have 16 bits. Normalising
+the frames, the averages, the classifier and all that comes out are float32. Nothing is cast on the way but the frames.
+
 Shapes: N frames, B clips, T frames a clip, H height, W width, C channels, D features, K classes.
 """
 
@@ -14,21 +17,26 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, overload
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from p3d.model import fold_batch_norm
-from p3d.network import Network
+from p3d.model import P3D, fold_batch_norm
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
 
 Frames = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
+
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The least cosine of a device's golden features with the CPU's in float32; docs/measurements.md has what was seen.
+MINIMUM_COSINE: Final = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.9999}
 
 
 class DeviceFull(RuntimeError):
@@ -56,9 +64,28 @@ def device_for(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-class Encoder:
-    """A network ready to run, on one device, in float32.
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ValueError unless `precision` is known and worth having on this device.
 
+    On a CPU, bf16 needs its instructions (AVX-512 BF16, AMX or the like). fp16 is refused there: torch computes it
+    twenty times slower than fp32 on a CPU without instructions for it (measured), and bf16 is there for the others.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "fp32" or device.type == "cuda":
+        return
+    if device.type != "cpu":
+        raise ValueError(f"precision {precision} was never tried on {device}; use fp32 there")
+    if precision == "fp16":
+        raise ValueError("precision fp16 is for CUDA devices: a CPU would be many times slower; use bf16 or fp32 there")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError("precision bf16 needs a CPU with instructions for it, which this one lacks; use fp32 here")
+
+
+class Encoder:
+    """Weights ready to run, on one device, in one precision.
+
+    It takes `Weights` and not a network, so that numbers which nobody trained or asked for by name cannot get in.
     `batch_size` clips are computed at a time; it is halved, for good, where the device has no room for so many.
     `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. On
     CUDA, TF32 is turned off for the whole process: it costs three digits.
@@ -67,21 +94,26 @@ class Encoder:
 
     def __init__(
         self,
-        network: Network,
-        recipe: ClipRecipe,
+        weights: Weights,
         *,
         device: str = "cpu",
         batch_size: int = 8,
         threads: int | None = None,
+        precision: str = "fp32",
     ) -> None:
         if batch_size < 1 or (threads is not None and threads < 1):
             raise ValueError(f"an encoder needs at least one: {batch_size = }, {threads = }")
+        network, recipe = weights.network, weights.recipe
         if recipe.channels != network.config.in_channels:
             raise ValueError(
                 f"the clip recipe has {recipe.channels} channels, "
                 f"but {network.config.name} takes {network.config.in_channels}"
             )
         self.device = device_for(device)
+        check_precision(precision, self.device)
+        if precision not in network.precisions:
+            raise ValueError(f"{network.config.name} runs in {' or '.join(network.precisions)}, not in {precision}")
+        self.precision = precision
         self.recipe = recipe
         self.batch_size = batch_size
         self.name = network.config.name
@@ -98,6 +130,7 @@ class Encoder:
         for conv in folded.modules():
             if isinstance(conv, nn.Conv2d | nn.Conv3d):
                 layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
+                conv.to(PRECISIONS[precision])  # the classifier keeps float32
                 conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
         self._network = folded.to(self.device)
 
@@ -107,37 +140,72 @@ class Encoder:
     @overload
     def encode(self, frames_NHWC: Frames, index_BT: Index, probs: Literal[True]) -> tuple[Rows, Rows]: ...
 
-    @torch.inference_mode()
     def encode(self, frames_NHWC: Frames, index_BT: Index, probs: bool = False) -> Rows | tuple[Rows, Rows]:
         """features_BD of the clips whose frames `index_BT` names, and with `probs` also their softmax scores_BK.
 
         Frames are RGB (or two channels of flow) uint8 at the recipe's crop size; the arrays may be read-only and need
         not be contiguous. Raises ValueError for wrong shapes, dtypes or indices, DeviceFull where not one clip fits.
         """
+        layers = self.encode_layers(frames_NHWC, index_BT, ("pool5", "prob") if probs else ("pool5",))
+        return (layers["pool5"], layers["prob"]) if probs else layers["pool5"]
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """What `encode_layers` can give: the four layers of the paper's ASLAN test, two of them under two names.
+
+        Other networks than P3D have "pool5", which is their features whatever they call them, and "prob".
+        """
+        if not isinstance(self._network, P3D):
+            return "prob", "pool5"
+        config = self._network.config
+        return "prob", "pool5", "res5", config.last_block(5), "res4", config.last_block(4)
+
+    @torch.inference_mode()
+    def encode_layers(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str]) -> Mapping[str, Rows]:
+        """Each of `layers` (see `layer_names`) of the clips, float32; takes and raises what `encode` does.
+
+        With H x W pixels and 16 frames: prob (B, K), pool5 (B, 2048), res5 (B, 2048, H/32, W/32), res4, before its
+        temporal pool, (B, 1024, 2, H/16, W/16). "pool5" and "prob" are those of `encode`, bit for bit.
+        """
         self._check(frames_NHWC, index_BT)
+        if unknown := [name for name in layers if name not in self.layer_names]:
+            raise ValueError(f"{self.name} has no layer {unknown[0]!r}; there are {', '.join(self.layer_names)}")
         while True:
             try:
-                return self._encode(frames_NHWC, index_BT, probs)
+                return self._encode(frames_NHWC, index_BT, layers)
             except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
                     raise DeviceFull(f"{self.device} has no room for one clip of {self.name} ({error})") from None
                 self.batch_size //= 2
             torch.cuda.empty_cache()  # not in the handler, where the error still holds what it had reached
 
-    def _encode(self, frames_NHWC: Frames, index_BT: Index, probs: bool) -> Rows | tuple[Rows, Rows]:
+    def _encode(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str]) -> Mapping[str, Rows]:
+        clips = len(index_BT)
+        if not clips:  # the shapes are those of a black clip, of which nothing is kept
+            black = np.zeros((1, *self.recipe.crop_hw, self.recipe.channels), np.uint8)
+            of_one = self._encode(black, np.zeros((1, self.recipe.n_frames), np.int64), layers)
+            return MappingProxyType({name: rows[:0] for name, rows in of_one.items()})
         frames = self._to_device(frames_NHWC)
         index = self._to_device(index_BT)
-        clips = len(index_BT)
-        features, scores = [], []
+        batches = []
         for start in range(0, clips, self.batch_size):
             places = torch.arange(start, start + self.batch_size, device=self.device).clamp_(max=clips - 1)
-            rows = self._network.features(normalise(frames[index[places]], self.recipe))
-            features.append(rows)
-            if probs:
-                # A row at a time: threads split a product of five rows so that the bits depend on the place (seen).
-                scores += [self._network.classify(row).softmax(dim=1) for row in torch.split(rows, 1)]
-        features_BD = _joined(features, clips, self.feature_dim)
-        return (features_BD, _joined(scores, clips, self._network.config.num_classes)) if probs else features_BD
+            batches.append(self._run(normalise(frames[index[places]], self.recipe), layers))
+        return MappingProxyType({name: _joined([batch[name] for batch in batches], clips) for name in layers})
+
+    def _run(self, clips_BCTHW: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The layers of one batch, on the device."""
+        clips_BCTHW = clips_BCTHW.to(PRECISIONS[self.precision])
+        if isinstance(self._network, P3D) and not set(layers) <= {"pool5", "prob"}:
+            maps = self._network.activations(clips_BCTHW)
+            found = {"pool5": maps.pool5_BD, "res5": maps.res5_BCHW, "res4": maps.res4_BCTHW}
+        else:
+            found = {"pool5": self._network.features(clips_BCTHW)}
+        if "prob" in layers:
+            # A row at a time: threads split a product of five rows so that the bits depend on the place (seen).
+            rows = torch.split(found["pool5"], 1)
+            found["prob"] = torch.cat([self._network.classify(row).softmax(dim=1) for row in rows])
+        return {name: found[name if name in found else name[:4]] for name in layers}  # "res4f" is "res4"
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         """A copy on the device. The staging copy is ours because the caller's array may be read-only shared memory."""
@@ -190,11 +258,12 @@ def golden_features(weights: Weights) -> Rows:
     return expected_D
 
 
-def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float = 0.9999) -> None:
+def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | None = None) -> None:
     """Raise GoldenMismatch unless the golden clip gives `expected_D`, by cosine and, within 1%, by length.
 
-    A cosine that is not a number refuses too.
+    The least cosine is that of the encoder's precision (MINIMUM_COSINE) if not given. One that is not a number refuses.
     """
+    minimum_cosine = MINIMUM_COSINE[encoder.precision] if minimum_cosine is None else minimum_cosine
     found_D = encoder.encode(*golden_clip(encoder.recipe))[0].astype(np.float64)
     wanted_D = expected_D.astype(np.float64)
     if found_D.shape != wanted_D.shape:
@@ -203,15 +272,13 @@ def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float = 0.9
     cosine = float(found_D @ wanted_D) / (found * wanted) if found * wanted else math.nan
     if not (cosine >= minimum_cosine and abs(found / wanted - 1) <= 0.01):  # written so that nan refuses
         raise GoldenMismatch(
-            f"{encoder.name} on {encoder.device} does not reproduce the golden features: {cosine = :.6f} "
+            f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features: {cosine = :.6f} "
             f"(at least {minimum_cosine}), length {found:.4g} for {wanted:.4g}; "
             "check the driver, the torch build and the weights file, or run on another device"
         )
 
 
-def _joined(batches: list[Tensor], clips: int, width: int) -> Rows:
+def _joined(batches: list[Tensor], clips: int) -> Rows:
     """The rows of all batches without the padding of the last, as one array on the host."""
-    if not batches:
-        return np.empty((0, width), np.float32)
-    rows: Rows = torch.cat(batches)[:clips].cpu().numpy()
+    rows: Rows = torch.cat(batches)[:clips].contiguous().cpu().numpy()
     return rows

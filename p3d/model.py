@@ -66,6 +66,14 @@ class P3DConfig(NetworkConfig):
         first, second, third = ("".join(islice(letters, n)) for n in self.blocks[:3])
         return first, second, third
 
+    def last_block(self, stage: int) -> str:
+        """The last block of res2..res5 as Caffe's ResNets name it: res4f in P3D-63, res4b22 in -131, res4b35 in -199.
+
+        Blocks a, b, c ... or, where res4 has more than six, a, b1, b2 ...; res5 ends in res5c in all of them.
+        """
+        count = self.blocks[stage - 2]
+        return f"res{stage}{'abcdef'[count - 1]}" if count <= 6 else f"res{stage}b{count - 1}"
+
     @property
     def layers(self) -> int:
         """Depth as the paper counts it: conv1, 4 convolutions a P3D block, 3 a 2-D block, fc; no projections."""
@@ -73,6 +81,19 @@ class P3DConfig(NetworkConfig):
 
     def build(self) -> P3D:
         return P3D(self)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activations:
+    """What the network computed on its way: float32, for B clips of T frames of H x W pixels.
+
+    `res4_BCTHW` is the last block of res4 before its temporal pool, (B, 1024, T/8, H/16, W/16); `res5_BCHW` is res5,
+    (B, 2048, H/32, W/32), and `pool5_BD` its global average, (B, 2048), both averaged over the time steps that are left
+    (one, where T is 16). At 16x160x160: 1024 x 2 x 10 x 10, 2048 x 5 x 5, 2048.
+    """
+
+    res4_BCTHW: Tensor
+    res5_BCHW: Tensor
+    pool5_BD: Tensor
 
 
 class P3D(Network):
@@ -86,6 +107,7 @@ class P3D(Network):
     stem = "conv1_custom"
     stem_norm = "bn1"
     block_norm = "bn4"
+    precisions = ("fp32", "bf16", "fp16")
 
     config: P3DConfig
 
@@ -124,22 +146,33 @@ class P3D(Network):
         return nn.Sequential(*blocks)
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
-        """The global average after res5 ("pool5"), float, (B, 2048).
+        """The global average after res5 ("pool5"), float32, (B, 2048).
 
         Takes any T that is a multiple of 16 and any H, W of at least 64 pixels; raises ValueError otherwise.
+        """
+        return self.activations(clips_BCTHW).pool5_BD
+
+    def activations(self, clips_BCTHW: Tensor) -> Activations:
+        """The features and the layers before them; takes and raises what `features` does.
+
+        Convolutions run in the precision of their weights, averages in float32.
         """
         self.check(clips_BCTHW)
         x = F.relu(self.bn1(self.conv1_custom(clips_BCTHW)), inplace=True)  # B 64 T H/2 W/2
         x = self.pool1(x)  # B 64 T/2 H/4 W/4
         x = self.temporal_pool(self.layer1(x))  # B 256 T/4 H/4 W/4
         x = self.temporal_pool(self.layer2(x))  # B 512 T/8 H/8 W/8
-        x = self.temporal_pool(self.layer3(x))  # B 1024 T/16 H/16 W/16
+        res4_BCTHW = self.layer3(x)  # B 1024 T/8 H/16 W/16
+        x = self.temporal_pool(res4_BCTHW)  # B 1024 T/16 H/16 W/16
         clips, _, steps = x.shape[:3]
         x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)  # N 1024 H/16 W/16: time beside the batch, channels left alone
-        x = self.layer4(x)  # N 2048 H/32 W/32
+        x = self.layer4(x).float()  # N 2048 H/32 W/32
         features_ND = x.mean(dim=(2, 3))  # N 2048
-        features_BD: Tensor = features_ND.unflatten(0, (clips, steps)).mean(dim=1)  # B 2048
-        return features_BD
+        return Activations(
+            res4_BCTHW.float(),
+            x.unflatten(0, (clips, steps)).mean(dim=1),  # B 2048 H/32 W/32
+            features_ND.unflatten(0, (clips, steps)).mean(dim=1),  # B 2048
+        )
 
     def classify(self, features_BD: Tensor) -> Tensor:
         logits_BK: Tensor = self.fc(self.dropout(features_BD))

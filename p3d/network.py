@@ -89,6 +89,8 @@ class Network(nn.Module, ABC):
     block_norm: ClassVar[str] = ""  # last part of the name of each residual block's last normalisation, if any
     classifier: ClassVar[str] = "fc"  # the last layer, which has a row a class
 
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # others only where their features were measured
+
     config: NetworkConfig
 
     def __init__(self, config: NetworkConfig) -> None:

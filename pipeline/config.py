@@ -27,6 +27,7 @@ DTYPES = ("float32", "float16")
 SHOWN = 24  # characters of a value in a message; a sha256 is known by fewer
 DECODERS = ("auto", "decord", "pyav")
 PARTIAL = ("fail", "keep")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class _Strict:
@@ -88,7 +89,7 @@ class Recipe(_Strict):
             ("embedding_dtype", DTYPES),
             ("decoder", DECODERS),
             ("partial", PARTIAL),
-            ("precision", ("fp32",)),
+            ("precision", PRECISIONS),
             ("schema_version", (SCHEMA_VERSION,)),
         ):
             if getattr(self, name) not in allowed:

@@ -7,6 +7,7 @@ Trouble with **the job** is an exception with a sentence for people:
 
     JobError
     ├── InputError          an input that cannot be: no videos, a bad option, a malformed list
+    │   └── BadVideo        the one video that was asked for has no rows
     ├── NoSuchJob           there is no job.json at this output
     ├── OtherRecipe         the output belongs to a job with other settings
     ├── AlreadyRunning      another scheduler is live at this output
@@ -94,6 +95,19 @@ class JobError(Exception):
 
 class InputError(JobError):
     """An input that cannot be: no videos, a malformed list, an option that contradicts another."""
+
+
+class BadVideo(InputError):
+    """The one video that was asked for has no rows, for a reason of the closed set and with a sentence."""
+
+    def __init__(self, place: str, reason: Reason, detail: str) -> None:
+        super().__init__(place, reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        place, reason, detail = self.args
+        return f"{place}: {reason}: {detail}"
 
 
 class NoSuchJob(JobError):

@@ -55,6 +55,7 @@ recipe_options = _apply(
     ),
     click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
+    click.option("--precision", **_choice("fp32", "bf16", "fp16"), help="Of the network. fp16: CUDA only."),
     click.option("--decoder", **_choice("auto", "decord", "pyav"), help="auto: decord where it is right, else PyAV."),
     click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
 )
@@ -147,12 +148,13 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     """
     from jobs.estimate import estimate
     from jobs.job import refuse_other_job
-    from jobs.planning import prepare
+    from jobs.planning import prepare, refuse_unfit_device
     from pipeline.listing import find
 
     s3 = talk.options_of(typed)
     prepared = prepare(_spec(typed))
     recipe = prepared.recipe
+    refuse_unfit_device(recipe, "auto")
     if out is not None:
         refuse_other_job(talk.out_store(out, s3), recipe)
     found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
@@ -209,13 +211,14 @@ def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> i
     """
     from jobs import control
     from jobs.job import refuse_other_job
-    from jobs.planning import add_plan, create_job, prepare
+    from jobs.planning import add_plan, create_job, prepare, refuse_unfit_device
     from pipeline.listing import find
 
     s3 = talk.options_of(typed)
     store = talk.out_store(out, s3)
     options = options_of_run(typed)
     prepared = prepare(_spec(typed))
+    refuse_unfit_device(prepared.recipe, options.device)
     refuse_other_job(store, prepared.recipe)
     found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
     store.probe()
@@ -242,6 +245,7 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     """
     from jobs import control
     from jobs.job import look, manifests, read_job
+    from jobs.planning import refuse_unfit_device
 
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
@@ -250,6 +254,7 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
         talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return report(out, store, job, as_json)
     options = options_of_run(typed, control.newest_epoch(store))
+    refuse_unfit_device(job.recipe, options.device)
     store = talk.out_store(out, options.s3)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:

@@ -24,7 +24,7 @@ def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool,
     """
     from jobs import control
     from jobs.job import read_job
-    from jobs.planning import add_retry
+    from jobs.planning import add_retry, refuse_unfit_device
     from pipeline.errors import InputError, Reason
     from pipeline.verify import current_failures
 
@@ -37,6 +37,7 @@ def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool,
         talk.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return report(out, store, job, as_json)
     options = options_of_run(typed, control.newest_epoch(store))
+    refuse_unfit_device(job.recipe, options.device)
     store = talk.out_store(out, options.s3)
     epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
     with control.Pulse(store, epoch.number) as pulse:

@@ -32,12 +32,20 @@ class Weights:
     """A network in eval mode on the CPU, and what belongs to it.
 
     `class_names` has one name a class, or none when the source gave none; `origin` says where the numbers came from.
+    Raises WeightsError for a network in training mode, which is what a new one is in.
     """
 
     network: Network
     recipe: ClipRecipe
     class_names: tuple[str, ...]
     origin: str
+
+    def __post_init__(self) -> None:
+        if self.network.training:
+            raise WeightsError(
+                f"a {self.network.config.name} in training mode is not a set of weights: load one with "
+                "p3d.weights.load, or call eval() on the network that you trained"
+            )
 
     @property
     def config(self) -> NetworkConfig:

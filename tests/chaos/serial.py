@@ -32,8 +32,7 @@ def main() -> None:
     options = run_options({}, batch_size=default_batch("cpu"), device="cpu")
     decoding = WorkerSpec(out, job.recipe, options, "", (), "", "").decoding
     encoder = Encoder(
-        prepared.weights.network,
-        prepared.weights.recipe,
+        prepared.weights,
         device="cpu",
         batch_size=options.batch_size,
         threads=options.threads,

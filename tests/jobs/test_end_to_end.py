@@ -76,7 +76,7 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
         ]
     spec = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108))
     frames_NHWC = spec.crop(np.stack(frames[16:32]))
-    feature = Encoder(weights.network, weights.recipe, batch_size=1).encode(frames_NHWC, np.arange(16)[None])[0]
+    feature = Encoder(weights, batch_size=1).encode(frames_NHWC, np.arange(16)[None])[0]
     stored = np.array(row["embedding"], np.float32)
     cosine = float(feature @ stored / np.linalg.norm(feature) / np.linalg.norm(stored))
     assert cosine > 0.9999  # not equal: `reformat` places chroma otherwise than the decoder's own scaler

@@ -33,7 +33,7 @@ def seeded(name: str = "p3d63", graph: str = "caffe") -> Weights:
 
 @functools.cache
 def encoder_of(batch_size: int) -> Encoder:
-    return Encoder(seeded().network, seeded().recipe, batch_size=batch_size, threads=2)
+    return Encoder(seeded(), batch_size=batch_size, threads=2)
 
 
 def video(n_frames: int, recipe: ClipRecipe, seed: int = 0) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_rows_are_the_plain_networks(name: str, graph: str) -> None:
     with torch.inference_mode():
         plain = weights.network.features(torch.from_numpy(np.ascontiguousarray(clips.transpose(0, 4, 1, 2, 3))))
         scores = weights.network.fc(plain).softmax(1).numpy()
-    rows, probs = Encoder(weights.network, recipe, batch_size=2, threads=2).encode(frames, index, probs=True)
+    rows, probs = Encoder(weights, batch_size=2, threads=2).encode(frames, index, probs=True)
     assert rows.dtype == probs.dtype == np.float32
     assert rows.shape == (2, 2048)
     assert np.linalg.norm(rows - plain.numpy()) / np.linalg.norm(plain.numpy()) < 1e-5
@@ -107,7 +107,7 @@ def test_the_same_call_gives_the_same_bits() -> None:
     frames, index = video(16, encoder.recipe), every(1, 1)
     rows = encoder.encode(frames, index)
     assert np.array_equal(encoder.encode(frames, index), rows)
-    another = Encoder(seeded().network, seeded().recipe, batch_size=4, threads=2)
+    another = Encoder(seeded(), batch_size=4, threads=2)
     assert np.array_equal(another.encode(frames, index), rows)
 
 
@@ -115,7 +115,7 @@ def test_the_given_network_is_left_alone() -> None:
     """Folding happens on a copy: the weights can still be saved and trained afterwards."""
     network = seeded().network
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    Encoder(network, seeded().recipe)
+    Encoder(seeded())
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -164,6 +164,8 @@ def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, inde
         ({"batch_size": 0}, "batch_size = 0"),
         ({"threads": 0}, "threads = 0"),
         ({"recipe": PORT_FLOW}, "2 channels"),
+        ({"precision": "fp8"}, "fp32, bf16, fp16, not 'fp8'"),
+        ({"precision": "fp16"}, "for CUDA devices"),
         ({"device": "tpu"}, "tpu"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "cuda:x"}, "cuda:x"),
@@ -173,7 +175,8 @@ def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, inde
 def test_encoders_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
     """A wrong option is refused when the encoder is made, by its value."""
     with pytest.raises(ValueError, match=message):
-        Encoder(**{"network": seeded().network, "recipe": seeded().recipe, **options})
+        recipe = options.pop("recipe", seeded().recipe)
+        Encoder(dataclasses.replace(seeded(), recipe=recipe), **options)
 
 
 def test_auto_is_the_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +204,7 @@ def test_the_golden_clip_moves_and_has_colour() -> None:
 def test_a_sound_encoder_passes_the_golden_check(graph: str) -> None:
     """Folding and layout on this device stay far inside the tolerance."""
     weights = seeded("p3d63", graph)
-    check_golden(Encoder(weights.network, weights.recipe, batch_size=2), golden_features(weights), 0.999999)
+    check_golden(Encoder(weights, batch_size=2), golden_features(weights), 0.999999)
 
 
 def perturbed(change: str) -> Encoder:
@@ -213,7 +216,7 @@ def perturbed(change: str) -> Encoder:
         recipe = dataclasses.replace(recipe, value_range=1)
     if change == "mean forgotten":
         recipe = dataclasses.replace(recipe, mean=(0.0, 0.0, 0.0))
-    encoder = Encoder(seeded().network, recipe, batch_size=1)
+    encoder = Encoder(dataclasses.replace(seeded(), recipe=recipe), batch_size=1)
     with torch.no_grad():
         if change == "one layer off":
             encoder._network.layer2[0].conv3.weight.mul_(1.5)
@@ -251,7 +254,7 @@ class Scaled(torch.nn.Module):
 )
 def test_the_golden_check_catches(change: str) -> None:
     """An encoder that computes anything else is refused, by device, network and cosine."""
-    with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu .*cosine = "):
+    with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu in fp32 .*cosine = "):
         check_golden(perturbed(change), golden_features(seeded()))
 
 
@@ -266,7 +269,7 @@ def test_the_golden_check_catches_another_networks_features() -> None:
 
 def with_room_for(clips: int, monkeypatch: pytest.MonkeyPatch) -> Encoder:
     """An encoder of 8 clips at a time, on a device that has room for fewer."""
-    encoder = Encoder(seeded().network, seeded().recipe, batch_size=8, threads=2)
+    encoder = Encoder(seeded(), batch_size=8, threads=2)
     true = encoder._network.features
 
     def features(batch: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,139 @@
+"""One video's messages from a process of its own, without Ray: what `decode_messages` gives, and no way to be taken along.
+
+    decode_apart ──request──> child: decode_messages ──pickles through a pipe──> the messages, or a Failure in their place
+
+A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job (`jobs.decoding`);
+it is not tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child
+whose parent is gone ends itself. It is a plain subprocess and no `multiprocessing` one, which would run the caller's
+own main module anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.clips import Sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.messages import decode_messages
+from pipeline.errors import JobError, Reason
+from pipeline.store import StoreOptions
+from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef
+
+TIMEOUT_S = 300.0  # the default of `--video-timeout`
+TIDY_S = 5.0  # for a child that has sent everything to end
+_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that `pipeline` is in
+
+
+def decode_apart(
+    video: VideoRef,
+    spec: FrameSpec,
+    sampling: Sampling,
+    *,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    store_options: StoreOptions,
+    scratch: Path,
+    timeout_s: float = TIMEOUT_S,
+) -> Iterator[DecodeMessage]:
+    """The messages of `decode_messages`, decoded in a child; a Failure last if the video cannot be used.
+
+    `timeout_s` is the longest wait for the next message, after which the child is killed (`decode_timeout`); for a file
+    of many gigabytes it must allow for reading the whole file once. Closing the iterator kills the child. StoreError
+    passes; RuntimeError if no child can be started, which says nothing of the video.
+    """
+    request = (video, spec, sampling, policy, limits, store_options, scratch)
+    with tempfile.TemporaryFile() as said, _child(said) as (child, connection):
+        assert child.stdin is not None, "it was asked for"
+        with contextlib.suppress(BrokenPipeError):  # it is dead already: seen below
+            pickle.dump(request, child.stdin)
+        started = False
+        while True:
+            if not connection.poll(timeout_s):
+                yield Failure(Reason.DECODE_TIMEOUT, f"gave no frame for {timeout_s:g} s and was stopped")
+                return
+            try:
+                message = connection.recv()
+            except EOFError:
+                yield _died(child, said, started)
+                return
+            if isinstance(message, JobError):
+                raise message
+            started = True
+            yield message
+            if isinstance(message, VideoEnd | Failure):
+                return
+
+
+@contextlib.contextmanager
+def _child(said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
+    """A child that waits for its request, and the pipe it answers through; it is gone afterwards, whatever happened."""
+    reads, writes = os.pipe()
+    with Connection(reads, writable=False) as connection:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from pipeline.decode.apart import main; main()", str(writes)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                pass_fds=(writes,),
+                bufsize=0,  # nothing of a request stays with us if the child is gone
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(_PACKAGES)])},
+            )
+        finally:
+            os.close(writes)  # ours: the pipe must end with the child
+        with child:
+            try:
+                yield child, connection
+            finally:
+                child.kill()
+
+
+def _died(child: subprocess.Popen[bytes], said: IO[bytes], started: bool) -> Failure:
+    """What a child's death says: of the video, if it had begun on it."""
+    code = child.wait(TIDY_S)
+    said.seek(0)
+    lines = said.read()[-100_000:].decode(errors="replace").strip().splitlines()
+    if not started:
+        raise RuntimeError(f"no process could be started to decode in (exit code {code}): {lines[-1] if lines else ''}")
+    how = next((line for line in lines if line.startswith("Fatal Python error")), None)
+    if how is None and code == -signal.SIGKILL:
+        return Failure(Reason.DECODE_MEMORY, "its process was killed, as happens where the machine runs out of memory")
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how or name}")
+
+
+def main() -> None:
+    """The child: one request on stdin, messages to the pipe whose number is the argument."""
+    faulthandler.enable()
+    requests: Any = sys.stdin.buffer
+    with Connection(int(sys.argv[1]), readable=False) as connection:
+        video, spec, sampling, policy, limits, store_options, scratch = pickle.load(requests)
+        threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
+        try:
+            for message in decode_messages(
+                video, spec, sampling, policy=policy, limits=limits, store_options=store_options, scratch=scratch
+            ):
+                connection.send(message)
+        except JobError as error:
+            connection.send(error)
+        except BrokenPipeError:
+            pass  # the reader has gone
+    os._exit(0)  # nothing is left to tidy, and a decoder's own threads may not end
+
+
+def _end_with_parent(requests: Any) -> None:
+    """stdin ends when the parent does, however it went."""
+    requests.read()
+    os._exit(1)
