@@ -90,11 +90,14 @@ def clips_of(source: Path, recipe: ClipRecipe) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(config: P3DConfig, recipe: ClipRecipe, clips: np.ndarray, labels: np.ndarray, steps: int) -> Flat:
-    """A 2-D net after `steps` of plain SGD on random frames and flips."""
+    """A 2-D net after `steps` of AdamW on random frames and flips."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     net = Flat(config).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bn4.weight"):
+            nn.init.constant_(parameter, 0.2)  # deep nets learn from the first step
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
     losses = []
     for step in range(steps):
         picked = rng.integers(len(clips), size=16)
@@ -107,7 +110,9 @@ def train(config: P3DConfig, recipe: ClipRecipe, clips: np.ndarray, labels: np.n
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    print(f"# {config.name}: loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.2f} in {steps} steps", flush=True)
+    print(
+        f"# {config.name}: loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-10:]):.2f} in {steps} steps", flush=True
+    )
     return net
 
 
@@ -208,7 +213,10 @@ def main() -> None:
                 flush=True,
             )
         spread = found["fp32"] / np.linalg.norm(found["fp32"], axis=1, keepdims=True)
-        print(f"# {named}: {len(compared)} clips, median cosine of two of them {np.median(spread @ spread.T):.3f}", flush=True)
+        print(
+            f"# {named}: {len(compared)} clips, median cosine of two of them {np.median(spread @ spread.T):.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

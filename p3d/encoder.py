@@ -272,8 +272,8 @@ def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | Non
     cosine = float(found_D @ wanted_D) / (found * wanted) if found * wanted else math.nan
     if not (cosine >= minimum_cosine and abs(found / wanted - 1) <= 0.01):  # written so that nan refuses
         raise GoldenMismatch(
-            f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features: {cosine = :.6f} "
-            f"(at least {minimum_cosine}), length {found:.4g} for {wanted:.4g}; "
+            f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features: "
+            f"{cosine = :.6f} (at least {minimum_cosine}), length {found:.4g} for {wanted:.4g}; "
             "check the driver, the torch build and the weights file, or run on another device"
         )
 

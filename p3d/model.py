@@ -82,6 +82,7 @@ class P3DConfig(NetworkConfig):
     def build(self) -> P3D:
         return P3D(self)
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
     """What the network computed on its way: float32, for B clips of T frames of H x W pixels.

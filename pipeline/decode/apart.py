@@ -1,11 +1,10 @@
-"""One video's messages from a process of its own, without Ray: what `decode_messages` gives, and no way to be taken along.
+"""One video's messages from a process of its own, without Ray: what `decode_messages` gives, whatever the decoder does.
 
-    decode_apart ──request──> child: decode_messages ──pickles through a pipe──> the messages, or a Failure in their place
+    decode_apart ──request──> child: decode_messages ──pickles through a pipe──> the messages, or a Failure instead
 
-A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job (`jobs.decoding`);
-it is not tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child
-whose parent is gone ends itself. It is a plain subprocess and no `multiprocessing` one, which would run the caller's
-own main module anew.
+A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job; here it is not
+tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child whose
+parent is gone ends itself. It is a plain subprocess: one of `multiprocessing` would run the caller's main module anew.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +31,7 @@ from pipeline.store import StoreOptions
 from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef
 
 TIMEOUT_S = 300.0  # the default of `--video-timeout`
+START_S = 60.0  # for a child to start, on a machine that has much else to do
 TIDY_S = 5.0  # for a child that has sent everything to end
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that `pipeline` is in
 
@@ -46,12 +46,12 @@ def decode_apart(
     store_options: StoreOptions,
     scratch: Path,
     timeout_s: float = TIMEOUT_S,
-) -> Iterator[DecodeMessage]:
+) -> Generator[DecodeMessage, None, None]:
     """The messages of `decode_messages`, decoded in a child; a Failure last if the video cannot be used.
 
-    `timeout_s` is the longest wait for the next message, after which the child is killed (`decode_timeout`); for a file
-    of many gigabytes it must allow for reading the whole file once. Closing the iterator kills the child. StoreError
-    passes; RuntimeError if no child can be started, which says nothing of the video.
+    `timeout_s` is the longest wait for the next message once the child has started, after which it is killed
+    (`decode_timeout`); for a file of many gigabytes it must allow for reading the whole file once. Closing the iterator
+    kills the child. StoreError passes; RuntimeError if no child starts, which says nothing of the video.
     """
     request = (video, spec, sampling, policy, limits, store_options, scratch)
     with tempfile.TemporaryFile() as said, _child(said) as (child, connection):
@@ -60,7 +60,9 @@ def decode_apart(
             pickle.dump(request, child.stdin)
         started = False
         while True:
-            if not connection.poll(timeout_s):
+            if not connection.poll(timeout_s if started else START_S):
+                if not started:
+                    raise RuntimeError(f"the process to decode in did not start within {START_S:g} s")
                 yield Failure(Reason.DECODE_TIMEOUT, f"gave no frame for {timeout_s:g} s and was stopped")
                 return
             try:
