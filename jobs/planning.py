@@ -18,12 +18,14 @@ import p3d.weights
 from jobs.job import golden_key, read_job, weights_key
 from jobs.machine import software, usable_cpus
 from p3d.encoder import check_precision, device_for, golden_features
+from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
 from pipeline.errors import InputError
 from pipeline.listing import Found, look_again
 from pipeline.manifest import Manifest, known_versions, load_plans, with_shards, write_plan
 from pipeline.store import EXISTS, Store, StoreOptions
+from pipeline.types import FrameSpec
 from pipeline.verify import current_failures
 
 _ANEW = ("max_failures", "decode_tasks", "s3")  # decided for every run; a resume keeps the other options
@@ -96,6 +98,11 @@ def fix(weights: Weights, spec: JobSpec) -> Prepared:
         embedding_dtype=spec.embedding_dtype,
     )
     return Prepared(recipe, weights, content, weights.origin)
+
+
+def frame_spec(clip: ClipRecipe) -> FrameSpec:
+    """What to do with a picture, so that it is what the weights were trained on."""
+    return FrameSpec(crop_hw=clip.crop_hw, resize_hw=clip.resize_hw, short_side=clip.short_side)
 
 
 def create_job(store: Store, prepared: Prepared) -> JobRecord:

@@ -25,6 +25,7 @@ CLUSTER: Verbs = {
 WEIGHTS: Verbs = {
     "import": ("weights", "Weights of any known format -> one file that says what it is."),
     "show": ("weights", "What a weights file is, and what its numbers say of it."),
+    "choose": ("choose", "Find a file's graph, channel order and range by labelled videos."),
 }
 VERBS: Verbs = {
     "plan": ("launch", "Say what a launch would do; writes nothing."),

@@ -1,0 +1,83 @@
+"""`p3d weights choose`: the way out of a public file's undocumented convention."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from jobs.cli import talk
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "--labelled",
+    required=True,
+    metavar="SRC",
+    help="A folder with one folder of videos a class, or a .csv or .parquet list with a column `label`.",
+)
+@click.option("--class-names", metavar="FILE", help="The classes' names, one a line, in the order of the weights.")
+@click.option("--model", help="Network, where the file fits several (see `p3d models`).")
+@click.option("--limit", type=click.IntRange(1), default=40, show_default=True, help="Videos, the classes in turn.")
+@click.option("--clips", type=click.IntRange(1), default=2, show_default=True, help="Clips of each video.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def choose(
+    file: str,
+    labelled: str,
+    class_names: str | None,
+    model: str | None,
+    limit: int,
+    clips: int,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Find the graph, channel order and range of FILE by trying all of them on labelled videos.
+
+    Public P3D files do not say what they were trained on, and a wrong convention gives wrong features and no error. The
+    network runs eight times over the clips; the convention under which it is most often right is the file's own.
+    """
+    from jobs.choosing import choose as try_all
+    from jobs.choosing import labelled_videos
+    from jobs.machine import usable_cpus
+    from p3d import weights as files
+    from p3d.encoder import device_for
+    from pipeline.errors import InputError
+
+    try:
+        device_for(device)
+        weights = files.load(file, name=model)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    names = _lines(class_names) if class_names else weights.class_names
+    videos = labelled_videos(labelled, names, weights.config.num_classes, limit=limit)
+    found = try_all(weights, videos, clips=clips, device=device, threads=max(1, usable_cpus() // 2), tell=talk.say)
+    best = found.trials[0]
+    convention = f"--graph {best.graph} --channel-order {best.channel_order} --range {best.value_range}"
+    then = f"p3d weights import {shlex.quote(file)} -o OUT.safetensors {convention}"
+    if as_json:
+        trials = [{**asdict(trial), "right": trial.n_right} for trial in found.trials]
+        record = {"videos": found.n_videos, "clips": found.n_clips, "trials": trials, "warnings": found.warnings}
+        talk.show_json({**record, "next": then})
+        return 0
+    rows = [("top-1", "right", "graph", "channels", "range")]
+    for trial in found.trials:
+        share, of = f"{trial.n_right / found.n_videos:.0%}", f"{trial.n_right} of {found.n_videos}"
+        rows.append((share, of, trial.graph, trial.channel_order, str(trial.value_range)))
+    talk.show(*talk.table(rows, right=(0, 1, 4)))
+    for sentence in found.warnings:
+        talk.say(f"warning: {sentence}")
+    talk.show("", f"next:  {then}")
+    return 0
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    from pipeline.errors import InputError
+
+    try:
+        return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--class-names {path} could not be read ({error})") from None

@@ -1,0 +1,184 @@
+"""`jobs.embed_file`: the rows of a job without the job, and errors in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jobs
+import p3d.weights
+from jobs.planning import JobSpec, prepare
+from p3d.encoder import Encoder
+from pipeline.config import Recipe
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.messages import decode_messages
+from pipeline.errors import BadVideo, InputError, Reason
+from pipeline.extract import extract_shard
+from pipeline.identity import local_row
+from pipeline.pool import pool
+from pipeline.store import DEFAULTS
+from pipeline.types import DecodeMessage, ShardPlan, ShardRows
+from tests.conftest import REPO
+from tests.zoo import make
+
+
+@pytest.fixture(scope="module")
+def encoder(small_weights: Path) -> Encoder:
+    return Encoder(p3d.weights.load(small_weights), batch_size=3, threads=1)
+
+
+def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Path) -> ShardRows:
+    """The rows of several videos as a worker makes them, their clips in common batches."""
+    shard = ShardPlan(1, "0" * 8, 0, tuple(local_row(path.parent, os.fsencode(path.name)) for path in paths))
+
+    def messages() -> Iterator[tuple[int, DecodeMessage]]:
+        for at, video in enumerate(shard.videos):
+            for message in decode_messages(
+                video,
+                recipe.frame_spec,
+                recipe.sampling,
+                policy=DecodePolicy(),
+                limits=DecodeLimits(),
+                store_options=DEFAULTS,
+                scratch=scratch,
+            ):
+                yield at, message
+
+    return extract_shard(
+        shard,
+        messages(),
+        encoder.encode,
+        sampling=recipe.sampling,
+        batch_size=encoder.batch_size,
+        feature_dim=recipe.feature_dim,
+        embedding_dtype=recipe.embedding_dtype,
+    )
+
+
+@pytest.mark.parametrize(("clips", "how"), [("every:16", "mean"), ("uniform:2", "mean+max")])
+def test_the_rows_are_a_workers(
+    clips: str, how: str, archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Alone in a process of its own or among others in a shard, a video has the same rows and vectors, bit for bit."""
+    recipe = prepare(JobSpec(None, str(small_weights), clips=clips, pool=how)).recipe
+    paths = [archive / "video0.mp4", archive / "video1.mp4", archive / "more" / "video2.mp4"]
+    rows = in_a_shard(recipe, encoder, paths, tmp_path)
+    for path, outcome in zip(paths, rows.outcomes, strict=True):
+        found = jobs.embed(path, encoder, recipe)
+        mine = [at for at, row in enumerate(rows.clips) if row.path == path.name]
+        assert found.clips == tuple(rows.clips[at] for at in mine)
+        assert np.array_equal(found.features_ND, rows.features_RD[mine])
+        assert (found.info, found.end) == (outcome.info, outcome.end)
+        vectors = pool(rows.features_RD[mine], how)
+        assert np.array_equal(found.embedding_D, vectors[0])
+        assert (found.embedding_max_D is None) == (how == "mean")
+        if found.embedding_max_D is not None:
+            assert np.array_equal(found.embedding_max_D, vectors[1])
+
+
+def test_layers_come_beside_the_rows(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+    """What was asked for is there by its name, a row a clip, and the features do not change."""
+    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    path = archive / "more" / "video2.mp4"
+    plain, found = jobs.embed(path, encoder, recipe), jobs.embed(path, encoder, recipe, layers=("prob", "res5c"))
+    assert not plain.layers and list(found.layers) == ["prob", "res5c"]
+    assert found.layers["prob"].shape == (len(found.clips), 10)
+    assert found.layers["res5c"].shape == (len(found.clips), 2048, 2, 2)
+    assert np.array_equal(found.features_ND, plain.features_ND)
+    np.testing.assert_allclose(found.layers["res5c"].mean(axis=(2, 3)), found.features_ND, rtol=1e-4)
+    with pytest.raises(ValueError, match="no layer 'res4b35'; there are prob, pool5, res5, res5c, res4, res4f"):
+        jobs.embed(path, encoder, recipe, layers=["res4b35"])
+
+
+def test_a_decoder_that_began_again_leaves_no_stale_layer(
+    archive: Path, small_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a second VideoInfo the layers are those of the clips that count."""
+    from jobs import embedding
+
+    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    path = archive / "video0.mp4"
+    true = embedding.decode_apart
+
+    def twice(*given: Any, **named: Any) -> Iterator[DecodeMessage]:
+        first = list(true(*given, **named))
+        yield from [*first[:-1], *first[2:]]
+
+    expected = jobs.embed(path, encoder, recipe, layers=["pool5"])
+    monkeypatch.setattr(embedding, "decode_apart", twice)
+    found = jobs.embed(path, encoder, recipe, layers=["pool5"])
+    assert np.array_equal(found.features_ND, expected.features_ND)
+    assert np.array_equal(found.layers["pool5"], found.features_ND)
+
+
+def test_a_video_without_rows_says_why(
+    archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken, missing or hanging file raises BadVideo with the reason a job would note, and its sentence."""
+    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    broken = make.damaged(archive / "video0.mp4", tmp_path / "broken.mp4", 0.0, 64)
+    for path, reason in ((broken, Reason.NOT_A_VIDEO), (tmp_path / "none.mp4", Reason.SOURCE_MISSING)):
+        with pytest.raises(BadVideo) as caught:
+            jobs.embed(path, encoder, recipe)
+        assert caught.value.reason is reason
+        assert str(caught.value).startswith(f"{path}: {reason}: ")
+    with pytest.raises(InputError, match="only a local file"):
+        jobs.embed("s3://bucket/video.mp4", encoder, recipe)
+
+
+def test_the_one_call(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+    """`embed_file` takes a file of weights, or loaded ones, and gives what `embed` does with a job's options."""
+    path = archive / "more" / "video2.mp4"
+    recipe = prepare(JobSpec(None, str(small_weights), clips="uniform:1")).recipe
+    expected = jobs.embed(path, encoder, recipe)
+    for weights in (small_weights, p3d.weights.load(small_weights)):
+        found = jobs.embed_file(path, weights, clips="uniform:1", device="cpu", batch_size=3, threads=1)
+        assert found.recipe == recipe
+        assert np.array_equal(found.features_ND, expected.features_ND)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"clips": "all"}, "every:STRIDE"),
+        ({"precision": "fp8"}, "not in fp8"),
+        ({"precision": "fp16"}, "for CUDA devices"),
+        ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
+        ({"weights": "random:0"}, "say which with --model"),
+        ({"weights": "p3d63-flow"}, "optical flow"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    options: dict[str, Any], sentence: str, archive: Path, small_weights: Path
+) -> None:
+    """A wrong option is refused as `p3d launch` refuses it, before anything is decoded."""
+    weights = options.pop("weights", str(small_weights))
+    if weights == "p3d63-flow":
+        weights = p3d.weights.random_weights(weights, 0)
+    with pytest.raises(InputError, match=sentence):
+        jobs.embed_file(archive / "video0.mp4", weights, **{"device": "cpu", **options})
+
+
+def test_an_encoder_of_another_network_is_refused(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+    """An encoder and a recipe that do not belong together give no rows."""
+    recipe = dataclasses.replace(prepare(JobSpec(None, str(small_weights))).recipe, model="p3d199")
+    with pytest.raises(ValueError, match="for p3d199 in fp32, the encoder runs p3d63"):
+        jobs.embed(archive / "video0.mp4", encoder, recipe)
+
+
+def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
+    """`import jobs` loads neither torch nor Ray, and `embed_file` not Ray."""
+    code = (
+        "import jobs, sys; assert not {'torch', 'ray', 'av'} & sys.modules.keys(); "
+        "jobs.embed_file; assert 'ray' not in sys.modules; jobs.nothing"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert ran.stderr.strip().endswith("AttributeError: module 'jobs' has no attribute 'nothing'")
