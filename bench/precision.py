@@ -1,11 +1,12 @@
 """How far features in bf16 and fp16 lie from those in fp32, on weights whose statistics are real: a table, by network.
 
-    2-D ResNet trained on frames of SRC -> inflated to P3D, temporal filters disturbed -> normalisations measured anew
-    on clips of SRC -> features of other clips of SRC in each precision, by the Encoder of a job
+    2-D ResNet-50 trained on frames of SRC -> inflated to P3D, temporal filters disturbed -> normalisations measured
+    anew on clips of SRC -> features of other clips of SRC in each precision, by the Encoder of a job
 
 Random weights would flatter or blame a precision: what it costs depends on the ranges that training leaves behind. The
-2-D net learns which video a frame is of. bf16 runs as in a job; fp16, which the Encoder refuses on a CPU, is rounded to
-16 bits at the same places (weights, what enters and leaves every convolution) with sums in float32, as on a GPU.
+2-D net learns which video a frame is of; a deeper P3D repeats its blocks in turn. bf16 runs as in a job. fp16, which
+the Encoder refuses on a CPU, is rounded to 16 bits at the same places (weights, what enters and leaves every
+convolution) with sums in float32, as on a GPU.
 
 python bench/precision.py SRC                      all networks, some 20 minutes on 2 idle cores
 python bench/precision.py SRC --networks p3d63 --steps 20 --clips 8
@@ -124,6 +125,9 @@ def inflate(flat: Flat, config: P3DConfig) -> P3D:
     state = network.state_dict()
     for key, value in state.items():
         parts = key.split(".")
+        if parts[0].startswith("layer"):
+            there = flat.config.blocks[int(parts[0][-1]) - 1]
+            parts[1] = str(int(parts[1]) if int(parts[1]) < there else 1 + (int(parts[1]) - 1) % (there - 1))
         if len(parts) > 3 and parts[2] in ("conv3", "bn3"):
             continue
         if parts[0] != "layer4" and len(parts) > 3:
@@ -188,15 +192,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print("network     precision  cosine min  median     relative error median  max")
+    small = {"resize_hw": (SIDE * 182 // 160, SIDE * 242 // 160), "crop_hw": (SIDE, SIDE)}
+    recipe = dataclasses.replace(zoo.recipe("p3d63", "caffe"), **small)
+    clips, labels = clips_of(options.source, recipe)
+    kept = np.arange(len(clips)) % 3 == 2
+    classes = int(labels.max()) + 1
+    flat = train(zoo.config("p3d63", num_classes=classes), recipe, clips[~kept], labels[~kept], options.steps)
     for named in options.networks:
         name, _, graph = named.partition(":")
-        graph = graph or "caffe"
-        small = {"resize_hw": (SIDE * 182 // 160, SIDE * 242 // 160), "crop_hw": (SIDE, SIDE)}
-        recipe = dataclasses.replace(zoo.recipe(name, graph), **small)
-        clips, labels = clips_of(options.source, recipe)
-        kept = np.arange(len(clips)) % 3 == 2
-        config = zoo.config(name, graph=graph, num_classes=int(labels.max()) + 1)
-        network = inflate(train(config, recipe, clips[~kept], labels[~kept], options.steps), config)
+        network = inflate(flat, zoo.config(name, graph=graph or "caffe", num_classes=classes))
         measure_norms(network, recipe, clips[~kept][:: max(1, (~kept).sum() // 32)])
         weights = Weights(network, recipe, (), "bench/precision.py")
         compared = clips[kept][: options.clips]

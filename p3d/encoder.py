@@ -103,6 +103,8 @@ class Encoder:
     ) -> None:
         if batch_size < 1 or (threads is not None and threads < 1):
             raise ValueError(f"an encoder needs at least one: {batch_size = }, {threads = }")
+        if not isinstance(weights, Weights):
+            raise TypeError(f"an encoder takes weights, from p3d.weights, and not a {type(weights).__name__}")
         network, recipe = weights.network, weights.recipe
         if recipe.channels != network.config.in_channels:
             raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from p3d import zoo
 from p3d.encoder import (
     DeviceFull,
     Encoder,
@@ -303,3 +304,96 @@ def test_a_device_without_room_for_one_clip_says_so(monkeypatch: pytest.MonkeyPa
     encoder = with_room_for(0, monkeypatch)
     with pytest.raises(DeviceFull, match="cpu has no room for one clip of p3d63"):
         encoder.encode(video(16, seeded().recipe), every(1, 1))
+
+
+def test_layers_have_the_papers_shapes_and_names() -> None:
+    """prob, pool5, res5c and the last block of res4 come by Caffe's names, at 16x160x160 in the sizes of the paper."""
+    weights = random_weights("p3d63", 0)
+    encoder = Encoder(weights, batch_size=1, threads=2)
+    assert encoder.layer_names == ("prob", "pool5", "res5", "res5c", "res4", "res4f")
+    frames, index = golden_clip(weights.recipe)
+    found = encoder.encode_layers(frames, index, encoder.layer_names)
+    shapes = {name: rows.shape[1:] for name, rows in found.items()}
+    assert list(shapes) == list(encoder.layer_names)
+    assert shapes["prob"] == (400,) and shapes["pool5"] == (2048,)
+    assert shapes["res5"] == shapes["res5c"] == (2048, 5, 5)
+    assert shapes["res4"] == shapes["res4f"] == (1024, 2, 10, 10)
+    assert [zoo.config(name).last_block(4) for name in ("p3d131", "p3d199")] == ["res4b22", "res4b35"]
+    with pytest.raises(TypeError):
+        found["pool5"] = found["prob"]  # nobody else's answer changes
+
+
+@pytest.mark.parametrize("clips", [0, 3])
+def test_layers_leave_features_and_scores_as_they_are(clips: int) -> None:
+    """pool5 and prob are those of `encode` bit for bit, whatever is asked for beside them, and follow from the maps."""
+    encoder = encoder_of(2)
+    frames, index = video(24, encoder.recipe), every(4, clips)
+    rows, probs = encoder.encode(frames, index, probs=True)
+    found = encoder.encode_layers(frames, index, ("res4", "prob", "res5", "pool5"))
+    assert np.array_equal(found["pool5"], rows)
+    assert np.array_equal(found["prob"], probs)
+    np.testing.assert_allclose(found["res5"].mean(axis=(2, 3)), rows, rtol=1e-4, atol=1e-6)
+    assert found["res4"].shape == (clips, 1024, 2, 4, 4)
+    with pytest.raises(ValueError, match="p3d63 has no layer 'res3'"):
+        encoder.encode_layers(frames, index, ["res3"])
+
+
+def test_res4_is_before_its_temporal_pool() -> None:
+    """What is called res4 goes through the pool, res5 and the average into the very features."""
+    network = seeded().network
+    clips = torch.from_numpy(np.random.RandomState(0).randn(1, 3, 16, 64, 64).astype(np.float32))
+    with torch.inference_mode():
+        found = network.activations(clips)
+        again = network.layer4(network.temporal_pool(found.res4_BCTHW)[:, :, 0])
+        assert torch.equal(again, found.res5_BCHW)
+        assert torch.equal(again.mean(dim=(2, 3)), found.pool5_BD)
+        assert torch.equal(network.features(clips), found.pool5_BD)
+
+
+HAS_BF16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no instructions for bf16"
+)
+
+
+@functools.cache
+def halved(batch_size: int) -> Encoder:
+    return Encoder(seeded(), batch_size=batch_size, threads=2, precision="bf16")
+
+
+@HAS_BF16
+def test_bf16_is_near_and_float32_comes_out() -> None:
+    """bf16 rows are float32, not those of fp32, and near them; the golden check knows its own limit."""
+    frames, index = video(24, seeded().recipe), every(4, 3)
+    rows, probs = halved(2).encode(frames, index, probs=True)
+    true, true_probs = encoder_of(2).encode(frames, index, probs=True)
+    assert rows.dtype == probs.dtype == np.float32
+    cosine = (rows * true).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(true, axis=1)
+    assert 0.999 < cosine.min() < 0.9999999
+    assert not np.array_equal(rows, rows.astype(np.float16))  # averaged in float32
+    np.testing.assert_allclose(probs, true_probs, rtol=0.1)
+    check_golden(halved(2), golden_features(seeded()))
+    with pytest.raises(GoldenMismatch, match="in bf16 does not reproduce"):
+        check_golden(halved(2), golden_features(seeded()), 0.9999999)
+
+
+@HAS_BF16
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_a_bf16_row_depends_on_its_clip_alone(batch_size: int) -> None:
+    """In bf16 too a row is bit-identical whatever its neighbours, at every place of a batch of the same size."""
+    encoder = halved(batch_size)
+    frames, index = video(24, encoder.recipe), every(1, 7)
+    rows, probs = encoder.encode(frames, index, probs=True)
+    assert len({row.tobytes() for row in rows}) == 7
+    order = np.random.RandomState(1).permutation(7)
+    moved_rows, moved_probs = encoder.encode(frames, index[order], probs=True)
+    assert np.array_equal(moved_rows, rows[order])
+    assert np.array_equal(moved_probs, probs[order])
+    same = encoder.encode(frames, np.repeat(index[3:4], batch_size, axis=0))
+    assert {row.tobytes() for row in same} == {rows[3].tobytes()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_passes_the_golden_check_on_a_gpu(precision: str) -> None:
+    """On CUDA each precision gives the CPU's golden features within its own limit."""
+    check_golden(Encoder(seeded(), device="cuda", batch_size=2, precision=precision), golden_features(seeded()))

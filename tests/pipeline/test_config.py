@@ -16,6 +16,7 @@ from pipeline.config import (
     DTYPES,
     PARTIAL,
     POOLS,
+    PRECISIONS,
     SHOWN,
     JobRecord,
     MaxFailures,
@@ -51,7 +52,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         frame_step=draw(small),
         decoder=draw(st.sampled_from(DECODERS)),
         partial=draw(st.sampled_from(PARTIAL)),
-        precision="fp32",
+        precision=draw(st.sampled_from(PRECISIONS)),
         pool=draw(st.sampled_from(POOLS)),
         embedding_dtype=draw(st.sampled_from(DTYPES)),
     )
@@ -155,8 +156,9 @@ OTHER: dict[str, dict[str, Any]] = {
     "partial": {"partial": "keep"},
     "pool": {"pool": "max"},
     "embedding_dtype": {"embedding_dtype": "float16"},
+    "precision": {"precision": "bf16"},
 }
-ONLY_VALUE = {"precision", "schema_version"}  # fields of which one value is allowed so far
+ONLY_VALUE = {"schema_version"}  # fields of which one value is allowed so far
 
 
 def test_every_field_decides_the_digest() -> None:
@@ -211,7 +213,7 @@ def test_an_equal_recipe_is_not_refused() -> None:
         {"embedding_dtype": "bfloat16"},
         {"decoder": "ffmpeg"},
         {"partial": "maybe"},
-        {"precision": "fp16"},
+        {"precision": "fp8"},
         {"schema_version": 2},
         {"feature_dim": 0},
         {"weights_sha256": "0" * 63},

@@ -1,0 +1,124 @@
+"""Random weights enter nothing by accident: whatever computes a feature was given its weights by name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import jobs
+import p3d.weights
+from jobs import choosing, embedding, planning
+from jobs.cli import VERBS, LazyGroup, cli
+from jobs.workers import Refused, ShardWorker, WorkerSpec
+from p3d import zoo
+from p3d.encoder import Encoder, golden_features
+from p3d.weights import Weights, WeightsError
+from pipeline.errors import InputError
+from tests.conftest import REPO
+from tests.pipeline.rows import recipe
+
+NO_WEIGHTS = ("", "random", "random:", "random:x", "Random:0", "random:-1", "p3d63")
+
+
+def verbs(group: click.Group, before: str = "p3d") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from verbs(command, f"{before} {name}")
+        else:
+            yield f"{before} {name}", command
+
+
+def test_no_verb_has_weights_unless_they_are_typed() -> None:
+    """`--weights`, where a verb has it, must be given; plan and launch have it, resume and retry take the job's."""
+    assert isinstance(cli, LazyGroup) and cli.verbs is VERBS
+    having = {name: option for name, verb in verbs(cli) for option in verb.params if option.name == "weights"}
+    assert {"p3d plan", "p3d launch"} <= having.keys()
+    assert not {"p3d resume", "p3d retry"} & having.keys()
+    assert all(option.required and option.envvar is None for option in having.values())
+    files = [option for name, verb in verbs(cli) if name == "p3d weights choose" for option in verb.params]
+    assert next(option for option in files if option.name == "file").required
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (p3d.weights.load, "path"),
+        (p3d.weights.resolve, "spec"),
+        (p3d.weights.random_weights, "seed"),
+        (Encoder, "weights"),
+        (golden_features, "weights"),
+        (planning.fix, "weights"),
+        (planning.JobSpec, "weights"),
+        (embedding.embed_file, "weights"),
+        (embedding.embed, "encoder"),
+        (choosing.choose, "weights"),
+    ],
+)
+def test_no_function_has_default_weights(function: Any, argument: str) -> None:
+    """Each way to a feature asks for weights, a seed or an encoder, and none has a default."""
+    assert inspect.signature(function).parameters[argument].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("words", NO_WEIGHTS)
+def test_a_name_that_is_nearly_random_is_refused(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only random:SEED with a network gives random numbers; anything near it is refused, for a job and a call."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        planning.prepare(planning.JobSpec("p3d63", words))
+    with pytest.raises(InputError):
+        jobs.embed_file(tmp_path / "video.mp4", words, model="p3d63")
+
+
+def test_random_weights_need_a_network_by_name(tmp_path: Path) -> None:
+    """random:0 alone does not choose a network, and a file's place is not taken by it."""
+    with pytest.raises(InputError, match="say which"):
+        planning.prepare(planning.JobSpec(None, "random:0"))
+    with pytest.raises(InputError, match="say which"):
+        jobs.embed_file(tmp_path / "video.mp4", "random:0")
+    with pytest.raises(WeightsError, match="no weights file at random:0"):
+        p3d.weights.load("random:0", name="p3d63")
+
+
+def test_a_new_network_is_not_weights() -> None:
+    """What `zoo.build` gives is refused by the Encoder, bare and dressed up as weights."""
+    network = zoo.build("p3d63", num_classes=2)
+    with pytest.raises(TypeError, match="takes weights"):
+        Encoder(network)  # type: ignore[arg-type] # that is the point
+    with pytest.raises(WeightsError, match="in training mode is not a set of weights"):
+        Weights(network, zoo.recipe("p3d63", "caffe"), (), "")
+
+
+def test_a_worker_whose_weights_are_gone_or_changed_is_refused(tmp_path: Path, small_weights: Path) -> None:
+    """A resume whose OUT has lost its weights, or holds others under their name, computes nothing."""
+    options = planning.run_options({}, device="cpu")
+    given = (str(tmp_path), recipe(), options, f"weights/{recipe().weights_sha256}.safetensors", (0.0,))
+    from jobs.machine import code_digest
+
+    worker = ShardWorker(WorkerSpec(*given, code_digest(), ""))
+    assert isinstance(worker.setup(), Refused)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / given[3]).write_bytes(small_weights.read_bytes())
+    refused = worker.setup()
+    assert isinstance(refused, Refused) and "is damaged" in refused.detail
+    assert not hasattr(worker, "encoder")
+
+
+def test_nothing_of_a_job_builds_a_network_by_itself() -> None:
+    """No line of `jobs` calls `build` or `random_weights`: weights come through `p3d.weights.load` and `resolve`."""
+    calls = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for path in (REPO / "jobs").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    }
+    assert {"load", "resolve"} <= calls
+    assert not {"build", "random_weights"} & calls
