@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli import talk
+
+if TYPE_CHECKING:
+    from jobs.choosing import Trial
+    from p3d.weights import Weights
 
 
 @click.command()
@@ -56,8 +61,7 @@ def choose(
     videos = labelled_videos(labelled, names, weights.config.num_classes, limit=limit)
     found = try_all(weights, videos, clips=clips, device=device, threads=max(1, usable_cpus() // 2), tell=talk.say)
     best = found.trials[0]
-    convention = f"--graph {best.graph} --channel-order {best.channel_order} --range {best.value_range}"
-    then = f"p3d weights import {shlex.quote(file)} -o OUT.safetensors {convention}"
+    then = _next(file, weights, best)
     if as_json:
         trials = [{**asdict(trial), "right": trial.n_right} for trial in found.trials]
         record = {"videos": found.n_videos, "clips": found.n_clips, "trials": trials, "warnings": found.warnings}
@@ -72,6 +76,21 @@ def choose(
         talk.say(f"warning: {sentence}")
     talk.show("", f"next:  {then}")
     return 0
+
+
+def _next(file: str, weights: Weights, best: Trial) -> str:
+    """What to do with the answer. Our own files say what they are, and an import does not contradict them."""
+    convention = f"--graph {best.graph} --channel-order {best.channel_order} --range {best.value_range}"
+    if Path(file).suffix.lower() != ".safetensors":
+        return f"p3d weights import {shlex.quote(file)} -o OUT.safetensors {convention}"
+    clip = weights.recipe
+    if (weights.config.graph, clip.channel_order, clip.value_range) == (
+        best.graph,
+        best.channel_order,
+        best.value_range,
+    ):
+        return f"nothing: {file} says so itself"
+    return f"import what {file} was made from ({weights.origin}) once more, with {convention}"
 
 
 def _lines(path: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 import p3d.weights
 from jobs.choosing import Labelled, Trial, _decoded, _in_convention, _warnings, at_least, labelled_videos, sign_test
 from jobs.cli import cli
+from jobs.cli.choose import _next
 from p3d.encoder import Encoder
 from p3d.network import GRAPHS
 from p3d.recipe import CHANNEL_ORDERS
@@ -92,7 +93,7 @@ def test_the_one_right_convention_is_found(
     assert (best["graph"], best["channel_order"], best["value_range"], best["right"]) == (*TRUE, 4)
     assert [trial["right"] for trial in others] == [0] * 7
     assert found["next"] == (
-        f"p3d weights import {file} -o OUT.safetensors --graph port --channel-order rgb --range 255"
+        f"import what {file} was made from (random:0) once more, with --graph port --channel-order rgb --range 255"
     )
     (warning,) = found["warnings"]  # four videos are too few to be sure
     assert "p = 0.12, on 4 videos" in warning
@@ -132,6 +133,14 @@ def test_a_video_without_a_folder_has_no_label(folder: Path) -> None:
     """A folder of videos is not a folder of classes."""
     with pytest.raises(InputError, match="has no label"):
         labelled_videos(str(folder / "Diving"), NAMES, 3, limit=9)
+
+
+def test_what_comes_next_depends_on_the_file(weights: Weights) -> None:
+    """A checkpoint is imported under the best convention; a file that says it already needs nothing."""
+    best = Trial("caffe", "bgr", 255, (True,))
+    line = "p3d weights import 'a b.pth' -o OUT.safetensors --graph caffe --channel-order bgr --range 255"
+    assert _next("a b.pth", weights, best) == line
+    assert _next("own.safetensors", weights, best) == "nothing: own.safetensors says so itself"
 
 
 def trial(right: str) -> Trial:

@@ -182,3 +182,15 @@ def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert ran.stderr.strip().endswith("AttributeError: module 'jobs' has no attribute 'nothing'")
+
+
+def test_the_readme_runs(archive: Path, small_weights: Path) -> None:
+    """The lines of the README's "From Python" do what they say."""
+    blocks = (REPO / "README.md").read_text().split("```")
+    code = next(block for block in blocks if block.startswith("python") and "embed_file" in block)
+    code = code.removeprefix("python").replace("WEIGHTS.safetensors", str(small_weights))
+    names: dict[str, Any] = {}
+    exec(code.replace("VIDEO.mp4", str(archive / "video0.mp4")).replace("uniform:20", "uniform:2"), names)
+    found = names["found"]
+    assert found.embedding_D.shape == (2048,) and found.features_ND.shape == (2, 2048)
+    assert found.layers.keys() == {"prob", "res5c"}
