@@ -103,7 +103,7 @@ def test_the_classes_take_turns(folder: Path) -> None:
     """A limit takes from each class before it takes a second of any; names match whatever their case and spaces."""
     found = labelled_videos(str(folder), NAMES, 3, limit=4)
     assert sorted(one.label for one in found[:3]) == [0, 1, 2]
-    assert [one.label for one in found[3:]] == [0]
+    assert [one.label for one in found[3:]] == [1]
 
 
 def test_a_list_with_a_column_of_labels(folder: Path, tmp_path: Path) -> None:
