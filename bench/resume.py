@@ -58,6 +58,7 @@ def prepare_job(store: Store, folder: Path, shards: int) -> None:
     add_plan(store, job, find(str(folder / "v"), StoreOptions()), shard_videos=1, limit=None)
     manifest = Manifest(store, load_plans(store)[0])
     features = np.random.default_rng(0).standard_normal((1, 2048)).astype(np.float32)
+    no_probs = np.empty((1, 0), np.float32)
 
     def commit(shard: int) -> None:
         plan = manifest.shard(shard)
@@ -65,9 +66,8 @@ def prepare_job(store: Store, folder: Path, shards: int) -> None:
         info = VideoInfo(16, 320, 240, 0, 25.0, 0.64, "mp4", "mpeg4", 0, "decord")
         outcome = VideoOutcome(video, 1, info, VideoEnd(16, 0.64))
         clip = ClipRow(video.video_id, video.path, ClipSpan(0, 0, 16, 0), 0.0, 0.64)
-        commit_shard(
-            store, ShardRows(plan, (outcome,), (clip,), features, {}), job.recipe, manifest.user_columns(shard)
-        )
+        rows = ShardRows(plan, (outcome,), (clip,), features, no_probs, {})
+        commit_shard(store, rows, job.recipe, manifest.user_columns(shard))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(commit, range(shards - LEFT)))

@@ -39,8 +39,8 @@ def reasons() -> str:
 
 def columns() -> str:
     tables = {
-        "clips": schema.clips_schema(2048, "float32"),
-        "videos": schema.videos_schema(2048, "float32", 2),
+        "clips": schema.clips_schema(2048, "float32", 400),
+        "videos": schema.videos_schema(2048, "float32", 2, 400),
         "failures": schema.FAILURES,
     }
     return "\n\n".join(
@@ -111,7 +111,8 @@ def reference() -> str:
             "The closed set of `failures.reason`.",
             reasons(),
             "## Columns",
-            "`videos/` also has the user's own columns of a list; `embedding_max` only with `--pool mean+max`.",
+            "`videos/` also has the user's own columns of a list; `embedding_max` is there only with "
+            "`--pool mean+max`, and `probs` only with `--scores`, here of 400 classes.",
             columns(),
             "",
         ]

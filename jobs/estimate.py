@@ -67,7 +67,8 @@ def estimate(
             n_frames = probe(os.fsdecode(local_path(uri)), DecodeLimits()).n_frames
         except VideoError:
             n_frames = 0
-        counts.append(len(clip_spans(prepared.recipe.sampling, n_frames)))
+        sampling = prepared.recipe.sampling.for_video(videos["video_id"][at].as_py())
+        counts.append(len(clip_spans(sampling, n_frames)))
         sampled.append(int(sizes[at]))
         if time.monotonic() > until:
             break
@@ -75,9 +76,12 @@ def estimate(
     n_clips = round(sum(counts) * total / max(sum(sampled), 1)) if counts else 0
     device, rate = _rate(prepared)
     workers = workers or default_workers()
-    row_bytes = prepared.recipe.feature_dim * (2 if prepared.recipe.embedding_dtype == "float16" else 4) + 100
+    recipe = prepared.recipe
+    vector_bytes = recipe.feature_dim * (2 if recipe.embedding_dtype == "float16" else 4)
+    probs_bytes = recipe.n_scores * 4
     n_shards = int(with_shards(videos, shard_videos)["shard"][-1].as_py()) + 1
-    output = n_clips * row_bytes + len(videos) * (row_bytes * len(prepared.recipe.pool.split("+")) + 400)
+    output = n_clips * (vector_bytes + probs_bytes + 100)
+    output += len(videos) * (vector_bytes * len(recipe.pool.split("+")) + probs_bytes + 500)
     warnings = []
     if output / n_shards > MAX_OBJECT_BYTES / 2:
         size = f"{output / n_shards / 1024**3:.1f} GiB"

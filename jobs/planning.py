@@ -46,6 +46,7 @@ class JobSpec:
     partial: str = "fail"
     embedding_dtype: str = "float32"
     precision: str = "fp32"
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def fix(weights: Weights, spec: JobSpec) -> Prepared:
         precision=spec.precision,
         pool=spec.pool,
         embedding_dtype=spec.embedding_dtype,
+        num_classes=weights.config.num_classes,
+        scores=spec.scores,
     )
     return Prepared(recipe, weights, content, weights.origin)
 

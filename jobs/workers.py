@@ -15,7 +15,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,12 @@ from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
-from pipeline.extract import Progress, extract_shard
+from pipeline.extract import Encode, Progress, extract_shard
 from pipeline.store import open_store
-from pipeline.types import ShardPlan, VideoOutcome
+from pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, VideoOutcome
+
+if TYPE_CHECKING:
+    from p3d.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,19 @@ class Trouble:
 
     kind: str
     detail: str
+
+
+def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
+    """What `extract_shard` asks of the network: features, and scores where the job stores them."""
+
+    def with_scores(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+        return encoder.encode(frames_NHWC, index_BT, probs=True)
+
+    def without(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+        features_BD = encoder.encode(frames_NHWC, index_BT)
+        return features_BD, np.empty((len(features_BD), 0), np.float32)
+
+    return with_scores if recipe.scores else without
 
 
 def trouble_of(error: Exception) -> Trouble:
@@ -171,10 +187,11 @@ class ShardWorker:
                 rows = extract_shard(
                     shard,
                     messages,
-                    self.encoder.encode,
+                    encode_of(self.encoder, recipe),
                     sampling=recipe.sampling,
                     batch_size=self.spec.options.batch_size,
                     feature_dim=recipe.feature_dim,
+                    n_scores=recipe.n_scores,
                     embedding_dtype=recipe.embedding_dtype,
                     progress=self.progress_of_shard,
                 )

@@ -12,31 +12,48 @@ frame is left out:
 
 `uniform:N` starts clip i at floor(i * (n - span) / N): the rule of the P3D authors' own sampler (their issue 7; N = 20
 in the paper). A video shorter than a span is padded by its last frame, and the rows count how many frames were.
+
+`random:N@SEED` draws N different starts, each set of N of them as likely as any other, and takes them in order (the
+paper tests on Sports-1M with 20 random clips a video). A video that has fewer starts gives each of them once, so no row
+is there twice; one shorter than a span gives its one padded clip. The draw follows from SEED, the video's id and its
+frame count alone, never from who decodes it or when: Floyd's sampling over the 64-bit words of SHAKE-256 (FIPS 202) of
+"SEED\nvideo_id". numpy's generators may give other numbers in another version; this cannot.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
 from pipeline.types import INT64, ClipSpan
 
+Rule = Literal["every", "uniform", "random"]
+_FORMS = "every:STRIDE (in frames), uniform:COUNT or random:COUNT@SEED"
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or N of `uniform:N` (a count)."""
+    """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or the count N of the others.
 
-    rule: Literal["every", "uniform"]
+    `seed` is that of `random:N@SEED`, which also needs to know the video: see `for_video`.
+    """
+
+    rule: Rule
     value: int
     clip_frames: int
     frame_step: int = 1
+    seed: int | None = None
+    video_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rule not in ("every", "uniform"):
-            raise ValueError(f"unknown clip rule {self.rule!r}: every:STRIDE or uniform:COUNT")
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"unknown clip rule {self.rule!r}: {_FORMS}")
+        if (self.seed is not None) != (self.rule == "random"):
+            raise ValueError(f"clip rule {self.rule!r} with {self.seed = }: random clips need one, others have none")
         if min(self.value, self.clip_frames, self.frame_step) < 1:
             raise ValueError(f"{self.value = }, {self.clip_frames = } and {self.frame_step = } must be at least 1")
 
@@ -45,6 +62,15 @@ class Sampling:
         """Frames of video that one clip covers."""
         return (self.clip_frames - 1) * self.frame_step + 1
 
+    def for_video(self, video_id: str) -> Sampling:
+        """The rule as it holds for one video; only random clips differ from one to the next."""
+        return replace(self, video_id=video_id)
+
+    @property
+    def needs_the_count(self) -> bool:
+        """True where the clips follow from the video's frame count, so that none is sure before it is known."""
+        return self.rule != "every"
+
     @property
     def needs_every_frame(self) -> bool:
         """True where the clips leave no frame out, so that a decoder need not know the frame count beforehand."""
@@ -52,21 +78,26 @@ class Sampling:
 
 
 def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1) -> Sampling:
-    """`every:16` or `uniform:20` -> Sampling. ValueError with what is allowed."""
-    match = re.fullmatch(r"(every|uniform):([0-9]{1,9})", text)
-    if match is None or int(match[2]) < 1:
-        raise ValueError(f"clips are every:STRIDE (in frames) or uniform:COUNT, such as every:16, not {text!r}")
-    rule: Literal["every", "uniform"] = "every" if match[1] == "every" else "uniform"
-    return Sampling(rule, int(match[2]), clip_frames, frame_step)
+    """`every:16`, `uniform:20` or `random:20@0` -> Sampling. ValueError with what is allowed."""
+    match = re.fullmatch(r"(every|uniform|random):([0-9]{1,9})(?:@([0-9]{1,18}))?", text)
+    if match is None or int(match[2]) < 1 or (match[3] is None) == (match[1] == "random"):
+        raise ValueError(f"clips are {_FORMS}, such as every:16, not {text!r}")
+    rule: Rule = match[1]  # type: ignore[assignment] # one of the three, by the pattern
+    return Sampling(rule, int(match[2]), clip_frames, frame_step, None if match[3] is None else int(match[3]))
 
 
 def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:
-    """All clips of a video of `n_frames` presentable frames, by start; empty only for a video of no frames."""
+    """All clips of a video of `n_frames` presentable frames, by start; empty only for a video of no frames.
+
+    ValueError for random clips of no video in particular.
+    """
     if n_frames < 1:
         return []
     room = n_frames - sampling.span
     if sampling.rule == "uniform":
         starts = [i * max(room, 0) // sampling.value for i in range(sampling.value)]
+    elif sampling.rule == "random":
+        starts = _random_starts(sampling, max(room, 0) + 1)
     else:
         starts = list(range(0, max(room, 0) + 1, sampling.value))
         if room > starts[-1]:
@@ -74,12 +105,29 @@ def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:
     return [_span(sampling, i, start, n_frames) for i, start in enumerate(starts)]
 
 
+def _random_starts(sampling: Sampling, n_starts: int) -> list[int]:
+    """At most `sampling.value` different numbers of [0, n_starts), sorted; all sets of them are equally likely.
+
+    Floyd's algorithm: the draw from [0, last] that was there already is `last` itself, which never was.
+    """
+    if sampling.video_id is None:
+        raise ValueError("random clips are those of a video: ask `sampling.for_video(video_id)`")
+    count = min(sampling.value, n_starts)
+    stream = hashlib.shake_256(f"{sampling.seed}\n{sampling.video_id}".encode()).digest(8 * count)
+    starts: set[int] = set()
+    for at, last in enumerate(range(n_starts - count, n_starts)):
+        word = int.from_bytes(stream[8 * at : 8 * at + 8], "big")
+        start = word * (last + 1) >> 64  # [0, last]; the bias is below n_starts / 2**64
+        starts.add(last if start in starts else start)
+    return sorted(starts)
+
+
 def settled_spans(sampling: Sampling, n_seen: int) -> int:
     """How many of the first clips cannot change any more once `n_seen` frames are there, however long the video is.
 
-    Those of the regular `every:S` grid that end within the frames seen; none under `uniform`, which needs the count.
+    Those of the regular `every:S` grid that end within the frames seen; none of the rules that need the count.
     """
-    if sampling.rule == "uniform" or n_seen < sampling.span:
+    if sampling.needs_the_count or n_seen < sampling.span:
         return 0
     return (n_seen - sampling.span) // sampling.value + 1
 

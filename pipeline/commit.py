@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.config import Recipe
 from pipeline.errors import DamagedJob, InputError, StoreUnknown
-from pipeline.pool import pool
+from pipeline.pool import mean_probs, pool
 from pipeline.store import CREATED, Store
 from pipeline.types import FLOAT32, ShardPlan, ShardRows, VideoOutcome
 
@@ -68,7 +68,7 @@ def failures_key(name: str) -> str:
 
 def commit_shard(store: Store, rows: ShardRows, recipe: Recipe, user_columns: pa.Table) -> Committed:
     """Make the shard's rows durable and visible, once. CommitUnknown if the store would not say; may be repeated."""
-    schema.check_rows(rows, recipe.feature_dim, recipe.clip_frames)
+    schema.check_rows(rows, recipe.feature_dim, recipe.clip_frames, recipe.n_scores)
     with store.temp_file() as path:
         _write_clips(path, rows, recipe)
         created = _create(store, clips_key(rows.shard.name), path)
@@ -87,9 +87,11 @@ def derive(
     with _reading(shard.name):
         file = schema.open_parquet(io.BytesIO(content))
         outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
-        vectors = file.read(columns=["embedding"], use_threads=False)["embedding"]
-        features_RD = schema.features_of(vectors, recipe.feature_dim)
-    for key, table, footer in derived(shard, content, outcomes, features_RD, recipe, user_columns):
+        columns = ["embedding", "probs"] if recipe.scores else ["embedding"]
+        table = file.read(columns=columns, use_threads=False)
+        features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+        probs_RK = schema.probs_of(table, recipe.n_scores)
+    for key, table, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, user_columns):
         with store.temp_file() as path:
             schema.write_parquet(path, table, footer)
             _create(store, key, path)
@@ -101,36 +103,38 @@ def derived(
     clips: bytes,
     outcomes: tuple[VideoOutcome, ...],
     features_RD: FLOAT32,
+    probs_RK: FLOAT32,
     recipe: Recipe,
     user_columns: pa.Table,
 ) -> list[tuple[str, pa.Table, dict[str, str]]]:
-    """(key, rows, footer) of the two files that follow from a clips file; `outcomes` and `features_RD` are in it."""
+    """(key, rows, footer) of the two files that follow from a clips file; outcomes, features and scores are in it."""
     source = {"sha256": hashlib.sha256(clips).hexdigest(), "size_bytes": len(clips), "writer": pa.cpp_version}
     footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
     return [
-        (videos_key(shard.name), videos_table(shard, outcomes, features_RD, recipe, user_columns), footer),
+        (videos_key(shard.name), videos_table(shard, outcomes, features_RD, probs_RK, recipe, user_columns), footer),
         (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq), footer),
     ]
 
 
 def videos_table(
-    shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], features_RD: FLOAT32, recipe: Recipe, user_columns: pa.Table
+    shard: ShardPlan,
+    outcomes: tuple[VideoOutcome, ...],
+    features_RD: FLOAT32,
+    probs_RK: FLOAT32,
+    recipe: Recipe,
+    user_columns: pa.Table,
 ) -> pa.Table:
     """The rows of a shard's videos file: pool(stored clips), bit for bit (invariant I5)."""
-    dim, pools = recipe.feature_dim, recipe.pool.split("+")
-    vectors: list[list[FLOAT32]] = [[] for _ in pools]
-    first = 0
+    videos, first = [], 0
     for outcome in outcomes:
         if outcome.failure is None:
-            pooled = pool(features_RD[first : first + outcome.n_clips], recipe.pool)
-            for column, vector_D in zip(vectors, pooled, strict=True):
-                column.append(vector_D)
-            first += outcome.n_clips
-    columns = schema.video_columns(outcomes, shard.plan_seq)
-    for column in vectors:
-        pooled_VD = np.array(column, np.float32).reshape(-1, dim)
-        columns.append(schema.embedding_array(pooled_VD, dim, recipe.embedding_dtype))
-    table = pa.table(columns, schema=schema.videos_schema(dim, recipe.embedding_dtype, len(pools)))
+            of_video = slice(first, first + outcome.n_clips)
+            videos.append(pooled(features_RD[of_video], probs_RK[of_video], recipe))
+            first = of_video.stop
+    pools = len(recipe.pool.split("+"))
+    columns = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, pools, recipe.n_scores)
+    known = schema.video_columns(outcomes, shard.plan_seq)
+    table = pa.table([*known, *vector_columns(videos, columns)], schema=columns)
     kept = pa.array([outcome.failure is None for outcome in outcomes])
     own = user_columns.filter(kept)
     for name in own.column_names:
@@ -139,9 +143,24 @@ def videos_table(
     return table
 
 
+def pooled(features_ND: FLOAT32, probs_NK: FLOAT32, recipe: Recipe) -> list[FLOAT32]:
+    """What follows from the clips of one video: its vectors, in the order of their columns in videos/."""
+    vectors = pool(features_ND, recipe.pool)
+    return [*vectors, mean_probs(probs_NK)] if recipe.scores else vectors
+
+
+def vector_columns(videos: list[list[FLOAT32]], columns: pa.Schema) -> list[pa.Array]:
+    """The vector columns of videos/ from the vectors of each video, as `pooled` gives them."""
+    kinds = [field.type for field in columns if pa.types.is_fixed_size_list(field.type)]
+    return [
+        schema.vector_array(np.array([one[at] for one in videos], np.float32).reshape(-1, kind.list_size), kind)
+        for at, kind in enumerate(kinds)
+    ]
+
+
 def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:
     """Build the commit object and read it again before anybody can see it."""
-    table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype)
+    table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
     footer = _footer(rows.shard) | {
         schema.OUTCOMES_KEY: schema.outcomes_json(rows.outcomes),
         schema.STATS_KEY: json.dumps(rows.stats),

@@ -81,6 +81,8 @@ class Recipe(_Strict):
     precision: str
     pool: str
     embedding_dtype: str
+    num_classes: int
+    scores: bool
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -90,12 +92,15 @@ class Recipe(_Strict):
             ("decoder", DECODERS),
             ("partial", PARTIAL),
             ("precision", PRECISIONS),
+            ("scores", (False, True)),
             ("schema_version", (SCHEMA_VERSION,)),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is one of {allowed}, not {getattr(self, name)!r}")
         if self.feature_dim < 1 or not re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256):
             raise InputError(f"{self.feature_dim = } and {self.weights_sha256 = } do not describe weights")
+        if self.num_classes < self.scores:
+            raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
             _ = self.sampling, self.frame_spec
         except ValueError as error:
@@ -108,6 +113,11 @@ class Recipe(_Strict):
     @property
     def frame_spec(self) -> FrameSpec:
         return FrameSpec(crop_hw=self.crop_hw, resize_hw=self.resize_hw, short_side=self.short_side)
+
+    @property
+    def n_scores(self) -> int:
+        """Class probabilities that are stored with each row: K with `--scores`, else 0."""
+        return self.num_classes if self.scores else 0
 
     @property
     def digest(self) -> str:

@@ -6,7 +6,7 @@
 
 A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
 shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Legend: N frames,
-B batch, T frames of a clip, D feature dimension, R rows.
+B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without `--scores`), R rows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.types import (
     VideoStart,
 )
 
-Encode = Callable[[UINT8, INT64], FLOAT32]  # frames_NHWC, index_BT -> features_BD
+Encode = Callable[[UINT8, INT64], tuple[FLOAT32, FLOAT32]]  # frames_NHWC, index_BT -> features_BD, probs_BK
 
 
 @dataclass(slots=True)
@@ -66,13 +66,15 @@ def extract_shard(
     sampling: Sampling,
     batch_size: int,
     feature_dim: int,
+    n_scores: int,
     embedding_dtype: str,
     progress: Progress | None = None,
 ) -> ShardRows:
     """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
 
     A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
-    are not finite, or all zero, becomes a failure. ValueError if the messages of a video do not add up.
+    or scores are not finite, or whose features are all zero, becomes a failure. ValueError if the messages of a video
+    do not add up.
     """
     progress = progress or Progress()
     tracks: dict[int, _Track] = {}
@@ -83,7 +85,7 @@ def extract_shard(
             case VideoStart() | VideoFetched():
                 continue
             case VideoInfo():
-                tracks[at] = _Track(message, sampling)
+                tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))
                 progress.count(ends.pop(at, None), None)
                 continue
             case Failure():
@@ -102,36 +104,38 @@ def extract_shard(
 
     outcomes: list[VideoOutcome] = []
     clips: list[ClipRow] = []
-    features: list[FLOAT32] = []
+    features = [np.empty((0, feature_dim), np.float32)]
+    probs = [np.empty((0, n_scores), np.float32)]
     for at, video in enumerate(shard.videos):
-        outcome, features_ND = _settle(video, tracks.get(at), ends.get(at), feature_dim, embedding_dtype)
+        outcome, features_ND, probs_NK = _settle(video, tracks.get(at), ends.get(at), embedding_dtype)
         progress.failed += outcome.failure is not None and not isinstance(ends.get(at), Failure)
         outcomes.append(outcome)
         if outcome.failure is None:
             clips += [ClipRow(video.video_id, video.path, *times) for times in tracks[at].clips]
             features.append(features_ND)
-    features_RD = np.concatenate(features) if features else np.empty((0, feature_dim), np.float32)
-    return ShardRows(shard, tuple(outcomes), tuple(clips), features_RD)
+            probs.append(probs_NK)
+    return ShardRows(shard, tuple(outcomes), tuple(clips), np.concatenate(features), np.concatenate(probs))
 
 
 def _settle(
-    video: VideoRef, track: _Track | None, end: VideoEnd | Failure | None, feature_dim: int, dtype: str
-) -> tuple[VideoOutcome, FLOAT32]:
-    """The outcome of one video and its features as they will be stored, [n_clips, D]."""
-    nothing = np.empty((0, feature_dim), np.float32)
+    video: VideoRef, track: _Track | None, end: VideoEnd | Failure | None, dtype: str
+) -> tuple[VideoOutcome, FLOAT32, FLOAT32]:
+    """The outcome of one video; if it has rows, its features and scores as they will be stored, [N, D] and [N, K]."""
+    nothing = np.empty((0, 0), np.float32)
     if isinstance(end, Failure):
-        return VideoOutcome(video, failure=end), nothing
+        return VideoOutcome(video, failure=end), nothing, nothing
     if track is None or end is None:
         raise ValueError(f"{video.video_id}: the messages of this video stopped without an end or a failure")
     if not track.clips:
-        return VideoOutcome(video, failure=Failure(Reason.NO_FRAMES, "no frame could be decoded")), nothing
+        return VideoOutcome(video, failure=Failure(Reason.NO_FRAMES, "no frame could be decoded")), nothing, nothing
     with np.errstate(over="ignore"):  # too large for float16 is infinity, which is caught below
         features_ND = np.stack(track.features).astype(dtype).astype(np.float32)  # type: ignore[arg-type] # all are set
-    good_N = np.isfinite(features_ND).all(1) & (features_ND != 0).any(1)
+    probs_NK = np.stack(track.probs)  # type: ignore[arg-type] # as above
+    good_N = np.isfinite(features_ND).all(1) & (features_ND != 0).any(1) & np.isfinite(probs_NK).all(1)
     if not good_N.all():
         detail = f"{int((~good_N).sum())} of {len(good_N)} clips have no usable feature, the first is {good_N.argmin()}"
-        return VideoOutcome(video, failure=Failure(Reason.NON_FINITE, detail)), nothing
-    return VideoOutcome(video, n_clips=len(track.clips), info=track.info, end=end), features_ND
+        return VideoOutcome(video, failure=Failure(Reason.NON_FINITE, detail)), nothing, nothing
+    return VideoOutcome(video, n_clips=len(track.clips), info=track.info, end=end), features_ND, probs_NK
 
 
 @dataclass(slots=True)
@@ -144,11 +148,12 @@ class _Track:
     times: dict[int, tuple[float, float]] = field(default_factory=dict)  # frame number -> [start_s, end_s)
     clips: list[tuple[ClipSpan, float, float]] = field(default_factory=list)
     features: list[FLOAT32 | None] = field(default_factory=list)
+    probs: list[FLOAT32 | None] = field(default_factory=list)
     last_number: int = -1
-    promised: list[ClipSpan] = field(init=False)  # the clips of `uniform:N`, which the promised frame count decides
+    promised: list[ClipSpan] = field(init=False)  # where the frame count decides: the clips of the promised one
 
     def __post_init__(self) -> None:
-        self.promised = clip_spans(self.sampling, self.info.n_frames) if self.sampling.rule == "uniform" else []
+        self.promised = clip_spans(self.sampling, self.info.n_frames) if self.sampling.needs_the_count else []
 
     def take(self, block: FrameBlock) -> list[tuple[ClipSpan, INT64]]:
         """Add frames; the clips (span, frame numbers [T]) that are now whole."""
@@ -173,7 +178,7 @@ class _Track:
     def _next_whole(self) -> ClipSpan | None:
         """The next clip that no later frame can change, if its frames are there."""
         at, n_seen = len(self.clips), self.last_number + 1
-        if self.sampling.rule == "every":
+        if not self.sampling.needs_the_count:
             return grid_span(self.sampling, at) if at < settled_spans(self.sampling, n_seen) else None
         spans = self.promised
         return spans[at] if at < len(spans) and spans[at].end_frame <= n_seen else None
@@ -184,6 +189,7 @@ class _Track:
             raise ValueError(f"clip {span.index} needs frame {missing[0]} of {n_frames}, which was not sent")
         self.clips.append((span, self.times[int(numbers_T[0])][0], self.times[int(numbers_T[-1])][1]))
         self.features.append(None)
+        self.probs.append(None)
         return span, numbers_T
 
     def forget(self) -> None:
@@ -222,10 +228,10 @@ class _Batch:
         if not self.owners:
             return
         started = time.monotonic()
-        features_BD = self.encode(np.stack(self.frames), np.array(self.index, np.int64))
+        features_BD, probs_BK = self.encode(np.stack(self.frames), np.array(self.index, np.int64))
         self.progress.encode_s += time.monotonic() - started
-        for (track, at), feature_D in zip(self.owners, features_BD, strict=True):
-            track.features[at] = feature_D
+        for (track, at), feature_D, prob_K in zip(self.owners, features_BD, probs_BK, strict=True):
+            track.features[at], track.probs[at] = feature_D, prob_K
         self.progress.clips += len(self.owners)
         self.frames, self.places, self.index, self.owners = [], {}, [], []
 

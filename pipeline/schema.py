@@ -1,12 +1,14 @@
 """The Arrow schemas of the dataset: the only place where a column is named.
 
-    clips/     one row per clip:  where it is in the video, and its embedding
-    videos/    one row per video: what the video is, and its pooled embedding(s) + the user's own columns
+    clips/     one row per clip:  where it is in the video, and its embedding [and class probabilities]
+    videos/    one row per video: what the video is, and its pooled embedding(s) [and probabilities] + the user's own
+               columns
     failures/  one row per video that has no rows: the reason, and a sentence
 
 `embedding` is `fixed_size_list<float32 not null>[D]` (or float16), which DuckDB, Polars, pandas, LanceDB and FAISS read
-as it is. The footer of a clips file carries what its rows cannot say: `p3d.outcomes`, one JSON record per video of the
-shard, and `p3d.stats`. R clip rows, V videos, D feature dimension.
+as it is; `probs`, only with `--scores`, is `fixed_size_list<float32 not null>[K]`. The footer of a clips file carries
+what its rows cannot say: `p3d.outcomes`, one JSON record per video of the shard, and `p3d.stats`. R clip rows, V
+videos, D feature dimension, K classes; `n_scores` is K where scores are stored, and 0 elsewhere (`Recipe.n_scores`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import Reason
-from pipeline.types import FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
+from pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
 
 OUTCOMES_KEY = "p3d.outcomes"
 STATS_KEY = "p3d.stats"
@@ -29,6 +31,7 @@ SHARD_KEY = "p3d.shard"  # {"plan_seq", "plan8", "shard"} of every data file
 SOURCE_KEY = "p3d.clips"  # of a derived file: {"sha256", "size_bytes"} of the clips object it was made from
 ROW_GROUP_ROWS = 4096
 MAX_OBJECT_BYTES = 4 * 1024**3
+SUM_ERROR = 1e-3  # by which a row of probabilities may miss 1
 
 MANIFEST = pa.schema(
     [
@@ -83,7 +86,11 @@ def embedding_type(dim: int, dtype: str) -> pa.DataType:
     return pa.list_(pa.field("element", value, nullable=False), dim)
 
 
-def clips_schema(dim: int, dtype: str) -> pa.Schema:
+def _probs_fields(n_scores: int) -> list[pa.Field]:
+    return [pa.field("probs", embedding_type(n_scores, "float32"), nullable=False)] if n_scores else []
+
+
+def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
     """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`."""
     return pa.schema(
         [
@@ -97,33 +104,49 @@ def clips_schema(dim: int, dtype: str) -> pa.Schema:
             pa.field("end_s", pa.float64(), nullable=False),
             pa.field("n_padded", pa.int32(), nullable=False),
             pa.field("embedding", embedding_type(dim, dtype), nullable=False),
+            *_probs_fields(n_scores),
         ]
     )
 
 
-def videos_schema(dim: int, dtype: str, pools: int) -> pa.Schema:
+def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
     """Columns of videos/, without the user's own; a second embedding column for `--pool mean+max`."""
     vectors = [pa.field("embedding", embedding_type(dim, dtype), nullable=False)]
     if pools == 2:
         vectors.append(pa.field("embedding_max", embedding_type(dim, dtype), nullable=False))
-    return pa.schema([*_VIDEO_FIELDS, *vectors])
+    return pa.schema([*_VIDEO_FIELDS, *vectors, *_probs_fields(n_scores)])
 
 
-def embedding_array(features_ND: FLOAT32, dim: int, dtype: str) -> pa.Array:
-    """[N, D] float32 -> Arrow, rounded to `dtype`."""
-    values = np.ascontiguousarray(features_ND, np.float16 if dtype == "float16" else np.float32).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values), type=embedding_type(dim, dtype))
+def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
+    """[N, W] float32 -> an Arrow array of the type of a vector column, rounded to it."""
+    values = np.ascontiguousarray(vectors_NW, kind.value_type.to_pandas_dtype()).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
+
+
+def probs_of(table: pa.Table, n_scores: int) -> FLOAT32:
+    """The class probabilities of rows, [N, K] float32; K is 0 where none are stored."""
+    return features_of(table["probs"], n_scores) if n_scores else np.empty((table.num_rows, 0), np.float32)
+
+
+def sound_probs(probs_NK: FLOAT32) -> BOOL:
+    """Which rows are distributions: finite, in [0, 1], with a sum of 1 within SUM_ERROR. [N]; all are if K is 0."""
+    if not probs_NK.shape[1]:
+        return np.ones(len(probs_NK), np.bool_)
+    inside_N = ((probs_NK >= 0) & (probs_NK <= 1)).all(axis=1)  # written so that nan is not
+    sound_N: BOOL = inside_N & (np.abs(probs_NK.sum(axis=1, dtype=np.float64) - 1) <= SUM_ERROR)
+    return sound_N
 
 
 def features_of(column: pa.ChunkedArray | pa.Array, dim: int) -> FLOAT32:
-    """Arrow embedding column -> [N, D] float32; zero copy for one float32 chunk."""
+    """Arrow column of vectors -> [N, D] float32; zero copy for one float32 chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     values = array.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values, np.float32).reshape(-1, dim)
 
 
-def clips_table(rows: ShardRows, dim: int, dtype: str) -> pa.Table:
+def clips_table(rows: ShardRows, dim: int, dtype: str, n_scores: int) -> pa.Table:
     """The rows of a shard's clips file."""
+    schema = clips_schema(dim, dtype, n_scores)
     spans = [clip.span for clip in rows.clips]
     columns: list[Any] = [
         [clip.video_id for clip in rows.clips],
@@ -135,9 +158,10 @@ def clips_table(rows: ShardRows, dim: int, dtype: str) -> pa.Table:
         [clip.start_s for clip in rows.clips],
         [clip.end_s for clip in rows.clips],
         [span.n_padded for span in spans],
-        embedding_array(rows.features_RD, dim, dtype),
+        vector_array(rows.features_RD, schema.field("embedding").type),
     ]
-    schema = clips_schema(dim, dtype)
+    if n_scores:
+        columns.append(vector_array(rows.probs_RK, schema.field("probs").type))
     return pa.table(
         [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, schema, strict=True)], schema
     )
@@ -161,11 +185,12 @@ def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> pa.Tabl
     return pa.table(columns, schema=FAILURES)
 
 
-def check_rows(rows: ShardRows, dim: int, clip_frames: int) -> None:
+def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> None:
     """Invariants I1, I2 and I6 of a shard before anything is written. ValueError names the video.
 
     Every video of the shard has one outcome, in order; clip rows are grouped by video in the same order with indices
-    0 .. n - 1; every feature is finite and not all zero; times and frames increase within a clip and never go back.
+    0 .. n - 1; every feature is finite and not all zero; every row of scores is a distribution; times and frames
+    increase within a clip and never go back.
     """
     if [o.video for o in rows.outcomes] != list(rows.shard.videos):
         raise ValueError(f"shard {rows.shard.name}: outcomes are not those of its {len(rows.shard.videos)} videos")
@@ -173,12 +198,16 @@ def check_rows(rows: ShardRows, dim: int, clip_frames: int) -> None:
         raise ValueError(
             f"features are {rows.features_RD.shape} {rows.features_RD.dtype}, not {len(rows.clips)} x {dim}"
         )
+    if rows.probs_RK.shape != (len(rows.clips), n_scores) or rows.probs_RK.dtype != np.float32:
+        raise ValueError(f"scores are {rows.probs_RK.shape} {rows.probs_RK.dtype}, not {len(rows.clips)} x {n_scores}")
     expected = [(o.video.video_id, at) for o in rows.outcomes for at in range(o.n_clips)]
     if [(clip.video_id, clip.span.index) for clip in rows.clips] != expected:
         raise ValueError(f"shard {rows.shard.name}: clip rows do not follow its outcomes")
     good_R = np.isfinite(rows.features_RD).all(1) & (rows.features_RD != 0).any(1)
-    for clip, good in zip(rows.clips, good_R, strict=True):
+    for clip, good, sound in zip(rows.clips, good_R, sound_probs(rows.probs_RK), strict=True):
         span = clip.span
+        if not sound:
+            raise ValueError(f"{clip.video_id} clip {span.index}: its class probabilities are no distribution")
         if not good or not (0 <= span.start_frame < span.end_frame and 0 <= clip.start_s < clip.end_s):
             raise ValueError(f"{clip.video_id} clip {span.index}: {good = }, {span}, [{clip.start_s}, {clip.end_s}) s")
         if not 0 <= span.n_padded < clip_frames:

@@ -19,6 +19,7 @@ UINT8 = npt.NDArray[np.uint8]
 INT64 = npt.NDArray[np.int64]
 FLOAT32 = npt.NDArray[np.float32]
 FLOAT64 = npt.NDArray[np.float64]
+BOOL = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +198,14 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Everything one shard computed, in manifest order: R clip rows with their features, and V outcomes."""
+    """Everything one shard computed, in manifest order: R clip rows with features and class scores, and V outcomes.
+
+    K is 0 where the job stores no scores.
+    """
 
     shard: ShardPlan
     outcomes: tuple[VideoOutcome, ...]
     clips: tuple[ClipRow, ...]
     features_RD: FLOAT32
+    probs_RK: FLOAT32
     stats: dict[str, float] = field(default_factory=dict)

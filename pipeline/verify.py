@@ -126,7 +126,7 @@ def _audit_footers(
             _note_software(footer, result)
     except _UNREADABLE as error:
         return _bad_shard(shard, f"{key} is damaged: {error}", result)
-    if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype)):
+    if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
         return _bad_shard(shard, f"{key} has other columns than this job writes", result)
     _check_ids(shard, outcomes, result)
     result.clips += n_clips
@@ -181,15 +181,16 @@ def _audit_rows(
         _note_software(footer, result)
     except _UNREADABLE as error:
         return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
-    if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype)):
+    if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
         return _bad_shard(shard, f"{clips_key(shard.name)} has other columns than this job writes", result)
     _check_ids(shard, outcomes, result)
     _check_clips(shard, outcomes, table, recipe, result)
     if shard.name in result.bad_shards:
         return None
     features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+    probs_RK, own = schema.probs_of(table, recipe.n_scores), manifest.user_columns(shard.shard)
     vouchers: list[bool | None] = []
-    for key, rows, footer in derived(shard, content, outcomes, features_RD, recipe, manifest.user_columns(shard.shard)):
+    for key, rows, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, own):
         vouchers.append(_check_derived(store, key, rows, footer, result))
     if False in vouchers and True not in vouchers:  # nothing says that these are the bytes which were committed
         result.bad_shards.add(shard.name)
@@ -221,7 +222,7 @@ def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Aud
 def _check_clips(
     shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], table: pa.Table, recipe: Recipe, result: Audit
 ) -> None:
-    """I2 and I6: clip indices 0 .. n - 1 of each video, once, in order; times that increase; usable features."""
+    """I2 and I6: clip indices 0 .. n - 1 of each video, once, in order; times that increase; usable vectors."""
     rows = list(zip(table["video_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
     expected = [(o.video.video_id, at) for o in outcomes for at in range(o.n_clips)]
     result.clips += len(rows)
@@ -234,6 +235,7 @@ def _check_clips(
         result.problem(f"{clips_key(shard.name)}: clip rows are not those of its outcomes ({twice} twice)")
     features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
     usable = bool(np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all())
+    usable = usable and bool(schema.sound_probs(schema.probs_of(table, recipe.n_scores)).all())
     times = all(
         pc.all(pc.less(table[start], table[end])).as_py() is not False
         for start, end in (("start_frame", "end_frame"), ("start_s", "end_s"))

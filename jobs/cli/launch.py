@@ -48,12 +48,17 @@ recipe_options = _apply(
         "--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's. Default: the weights'."
     ),
     click.option(
-        "--clips", default="every:16", show_default=True, metavar="RULE", help="every:STRIDE or uniform:COUNT."
+        "--clips",
+        default="every:16",
+        show_default=True,
+        metavar="RULE",
+        help="every:STRIDE, uniform:COUNT or random:COUNT@SEED.",
     ),
     click.option(
         "--frame-step", type=click.IntRange(1), default=1, show_default=True, help="Every Nth frame in a clip."
     ),
     click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
+    click.option("--scores", is_flag=True, help="Also store the probability of each class, per clip and per video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
     click.option("--precision", **_choice("fp32", "bf16", "fp16"), help="Of the network. fp16: CUDA only."),
     click.option("--decoder", **_choice("auto", "decord", "pyav"), help="auto: decord where it is right, else PyAV."),

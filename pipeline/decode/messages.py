@@ -34,7 +34,7 @@ def decode_messages(
     try:
         with local_file(video, store_options, scratch) as path:
             yield VideoFetched()
-            yield from open_frames(path, spec, sampling, policy=policy, limits=limits)
+            yield from open_frames(path, spec, sampling.for_video(video.video_id), policy=policy, limits=limits)
     except VideoError as error:
         yield Failure(error.reason, error.detail)
     except StoreError:

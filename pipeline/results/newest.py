@@ -3,7 +3,7 @@
 A video's state is that of the newest plan that names it. Older rows, and the ids that are to be left out, are never
 given out. Reading goes by row group: memory holds one of them, and the pooled rows of one shard.
 
-R clip rows of a shard, V its videos, D feature dimension.
+R clip rows of a shard, V its videos, D feature dimension, K classes (0 without scores).
 """
 
 from __future__ import annotations
@@ -17,23 +17,20 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.commit import clips_key, failures_key, videos_key
-from pipeline.config import JobRecord
+from pipeline.commit import clips_key, failures_key, pooled, vector_columns, videos_key
+from pipeline.config import JobRecord, Recipe
 from pipeline.errors import DamagedJob
 from pipeline.manifest import Manifest, load_plans
-from pipeline.pool import pool
 from pipeline.results.columns import conform, own_fields
 from pipeline.results.reading import FOLDERS, check, local_path, reading, sha256_of
 from pipeline.store import Store
-from pipeline.types import FLOAT32, INT64, VideoOutcome
+from pipeline.types import BOOL, FLOAT32, INT64, VideoOutcome
 
 Rows = Iterator[tuple[str, pa.Table]]  # (folder, rows)
-BOOL = npt.NDArray[np.bool_]
 
 
 class NewestRows:
@@ -58,10 +55,10 @@ class NewestRows:
         self.unknown = leave_out - self.newest.keys()
         self.excluded = len(leave_out) - len(self.unknown)
         self.superseded = sum(manifest.plan.n_videos for manifest in manifests) - len(self.newest)
-        dim, dtype = job.recipe.feature_dim, job.recipe.embedding_dtype
-        self._videos = schema.videos_schema(dim, dtype, len(job.recipe.pool.split("+")))
+        dim, dtype, n_scores = job.recipe.feature_dim, job.recipe.embedding_dtype, job.recipe.n_scores
+        self._videos = schema.videos_schema(dim, dtype, len(job.recipe.pool.split("+")), n_scores)
         self.schemas = {
-            "clips": schema.clips_schema(dim, dtype),
+            "clips": schema.clips_schema(dim, dtype, n_scores),
             "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),
             "failures": schema.FAILURES,
         }
@@ -107,7 +104,7 @@ class NewestRows:
 
     def _shard(self, manifest: Manifest, at: int, clips: bool) -> Rows:
         shard, keep_V = manifest.shard(at), self._kept(manifest, at)
-        key, pooled = clips_key(shard.name), None
+        key, vectors = clips_key(shard.name), None
         with reading(self.store, key, self._remedy), contextlib.ExitStack() as stack:
             if clips:
                 path = stack.enter_context(local_path(self.store, key))
@@ -122,11 +119,11 @@ class NewestRows:
             check(file.schema_arrow.equals(self.schemas["clips"]), "it has other columns than this job writes")
             check(file.metadata.num_rows == sum(o.n_clips for o in outcomes), "its outcomes count other clips")
             if clips:
-                pooled = yield from self._clips(file, shard.plan_seq, outcomes, keep_V)
+                vectors = yield from self._clips(file, shard.plan_seq, outcomes, keep_V)
         key, ok_V = videos_key(shard.name), np.array([o.failure is None for o in outcomes], bool)
         with reading(self.store, key, self._remedy):
             videos = self._derived(key, made_from).select(self._videos.names)
-            self._check_videos(videos, outcomes, shard.plan_seq, pooled)
+            self._check_videos(videos, outcomes, shard.plan_seq, vectors)
             own = manifest.user_columns(at).drop_columns(["video_id"]).filter(pa.array(ok_V))
             whole = pa.table([*videos.columns, *own.columns], [*videos.column_names, *own.column_names])
             videos = conform(whole, self.schemas["videos"]).filter(pa.array(keep_V[ok_V]))
@@ -147,7 +144,8 @@ class NewestRows:
         video_R = np.repeat(np.arange(len(outcomes)), n_V)
         index_R = np.arange(len(video_R)) - np.repeat(np.cumsum(n_V) - n_V, n_V)
         ids_V = np.array([o.video.video_id for o in outcomes], object)
-        pooling, first = _Pooling(self.job.recipe.pool), 0
+        recipe = self.job.recipe
+        pooling, first = _Pooling(recipe), 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, use_threads=False)
             at = slice(first, first + table.num_rows)
@@ -155,12 +153,14 @@ class NewestRows:
             same &= np.array_equal(table["clip_index"].to_numpy(), index_R[at])
             same &= bool((table["plan_seq"].to_numpy() == plan_seq).all())
             check(same, f"rows {at.start} to {at.stop} are not those of its outcomes")
-            features_RD = schema.features_of(table["embedding"], self.job.recipe.feature_dim)
+            features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+            probs_RK = schema.probs_of(table, recipe.n_scores)
             sane = np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all()
+            sane = sane and schema.sound_probs(probs_RK).all()
             for start, end in (("start_frame", "end_frame"), ("start_s", "end_s")):
                 sane = sane and (table[start].to_numpy() < table[end].to_numpy()).all()
             check(bool(sane), f"rows {at.start} to {at.stop} hold impossible values")
-            pooling.add(video_R[at], features_RD)
+            pooling.add(video_R[at], features_RD, probs_RK)
             keep_R = keep_V[video_R[at]]
             if keep_R.any():  # a filter copies, so that the rows which stay do not hold the others in memory
                 yield "clips", table if keep_R.all() else table.filter(pa.array(keep_R))
@@ -175,40 +175,41 @@ class NewestRows:
             return file.read(use_threads=False).combine_chunks()
 
     def _check_videos(
-        self, videos: pa.Table, outcomes: tuple[VideoOutcome, ...], plan_seq: int, pooled: list[list[FLOAT32]] | None
+        self, videos: pa.Table, outcomes: tuple[VideoOutcome, ...], plan_seq: int, vectors: list[list[FLOAT32]] | None
     ) -> None:
         """A shard's videos rows are what its outcomes say, and their vectors the pool of its clips."""
-        recipe, columns = self.job.recipe, schema.video_columns(outcomes, plan_seq)
+        columns = schema.video_columns(outcomes, plan_seq)
         check(videos.schema.equals(self._videos), "it has other columns than this job writes")
         expected = pa.table(columns, schema=pa.schema(list(self._videos)[: len(columns)]))
         check(videos.select(expected.column_names).equals(expected), "it does not hold what its clips say")
-        for at, name in enumerate(self._videos.names[len(columns) :] if pooled is not None else ()):
-            vectors_VD = np.array([one[at] for one in pooled or ()], np.float32).reshape(-1, recipe.feature_dim)
-            vectors = schema.embedding_array(vectors_VD, recipe.feature_dim, recipe.embedding_dtype)
-            check(pa.chunked_array([vectors]).equals(videos[name]), f"column {name} is not the pool of its clips")
+        if vectors is not None:
+            names = self._videos.names[len(columns) :]
+            for name, made in zip(names, vector_columns(vectors, self._videos), strict=True):
+                check(pa.chunked_array([made]).equals(videos[name]), f"column {name} is not the pool of its clips")
 
 
 @dataclass(slots=True)
 class _Pooling:
     """Pools each video's clips as they come by; they may come in several pieces."""
 
-    how: str
-    pooled: list[list[FLOAT32]] = field(default_factory=list)
+    recipe: Recipe
+    vectors: list[list[FLOAT32]] = field(default_factory=list)
     _video: int = -1
-    _pieces: list[FLOAT32] = field(default_factory=list)
+    _pieces: list[tuple[FLOAT32, FLOAT32]] = field(default_factory=list)
 
-    def add(self, video_R: INT64, features_RD: FLOAT32) -> None:
+    def add(self, video_R: INT64, features_RD: FLOAT32, probs_RK: FLOAT32) -> None:
         """Rows in order, with the number of their video."""
         edges = [0, *(np.flatnonzero(np.diff(video_R)) + 1).tolist(), len(video_R)]
         for start, end in pairwise(edges if len(video_R) else ()):
             if video_R[start] != self._video:
                 self.end()
                 self._video = int(video_R[start])
-            self._pieces.append(features_RD[start:end])
+            self._pieces.append((features_RD[start:end], probs_RK[start:end]))
 
     def end(self) -> list[list[FLOAT32]]:
         """Close the last video; the vectors of all so far."""
         if self._pieces:
-            self.pooled.append(pool(np.concatenate(self._pieces), self.how))
+            features_ND, probs_NK = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+            self.vectors.append(pooled(features_ND, probs_NK, self.recipe))
             self._pieces = []
-        return self.pooled
+        return self.vectors

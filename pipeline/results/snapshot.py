@@ -44,7 +44,7 @@ class SnapshotRows:
         self._remedy = "Restore it, or make the snapshot again"
         self._leave_out = pa.array(sorted(leave_out), pa.string())
         self.schemas = {
-            "clips": schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype),
+            "clips": schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores),
             "failures": schema.FAILURES,
         }
         seen: set[str] = set()

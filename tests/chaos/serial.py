@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.job import manifests
 from jobs.planning import JobSpec, add_plan, create_job, default_batch, prepare, run_options
-from jobs.workers import WorkerSpec
+from jobs.workers import WorkerSpec, encode_of
 from p3d.encoder import Encoder
 from pipeline.commit import commit_shard
 from pipeline.decode.messages import decode_messages
@@ -58,10 +58,11 @@ def main() -> None:
                 rows = extract_shard(
                     shard,
                     messages(shard, Path(folder)),
-                    encoder.encode,
+                    encode_of(encoder, job.recipe),
                     sampling=job.recipe.sampling,
                     batch_size=options.batch_size,
                     feature_dim=job.recipe.feature_dim,
+                    n_scores=job.recipe.n_scores,
                     embedding_dtype=job.recipe.embedding_dtype,
                 )
                 rows.stats["pid"] = os.getpid()

@@ -14,9 +14,10 @@ from pipeline.listing import Found
 from pipeline.manifest import Manifest, with_shards, write_plan
 from pipeline.schema import MANIFEST
 from pipeline.store import Store
-from pipeline.types import ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
+from pipeline.types import FLOAT32, ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
 
 DIM = 8
+CLASSES = 3
 
 
 def recipe(**changes: object) -> Recipe:
@@ -37,6 +38,8 @@ def recipe(**changes: object) -> Recipe:
         "precision": "fp32",
         "pool": "mean",
         "embedding_dtype": "float32",
+        "num_classes": CLASSES,
+        "scores": False,
     }
     return Recipe(**(values | changes))  # type: ignore[arg-type] # checked by Recipe
 
@@ -70,7 +73,15 @@ def outcome(video: VideoRef, n_frames: int) -> VideoOutcome:
     return VideoOutcome(video, n_clips, info, VideoEnd(n_frames, n_frames / 25))
 
 
-def shard_rows(manifest: Manifest, shard: int, *, seed: int = 0, frames: Sequence[int] = (40, 0, 16, 9)) -> ShardRows:
+def distributions(rng: np.random.Generator, n_rows: int, n_scores: int) -> FLOAT32:
+    """Softmax scores, [R, K]."""
+    weights_RK = np.exp(rng.standard_normal((n_rows, n_scores)))
+    return (weights_RK / weights_RK.sum(1, keepdims=True)).astype(np.float32)
+
+
+def shard_rows(
+    manifest: Manifest, shard: int, *, seed: int = 0, frames: Sequence[int] = (40, 0, 16, 9), n_scores: int = 0
+) -> ShardRows:
     """Rows as extract_shard would give them; video i of the shard has `frames[i % len]` frames, 0 being a failure."""
     rng = np.random.default_rng([seed, shard])
     plan = manifest.shard(shard)
@@ -81,6 +92,5 @@ def shard_rows(manifest: Manifest, shard: int, *, seed: int = 0, frames: Sequenc
         if o.end
         for span in clip_spans(recipe().sampling, o.end.n_frames)
     )
-    return ShardRows(
-        plan, outcomes, clips, rng.standard_normal((len(clips), DIM)).astype(np.float32), {"encode_s": 1.0}
-    )
+    features_RD = rng.standard_normal((len(clips), DIM)).astype(np.float32)
+    return ShardRows(plan, outcomes, clips, features_RD, distributions(rng, len(clips), n_scores), {"encode_s": 1.0})

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clips import Sampling, clip_spans, frame_numbers, needed_frames, parse_sampling, settled_spans
+from pipeline.types import ClipSpan
 
 samplings = st.builds(
-    Sampling,
-    rule=st.sampled_from(["every", "uniform"]),
-    value=st.integers(1, 40),
-    clip_frames=st.integers(1, 20),
-    frame_step=st.integers(1, 4),
+    lambda rule, *numbers: Sampling(rule, *numbers, seed=5 if rule == "random" else None, video_id="a"),
+    st.sampled_from(["every", "uniform", "random"]),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.integers(1, 4),
 )
 frame_counts = st.integers(1, 300)
 
@@ -29,9 +33,9 @@ def test_every_clip_lies_inside_the_video_and_is_numbered_in_order(sampling: Sam
 
 @given(samplings, frame_counts)
 def test_starts_never_go_back(sampling: Sampling, n_frames: int) -> None:
-    """`every` starts strictly increase; `uniform` starts never decrease (a short video repeats them)."""
+    """`every` and `random` starts strictly increase; `uniform` ones never decrease (a short video repeats them)."""
     steps = np.diff([span.start_frame for span in clip_spans(sampling, n_frames)])
-    assert (steps > 0).all() if sampling.rule == "every" else (steps >= 0).all()
+    assert (steps >= 0).all() if sampling.rule == "uniform" else (steps > 0).all()
 
 
 @given(st.integers(1, 20), st.data(), frame_counts)
@@ -103,15 +107,93 @@ def test_no_frames_make_no_clips() -> None:
     assert clip_spans(sampling, 0) == [] and len(needed_frames(sampling, 0)) == 0
 
 
-@pytest.mark.parametrize("text", ["every", "every:0", "uniform:-1", "each:3", "every:1.5", " every:16", "every:16\n"])
+# --- random:N@SEED ----------------------------------------------------------------------------------------------------
+
+
+def random_starts(count: int, seed: int, video_id: str, n_frames: int, *, t: int = 16, step: int = 1) -> list[int]:
+    sampling = parse_sampling(f"random:{count}@{seed}", clip_frames=t, frame_step=step).for_video(video_id)
+    return [span.start_frame for span in clip_spans(sampling, n_frames)]
+
+
+@given(st.integers(1, 60), st.integers(0, 10**18 - 1), st.text(max_size=9), frame_counts, st.integers(1, 4))
+def test_random_starts_are_different_and_inside(count: int, seed: int, video_id: str, n: int, step: int) -> None:
+    """`random:N@SEED` gives N different starts in [0, n - span], or all there are; again the same ones."""
+    starts = random_starts(count, seed, video_id, n, step=step)
+    n_starts = max(1, n - 15 * step)
+    assert len(set(starts)) == len(starts) == min(count, n_starts)
+    assert starts == sorted(starts) and starts[0] >= 0 and starts[-1] < n_starts
+    assert random_starts(count, seed, video_id, n, step=step) == starts
+
+
+def test_random_starts_are_those_of_every_version() -> None:
+    """SHAKE-256 and Floyd's sampling, here step by step from the docstring: no other numbers, in no later version."""
+    assert random_starts(4, 7, "a/b.mp4", 300) == [18, 99, 107, 108]
+    words = np.frombuffer(hashlib.shake_256(b"7\na/b.mp4").digest(8 * 4), ">u8").tolist()
+    assert sorted(word * last // 2**64 for word, last in zip(words, range(282, 286), strict=True)) == [18, 99, 107, 108]
+
+
+def test_random_starts_differ_between_videos_and_seeds() -> None:
+    """Neither the seed nor the id alone decides, and one that ends like a number is not the other's."""
+    drawn = [random_starts(5, *key, 10_000) for key in ((1, "a"), (2, "a"), (1, "b"), (1, "2\na"), (12, "a"), (1, ""))]
+    assert len({tuple(starts) for starts in drawn}) == len(drawn)
+
+
+def test_every_random_start_is_as_likely_as_any_other() -> None:
+    """Over 4000 seeds each of the 25 starts is drawn about as often (chi-squared, 24 degrees: 99.99 % lie below 60),
+    and so is each pair of neighbours: a sample is not a run."""
+    draws = [random_starts(5, seed, "v", 40) for seed in range(4000)]
+    counts_S = np.bincount(np.concatenate(draws), minlength=25)
+    assert len(counts_S) == 25
+    assert ((counts_S - 800) ** 2 / 800).sum() < 60
+    pairs = sum(after - before == 1 for starts in draws for before, after in pairwise(starts))
+    assert abs(pairs - 4000 * 24 * (5 * 4) / (25 * 24)) < 5 * np.sqrt(3200)
+
+
+def test_random_clips_of_no_video_in_particular_are_refused() -> None:
+    """A draw that forgot the video would be the same for all of them."""
+    with pytest.raises(ValueError, match="for_video"):
+        clip_spans(parse_sampling("random:3@0", clip_frames=16), 100)
+
+
+def test_a_video_of_one_start_has_one_random_clip() -> None:
+    """Shorter than a span, or just as long: one clip, padded where it must be, however many were asked for."""
+    sampling = parse_sampling("random:20@0", clip_frames=16).for_video("v")
+    for n_frames in (1, 15, 16):
+        assert clip_spans(sampling, n_frames) == [ClipSpan(0, 0, n_frames, 16 - n_frames)]
+
+
+MALFORMED = [
+    *("every", "every:0", "uniform:-1", "each:3", "every:1.5", " every:16", "every:16\n", "every:16@3", "uniform:2@0"),
+    *("random:20", "random:0@1", "random:@1", "random:20@", "random:20@-1", "random:20@x", f"random:2@{10**18}"),
+]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
 def test_a_malformed_rule_is_refused(text: str) -> None:
-    """What is not `every:S` or `uniform:N` with a positive number is a ValueError."""
-    with pytest.raises(ValueError, match="clips are every"):
+    """What is not `every:S`, `uniform:N` or `random:N@SEED` with a positive number is a ValueError that shows them."""
+    with pytest.raises(ValueError, match=r"clips are every:STRIDE .*random:COUNT@SEED, such as every:16"):
         parse_sampling(text, clip_frames=16)
+
+
+@pytest.mark.parametrize("text", ["every:16", "uniform:20", "random:20@0"])
+def test_a_rule_is_what_was_typed(text: str) -> None:
+    """The rule, its number, its seed and the clip length are those of the command line."""
+    rule, _, number = text.partition(":")
+    seed = 0 if rule == "random" else None
+    expected = Sampling(rule, int(number.partition("@")[0]), 16, 2, seed)  # type: ignore[arg-type] # one of three
+    assert parse_sampling(text, clip_frames=16, frame_step=2) == expected
+    assert expected.needs_every_frame is False and expected.needs_the_count == (rule != "every")
 
 
 @pytest.mark.parametrize("values", [("each", 1, 16, 1), ("every", 0, 16, 1), ("every", 1, 0, 1), ("every", 1, 16, 0)])
 def test_a_rule_that_cannot_be_is_refused_however_it_is_made(values: tuple) -> None:
-    """A Sampling holds one of two rules and positive numbers."""
+    """A Sampling holds one of three rules and positive numbers."""
     with pytest.raises(ValueError, match=r"each|at least 1"):
+        Sampling(*values)
+
+
+@pytest.mark.parametrize("values", [("random", 1, 16, 1), ("every", 1, 16, 1, 0), ("uniform", 1, 16, 1, 3)])
+def test_a_seed_belongs_to_random_clips_alone(values: tuple) -> None:
+    """Random clips without a seed, or a seed that nothing would use, are refused."""
+    with pytest.raises(ValueError, match="random clips need one"):
         Sampling(*values)

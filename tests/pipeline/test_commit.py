@@ -7,8 +7,11 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,12 +20,13 @@ import pytest
 from pipeline import commit, schema
 from pipeline.commit import CommitUnknown, clips_key, commit_shard, committed_names, derive, read_committed, videos_key
 from pipeline.errors import DamagedJob, InputError, StoreMissing, StoreUnknown
-from pipeline.pool import maximum, mean, pool
+from pipeline.pool import maximum, mean, mean_probs, pool
 from pipeline.store import Created, LocalStore, open_store
 from pipeline.types import ShardRows
-from tests.pipeline.rows import DIM, planned, recipe, shard_rows
+from tests.pipeline.rows import CLASSES, DIM, planned, recipe, shard_rows
 
 NAMES = ("a", "b", "c", "d", "e", "f")
+SCORED = recipe(scores=True)
 
 
 def commit_all(store: LocalStore, seed: int = 0) -> None:
@@ -70,7 +74,7 @@ def test_the_pooled_row_is_the_pool_of_the_stored_clips(store: LocalStore, how: 
     chosen = recipe(pool=how, embedding_dtype="float16")
     manifest = planned(store, NAMES, recipe_=chosen)
     rows = shard_rows(manifest, 0)
-    rounded = ShardRows(rows.shard, rows.outcomes, rows.clips, rows.features_RD.astype(np.float16).astype(np.float32))
+    rounded = replace(rows, features_RD=rows.features_RD.astype(np.float16).astype(np.float32))
     commit_shard(store, rounded, chosen, manifest.user_columns(0))
     clips = read(store, "clips")
     for row in read(store, "videos"):
@@ -81,11 +85,52 @@ def test_the_pooled_row_is_the_pool_of_the_stored_clips(store: LocalStore, how: 
         assert ("embedding_max" in row) == (how == "mean+max")
 
 
+def test_scores_of_a_video_are_the_mean_of_its_clips_in_float64(store: LocalStore) -> None:
+    """videos.probs is the nearest float32 to the mean of the stored clips' distributions, bit for bit, whatever the
+    dtype of the embedding; DuckDB reads both columns and finds the same (I5)."""
+    chosen = recipe(scores=True, embedding_dtype="float16", pool="mean+max")
+    manifest = planned(store, NAMES, recipe_=chosen)
+    rows = shard_rows(manifest, 0, n_scores=CLASSES, frames=(400, 0, 16, 39))
+    stored = rows.features_RD.astype(np.float16).astype(np.float32)
+    commit_shard(store, replace(rows, features_RD=stored), chosen, manifest.user_columns(0))
+    kind = schema.embedding_type(CLASSES, "float32")
+    for folder in ("clips", "videos"):
+        columns = pq.read_schema(next((store.root / folder).iterdir()))
+        assert (columns.field("probs").type, columns.field("probs").nullable) == (kind, False)
+    clips = read(store, "clips")
+    assert np.array_equal(np.array([clip["probs"] for clip in clips], np.float32), rows.probs_RK)
+    found = {row["video_id"]: np.array(row["probs"], np.float32) for row in read(store, "videos")}
+    assert list(found) == ["a", "c", "d"]
+    for name, probs_K in found.items():
+        of_video = [clip["probs"] for clip in clips if clip["video_id"] == name]
+        exact = [
+            float(sum(map(Fraction, column), Fraction()) / len(of_video)) for column in zip(*of_video, strict=True)
+        ]
+        assert np.array_equal(probs_K, np.array(exact).astype(np.float32))
+    sql = f"SELECT video_id, probs FROM '{store.root}/videos/*.parquet' ORDER BY video_id"
+    assert [(name, list(found[name])) for name in found] == [
+        (name, list(one)) for name, one in duckdb.sql(sql).fetchall()
+    ]
+
+
+def test_without_scores_no_file_has_a_column_of_them(store: LocalStore) -> None:
+    """The columns are those of a job that never heard of scores; rows that carry some are refused."""
+    commit_all(store)
+    for folder in ("clips", "videos"):
+        names = pq.read_schema(next((store.root / folder).iterdir())).names
+        assert "probs" not in names and "embedding" in names
+    manifest = planned(LocalStore(str(store.root / "other")), NAMES)
+    with pytest.raises(ValueError, match=r"scores are \(5, 3\) float32, not 5 x 0"):
+        commit_shard(store, shard_rows(manifest, 0, n_scores=CLASSES), recipe(), manifest.user_columns(0))
+
+
 def test_pools_are_what_they_say() -> None:
     """Mean and maximum over clips, in float32."""
     features = np.array([[1, 5], [3, 1], [2, 3]], np.float32)
     assert mean(features).tolist() == [2, 3]
     assert maximum(features).tolist() == [3, 5]
+    third, huge = np.float32(1 / 3), np.float32(2**24)  # in float32 the sums below would be off
+    assert mean_probs(np.array([[third, huge], [third, 1], [third, 1]], np.float32)).tolist() == [third, 5592406.0]
     with pytest.raises(ValueError, match="without clips"):
         pool(features[:0], "mean")
 
@@ -272,23 +317,36 @@ def test_a_shard_that_does_not_read_back_is_not_committed(
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda rows: ShardRows(rows.shard, rows.outcomes[1:], rows.clips, rows.features_RD),
-        lambda rows: ShardRows(rows.shard, rows.outcomes, rows.clips[1:], rows.features_RD[1:]),
-        lambda rows: ShardRows(rows.shard, rows.outcomes, rows.clips[::-1], rows.features_RD),
-        lambda rows: ShardRows(rows.shard, rows.outcomes, rows.clips, rows.features_RD * np.nan),
-        lambda rows: ShardRows(rows.shard, rows.outcomes, rows.clips, rows.features_RD * 0),
-        lambda rows: ShardRows(rows.shard, rows.outcomes, rows.clips, rows.features_RD[:, :4]),
+        lambda rows: replace(rows, outcomes=rows.outcomes[1:]),
+        lambda rows: replace(rows, clips=rows.clips[1:], features_RD=rows.features_RD[1:], probs_RK=rows.probs_RK[1:]),
+        lambda rows: replace(rows, clips=rows.clips[::-1]),
+        lambda rows: replace(rows, features_RD=rows.features_RD * np.nan),
+        lambda rows: replace(rows, features_RD=rows.features_RD * 0),
+        lambda rows: replace(rows, features_RD=rows.features_RD[:, :4]),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK * np.nan),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK * np.float32(1.002)),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK * np.float32(0.998)),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK * [-1, 1, 1] + [0, 1, 0]),
+        lambda rows: replace(rows, probs_RK=np.array([[1.0005, 0, 0]] * len(rows.clips), np.float32)),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK[:, :2]),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK[1:]),
+        lambda rows: replace(rows, probs_RK=rows.probs_RK.astype(np.float64)),
     ],
-    ids=["a video is missing", "a clip is missing", "clips out of order", "NaN", "zeros", "wrong dimension"],
+    ids=(
+        "a video is missing,a clip is missing,clips out of order,NaN,zeros,wrong dimension,NaN scores,scores above 1,"
+        "scores below 1,a negative score,a score above 1,wrong number of classes,a row of scores is missing,wrong type"
+    ).split(","),
 )
 def test_rows_that_break_an_invariant_are_not_committed(
     store: LocalStore, spoil: Callable[[ShardRows], ShardRows]
 ) -> None:
     """check_rows refuses before anything is written (I1, I2, I6)."""
-    manifest = planned(store, NAMES)
+    manifest = planned(store, NAMES, recipe_=SCORED)
+    rows = shard_rows(manifest, 0, n_scores=CLASSES)
     with pytest.raises(ValueError):
-        commit_shard(store, spoil(shard_rows(manifest, 0)), recipe(), manifest.user_columns(0))
+        commit_shard(store, spoil(rows), SCORED, manifest.user_columns(0))
     assert committed_names(store) == (set(), set())
+    assert not commit_shard(store, rows, SCORED, manifest.user_columns(0)).adopted
 
 
 def test_a_damaged_commit_is_named(store: LocalStore) -> None:

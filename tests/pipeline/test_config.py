@@ -48,13 +48,15 @@ def recipes(draw: st.DrawFn) -> Recipe:
         resize_hw=None if by_side else (crop_hw[0] + draw(st.integers(0, 9)), crop_hw[1] + draw(st.integers(0, 9))),
         short_side=max(crop_hw) + draw(st.integers(0, 9)) if by_side else None,
         crop_hw=crop_hw,
-        clips=f"{draw(st.sampled_from(['every', 'uniform']))}:{draw(small)}",
+        clips=draw(st.sampled_from(["every:{}", "uniform:{}", "random:{}@7"])).format(draw(small)),
         frame_step=draw(small),
         decoder=draw(st.sampled_from(DECODERS)),
         partial=draw(st.sampled_from(PARTIAL)),
         precision=draw(st.sampled_from(PRECISIONS)),
         pool=draw(st.sampled_from(POOLS)),
         embedding_dtype=draw(st.sampled_from(DTYPES)),
+        num_classes=draw(small),
+        scores=draw(st.booleans()),
     )
 
 
@@ -157,6 +159,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "pool": {"pool": "max"},
     "embedding_dtype": {"embedding_dtype": "float16"},
     "precision": {"precision": "bf16"},
+    "num_classes": {"num_classes": 4},
+    "scores": {"scores": True},
 }
 ONLY_VALUE = {"schema_version"}  # fields of which one value is allowed so far
 
@@ -171,7 +175,7 @@ def test_every_field_decides_the_digest() -> None:
 
 def test_the_digest_of_this_recipe_never_changes() -> None:
     """An output of an older version stays resumable: the canonical encoding is fixed, whatever the order of keys."""
-    assert recipe().digest == "f68748aa684c7f318a10fb951a997777f0f7476a1b4cbce008d51c362be6d33d"
+    assert recipe().digest == "329d1d60fb16928355c4bc07b8ce834c4edec08a60d09876b06d6e5220991b3b"
     assert digest(dict(reversed(recipe().to_dict().items()))) == recipe().digest
 
 
@@ -214,6 +218,10 @@ def test_an_equal_recipe_is_not_refused() -> None:
         {"decoder": "ffmpeg"},
         {"partial": "maybe"},
         {"precision": "fp8"},
+        {"scores": "yes"},
+        {"scores": True, "num_classes": 0},
+        {"num_classes": -1},
+        {"clips": "random:20"},
         {"schema_version": 2},
         {"feature_dim": 0},
         {"weights_sha256": "0" * 63},

@@ -71,7 +71,7 @@ def blocks(video: int, numbers: Numbers, size: int) -> list[FrameBlock]:
 
 def stream(video: int, n_frames: int, size: int = 64, *, sampling: Sampling | None = None) -> list[DecodeMessage]:
     """A whole video in blocks of `size`; with a sampling only the frames that its clips need."""
-    numbers = needed_frames(sampling, n_frames) if sampling else np.arange(n_frames)
+    numbers = needed_frames(sampling.for_video(f"id{video}"), n_frames) if sampling else np.arange(n_frames)
     return [VideoStart(1), info(n_frames), *blocks(video, numbers, size), VideoEnd(n_frames, n_frames / FPS)]
 
 
@@ -116,21 +116,29 @@ def run(
     sampling: Sampling,
     encode: Callable[[UINT8, INT64], FLOAT32] | None = None,
     *,
+    scores: Callable[[FLOAT32], FLOAT32] | None = None,
     batch_size: int = 4,
     dtype: str = "float32",
     progress: Progress | None = None,
 ) -> ShardRows:
+    spy = encode or Spy()
+
+    def pair(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+        features_BD = spy(frames_NHWC, index_BT)
+        return features_BD, scores(features_BD) if scores else np.empty((len(features_BD), 0), np.float32)
+
     rows = extract_shard(
         plan(n_videos),
         messages,
-        encode or Spy(),
+        pair,
         sampling=sampling,
+        n_scores=2 if scores else 0,
         batch_size=batch_size,
         feature_dim=1 + sampling.clip_frames,
         embedding_dtype=dtype,
         progress=progress,
     )
-    check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames)
+    check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames, 2 if scores else 0)
     return rows
 
 
@@ -138,7 +146,7 @@ def expected(n_of: dict[int, int], sampling: Sampling) -> tuple[list[ClipRow], l
     """Clip rows and features of the videos that were read, computed directly from the arithmetic of clips."""
     clips, features = [], []
     for at, n_frames in sorted(n_of.items()):
-        for span in clip_spans(sampling, n_frames):
+        for span in clip_spans(sampling.for_video(f"id{at}"), n_frames):
             numbers_T = frame_numbers(sampling, span, n_frames)
             start_s, end_s = numbers_T[0] / FPS, numbers_T[-1] / FPS + 1 / FPS
             clips.append(ClipRow(f"id{at}", f"{at}.mp4", span, start_s, end_s))
@@ -156,7 +164,8 @@ def assert_rows(rows: ShardRows, n_of: dict[int, int], sampling: Sampling) -> No
     assert rows.features_RD.dtype == np.float32
     assert [o.video for o in rows.outcomes] == list(rows.shard.videos)
     assert [o.n_clips for o in rows.outcomes] == [
-        len(clip_spans(sampling, n_of[at])) if at in n_of else 0 for at in range(len(rows.outcomes))
+        len(clip_spans(sampling.for_video(f"id{at}"), n_of[at])) if at in n_of else 0
+        for at in range(len(rows.outcomes))
     ]
 
 
@@ -164,11 +173,11 @@ EVERY = Sampling("every", 16, 16)
 SMALL = Sampling("every", 4, 4)
 
 samplings = st.builds(
-    Sampling,
-    rule=st.sampled_from(["every", "uniform"]),
-    value=st.integers(1, 24),
-    clip_frames=st.integers(1, 16),
-    frame_step=st.integers(1, 3),
+    lambda rule, *numbers: Sampling(rule, *numbers, seed=5 if rule == "random" else None),
+    st.sampled_from(["every", "uniform", "random"]),
+    st.integers(1, 24),
+    st.integers(1, 16),
+    st.integers(1, 3),
 )
 
 
@@ -194,8 +203,8 @@ def shards(draw: st.DrawFn) -> tuple[Sampling, list[Drawn]]:
         messages: list[DecodeMessage] = [VideoStart(1)]
         n_frames = draw(st.integers(1, 100))
         needed = draw(st.booleans()) and not sampling.needs_every_frame
-        numbers = needed_frames(sampling, n_frames) if needed else np.arange(n_frames)
-        promised = n_frames if sampling.rule == "uniform" else draw(st.integers(0, 120))
+        numbers = needed_frames(sampling.for_video(f"id{at}"), n_frames) if needed else np.arange(n_frames)
+        promised = n_frames if sampling.needs_the_count else draw(st.integers(0, 120))
 
         def cut(video: int, numbers: INT64) -> Iterator[FrameBlock]:
             first = 0
@@ -407,6 +416,57 @@ def test_features_are_rounded_to_what_is_stored() -> None:
     np.testing.assert_array_equal(rows.features_RD, exact.features_RD.astype(np.float16).astype(np.float32))
 
 
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def score(features_BD: FLOAT32) -> FLOAT32:
+    """Two class probabilities that say which clip they are of."""
+    first_B = features_BD[:, 1] / np.float32(2**20)
+    return np.stack([first_B, 1 - first_B], 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shards(), st.integers(1, 9), st.integers(0, 2**32))
+def test_scores_stand_beside_the_features_of_their_clip(
+    shard: tuple[Sampling, list[Drawn]], batch_size: int, seed: int
+) -> None:
+    """However the streams are mixed, fail or begin again: each row has the scores of its own clip, float32 [R, 2]."""
+    sampling, videos = shard
+    messages = mixed({at: video.messages for at, video in enumerate(videos)}, Random(seed))
+    rows = run(messages, len(videos), sampling, scores=score, batch_size=batch_size)
+    assert (rows.probs_RK.dtype, rows.probs_RK.shape) == (np.float32, (len(rows.clips), 2))
+    np.testing.assert_array_equal(rows.probs_RK, score(rows.features_RD))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.fault(11)
+def test_scores_that_are_not_finite_fail_their_own_video_only(value: float) -> None:
+    """NaN or infinity in one class of one clip, with sound features: that video is non_finite, the others keep rows."""
+
+    def spoiled(features_BD: FLOAT32) -> FLOAT32:
+        probs_BK = score(features_BD)
+        probs_BK[features_BD[:, 1] == 65536 + 16, 1] = value
+        return probs_BK
+
+    rows = run(in_turn({at: stream(at, 40) for at in range(3)}), 3, EVERY, scores=spoiled, batch_size=9)
+    assert [o.failure.reason if o.failure else None for o in rows.outcomes] == [None, Reason.NON_FINITE, None]
+    assert rows.outcomes[1].failure.detail == "1 of 3 clips have no usable feature, the first is 1"  # type: ignore[union-attr]
+    assert {clip.video_id for clip in rows.clips} == {"id0", "id2"} and rows.probs_RK.shape == (6, 2)
+
+
+def test_scores_are_not_rounded_with_the_features() -> None:
+    """float16 embeddings leave the probabilities float32, as the network gave them."""
+    by_7 = Spy(lambda features_BD: features_BD / 7)
+    narrow = run(in_turn({0: stream(0, 40)}), 1, EVERY, by_7, scores=lambda one: score(one * 7), dtype="float16")
+    np.testing.assert_array_equal(narrow.probs_RK, run(in_turn({0: stream(0, 40)}), 1, EVERY, scores=score).probs_RK)
+
+
+def test_an_encoder_of_other_scores_is_refused() -> None:
+    """Another number of score rows than clips is a ValueError, not rows that moved."""
+    with pytest.raises(ValueError, match="zip"):
+        run(in_turn({0: stream(0, 40)}), 1, EVERY, scores=lambda one: score(one)[1:])
+
+
 # --- short videos, long videos ----------------------------------------------------------------------------------------
 
 
@@ -486,23 +546,19 @@ def test_frames_out_of_order_are_refused(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("promised", "true"), [(40, 20), (40, 44), (20, 40)])
-def test_uniform_clips_of_a_wrong_promise_are_refused(promised: int, true: int) -> None:
+@pytest.mark.parametrize("sampling", [Sampling("uniform", 4, 4), Sampling("random", 4, 4, seed=0)])
+def test_clips_of_a_wrong_promise_are_refused(sampling: Sampling, promised: int, true: int) -> None:
     """Where the promised count decided the clips, another count at the end is a ValueError."""
-    sampling = Sampling("uniform", 4, 4)
     messages = [info(promised), *blocks(0, np.arange(true), 8), VideoEnd(true, true / FPS)]
     with pytest.raises(ValueError, match=f"clips were cut for {promised} frames, but the video has {true}"):
         run(in_turn({0: messages}), 1, sampling)
 
 
 @settings(deadline=None)
-@given(
-    st.integers(0, 60), st.integers(1, 60), st.integers(1, 8), st.integers(1, 16), st.integers(1, 3), st.integers(1, 64)
-)
-def test_a_wrong_promise_never_gives_wrong_rows(
-    promised: int, true: int, count: int, clip_frames: int, step: int, size: int
-) -> None:
-    """Under `uniform`, whatever the container promised: the rows are those of the true count, or it is a ValueError."""
-    sampling = Sampling("uniform", count, clip_frames, step)
+@given(st.integers(0, 60), st.integers(1, 60), samplings.filter(lambda one: one.needs_the_count), st.integers(1, 64))
+def test_a_wrong_promise_never_gives_wrong_rows(promised: int, true: int, sampling: Sampling, size: int) -> None:
+    """Where the count decides, whatever the container promised: the rows are those of the true count, or it is a
+    ValueError."""
     messages = [info(promised), *blocks(0, np.arange(true), size), VideoEnd(true, true / FPS)]
     try:
         rows = run(in_turn({0: messages}), 1, sampling)

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -44,7 +45,8 @@ FOLDERS = ("clips", "videos", "failures")
 
 
 def recipe_(**changes: object) -> Recipe:
-    return recipe(weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(), **changes)
+    """A recipe that stores scores, with weights that are there."""
+    return recipe(**({"weights_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "scores": True} | changes))
 
 
 def add_plan(
@@ -63,7 +65,7 @@ def add_plan(
     store.create(f"weights/{chosen.weights_sha256}.safetensors", WEIGHTS)
     manifest = Manifest(store, write_plan(store, seq, chosen.digest, with_shards(table, shard_videos), 0))
     for shard in range(manifest.plan.n_shards if commit else 0):
-        rows = shard_rows(manifest, shard, seed=seq, frames=frames)
+        rows = shard_rows(manifest, shard, seed=seq, frames=frames, n_scores=chosen.n_scores)
         commit_shard(store, rows, chosen, manifest.user_columns(shard))
     return manifest
 
@@ -119,6 +121,7 @@ def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(parts, "FILE_BYTES", rng.choice((1, 20_000, 1024**3)))
     out, dest = LocalStore(str(tmp_path / "out")), LocalStore(str(tmp_path / "dest"))
     chosen = recipe_(pool=rng.choice(("mean", "mean+max")), embedding_dtype=rng.choice(("float32", "float16")))
+    chosen = replace(chosen, scores=rng.choice((False, True)))
     state: dict[str, tuple[int, int]] = {}  # video_id -> its newest plan, and place in it
     n_planned = 0
     for seq in range(1, rng.randint(1, 4) + 1):
@@ -166,10 +169,11 @@ def test_pages_of_a_snapshot_have_checksums(out: LocalStore, dest: LocalStore) -
     """A bit that flips inside a page of DEST is found by any reader that looks at checksums; rows are zstd."""
     snapshot(newest(out), dest)
     path = dest.root / "clips" / "part-00000.parquet"
-    columns = pq.ParquetFile(path).metadata.row_group(0)
-    column = columns.column(columns.num_columns - 1)
-    assert (column.path_in_schema, column.compression) == ("embedding.list.element", "ZSTD")
-    assert "BYTE_STREAM_SPLIT" in column.encodings
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(at) for at in range(group.num_columns)][-2:]
+    assert [column.path_in_schema for column in columns] == ["embedding.list.element", "probs.list.element"]
+    for column in columns:
+        assert column.compression == "ZSTD" and "BYTE_STREAM_SPLIT" in column.encodings
     content = bytearray(path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size - 9] ^= 4
     path.write_bytes(content)
@@ -490,7 +494,9 @@ def reversed_rows(table: pa.Table) -> pa.Table:
         (lambda clips: put(clips, "end_frame", clips["start_frame"].combine_chunks()), "impossible"),
         (lambda clips: put(clips, "embedding", pa.array([[0.0] * DIM] * clips.num_rows)), "impossible"),
         (lambda clips: put(clips, "embedding", pa.array([[float("nan")] * DIM] * clips.num_rows)), "impossible"),
+        (lambda clips: put(clips, "probs", pa.array([[0.5, 0.4, 0.0]] * clips.num_rows)), "impossible"),
         (lambda clips: clips.drop_columns(["n_padded"]), "other columns"),
+        (lambda clips: clips.drop_columns(["probs"]), "other columns"),
     ],
 )
 def test_whole_files_with_wrong_clips_are_damage(
@@ -519,6 +525,12 @@ def test_whole_files_with_wrong_clips_are_damage(
     ("key", "spoil", "says"),
     [
         (videos_key, lambda rows: put(rows, "embedding", pa.array([[1.0] * DIM] * rows.num_rows)), "is not the pool"),
+        (
+            videos_key,
+            lambda rows: put(rows, "probs", pa.array([[0.5, 0.5, 0]] * rows.num_rows)),
+            "probs is not the pool",
+        ),
+        (videos_key, lambda rows: rows.drop_columns(["probs"]), "probs"),
         (videos_key, lambda rows: put(rows, "n_clips", pa.array([7] * rows.num_rows)), "does not hold what its clips"),
         (videos_key, lambda rows: rows.slice(1), "does not hold what its clips"),
         (videos_key, lambda rows: rows.drop_columns(["codec"]), "codec"),

@@ -20,7 +20,7 @@ from pipeline.clips import clip_spans
 from pipeline.errors import StoreDenied, StoreUnknown
 from pipeline.extract import Progress
 from pipeline.types import ClipRow, ShardPlan, ShardRows
-from tests.pipeline.rows import DIM, outcome, recipe
+from tests.pipeline.rows import CLASSES, DIM, distributions, outcome, recipe
 from tests.sim.view import View
 from tests.sim.world import Process, World
 
@@ -41,7 +41,8 @@ def rows_of(plan: ShardPlan, attempt: int) -> ShardRows:
         for span in clip_spans(recipe().sampling, o.end.n_frames)
     )
     rng = np.random.default_rng([attempt, plan.plan_seq, plan.shard])
-    return ShardRows(plan, outcomes, clips, rng.standard_normal((len(clips), DIM)).astype(np.float32), {})
+    features_RD = rng.standard_normal((len(clips), DIM)).astype(np.float32)
+    return ShardRows(plan, outcomes, clips, features_RD, distributions(rng, len(clips), CLASSES), {})
 
 
 class Ref:

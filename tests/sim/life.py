@@ -30,7 +30,7 @@ SMALL, GROWN, CHANGED = tuple("abcd"), tuple("abcdef"), tuple("abCd")  # a capit
 SHARD_VIDEOS = 2
 FINISHED = (0, 3)
 EXIT_CODES = {0, 3, 5, 6, 143}
-PREPARED = planning.Prepared(recipe(), None, b"weights", "random:0")  # type: ignore[arg-type] # no network here
+PREPARED = planning.Prepared(recipe(scores=True), None, b"weights", "random:0")  # type: ignore[arg-type] # no network here
 
 # How often: per operation of the store, per step, per life. Lives differ.
 PER_OPERATION = {

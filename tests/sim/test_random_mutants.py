@@ -66,7 +66,7 @@ def adopts_without_deriving(patch: Patch) -> None:
 
 def all_failed(rows, reason):
     outcomes = tuple(VideoOutcome(o.video, failure=Failure(reason, "no answer", 1)) for o in rows.outcomes)
-    return replace(rows, outcomes=outcomes, clips=(), features_RD=rows.features_RD[:0])
+    return replace(rows, outcomes=outcomes, clips=(), features_RD=rows.features_RD[:0], probs_RK=rows.probs_RK[:0])
 
 
 def blames_videos_for_outages(patch: Patch) -> None:
