@@ -55,7 +55,8 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import p3d.weights
 
     weights = p3d.weights.random_weights("p3d63", 0, graph="caffe", num_classes=10)
-    weights = replace(weights, recipe=replace(weights.recipe, resize_hw=(72, 108), crop_hw=(64, 64)))
+    recipe = replace(weights.recipe, resize_hw=(72, 108), crop_hw=(64, 64))
+    weights = replace(weights, recipe=recipe, class_names=tuple(f"class {number}" for number in range(10)))
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     p3d.weights.save(path, weights)
     return path

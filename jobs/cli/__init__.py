@@ -17,6 +17,7 @@ import click
 Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
 
 RESULTS: Verbs = {
+    "evaluate": ("evaluate", "Hit rates of the stored class scores against labels."),
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {

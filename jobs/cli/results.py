@@ -59,14 +59,14 @@ def snapshot(
 
     s3 = talk.options_of(typed)
     leave_out = frozenset[str]() if exclude is None else read_ids(str(exclude), exclude.read_bytes(), "video_id")
-    source, target = _rows(talk.out_store(out, s3), leave_out), talk.out_store(dest, s3)
+    source, target = rows_of(talk.out_store(out, s3), leave_out), talk.out_store(dest, s3)
     record = write_snapshot(
         source,
         target,
         clips=clips,
         allow_unknown=allow_unknown,
         skip_pending=skip_pending,
-        on_step=_progress if sys.stderr.isatty() and not as_json else None,
+        on_step=progress if sys.stderr.isatty() and not as_json else None,
     )
     counts = record.counts
     if as_json:
@@ -91,7 +91,7 @@ def snapshot(
     return 0
 
 
-def _rows(store: Store, leave_out: frozenset[str]) -> NewestRows | SnapshotRows:
+def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows | SnapshotRows:
     """The rows of a job, or of a snapshot."""
     from jobs.job import read_job
     from pipeline.results.newest import NewestRows
@@ -103,5 +103,6 @@ def _rows(store: Store, leave_out: frozenset[str]) -> NewestRows | SnapshotRows:
     return NewestRows(store, read_job(store), leave_out)
 
 
-def _progress(what: str, done: int, count: int) -> None:
+def progress(what: str, done: int, count: int) -> None:
+    """How far it is, on a terminal."""
     click.echo(f"\r{what} {done}/{count} ", nl=done == count, err=True)

@@ -4,5 +4,8 @@ newest.py    the rows of a job that still hold, read with every check
 reading.py   what reading needs: a local file of an object, and damage told by its key
 columns.py   one schema for the users' own columns of all plans
 parts.py     rows -> large Parquet files of bounded size
+classes.py   names of the classes; the likeliest of a row
+labels.py    what people say is in the videos
+evaluate.py  hit rates of the stored scores against labels
 snapshot.py  a clean, verified copy: for takedown, compaction and sharing
 """

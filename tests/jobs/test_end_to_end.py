@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.clips import clip_spans, parse_sampling
 from tests.conftest import P3D, REPO, SHARED_VIDEOS, p3d
 from tests.servers import SECRET_KEY
 
-LAUNCH = ("--shard-videos", 2, "--batch-size", 2)
+LAUNCH = ("--shard-videos", 2, "--batch-size", 2, "--scores")
 
 
 def rows(out: Path, folder: str) -> pa.Table:
@@ -76,10 +77,38 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
         ]
     spec = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108))
     frames_NHWC = spec.crop(np.stack(frames[16:32]))
-    feature = Encoder(weights, batch_size=1).encode(frames_NHWC, np.arange(16)[None])[0]
+    encoder = Encoder(weights, batch_size=1)
+    [feature], [probs] = encoder.encode(frames_NHWC, np.arange(16)[None], probs=True)
     stored = np.array(row["embedding"], np.float32)
     cosine = float(feature @ stored / np.linalg.norm(feature) / np.linalg.norm(stored))
     assert cosine > 0.9999  # not equal: `reformat` places chroma otherwise than the decoder's own scaler
+    stored = np.array(row["probs"], np.float32)
+    assert len(stored) == 10 and np.abs(probs - stored).max() < 1e-3 < np.ptp(probs)
+
+
+def test_scores_of_a_job_are_evaluated(undisturbed: Path, tmp_path: Path) -> None:
+    """`results evaluate` on a real job agrees with numpy on the stored rows; labels are names of the weights' classes,
+    or numbers; a video's scores are the mean of its clips'."""
+    videos, clips = rows(undisturbed, "videos").to_pylist(), rows(undisturbed, "clips").to_pylist()
+    label = {row["path"]: int(np.argsort(row["probs"])[-1 - at % 3]) for at, row in enumerate(videos)}
+    lines = [f"{path},{f'class {number}' if number % 2 else number}" for path, number in label.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines, "elsewhere.mp4,class 3", ""]))
+    ran = p3d("results", "evaluate", undisturbed, "--labels", tmp_path / "labels.csv", "--json", "--top", 2)
+    assert ran.code == 0, ran.err
+    of_videos = [list(np.argsort(row["probs"])[::-1]).index(label[row["path"]]) for row in videos]
+    assert sorted(set(of_videos)) == [0, 1, 2]
+    expected = {
+        "videos": 12,
+        "clips": len(clips),
+        "clip_hit1": np.mean([np.argmax(row["probs"]) == label[row["path"]] for row in clips]),
+        "video_hit1": np.mean([at == 0 for at in of_videos]),
+        "video_hit_top": np.mean([at < 2 for at in of_videos]),
+    }
+    assert {name: ran.json[name] for name in expected} == pytest.approx(expected)
+    assert (ran.json["unlabelled"], ran.json["failed"], ran.json["unknown_labels"]) == (0, 0, 1)
+    for row in videos:
+        of_clips = [np.array(clip["probs"]) for clip in clips if clip["video_id"] == row["video_id"]]
+        assert np.array_equal(np.float32(row["probs"]), np.float32(sum(of_clips) / len(of_clips)))
 
 
 def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
@@ -356,11 +385,12 @@ def test_a_folder_with_its_own_jobs_and_pipeline_does_not_shadow_ours(
 
 
 def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
-    """Each of the 44 shared files is a video or a failure with its documented reason; nothing is `internal`."""
+    """Each of the 44 shared files is a video or a failure with its documented reason; nothing is `internal`; and the
+    random clips of each video are those that its id and its true frame count say."""
     if not SHARED_VIDEOS.is_dir():
         pytest.skip(f"the shared videos are not at {SHARED_VIDEOS}")
     out = tmp_path / "out"
-    ran = p3d("launch", SHARED_VIDEOS, out, "--weights", small_weights, "--clips", "uniform:2", "--batch-size", 2)
+    ran = p3d("launch", SHARED_VIDEOS, out, "--weights", small_weights, "--clips", "random:2@1", "--batch-size", 2)
     assert ran.code == 3, ran.err
     failed = {row["path"]: row["reason"] for row in p3d("failures", out, "--json").json["failures"]}
     assert failed == {
@@ -374,8 +404,16 @@ def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, sma
         "mp4parse__no_timescale.mp4": "no_frames",
         "mp4parse__short-cenc.mp4": "unsupported",
     }
-    videos = rows(out, "videos")["path"].to_pylist()
-    assert len(set(videos) | failed.keys()) == len(videos) + len(failed) == 44
+    videos, sampling = rows(out, "videos"), parse_sampling("random:2@1", clip_frames=16)
+    paths = videos["path"].to_pylist()
+    assert len(set(paths) | failed.keys()) == len(paths) + len(failed) == 44
+    expected = [
+        (row["video_id"], span.start_frame, span.end_frame)
+        for row in videos.select(["video_id", "n_frames"]).to_pylist()
+        for span in clip_spans(sampling.for_video(row["video_id"]), row["n_frames"])
+    ]
+    clips = rows(out, "clips").select(["video_id", "start_frame", "end_frame"]).to_pylist()
+    assert [tuple(row.values()) for row in clips] == expected
     assert p3d("verify", out).code == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from pipeline.store import LocalStore
 from tests.conftest import REPO, p3d
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import videos
+from tests.pipeline.test_evaluate import NAMES as NAMES_OF_CLASSES
+from tests.pipeline.test_evaluate import put_weights
 from tests.pipeline.test_snapshot import NAMES, add_plan, recipe_
 
 
@@ -53,7 +56,8 @@ def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], 
 def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
     """A snapshot can be made on a machine that has neither."""
     code = (
-        "import sys, jobs.cli.results, pipeline.results.snapshot; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
+        "import sys, jobs.cli.results, jobs.cli.evaluate, pipeline.results.snapshot, pipeline.results.evaluate;"
+        "sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
 
@@ -135,6 +139,65 @@ def test_refusals_of_a_snapshot_are_sentences_and_codes(out: LocalStore, tmp_pat
     refused(5, "not finished; remove it", out.url, dest)
     write_plan(out, 3, recipe_().digest, with_shards(videos(("y", "z")), 4), 0)
     refused(6, "2 of the videos", out.url, str(tmp_path / "dest2"))
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> LocalStore:
+    """Six videos, one failed, of weights that name their classes; two are still to be done."""
+    store = LocalStore(str(tmp_path / "scored"))
+    chosen = put_weights(store, {"class_names": list(NAMES_OF_CLASSES)})
+    add_plan(store, videos("abcdef"), chosen=chosen, frames=(40, 0, 16, 9, 100, 16), shard_videos=6)
+    add_plan(store, videos("gh"), chosen=chosen, seq=2, commit=False)
+    return store
+
+
+def test_an_evaluation_says_what_it_left_out(scored: LocalStore, tmp_path: Path) -> None:
+    """Rates in percent with one decimal on stdout; whatever was not evaluated, on stderr."""
+    (tmp_path / "labels.csv").write_text("path,label\na.mp4,archery\nc.mp4,1;3\nd.mp4,null\nb.mp4,0\nz.mp4,2\n")
+    args = ("results", "evaluate", scored.url, "--labels", str(tmp_path / "labels.csv"))
+    code, printed, said = in_process(*args)
+    assert code == 0, said
+    head, line = printed.splitlines()
+    assert head.split("  ") == ["videos", "clips", "clip hit@1", "video hit@1", "video hit@5"]
+    found = json.loads(in_process(*args, "--json")[1])
+    rates = [f"{100 * found[name]:.1f}" for name in ("clip_hit1", "video_hit1", "video_hit_top")]
+    assert line.split() == ["3", "5", *rates] and rates[2] == "100.0"
+    assert (found["unlabelled"], found["failed"], found["pending"], found["unknown_labels"]) == (2, 1, 2, 1)
+    for words in (
+        "2 videos left out without a label",
+        "1 video left out because they failed",
+        "2 videos left out because they are still to be done",
+        "1 label of no video that is done here",
+        "hit@5 is always 100 %: there are 4 classes",
+    ):
+        assert words in said, words
+    snapshot = str(tmp_path / "snapshot")
+    assert in_process("results", "snapshot", scored.url, snapshot, "--no-clips", "--skip-pending")[0] == 0
+    code, printed, said = in_process(args[0], args[1], snapshot, *args[3:], "--top", "3")
+    assert (code, printed.split()[-5:-2]) == (0, ["3", "0", "-"]) and "no clip hit@1" in said
+    assert "video hit@3" in printed and "always" not in said
+
+
+def test_refusals_of_an_evaluation_are_sentences_and_codes(scored: LocalStore, out: LocalStore, tmp_path: Path) -> None:
+    """Usage 2, no job 4, damage 7."""
+    (tmp_path / "labels.csv").write_text("path,label\na.mp4,archer\n")
+    (tmp_path / "none.csv").write_text("path,label\nz.mp4,archery\n")
+    bare = LocalStore(str(tmp_path / "bare"))
+    add_plan(bare, videos("a"), chosen=recipe_(scores=False))
+
+    def refused(code: int, says: str, *args: str) -> None:
+        ran = in_process("results", "evaluate", *args)
+        assert (ran[0], ran[1], says in ran[2], "Traceback" in ran[2]) == (code, "", True, False), ran
+
+    labels = ("--labels", str(tmp_path / "labels.csv"))
+    refused(2, "Missing option '--labels'", scored.url)
+    refused(2, "does not exist", scored.url, "--labels", str(tmp_path / "nothing"))
+    refused(2, "'archer' is no class: a name, such as 'archery'", scored.url, *labels)
+    refused(2, "none of 1 labels", scored.url, "--labels", str(tmp_path / "none.csv"))
+    refused(2, "with --scores", bare.url, *labels)
+    refused(2, "x>=2", scored.url, *labels, "--top", "1")
+    refused(4, "there is no job", str(tmp_path / "nowhere"), *labels)
+    refused(7, "safetensors is damaged", out.url, *labels)
 
 
 @pytest.mark.parametrize("kind", ["ids.txt", "ids", "ids.csv", "ids.parquet"])

@@ -1,0 +1,70 @@
+"""`p3d results evaluate`: what the rows of OUT are worth, against labels. Needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import talk
+from jobs.cli.results import progress, rows_of
+
+
+@click.command()
+@click.argument("out")
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    metavar="CSV",
+    help="Columns video_id, uri or path, and label: a class by name or number, or several with ; between.",
+)
+@click.option("--top", type=click.IntRange(2), default=5, show_default=True, metavar="K", help="The K of hit@K.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; rates in [0, 1].")
+@talk.store_options
+def evaluate(out: str, labels: Path, top: int, as_json: bool, **typed: Any) -> int:
+    """Hit rates of the class scores at OUT, in percent: clip hit@1, video hit@1 and video hit@5.
+
+    They are those of the paper's Sports-1M table: a video's scores are the mean of its clips' full distributions, and a
+    hit is a label among the likeliest K classes; of equal scores the lower class number counts first. With several
+    labels, any one will do. Videos without a label, and those that failed, are left out and counted.
+
+    OUT must have been launched with --scores; it may be a snapshot, too. Every row is checked as it is read.
+    """
+    from pipeline.results.classes import class_names
+    from pipeline.results.evaluate import evaluate as hits_of
+    from pipeline.results.evaluate import refuse_without_scores
+    from pipeline.results.labels import read_labels
+
+    store = talk.out_store(out, talk.options_of(typed))
+    source = rows_of(store)
+    refuse_without_scores(source)
+    recipe = source.job.recipe
+    known = read_labels(str(labels), labels.read_bytes(), class_names(store, recipe), recipe.num_classes)
+    show_steps = sys.stderr.isatty() and not as_json
+    hits = hits_of(source, known, top=top, on_step=partial(progress, "read") if show_steps else None)
+    if as_json:
+        talk.show_json({"out": store.url, "labels": str(labels), "n_classes": recipe.num_classes, **asdict(hits)})
+        return 0
+    rates = (hits.clip_hit1, hits.video_hit1, hits.video_hit_top)
+    head = ("videos", "clips", "clip hit@1", "video hit@1", f"video hit@{top}")
+    shown = ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates]
+    talk.show(*talk.table([head, (str(hits.videos), str(hits.clips), *shown)], right=(0, 1, 2, 3, 4)))
+    for number, what in (
+        (hits.unlabelled, "left out without a label"),
+        (hits.failed, "left out because they failed, labelled or not"),
+        (hits.pending, "left out because they are still to be done"),
+    ):
+        if number:
+            talk.say(f"{talk.count(number, 'video')} {what}")
+    if hits.unknown_labels:
+        talk.say(f"{talk.count(hits.unknown_labels, 'label')} of no video that is done here")
+    if hits.clip_hit1 is None:
+        talk.say("no clip hit@1: the snapshot at OUT has no clips")
+    if top >= recipe.num_classes:
+        talk.say(f"hit@{top} is always 100 %: there are {recipe.num_classes} classes; choose a smaller --top")
+    return 0
