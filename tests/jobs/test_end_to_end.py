@@ -145,6 +145,12 @@ def test_queries_of_the_readme_run(undisturbed: Path) -> None:
     exec(python.replace("OUT", str(undisturbed)), names)
     assert isinstance(names["nearest"], pl.DataFrame)
     assert names["nearest"].height == 5
+    python = next(block for block in blocks if block.startswith("python") and "top_k" in block).removeprefix("python")
+    exec(python.replace("OUT", str(undisturbed)), names)
+    probs = {row["path"]: row["probs"] for row in rows(undisturbed, "videos").to_pylist()}
+    assert {path: top[0] for path, top in names["shown"].items()} == {
+        path: f"class {np.argmax(one)}" for path, one in probs.items()
+    }
 
 
 def test_two_workers_give_the_same_rows_as_one(

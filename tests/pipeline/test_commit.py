@@ -326,7 +326,7 @@ def test_a_shard_that_does_not_read_back_is_not_committed(
         lambda rows: replace(rows, probs_RK=rows.probs_RK * np.nan),
         lambda rows: replace(rows, probs_RK=rows.probs_RK * np.float32(1.002)),
         lambda rows: replace(rows, probs_RK=rows.probs_RK * np.float32(0.998)),
-        lambda rows: replace(rows, probs_RK=rows.probs_RK * [-1, 1, 1] + [0, 1, 0]),
+        lambda rows: replace(rows, probs_RK=np.array([[-0.25, 0.75, 0.5]] * len(rows.clips), np.float32)),
         lambda rows: replace(rows, probs_RK=np.array([[1.0005, 0, 0]] * len(rows.clips), np.float32)),
         lambda rows: replace(rows, probs_RK=rows.probs_RK[:, :2]),
         lambda rows: replace(rows, probs_RK=rows.probs_RK[1:]),

@@ -17,8 +17,12 @@ from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, rout
 from pipeline.decode import decord_route as decord_route_module
 from pipeline.decode import pyav_route as pyav_route_module
 from pipeline.decode.decord_route import DecordGaveUp, runs
+from pipeline.decode.messages import decode_messages
 from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from pipeline.extract import extract_shard
+from pipeline.listing import find
+from pipeline.store import StoreOptions
+from pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))
@@ -432,3 +436,40 @@ def test_a_large_file_is_not_for_decord(tmp_path: Path) -> None:
     assert route(found, AUTO, SPEC)[0] == "decord"
     name, why = route(replace(found, packet_bytes=65 * 1024**2), AUTO, SPEC)
     assert (name, "65 MiB of packets" in why) == ("pyav", True)
+
+
+def test_random_clips_go_through_decode_and_extract(tmp_path: Path) -> None:
+    """From two equal files to rows: each video is sent the frames of its own draw and no others, by both decoders, and
+    the rows are of these frames; the two draws differ."""
+    sampling = parse_sampling("random:3@4", clip_frames=4)
+    for name in ("a.mp4", "b.mp4"):
+        make.video(tmp_path / name, "libx264", 90, options=NO_B)
+    videos = tuple(VideoRef(**row) for row in find(str(tmp_path), StoreOptions()).videos.to_pylist())
+    shard, starts = ShardPlan(1, "0123abcd", 0, videos), []
+    for decoder in ("decord", "pyav"):
+        policy = DecodePolicy(decoder=decoder)  # type: ignore[arg-type] # one of the two
+        where = {"policy": policy, "limits": DecodeLimits(), "store_options": StoreOptions(), "scratch": tmp_path}
+        messages = [
+            (at, one) for at, video in enumerate(videos) for one in decode_messages(video, SPEC, sampling, **where)
+        ]  # type: ignore[arg-type]
+
+        def encode(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+            written_N = np.array(make.numbers_in(frames_NHWC), np.float32) + 1
+            return written_N[index_BT], np.empty((len(index_BT), 0), np.float32)
+
+        rows = extract_shard(
+            shard,
+            messages,
+            encode,
+            sampling=sampling,
+            batch_size=4,
+            feature_dim=4,
+            n_scores=0,
+            embedding_dtype="float32",
+        )
+        for at, video in enumerate(videos):
+            sent = [n for i, one in messages if i == at and isinstance(one, FrameBlock) for n in one.numbers_N.tolist()]
+            assert sent == needed_frames(sampling.for_video(video.video_id), 90).tolist()
+        starts.append([clip.span.start_frame for clip in rows.clips])
+        np.testing.assert_array_equal(rows.features_RD, np.array(starts[-1])[:, None] + np.arange(1, 5))
+    assert starts[0] == starts[1] and len(starts[0]) == 6 and starts[0][:3] != starts[0][3:]
