@@ -82,13 +82,21 @@ def _path_column(names: list[str]) -> str | None:
 
 def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
     """The table, with types inferred for all columns but those of paths (bytes) and ids (text)."""
-    memory = pa.BufferOutputStream()  # Arrow's own: its threads must hold no Python object (`schema.open_parquet`)
-    memory.write(content.removeprefix(BYTE_ORDER_MARK))
-    text = memory.getvalue()
+    text = text_of(content)
     names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
     types = {_path_column(names): pa.binary(), id_column: pa.string()}
     options = pyarrow.csv.ConvertOptions(column_types={name: kind for name, kind in types.items() if name in names})
     return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
+
+
+def text_of(content: bytes) -> pa.Buffer:
+    """A text file in Arrow's own memory, without a byte order mark, to be read by a `pa.BufferReader`.
+
+    Arrow's threads must hold no Python object (`schema.open_parquet`).
+    """
+    memory = pa.BufferOutputStream()
+    memory.write(content.removeprefix(BYTE_ORDER_MARK))
+    return memory.getvalue()
 
 
 def _ids(source: str, table: pa.Table, id_column: str) -> pa.Array:

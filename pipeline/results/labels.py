@@ -7,14 +7,13 @@ sports/b.mp4,archery;187         several labels: by name, or by class number fro
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.errors import InputError
-from pipeline.filelist import BYTE_ORDER_MARK
+from pipeline.filelist import text_of
 
 KEYS = ("video_id", "uri", "path")  # columns of ours that may name the video; the first that is there does
 
@@ -54,14 +53,14 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
 
 def _read(source: str, content: bytes) -> pa.Table:
     """The table, all of it text: 007 stays 007, and a class may be called null."""
-    content = content.removeprefix(BYTE_ORDER_MARK)
+    text = text_of(content)
     try:
-        names = pyarrow.csv.open_csv(io.BytesIO(content)).schema.names
+        names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
         if len(set(names)) != len(names):
             raise InputError(f"{source} has two columns of one name among {', '.join(names)}; rename one")
         types = dict.fromkeys(names, pa.string())
         options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-        return pyarrow.csv.read_csv(io.BytesIO(content), convert_options=options)
+        return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
     except pa.ArrowException as error:
         raise InputError(f"{source} cannot be read as CSV: {error}") from None
 

@@ -410,7 +410,7 @@ def test_all_videos_may_be_excluded(out: LocalStore, dest: LocalStore) -> None:
     """What is left is tables without rows, which readers open."""
     record = snapshot(newest(out, [*NAMES, "x"]), dest)
     assert counts(record) == (0, 0, 0, 11, 0, 3)
-    assert pl.read_parquet(dest.root / "clips/*.parquet").shape == (0, 10)
+    assert pl.read_parquet(dest.root / "clips/*.parquet").shape == (0, 11)
     assert duckdb.sql(f"SELECT count(*), any_value(label) FROM '{dest.root}/videos/*.parquet'").fetchall() == [
         (0, None)
     ]
