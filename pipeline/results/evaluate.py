@@ -114,8 +114,8 @@ def _match(source: NewestRows | SnapshotRows, labels: Labels) -> tuple[Truth, Co
     for folder, table in source.rows(clips=False):
         n_rows[folder] += table.num_rows
         for name, video_id in zip(table[labels.key].to_pylist(), table["video_id"].to_pylist(), strict=True):
+            other = name
             if name not in labels.of:
-                other = name
                 continue
             if name in known:
                 raise InputError(f"several videos of {source.store.url} have {labels.key} {name!r}; label by video_id")
