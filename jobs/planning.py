@@ -39,6 +39,7 @@ class JobSpec:
     graph: str | None = None
     clips: str = "every:16"
     frame_step: int = 1
+    fps: float | None = None
     pool: str = "mean"
     decoder: str = "auto"
     partial: str = "fail"
@@ -80,6 +81,7 @@ def prepare(spec: JobSpec) -> Prepared:
         crop_hw=clip.crop_hw,
         clips=spec.clips,
         frame_step=spec.frame_step,
+        fps=spec.fps,
         decoder=spec.decoder,
         partial=spec.partial,
         precision="fp32",

@@ -12,6 +12,8 @@ frame is left out:
 
 `uniform:N` starts clip i at floor(i * (n - span) / N): the rule of the P3D authors' own sampler (their issue 7; N = 20
 in the paper). A video shorter than a span is padded by its last frame, and the rows count how many frames were.
+
+With a rate (`fps`), all of this is laid over the ticks of the resampled video (`pipeline.rate`) in place of its frames.
 """
 
 from __future__ import annotations
@@ -22,23 +24,30 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline import rate
 from pipeline.types import INT64, ClipSpan
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or N of `uniform:N` (a count)."""
+    """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or N of `uniform:N` (a count).
+
+    With `fps`, the frames it counts are the ticks of the video resampled to that rate.
+    """
 
     rule: Literal["every", "uniform"]
     value: int
     clip_frames: int
     frame_step: int = 1
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in ("every", "uniform"):
             raise ValueError(f"unknown clip rule {self.rule!r}: every:STRIDE or uniform:COUNT")
         if min(self.value, self.clip_frames, self.frame_step) < 1:
             raise ValueError(f"{self.value = }, {self.clip_frames = } and {self.frame_step = } must be at least 1")
+        if self.fps is not None and not 0 < self.fps <= rate.MAX_FPS:
+            raise ValueError(f"fps is more than 0 and at most {rate.MAX_FPS:g}, not {self.fps}")
 
     @property
     def span(self) -> int:
@@ -51,13 +60,34 @@ class Sampling:
         return self.rule == "every" and self.frame_step == 1 and self.value <= self.span
 
 
-def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1) -> Sampling:
+def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1, fps: float | None = None) -> Sampling:
     """`every:16` or `uniform:20` -> Sampling. ValueError with what is allowed."""
     match = re.fullmatch(r"(every|uniform):([0-9]{1,9})", text)
     if match is None or int(match[2]) < 1:
         raise ValueError(f"clips are every:STRIDE (in frames) or uniform:COUNT, such as every:16, not {text!r}")
     rule: Literal["every", "uniform"] = "every" if match[1] == "every" else "uniform"
-    return Sampling(rule, int(match[2]), clip_frames, frame_step)
+    return Sampling(rule, int(match[2]), clip_frames, frame_step, fps)
+
+
+def laid_over(sampling: Sampling, n_frames: int, duration_s: float) -> int:
+    """How many frames the clips of a video are laid over: its own, or the ticks of its duration."""
+    return n_frames if sampling.fps is None or n_frames < 1 else rate.n_ticks(sampling.fps, duration_s)
+
+
+def places(sampling: Sampling, number: int, start_s: float, end_s: float) -> tuple[int, int]:
+    """Where frame `number`, on screen [start_s, end_s), stands among those the clips are laid over: [first, end).
+
+    Of two frames that claim one place the later has it: the first frame is given tick 0 before it is known whether
+    another follows within a millisecond.
+    """
+    if sampling.fps is None:
+        return number, number + 1
+    return rate.first_tick(sampling.fps, start_s), max(rate.first_tick(sampling.fps, end_s), 1 - min(number, 1))
+
+
+def whole_places(sampling: Sampling, number: int, end_s: float) -> int:
+    """How many places no later frame can change once frame `number` has come, which ends at `end_s`."""
+    return number + 1 if sampling.fps is None else rate.whole_ticks(sampling.fps, end_s)
 
 
 def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:

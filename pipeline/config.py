@@ -62,7 +62,8 @@ def digest(value: Any) -> str:
 class Recipe(_Strict):
     """What decides the numbers of a row. Two jobs with equal recipes may share a dataset; others may not.
 
-    `weights_sha256` is of our own safetensors file; `resize_hw`, `short_side`, `crop_hw` are pixels (see FrameSpec).
+    `weights_sha256` is of our own safetensors file; `resize_hw`, `short_side`, `crop_hw` are pixels (see FrameSpec);
+    `fps` is the rate that videos are resampled to, None for their own.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Recipe(_Strict):
     crop_hw: tuple[int, int]
     clips: str
     frame_step: int
+    fps: float | None
     decoder: str
     partial: str
     precision: str
@@ -102,7 +104,7 @@ class Recipe(_Strict):
 
     @property
     def sampling(self) -> Sampling:
-        return parse_sampling(self.clips, clip_frames=self.clip_frames, frame_step=self.frame_step)
+        return parse_sampling(self.clips, clip_frames=self.clip_frames, frame_step=self.frame_step, fps=self.fps)
 
     @property
     def frame_spec(self) -> FrameSpec:

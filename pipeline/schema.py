@@ -59,6 +59,8 @@ _VIDEO_FIELDS = [
     pa.field("stream_index", pa.int32(), nullable=False),
     pa.field("route", pa.string(), nullable=False),
     pa.field("truncated", pa.bool_(), nullable=False),
+    pa.field("resampled_fps", pa.float64()),  # of --fps; null without
+    pa.field("resampled_frames", pa.int64()),
 ]
 FAILURES = pa.schema(
     [
@@ -84,7 +86,11 @@ def embedding_type(dim: int, dtype: str) -> pa.DataType:
 
 
 def clips_schema(dim: int, dtype: str) -> pa.Schema:
-    """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`."""
+    """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
+
+    Frames are the video's own, counted from 0; where videos/ has a `resampled_fps`, frame k is the one on screen at
+    k / resampled_fps. Seconds are true either way, and never beyond `duration_s`.
+    """
     return pa.schema(
         [
             pa.field("video_id", pa.string(), nullable=False),
@@ -216,7 +222,7 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """
     lists = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
-    floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps")]
+    floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps", "resampled_fps")]
     keys = [name for name in ("video_id", "path", "codec", "route", "reason") if name in schema.names]
     return pq.ParquetWriter(
         path,

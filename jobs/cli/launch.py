@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from jobs.control import Epoch, Pulse
     from jobs.planning import JobSpec
-    from pipeline.config import JobRecord, RunOptions
+    from pipeline.config import JobRecord, Recipe, RunOptions
     from pipeline.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +52,12 @@ recipe_options = _apply(
     ),
     click.option(
         "--frame-step", type=click.IntRange(1), default=1, show_default=True, help="Every Nth frame in a clip."
+    ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(min=0, min_open=True, max=240),
+        metavar="R",
+        help="Resample to R frames/s by time, so that clips of all videos span equal time. Default: as they are.",
     ),
     click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
@@ -131,6 +137,10 @@ def options_of_run(typed: dict[str, Any], last: Epoch | None = None) -> RunOptio
     return run_options(last.options if last else {}, **given)
 
 
+def _rate(recipe: Recipe) -> str:
+    return "" if recipe.fps is None else f", at {recipe.fps:g} frames/s"
+
+
 @click.command()
 @click.argument("src")
 @click.argument("out", required=False)
@@ -177,7 +187,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
         *talk.table(
             [
                 ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
-                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}"),
+                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
                 (
                     "videos",
                     f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {talk.count(guess.n_shards, 'shard')}",

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.decode.probe import Probe
 from pipeline.decode.route import BLOCK_FRAMES
+from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
 
@@ -63,7 +64,7 @@ def open_decord(found: Probe, spec: FrameSpec) -> Any:
         raise DecordGaveUp(f"decord is not installed here: {error}") from error
     decord.logging.set_level(decord.logging.QUIET)
     decord.bridge.set_bridge("native")
-    height, width = spec.target_hw(*found.shown_hw)
+    height, width = spec.target_hw(*found.display_hw)
     try:
         reader = decord.VideoReader(
             found.path, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
@@ -77,8 +78,8 @@ def open_decord(found: Probe, spec: FrameSpec) -> Any:
     return reader
 
 
-def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: INT64 | None) -> Iterator[FrameBlock]:
-    """The wanted frames (all of them for None) in order, in blocks of at most 64; DecordGaveUp when decord raises.
+def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: Wanted) -> Iterator[FrameBlock]:
+    """The wanted frames in order, in blocks of at most 64; DecordGaveUp when decord raises.
 
     Times are the probe's (float64 from the packets); decord's own are float32, and garbage in some containers. Holds
     one run of at most 256 resized frames.
@@ -86,8 +87,8 @@ def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: INT64 | None
     import decord
 
     assert found.start_s_N is not None and found.end_s_N is not None  # route: every frame has a time
-    height, width = spec.target_hw(*found.shown_hw)
-    numbers_M = np.arange(found.n_frames, dtype=np.int64) if wanted is None else wanted
+    height, width = spec.target_hw(*found.display_hw)
+    numbers_M = wanted.of(found.start_s_N, found.end_s_N)
     for first, end in runs(found.key_frames, found.n_frames):
         run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
         if not len(run_M):

