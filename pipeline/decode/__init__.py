@@ -26,6 +26,7 @@ from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
 __all__ = ["DecodeLimits", "DecodePolicy", "Probe", "open_frames", "probe", "route"]
 
 _DEFAULT_LIMITS = DecodeLimits()
+MOST_RESIZED_PIXELS = 16 * 1024 * 1024
 
 
 def open_frames(
@@ -54,7 +55,7 @@ def open_frames(
         raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
-    _check_resized(found, spec, limits)
+    _check_resized(found, spec)
     name, _ = route(found, policy, spec)
     may_restart = True
     if name == "decord":
@@ -108,12 +109,14 @@ def _pyav(
     raise VideoError(Reason.SOURCE_CHANGED, sentence)
 
 
-def _check_resized(found: Probe, spec: FrameSpec, limits: DecodeLimits) -> None:
+def _check_resized(found: Probe, spec: FrameSpec) -> None:
     """A picture of one row resized by its short side would be millions of columns wide."""
     height, width = spec.target_hw(*found.display_hw)
-    if height * width > limits.max_pixels:
-        sentence = f"{width}x{height} pixels after the resize; the limit is {limits.max_pixels} (max_pixels)"
-        raise VideoError(Reason.TOO_LARGE, sentence)
+    if height * width > MOST_RESIZED_PIXELS:
+        raise VideoError(
+            Reason.TOO_LARGE,
+            f"{found.coded_width}x{found.coded_height} pixels would be {width}x{height} after the resize",
+        )
 
 
 def _laid_over(sampling: Sampling, end: VideoEnd) -> int:

@@ -100,6 +100,13 @@ def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
                     yield frame
         except av.error.InvalidDataError as error:
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
+        except av.error.ArgumentError as error:
+            if not stream.codec_context.width:  # what FFmpeg leaves of a size that it refused
+                sentence = (
+                    f"a picture after {n_shown} frames is larger than the limit of {limits.max_pixels} (max_pixels)"
+                )
+                raise VideoError(Reason.TOO_LARGE, sentence) from error
+            raise _Damage("invalid data", n_sent >= found.n_packets) from error
         except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
             raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {found.codec}: {error.strerror}") from error
 
