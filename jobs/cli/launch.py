@@ -104,6 +104,12 @@ run_options = _apply(
         help="Larger files fail as too_large. Default: 256 GiB.",
     ),
     click.option(
+        "--max-decode-memory",
+        type=click.IntRange(1),
+        metavar="BYTES",
+        help="A decode that takes more fails as decode_memory. Default: 4 GiB.",
+    ),
+    click.option(
         "--store-patience",
         "store_patience_s",
         type=click.FloatRange(min=0),

@@ -88,7 +88,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
     ["torchcodec__bt709_full_range.mp4", "torchcodec__testsrc2_av1_10bit.mp4", "mp4parse__video_colr_nclx_hdr10.mp4"],
 )
 def test_colours_of_real_samples_follow_the_same_formula(name: str) -> None:
-    """The first picture is that of its own planes by the formula with the tags it carries, and not with another range."""
+    """The first picture is that of its own planes by the formula with its tags, and not that of another range."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"the sample videos are not beside the repository: no {path}")
