@@ -1,4 +1,4 @@
-"""Two hundred videos, four of them poison: exactly those four fail, each by its name. `make test` has the zoo for it."""
+"""Two hundred videos, four of them poison: exactly those four fail, each by its name. `make test` reads the zoo."""
 
 from __future__ import annotations
 
