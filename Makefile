@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim chaos fuzz coverage mutants check docs clean
+.PHONY: demo test sim chaos fuzz fuzz-videos coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -27,6 +27,11 @@ chaos: $(READY)
 # a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some fifteen minutes; `make test` takes two thousand
 fuzz: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-100000} $(PY) -m pytest -q -s tests/p3d/test_weight_files.py
+
+# thousands of broken videos (P3D_FUZZ, P3D_SEED) decoded for real, each file that is opened seen by strace where it is
+# installed, and a real job over a hundred of them; `make test` has a short form
+fuzz-videos: $(READY)
+	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz
 
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)

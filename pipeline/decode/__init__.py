@@ -55,6 +55,10 @@ def open_frames(
         raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
+    if not (found.coded_height and found.coded_width):
+        raise VideoError(
+            Reason.NO_FRAMES, "the stream does not say how large its pictures are, and none can be decoded"
+        )
     _check_resized(found, spec)
     name, _ = route(found, policy, spec)
     may_restart = True
@@ -69,8 +73,6 @@ def open_frames(
             return
         except DecordGaveUp as gave_up:
             if policy.decoder == "decord":
-                if gave_up.reason is None:
-                    raise
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
         reader = None  # lets go of decord's frames before PyAV begins
     yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart)

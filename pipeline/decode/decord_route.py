@@ -28,22 +28,16 @@ MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
 # that a point is in it: Python writes 1e-09 without one, and video_reader.cc treats whole numbers as a count.
 FAULT_TOLERANCE = "0.000000001"
 
-# What decord says -> what it means, for `--decoder decord`, where PyAV is not asked.
-_MEANING = (
-    ("duplicate frames that are corrupted", Reason.CORRUPT_FRAMES),
-    ("avcodec_send_packet", Reason.CORRUPT_FRAMES),
-    ("Error sending packet", Reason.CORRUPT_FRAMES),
-    ("Thread worker: Error", Reason.CORRUPT_FRAMES),
-    ("av_read_frame", Reason.CORRUPT_FRAMES),
-    ("Error reading", Reason.CORRUPT_FRAMES),
-    ("frames, the packets say", Reason.CORRUPT_FRAMES),
-    ("avfilter_graph", Reason.UNSUPPORTED),
-    ("cannot find video stream", Reason.UNSUPPORTED),
-    ("Failed to measure duration", Reason.UNSUPPORTED),
-    ("shape", Reason.UNSUPPORTED),
-    ("from_size", Reason.UNSUPPORTED),
-    ("cannot be written as UTF-8", Reason.UNSUPPORTED),
-    ("not installed", Reason.UNSUPPORTED),
+# What decord says when it cannot read a kind of video, for `--decoder decord`, where PyAV is not asked. All else that it
+# says is of damaged data, in the words of whichever of its checks failed first.
+_UNSUPPORTED = (
+    "avfilter_graph",
+    "cannot find video stream",
+    "Failed to measure duration",
+    "shape",
+    "from_size",
+    "cannot be written as UTF-8",
+    "not installed",
 )
 
 
@@ -51,9 +45,9 @@ class DecordGaveUp(Exception):
     """decord cannot read this video, or raised half way. `str()` is one line without decord's clock stamp."""
 
     @property
-    def reason(self) -> Reason | None:
-        """What it means, where that is known."""
-        return next((reason for words, reason in _MEANING if words in str(self)), None)
+    def reason(self) -> Reason:
+        """What it means."""
+        return Reason.UNSUPPORTED if any(words in str(self) for words in _UNSUPPORTED) else Reason.CORRUPT_FRAMES
 
 
 def open_decord(found: Probe, spec: FrameSpec) -> Any:

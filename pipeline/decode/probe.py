@@ -102,7 +102,7 @@ def open_container(path: str) -> Iterator[InputContainer]:
     limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         container = av.open(path, mode="r", container_options=limits, metadata_errors="replace")
-    except av.error.InvalidDataError as error:
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise damaged_container(path) from error
     except av.error.ArgumentError as error:  # what FFmpeg says for a demuxer that is not on the list
         raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
@@ -127,6 +127,18 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
         _check_limits(stream, container, limits)
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         return _Pass(container, stream).run(absolute, limits)
+
+
+def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
+    """The packets of these streams (of all) in stored order, then one empty one of each, which flushes its decoder.
+
+    PyAV (18.1) trips over a stream that first appears in mid-file, as broadcasts have them: an IndexError after the
+    last packet, when every stream that was there from the start has been flushed.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        return
 
 
 def best_stream(container: InputContainer) -> VideoStream:
@@ -214,8 +226,8 @@ class _Pass:
     def _read(self) -> None:
         self.stream.codec_context.thread_count = 1  # frame threads would hold the first picture back
         try:
-            for packet in self.container.demux():
-                ours = packet.stream_index == self.stream.index
+            for packet in packets(self.container):
+                ours = packet.stream.index == self.stream.index  # `packet.stream_index` of an empty one is 0
                 if packet.size:
                     if packet.pts is not None and packet.time_base:
                         end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
-from pipeline.decode.probe import Probe, open_container
+from pipeline.decode.probe import Probe, open_container, packets
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
@@ -88,27 +89,40 @@ def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of a picture in mid-stream, too
         n_sent = n_shown = 0
         try:
-            for packet in container.demux(stream):
+            for packet in packets(container, stream):
                 if packet.size:
                     n_sent += 1
                 elif packet.pts is not None or packet.dts is not None:
                     continue  # an empty sample; sent on, it would end the decoder as the flush does
-                for frame in packet.decode():
+                for frame in _pictures(stream, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
                     yield frame
         except av.error.InvalidDataError as error:
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
-        except av.error.ArgumentError as error:
-            if not stream.codec_context.width:  # what FFmpeg leaves of a size that it refused
-                sentence = (
-                    f"a picture after {n_shown} frames is larger than the limit of {limits.max_pixels} (max_pixels)"
-                )
-                raise VideoError(Reason.TOO_LARGE, sentence) from error
-            raise _Damage("invalid data", n_sent >= found.n_packets) from error
-        except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
-            raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {found.codec}: {error.strerror}") from error
+
+
+def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
+    """What a packet decodes to. Whatever a decoder says of it is about its data: decoders read no files.
+
+    They have many words for damage: GIF's is "operation not permitted", others name an external library or a bug.
+    """
+    context = stream.codec_context
+    try:
+        return stream.decode(packet)
+    except av.error.MemoryError:
+        raise
+    except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
+        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {context.name}: {error.strerror}") from error
+    except av.error.ArgumentError as error:
+        if not context.width:  # what FFmpeg leaves of a size that it refused
+            limit = context.options.get("max_pixels")
+            sentence = f"a picture is larger than the limit of {limit} pixels (max_pixels)"
+            raise VideoError(Reason.TOO_LARGE, sentence) from error
+        raise _Damage("invalid data", tail) from error
+    except av.error.FFmpegError as error:
+        raise _Damage("invalid data", tail) from error
 
 
 class _Clock:
