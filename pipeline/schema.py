@@ -59,6 +59,7 @@ _VIDEO_FIELDS = [
     pa.field("stream_index", pa.int32(), nullable=False),
     pa.field("route", pa.string(), nullable=False),
     pa.field("truncated", pa.bool_(), nullable=False),
+    pa.field("claimed_frames", pa.int64()),  # by the container's own count, if it has one
     pa.field("resampled_fps", pa.float64()),  # of --fps; null without
     pa.field("resampled_frames", pa.int64()),
 ]

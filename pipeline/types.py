@@ -80,6 +80,7 @@ class VideoInfo:
     `n_frames` is what the container promises (packets minus discarded ones); `VideoEnd.n_frames` is the truth.
     `width`, `height` are as shown, after rotation, in pixels as stored (not stretched by the pixel aspect); `rotation`
     is the one that was applied, degrees clockwise. `fps` is the video's own average; `resampled_fps` that of `--fps`.
+    `claimed_frames` is the container's own count, discarded frames and all; None where it has none.
     """
 
     n_frames: int
@@ -93,6 +94,7 @@ class VideoInfo:
     stream_index: int
     route: str
     resampled_fps: float | None = None
+    claimed_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,4 +147,5 @@ def _info(found: Probe, name: RouteName, promised: VideoEnd, sampling: Sampling)
         stream_index=found.stream_index,
         route=name,
         resampled_fps=sampling.fps,
+        claimed_frames=found.n_promised or None,
     )

@@ -28,8 +28,8 @@ MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
 # that a point is in it: Python writes 1e-09 without one, and video_reader.cc treats whole numbers as a count.
 FAULT_TOLERANCE = "0.000000001"
 
-# What decord says when it cannot read a kind of video, for `--decoder decord`, where PyAV is not asked. All else that it
-# says is of damaged data, in the words of whichever of its checks failed first.
+# What decord says when it cannot read a kind of video, for `--decoder decord`, where PyAV is not asked. All else that
+# it says is of damaged data, in the words of whichever of its checks failed first.
 _UNSUPPORTED = (
     "avfilter_graph",
     "cannot find video stream",

@@ -34,6 +34,7 @@ DEMUXERS = (
 ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # of a pixel, either way; what is beyond is no honest video
+READ_BYTES = 1024**2
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
 
 
@@ -102,7 +103,7 @@ def open_container(path: str) -> Iterator[InputContainer]:
     limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         container = av.open(path, mode="r", container_options=limits, metadata_errors="replace")
-    except (av.error.InvalidDataError, av.error.EOFError) as error:
+    except av.error.InvalidDataError as error:
         raise damaged_container(path) from error
     except av.error.ArgumentError as error:  # what FFmpeg says for a demuxer that is not on the list
         raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
@@ -112,6 +113,9 @@ def open_container(path: str) -> Iterator[InputContainer]:
         raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was opened") from error
     except av.error.PermissionError as error:
         raise VideoError(Reason.SOURCE_DENIED, "the file cannot be opened: permission denied") from error
+    except av.error.FFmpegError as error:
+        refuse_trouble_of_the_machine(error, path)
+        raise damaged_container(path) from error
     with container:
         yield container
 
@@ -127,6 +131,21 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
         _check_limits(stream, container, limits)
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         return _Pass(container, stream).run(absolute, limits)
+
+
+def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> None:
+    """Raises `error` if it is not about the file's content: no memory, or bytes that cannot be read.
+
+    FFmpeg says "input/output error", "end of file" or "try again" of damaged data too, so the file is read to its end.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - surrogates
+            while file.read(READ_BYTES):
+                pass
+    except OSError:
+        raise error from None
 
 
 def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
@@ -238,8 +257,9 @@ class _Pass:
                     continue  # an empty sample shows no frame of its own
                 if ours and self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
                     self._look(packet)  # at the end too: a decoder gives up the frames of a short video when flushed
-        except av.error.InvalidDataError as error:
-            self.stopped = error.strerror or "invalid data"
+        except av.error.FFmpegError as error:
+            refuse_trouble_of_the_machine(error, self.container.name)
+            self.stopped = (error.strerror or "invalid data").lower()
 
     def _look(self, packet: av.Packet[Stream]) -> None:
         # Damage is judged by the route that reads the frames, which knows how many were good.

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
-from pipeline.decode.probe import Probe, open_container, packets
+from pipeline.decode.probe import Probe, open_container, packets, refuse_trouble_of_the_machine
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
@@ -99,7 +99,8 @@ def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
                     yield frame
-        except av.error.InvalidDataError as error:
+        except av.error.FFmpegError as error:
+            refuse_trouble_of_the_machine(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
 
 

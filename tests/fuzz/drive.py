@@ -219,7 +219,9 @@ def _over(child: Child, tally: Tally, again: list[Task]) -> bool:
 def _strangers(trace: Path, root: Path) -> list[str]:
     """Lines of a trace, from the first file on, that open what is neither that nor Python's, or call an address."""
     found, begun = [], False
-    ours = tuple(map(str, (root, REPO, sys.prefix, sys.base_prefix, "/usr/lib", "/lib", "/proc/self", "/proc/meminfo")))
+    ours = tuple(
+        map(str, (root, REPO, sys.prefix, sys.base_prefix, "/usr/lib", "/lib", "/proc/self", "/proc/sys/vm"))
+    )  # the last by malloc
     for line in trace.read_text(errors="replace").splitlines():
         begun = begun or f"{root}/files/" in line
         path = line.partition('"')[2].partition('"')[0]
