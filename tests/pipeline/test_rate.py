@@ -16,7 +16,7 @@ from pipeline.clips import Sampling, clip_spans, frame_numbers, laid_over, parse
 from pipeline.decode import DecodePolicy, open_frames
 from pipeline.decode.wanted import wanted_by
 from pipeline.extract import extract_shard
-from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoRef
+from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make
 
 rates = st.one_of(st.integers(1, 240).map(float), st.floats(0.1, 240), st.just(30000 / 1001))
@@ -79,6 +79,49 @@ def test_whole_ticks_end_before_whatever_follows(fps: float, gaps: list[int], mo
     whole = whole_places(sampling, len(gaps) - 1, end_s)
     assert whole / fps <= end_s + 1e-6 and whole <= rate.n_ticks(fps, end_s)
     assert places(sampling, len(gaps), end_s, end_s + more / 1000)[0] >= whole
+
+
+@given(
+    st.floats(0.5, 60),
+    gaps_ms,
+    st.sampled_from(["every", "uniform"]),
+    st.integers(1, 30),
+    st.integers(1, 8),
+    st.integers(1, 3),
+    st.integers(1, 5),
+)
+def test_rows_are_cut_as_frames_come_and_are_those_on_screen(
+    fps: float, gaps: list[int], rule: str, value: int, t: int, step: int, block: int
+) -> None:
+    """However frames are spaced and sent, each row holds what was on screen at its ticks, and never ends too late."""
+    edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
+    duration_s = float(edges_s[-1])
+    sampling = Sampling(rule, value, t, step, fps)  # type: ignore[arg-type]
+    n_places = laid_over(sampling, len(gaps), duration_s)
+    numbers = wanted_by(sampling, n_places).of(edges_s[:-1], edges_s[1:])
+    frames_NHWC = np.arange(len(gaps), dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    seen: list[list[int]] = []
+
+    def encode(frames_NHWC: np.ndarray, index_BT: np.ndarray) -> np.ndarray:
+        seen.extend([int(frames_NHWC[at, 0, 0, 0]) for at in index_T] for index_T in index_BT)
+        return np.ones((len(index_BT), 1), np.float32)
+
+    info = VideoInfo(len(gaps), 1, 1, 0, 25.0, duration_s, "mp4", "h264", 0, "pyav", fps)
+    parts = [numbers[at : at + block] for at in range(0, len(numbers), block)]
+    blocks = [FrameBlock(part, edges_s[part], edges_s[part + 1], frames_NHWC[part]) for part in parts]
+    messages = [(0, message) for message in (info, *blocks, VideoEnd(len(gaps), duration_s))]
+    shard = ShardPlan(1, "0" * 8, 0, (VideoRef("v", "v", "file:///v", "", 1),))
+    rows = extract_shard(
+        shard, messages, encode, sampling=sampling, batch_size=2, feature_dim=1, embedding_dtype="float32"
+    )
+    screen, spans = on_screen(fps, edges_s[:-1], duration_s), clip_spans(sampling, n_places)
+    numbers_T = [frame_numbers(sampling, span, n_places).tolist() for span in spans]
+    assert seen == [[screen[k] for k in ticks] for ticks in numbers_T]
+    assert [clip.span for clip in rows.clips] == spans
+    for clip, ticks in zip(rows.clips, numbers_T, strict=True):
+        assert clip.start_s == ticks[0] / fps
+        assert clip.end_s == pytest.approx(min((ticks[-1] + 1) / fps, duration_s), abs=1e-9)
+        assert clip.end_s <= duration_s + 1e-9 / fps
 
 
 @pytest.mark.parametrize("fps", [0, -1, 241, float("nan")])
