@@ -36,7 +36,8 @@ fuzz-videos: $(READY)
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
-	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py tests/jobs/test_planning.py tests/sim/test_power_loss.py
+	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py \
+	  tests/jobs/test_planning.py tests/sim/test_power_loss.py
 	$(PY) -m coverage report
 
 # a thousand small defects in the same files, one at a time: which of them does no test notice? some eight minutes

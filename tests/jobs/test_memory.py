@@ -44,7 +44,7 @@ def test_a_process_that_takes_too_much_ends_with_a_note(tmp_path: Path) -> None:
 @pytest.mark.fault(12)
 def test_one_huge_allocation_fails_where_it_is_asked_for(tmp_path: Path) -> None:
     """What no watch could stop in time is refused by the system: a MemoryError, after which all goes on."""
-    code = "try: taken.append(b'x' * (64 << 30)); print('granted')\nexcept MemoryError: pass"
+    code = "try: taken.append(bytearray(6 << 30)); print('granted')\nexcept MemoryError: pass"
     assert child(tmp_path, code) == (0, "whole", "")
 
 
