@@ -56,9 +56,9 @@ def open_frames(
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
     if not (found.coded_height and found.coded_width):
-        raise VideoError(
-            Reason.NO_FRAMES, "the stream does not say how large its pictures are, and none can be decoded"
-        )
+        if found.size_refused:
+            raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
+        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
     _check_resized(found, spec)
     name, _ = route(found, policy, spec)
     may_restart = True

@@ -47,6 +47,7 @@ class Probe:
     `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
     give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
+    `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
     `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
     """
 
@@ -58,6 +59,7 @@ class Probe:
     n_video_streams: int
     coded_width: int
     coded_height: int
+    size_refused: bool
     pixel_aspect: float
     turn: Orientation
     fps: float
@@ -196,6 +198,7 @@ class _Pass:
         self.keys = array("q")  # positions in `pts` of key frames
         self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = self.packet_bytes = 0
         self.encrypted = False
+        self.size_refused = False
         self.stopped = ""
         self.last_end_s = 0.0  # over all streams
         self.first_picture: av.VideoFrame | None = None
@@ -224,6 +227,7 @@ class _Pass:
             n_video_streams=len(container.streams.video),
             coded_width=picture.width if picture else context.width,
             coded_height=picture.height if picture else context.height,
+            size_refused=self.size_refused,
             pixel_aspect=_pixel_aspect(stream),
             turn=orientation(picture) if picture else UPRIGHT,
             fps=fps,
@@ -263,9 +267,13 @@ class _Pass:
 
     def _look(self, packet: av.Packet[Stream]) -> None:
         # Damage is judged by the route that reads the frames, which knows how many were good.
-        with contextlib.suppress(av.error.FFmpegError):
-            frame = next(iter(packet.decode()), None)
+        try:
+            frame = next(iter(self.stream.decode(packet)), None)
             self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
+        except av.error.FFmpegError as error:
+            # a size beyond max_pixels, or beyond FFmpeg's own limit, leaves the decoder without one
+            no_size = not self.stream.codec_context.width
+            self.size_refused = self.size_refused or (no_size and isinstance(error, av.error.ArgumentError))
 
     def _count(self, packet: av.Packet[Stream]) -> None:
         self.n_packets += 1
