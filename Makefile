@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim chaos fuzz coverage mutants check docs clean
+.PHONY: demo test sim chaos fuzz fuzz-videos coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -28,10 +28,16 @@ chaos: $(READY)
 fuzz: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-100000} $(PY) -m pytest -q -s tests/p3d/test_weight_files.py
 
+# thousands of broken videos (P3D_FUZZ, P3D_SEED) decoded for real, each file that is opened seen by strace where it is
+# installed, and a real job over a hundred of them; `make test` has a short form
+fuzz-videos: $(READY)
+	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz
+
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
-	  tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py tests/jobs/test_planning.py tests/sim/test_power_loss.py
+	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py \
+	  tests/jobs/test_planning.py tests/sim/test_power_loss.py
 	$(PY) -m coverage report
 
 # a thousand small defects in the same files, one at a time: which of them does no test notice? some eight minutes

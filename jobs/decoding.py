@@ -32,6 +32,7 @@ from ray.exceptions import (
 )
 
 from jobs.machine import is_alive
+from jobs.memory import NOTE, memory_limit
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.decode.messages import decode_messages
@@ -44,6 +45,7 @@ FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetche
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
+MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
 POLL_S = 0.5
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
 
@@ -52,7 +54,8 @@ SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
 class DecodeSpec:
     """How a job decodes: what to make of a frame, which frames, by which rules, and how long to wait for one.
 
-    `decode_tasks` videos at a time; `video_timeout_s` is the longest silence of one decode before it is killed.
+    `decode_tasks` videos at a time; `video_timeout_s` is the longest silence of one decode before it is killed, and
+    `memory_bytes` what it may take beyond what its process had before.
     """
 
     frames: FrameSpec
@@ -62,13 +65,14 @@ class DecodeSpec:
     store_options: StoreOptions
     decode_tasks: int
     video_timeout_s: float
+    memory_bytes: int = MEMORY_BYTES
 
 
 def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
     """The task: one video. If a fatal signal ends this process, the file `note` says which (same machine only)."""
     scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
     _sweep(scratch)
-    with note.open("w") as file:
+    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno()):
         faulthandler.enable(file)
         for message in decode_messages(
             video,
@@ -217,7 +221,8 @@ class Decoding:
     def _died(
         self, stream: _Stream, suspects: deque[_Case], error: Exception | None
     ) -> Iterator[tuple[int, DecodeMessage]]:
-        """A decode process is gone. A fatal-signal note convicts at the second time; unknown deaths at the third.
+        """A decode process is gone. A note of too much memory convicts at once; a fatal signal's at the second time;
+        unknown deaths at the third.
 
         The loss of a node is nobody's fault, but not for ever either.
         """
@@ -225,6 +230,10 @@ class Decoding:
         innocent = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
         note = stream.note.read_text() if stream.note.exists() else ""
         stream.note.unlink(missing_ok=True)
+        if note.startswith(NOTE):
+            detail = f"its decode took {note.removeprefix(NOTE).strip()} (max_decode_memory)"
+            yield case.at, Failure(Reason.DECODE_MEMORY, detail, case.attempts)
+            return
         if note:
             case.crashes += 1
         elif not innocent:

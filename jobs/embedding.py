@@ -61,6 +61,7 @@ def embed_file(
     graph: str | None = None,
     clips: str = "every:16",
     frame_step: int = 1,
+    fps: float | None = None,
     pool: str = "mean",
     precision: str = "fp32",
     decoder: str = "auto",
@@ -87,6 +88,7 @@ def embed_file(
         graph,
         clips=clips,
         frame_step=frame_step,
+        fps=fps,
         pool=pool,
         decoder=decoder,
         partial=partial,
@@ -149,6 +151,7 @@ def embed(
             sampling=recipe.sampling,
             batch_size=encoder.batch_size,
             feature_dim=recipe.feature_dim,
+            n_scores=0,
             embedding_dtype=recipe.embedding_dtype,
         )
     (outcome,) = rows.outcomes
@@ -190,10 +193,10 @@ class _Kept:
     names: tuple[str, ...]
     batches: list[Mapping[str, FLOAT32]] = field(default_factory=list)
 
-    def encode(self, frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+    def encode(self, frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
         found = self.encoder.encode_layers(frames_NHWC, index_BT, ("pool5", *self.names))
         self.batches.append({name: found[name] for name in self.names})
-        return found["pool5"]
+        return found["pool5"], np.empty((len(index_BT), 0), np.float32)
 
     def last(self, n_clips: int) -> Mapping[str, FLOAT32]:
         """The layers of the last clips, read-only by name."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.planning import Prepared, default_batch, default_workers
 from p3d.encoder import Encoder, device_for, golden_clip
-from pipeline.clips import clip_spans
+from pipeline.clips import clip_spans, laid_over
 from pipeline.decode import DecodeLimits
 from pipeline.decode.probe import probe
 from pipeline.errors import VideoError
@@ -57,18 +57,18 @@ def estimate(
     """Probe a sample of local videos (clips per byte) and time the network on this machine."""
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     sizes = np.maximum(videos["size_bytes"].to_numpy(), 0)
-    counts, sampled = [], []
+    counts, sampled, sampling = [], [], prepared.recipe.sampling
     until = time.monotonic() + SAMPLE_S
     for at in np.random.default_rng(0).permutation(len(sizes))[:SAMPLE].tolist():
         uri = videos["uri"][at].as_py()
         if uri.startswith("s3://"):
             continue  # a probe would download it
         try:
-            n_frames = probe(os.fsdecode(local_path(uri)), DecodeLimits()).n_frames
+            seen = probe(os.fsdecode(local_path(uri)), DecodeLimits())
+            n_frames = laid_over(sampling, seen.n_frames, seen.duration_s)
         except VideoError:
             n_frames = 0
-        sampling = prepared.recipe.sampling.for_video(videos["video_id"][at].as_py())
-        counts.append(len(clip_spans(sampling, n_frames)))
+        counts.append(len(clip_spans(sampling.for_video(videos["video_id"][at].as_py()), n_frames)))
         sampled.append(int(sizes[at]))
         if time.monotonic() > until:
             break

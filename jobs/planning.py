@@ -41,6 +41,7 @@ class JobSpec:
     graph: str | None = None
     clips: str = "every:16"
     frame_step: int = 1
+    fps: float | None = None
     pool: str = "mean"
     decoder: str = "auto"
     partial: str = "fail"
@@ -92,6 +93,7 @@ def fix(weights: Weights, spec: JobSpec) -> Prepared:
         crop_hw=clip.crop_hw,
         clips=spec.clips,
         frame_step=spec.frame_step,
+        fps=spec.fps,
         decoder=spec.decoder,
         partial=spec.partial,
         precision=spec.precision,

@@ -15,6 +15,7 @@ import numpy as np
 from jobs.planning import default_batch
 from p3d import zoo
 from p3d.encoder import Encoder, device_for, golden_clip
+from p3d.weights import Weights
 
 ROUNDS = 3
 
@@ -60,7 +61,8 @@ def measure(names: tuple[str, ...], device: str = "auto", tell: Callable[[str], 
 def _rate(name: str, device: str, size: int, *, warm: bool) -> float:
     """Clips a second of one batch."""
     recipe = zoo.recipe(name, "caffe")
-    encoder = Encoder(zoo.build(name), recipe, device=device, batch_size=size)
+    weights = Weights(zoo.build(name).eval(), recipe, (), "untrained: only its speed is of interest")
+    encoder = Encoder(weights, device=device, batch_size=size)
     frames_NHWC, index_BT = golden_clip(recipe)
     index_BT = np.repeat(index_BT, size, axis=0)
     if warm:

@@ -58,6 +58,7 @@ class WorkerSpec:
             options.s3,
             options.decode_tasks,
             options.video_timeout_s,
+            options.max_decode_memory,
         )
 
 

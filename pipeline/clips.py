@@ -18,6 +18,8 @@ paper tests on Sports-1M with 20 random clips a video). A video that has fewer s
 is there twice; one shorter than a span gives its one padded clip. The draw follows from SEED, the video's id and its
 frame count alone, never from who decodes it or when: Floyd's sampling over the 64-bit words of SHAKE-256 (FIPS 202) of
 "SEED\nvideo_id". numpy's generators may give other numbers in another version; this cannot.
+
+With a rate (`fps`), all of this is laid over the ticks of the resampled video (`pipeline.rate`) in place of its frames.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from pipeline import rate
 from pipeline.types import INT64, ClipSpan
 
 Rule = Literal["every", "uniform", "random"]
@@ -39,6 +42,8 @@ _FORMS = "every:STRIDE (in frames), uniform:COUNT or random:COUNT@SEED"
 class Sampling:
     """The sampling rule of a job. `value` is S of `every:S` (a stride in frames) or the count N of the others.
 
+    With `fps`, the frames it counts are the ticks of the video resampled to that rate.
+
     `seed` is that of `random:N@SEED`, which also needs to know the video: see `for_video`.
     """
 
@@ -46,6 +51,7 @@ class Sampling:
     value: int
     clip_frames: int
     frame_step: int = 1
+    fps: float | None = None
     seed: int | None = None
     video_id: str | None = None
 
@@ -56,6 +62,8 @@ class Sampling:
             raise ValueError(f"clip rule {self.rule!r} with {self.seed = }: random clips need one, others have none")
         if min(self.value, self.clip_frames, self.frame_step) < 1:
             raise ValueError(f"{self.value = }, {self.clip_frames = } and {self.frame_step = } must be at least 1")
+        if self.fps is not None and not 0 < self.fps <= rate.MAX_FPS:
+            raise ValueError(f"fps is more than 0 and at most {rate.MAX_FPS:g}, not {self.fps}")
 
     @property
     def span(self) -> int:
@@ -77,13 +85,35 @@ class Sampling:
         return self.rule == "every" and self.frame_step == 1 and self.value <= self.span
 
 
-def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1) -> Sampling:
+def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1, fps: float | None = None) -> Sampling:
     """`every:16`, `uniform:20` or `random:20@0` -> Sampling. ValueError with what is allowed."""
     match = re.fullmatch(r"(every|uniform|random):([0-9]{1,9})(?:@([0-9]{1,18}))?", text)
     if match is None or int(match[2]) < 1 or (match[3] is None) == (match[1] == "random"):
         raise ValueError(f"clips are {_FORMS}, such as every:16, not {text!r}")
     rule: Rule = match[1]  # type: ignore[assignment] # one of the three, by the pattern
-    return Sampling(rule, int(match[2]), clip_frames, frame_step, None if match[3] is None else int(match[3]))
+    seed = None if match[3] is None else int(match[3])
+    return Sampling(rule, int(match[2]), clip_frames, frame_step, fps, seed)
+
+
+def laid_over(sampling: Sampling, n_frames: int, duration_s: float) -> int:
+    """How many frames the clips of a video are laid over: its own, or the ticks of its duration."""
+    return n_frames if sampling.fps is None or n_frames < 1 else rate.n_ticks(sampling.fps, duration_s)
+
+
+def places(sampling: Sampling, number: int, start_s: float, end_s: float) -> tuple[int, int]:
+    """Where frame `number`, on screen [start_s, end_s), stands among those the clips are laid over: [first, end).
+
+    Of two frames that claim one place the later has it: the first frame is given tick 0 before it is known whether
+    another follows within a millisecond.
+    """
+    if sampling.fps is None:
+        return number, number + 1
+    return rate.first_tick(sampling.fps, start_s), max(rate.first_tick(sampling.fps, end_s), 1 - min(number, 1))
+
+
+def whole_places(sampling: Sampling, number: int, end_s: float) -> int:
+    """How many places no later frame can change once frame `number` has come, which ends at `end_s`."""
+    return number + 1 if sampling.fps is None else rate.whole_ticks(sampling.fps, end_s)
 
 
 def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:

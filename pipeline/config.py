@@ -63,7 +63,8 @@ def digest(value: Any) -> str:
 class Recipe(_Strict):
     """What decides the numbers of a row. Two jobs with equal recipes may share a dataset; others may not.
 
-    `weights_sha256` is of our own safetensors file; `resize_hw`, `short_side`, `crop_hw` are pixels (see FrameSpec).
+    `weights_sha256` is of our own safetensors file; `resize_hw`, `short_side`, `crop_hw` are pixels (see FrameSpec);
+    `fps` is the rate that videos are resampled to, None for their own.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Recipe(_Strict):
     crop_hw: tuple[int, int]
     clips: str
     frame_step: int
+    fps: float | None
     decoder: str
     partial: str
     precision: str
@@ -108,7 +110,7 @@ class Recipe(_Strict):
 
     @property
     def sampling(self) -> Sampling:
-        return parse_sampling(self.clips, clip_frames=self.clip_frames, frame_step=self.frame_step)
+        return parse_sampling(self.clips, clip_frames=self.clip_frames, frame_step=self.frame_step, fps=self.fps)
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -229,7 +231,8 @@ class RunOptions(_Strict):
     bit-identical only for equal ones.
 
     `workers` GPU or CPU actors; `batch_size` clips; `threads` of the network per CPU worker; `decode_tasks` videos that
-    each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video;
+    each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video,
+    `max_decode_memory` the bytes that its decode may take;
     `store_patience_s` how long a store may fail before the job stops, resumable; `s3` how to reach it.
     """
 
@@ -242,6 +245,7 @@ class RunOptions(_Strict):
     max_duration_s: float = 24 * 3600.0
     max_pixels: int = 64 * 1024 * 1024
     max_file_bytes: int = 256 * 1024**3
+    max_decode_memory: int = 4 * 1024**3
     shard_attempts: int = 4
     worker_deaths: int = 8
     store_patience_s: float = 600.0
@@ -249,7 +253,15 @@ class RunOptions(_Strict):
     s3: StoreOptions = DEFAULTS
 
     def __post_init__(self) -> None:
-        for name in ("workers", "batch_size", "threads", "decode_tasks", "video_timeout_s", "shard_attempts"):
+        for name in (
+            "workers",
+            "batch_size",
+            "threads",
+            "decode_tasks",
+            "video_timeout_s",
+            "max_decode_memory",
+            "shard_attempts",
+        ):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
 

@@ -12,12 +12,22 @@ B batch, T frames of a clip, D feature dimension, K classes whose scores are sto
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.clips import Sampling, clip_spans, frame_numbers, grid_span, settled_spans
+from pipeline.clips import (
+    Sampling,
+    clip_spans,
+    frame_numbers,
+    grid_span,
+    laid_over,
+    places,
+    settled_spans,
+    whole_places,
+)
 from pipeline.errors import Reason
 from pipeline.types import (
     FLOAT32,
@@ -140,64 +150,95 @@ def _settle(
 
 @dataclass(slots=True)
 class _Track:
-    """One video on its way: the frames a later clip may still need, and the clips that were made."""
+    """One video on its way: the frames a later clip may still need, and the clips that were made.
+
+    Clips count places (`pipeline.clips.places`): the frames of the video, or the ticks that each of them is shown for.
+    A frame is kept once, however many ticks it has.
+    """
 
     info: VideoInfo
     sampling: Sampling
-    frames: dict[int, UINT8] = field(default_factory=dict)  # frame number -> [H, W, 3]
-    times: dict[int, tuple[float, float]] = field(default_factory=dict)  # frame number -> [start_s, end_s)
+    kept: list[_Kept] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)  # first place of each kept frame
     clips: list[tuple[ClipSpan, float, float]] = field(default_factory=list)
     features: list[FLOAT32 | None] = field(default_factory=list)
     probs: list[FLOAT32 | None] = field(default_factory=list)
     last_number: int = -1
+    n_whole: int = 0  # places that no later frame can change
+    n_promised: int = field(init=False)
     promised: list[ClipSpan] = field(init=False)  # where the frame count decides: the clips of the promised one
 
     def __post_init__(self) -> None:
-        self.promised = clip_spans(self.sampling, self.info.n_frames) if self.sampling.needs_the_count else []
+        self.n_promised = laid_over(self.sampling, self.info.n_frames, self.info.duration_s)
+        self.promised = clip_spans(self.sampling, self.n_promised) if self.sampling.needs_the_count else []
 
-    def take(self, block: FrameBlock) -> list[tuple[ClipSpan, INT64]]:
-        """Add frames; the clips (span, frame numbers [T]) that are now whole."""
+    def take(self, block: FrameBlock) -> list[tuple[ClipSpan, list[_Kept]]]:
+        """Add frames; the clips (span, T frames) that are now whole."""
         for at, number in enumerate(block.numbers_N.tolist()):
             if number <= self.last_number:
                 raise ValueError(f"frame {number} came after frame {self.last_number}")
-            self.frames[number] = block.frames_NHWC[at]
-            self.times[number] = (float(block.start_s_N[at]), float(block.end_s_N[at]))
-            self.last_number = number
+            start_s, end_s = float(block.start_s_N[at]), float(block.end_s_N[at])
+            first, end = places(self.sampling, number, start_s, end_s)
+            self.kept.append(_Kept(number, end, start_s, end_s, block.frames_NHWC[at]))
+            self.firsts.append(first)
+            self.last_number, self.n_whole = number, whole_places(self.sampling, number, end_s)
         cut = []
         while (span := self._next_whole()) is not None:
-            cut.append(self._cut(span, max(self.info.n_frames, span.end_frame)))
+            cut.append(self._cut(span, max(self.n_promised, span.end_frame)))
         return cut
 
-    def finish(self, end: VideoEnd) -> list[tuple[ClipSpan, INT64]]:
+    def finish(self, end: VideoEnd) -> list[tuple[ClipSpan, list[_Kept]]]:
         """The clips that could only be known with the last frame."""
-        spans = clip_spans(self.sampling, end.n_frames)
+        n_places = laid_over(self.sampling, end.n_frames, end.duration_s)
+        spans = clip_spans(self.sampling, n_places)
         if [clip[0] for clip in self.clips] != spans[: len(self.clips)]:
-            raise ValueError(f"clips were cut for {self.info.n_frames} frames, but the video has {end.n_frames}")
-        return [self._cut(span, end.n_frames) for span in spans[len(self.clips) :]]
+            raise ValueError(f"clips were cut for {self.n_promised} frames, but the video has {n_places}")
+        return [self._cut(span, n_places, end.duration_s) for span in spans[len(self.clips) :]]
 
     def _next_whole(self) -> ClipSpan | None:
         """The next clip that no later frame can change, if its frames are there."""
-        at, n_seen = len(self.clips), self.last_number + 1
+        at = len(self.clips)
         if not self.sampling.needs_the_count:
-            return grid_span(self.sampling, at) if at < settled_spans(self.sampling, n_seen) else None
+            return grid_span(self.sampling, at) if at < settled_spans(self.sampling, self.n_whole) else None
         spans = self.promised
-        return spans[at] if at < len(spans) and spans[at].end_frame <= n_seen else None
+        return spans[at] if at < len(spans) and spans[at].end_frame <= self.n_whole else None
 
-    def _cut(self, span: ClipSpan, n_frames: int) -> tuple[ClipSpan, INT64]:
-        numbers_T = frame_numbers(self.sampling, span, n_frames)
-        if missing := [number for number in numbers_T.tolist() if number not in self.frames]:
-            raise ValueError(f"clip {span.index} needs frame {missing[0]} of {n_frames}, which was not sent")
-        self.clips.append((span, self.times[int(numbers_T[0])][0], self.times[int(numbers_T[-1])][1]))
+    def _cut(self, span: ClipSpan, n_places: int, duration_s: float = float("inf")) -> tuple[ClipSpan, list[_Kept]]:
+        numbers_T = frame_numbers(self.sampling, span, n_places).tolist()
+        frames = [self._at(span, place, n_places) for place in numbers_T]
+        start_s, end_s = frames[0].start_s, frames[-1].end_s
+        if self.sampling.fps is not None:
+            start_s = numbers_T[0] / self.sampling.fps
+            end_s = min((numbers_T[-1] + 1) / self.sampling.fps, duration_s)
+        self.clips.append((span, start_s, end_s))
         self.features.append(None)
         self.probs.append(None)
-        return span, numbers_T
+        return span, frames
+
+    def _at(self, span: ClipSpan, place: int, n_places: int) -> _Kept:
+        """The frame that stands at a place: the last that begins there or before."""
+        at = bisect_right(self.firsts, place) - 1
+        if at < 0 or self.kept[at].end <= place:
+            raise ValueError(f"clip {span.index} needs frame {place} of {n_places}, which was not sent")
+        return self.kept[at]
 
     def forget(self) -> None:
         """Drop the frames before the newest clip's start; every later clip starts at it or after."""
         if self.clips:
             first = self.clips[-1][0].start_frame
-            for number in [number for number in self.frames if number < first]:
-                del self.frames[number], self.times[number]
+            gone = next((at for at, kept in enumerate(self.kept) if kept.end > first), len(self.kept))
+            del self.kept[:gone], self.firsts[:gone]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A frame that a clip may still need: its number, the end of its places, its time and its pixels [H, W, 3]."""
+
+    number: int
+    end: int
+    start_s: float
+    end_s: float
+    frame_HWC: UINT8
 
 
 class _Batch:
@@ -210,18 +251,18 @@ class _Batch:
         self.index: list[list[int]] = []
         self.owners: list[tuple[_Track, int]] = []
 
-    def add(self, track: _Track, clips: list[tuple[ClipSpan, INT64]]) -> None:
-        for span, numbers_T in clips:
-            self.index.append([self._place(track, number) for number in numbers_T.tolist()])
+    def add(self, track: _Track, clips: list[tuple[ClipSpan, list[_Kept]]]) -> None:
+        for span, frames_T in clips:
+            self.index.append([self._place(track, kept) for kept in frames_T])
             self.owners.append((track, span.index))
             if len(self.owners) == self.size:
                 self.flush()
         track.forget()
 
-    def _place(self, track: _Track, number: int) -> int:
-        place = self.places.setdefault((id(track), number), len(self.frames))
+    def _place(self, track: _Track, kept: _Kept) -> int:
+        place = self.places.setdefault((id(track), kept.number), len(self.frames))
         if place == len(self.frames):
-            self.frames.append(track.frames[number])
+            self.frames.append(kept.frame_HWC)
         return place
 
     def flush(self) -> None:

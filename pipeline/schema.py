@@ -62,6 +62,9 @@ _VIDEO_FIELDS = [
     pa.field("stream_index", pa.int32(), nullable=False),
     pa.field("route", pa.string(), nullable=False),
     pa.field("truncated", pa.bool_(), nullable=False),
+    pa.field("claimed_frames", pa.int64()),  # by the container's own count, if it has one
+    pa.field("resampled_fps", pa.float64()),  # of --fps; null without
+    pa.field("resampled_frames", pa.int64()),
 ]
 FAILURES = pa.schema(
     [
@@ -91,7 +94,11 @@ def _probs_fields(n_scores: int) -> list[pa.Field]:
 
 
 def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
-    """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`."""
+    """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
+
+    Frames are the video's own, counted from 0; where videos/ has a `resampled_fps`, frame k is the one on screen at
+    k / resampled_fps. Seconds are true either way, and never beyond `duration_s`.
+    """
     return pa.schema(
         [
             pa.field("video_id", pa.string(), nullable=False),
@@ -245,7 +252,7 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """
     lists = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
-    floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps")]
+    floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps", "resampled_fps")]
     keys = [name for name in ("video_id", "path", "codec", "route", "reason") if name in schema.names]
     return pq.ParquetWriter(
         path,

@@ -79,7 +79,9 @@ class VideoInfo:
     """What a probe found, sent before the first frame. A second one for the same video means: start again.
 
     `n_frames` is what the container promises (packets minus discarded ones); `VideoEnd.n_frames` is the truth.
-    `width`, `height` are as shown, after rotation; `rotation` is the one that was applied, degrees clockwise.
+    `width`, `height` are as shown, after rotation, in pixels as stored (not stretched by the pixel aspect); `rotation`
+    is the one that was applied, degrees clockwise. `fps` is the video's own average; `resampled_fps` that of `--fps`.
+    `claimed_frames` is the container's own count, discarded frames and all; None where it has none.
     """
 
     n_frames: int
@@ -92,6 +94,8 @@ class VideoInfo:
     codec: str
     stream_index: int
     route: str
+    resampled_fps: float | None = None
+    claimed_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,13 @@ class VideoEnd:
     """The last message of a video that could be read: how many frames it really had, and how long it is in seconds.
 
     `truncated` marks a video of which only the frames before the damage were used (`--partial keep`).
+    `resampled_frames` counts the ticks that the clips were laid over, with `--fps`.
     """
 
     n_frames: int
     duration_s: float
     truncated: bool = False
+    resampled_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ DecodeMessage = VideoStart | VideoFetched | VideoInfo | FrameBlock | VideoEnd | 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpan:
-    """One clip: frames [start_frame, end_frame); its last frame also stands in for `n_padded` missing ones."""
+    """One clip: frames [start_frame, end_frame), with `--fps` ticks; its last also stands in for `n_padded` others."""
 
     index: int
     start_frame: int

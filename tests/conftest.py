@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Weed, weed
 from tests.zoo import make
+
+settings.register_profile("p3d", deadline=None)  # the machine is shared: how long one example takes says nothing
+settings.load_profile("p3d")
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"

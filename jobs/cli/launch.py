@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from jobs.control import Epoch, Pulse
     from jobs.planning import JobSpec
-    from pipeline.config import JobRecord, RunOptions
+    from pipeline.config import JobRecord, Recipe, RunOptions
     from pipeline.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +34,20 @@ def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 def _choice(*words: str) -> dict[str, Any]:
     return {"type": click.Choice(words), "default": words[0], "show_default": True}
+
+
+class _Decoders(click.Choice[str]):
+    """A choice that says why one more, which a user may know from elsewhere, is not among them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "nvdec":
+            self.fail(
+                "nvdec: no decoding on a GPU is part of this version: its frames were never compared with those of the "
+                "other decoders. Use auto, decord or pyav",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 recipe_options = _apply(
@@ -57,11 +71,23 @@ recipe_options = _apply(
     click.option(
         "--frame-step", type=click.IntRange(1), default=1, show_default=True, help="Every Nth frame in a clip."
     ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(min=0, min_open=True, max=240),
+        metavar="R",
+        help="Resample to R frames/s by time, so that clips of all videos span equal time. Default: as they are.",
+    ),
     click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
     click.option("--scores", is_flag=True, help="Also store the probability of each class, per clip and per video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
     click.option("--precision", **_choice("fp32", "bf16", "fp16"), help="Of the network. fp16: CUDA only."),
-    click.option("--decoder", **_choice("auto", "decord", "pyav"), help="auto: decord where it is right, else PyAV."),
+    click.option(
+        "--decoder",
+        type=_Decoders(["auto", "decord", "pyav"]),
+        default="auto",
+        show_default=True,
+        help="auto: decord where it is right, else PyAV.",
+    ),
     click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
 )
 source_options = _apply(
@@ -104,6 +130,12 @@ run_options = _apply(
         help="Larger files fail as too_large. Default: 256 GiB.",
     ),
     click.option(
+        "--max-decode-memory",
+        type=click.IntRange(1),
+        metavar="BYTES",
+        help="A decode that takes more fails as decode_memory. Default: 4 GiB.",
+    ),
+    click.option(
         "--store-patience",
         "store_patience_s",
         type=click.FloatRange(min=0),
@@ -135,6 +167,10 @@ def options_of_run(typed: dict[str, Any], last: Epoch | None = None) -> RunOptio
     given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
     given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": talk.options_of(typed)}
     return run_options(last.options if last else {}, **given)
+
+
+def _rate(recipe: Recipe) -> str:
+    return "" if recipe.fps is None else f", at {recipe.fps:g} frames/s"
 
 
 @click.command()
@@ -184,7 +220,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
         *talk.table(
             [
                 ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
-                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}"),
+                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
                 (
                     "videos",
                     f"{guess.n_videos} ({talk.human_bytes(guess.size_bytes)}) in {talk.count(guess.n_shards, 'shard')}",

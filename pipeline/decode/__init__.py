@@ -11,22 +11,22 @@ seen before: the caller runs this in a process of its own, under a deadline.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-import numpy as np
-
-from pipeline.clips import Sampling, needed_frames
+from pipeline.clips import Sampling, laid_over
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
 from pipeline.decode.probe import Probe, probe
 from pipeline.decode.pyav_route import read_pyav
 from pipeline.decode.route import RouteName, route
+from pipeline.decode.wanted import NONE, Wanted, wanted_by
 from pipeline.errors import Reason, VideoError
-from pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
 
 __all__ = ["DecodeLimits", "DecodePolicy", "Probe", "open_frames", "probe", "route"]
 
 _DEFAULT_LIMITS = DecodeLimits()
-_NO_FRAME = np.empty(0, np.int64)
+MOST_RESIZED_PIXELS = 16 * 1024 * 1024
 
 
 def open_frames(
@@ -39,10 +39,11 @@ def open_frames(
 ) -> Iterator[VideoInfo | FrameBlock | VideoEnd]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
-    All frames are sent where the clips leave none out (`sampling.needs_every_frame`), else only those of
-    `needed_frames`. A **second VideoInfo** means: forget the blocks so far and start again. It comes at most once:
-    when the count the clips were laid out on turned out wrong (it then carries the true one), or when decord gave up
-    half way and PyAV takes over. VideoEnd.duration_s is the end of the last frame, in seconds from the first.
+    Only frames that the clips need are sent (`pipeline.decode.wanted`), and all of them where the clips leave none out;
+    numbers and times are the video's own, with `sampling.fps` too. A **second VideoInfo** means: forget the blocks so
+    far and start again. It comes at most once: when what the clips were laid out on turned out wrong (it then carries
+    the true count and duration), or when decord gave up half way and PyAV takes over. VideoEnd.duration_s is the end of
+    the last frame, in seconds from the first.
 
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
     resized frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
@@ -54,66 +55,97 @@ def open_frames(
         raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
+    if not (found.coded_height and found.coded_width):
+        if found.size_refused:
+            raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
+        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
+    _check_resized(found, spec)
     name, _ = route(found, policy, spec)
     may_restart = True
     if name == "decord":
         try:
             reader = open_decord(found, spec)
             may_restart = False
-            yield _info(found, "decord", found.n_frames)
-            yield from read_decord(reader, found, spec, _wanted(sampling, found.n_frames))
-            yield VideoEnd(found.n_frames, found.duration_s)
+            promised = VideoEnd(found.n_frames, found.duration_s)
+            yield _info(found, "decord", promised, sampling)
+            yield from read_decord(reader, found, spec, _wanted(sampling, promised))
+            yield _end(promised, sampling)
             return
         except DecordGaveUp as gave_up:
             if policy.decoder == "decord":
-                if gave_up.reason is None:
-                    raise
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
         reader = None  # lets go of decord's frames before PyAV begins
-    yield from _pyav(found, spec, sampling, policy, may_restart=may_restart)
+    yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart)
 
 
 def _pyav(
-    found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, *, may_restart: bool
+    found: Probe,
+    spec: FrameSpec,
+    sampling: Sampling,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    *,
+    may_restart: bool,
 ) -> Iterator[VideoInfo | FrameBlock | VideoEnd]:
     """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand."""
-    n_frames = found.n_frames
+    promised = VideoEnd(found.n_frames, found.duration_s)
     if not may_restart and not sampling.needs_every_frame:
-        for message in read_pyav(found, spec, _NO_FRAME, policy):
+        for message in read_pyav(found, spec, NONE, policy, limits):
             if isinstance(message, VideoEnd):
-                n_frames = message.n_frames
+                promised = message
             else:
                 yield message  # empty: a sign of life
     for _ in range(2):
-        yield _info(found, "pyav", n_frames)
-        for message in read_pyav(found, spec, _wanted(sampling, n_frames), policy):
+        yield _info(found, "pyav", promised, sampling)
+        for message in read_pyav(found, spec, _wanted(sampling, promised), policy, limits):
             if not isinstance(message, VideoEnd):
                 yield message
-            elif sampling.needs_every_frame or message.n_frames == n_frames:
-                yield message
+            elif sampling.needs_every_frame or _laid_over(sampling, message) == _laid_over(sampling, promised):
+                yield _end(message, sampling)
                 return
             else:
-                n_frames = message.n_frames
+                promised = message
         if not may_restart:
             break
-    raise VideoError(Reason.SOURCE_CHANGED, f"the file had another number of frames when read again: {n_frames}")
+    sentence = f"the file had another number of frames when read again: {promised.n_frames}"
+    raise VideoError(Reason.SOURCE_CHANGED, sentence)
 
 
-def _wanted(sampling: Sampling, n_frames: int) -> INT64 | None:
-    return None if sampling.needs_every_frame else needed_frames(sampling, n_frames)
+def _check_resized(found: Probe, spec: FrameSpec) -> None:
+    """A picture of one row resized by its short side would be millions of columns wide."""
+    height, width = spec.target_hw(*found.display_hw)
+    if height * width > MOST_RESIZED_PIXELS:
+        raise VideoError(
+            Reason.TOO_LARGE,
+            f"{found.coded_width}x{found.coded_height} pixels would be {width}x{height} after the resize",
+        )
 
 
-def _info(found: Probe, name: RouteName, n_frames: int) -> VideoInfo:
+def _laid_over(sampling: Sampling, end: VideoEnd) -> int:
+    return laid_over(sampling, end.n_frames, end.duration_s)
+
+
+def _wanted(sampling: Sampling, promised: VideoEnd) -> Wanted:
+    return wanted_by(sampling, _laid_over(sampling, promised))
+
+
+def _end(end: VideoEnd, sampling: Sampling) -> VideoEnd:
+    return end if sampling.fps is None else replace(end, resampled_frames=_laid_over(sampling, end))
+
+
+def _info(found: Probe, name: RouteName, promised: VideoEnd, sampling: Sampling) -> VideoInfo:
     height, width = found.shown_hw
     return VideoInfo(
-        n_frames=n_frames,
+        n_frames=promised.n_frames,
         width=width,
         height=height,
         rotation=found.turn.degrees,
         fps=found.fps,
-        duration_s=found.duration_s,
+        duration_s=promised.duration_s,
         container=found.container,
         codec=found.codec,
         stream_index=found.stream_index,
         route=name,
+        resampled_fps=sampling.fps,
+        claimed_frames=found.n_promised or None,
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.decode.probe import Probe
 from pipeline.decode.route import BLOCK_FRAMES
+from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
 
@@ -27,22 +28,16 @@ MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
 # that a point is in it: Python writes 1e-09 without one, and video_reader.cc treats whole numbers as a count.
 FAULT_TOLERANCE = "0.000000001"
 
-# What decord says -> what it means, for `--decoder decord`, where PyAV is not asked.
-_MEANING = (
-    ("duplicate frames that are corrupted", Reason.CORRUPT_FRAMES),
-    ("avcodec_send_packet", Reason.CORRUPT_FRAMES),
-    ("Error sending packet", Reason.CORRUPT_FRAMES),
-    ("Thread worker: Error", Reason.CORRUPT_FRAMES),
-    ("av_read_frame", Reason.CORRUPT_FRAMES),
-    ("Error reading", Reason.CORRUPT_FRAMES),
-    ("frames, the packets say", Reason.CORRUPT_FRAMES),
-    ("avfilter_graph", Reason.UNSUPPORTED),
-    ("cannot find video stream", Reason.UNSUPPORTED),
-    ("Failed to measure duration", Reason.UNSUPPORTED),
-    ("shape", Reason.UNSUPPORTED),
-    ("from_size", Reason.UNSUPPORTED),
-    ("cannot be written as UTF-8", Reason.UNSUPPORTED),
-    ("not installed", Reason.UNSUPPORTED),
+# What decord says when it cannot read a kind of video, for `--decoder decord`, where PyAV is not asked. All else that
+# it says is of damaged data, in the words of whichever of its checks failed first.
+_UNSUPPORTED = (
+    "avfilter_graph",
+    "cannot find video stream",
+    "Failed to measure duration",
+    "shape",
+    "from_size",
+    "cannot be written as UTF-8",
+    "not installed",
 )
 
 
@@ -50,9 +45,9 @@ class DecordGaveUp(Exception):
     """decord cannot read this video, or raised half way. `str()` is one line without decord's clock stamp."""
 
     @property
-    def reason(self) -> Reason | None:
-        """What it means, where that is known."""
-        return next((reason for words, reason in _MEANING if words in str(self)), None)
+    def reason(self) -> Reason:
+        """What it means."""
+        return Reason.UNSUPPORTED if any(words in str(self) for words in _UNSUPPORTED) else Reason.CORRUPT_FRAMES
 
 
 def open_decord(found: Probe, spec: FrameSpec) -> Any:
@@ -63,7 +58,7 @@ def open_decord(found: Probe, spec: FrameSpec) -> Any:
         raise DecordGaveUp(f"decord is not installed here: {error}") from error
     decord.logging.set_level(decord.logging.QUIET)
     decord.bridge.set_bridge("native")
-    height, width = spec.target_hw(*found.shown_hw)
+    height, width = spec.target_hw(*found.display_hw)
     try:
         reader = decord.VideoReader(
             found.path, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
@@ -77,8 +72,8 @@ def open_decord(found: Probe, spec: FrameSpec) -> Any:
     return reader
 
 
-def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: INT64 | None) -> Iterator[FrameBlock]:
-    """The wanted frames (all of them for None) in order, in blocks of at most 64; DecordGaveUp when decord raises.
+def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: Wanted) -> Iterator[FrameBlock]:
+    """The wanted frames in order, in blocks of at most 64; DecordGaveUp when decord raises.
 
     Times are the probe's (float64 from the packets); decord's own are float32, and garbage in some containers. Holds
     one run of at most 256 resized frames.
@@ -86,8 +81,8 @@ def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: INT64 | None
     import decord
 
     assert found.start_s_N is not None and found.end_s_N is not None  # route: every frame has a time
-    height, width = spec.target_hw(*found.shown_hw)
-    numbers_M = np.arange(found.n_frames, dtype=np.int64) if wanted is None else wanted
+    height, width = spec.target_hw(*found.display_hw)
+    numbers_M = wanted.of(found.start_s_N, found.end_s_N)
     for first, end in runs(found.key_frames, found.n_frames):
         run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
         if not len(run_M):

@@ -40,7 +40,7 @@ def decode_messages(
     except StoreError:
         raise
     except MemoryError:
-        yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than there is")
+        yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than there is, or the file claims so")
     except Exception as error:  # noqa: BLE001 - the one boundary: what no table maps is our own defect, and says so
         yield Failure(Reason.INTERNAL, f"{type(error).__name__}: {_one_line(str(error))}")
 

@@ -33,6 +33,8 @@ DEMUXERS = (
 )
 ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
+MOST_ASPECT = 8.0  # of a pixel, either way; what is beyond is no honest video
+READ_BYTES = 1024**2
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
 
 
@@ -45,6 +47,8 @@ class Probe:
     `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
     give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
+    `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
+    `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
     """
 
     path: str
@@ -55,6 +59,8 @@ class Probe:
     n_video_streams: int
     coded_width: int
     coded_height: int
+    size_refused: bool
+    pixel_aspect: float
     turn: Orientation
     fps: float
     duration_s: float
@@ -75,6 +81,11 @@ class Probe:
     def shown_hw(self) -> tuple[int, int]:
         """(height, width) as shown."""
         return self.turn.shown_hw(self.coded_height, self.coded_width)
+
+    @property
+    def display_hw(self) -> tuple[int, int]:
+        """(height, width) in square pixels, as a player shows it: the coded width is stretched by the pixel aspect."""
+        return self.turn.shown_hw(self.coded_height, max(1, round(self.coded_width * self.pixel_aspect)))
 
     @property
     def largest_gop(self) -> int:
@@ -104,6 +115,9 @@ def open_container(path: str) -> Iterator[InputContainer]:
         raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was opened") from error
     except av.error.PermissionError as error:
         raise VideoError(Reason.SOURCE_DENIED, "the file cannot be opened: permission denied") from error
+    except av.error.FFmpegError as error:
+        refuse_trouble_of_the_machine(error, path)
+        raise damaged_container(path) from error
     with container:
         yield container
 
@@ -117,7 +131,35 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
     with open_container(absolute) as container:
         stream = best_stream(container)
         _check_limits(stream, container, limits)
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         return _Pass(container, stream).run(absolute, limits)
+
+
+def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> None:
+    """Raises `error` if it is not about the file's content: no memory, or bytes that cannot be read.
+
+    FFmpeg says "input/output error", "end of file" or "try again" of damaged data too, so the file is read to its end.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - surrogates
+            while file.read(READ_BYTES):
+                pass
+    except OSError:
+        raise error from None
+
+
+def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
+    """The packets of these streams (of all) in stored order, then one empty one of each, which flushes its decoder.
+
+    PyAV (18.1) trips over a stream that first appears in mid-file, as broadcasts have them: an IndexError after the
+    last packet, when every stream that was there from the start has been flushed.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        return
 
 
 def best_stream(container: InputContainer) -> VideoStream:
@@ -156,6 +198,7 @@ class _Pass:
         self.keys = array("q")  # positions in `pts` of key frames
         self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = self.packet_bytes = 0
         self.encrypted = False
+        self.size_refused = False
         self.stopped = ""
         self.last_end_s = 0.0  # over all streams
         self.first_picture: av.VideoFrame | None = None
@@ -184,6 +227,8 @@ class _Pass:
             n_video_streams=len(container.streams.video),
             coded_width=picture.width if picture else context.width,
             coded_height=picture.height if picture else context.height,
+            size_refused=self.size_refused,
+            pixel_aspect=_pixel_aspect(stream),
             turn=orientation(picture) if picture else UPRIGHT,
             fps=fps,
             duration_s=duration_s,
@@ -204,8 +249,8 @@ class _Pass:
     def _read(self) -> None:
         self.stream.codec_context.thread_count = 1  # frame threads would hold the first picture back
         try:
-            for packet in self.container.demux():
-                ours = packet.stream_index == self.stream.index
+            for packet in packets(self.container):
+                ours = packet.stream.index == self.stream.index  # `packet.stream_index` of an empty one is 0
                 if packet.size:
                     if packet.pts is not None and packet.time_base:
                         end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -216,14 +261,19 @@ class _Pass:
                     continue  # an empty sample shows no frame of its own
                 if ours and self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
                     self._look(packet)  # at the end too: a decoder gives up the frames of a short video when flushed
-        except av.error.InvalidDataError as error:
-            self.stopped = error.strerror or "invalid data"
+        except av.error.FFmpegError as error:
+            refuse_trouble_of_the_machine(error, self.container.name)
+            self.stopped = (error.strerror or "invalid data").lower()
 
     def _look(self, packet: av.Packet[Stream]) -> None:
         # Damage is judged by the route that reads the frames, which knows how many were good.
-        with contextlib.suppress(av.error.FFmpegError):
-            frame = next(iter(packet.decode()), None)
+        try:
+            frame = next(iter(self.stream.decode(packet)), None)
             self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
+        except av.error.FFmpegError as error:
+            # a size beyond max_pixels, or beyond FFmpeg's own limit, leaves the decoder without one
+            no_size = not self.stream.codec_context.width
+            self.size_refused = self.size_refused or (no_size and isinstance(error, av.error.ArgumentError))
 
     def _count(self, packet: av.Packet[Stream]) -> None:
         self.n_packets += 1
@@ -273,6 +323,12 @@ class _Pass:
         if "matroska" in self.container.format.name and self.last_end_s < duration_s - LOST_TAIL_S:
             return f"the file ends after {found} frames, at {self.last_end_s:.2f} of {duration_s:.2f} s"
         return ""
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    """By the container, else by the codec (FFmpeg's own order)."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
 
 
 def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fraction) -> float:

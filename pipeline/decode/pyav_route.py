@@ -10,14 +10,16 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
-from pipeline.decode.policy import DecodePolicy
-from pipeline.decode.probe import Probe, open_container
+from pipeline.decode.policy import DecodeLimits, DecodePolicy
+from pipeline.decode.probe import Probe, open_container, packets, refuse_trouble_of_the_machine
+from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
-from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
+from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
 
 SILENT_FRAMES = 1024  # decoded frames without a message, at most
 
@@ -32,33 +34,32 @@ class _Damage(Exception):
 
 
 def read_pyav(
-    found: Probe, spec: FrameSpec, wanted: INT64 | None, policy: DecodePolicy
+    found: Probe, spec: FrameSpec, wanted: Wanted, policy: DecodePolicy, limits: DecodeLimits
 ) -> Iterator[FrameBlock | VideoEnd]:
-    """The wanted frames (all of them for None) in blocks of at most 64, then one VideoEnd with the true count.
+    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count.
 
     Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
     for the caller's deadline.
 
     Damage is VideoError (corrupt_frames, or truncated at the end of the file) under `partial="fail"`; under "keep"
     it ends the video after the last good frame, with `truncated=True`. No good frame at all is no_frames either way.
-    Holds one block of cropped frames and the decoder's own references.
+    Holds one block of cropped frames, one decoded picture and the decoder's own references.
     """
-    scaler = Scaler(spec, found.shown_hw, found.turn)
-    wanted_set = None if wanted is None else frozenset(wanted.tolist())
+    scaler = Scaler(spec, found.display_hw, found.turn)
     clock = _Clock(found)
     block = _Block(spec)
-    held: UINT8 | None = None  # pixels of the frame before, whose end is the start of the next one
+    held: av.VideoFrame | None = None  # the frame before, whose end is the start of the next one
     n_frames, silent, truncated = 0, 0, bool(found.truncated)
     try:
-        for frame in _good_frames(found):
+        for frame in _good_frames(found, limits):
             start_s = clock.tick(frame)
-            if held is not None:
-                block.add(n_frames - 1, clock.before_s, start_s, held)
+            if held is not None and wanted.has(n_frames - 1, clock.before_s, start_s):
+                block.add(n_frames - 1, clock.before_s, start_s, scaler.picture(held))
             silent += 1
             if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
                 yield block.take()
                 silent = 0
-            held = scaler.picture(frame) if wanted_set is None or n_frames in wanted_set else None
+            held = frame
             n_frames += 1
     except _Damage as damage:
         if n_frames and policy.partial == "fail":
@@ -70,14 +71,14 @@ def read_pyav(
         truncated = True
     if not n_frames:
         raise VideoError(Reason.NO_FRAMES, f"no frame came out of {found.n_packets} packets")
-    if held is not None:
-        block.add(n_frames - 1, clock.now_s, clock.end_s, held)
+    if held is not None and wanted.has(n_frames - 1, clock.now_s, clock.end_s):
+        block.add(n_frames - 1, clock.now_s, clock.end_s, scaler.picture(held))
     if len(block):
         yield block.take()
     yield VideoEnd(n_frames, clock.end_s, truncated)
 
 
-def _good_frames(found: Probe) -> Iterator[av.VideoFrame]:
+def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
     """Presentable frames in order, up to the first damage (raised)."""
     with open_container(found.path) as container:
         stream = container.streams[found.stream_index]
@@ -85,22 +86,44 @@ def _good_frames(found: Probe) -> Iterator[av.VideoFrame]:
             raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
         stream.codec_context.thread_type = "NONE"
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of a picture in mid-stream, too
         n_sent = n_shown = 0
         try:
-            for packet in container.demux(stream):
+            for packet in packets(container, stream):
                 if packet.size:
                     n_sent += 1
                 elif packet.pts is not None or packet.dts is not None:
                     continue  # an empty sample; sent on, it would end the decoder as the flush does
-                for frame in packet.decode():
+                for frame in _pictures(stream, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
                     yield frame
-        except av.error.InvalidDataError as error:
+        except av.error.FFmpegError as error:
+            refuse_trouble_of_the_machine(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
-        except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
-            raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {found.codec}: {error.strerror}") from error
+
+
+def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
+    """What a packet decodes to. Whatever a decoder says of it is about its data: decoders read no files.
+
+    They have many words for damage: GIF's is "operation not permitted", others name an external library or a bug.
+    """
+    context = stream.codec_context
+    try:
+        return stream.decode(packet)
+    except av.error.MemoryError:
+        raise
+    except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
+        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {context.name}: {error.strerror}") from error
+    except av.error.ArgumentError as error:
+        if not context.width:  # what FFmpeg leaves of a size that it refused
+            limit = context.options.get("max_pixels")
+            sentence = f"a picture is larger than the limit of {limit} pixels (max_pixels)"
+            raise VideoError(Reason.TOO_LARGE, sentence) from error
+        raise _Damage("invalid data", tail) from error
+    except av.error.FFmpegError as error:
+        raise _Damage("invalid data", tail) from error
 
 
 class _Clock:

@@ -31,8 +31,7 @@ MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of the 
 def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
     """("decord" or "pyav", why in words).
 
-    VideoError(unsupported) when decord is asked for by name and cannot read this video rightly. A picture that is not
-    square-pixelled makes no difference: the recipe's resize does not look at the pixel aspect on either route.
+    VideoError(unsupported) when decord is asked for by name and cannot read this video rightly.
     """
     if policy.decoder == "pyav":
         return "pyav", "asked for"
@@ -71,7 +70,7 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
         yield "the packets do not give every frame a time of its own"
     if found.shown_hw[1] < MIN_WIDTH:
         yield f"width {found.shown_hw[1]} is below {MIN_WIDTH}"
-    height, width = spec.target_hw(*found.shown_hw)
+    height, width = spec.target_hw(*found.display_hw)
     if width < MIN_RESIZED_WIDTH:
         yield f"width {width} after the resize is below {MIN_RESIZED_WIDTH}"
     if height * width * 3 * min(BLOCK_FRAMES, found.n_frames) > MAX_BLOCK_BYTES:

@@ -57,6 +57,8 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("launch {archive}", 2, "OUT"),
         ("launch {archive} {out}", 2, "--weights"),
         ("launch {archive} {out} --weights random:0", 2, "--model"),
+        ("launch {archive} {out} --weights random:0 --model p3d63 --decoder nvdec", 2, "Use auto, decord or pyav"),
+        ("launch {archive} {out} --weights random:0 --model p3d63 --fps 0", 2, "--fps"),
         ("launch {archive} {out} --weights random:x --model p3d63", 2, "whole number"),
         ("launch {archive} {out} --weights random:0 --model p3d64", 2, "did you mean p3d63"),
         ("launch {archive} {out} --weights random:0 --model p3d63-flow", 2, "optical flow"),

@@ -16,6 +16,7 @@ import pytest
 import jobs
 import p3d.weights
 from jobs.planning import JobSpec, prepare
+from jobs.workers import encode_of
 from p3d.encoder import Encoder
 from pipeline.config import Recipe
 from pipeline.decode import DecodeLimits, DecodePolicy
@@ -55,15 +56,16 @@ def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Pat
     return extract_shard(
         shard,
         messages(),
-        encoder.encode,
+        encode_of(encoder, recipe),
         sampling=recipe.sampling,
         batch_size=encoder.batch_size,
         feature_dim=recipe.feature_dim,
+        n_scores=recipe.n_scores,
         embedding_dtype=recipe.embedding_dtype,
     )
 
 
-@pytest.mark.parametrize(("clips", "how"), [("every:16", "mean"), ("uniform:2", "mean+max")])
+@pytest.mark.parametrize(("clips", "how"), [("every:16", "mean"), ("uniform:2", "mean+max"), ("random:2@3", "mean")])
 def test_the_rows_are_a_workers(
     clips: str, how: str, archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path
 ) -> None:

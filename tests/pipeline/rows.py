@@ -33,6 +33,7 @@ def recipe(**changes: object) -> Recipe:
         "crop_hw": (160, 160),
         "clips": "every:16",
         "frame_step": 1,
+        "fps": None,
         "decoder": "auto",
         "partial": "fail",
         "precision": "fp32",

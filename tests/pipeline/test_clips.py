@@ -180,7 +180,7 @@ def test_a_rule_is_what_was_typed(text: str) -> None:
     """The rule, its number, its seed and the clip length are those of the command line."""
     rule, _, number = text.partition(":")
     seed = 0 if rule == "random" else None
-    expected = Sampling(rule, int(number.partition("@")[0]), 16, 2, seed)  # type: ignore[arg-type] # one of three
+    expected = Sampling(rule, int(number.partition("@")[0]), 16, 2, seed=seed)  # type: ignore[arg-type] # one of three
     assert parse_sampling(text, clip_frames=16, frame_step=2) == expected
     assert expected.needs_every_frame is False and expected.needs_the_count == (rule != "every")
 
@@ -192,7 +192,7 @@ def test_a_rule_that_cannot_be_is_refused_however_it_is_made(values: tuple) -> N
         Sampling(*values)
 
 
-@pytest.mark.parametrize("values", [("random", 1, 16, 1), ("every", 1, 16, 1, 0), ("uniform", 1, 16, 1, 3)])
+@pytest.mark.parametrize("values", [("random", 1, 16, 1), ("every", 1, 16, 1, None, 0), ("uniform", 1, 16, 1, None, 3)])
 def test_a_seed_belongs_to_random_clips_alone(values: tuple) -> None:
     """Random clips without a seed, or a seed that nothing would use, are refused."""
     with pytest.raises(ValueError, match="random clips need one"):

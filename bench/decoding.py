@@ -1,0 +1,67 @@
+"""What becomes of each sample video: its route, its frames, its outcome.
+
+python bench/decoding.py            the table, as Markdown
+python bench/decoding.py --write    the same, into docs/decoding.md; the tests hold every row of it
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.clips import parse_sampling  # noqa: E402 - after the path
+from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route  # noqa: E402
+from pipeline.errors import VideoError  # noqa: E402
+from pipeline.types import FrameSpec, VideoEnd, VideoInfo  # noqa: E402
+
+SAMPLES = ROOT.parent / "shared" / "videos"
+PAGE = ROOT / "docs" / "decoding.md"
+SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
+EVERY = parse_sampling("every:16", clip_frames=16)
+HEAD = "| file | route | frames | outcome |\n| --- | --- | --- | --- |"
+BLOCK = re.compile(r"(<!-- generated: samples -->\n).*?(\n<!-- end -->)", re.S)
+
+
+def decode(path: Path, policy: DecodePolicy) -> tuple[VideoInfo, VideoEnd]:
+    messages = [m for m in open_frames(str(path), SPEC, EVERY, policy=policy) if isinstance(m, VideoInfo | VideoEnd)]
+    info, end = messages[-2:]
+    assert isinstance(info, VideoInfo)
+    assert isinstance(end, VideoEnd)
+    return info, end
+
+
+def row(path: Path) -> str:
+    name = path.relative_to(SAMPLES)
+    try:
+        info, end = decode(path, DecodePolicy())
+    except VideoError as error:
+        try:
+            _, kept = decode(path, DecodePolicy(partial="keep"))
+            outcome = f"`{error.reason}`; {kept.n_frames} with `--partial keep`"
+        except VideoError:
+            outcome = f"`{error.reason}`"
+        return f"| {name} | | | {outcome}: {error.detail} |"
+    _, why = route(probe(str(path), DecodeLimits()), DecodePolicy(), SPEC)
+    turned = f"; turned by {info.rotation} degrees" if info.rotation else ""
+    return f"| {name} | {info.route} | {end.n_frames} | {why}{turned} |"
+
+
+def table() -> str:
+    paths = sorted(path for path in SAMPLES.rglob("*") if path.is_file() and path.suffix != ".csv")
+    return "\n".join([HEAD, *map(row, paths)])
+
+
+if __name__ == "__main__":
+    if not SAMPLES.is_dir():
+        raise SystemExit(f"the sample videos are not there: {SAMPLES}")
+    made = table()
+    if "--write" in sys.argv:
+        text, count = BLOCK.subn(lambda found: found[1] + made + found[2], PAGE.read_text())
+        assert count == 1, f"{PAGE} has no block for the table"
+        PAGE.write_text(text)
+    else:
+        print(made)

@@ -1,0 +1,54 @@
+"""Which frames of a video do its clips need? Asked by both routes, frame by frame or of all frames at once.
+
+Without `fps` a frame has one place, its own number. With `fps` it has the ticks for which it is on screen: none, if
+another takes its place before the next tick (then it need not be sent), or many (then it is sent once).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import rate
+from pipeline.clips import Sampling, needed_frames, places
+from pipeline.types import FLOAT64, INT64
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Frames that stand at one of `places_M`, sorted; at any place for None."""
+
+    sampling: Sampling | None
+    places_M: INT64 | None
+
+    def has(self, number: int, start_s: float, end_s: float) -> bool:
+        """Is frame `number`, on screen [start_s, end_s) seconds, one of them?"""
+        if self.sampling is None:
+            return False
+        first, end = places(self.sampling, number, start_s, end_s)
+        if self.places_M is None:
+            return first < end
+        at = int(np.searchsorted(self.places_M, first))
+        return at < len(self.places_M) and int(self.places_M[at]) < end
+
+    def of(self, start_s_N: FLOAT64, end_s_N: FLOAT64) -> INT64:
+        """The numbers of those of N frames, sorted; the same as asking for each."""
+        numbers_N = np.arange(len(start_s_N), dtype=np.int64)
+        if self.sampling is None:
+            return numbers_N[:0]
+        first_N, end_N = numbers_N, numbers_N + 1
+        if self.sampling.fps is not None:
+            first_N, end_N = (rate.first_ticks(self.sampling.fps, times_N) for times_N in (start_s_N, end_s_N))
+            end_N[:1] = np.maximum(end_N[:1], 1)
+        if self.places_M is None:
+            return numbers_N[first_N < end_N]
+        return numbers_N[np.searchsorted(self.places_M, first_N) < np.searchsorted(self.places_M, end_N)]
+
+
+NONE = Wanted(None, None)  # for a pass that only counts
+
+
+def wanted_by(sampling: Sampling, n_places: int) -> Wanted:
+    """What the clips of a video need that is laid out over `n_places` frames or ticks."""
+    return Wanted(sampling, None if sampling.needs_every_frame else needed_frames(sampling, n_places))

@@ -1,0 +1,152 @@
+"""Small good videos of every container, and seeded ways to break them. File `index` of a seed is always the same."""
+
+from __future__ import annotations
+
+import random
+import struct
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from tests.zoo import cases, make
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
+MOST_BYTES = 120_000  # of a base
+QUICK = {"deadline": "realtime"}
+MADE: dict[str, Callable[[Path], Path]] = {
+    "h264.mp4": lambda p: make.video(p, "libx264", 24, options={"preset": "ultrafast", "bf": "2"}, gop=8, noise=20),
+    "faststart.mp4": lambda p: cases.faststart(p, 16),
+    "fragments.mp4": lambda p: make.video(
+        p, "libx264", 24, options=cases.FAST, gop=6, noise=20, muxer={"movflags": "frag_keyframe+empty_moov"}
+    ),
+    "mpeg4.mov": lambda p: make.video(p, "mpeg4", 24, gop=12, noise=20),
+    "mjpeg.mov": lambda p: make.video(p, "mjpeg", 12, pixel_format="yuvj420p"),
+    "h264.mkv": lambda p: make.video(p, "libx264", 24, options=cases.FAST, gop=8, noise=20),
+    "vp9.webm": lambda p: make.video(p, "libvpx-vp9", 24, options=QUICK, gop=8, noise=20),
+    "vp8.webm": lambda p: make.video(p, "libvpx", 24, options=QUICK, gop=8, noise=20),
+    "mpeg4.avi": lambda p: make.video(p, "mpeg4", 24, gop=12, noise=20),
+    "mpeg2.ts": lambda p: make.video(p, "mpeg2video", 24, gop=12, noise=20),
+    "mpeg1.mpg": lambda p: make.video(p, "mpeg1video", 24, gop=12, noise=20, hw=(96, 160)),
+    "h264.flv": lambda p: make.video(p, "libx264", 24, options=cases.FAST, gop=8, noise=20),
+    "wmv.wmv": lambda p: make.video(p, "wmv2", 24, gop=12, noise=20),
+    "moving.gif": lambda p: make.video(p, "gif", 12, pixel_format="rgb8"),
+    "raw.h264": lambda p: make.video(p, "libx264", 16, options=cases.FAST, container="h264"),
+}
+GOOD_FRAMES = 24
+
+
+@cache
+def bases() -> tuple[tuple[str, bytes], ...]:
+    """(name, content) of what is broken: made videos, and the small shared ones where they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = [(name, build(Path(folder) / name).read_bytes()) for name, build in MADE.items()]
+    shared = [p for p in sorted(SHARED.rglob("*")) if p.is_file() and p.suffix != ".csv"]
+    small = [(p.name, p.read_bytes()) for p in shared if p.stat().st_size <= MOST_BYTES]
+    return tuple(made + small)
+
+
+def fuzzed(seed: int, index: int, decoy: str) -> tuple[str, bytes]:
+    """(what was done, content) of one file: a base with one to three kinds of damage."""
+    rng = random.Random(f"{seed}/{index}")
+    name, content = rng.choice(bases()[: len(MADE)] if rng.random() < 0.5 else bases())
+    done = [name]
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        kind = rng.choice(list(KINDS))
+        data = KINDS[kind](data, rng, decoy)
+        done.append(kind)
+    return "+".join(done), bytes(data)
+
+
+def _truncate(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    return data[: rng.randrange(1, len(data) + 1)]
+
+
+def _flip(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    early = rng.random() < 0.3  # headers are a small part of a file, and the most telling one
+    for _ in range(rng.choice((1, 3, 30, 200))):
+        at = rng.randrange(min(len(data), 2000) if early else len(data))
+        data[at] ^= 1 << rng.randrange(8)
+    return data
+
+
+def _overwrite(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    at, n_bytes = rng.randrange(len(data)), rng.choice((4, 64, 4096))
+    fill = rng.choice((bytes(n_bytes), b"\xff" * n_bytes, rng.randbytes(n_bytes)))
+    data[at : at + n_bytes] = fill[: len(data) - at]
+    return data
+
+
+def _cut_out(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    at = rng.randrange(len(data))
+    del data[at : at + rng.choice((1, 16, 1000, len(data) // 3))]
+    return data or bytearray(b"\0")
+
+
+def _repeat(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    at, n_bytes = rng.randrange(len(data)), rng.choice((8, 188, 5000))
+    data[at:at] = data[at : at + n_bytes] * rng.choice((1, 2, 20))
+    return data
+
+
+BOXES = (
+    "moov trak mdia stbl stsd stts ctts stsc stsz stco elst tkhd mvhd mdhd hdlr dref avcC moof traf trun tfhd mdat ftyp"
+)
+
+
+def _boxes(data: bytes) -> list[tuple[int, int]]:
+    """[start, end) of what looks like an ISO box, at any depth."""
+    found = []
+    for name in BOXES.encode().split():
+        at = data.find(name)
+        if at >= 4:
+            size = int.from_bytes(data[at - 4 : at], "big")
+            if 8 <= size <= len(data) - at + 4:
+                found.append((at - 4, at - 4 + size))
+    return found
+
+
+def _splice(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    """A box of another file in the place of one of this, or between two."""
+    other = rng.choice(bases())[1]
+    mine, theirs = _boxes(bytes(data)), _boxes(other)
+    if not mine or not theirs:
+        at, n_bytes = rng.randrange(len(data)), rng.randrange(1, 2000)
+        data[at : at + n_bytes] = other[at % len(other) :][:n_bytes]
+        return data
+    start, end = rng.choice(mine)
+    taken = slice(*rng.choice(theirs))
+    data[start : rng.choice((start, end))] = other[taken]
+    return data
+
+
+def _lie(data: bytearray, rng: random.Random, _: str) -> bytearray:
+    """A box that says it is another size, or that its first numbers are others."""
+    boxes = _boxes(bytes(data))
+    start, end = rng.choice(boxes) if boxes else (0, len(data))
+    at = start + rng.choice((0, 8, 12, 16, 20, rng.randrange(max(1, end - start))))
+    value = rng.choice((0, 1, 7, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, rng.getrandbits(32)))
+    data[at : at + 4] = struct.pack(">I", value)
+    return data
+
+
+def _name_another(data: bytearray, rng: random.Random, decoy: str) -> bytearray:
+    """The name of another file, where a list or a reference might have one."""
+    lists = (f"#EXTM3U\n{decoy}\n", f"ffconcat version 1.0\nfile '{decoy}'\n", f"\0url \0\0\0\0file://{decoy}\0")
+    text = rng.choice(lists).encode()
+    at = rng.choice((0, 0, rng.randrange(len(data))))
+    data[at : at + rng.choice((0, len(text)))] = text
+    return data
+
+
+KINDS: dict[str, Callable[[bytearray, random.Random, str], bytearray]] = {
+    "truncate": _truncate,
+    "flip": _flip,
+    "overwrite": _overwrite,
+    "cut_out": _cut_out,
+    "repeat": _repeat,
+    "splice": _splice,
+    "lie": _lie,
+    "name_another": _name_another,
+}

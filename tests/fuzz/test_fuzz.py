@@ -1,0 +1,67 @@
+"""Broken files by the thousand: each ends in rows or in a reason, none takes another with it, none reads another.
+
+P3D_FUZZ=2000 gives so many files (`make fuzz-videos`), the suite a few; P3D_SEED another seed. File 17 of seed 3 alone:
+`python -m tests.fuzz.one 3 17 FILE` writes it to FILE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import Reason
+from tests.conftest import p3d
+from tests.fuzz.drive import GRACE_S, campaign
+from tests.fuzz.mutate import fuzzed
+from tests.zoo import cases
+
+FILES = int(os.environ.get("P3D_FUZZ", "60"))
+LONG = FILES >= 1000
+SEED = int(os.environ.get("P3D_SEED", "1"))
+JOB_FILES = 100
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.fault(13, 14, 16, 18, 20, 21)
+def test_every_broken_file_ends_and_harms_nobody(tmp_path: Path) -> None:
+    """Truncated, flipped, overwritten, spliced and lying files: one end each, no defect, no hang past its deadline,
+    no file read but the one in hand, and every good file in between has all its frames."""
+    tally = campaign(SEED, FILES, tmp_path / "fuzz", trace=LONG)
+    print("\n" + json.dumps(tally.record(), indent=1))
+    assert tally.files == FILES == sum(tally.reasons.values())
+    assert set(tally.reasons) <= {*Reason, ""}
+    assert tally.internal == [] and tally.innocents_lost == [] and tally.others_read == []
+    assert tally.longest_over_s <= GRACE_S
+    assert tally.reasons[""] and tally.reasons["truncated"] and len(tally.reasons) >= 5, "the damage does too little"
+
+
+@pytest.mark.skipif(not LONG, reason="make fuzz-videos runs it; make test has a real job over the zoo")
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(16)
+def test_a_real_job_over_broken_files_loses_no_good_one(tmp_path: Path, small_weights: Path) -> None:
+    """A job over broken and good files ends as one over good files would: every good one is embedded, none is lost."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    for index in range(JOB_FILES):
+        (source / f"{index:04d}.mp4").write_bytes(fuzzed(SEED + 1000, index, str(source / "good00.mp4"))[1])
+    for at in range(20):
+        cases.good(source / f"good{at:02d}.mp4")
+    words = ("--weights", small_weights, "--shard-videos", 30, "--video-timeout", 30, "--max-failures", "100%")
+    ran = p3d("launch", source, out, *words, timeout=3000)
+    assert ran.code == 3, ran.err
+    failures = [r for f in (out / "failures").glob("*") for r in pq.read_table(f).to_pylist()]
+    print("\n", Counter(row["reason"] for row in failures))
+    assert not any(row["path"].startswith("good") or row["reason"] == "internal" for row in failures)
+    found = p3d("verify", out, "--deep", "--json").json
+    assert found["ok"] + found["failed"] == JOB_FILES + 20 and found["pending"] == 0 and not found["damaged"]
+
+
+def test_a_file_is_always_the_same() -> None:
+    """A seed and a number give the same bytes, so that what was found can be looked at again."""
+    assert fuzzed(3, 17, "/decoy") == fuzzed(3, 17, "/decoy")
+    assert fuzzed(3, 17, "/decoy")[1] != fuzzed(3, 18, "/decoy")[1]

@@ -1,0 +1,156 @@
+"""Nothing but the file that was named is read: no other file, no address, whatever name or content says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
+from pipeline.decode.probe import probe
+from pipeline.decode.route import route
+from pipeline.errors import Reason, VideoError
+from pipeline.types import FrameBlock, FrameSpec
+from tests.watch import Listener, Opened, listening, opened
+from tests.zoo import cases, hostile, make
+
+SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))
+EVERY = parse_sampling("every:16", clip_frames=16)
+
+
+class Yard:
+    """A folder with a decoy video that nobody may open, and a port that nobody may call."""
+
+    def __init__(self, root: Path, listener: Listener, seen: Opened) -> None:
+        self.root, self.listener, self.seen = root, listener, seen
+        self.decoy = root / "decoy.mov"
+
+    def disturbed(self) -> list[object]:
+        return [*self.seen.take(), *self.listener.calls]
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Iterator[Yard]:
+    decoy = make.video(tmp_path / "decoy.mov", "libx264", 20, options=cases.FAST)
+    with listening() as listener, opened(decoy) as seen:
+        yield Yard(tmp_path, listener, seen)
+
+
+def numbers(path: Path, decoder: str = "auto") -> list[int]:
+    blocks = open_frames(str(path), SPEC, EVERY, policy=DecodePolicy(decoder=decoder))  # type: ignore[arg-type]
+    return make.numbers_in(np.concatenate([b.frames_NHWC for b in blocks if isinstance(b, FrameBlock)]))
+
+
+def test_the_watch_sees_what_it_watches(yard: Yard) -> None:
+    """An open of the decoy and a call at the port are seen, or the tests below could not fail."""
+    yard.decoy.read_bytes()
+    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{yard.listener.port}/", timeout=5):
+        pass
+    assert "decoy.mov" in yard.seen.take() and yard.listener.calls
+
+
+@pytest.mark.fault(21)
+def test_a_mov_whose_samples_are_in_another_file_reads_none_of_it(yard: Yard) -> None:
+    """An external data reference is not followed, by neither decoder; a reader that follows them would (shown)."""
+    whole = make.video(yard.root / "whole.mov", "libx264", 20, options=cases.FAST)
+    path = hostile.outside_reference(whole, yard.root / "outside.mov", yard.decoy)
+    with opened(yard.decoy) as seen:
+        with av.open(str(path), container_options={"enable_drefs": "1"}) as container:
+            assert len(list(container.decode(video=0))) == 20
+        assert seen.take()
+    yard.seen.take()
+    for decoder in ("auto", "pyav", "decord"):
+        with pytest.raises(VideoError):
+            numbers(path, decoder)
+    import decord
+
+    with contextlib.suppress(decord.DECORDError, RuntimeError):
+        decord.VideoReader(str(path), num_threads=1)
+    assert yard.disturbed() == []
+
+
+@pytest.mark.fault(21)
+def test_lists_of_every_dialect_are_no_videos(yard: Yard) -> None:
+    """Playlists, also disguised ones, end in a reason; no file that they name is opened, no call is made."""
+    texts = hostile.texts(yard.decoy, yard.listener.port)
+    for name, content in texts.items():
+        (yard.root / name).write_bytes(content)
+        for decoder in ("auto", "pyav", "decord"):
+            with pytest.raises(VideoError) as caught:
+                numbers(yard.root / name, decoder)
+            assert caught.value.reason in (Reason.NOT_A_VIDEO, Reason.TRUNCATED), name
+    assert yard.disturbed() == []
+
+
+@pytest.mark.fault(21, 24)
+def test_a_name_is_never_an_address(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files with names of protocols, patterns and options are read as the files they are, by both decoders."""
+    monkeypatch.chdir(yard.root)
+    good = cases.good(yard.root / "good.mp4")
+    for name in hostile.names(yard.decoy, yard.listener.port):
+        shutil.copy(good, yard.root / name)
+        for decoder in ("decord", "pyav"):
+            assert numbers(Path(name), decoder) == list(range(20)), name
+    assert yard.disturbed() == []
+
+
+@pytest.mark.fault(21)
+def test_only_known_demuxers_and_local_files_are_ever_opened(yard: Yard) -> None:
+    """What the sniff lets through is opened with closed lists: no protocol but `file`, no demuxer that reads others."""
+    from pipeline.decode.probe import DEMUXERS
+
+    readers_of_others = {"hls", "concat", "dash", "image2", "sdp", "rtsp", "rtp", "lavfi", "imf", "applehttp", "tee"}
+    assert not readers_of_others & set(DEMUXERS.split(","))
+    asked: list[dict[str, str]] = []
+    real = av.open
+
+    def spy(path: str, **options: object) -> object:
+        assert os.path.isabs(path)  # noqa: PTH117 - a str, as it is given
+        asked.append(options["container_options"])  # type: ignore[arg-type]
+        return real(path, **options)
+
+    good = cases.good(yard.root / "good.ts")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(av, "open", spy)
+        numbers(good)
+    assert len(asked) == 2 and all(one["protocol_whitelist"] == "file" for one in asked)
+    assert all(one["format_whitelist"] == DEMUXERS for one in asked)
+
+
+@pytest.mark.fault(20)
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path: Path) -> None:
+    """A canvas of 16384x16384 in a thousand bytes and a day of black: refused by the probe, with little memory."""
+    peaks = []
+    for name, reason in (("16k.gif", Reason.TOO_LARGE), ("a_day_and_more.mp4", Reason.TOO_LONG)):
+        case = next(case for case in cases.CASES if case.name == name)
+        case.build(tmp_path / name)
+        before = _private_mib()
+        with pytest.raises(VideoError) as caught:
+            list(open_frames(str(tmp_path / name), SPEC, EVERY, policy=DecodePolicy()))
+        assert caught.value.reason is reason
+        peaks.append(_private_mib() - before)
+    assert max(peaks) < 100, peaks
+
+
+def _private_mib() -> int:
+    _, resident, shared = (int(word) for word in Path("/proc/self/statm").read_text().split()[:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+@pytest.mark.fault(20)
+def test_many_streams_cost_one(tmp_path: Path) -> None:
+    """Of sixty video streams one is read, and decord, which decodes ahead, is not asked."""
+    case = next(case for case in cases.CASES if case.name == "many_streams.mov")
+    case.build(tmp_path / case.name)
+    found = probe(str(tmp_path / case.name), DecodeLimits())
+    assert found.n_video_streams == 60 and found.n_frames == 1
+    assert route(found, DecodePolicy(), SPEC)[0] == "pyav"
+    assert numbers(tmp_path / case.name) == [1]

@@ -1,0 +1,82 @@
+"""Who opens a file, who knocks at a port: inotify and a listener. "Nothing else was read" is seen, not argued."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_IN_OPEN = 0x20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Opened:
+    """Names of the watched files that were opened so far, in order; of a watched folder, of the files in it."""
+
+    descriptor: int
+    names: dict[int, str]
+
+    def take(self) -> list[str]:
+        """What was opened since the last call."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.descriptor, 1 << 16):
+                at = 0
+                while at < len(data):
+                    watch, _, _, length = struct.unpack_from("iIII", data, at)
+                    name = data[at + 16 : at + 16 + length].rstrip(b"\0")
+                    found.append(os.fsdecode(name) or self.names[watch])
+                    at += 16 + length
+        return found
+
+
+@contextlib.contextmanager
+def opened(*paths: Path) -> Iterator[Opened]:
+    """Every open of these files, and of those in these folders, by whatever process (inotify(7))."""
+    descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    names = {}
+    for path in paths:
+        watch = _libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_OPEN)
+        assert watch >= 0, os.strerror(ctypes.get_errno())
+        names[watch] = path.name
+    try:
+        yield Opened(descriptor, names)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Listener:
+    """A port on the loopback interface that accepts and counts."""
+
+    port: int
+    calls: list[bytes] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Listener]:
+    """Accept connections until the end of the block; what came first on each is kept."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listener = Listener(server.getsockname()[1])
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    call, _ = server.accept()
+                    with call:
+                        call.settimeout(1)
+                        with contextlib.suppress(TimeoutError):
+                            listener.calls.append(call.recv(1000))
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listener
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
