@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "native": "this program's own",
     "port": "a checkpoint with the keys of the PyTorch port",
+    "caffe": "a caffemodel of the authors",
     "resnet": "a 2-D ResNet, of which `p3d weights import` makes what follows",
 }
 STILL = (
@@ -65,9 +66,10 @@ def import_(
 ) -> int:
     """Make one .safetensors of FILE that carries network, graph, clip recipe, classes and origin.
 
-    FILE is our own, a checkpoint of the PyTorch port, or a 2-D ImageNet ResNet-50, -101 or -152 with torchvision's or
-    timm's keys (.pth or .safetensors). Only tensors are read; nothing in a file is ever run. What a format does not
-    say is assumed as its public files have it and may be overridden here; what a file says itself may not.
+    FILE is our own, a caffemodel of the authors, a checkpoint of the PyTorch port, or a 2-D ImageNet ResNet-50, -101 or
+    -152 with torchvision's or timm's keys (.pth or .safetensors). Only tensors are read; nothing in a file is ever run.
+    What a format does not say is assumed as its public files have it and may be overridden here; what a file says
+    itself may not.
 
     From a 2-D ResNet comes P3D-63, -131 or -199. Until trained further IT SEES FRAMES, NOT MOTION: on a clip of equal
     frames it gives the 2-D network's features, on others the larger of each pair of frames at the four temporal

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import p3d.weights
+from jobs.cli.weights import FORMATS
 from p3d.recipe import CAFFE_RGB, PORT_RGB, in_convention
 from tests.jobs.test_cli import in_process
 from tests.p3d.test_resnet import ResNet
@@ -138,6 +139,13 @@ def test_show_says_what_each_format_is(flat_file: Path, port_file: Path, small_w
         for words in (kind, network, hashlib.sha256(path.read_bytes()).hexdigest(), "without names"):
             assert words in out
     assert in_process("weights", "show", str(flat_file) + "x")[0] == 2
+
+
+def test_every_format_has_words(tmp_path: Path) -> None:
+    """What `identify` may say of a file, `show` says in words."""
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(b"")
+    assert {p3d.weights.identify(path).format, "native", "port", "resnet"} == FORMATS.keys()
 
 
 def test_show_hints_at_range_and_motion(flat_file: Path, port_file: Path, small_weights: Path) -> None:
