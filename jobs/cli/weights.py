@@ -71,21 +71,24 @@ def import_(
     What a format does not say is assumed as its public files have it and may be overridden here; what a file says
     itself may not.
 
-    From a 2-D ResNet comes P3D-63, -131 or -199. Until trained further IT SEES FRAMES, NOT MOTION: on a clip of equal
-    frames it gives the 2-D network's features, on others the larger of each pair of frames at the four temporal
-    poolings. --temporal gaussian is the paper's start of training and gives no features of use. For training take that
-    or --graph caffe: in the port's graph the silent branches of identity never learn.
+    From a 2-D ResNet comes P3D-63, -131 or -199 (with --model resnet50 and so on, the 2-D network itself). Until
+    trained further A P3D SEES FRAMES, NOT MOTION: on a clip of equal frames it gives the 2-D features, on any other
+    the larger of each pair of frames at the four temporal poolings. --temporal gaussian is the paper's start of
+    training and gives no features of use. For training take that or --graph caffe: in the port's graph the silent
+    branches of identity never learn.
 
     OUT is written whole or not at all, and never over other content. Exits 2 when FILE does not fit.
     """
     from p3d.weights import to_bytes
     from p3d.weights.native import write
+    from p3d.zoo import BASELINES
     from pipeline.errors import InputError
 
     if out.suffix.lower() != ".safetensors":
         raise InputError(f"{out} must end in .safetensors, or no verb would know how to read it")
     found = _identify(file)
-    if found.format == "resnet":
+    inflates = found.format == "resnet" and typed["model"] not in BASELINES
+    if inflates:
         typed["temporal"] = typed["temporal"] or "identity"
     names = None if names_file is None else _class_names(names_file)
     weights = _load(found, class_names=names, **_named(typed))
@@ -102,7 +105,7 @@ def import_(
         talk.show_json(record)
     else:
         talk.show(*_lines(record, weights))
-    if found.format == "resnet":
+    if inflates:
         talk.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
     return 0
 

@@ -68,6 +68,15 @@ def test_an_import_takes_every_option(flat_file: Path, tmp_path: Path) -> None:
     assert record["recipe"] == weights.recipe.to_dict()
 
 
+def test_a_2d_file_stays_2d_where_that_network_is_named(flat_file: Path, tmp_path: Path) -> None:
+    """--model resnet50 imports the 2-D network itself: no filters in time are made, and nothing warns of motion."""
+    out = tmp_path / "w.safetensors"
+    code, shown, said = in_process("weights", "import", str(flat_file), "-o", str(out), "--model", "resnet50")
+    assert (code, said) == (0, "")
+    assert p3d.weights.load(out).name == "resnet50"
+    assert "sees frames" not in shown
+
+
 def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Path, tmp_path: Path) -> None:
     """The tensors are the checkpoint's, the convention is the one that was asked for, and nothing warns of motion."""
     out = tmp_path / "w.safetensors"
@@ -129,14 +138,14 @@ def test_a_launch_with_a_2d_file_names_the_import(flat_file: Path, archive: Path
 
 def test_show_says_what_each_format_is(flat_file: Path, port_file: Path, small_weights: Path) -> None:
     """Format, network, classes, recipe and sha256 of a 2-D file, a checkpoint and our own."""
-    for path, kind, network in (
-        (flat_file, "a 2-D ResNet", "p3d63, graph port, stride on the 3x3"),
-        (port_file, "the PyTorch port", "p3d63, graph port, stride on the 1x1"),
-        (small_weights, "this program's own", "p3d63, graph caffe, stride on the 1x1"),
+    for path, *said in (
+        (flat_file, "a 2-D ResNet", "p3d63, graph port, stride on the 3x3", "3, without names"),
+        (port_file, "the PyTorch port", "p3d63, graph port, stride on the 1x1", "10, without names"),
+        (small_weights, "this program's own", "p3d63, graph caffe, stride on the 1x1", "10, called class 0 .. class 9"),
     ):
         code, out, err = in_process("weights", "show", str(path))
         assert (code, err) == (0, "")
-        for words in (kind, network, hashlib.sha256(path.read_bytes()).hexdigest(), "without names"):
+        for words in (*said, hashlib.sha256(path.read_bytes()).hexdigest()):
             assert words in out
     assert in_process("weights", "show", str(flat_file) + "x")[0] == 2
 
