@@ -40,7 +40,9 @@ class EmbeddedVideo:
 
     `clips[i].span` has frames [start_frame, end_frame) and `n_padded`, `clips[i].start_s`, `.end_s` the seconds, of row
     i of `features_ND`. `embedding_D` is pooled from them by `recipe.pool`; `embedding_max_D` is there for "mean+max".
-    `layers` has what was asked for, a row a clip. `recipe` decides the numbers: rows of equal recipes may be compared.
+    `layers` has what was asked for, and "prob" if the recipe stores scores, a row a clip. `recipe` decides the numbers:
+    rows of equal recipes may be compared. The clips of `random:N@SEED` are those of a job that has the video under its
+    bare name.
     """
 
     recipe: Recipe
@@ -128,7 +130,7 @@ def embed(
     if unknown := [name for name in layers if name not in encoder.layer_names]:
         raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; there are {', '.join(encoder.layer_names)}")
     shard = ShardPlan(0, "", 0, (_look_at(path),))
-    kept = _Kept(encoder, tuple(layers))
+    kept = _Kept(encoder, tuple(dict.fromkeys((*layers, *(["prob"] if recipe.scores else [])))), recipe.scores)
     with (
         tempfile.TemporaryDirectory(prefix="p3d-embed-") as scratch,
         closing(
@@ -151,7 +153,7 @@ def embed(
             sampling=recipe.sampling,
             batch_size=encoder.batch_size,
             feature_dim=recipe.feature_dim,
-            n_scores=0,
+            n_scores=recipe.n_scores,
             embedding_dtype=recipe.embedding_dtype,
         )
     (outcome,) = rows.outcomes
@@ -191,12 +193,13 @@ class _Kept:
 
     encoder: Encoder
     names: tuple[str, ...]
+    scores: bool
     batches: list[Mapping[str, FLOAT32]] = field(default_factory=list)
 
     def encode(self, frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
         found = self.encoder.encode_layers(frames_NHWC, index_BT, ("pool5", *self.names))
         self.batches.append({name: found[name] for name in self.names})
-        return found["pool5"], np.empty((len(index_BT), 0), np.float32)
+        return found["pool5"], found["prob"] if self.scores else np.empty((len(index_BT), 0), np.float32)
 
     def last(self, n_clips: int) -> Mapping[str, FLOAT32]:
         """The layers of the last clips, read-only by name."""

@@ -286,7 +286,7 @@ def test_exit_codes_are_documented() -> None:
     from pipeline import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)]
-    assert {talk.exit_code(kind("x")) for kind in kinds} <= EXIT_CODES.keys()
+    assert {talk.exit_code(kind.__new__(kind)) for kind in kinds} <= EXIT_CODES.keys()
 
 
 def test_words_for_people() -> None:

@@ -132,6 +132,20 @@ def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
     assert p3d("verify", out, "--deep").code == 0
 
 
+def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, small_weights: Path) -> None:
+    """`jobs.embed_file` gives what the job stored, every bit of every clip and of the video."""
+    import jobs
+
+    found = jobs.embed_file(
+        archive / "video0.mp4", small_weights, device="cpu", batch_size=2, threads=threads(undisturbed)
+    )
+    clips = [row for row in rows(undisturbed, "clips").to_pylist() if row["path"] == "video0.mp4"]
+    assert np.array_equal(found.features_ND, np.array([row["embedding"] for row in clips], np.float32))
+    assert [(row.start_s, row.end_s) for row in found.clips] == [(row["start_s"], row["end_s"]) for row in clips]
+    video = next(row for row in rows(undisturbed, "videos").to_pylist() if row["path"] == "video0.mp4")
+    assert np.array_equal(found.embedding_D, np.array(video["embedding"], np.float32))
+
+
 def test_queries_of_the_readme_run(undisturbed: Path) -> None:
     """DuckDB and Polars read the dataset with the queries that the README shows."""
     blocks = (REPO / "README.md").read_text().split("```")

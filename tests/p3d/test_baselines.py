@@ -350,7 +350,7 @@ def assert_a_row_depends_on_its_clip_alone(encoder: Encoder) -> None:
 def test_the_encoder_runs_a_network_without_normalisations() -> None:
     """Fully connected layers give the same bits at every place of a batch, and the golden check passes."""
     weights = pooling()
-    encoder = Encoder(weights.network, weights.recipe, batch_size=5, threads=2)
+    encoder = Encoder(weights, batch_size=5, threads=2)
     assert encoder.feature_dim == 4096
     assert_a_row_depends_on_its_clip_alone(encoder)
     check_golden(encoder, golden_features(weights))
@@ -359,7 +359,9 @@ def test_the_encoder_runs_a_network_without_normalisations() -> None:
 def test_the_encoder_gives_a_frame_network_the_same_bits_at_every_place() -> None:
     """Frames lie beside the batch in a 2-D network; a clip's row still depends on its clip alone."""
     recipe = dataclasses.replace(IMAGENET_BGR, n_frames=2, crop_hw=(64, 64))
-    assert_a_row_depends_on_its_clip_alone(Encoder(tiny(), recipe, batch_size=5, threads=2))
+    assert_a_row_depends_on_its_clip_alone(
+        Encoder(Weights(tiny().eval(), recipe, (), "a test"), batch_size=5, threads=2)
+    )
 
 
 def hollow(name: str) -> dict[str, torch.Tensor]:

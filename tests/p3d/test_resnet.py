@@ -190,7 +190,8 @@ def test_the_encoder_keeps_it_to_rounding(graph: str) -> None:
     network, flat = tiny(graph=graph)
     recipe = dataclasses.replace(PORT_RGB, resize_hw=(64, 64), crop_hw=(64, 64))
     image_HWC = np.random.RandomState(3).randint(0, 256, (1, 64, 64, 3), np.uint8)
-    row = Encoder(Weights(network, recipe, (), "test"), batch_size=2).encode(image_HWC, np.zeros((1, 16), np.int64))
+    weights = Weights(network.eval(), recipe, (), "a test")
+    row = Encoder(weights, batch_size=2).encode(image_HWC, np.zeros((1, 16), np.int64))
     image = torch.from_numpy(image_HWC).permute(0, 3, 1, 2) / 255
     image = (image - torch.tensor(recipe.mean).view(3, 1, 1)) / torch.tensor(recipe.std).view(3, 1, 1)
     with torch.inference_mode():
