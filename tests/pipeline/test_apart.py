@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def mischief(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """Children do `body` after their first message; only they read the folder's sitecustomize."""
     lines = "\n    ".join(["yield VideoStart(os.getpid())", *body.splitlines(), "yield None"])
     (folder / "sitecustomize.py").write_text(
-        "import faulthandler, os, signal, threading\n"
+        "import ctypes, faulthandler, os, signal, threading\n"
         "import pipeline.decode.messages as messages\n"
         "from pipeline.types import VideoStart\n"
         f"def decode_messages(*given, **named):\n    {lines}\n"
@@ -82,6 +83,7 @@ def mischief(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
         ("os._exit(3)", Reason.DECODER_CRASH, "the decoder crashed: exit code 3"),
         ("os.kill(os.getpid(), signal.SIGKILL)", Reason.DECODE_MEMORY, "its process was killed"),
         ("threading.Event().wait()", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),
+        ("ctypes.PyDLL(None).sleep(20)", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),  # no thread of its can run
     ],
 )
 def test_a_crash_and_a_hang_are_failures(
@@ -89,10 +91,12 @@ def test_a_crash_and_a_hang_are_failures(
 ) -> None:
     """Whatever becomes of the child, the caller lives, is told why, and no process is left."""
     mischief(tmp_path, monkeypatch, body)
+    started = time.monotonic()
     start, failure = apart(video, tmp_path, timeout_s=1 if reason is Reason.DECODE_TIMEOUT else 60)
     assert isinstance(start, VideoStart) and isinstance(failure, Failure)
     assert failure.reason is reason and failure.detail.startswith(detail)
     assert not psutil.pid_exists(start.pid)
+    assert time.monotonic() - started < 15  # of the 20 s that one of them would sleep
 
 
 def test_trouble_with_the_store_is_not_the_videos(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
