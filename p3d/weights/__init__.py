@@ -22,7 +22,7 @@ from p3d import zoo
 from p3d.recipe import ClipRecipe
 from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
-from p3d.weights.record import Weights, WeightsError
+from p3d.weights.record import Weights, WeightsError, network_config
 from p3d.weights.seeded import random_weights
 
 __all__ = [
@@ -61,6 +61,8 @@ class WeightsFile:
         seed: int | None = None,
     ) -> Weights:
         """See `load` below."""
+        if name is not None and name not in zoo.NAMES:
+            network_config(str(self.path), name, graph="caffe", num_classes=1, stride_on="1x1")  # says what is near
         loader, of_time = self.loader, {}
         if name in zoo.BASELINES and self.tensors is not None:
             loader = plain.load

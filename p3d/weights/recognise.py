@@ -48,7 +48,7 @@ def _guess(source: str, tensors: Mapping[str, Tensor]) -> str:
             return known
     raise WeightsError(
         f"{source} holds no P3D that is known here ({blocks} blocks a stage, {channels} input channels); "
-        f"give a checkpoint of one of {', '.join(zoo.P3D_NAMES)}"
+        f"give a checkpoint of one of {', '.join(zoo.P3D_NAMES)}, or say with --model which other network it is"
     )
 
 

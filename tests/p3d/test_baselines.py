@@ -18,6 +18,7 @@ from p3d.network import Network
 from p3d.recipe import C3D_RGB, IMAGENET_BGR, IMAGENET_RGB
 from p3d.resnet import ResNet, ResNetConfig
 from p3d.weights import Weights, WeightsError, load, random_weights, save, to_bytes
+from tests.p3d.test_resnet import ResNet as PlainResNet
 
 TINY = (1, 1, 1, 1)
 
@@ -226,6 +227,16 @@ def test_a_clips_features_are_the_mean_of_its_frames(graph: str, stride_on: str)
 
 
 @pytest.mark.parametrize(("graph", "stride_on"), [("caffe", "1x1"), ("port", "3x3")])
+def test_the_2d_network_is_the_one_p3d_is_inflated_from(graph: str, stride_on: str) -> None:
+    """Another ResNet, written for the tests of inflation, gives the same row for the same tensors and frame."""
+    other = PlainResNet(TINY, v1=stride_on == "1x1", caffe_pool=graph == "caffe")
+    network, frame = tiny(graph=graph, stride_on=stride_on), clips_of(1, 3, 1, 65, 70)
+    network.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(frame), other.features(frame[:, :, 0]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("graph", "stride_on"), [("caffe", "1x1"), ("port", "3x3")])
 def test_3x3x3_filters_that_see_one_frame_give_the_2d_network(graph: str, stride_on: str) -> None:
     """With a 2-D network's filters on the centre tap, a static clip has the features of its frame; others do not."""
     flat, deep = tiny(graph=graph, stride_on=stride_on), tiny(spacetime=True, graph=graph, stride_on=stride_on)
@@ -380,6 +391,8 @@ def test_public_checkpoints_load_when_the_network_is_named(
     assert weights.config == zoo.config(name, graph="port", stride_on=stride_on, num_classes=1000)
     assert weights.recipe == recipe
     assert "w.pth, sha256" in weights.origin
+    with pytest.raises(WeightsError, match="temporal = 'identity'"):
+        load(path, name=name, temporal="identity")
     if name == "resnet50":
         assert isinstance(weights.network, ResNet)
         save(tmp_path / "w.safetensors", weights)
@@ -393,7 +406,7 @@ def test_public_checkpoints_load_when_the_network_is_named(
         ("resnet50", "c3d", "no classifier fc8.weight"),
         ("c3d", "resnet50", "no classifier fc.weight"),
         ("resnet50", "convpool", "none of convpool"),
-        ("resnet50", "resnet51", "did you mean resnet50|no P3D"),
+        ("resnet50", "resnet51", "did you mean resnet50"),
     ],
 )
 def test_checkpoints_of_other_networks_are_refused(tmp_path: Path, held: str, name: str, message: str) -> None:

@@ -314,7 +314,7 @@ def test_nothing_is_inflated_unless_asked_by_name(resnet50_file: Path) -> None:
         ({"temporal": "gaussian", "seed": -1}, "need a seed"),
         ({"temporal": "identity", "seed": 1}, "identity takes none"),
         ({"temporal": "identity", "name": "p3d63-flow"}, "p3d63-flow was asked for"),
-        ({"temporal": "identity", "name": "p3d64"}, "p3d64 was asked for"),
+        ({"temporal": "identity", "name": "p3d64"}, "did you mean p3d63"),
         ({"temporal": "identity", "graph": "tf"}, "graph must be one of"),
         ({"temporal": "identity", "class_names": ("a",)}, "7 classes but 1 names"),
     ],
