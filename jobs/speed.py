@@ -39,7 +39,7 @@ class Speeds:
 
 
 def measure(names: tuple[str, ...], device: str = "auto", tell: Callable[[str], None] = lambda _: None) -> Speeds:
-    """Time one batch of each network a round. Weights do not matter for speed: they are torch's initial ones.
+    """Time one batch of each network a round, with random weights: their numbers do not matter for speed.
 
     Each network is built anew when its turn comes, so memory holds one. Raises ValueError for a name or device that is
     not here.
