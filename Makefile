@@ -13,7 +13,7 @@ demo: $(READY)
 	$(PY) demo/run.py
 
 test: $(READY)
-	$(PY) -m pytest -q --durations=10 -n 2 --dist worksteal
+	$(PY) -m pytest -q --durations=10 -n 2 --dist loadgroup
 
 # every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
 # one operation in four and some hundred lives
@@ -22,7 +22,8 @@ sim: $(READY)
 
 # five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
 chaos: $(READY)
-	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos
+	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos tests/jobs/test_end_to_end.py tests/jobs/test_outage.py \
+	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py
 
 # a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some ten minutes; `make test` takes two thousand
 fuzz: $(READY)

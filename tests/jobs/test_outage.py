@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.conftest import P3D, p3d
+from tests.conftest import LONG, P3D, p3d
 from tests.servers import Weed, weed
 
 
@@ -78,6 +78,7 @@ def test_an_outage_pauses_the_job_and_blames_no_video(server: Weed, tmp_path: Pa
     assert verdict() == ALL_OK
 
 
+@pytest.mark.skipif(not LONG, reason="a minute of waiting: make chaos")
 @pytest.mark.fault(28)
 def test_an_outage_that_lasts_stops_the_job_resumable(server: Weed, tmp_path: Path, small_weights: Path) -> None:
     """When patience is spent the run exits 6 with a sentence; a resume finishes, and no video has failed."""
