@@ -13,7 +13,7 @@ demo: $(READY)
 	$(PY) demo/run.py
 
 test: $(READY)
-	$(PY) -m pytest -q --durations=10 -n 2 --dist loadgroup
+	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile
 
 # every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
 # one operation in four and some hundred lives

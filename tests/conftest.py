@@ -26,18 +26,6 @@ LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, an
 P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]  # the console script, whatever PATH says
 
 
-COSTLY = ("zoo", "undisturbed", "dataset", "serial")  # fixtures that are a job of their own: one process has them all
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Tests that share a costly fixture run in one process (`--dist loadgroup`)."""
-    for item in items:
-        for name in COSTLY:
-            if name in item.fixturenames:
-                item.add_marker(pytest.mark.xdist_group(name))
-
-
 @dataclass(frozen=True)
 class Ran:
     """A finished command line."""

@@ -31,6 +31,7 @@ KILLS_A_JOB = 27
 JOBS = max(1, round(KILLS / KILLS_A_JOB)) if LONG else 1
 OURS_S, RAYS_S = 5.0, 90.0  # how long processes may outlive their driver
 FDS = 8  # of a driver, that come and go
+OWN_FDS = 2  # what this process opens at first use, and keeps
 
 
 def quotas(job: int) -> dict[str, int]:
@@ -67,7 +68,7 @@ def test_kills_lose_nothing_and_change_no_bit(
     assert it.left == []
     assert it.ours_s <= OURS_S
     assert it.rays_s <= RAYS_S  # killed by the short form, which does not wait
-    assert psutil.Process().num_fds() <= fds
+    assert psutil.Process().num_fds() <= fds + OWN_FDS
     assert max(kill.driver_fds for kill in it.kills) - min(kill.driver_fds for kill in it.kills) <= FDS
     if not LONG:
         assert it.missed == {}, "the job was over before all kills had landed"
