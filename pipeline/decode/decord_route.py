@@ -4,6 +4,10 @@ decord decodes ahead of a stalled reader without bound (37 -> 860 MB for 300 fra
 whole GOPs of at most 256 frames, and `seek(0)` after each run stops it; as every run starts at a key frame, nothing is
 decoded twice. It never judges a file: whatever it refuses is read again by PyAV, which can say what is wrong.
 
+A run of which any frame is wanted is read whole, from front to back: told to skip, decord seeks in between, and then it
+is a matter of luck whether its worker thread has come to a damaged packet, and what the frames look like (two of 2 500
+fuzzed files came out differently from one decode to the next).
+
 One limit is known: damage inside a picture that FFmpeg can paint over comes out of decord without a word, where PyAV
 marks the frame. Of 45 copies of one H.264 file with 1 bit, 64 bytes or 4 KiB overwritten, both refused 12, PyAV alone
 18, and 15 showed no sign on either. `--decoder pyav` is for archives where that matters more than speed.
@@ -88,13 +92,13 @@ def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: Wanted) -> I
         if not len(run_M):
             continue
         try:
-            frames_MHWC: UINT8 = reader.get_batch(run_M.tolist()).asnumpy()
+            frames_NHWC: UINT8 = reader.get_batch(list(range(first, end))).asnumpy()
             reader.seek(0)
-        except (decord.DECORDError, RuntimeError) as error:
+        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
             raise DecordGaveUp(_one_line(error)) from error
-        if frames_MHWC.shape != (len(run_M), height, width, 3):
-            raise DecordGaveUp(f"frames of shape {frames_MHWC.shape} instead of {(len(run_M), height, width, 3)}")
-        frames_MHWC = spec.crop(frames_MHWC)
+        if frames_NHWC.shape != (end - first, height, width, 3):
+            raise DecordGaveUp(f"frames of shape {frames_NHWC.shape} instead of {(end - first, height, width, 3)}")
+        frames_MHWC = spec.crop(frames_NHWC if len(run_M) == end - first else frames_NHWC[run_M - first])
         for at in range(0, len(run_M), MESSAGE_FRAMES):
             part_N = run_M[at : at + MESSAGE_FRAMES]
             yield FrameBlock(

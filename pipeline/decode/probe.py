@@ -111,10 +111,6 @@ def open_container(path: str) -> Iterator[InputContainer]:
         raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
     except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
         raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
-    except av.error.FileNotFoundError as error:
-        raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was opened") from error
-    except av.error.PermissionError as error:
-        raise VideoError(Reason.SOURCE_DENIED, "the file cannot be opened: permission denied") from error
     except av.error.FFmpegError as error:
         refuse_trouble_of_the_machine(error, path)
         raise damaged_container(path) from error
@@ -136,9 +132,11 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
 
 
 def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> None:
-    """Raises `error` if it is not about the file's content: no memory, or bytes that cannot be read.
+    """Raises if it is not about the file's content: `error` for no memory or bytes that cannot be read, VideoError for
+    a file that is gone or shut.
 
-    FFmpeg says "input/output error", "end of file" or "try again" of damaged data too, so the file is read to its end.
+    FFmpeg says "input/output error", "try again" or "operation not permitted" of damaged data too, so the file itself
+    is read to its end.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -146,6 +144,10 @@ def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> Non
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - surrogates
             while file.read(READ_BYTES):
                 pass
+    except FileNotFoundError:
+        raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was read") from error
+    except PermissionError:
+        raise VideoError(Reason.SOURCE_DENIED, "the file cannot be read: permission denied") from error
     except OSError:
         raise error from None
 

@@ -7,6 +7,7 @@ line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -43,18 +44,21 @@ def good_spec() -> DecodeSpec:
 
 
 def decode(path: Path, note: Path, index: int) -> dict[str, object]:
-    """How the decode of a file ended; of a good one (index -1) also the numbers that its frames carry."""
+    """How the decode of a file ended, with a digest of its frames; of a good one (index -1) also their numbers."""
     status = path.stat()
     video = VideoRef("v", path.name, path.as_uri(), stat_version(status), status.st_size)
     end: VideoEnd | Failure | None = None
     frames: list[np.ndarray] = []
-    n_ends = 0
+    n_ends, pixels = 0, hashlib.sha256()
     for message in decode_video(video, good_spec() if index < 0 else spec_of(index), note.parent, note):
         os.write(1, b".")
         if isinstance(message, VideoInfo):
             frames.clear()
-        elif isinstance(message, FrameBlock) and index < 0:
-            frames.append(message.frames_NHWC)
+            pixels = hashlib.sha256()
+        elif isinstance(message, FrameBlock):
+            pixels.update(message.numbers_N.tobytes() + message.frames_NHWC.tobytes())
+            if index < 0:
+                frames.append(message.frames_NHWC)
         elif isinstance(message, VideoEnd | Failure):
             end, n_ends = message, n_ends + 1
     assert end is not None and n_ends == 1, f"{n_ends} ends"

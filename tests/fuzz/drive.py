@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jobs.memory import NOTE
 from tests.conftest import REPO
-from tests.fuzz.mutate import GOOD_FRAMES, MADE, fuzzed
+from tests.fuzz.mutate import DECOY, GOOD_FRAMES, MADE, fuzzed
 from tests.watch import opened
 
 CHILDREN = 2
@@ -48,9 +48,10 @@ class Tally:
     longest_over_s: float = 0.0  # from the deadline to the end of a hanging process
     longest_s: float = 0.0
     seconds: float = 0.0
+    ends: dict[int, tuple[object, ...]] = field(default_factory=dict)  # file -> reason, cut, digest of frames
 
     def record(self) -> dict[str, object]:
-        return {**vars(self), "reasons": dict(self.reasons.most_common())}
+        return {**vars(self), "reasons": dict(self.reasons.most_common()), "ends": len(self.ends)}
 
 
 @dataclass
@@ -102,10 +103,10 @@ def campaign(seed: int, n_files: int, root: Path, *, trace: bool = False, first:
     files, tally, begun = root / "files", Tally(seed), time.monotonic()
     for folder in (files, root / "made", root / "notes"):
         folder.mkdir(parents=True)
-    decoy = files / "decoy.mp4"
+    decoy = files / DECOY
     good = MADE["h264.mp4"](root / "good.mp4").read_bytes()
     decoy.write_bytes(good)
-    waiting = _tasks(seed, first, n_files, root, good, str(decoy))
+    waiting = _tasks(seed, first, n_files, root, good)
     again: list[Task] = []
     children: list[Child] = []
     traces: list[Path] = []
@@ -141,10 +142,10 @@ def campaign(seed: int, n_files: int, root: Path, *, trace: bool = False, first:
     return tally
 
 
-def _tasks(seed: int, first: int, n_files: int, root: Path, good: bytes, decoy: str) -> Iterator[Task]:
+def _tasks(seed: int, first: int, n_files: int, root: Path, good: bytes) -> Iterator[Task]:
     """Each file is written elsewhere and moved to where it is decoded, so that only the decode opens it there."""
     for index in range(first, first + n_files):
-        what, content = fuzzed(seed, index, decoy)
+        what, content = fuzzed(seed, index)
         yield _task(root, index, f"{index:06d}.mp4", what, content)
         if index % EVERY_GOOD == 0:
             yield _task(root, -1, f"{index:06d}-good.mp4", "good", good)
@@ -185,6 +186,7 @@ def _settle(task: Task, ended: dict[str, object], tally: Tally) -> None:
     tally.files += 1
     tally.reasons[str(ended["reason"])] += 1
     tally.kept += bool(ended.get("truncated"))
+    tally.ends[task.index] = (ended["reason"], ended.get("truncated"), ended.get("pixels"))
     if ended["reason"] == "internal":
         tally.internal.append(f"{tally.seed}/{task.index} {task.what}: {ended['detail']}")
 

@@ -8,6 +8,6 @@ from pathlib import Path
 from tests.fuzz.mutate import fuzzed
 
 seed, index, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-what, content = fuzzed(seed, index, str(path.resolve().parent / "decoy.mp4"))
+what, content = fuzzed(seed, index)
 path.write_bytes(content)
 print(f"{path}: {what}, {len(content)} bytes")

@@ -30,13 +30,16 @@ JOB_FILES = 100
 @pytest.mark.fault(13, 14, 16, 18, 20, 21)
 def test_every_broken_file_ends_and_harms_nobody(tmp_path: Path) -> None:
     """Truncated, flipped, overwritten, spliced and lying files: one end each, no defect, no hang past its deadline,
-    no file read but the one in hand, and every good file in between has all its frames."""
+    no file read but the one in hand, every good file between has all its frames, and a second time all is the same."""
     tally = campaign(SEED, FILES, tmp_path / "fuzz", trace=LONG)
     print("\n" + json.dumps(tally.record(), indent=1))
     assert tally.files == FILES == sum(tally.reasons.values())
-    assert set(tally.reasons) <= {*Reason, ""}
+    assert set(tally.reasons) <= {*Reason, ""} - {reason for reason in Reason if reason.startswith("source_")}
     assert tally.internal == [] and tally.innocents_lost == [] and tally.others_read == []
     assert tally.longest_over_s <= GRACE_S
+    if LONG:  # the same pixels or the same reason, whatever threads and neighbours did meanwhile
+        again = campaign(SEED, FILES, tmp_path / "again")
+        assert {at: (end, again.ends[at]) for at, end in tally.ends.items() if end != again.ends[at]} == {}
     assert tally.reasons[""] and tally.reasons["truncated"] and len(tally.reasons) >= 5, "the damage does too little"
 
 
@@ -48,7 +51,7 @@ def test_a_real_job_over_broken_files_loses_no_good_one(tmp_path: Path, small_we
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     for index in range(JOB_FILES):
-        (source / f"{index:04d}.mp4").write_bytes(fuzzed(SEED + 1000, index, str(source / "good00.mp4"))[1])
+        (source / f"{index:04d}.mp4").write_bytes(fuzzed(SEED + 1000, index)[1])
     for at in range(20):
         cases.good(source / f"good{at:02d}.mp4")
     words = ("--weights", small_weights, "--shard-videos", 30, "--video-timeout", 30, "--max-failures", "100%")
@@ -63,5 +66,5 @@ def test_a_real_job_over_broken_files_loses_no_good_one(tmp_path: Path, small_we
 
 def test_a_file_is_always_the_same() -> None:
     """A seed and a number give the same bytes, so that what was found can be looked at again."""
-    assert fuzzed(3, 17, "/decoy") == fuzzed(3, 17, "/decoy")
-    assert fuzzed(3, 17, "/decoy")[1] != fuzzed(3, 18, "/decoy")[1]
+    assert fuzzed(3, 17) == fuzzed(3, 17)
+    assert fuzzed(3, 17)[1] != fuzzed(3, 18)[1]

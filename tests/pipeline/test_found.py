@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
+from pipeline.decode.decord_route import DecordGaveUp, read_decord
 from pipeline.decode.probe import refuse_trouble_of_the_machine
+from pipeline.decode.wanted import wanted_by
 from pipeline.errors import Reason, VideoError
 from pipeline.types import FrameBlock, FrameSpec, VideoInfo
 from tests.zoo import cases, make
@@ -97,6 +99,9 @@ def test_a_disk_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     refuse_trouble_of_the_machine(error, str(whole))
     with pytest.raises(OSError, match="Input/output"):
         refuse_trouble_of_the_machine(error, "/proc/self/mem")  # reading it at 0 is an input/output error
+    with pytest.raises(VideoError) as caught:
+        refuse_trouble_of_the_machine(error, str(tmp_path / "gone.mp4"))
+    assert caught.value.reason is Reason.SOURCE_MISSING
     with pytest.raises(MemoryError):
         refuse_trouble_of_the_machine(av.error.MemoryError(12, "Cannot allocate memory"), str(whole))
 
@@ -111,6 +116,40 @@ def test_a_stream_without_a_size_has_no_frames(tmp_path: Path) -> None:
         cut = tmp_path / "c.flv"
         cut.write_bytes(bytes(content[:n_bytes]))
         assert refused(cut, BY_SIDE) in ENDS
+
+
+@pytest.mark.fault(16, 17)
+def test_damage_between_the_frames_that_clips_need_is_seen_all_the_same(tmp_path: Path) -> None:
+    """Told to skip frames, decord saw damage among them or not, by luck, and gave other pixels each time (MJPEG)."""
+    whole = make.video(tmp_path / "w.mov", "mjpeg", 12, pixel_format="yuvj420p")
+    with av.open(str(whole)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(whole.read_bytes())
+    at, size = places[8]
+    assert at is not None
+    content[at : at + size] = bytes(size)
+    path = tmp_path / "damaged.mov"
+    path.write_bytes(bytes(content))
+    sparse = parse_sampling("uniform:2", clip_frames=2)  # frames 0, 1, 5 and 6
+    for decoder in ("decord", "auto", "pyav") * 3:
+        with pytest.raises(VideoError) as caught:
+            list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy(decoder=decoder)))  # type: ignore[arg-type]
+        assert caught.value.reason is Reason.CORRUPT_FRAMES, decoder
+
+
+@pytest.mark.fault(17)
+def test_decord_counting_its_repeats_is_decord_giving_up(tmp_path: Path) -> None:
+    """The error for repeated frames has a class of its own, which was taken for a defect of ours."""
+    import decord
+
+    class Repeats:
+        def get_batch(self, _: object) -> None:
+            raise decord.DECORDLimitReachedError("more than 0 duplicate frames that are corrupted")
+
+    found = probe(str(cases.good(tmp_path / "v.mp4")), DecodeLimits())
+    with pytest.raises(DecordGaveUp) as caught:
+        list(read_decord(Repeats(), found, SPEC, wanted_by(EVERY, found.n_frames)))
+    assert caught.value.reason is Reason.CORRUPT_FRAMES
 
 
 @pytest.mark.fault(18)
