@@ -115,7 +115,7 @@ def create_job(store: Store, prepared: Prepared) -> JobRecord:
     recipe = prepared.recipe
     store.create(weights_key(recipe), prepared.content)
     golden = golden_features(prepared.weights)
-    record = {"features": [float(value) for value in golden], "what": "pool5 of the golden clip, CPU, float32"}
+    record = {"features": [float(value) for value in golden], "what": "features of the golden clip, CPU, float32"}
     store.create(golden_key(recipe), json.dumps(record).encode())
     job = JobRecord(recipe, prepared.origin, software())
     if store.create("job.json", job.to_json()) == EXISTS:
