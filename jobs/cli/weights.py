@@ -146,11 +146,11 @@ def _identify(file: Path) -> WeightsFile:
 
 
 def _load(found: WeightsFile, **asked: Any) -> Weights:
-    from p3d.weights import WeightsError
+    from p3d.weights import Asked, WeightsError
     from pipeline.errors import InputError
 
     try:
-        return found.load(**asked)
+        return found.load(Asked(**asked))
     except WeightsError as error:
         raise InputError(str(error)) from None
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from torch import Tensor
 
@@ -22,10 +22,11 @@ from p3d import zoo
 from p3d.recipe import ClipRecipe
 from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
-from p3d.weights.record import Weights, WeightsError, network_config
+from p3d.weights.record import Asked, Weights, WeightsError, network_config
 from p3d.weights.seeded import random_weights
 
 __all__ = [
+    "Asked",
     "Weights",
     "WeightsError",
     "WeightsFile",
@@ -37,54 +38,39 @@ __all__ = [
     "to_bytes",
 ]
 
-Loader: TypeAlias = Callable[..., Weights]
-
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made)."""
+    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made).
+
+    `tensors` is what had to be read to know the format: all of a torch checkpoint or of foreign safetensors.
+    """
 
     path: Path
     format: str
-    loader: Loader
-    tensors: Mapping[str, Tensor] | None = None  # what was read to know the format, if anything was
+    tensors: Mapping[str, Tensor] | None = None
 
-    def load(
-        self,
-        *,
-        name: str | None = None,
-        graph: str | None = None,
-        stride_on: str | None = None,
-        recipe: ClipRecipe | None = None,
-        class_names: tuple[str, ...] | None = None,
-        temporal: str | None = None,
-        seed: int | None = None,
-    ) -> Weights:
+    def load(self, asked: Asked) -> Weights:
         """See `load` below."""
+        name, temporal, seed = asked.name, asked.temporal, asked.seed
         if name is not None and name not in zoo.NAMES:
             network_config(str(self.path), name, graph="caffe", num_classes=1, stride_on="1x1")  # says what is near
-        loader, of_time = self.loader, {}
-        if name in zoo.BASELINES and self.tensors is not None:
-            loader = plain.load
-            if temporal is not None or seed is not None:
-                raise WeightsError(f"{name} has no filters in time to make; leave out {temporal = } and {seed = }")
-        elif self.format == "resnet":
-            of_time = {"temporal": temporal, "seed": seed}
-        elif temporal is not None or seed is not None:
-            raise WeightsError(f"{self.path} has temporal filters of its own; leave out {temporal = } and {seed = }")
-        try:
-            return loader(
-                self.path,
-                *(() if self.tensors is None else (self.tensors,)),
-                name=name,
-                graph=graph,
-                stride_on=stride_on,
-                recipe=recipe,
-                class_names=class_names,
-                **of_time,
+        is_plain = name in zoo.BASELINES and self.tensors is not None
+        if (temporal, seed) != (None, None) and (is_plain or self.format != "resnet"):
+            what = (
+                f"{name} has no filters in time to make" if is_plain else f"{self.path} has temporal filters of its own"
             )
+            raise WeightsError(f"{what}; leave out {temporal = } and {seed = }")
+        try:
+            if self.tensors is None:
+                return _WHOLE[self.format](self.path, asked)
+            return (plain.load if is_plain else _OF_TENSORS[self.format])(self.path, self.tensors, asked)
         except OSError as error:
             raise _unreadable(self.path, error) from error
+
+
+_WHOLE: Final = {"native": native.load, "caffe": caffe.load}
+_OF_TENSORS: Final = {"port": port.load, "resnet": resnet.load}
 
 
 def identify(path: str | Path) -> WeightsFile:
@@ -122,28 +108,30 @@ def load(
     with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
     """
     return identify(path).load(
-        name=name,
-        graph=graph,
-        stride_on=stride_on,
-        recipe=recipe,
-        class_names=class_names,
-        temporal=temporal,
-        seed=seed,
+        Asked(
+            name=name,
+            graph=graph,
+            stride_on=stride_on,
+            recipe=recipe,
+            class_names=class_names,
+            temporal=temporal,
+            seed=seed,
+        )
     )
 
 
 def _look_at_checkpoint(path: Path) -> WeightsFile:
     tensors = port.read(path)
     if resnet.fits(tensors):
-        return WeightsFile(path, "resnet", resnet.load, tensors)
-    return WeightsFile(path, "port", port.load, tensors)
+        return WeightsFile(path, "resnet", tensors)
+    return WeightsFile(path, "port", tensors)
 
 
 def _look_at_safetensors(path: Path) -> WeightsFile:
     tensors = native.read_foreign(path)
     if tensors is not None and resnet.fits(tensors):
-        return WeightsFile(path, "resnet", resnet.load, tensors)
-    return WeightsFile(path, "native", native.load)
+        return WeightsFile(path, "resnet", tensors)
+    return WeightsFile(path, "native")
 
 
 _LOOKS: Final[dict[str, Callable[[Path], WeightsFile]]] = {
@@ -151,7 +139,7 @@ _LOOKS: Final[dict[str, Callable[[Path], WeightsFile]]] = {
     ".pth": _look_at_checkpoint,
     ".pt": _look_at_checkpoint,
     ".tar": _look_at_checkpoint,
-    ".caffemodel": lambda path: WeightsFile(path, "caffe", caffe.load),
+    ".caffemodel": lambda path: WeightsFile(path, "caffe"),
 }
 
 

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
-from p3d.recipe import ClipRecipe
 from p3d.weights.recognise import recognise
-from p3d.weights.record import Weights, WeightsError, assemble
+from p3d.weights.record import Asked, Weights, WeightsError, assemble
 
 LARGEST_BYTES: Final = 1 << 30  # P3D-199 has 267 MB; protobuf itself ends at 2 GiB
 _MOST_FIELDS: Final = 1_000_000  # P3D-199 needs some ten thousand; bounds the time that a hostile file takes
@@ -85,12 +84,7 @@ class Layer:
 
 def load(
     path: Path,
-    *,
-    name: str | None = None,
-    graph: str | None = None,
-    stride_on: str | None = None,
-    recipe: ClipRecipe | None = None,
-    class_names: tuple[str, ...] | None = None,
+    asked: Asked,
 ) -> Weights:
     """The weights in a caffemodel; the layers' names tell the network, and the rest is the authors' unless told.
 
@@ -103,13 +97,13 @@ def load(
     except _DamageError as error:
         raise WeightsError(f"{path} is not a whole caffemodel ({error}); fetch it again") from error
     tensors = _named(source, layers)
-    config = recognise(source, tensors, name=name, graph=graph or "caffe", stride_on=stride_on)
+    config = recognise(source, tensors, name=asked.name, graph=asked.graph or "caffe", stride_on=asked.stride_on)
     return assemble(
         source,
         config,
-        recipe or zoo.recipe(config.name, "caffe"),
+        asked.recipe or zoo.recipe(config.name, "caffe"),
         tensors,
-        class_names=class_names or (),
+        class_names=asked.class_names or (),
         origin=f"caffemodel {path.name}, sha256 {hashlib.sha256(content).hexdigest()}",
     )
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from p3d.recipe import ClipRecipe
-from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, check_asked, network_config
+from p3d.weights.record import COUNTER, Asked, Weights, WeightsError, assemble, check_asked, network_config
 
 FORMAT_VERSION: Final = 1
 _KEY: Final = "p3d"
@@ -80,12 +80,7 @@ def read_foreign(path: Path) -> dict[str, Tensor] | None:
 
 def load(
     path: Path,
-    *,
-    name: str | None = None,
-    graph: str | None = None,
-    stride_on: str | None = None,
-    recipe: ClipRecipe | None = None,
-    class_names: tuple[str, ...] | None = None,
+    asked: Asked,
 ) -> Weights:
     """The weights that `save` wrote; what is asked for must be what the file says. Raises WeightsError and OSError."""
     try:
@@ -94,16 +89,16 @@ def load(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise _damaged(path, error) from error
-    check_asked(str(path), "the network", name, card["network"])
-    check_asked(str(path), "the graph", graph, card["graph"])
-    check_asked(str(path), "stride_on", stride_on, card["stride_on"])
+    check_asked(str(path), "the network", asked.name, card["network"])
+    check_asked(str(path), "the graph", asked.graph, card["graph"])
+    check_asked(str(path), "stride_on", asked.stride_on, card["stride_on"])
     try:
         held_recipe = ClipRecipe.from_dict(card["recipe"])
     except ValueError as error:
         raise WeightsError(f"{path} has a clip recipe that cannot be read ({error}); convert it again") from error
-    check_asked(str(path), "the recipe", recipe, held_recipe)
+    check_asked(str(path), "the recipe", asked.recipe, held_recipe)
     held_names = tuple(str(each) for each in card["class_names"])
-    check_asked(str(path), "the class names", class_names, held_names)
+    check_asked(str(path), "the class names", asked.class_names, held_names)
     config = network_config(
         str(path),
         card["network"],

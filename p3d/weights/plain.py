@@ -6,7 +6,6 @@ Sources: torchvision.models.resnet (stride on the 3x3, RGB, ImageNet statistics)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from p3d import zoo
-from p3d.recipe import ClipRecipe
-from p3d.weights.record import Weights, WeightsError, assemble, network_config
+from p3d.weights.record import Asked, Weights, WeightsError, assemble, network_config, sha256_of
 
 _STRIDE_ON: Final = {"resnet50": "3x3", "resnet101": "3x3", "resnet152": "3x3", "c3d": "1x1"}
 
@@ -23,18 +21,14 @@ _STRIDE_ON: Final = {"resnet50": "3x3", "resnet101": "3x3", "resnet152": "3x3", 
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    *,
-    name: str | None = None,
-    graph: str | None = None,
-    stride_on: str | None = None,
-    recipe: ClipRecipe | None = None,
-    class_names: tuple[str, ...] | None = None,
+    asked: Asked,
 ) -> Weights:
-    """The network `name`, which is no P3D, of `tensors` that were read from `path`.
+    """The network `asked.name`, which is no P3D, of `tensors` that were read from `path`.
 
     What is not said is the convention of torchvision or of the ports. Raises WeightsError and OSError.
     """
     source = str(path)
+    name = asked.name
     if name is None or name not in _STRIDE_ON:
         raise WeightsError(
             f"{source} was not read: there are public checkpoints of {', '.join(_STRIDE_ON)}, but none of {name}; "
@@ -46,17 +40,15 @@ def load(
     config = network_config(
         source,
         name,
-        graph=graph or "port",
+        graph=asked.graph or "port",
         num_classes=len(tensors[last]),
-        stride_on=stride_on or _STRIDE_ON[name],
+        stride_on=asked.stride_on or _STRIDE_ON[name],
     )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return assemble(
         source,
         config,
-        recipe or zoo.recipe(name, config.graph),
+        asked.recipe or zoo.recipe(name, config.graph),
         tensors,
-        class_names=class_names or (),
-        origin=f"checkpoint {path.name}, sha256 {digest}",
+        class_names=asked.class_names or (),
+        origin=f"checkpoint {path.name}, sha256 {sha256_of(path)}",
     )

@@ -9,7 +9,6 @@ Source: the port's README and model; torch.serialization's notes on `weights_onl
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import struct
 import zipfile
@@ -21,10 +20,9 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
-from p3d.recipe import ClipRecipe
 from p3d.weights import guard
 from p3d.weights.recognise import recognise
-from p3d.weights.record import Weights, WeightsError, assemble
+from p3d.weights.record import Asked, Weights, WeightsError, assemble, sha256_of
 
 _PREFIX: Final = "module."
 _LARGEST_CLAIM: Final = 1 << 30  # four times P3D-199: what a small file's tensors may say they are
@@ -49,12 +47,7 @@ _DAMAGE: Final = (
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    *,
-    name: str | None = None,
-    graph: str | None = None,
-    stride_on: str | None = None,
-    recipe: ClipRecipe | None = None,
-    class_names: tuple[str, ...] | None = None,
+    asked: Asked,
 ) -> Weights:
     """A P3D of `tensors`, which were read from `path`: the keys tell the network (of the ABC mix), the rest is assumed
     to be the port's.
@@ -62,16 +55,14 @@ def load(
     Raises WeightsError and OSError.
     """
     source = str(path)
-    config = recognise(source, tensors, name=name, graph=graph or "port", stride_on=stride_on)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = recognise(source, tensors, name=asked.name, graph=asked.graph or "port", stride_on=asked.stride_on)
     return assemble(
         source,
         config,
-        recipe or zoo.recipe(config.name, config.graph),
+        asked.recipe or zoo.recipe(config.name, config.graph),
         tensors,
-        class_names=class_names or (),
-        origin=f"checkpoint {path.name}, sha256 {digest}",
+        class_names=asked.class_names or (),
+        origin=f"checkpoint {path.name}, sha256 {sha256_of(path)}",
     )
 
 

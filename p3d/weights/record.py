@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,6 +57,28 @@ class Weights:
     def name(self) -> str:
         """The network's name in the zoo."""
         return self.network.config.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a caller says of a file, for every loader; None leaves it to the file, or to the convention of its format.
+
+    `name` is of the zoo. `temporal` and `seed` say which filters in time to make of a 2-D network, which has none.
+    """
+
+    name: str | None = None
+    graph: str | None = None
+    stride_on: str | None = None
+    recipe: ClipRecipe | None = None
+    class_names: tuple[str, ...] | None = None
+    temporal: str | None = None
+    seed: int | None = None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, for the origin of its weights. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=16)

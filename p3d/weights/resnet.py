@@ -25,7 +25,6 @@ Source: paper, section 4 (initialisation); torchvision's resnet.py for the keys.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +35,9 @@ from torch import Tensor
 
 from p3d import zoo
 from p3d.model import P3DConfig
-from p3d.recipe import PORT_RGB, ClipRecipe
+from p3d.recipe import PORT_RGB
 from p3d.weights.record import (
+    Asked,
     Weights,
     WeightsError,
     assemble,
@@ -45,6 +45,7 @@ from p3d.weights.record import (
     check_tensors,
     expected_shapes,
     network_config,
+    sha256_of,
 )
 from p3d.weights.seeded import normal
 
@@ -65,22 +66,16 @@ def fits(tensors: Mapping[str, Tensor]) -> bool:
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    *,
-    name: str | None = None,
-    graph: str | None = None,
-    stride_on: str | None = None,
-    recipe: ClipRecipe | None = None,
-    class_names: tuple[str, ...] | None = None,
-    temporal: str | None = None,
-    seed: int | None = None,
+    asked: Asked,
 ) -> Weights:
-    """A P3D with the 2-D filters of `tensors`, which were read from `path`; `name` picks a variant such as p3d63-a.
+    """A P3D with the 2-D filters of `tensors`, which were read from `path`; `asked.name` may be a variant.
 
-    `temporal` must be given, and with "gaussian" a `seed`. Raises WeightsError and OSError.
+    `asked.temporal` must be given, and with "gaussian" a `seed`. Raises WeightsError and OSError.
     """
     source = str(path)
     depth, held = _network(source, tensors)
-    _check_temporal(source, depth, temporal, seed)
+    _check_temporal(source, depth, asked.temporal, asked.seed)
+    name = asked.name
     if name in zoo.P3D_NAMES and not name.endswith("-flow"):
         held = name if zoo.p3d_config(name).blocks == zoo.p3d_config(held).blocks else held
     check_asked(source, "a 2-D network for", name, held)
@@ -89,26 +84,24 @@ def load(
     config = network_config(
         source,
         held,
-        graph=graph or "port",
+        graph=asked.graph or "port",
         num_classes=len(tensors["fc.weight"]) if tensors["fc.weight"].ndim else 0,
-        stride_on=stride_on or "3x3",
+        stride_on=asked.stride_on or "3x3",
     )
     assert isinstance(config, P3DConfig), "of the P3D's name"
     check_tensors(source, f"a 2-D ResNet-{depth} with {config.num_classes} classes", flat_shapes(config), tensors)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     means = (
         "temporal identity: sees frames, not motion"
-        if temporal == "identity"
-        else f"temporal gaussian of std {GAUSSIAN_STD}, seed {seed}: to be trained"
+        if asked.temporal == "identity"
+        else f"temporal gaussian of std {GAUSSIAN_STD}, seed {asked.seed}: to be trained"
     )
     return assemble(
         source,
         config,
-        recipe or PORT_RGB,
-        inflate(config, tensors, seed=seed),
-        class_names=class_names or (),
-        origin=f"inflated from ResNet-{depth} {path.name}, sha256 {digest}, {means}",
+        asked.recipe or PORT_RGB,
+        inflate(config, tensors, seed=asked.seed),
+        class_names=asked.class_names or (),
+        origin=f"inflated from ResNet-{depth} {path.name}, sha256 {sha256_of(path)}, {means}",
     )
 
 
