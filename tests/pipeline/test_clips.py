@@ -197,3 +197,9 @@ def test_a_seed_belongs_to_random_clips_alone(values: tuple) -> None:
     """Random clips without a seed, or a seed that nothing would use, are refused."""
     with pytest.raises(ValueError, match="random clips need one"):
         Sampling(*values)
+
+
+def test_random_clips_of_no_video_are_refused() -> None:
+    """Their starts follow from the video's id, so there are none before it is said."""
+    with pytest.raises(ValueError, match=r"^random clips are those of a video: ask `sampling"):
+        clip_spans(Sampling("random", 2, 16, 1, None, 0), 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,7 +135,7 @@ def test_pools_are_what_they_say() -> None:
     assert maximum(features).tolist() == [3, 5]
     third, huge = np.float32(1 / 3), np.float32(2**24)  # in float32 the sums below would be off
     assert mean_probs(np.array([[third, huge], [third, 1], [third, 1]], np.float32)).tolist() == [third, 5592406.0]
-    with pytest.raises(ValueError, match="without clips"):
+    with pytest.raises(ValueError, match=r"^a video without clips has no video feature$"):
         pool(features[:0], "mean")
 
 
@@ -291,12 +292,25 @@ def test_a_flipped_bit_does_not_read_back(store: LocalStore) -> None:
 
 
 def test_an_object_too_large_is_refused_with_a_remedy(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the limit nothing is created, and the sentence names the options that help."""
+    """Over the limit nothing is created, and the sentence says how large it is and names the options that help."""
     manifest = planned(store, NAMES)
-    monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", 10)
-    with pytest.raises(InputError, match="--shard-videos"):
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    size_bytes = store.head(clips_key(manifest.shard(0).name)).size_bytes  # type: ignore[union-attr]
+    monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", size_bytes)
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))  # as large as may be
+    monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", size_bytes - 1)
+    with pytest.raises(InputError, match=r"would be one object of 0\.0 GiB \(at most 4\); launch at a new output with"):
         commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
-    assert committed_names(store) == (set(), set())
+    true = schema.write_parquet
+
+    def large(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
+        true(path, table, footer)
+        os.truncate(path, 9 * 1024**3 // 2)  # a hole takes no room
+
+    monkeypatch.setattr(schema, "write_parquet", large)
+    with pytest.raises(InputError, match=r"one object of 4\.5 GiB .* --shard-videos"):
+        commit_shard(store, shard_rows(manifest, 1), recipe(), manifest.user_columns(1))
+    assert committed_names(store)[0] == {manifest.shard(0).name}
 
 
 @pytest.mark.fault(36, 38)
@@ -360,6 +374,16 @@ def test_a_damaged_commit_is_named(store: LocalStore) -> None:
     (store.root / clips_key(name)).write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(DamagedJob, match=name):
         read_committed(store, name)
+    with pytest.raises(DamagedJob, match=f"^clips/{name}.parquet is damaged "):
+        derive(store, manifest.shard(0), recipe(), manifest.user_columns(0))
+
+
+def test_what_was_just_committed_is_not_read_back(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derived files come from the local copy that the store accepted: a commit to S3 downloads nothing."""
+    manifest = planned(store, NAMES)
+    monkeypatch.setattr(store, "read", lambda key: pytest.fail(f"{key} was read"))
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    assert len(committed_names(store)[1]) == 1
 
 
 def test_the_protocol_holds_on_s3(bucket: str) -> None:

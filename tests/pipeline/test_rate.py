@@ -129,6 +129,14 @@ def test_a_rate_that_cannot_be_is_refused(fps: float) -> None:
     """0, below, above 240 and NaN are an error where the sampling is made."""
     with pytest.raises(ValueError, match="fps is more than 0"):
         parse_sampling("every:16", clip_frames=16, fps=fps)
+    assert parse_sampling("every:16", clip_frames=16, fps=240).fps == 240
+
+
+def test_one_frame_is_on_screen_for_as_long_as_any() -> None:
+    """A video of a single picture has its ticks too; one of none has no length to speak of."""
+    sampling = parse_sampling("every:16", clip_frames=16, fps=25)
+    assert laid_over(sampling, 1, 1.0) == 25
+    assert laid_over(sampling, 0, 1.0) == 0
 
 
 # --- real videos ----------------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ def test_reading_leaves_no_thread_behind(store: LocalStore, manifest: Manifest) 
     script = """
 import os, sys
 from pipeline import verify
+from pipeline.commit import derive
 from pipeline.config import JobRecord
+from pipeline.manifest import Manifest, load_plans
 from pipeline.results.newest import NewestRows
 from pipeline.store import LocalStore
 from tests.pipeline.rows import recipe
@@ -61,6 +63,8 @@ store, job = LocalStore(sys.argv[1]), JobRecord(recipe(), "random:0", {})
 assert not verify.audit(store, job, deep=False).damaged and not verify.audit(store, job).damaged
 assert len(verify.current_failures(store)) == 3
 assert sum(rows.num_rows for _, rows in NewestRows(store, job).rows()) > 10
+manifest = Manifest(store, load_plans(store)[0])
+derive(store, manifest.shard(0), recipe(), manifest.user_columns(0))
 print(sorted(set(os.listdir("/proc/self/task")) - before))
 """
     done = subprocess.run([sys.executable, "-c", script, str(store.root)], capture_output=True, text=True, check=True)
