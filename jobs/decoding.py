@@ -40,14 +40,21 @@ from pipeline.errors import Reason, StoreError
 from pipeline.store import StoreOptions
 from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoFetched, VideoInfo, VideoRef
 
+FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
 BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
 FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
 MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
+GPU_SHARE = 0.01  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
 POLL_S = 0.5
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
+
+
+def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
+    """What a worker asks of its GPU, so that its decodes find room on it too where they need one."""
+    return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -
     """The task: one video. If a fatal signal ends this process, the file `note` says which (same machine only)."""
     scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
     _sweep(scratch)
-    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno()):
+    mapped_too = spec.policy.decoder != "nvdec"
+    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno(), mapped_too=mapped_too):
         faulthandler.enable(file)
         for message in decode_messages(
             video,
@@ -173,13 +181,14 @@ class Decoding:
         if len(self.streams) < self.spec.decode_tasks or not _is_remote(video):
             return len(self.streams) < self.spec.decode_tasks
         size_bytes = video.size_bytes + sum(stream.case.video.size_bytes for stream in self.streams.values())
-        return len(self.streams) < 2 * self.spec.decode_tasks and size_bytes <= FETCHED_BYTES
+        return len(self.streams) < FETCHED_AHEAD * self.spec.decode_tasks and size_bytes <= FETCHED_BYTES
 
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
         note = self.scratch / f"{case.at}-{case.attempts}.crash"
         fetching = _is_remote(case.video)
-        task = _decode_video.options(num_cpus=0.5 if fetching else 1)
+        gpus = GPU_SHARE if self.spec.policy.decoder == "nvdec" else 0
+        task = _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus)
         self.streams[task.remote(case.video, self.spec, self.scratch, note)] = _Stream(case, note, fetching)
 
     def _go_on(self) -> None:

@@ -21,11 +21,11 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 @contextmanager
-def memory_limit(limit_bytes: int, note_fd: int) -> Iterator[None]:
+def memory_limit(limit_bytes: int, note_fd: int, *, mapped_too: bool = True) -> Iterator[None]:
     """This process may take so much more than it has now; beyond it, one line goes to `note_fd` and the process ends.
 
-    An allocation that would go far beyond fails at once, as a MemoryError where Python asked. Linux only: elsewhere
-    nothing is limited.
+    An allocation that would go far beyond fails at once, as a MemoryError where Python asked; not where `mapped_too`
+    is False, for CUDA, which maps as much as all its devices have. Linux only: elsewhere nothing is limited.
     """
     if not _STATM.exists():
         yield
@@ -38,7 +38,8 @@ def memory_limit(limit_bytes: int, note_fd: int) -> Iterator[None]:
     done = threading.Event()
     watch = threading.Thread(target=_watch, args=(limit_bytes, note_fd, done), name="memory", daemon=True)
     watch.start()
-    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    if mapped_too:
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
     try:
         yield
     finally:

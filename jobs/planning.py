@@ -21,6 +21,7 @@ from p3d.encoder import check_precision, device_for, golden_features
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
+from pipeline.decode.nvdec_route import not_here
 from pipeline.errors import InputError
 from pipeline.listing import Found, look_again
 from pipeline.manifest import Manifest, known_versions, load_plans, with_shards, write_plan
@@ -176,11 +177,16 @@ def default_batch(device: str) -> int:
 
 
 def refuse_unfit_device(recipe: Recipe, device: str) -> None:
-    """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device."""
+    """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device.
+
+    Nor if it cannot decode as the recipe says.
+    """
     try:
         check_precision(recipe.precision, device_for(device))
     except ValueError as error:
         raise InputError(str(error)) from None
+    if recipe.decoder == "nvdec" and (why := not_here()):
+        raise InputError(f"--decoder nvdec: {why}. Use auto, decord or pyav")
 
 
 def run_options(last: dict[str, Any], **given: Any) -> RunOptions:

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs import control
 from jobs.cluster import Cluster
+from jobs.decoding import gpus_of_a_worker
 from jobs.job import Work, count, count_done, golden_of, weights_key
 from jobs.machine import code_digest
 from jobs.state import (
@@ -98,7 +99,8 @@ class Run:
         *,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.gpus_each = 1 if cluster.gpus and options.device != "cpu" else 0
+        on_gpus = bool(cluster.gpus) and options.device != "cpu"
+        self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
         if self.gpus_each and options.workers > cluster.gpus:  # Ray would let the others wait for ever
             raise InputError(
                 f"{options.workers} workers need a GPU each, and Ray sees {cluster.gpus}; use --workers {cluster.gpus}"

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
 SHOWN = 24  # characters of a value in a message; a sha256 is known by fewer
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = ("auto", "decord", "pyav", "nvdec")
 PARTIAL = ("fail", "keep")
 PRECISIONS = ("fp32", "bf16", "fp16")
 

@@ -36,20 +36,6 @@ def _choice(*words: str) -> dict[str, Any]:
     return {"type": click.Choice(words), "default": words[0], "show_default": True}
 
 
-class _Decoders(click.Choice[str]):
-    """A choice that says why one more, which a user may know from elsewhere, is not among them."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value == "nvdec":
-            self.fail(
-                "nvdec: no decoding on a GPU is part of this version: its frames were never compared with those of the "
-                "other decoders. Use auto, decord or pyav",
-                param,
-                ctx,
-            )
-        return super().convert(value, param, ctx)
-
-
 recipe_options = _apply(
     click.option(
         "--weights",
@@ -83,10 +69,8 @@ recipe_options = _apply(
     click.option("--precision", **_choice("fp32", "bf16", "fp16"), help="Of the network. fp16: CUDA only."),
     click.option(
         "--decoder",
-        type=_Decoders(["auto", "decord", "pyav"]),
-        default="auto",
-        show_default=True,
-        help="auto: decord where it is right, else PyAV.",
+        **_choice("auto", "decord", "pyav", "nvdec"),
+        help="auto: decord where it is right, else PyAV. nvdec: on an NVIDIA GPU, whose colours differ.",
     ),
     click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
 )

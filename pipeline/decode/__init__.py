@@ -1,7 +1,7 @@
 """From a file to its frames: one door, `open_frames`.
 
-    path ──sniff──> regular, binary file ──probe──> what is in it ──route──> decord | pyav ──> VideoInfo,
-                                                                                              FrameBlock..., VideoEnd
+    path ──sniff──> regular, binary file ──probe──> what is in it ──route──> decord | pyav | nvdec
+                                                                          ──> VideoInfo, FrameBlock..., VideoEnd
 
 Whatever is wrong with a file is a `VideoError` with a reason and a sentence; anything else that is raised is a defect
 of this program or of the machine, and goes through. A native decoder may still hang or crash on a file that was never
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from pipeline.clips import Sampling, laid_over
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
+from pipeline.decode.nvdec_route import read_nvdec
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
 from pipeline.decode.probe import Probe, probe
 from pipeline.decode.pyav_route import read_pyav
@@ -61,6 +62,12 @@ def open_frames(
         raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
     _check_resized(found, spec)
     name, _ = route(found, policy, spec)
+    if name == "nvdec":
+        promised = VideoEnd(found.n_frames, found.duration_s)
+        yield _info(found, "nvdec", promised, sampling)
+        yield from read_nvdec(found, spec, _wanted(sampling, promised))
+        yield _end(promised, sampling)
+        return
     may_restart = True
     if name == "decord":
         try:

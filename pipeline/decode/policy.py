@@ -14,15 +14,16 @@ class DecodePolicy:
     """`--decoder` and `--partial`.
 
     decoder  auto: decord where its frames are proved right, PyAV elsewhere and where decord gives up; or one by name
+             (nvdec is never chosen by auto: a GPU's colours are not those of the others)
     partial  fail: a damaged or cut video has no rows; keep: the frames before the damage are used, and marked
     """
 
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    decoder: Literal["auto", "decord", "pyav", "nvdec"] = "auto"
     partial: Literal["fail", "keep"] = "fail"
 
     def __post_init__(self) -> None:
-        if self.decoder not in ("auto", "decord", "pyav"):
-            raise ValueError(f"decoder is auto, decord or pyav, not {self.decoder!r}")
+        if self.decoder not in ("auto", "decord", "pyav", "nvdec"):
+            raise ValueError(f"decoder is auto, decord, pyav or nvdec, not {self.decoder!r}")
         if self.partial not in ("fail", "keep"):
             raise ValueError(f"partial is fail or keep, not {self.partial!r}")
 

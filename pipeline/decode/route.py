@@ -15,9 +15,11 @@ from pipeline.decode.probe import Probe
 from pipeline.errors import Reason, VideoError
 from pipeline.types import FrameSpec
 
-RouteName = Literal["decord", "pyav"]
+RouteName = Literal["decord", "pyav", "nvdec"]
 
 DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg", "prores"))
+NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
+NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
@@ -29,18 +31,43 @@ MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of the 
 
 
 def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
-    """("decord" or "pyav", why in words).
+    """("decord", "pyav" or "nvdec", why in words).
 
-    VideoError(unsupported) when decord is asked for by name and cannot read this video rightly.
+    VideoError(unsupported) when decord or nvdec is asked for by name and cannot read this video rightly.
     """
     if policy.decoder == "pyav":
         return "pyav", "asked for"
+    if policy.decoder == "nvdec":
+        objection = next(_objections_to_nvdec(found), "")
+        if objection:
+            raise VideoError(Reason.UNSUPPORTED, f"nvdec does not read this video: {objection}")
+        return "nvdec", "asked for"
     objection = next(_objections(found, spec), "")
     if not objection:
         return "decord", f"{found.codec} in {found.container} with exact frames"
     if policy.decoder == "decord":
         raise VideoError(Reason.UNSUPPORTED, f"decord does not read this video rightly: {objection}")
     return "pyav", objection
+
+
+def _objections_to_nvdec(found: Probe) -> Iterator[str]:
+    """Why a GPU must not read this video: what it cannot, and what nothing has shown it to read rightly."""
+    if found.codec not in NVDEC_CODECS:
+        yield f"codec {found.codec} is not one that it decodes"
+    if found.pixel_format not in NVDEC_PIXELS:
+        yield f"pixel format {found.pixel_format}, where 8 bits and 4:2:0 are asked for"
+    if not set(found.container.split(",")) & DECORD_CONTAINERS:
+        yield f"container {found.container}: frames after a seek are not proved"
+    if found.truncated:
+        yield found.truncated
+    if found.encrypted:
+        yield "encrypted"
+    if found.n_discarded:
+        yield f"the edit list discards {found.n_discarded} frames"
+    if found.start_s_N is None:
+        yield "the packets do not give every frame a time of its own"
+    if found.turn.degrees or found.turn.mirrored:
+        yield "a turned or mirrored picture"
 
 
 def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
