@@ -25,6 +25,7 @@ from jobs.cluster import Cluster
 from jobs.decoding import gpus_of_a_worker
 from jobs.job import Work, count, count_done, golden_of, weights_key
 from jobs.machine import code_digest
+from jobs.runlog import RunLog
 from jobs.state import (
     Check,
     Checked,
@@ -132,6 +133,7 @@ class Run:
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
         self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
         self.signals: list[int] = []
+        self.log = RunLog(store, epoch.number)
         self.counter = 0
         self.lost_at: float | None = None  # when a store was last heard to work, while one fails
         self.why_lost = ""
@@ -144,10 +146,12 @@ class Run:
         """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            self.log.add(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
             self._carry_out(self.state.start())
             while self.state.finished is None:
                 events = deque([*self._results(), *self._outside(), *self._outages()])
                 while events:
+                    self.log.hear(events[0])
                     events.extend(self._carry_out(self.state.handle(events.popleft())))
                     self.state.validate()
                 self._heartbeat()
@@ -159,6 +163,8 @@ class Run:
                 ray.kill(worker.actor, no_restart=True)
             finish = self.state.finished or Finish(1, "stopped by an internal error; resumable")
             self._beat("finished" if finish.exit_code in (0, 3) else "stopped", finish)
+            self.log.add(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
+            self.log.write(now=True)
 
     # -- what happens
 
@@ -353,6 +359,7 @@ class Run:
         if time.monotonic() - self.beaten < control.HEARTBEAT_S:
             return
         self._beat(control.RUNNING)
+        self.log.write()
 
     def _beat(self, state: str, finish: Finish | None = None) -> None:
         """Write the heartbeat; `why_lost` says why it could not be, for as long as it cannot."""

@@ -14,6 +14,7 @@ import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,5 +214,8 @@ class ShardWorker:
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
         realised |= {"batch_size": self.encoder.batch_size, "software": software()}
         options = {name: getattr(self.spec.options, name) for name in ("threads", "decode_tasks")}
-        when = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "shard_s": round(seconds, 3)}
+        when = {
+            "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+            "shard_s": round(seconds, 3),
+        }
         return {**asdict(self.progress_of_shard), **when, **realised, **options}

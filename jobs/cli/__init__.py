@@ -5,6 +5,7 @@ stdout is data, stderr is talk. A user's mistake is one sentence and an exit cod
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,11 @@ RESULTS: Verbs = {
 CLUSTER: Verbs = {
     "check": ("cluster", "Ask every node whether it could do its part of a job."),
 }
+JOBS: Verbs = {
+    "list": ("jobs", "The jobs in a folder or below an S3 prefix."),
+    "logs": ("jobs", "What happened in a run."),
+    "trace": ("jobs", "A job's timeline, for a trace viewer."),
+}
 WEIGHTS: Verbs = {
     "import": ("weights", "Weights of any known format -> one file that says what it is."),
     "show": ("weights", "What a weights file is, and what its numbers say of it."),
@@ -39,6 +45,7 @@ VERBS: Verbs = {
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "models": ("models", "The networks that are here."),
     "weights": (WEIGHTS, "What a network's numbers come from."),
+    "jobs": (JOBS, "Jobs, running or long past."),
     "cluster": (CLUSTER, "What a job would run on."),
     "results": (RESULTS, "What is made from the rows of OUT."),
 }
@@ -60,7 +67,7 @@ class LazyGroup(click.Group):
         where, line = self.verbs[cmd_name]
         if not isinstance(where, str):
             return LazyGroup(cmd_name, verbs=where, help=line)
-        attribute = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        attribute = f"{cmd_name}_" if iskeyword(cmd_name) or hasattr(builtins, cmd_name) else cmd_name
         command: click.Command = getattr(importlib.import_module(f"jobs.cli.{where}"), attribute)
         return command
 

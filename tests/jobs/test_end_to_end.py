@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -109,6 +110,25 @@ def test_scores_of_a_job_are_evaluated(undisturbed: Path, tmp_path: Path) -> Non
     for row in videos:
         of_clips = [np.array(clip["probs"]) for clip in clips if clip["video_id"] == row["video_id"]]
         assert np.array_equal(np.float32(row["probs"]), np.float32(sum(of_clips) / len(of_clips)))
+
+
+def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> None:
+    """Its log names every shard, and its timeline holds each of them once, within the time of the run."""
+    ran = p3d("jobs", "logs", undisturbed)
+    lines = [line.partition("  ")[2] for line in ran.out.splitlines()]
+    committed = sorted(line.split()[4].rstrip(":") for line in lines if "committed shard" in line)
+    n_shards = len(list((undisturbed / "clips").iterdir()))
+    assert committed == sorted(f"1/{number}" for number in range(n_shards))
+    assert lines[0].endswith(f"{n_shards} shards to do") and "worker 0 is ready" in lines
+    assert lines[-1].startswith("run 1 ended with exit code 0")
+    assert p3d("jobs", "logs", undisturbed, "--tail", 1).out.splitlines() == ran.out.splitlines()[-1:]
+    ran = p3d("jobs", "trace", undisturbed, "-o", tmp_path / "trace.json")
+    assert ran.code == 0 and f"{n_shards} shards of 1 worker process" in ran.err
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["ph"] == "X")
+    assert len(spans) == n_shards
+    assert all(later[0] >= earlier[1] - 10_000 for earlier, later in itertools.pairwise(spans))  # one worker
+    assert events[-1]["args"] == {"clips": rows(undisturbed, "clips").num_rows, "failed videos": 0}
 
 
 def test_another_network_runs_the_same_job(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""`p3d jobs`: looking at jobs, running or long past. Reads stores alone; neither torch nor Ray is imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import talk
+
+
+@click.command("list")
+@click.argument("root")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@talk.store_options
+def list_(root: str, as_json: bool, **typed: Any) -> int:
+    """The jobs whose outputs are ROOT itself or folders directly in it, and how far each is."""
+    from jobs.job import read_job
+    from jobs.monitor import read_status
+    from jobs.outputs import outputs_below
+    from pipeline.errors import JobError
+
+    found, broken = [], []
+    for store in outputs_below(root, talk.options_of(typed)):
+        try:
+            found.append(read_status(store, read_job(store)))
+        except JobError as error:
+            broken.append(f"{store.url}: {error}")
+    if as_json:
+        talk.show_json({"jobs": [asdict(status) for status in found], "unreadable": broken})
+    elif found:
+        head = ("output", "state", "network", "videos", "failed", "clips", "left")
+        rows = [
+            (
+                status.out.rstrip("/").rpartition("/")[2],
+                status.state,
+                status.model,
+                f"{status.videos_done}/{status.videos_all}",
+                str(status.videos_failed),
+                str(status.clips_done),
+                talk.human_time(status.eta_s),
+            )
+            for status in found
+        ]
+        talk.show(*talk.table([head, *rows], right=(3, 4, 5, 6)))
+    for sentence in broken:
+        talk.say(sentence)
+    if not found and not broken:
+        talk.say(f"no output is in {root}")
+    return 0
+
+
+@click.command()
+@click.argument("out")
+@click.option("--run", "number", type=click.IntRange(1), metavar="N", help="The Nth run. Default: the newest.")
+@click.option("--tail", type=click.IntRange(1), metavar="N", help="The last N lines only.")
+@talk.store_options
+def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
+    """What happened in a run of the job at OUT: workers that came and went, shards, troubles. Times are UTC.
+
+    A running job writes its log every half minute. Ray's own logs are on its machines, in /tmp/ray.
+    """
+    from jobs import control
+    from jobs.job import read_job
+    from jobs.runlog import read_log
+
+    store = talk.out_store(out, talk.options_of(typed))
+    read_job(store)
+    newest = control.newest_number(store)
+    if (number or 1) > newest:
+        talk.say(f"{store.url} has had {talk.count(newest, 'run')}" if newest else f"{store.url} was never run")
+        return 2
+    lines = read_log(store, number or newest).splitlines()
+    if not lines:
+        talk.say(f"run {number or newest} wrote no log, or none yet")
+    talk.show(*lines[-tail if tail else 0 :])
+    return 0
+
+
+@click.command()
+@click.argument("out")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write; - for stdout.")
+@talk.store_options
+def trace(out: str, output: Path, **typed: Any) -> int:
+    """The timeline of the job at OUT as a Chrome trace: which worker did which shard when, and what it waited for.
+
+    Made from what was committed, so also for past jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
+    """
+    from jobs.job import read_job
+    from jobs.trace import shard_times, trace_events
+
+    store = talk.out_store(out, talk.options_of(typed))
+    read_job(store)
+    shards = shard_times(store)
+    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": list(trace_events(shards))})
+    if str(output) == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        output.write_text(text + "\n")
+        workers = len({(shard.host, shard.pid) for shard in shards})
+        talk.say(f"{output}: {talk.count(len(shards), 'shard')} of {talk.count(workers, 'worker process')}")
+    return 0

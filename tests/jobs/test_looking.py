@@ -1,0 +1,192 @@
+"""Looking at jobs from outside: a run's log, the list of a folder's jobs, the timeline of one that is long past."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import control, runlog
+from jobs.outputs import outputs_below
+from jobs.runlog import RunLog, read_log, told
+from jobs.state import (
+    Checked,
+    CheckFailed,
+    Counted,
+    ShardDone,
+    ShardKey,
+    ShardTrouble,
+    Stop,
+    Totals,
+    TryAgain,
+    WorkerDied,
+    WorkerReady,
+)
+from jobs.trace import ShardTime, shard_times, trace_events
+from pipeline.commit import commit_shard
+from pipeline.errors import DamagedJob, InputError, StoreUnknown
+from pipeline.store import LocalStore, Store, StoreOptions, open_store
+from tests.jobs.test_cli import in_process
+from tests.pipeline.rows import planned, recipe, shard_rows
+
+KEY = ShardKey(1, 3)
+
+
+def with_job(store: Store) -> Store:
+    """A job of three shards, of which one is committed."""
+    manifest = planned(store, tuple("abcdefghij"))
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    return store
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"s3://{request.getfixturevalue('bucket')}/outputs"
+
+
+def test_jobs_of_a_folder_are_listed_with_how_far_they_are(root: str) -> None:
+    """Outputs directly in the root, by name, local and on S3; what is deeper, or is no output, is not in the list."""
+    for name in ("b", "a", "deep/er"):
+        with_job(open_store(f"{root}/{name}"))
+    open_store(f"{root}/none").create("readme", b"no job")
+    code, out, err = in_process("jobs", "list", root, "--json")
+    assert code == 0, err
+    jobs = json.loads(out)["jobs"]
+    assert [job["out"].rpartition("/")[2] for job in jobs] == ["a", "b"]
+    assert {(job["state"], job["videos_all"], job["videos_done"]) for job in jobs} == {("not started", 10, 4)}
+    code, out, _ = in_process("jobs", "list", root)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["output", "a", "b"]
+    assert "4/10" in out and max(map(len, out.splitlines())) <= 80
+    assert [store.url for store in outputs_below(f"{root}/a", StoreOptions())] == [f"{root}/a"]
+
+
+def test_a_job_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    """One output with a damaged job.json is a sentence; the rest are listed."""
+    with_job(LocalStore(str(tmp_path / "good")))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "job.json").write_text("{")
+    code, out, err = in_process("jobs", "list", str(tmp_path))
+    assert code == 0 and "good" in out and "bad" not in out
+    assert f"{tmp_path}/bad: " in err
+
+
+def test_a_root_without_jobs_or_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """An empty folder is an answer; a missing one is a mistake."""
+    assert in_process("jobs", "list", str(tmp_path)) == (0, "", f"no output is in {tmp_path}\n")
+    code, _, err = in_process("jobs", "list", str(tmp_path / "nowhere"))
+    assert code == 2 and "wants the folder that the outputs are in" in err
+    with pytest.raises(InputError):
+        list(outputs_below(str(tmp_path / "nowhere"), StoreOptions()))
+
+
+def test_every_event_that_people_want_to_know_of_is_told_with_its_values() -> None:
+    """Who, which shard, what happened and why."""
+    said = [
+        told(event)
+        for event in (
+            WorkerReady(2),
+            WorkerDied(2, "killed by SIGKILL"),
+            ShardDone(2, KEY, 64, 800, (("truncated", 2), ("no_frames", 1))),
+            ShardTrouble(2, KEY, "outage", "no answer"),
+            Checked(KEY, committed=True),
+            Checked(KEY, committed=False),
+            CheckFailed(KEY, "no answer"),
+            TryAgain(),
+            Stop(6, "cancelled"),
+        )
+    ]
+    assert said == [
+        "worker 2 is ready",
+        "worker 2 died: killed by SIGKILL",
+        "worker 2 committed shard 1/3: 64 videos, 800 clips; failed: 2 truncated, 1 no_frames",
+        "worker 2 could not do shard 1/3 (outage): no answer",
+        "shard 1/3 of a worker that died is committed",
+        "shard 1/3 of a worker that died is not committed",
+        "whether shard 1/3 is committed could not be seen: no answer",
+        "trying the store that failed again",
+        "stopping: cancelled",
+    ]
+    assert told(Counted(Totals())) == ""
+
+
+def test_a_log_is_bounded_and_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest lines are kept, one line each whatever is in them, and the number of older ones is said."""
+    monkeypatch.setattr(runlog, "LINES", 3)
+    log = RunLog(LocalStore(str(tmp_path)), 7)
+    for number in range(5):
+        log.add(f"number {number}\nof five")
+    log.write(now=True)
+    lines = read_log(log.store, 7).splitlines()
+    assert lines[0] == "(2 older lines were dropped)"
+    assert [line.partition("  ")[2] for line in lines[1:]] == [f"number {number} of five" for number in (2, 3, 4)]
+
+
+def test_a_log_is_written_seldom_and_a_store_that_fails_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at every line; a write that failed is made up for by the next; nothing new writes nothing."""
+    now, writes = [0.0], []
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
+    store = LocalStore(str(tmp_path))
+
+    def replace(key: str, content: bytes) -> None:
+        writes.append(now[0])
+        if len(writes) == 1:
+            raise StoreUnknown("no answer")
+
+    monkeypatch.setattr(store, "replace", replace)
+    log = RunLog(store, 1)
+    for second in range(100):
+        now[0] = float(second)
+        if second < 50:
+            log.add("something")
+        log.write()
+    assert writes == [30.0, 60.0]
+
+
+def test_logs_of_a_run_that_was_not_or_said_nothing(tmp_path: Path) -> None:
+    """Both are a sentence, and only the first is a mistake."""
+    store = with_job(LocalStore(str(tmp_path)))
+    code, out, err = in_process("jobs", "logs", store.url)
+    assert (code, out) == (2, "") and "was never run" in err
+    control.claim(store, {}, takeover=True, say=print)
+    code, out, err = in_process("jobs", "logs", store.url)
+    assert (code, out) == (0, "") and "run 1 wrote no log, or none yet" in err
+    code, _, err = in_process("jobs", "logs", store.url, "--run", "2")
+    assert code == 2 and "has had 1 run" in err
+
+
+def test_a_trace_has_a_track_for_each_worker_and_every_shard_at_its_time() -> None:
+    """Intervals in microseconds, counters that add up, and each machine and worker named once, before it is used."""
+
+    def shard(name: str, host: str, pid: int, ended_s: float, clips: int, failed: int) -> ShardTime:
+        return ShardTime(name, host, pid, "cuda:0", ended_s, 2.5, 1.5, 0.5, 4, failed, clips)
+
+    shards = [shard("s0", "a", 11, 100.0, 7, 0), shard("s1", "b", 11, 101.0, 5, 2), shard("s2", "a", 11, 103.0, 1, 0)]
+    events = list(trace_events(shards))
+    spans = [event for event in events if event["ph"] == "X"]
+    assert [(e["name"], e["ts"], e["dur"], e["pid"], e["tid"]) for e in spans] == [
+        ("s0", 97_500_000, 2_500_000, 1, 11),
+        ("s1", 98_500_000, 2_500_000, 2, 11),
+        ("s2", 100_500_000, 2_500_000, 1, 11),
+    ]
+    assert [e["args"] for e in events if e["ph"] == "C"] == [
+        {"clips": 7, "failed videos": 0},
+        {"clips": 12, "failed videos": 2},
+        {"clips": 13, "failed videos": 2},
+    ]
+    names = [(e["name"], e["pid"], e["args"]["name"]) for e in events if e["ph"] == "M"]
+    assert names == [
+        ("process_name", 1, "a"),
+        ("thread_name", 1, "cuda:0 (pid 11)"),
+        ("process_name", 2, "b"),
+        ("thread_name", 2, "cuda:0 (pid 11)"),
+    ]
+
+
+def test_a_footer_without_times_is_damage_with_its_name(tmp_path: Path) -> None:
+    """Rows that something else wrote have no timeline, and that is said, not guessed."""
+    store = with_job(LocalStore(str(tmp_path)))
+    with pytest.raises(DamagedJob, match=r"clips/.*parquet: its footer does not say when it was made"):
+        shard_times(store)
