@@ -23,7 +23,7 @@ sim: $(READY)
 # five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
 chaos: $(READY)
 	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos tests/jobs/test_end_to_end.py tests/jobs/test_outage.py \
-	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py
+	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py tests/jobs/test_away.py
 
 # a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some ten minutes; `make test` takes two thousand
 fuzz: $(READY)

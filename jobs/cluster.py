@@ -1,4 +1,9 @@
-"""A Ray cluster to run on. Today: one of our own on this machine, started for the run and gone with it.
+"""A Ray cluster to run on: one of our own on this machine, gone with the run, or one that is there already.
+
+    (nothing)            local_cluster    Ray on this machine's loopback
+    auto, HOST:PORT      joined_cluster   a node of a running cluster becomes its driver; the code goes along
+    ray://HOST:PORT      joined_cluster   the same from outside, through Ray's client server
+    http://HOST:PORT     jobs.submission  a driver is started over there
 
 Ray puts the driver's working directory first on its workers' path, so a user's own `jobs/` or `pipeline.py` there
 would shadow ours (measured). Hence paths are made absolute first, and Ray starts from a private empty folder.
@@ -9,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants
@@ -28,25 +36,111 @@ from pipeline.store import StoreOptions
 Answer = TypeVar("Answer")
 ASK_S = 60.0  # for a node to answer
 RUN_PREFIX = "p3d-run-"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
+KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
+KNOCKS = 4  # in a row without an answer, and the head is dead
 OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cluster:
-    """What there is to run on; `scratch` is the private folder of this run."""
+    """What there is to run on; `scratch` is the private folder of this run, `node_cpus` those of the smallest node."""
 
     cpus: int
     gpus: int
+    node_cpus: int
     scratch: Path
-    node: Any  # Ray's record of the processes that it started for us
+    node: Any = None  # Ray's record of the processes that it started for us, if it did
+    head: tuple[str, int] | None = None  # where the head of a cluster that is not ours listens
+    asked: float = field(default_factory=time.monotonic)
+    unheard: int = 0
 
     def dead(self) -> str:
-        """Which of the two processes that Ray cannot do without has ended; empty while both run.
+        """Which of the processes that Ray cannot do without has ended; empty while all run.
 
-        Ray itself would not say: calls that are under way simply never come back.
+        Ray itself would not say: calls that are under way simply never come back. The head of another's cluster is
+        knocked at, now and then; it is given up when it did not open several times.
         """
-        ended = {name for name, _ in self.node.dead_processes()}
-        return " and ".join(name for name in ("raylet", "gcs_server") if name in ended)
+        if self.node is not None:
+            ended = {name for name, _ in self.node.dead_processes()}
+            return " and ".join(name for name in ("raylet", "gcs_server") if name in ended)
+        if self.head is None or time.monotonic() - self.asked < KNOCK_S:
+            return ""
+        self.asked = time.monotonic()
+        try:
+            socket.create_connection(self.head, timeout=KNOCK_S).close()
+            self.unheard = 0
+        except OSError:
+            self.unheard += 1
+        return "head" if self.unheard >= KNOCKS else ""
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str) -> Iterator[Cluster]:
+    """Join a cluster as its driver, and leave it at the end; this version's code goes along to its nodes.
+
+    ClusterError with a sentence if there is none, or it does not let us in.
+    """
+    if address != "auto":
+        refuse_silent(address)  # Ray would try for many minutes
+    _sweep_dead_runs()
+    before = Path.cwd()
+    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
+    (scratch / "empty").mkdir()
+    os.chdir(scratch / "empty")
+    try:
+        try:
+            ray.init(
+                address=address,
+                # a driver that was submitted has the code already, and Ray would not have it twice
+                runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="p3d",
+            )
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
+                "of this version of Ray and Python, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
+            ) from error
+        total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+        smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
+        yield Cluster(
+            int(total.get("CPU", 0)), int(total.get("GPU", 0)), max(1, smallest), scratch, head=_head(address)
+        )
+    finally:
+        ray.shutdown()
+        os.chdir(before)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_silent(address: str) -> None:
+    """ClusterError if nothing listens at HOST:PORT, whatever scheme is before it."""
+    url = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        where = (url.hostname or "", url.port or {"http": 80, "https": 443}[url.scheme])
+    except (ValueError, KeyError):
+        raise ClusterError(f"--address {address}: HOST:PORT was expected") from None
+    try:
+        socket.create_connection(where, timeout=KNOCK_S).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {address} ({error.strerror or error})") from None
+
+
+def _head(address: str) -> tuple[str, int]:
+    """Where the head listens: its client server for ray://, else its control store."""
+    where = address.removeprefix("ray://") if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+    host, _, port = where.rpartition(":")
+    return host, int(port)
+
+
+def code_folders() -> list[str]:
+    """The folders of our packages, as this process imports them: what a cluster's nodes need of us."""
+    import jobs
+    import p3d
+    import pipeline
+
+    return [str(Path(str(package.__file__)).parent) for package in (p3d, pipeline, jobs)]
 
 
 @contextlib.contextmanager
@@ -77,7 +171,8 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
                 "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
             ) from error
         resources, node = ray.cluster_resources(), ray._private.worker._global_node
-        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), scratch, node)
+        n_cpus = int(resources.get("CPU", 0))
+        yield Cluster(n_cpus, int(resources.get("GPU", 0)), n_cpus, scratch, node)
     finally:
         ray.shutdown()
         os.chdir(before)

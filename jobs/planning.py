@@ -6,10 +6,15 @@ and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +27,10 @@ from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
 from pipeline.config import JobRecord, PlanRecord, Recipe, RunOptions
 from pipeline.decode.nvdec_route import not_here
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreMissing
 from pipeline.listing import Found, look_again
 from pipeline.manifest import Manifest, known_versions, load_plans, with_shards, write_plan
-from pipeline.store import EXISTS, Store, StoreOptions
+from pipeline.store import EXISTS, Store, StoreOptions, open_store
 from pipeline.types import FrameSpec
 from pipeline.verify import current_failures
 
@@ -61,15 +66,35 @@ class Prepared:
     origin: str
 
 
-def prepare(spec: JobSpec) -> Prepared:
-    """Load the weights that were named and fix the recipe. InputError with a sentence if either cannot be."""
+def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
+    """Load the weights that were named and fix the recipe. InputError with a sentence if either cannot be.
+
+    The weights may be an object on S3 (`s3://bucket/key`), read as `s3` says.
+    """
     if spec.model is None and spec.weights.startswith("random:"):
         raise InputError("random weights fit any network: say which with --model (see `p3d models`)")
-    try:
-        weights = p3d.weights.resolve(spec.weights, name=spec.model, graph=spec.graph)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    with _weights_here(spec.weights, s3 or StoreOptions()) as named:
+        try:
+            weights = p3d.weights.resolve(named, name=spec.model, graph=spec.graph)
+        except ValueError as error:
+            raise InputError(str(error).replace(named, spec.weights)) from None
     return fix(weights, spec)
+
+
+@contextlib.contextmanager
+def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
+    """What was named, with an object of S3 as a temporary file of the same name."""
+    if not named.startswith("s3://"):
+        yield named
+        return
+    folder, _, name = named.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="p3d-weights-") as scratch:
+        path = Path(scratch) / unquote(name)
+        try:
+            open_store(folder, s3).download(unquote(name), path)
+        except StoreMissing:
+            raise InputError(f"there is no weights file {named}") from None
+        yield str(path)
 
 
 def fix(weights: Weights, spec: JobSpec) -> Prepared:
@@ -164,6 +189,15 @@ def add_retry(
     return write_plan(store, max(plans) + 1, job.recipe.digest, with_shards(again, shard_videos), 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What a run has to work with: all cores, those of the smallest machine, and all GPUs."""
+
+    cpus: int
+    node_cpus: int
+    gpus: int
+
+
 def default_workers() -> int:
     """One worker a GPU; one on a machine without."""
     import torch
@@ -176,11 +210,13 @@ def default_batch(device: str) -> int:
     return 4 if device == "cpu" else 32
 
 
-def refuse_unfit_device(recipe: Recipe, device: str) -> None:
+def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = None) -> None:
     """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device.
 
-    Nor if it cannot decode as the recipe says.
+    Nor if it cannot decode as the recipe says. Machines that are not this one say so themselves, when a worker starts.
     """
+    if there is not None:
+        return
     try:
         check_precision(recipe.precision, device_for(device))
     except ValueError as error:
@@ -189,10 +225,11 @@ def refuse_unfit_device(recipe: Recipe, device: str) -> None:
         raise InputError(f"--decoder nvdec: {why}. Use auto, decord or pyav")
 
 
-def run_options(last: dict[str, Any], **given: Any) -> RunOptions:
+def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
     """The options of a run: what was given, else what the last run of this output had, else the defaults.
 
-    `--max-failures` and the number of decode tasks are decided anew. InputError for a device that is not here.
+    `--max-failures` and the number of decode tasks are decided anew. `there` is a cluster that is not this machine,
+    whose cores and GPUs then count. InputError for a device that is not here.
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _ANEW}
@@ -203,16 +240,16 @@ def run_options(last: dict[str, Any], **given: Any) -> RunOptions:
             f"--device {device}: each worker gets a GPU of its own; CUDA_VISIBLE_DEVICES says which there are"
         )
     try:
-        kind = device_for(device).type
+        kind = device_for(device).type if there is None else "cuda" if there.gpus and device != "cpu" else "cpu"
     except ValueError as error:
         raise InputError(str(error)) from None
-    workers = given.get("workers", kept.get("workers", default_workers()))
-    cpus = usable_cpus()
+    machines = there or Machines(usable_cpus(), usable_cpus(), default_workers())
+    workers = given.get("workers", kept.get("workers", max(1, machines.gpus)))
     defaults = {
         "workers": workers,
         "batch_size": default_batch(kind),
-        "threads": max(1, cpus // 2),  # of the machine, not of its workers: their number must not change a row
-        "decode_tasks": min(max(1, cpus // workers), MAX_DECODE_TASKS),
+        "threads": max(1, machines.node_cpus // 2),  # of a machine, not of its workers: their number changes no row
+        "decode_tasks": min(max(1, machines.cpus // workers), MAX_DECODE_TASKS),
         "device": device,
     }
     return RunOptions(**{**defaults, **kept, **given})

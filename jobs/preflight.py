@@ -20,7 +20,7 @@ from pipeline.store import StoreOptions, open_store, split_s3_uri
 
 SCRATCH_BYTES = 2 * 1024**3  # free, at least, where videos from S3 are copied to
 DECODERS = ("decord", "av")
-DECIDING = ("python", "torch", "decord", "av", "pyarrow", "numpy", "p3d-embeddings")  # packages that must not differ
+DECIDING = ("python", "torch", "decord", "av", "pyarrow", "numpy")  # packages that must not differ
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from jobs.machine import code_digest, software
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.nvdec_route import not_here
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from pipeline.extract import Encode, Progress, extract_shard
 from pipeline.store import open_store
@@ -157,6 +158,8 @@ class ShardWorker:
                 f"the worker on {platform.node()} imports other code of p3d, pipeline or jobs than the driver; "
                 "install the same version there, and check that no folder of these names is on its path"
             )
+        if self.spec.recipe.decoder == "nvdec" and (why := not_here()):
+            return Refused(f"--decoder nvdec on {platform.node()}: {why}")
         try:
             device = str(device_for(self.spec.options.device))
             with tempfile.TemporaryDirectory(dir=self.scratch) as folder:

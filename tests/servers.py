@@ -29,7 +29,7 @@ class Weed:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self.ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -115,7 +115,7 @@ def weed(folder: Path) -> Iterator[Weed]:
         server.kill()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now; all are held while they are chosen, so that none is given twice."""
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -14,14 +14,15 @@ from jobs.cli import talk
 @click.argument("out", required=False)
 @click.option("--source", metavar="SRC", help="A folder or s3://bucket/prefix that every node must reach.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--address", metavar="WHERE", help="A Ray cluster to ask: auto, HOST:PORT or ray://HOST:PORT.")
 @talk.store_options
-def check(out: str | None, source: str | None, as_json: bool, **typed: Any) -> int:
+def check(out: str | None, source: str | None, as_json: bool, address: str | None, **typed: Any) -> int:
     """Ask every node whether it could do its part of a job: code, packages, decoders, space; OUT and SRC, if given.
 
     With OUT it is also proved that an object can be created there exactly once, which every result rests on. A launch
     asks the same. Exits 0 when nothing stands against a job, 6 otherwise.
     """
-    from jobs.cluster import inspect_nodes, local_cluster
+    from jobs.cluster import inspect_nodes, joined_cluster, local_cluster
 
     s3 = talk.options_of(typed)
     url, key = "", "_job/preflight"
@@ -31,7 +32,7 @@ def check(out: str | None, source: str | None, as_json: bool, **typed: Any) -> i
         store.replace(key, b"")
         url = store.url
     try:
-        with local_cluster() as cluster:
+        with joined_cluster(address) if address else local_cluster() as cluster:
             nodes, problems = inspect_nodes(url, key, source or "", s3)
     finally:
         if out is not None:

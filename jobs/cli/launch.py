@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobs.cli import talk
+from jobs.cli import away, talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jobs.cluster import Cluster
     from jobs.control import Epoch, Pulse
-    from jobs.planning import JobSpec
+    from jobs.planning import JobSpec, Machines, Prepared
     from pipeline.config import JobRecord, Recipe, RunOptions
     from pipeline.store import Store
 
@@ -143,14 +145,14 @@ def _spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def options_of_run(typed: dict[str, Any], last: Epoch | None = None) -> RunOptions:
+def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Machines | None = None) -> RunOptions:
     """The options that decide how fast and how patient; `last` is the run before, which a resume takes after."""
     from jobs.planning import run_options
     from pipeline.config import MaxFailures, RunOptions
 
     given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
     given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": talk.options_of(typed)}
-    return run_options(last.options if last else {}, **given)
+    return run_options(last.options if last else {}, there=there, **given)
 
 
 def _rate(recipe: Recipe) -> str:
@@ -228,42 +230,96 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
 @recipe_options
 @source_options
 @run_options
+@away.address_options
 @talk.store_options
-def launch(src: str, out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
+def launch(
+    src: str,
+    out: str,
+    takeover: bool,
+    as_json: bool,
+    address: str | None,
+    detach: bool,
+    **typed: Any,
+) -> int:
     """Embed the videos of SRC into OUT.
 
     The same launch again goes on where it stopped, and adds what is new or changed in SRC. Ctrl-C stops cleanly.
+
+    With --address http://HEAD:8265 the weights are put into OUT and all else happens on the cluster: SRC and OUT must
+    be named as its machines know them. Ctrl-C then only stops watching.
     """
     from jobs import control
     from jobs.job import refuse_other_job
     from jobs.planning import add_plan, create_job, prepare, refuse_unfit_device
     from pipeline.listing import find
 
+    away.refuse_to_detach(address, detach)
     s3 = talk.options_of(typed)
     store = talk.out_store(out, s3)
-    options = options_of_run(typed)
-    prepared = prepare(_spec(typed))
-    refuse_unfit_device(prepared.recipe, options.device)
+    if away.is_away(address):
+        assert address is not None
+        return _launch_away(address, detach, store, prepare(_spec(typed), s3))
+    with away.cluster_at(address) as cluster:
+        there = away.machines_of(cluster)
+        options = options_of_run(typed, there=there)
+        prepared = prepare(_spec(typed), s3)
+        refuse_unfit_device(prepared.recipe, options.device, there)
+        refuse_other_job(store, prepared.recipe)
+        found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
+        store.probe()
+        epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+        with control.Pulse(store, epoch.number) as pulse:
+            job = create_job(store, prepared)
+            added = add_plan(store, job, found, shard_videos=typed["shard_videos"], limit=typed["limit"])
+            if added is None:
+                talk.say("nothing in SRC is new or changed")
+            else:
+                planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
+                talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
+            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)
+
+
+def _launch_away(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
+    """Put the weights into OUT, where the driver over there takes them from, and start it."""
+    from jobs.job import refuse_other_job, weights_key
+    from jobs.planning import create_job
+
     refuse_other_job(store, prepared.recipe)
-    found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
     store.probe()
-    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-    with control.Pulse(store, epoch.number) as pulse:
-        job = create_job(store, prepared)
-        added = add_plan(store, job, found, shard_videos=typed["shard_videos"], limit=typed["limit"])
-        if added is None:
-            talk.say("nothing in SRC is new or changed")
-        else:
-            planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
-            talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
-        return run_job(out, store, job, options, epoch, pulse, as_json)
+    create_job(store, prepared)
+    src = away.absolute(click.get_current_context().params["src"])
+    weights = f"{store.url}/{weights_key(prepared.recipe)}"
+    return run_verb_away(address, detach, store, src=src, weights=weights)
+
+
+def run_verb_away(address: str, detach: bool, store: Store, **changed: str) -> int:
+    """The same verb over there; then, unless detached, what `p3d status --watch` shows until it ends."""
+    from jobs.cli.status import status
+
+    ctx = click.get_current_context()
+    out, as_json = ctx.params["out"], ctx.params["as_json"]
+    words = away.words_again(ctx, out=store.url, **changed, address="auto", detach=None, as_json=None)
+    code = away.run_away(address, store, out, words, detach=detach)
+    if code is not None:
+        return code
+    s3 = {name: value for name, value in ctx.params.items() if name in talk.STORE_OPTIONS}
+    found: int = ctx.invoke(status, out=out, watch=not as_json, wait=as_json, mirror=True, as_json=as_json, **s3)
+    return found
 
 
 @click.command()
 @click.argument("out")
 @run_options
+@away.address_options
 @talk.store_options
-def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
+def resume(
+    out: str,
+    takeover: bool,
+    as_json: bool,
+    address: str | None,
+    detach: bool,
+    **typed: Any,
+) -> int:
     """Go on with the job at OUT. What is committed is not computed again.
 
     Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
@@ -272,18 +328,24 @@ def resume(out: str, takeover: bool, as_json: bool, **typed: Any) -> int:
     from jobs.job import look, manifests, read_job
     from jobs.planning import refuse_unfit_device
 
+    away.refuse_to_detach(address, detach)
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
     work = look(store, manifests(store, job))
     if work.nothing_left and work.n_shards:
         talk.say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return report(out, store, job, as_json)
-    options = options_of_run(typed, control.newest_epoch(store))
-    refuse_unfit_device(job.recipe, options.device)
-    store = talk.out_store(out, options.s3)
-    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-    with control.Pulse(store, epoch.number) as pulse:
-        return run_job(out, store, job, options, epoch, pulse, as_json)
+    if away.is_away(address):
+        assert address is not None
+        return run_verb_away(address, detach, store)
+    with away.cluster_at(address) as cluster:
+        there = away.machines_of(cluster)
+        options = options_of_run(typed, control.newest_epoch(store), there)
+        refuse_unfit_device(job.recipe, options.device, there)
+        store = talk.out_store(out, options.s3)
+        epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+        with control.Pulse(store, epoch.number) as pulse:
+            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)
 
 
 def run_job(
@@ -294,8 +356,9 @@ def run_job(
     epoch: Epoch,
     pulse: Pulse,
     as_json: bool,
+    joined: Cluster | None = None,
 ) -> int:
-    """Run what is left, then report."""
+    """Run what is left, then report. On a cluster of our own, where none was joined."""
     from jobs import control
     from jobs.cluster import local_cluster, refuse_unfit
     from jobs.job import derive_again, look, manifests
@@ -310,7 +373,8 @@ def run_job(
         control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
         return report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
-    with local_cluster() as cluster, _progress_bar(work.n_videos) as on_progress:
+    own = contextlib.nullcontext(joined) if joined else local_cluster()
+    with own as cluster, _progress_bar(work.n_videos) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         refuse_unfit(store.url, "job.json", first.uri if first.uri.startswith("s3://") else "", options.s3)
         run = Run(store, job, plans, work, cluster, epoch, options, on_progress=on_progress)

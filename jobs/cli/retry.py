@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.launch import options_of_run, report, run_job, run_options
+from jobs.cli import away, talk
+from jobs.cli.launch import options_of_run, report, run_job, run_options, run_verb_away
 
 
 @click.command()
@@ -15,8 +15,18 @@ from jobs.cli.launch import options_of_run, report, run_job, run_options
 @click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only these failures; may be repeated.")
 @click.option("--shard-videos", type=click.IntRange(1, 100_000), default=64, show_default=True, help="As of `launch`.")
 @run_options
+@away.address_options
 @talk.store_options
-def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool, as_json: bool, **typed: Any) -> int:
+def retry(
+    out: str,
+    reasons: tuple[str, ...],
+    shard_videos: int,
+    takeover: bool,
+    as_json: bool,
+    address: str | None,
+    detach: bool,
+    **typed: Any,
+) -> int:
     """Try the failed videos of OUT once more, all of them or those with a --reason.
 
     They become a new plan; each file is taken as it is now. Nothing that is committed changes: a video's state is that
@@ -31,17 +41,23 @@ def retry(out: str, reasons: tuple[str, ...], shard_videos: int, takeover: bool,
     unknown = sorted(set(reasons) - set(Reason))
     if unknown:
         raise InputError(f"--reason {unknown[0]} is none of {', '.join(Reason)}")
+    away.refuse_to_detach(address, detach)
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
     if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
         talk.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return report(out, store, job, as_json)
-    options = options_of_run(typed, control.newest_epoch(store))
-    refuse_unfit_device(job.recipe, options.device)
-    store = talk.out_store(out, options.s3)
-    epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-    with control.Pulse(store, epoch.number) as pulse:
-        added = add_retry(store, job, frozenset(reasons), options.s3, shard_videos=shard_videos)
-        if added is not None:
-            talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
-        return run_job(out, store, job, options, epoch, pulse, as_json)
+    if away.is_away(address):
+        assert address is not None
+        return run_verb_away(address, detach, store)
+    with away.cluster_at(address) as cluster:
+        there = away.machines_of(cluster)
+        options = options_of_run(typed, control.newest_epoch(store), there)
+        refuse_unfit_device(job.recipe, options.device, there)
+        store = talk.out_store(out, options.s3)
+        epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
+        with control.Pulse(store, epoch.number) as pulse:
+            added = add_retry(store, job, frozenset(reasons), options.s3, shard_videos=shard_videos)
+            if added is not None:
+                talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
+            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)

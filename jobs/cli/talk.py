@@ -125,6 +125,18 @@ def human_time(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+STORE_OPTIONS = (
+    "profile",
+    "region",
+    "endpoint_url",
+    "addressing_style",
+    "checksums",
+    "requester_pays",
+    "sse",
+    "sse_kms_key_id",
+)
+
+
 def store_options(verb: F) -> F:
     """The options of verbs that touch S3."""
     for option in (

@@ -1,0 +1,206 @@
+"""A job on a cluster that is there already: joined, or submitted to and left alone. Real Ray, with its token."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from jobs import planning
+from jobs.cli import away, cli
+from jobs.cluster import KNOCKS, Cluster, refuse_silent
+from jobs.planning import JobSpec, Machines, prepare, run_options
+from jobs.submission import openness
+from pipeline.errors import ClusterError, InputError
+from pipeline.store import StoreOptions, open_store
+from pipeline.verify import audit
+from tests.conftest import LONG, P3D, p3d
+from tests.nodes import TOKEN, Nodes, nodes
+from tests.servers import free_ports
+
+LAUNCH = ("--shard-videos", 2, "--batch-size", 4, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Nodes]:
+    with nodes(1, cpus=2) as cluster:
+        yield cluster
+
+
+def finished(out: Path) -> tuple[int, int]:
+    """(ok, lost) of an output that must be clean and whole."""
+    from jobs.job import read_job
+
+    store = open_store(str(out))
+    result = audit(store, read_job(store))
+    assert not result.damaged and result.pending == 0
+    return result.ok, result.lost
+
+
+def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
+    head: Nodes, tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """`--detach` returns with the next steps; the driver over there uses this code and the weights that were put into
+    OUT; from then on the store is all that is needed. The same again over there adds nothing. No token is written."""
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(small_weights.read_bytes())
+    out = tmp_path / "out"
+    words = ("launch", archive, out, "--weights", weights, *LAUNCH, "--address", head.jobs_address)
+    ran = p3d(*words, "--detach", env=head.env)
+    assert ran.code == 0, ran.err
+    assert "submitted to" in ran.err and f"p3d status {out} --watch" in ran.err
+    weights.unlink()  # it is in OUT
+    until = time.monotonic() + 120
+    while p3d("jobs", "logs", out).code == 2:  # no run yet
+        assert time.monotonic() < until, head.said(0)
+        time.sleep(0.5)
+    done = p3d("status", out, "--wait", "--json")
+    assert (done.code, done.json["videos_done"], done.json["state"]) == (0, 12, "finished"), p3d(
+        "jobs", "logs", out
+    ).out
+    assert finished(out) == (12, 0)
+    assert not [path for path in out.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    again = p3d("launch", archive, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=head.env)
+    assert again.code == 0 and "nothing in SRC is new or changed" in again.err, again.err
+
+
+def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
+    head: Nodes, tmp_path: Path, small_weights: Path
+) -> None:
+    """SRC is not there on the cluster: the sentence of the driver over there comes back, with an exit code."""
+    words = ("launch", tmp_path / "nothing", tmp_path / "out", "--weights", small_weights, *LAUNCH)
+    ran = p3d(*words, "--address", head.jobs_address, env=head.env)
+    assert ran.code == 6 and "Its last words" in ran.err and f"{tmp_path}/nothing" in ran.err, ran.err
+
+
+@pytest.mark.skipif(not LONG, reason="make chaos kills nodes")
+@pytest.mark.timeout(900)
+def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """Of three nodes one is killed in mid-job: at most its shard is done again and the job finishes. Then the head is
+    killed: the driver says so and stops resumable, and another cluster goes on. Nothing is lost or doubled."""
+    for victim, code in ((2, 0), (0, 6)):
+        out = tmp_path / f"out{victim}"
+        with nodes(3, gpus=1) as cluster:
+            words = ("launch", archive, out, "--weights", small_weights, "--workers", 3, *LAUNCH[:2], "--batch-size", 1)
+            with subprocess.Popen(
+                [*P3D, *map(str, words), "--address", cluster.address],
+                env={**cluster.env},
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as driver:
+                until = time.monotonic() + 120
+                while len(list(out.glob("clips/*"))) < 1:
+                    assert time.monotonic() < until and driver.poll() is None
+                    time.sleep(0.02)
+                cluster.kill(victim)
+                said = driver.communicate(timeout=300)[1]
+            log = p3d("jobs", "logs", out).out
+            print(f"node {victim} killed: exit code {driver.returncode}\n{said[-500:]}\n{log}")
+            assert driver.returncode == code or (victim == 0 and driver.returncode != 0), said
+        if code:
+            assert p3d("resume", out).code == 0
+        assert finished(out) == (12, 0)
+        assert log.count("died") <= 3
+
+
+def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once is not enough, and one answer begins anew; a cluster of our own is asked for its processes instead."""
+    import jobs.cluster
+
+    now = [0.0]
+    monkeypatch.setattr(jobs.cluster.time, "monotonic", lambda: now[0])
+    cluster = Cluster(1, 0, 1, tmp_path, head=("127.0.0.1", free_ports(1)[0]), asked=0.0)
+    seen = []
+    for _ in range(KNOCKS + 1):
+        seen.append(cluster.dead())  # too early to knock again
+        now[0] += 6
+        seen.append(cluster.dead())
+    assert seen == [""] * (2 * KNOCKS - 1) + ["head"] + ["", "head"]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("nonsense", "HOST:PORT was expected"),
+        ("127.0.0.1:x", "HOST:PORT was expected"),
+        ("127.0.0.1:{port}", "nothing answers at 127.0.0.1:{port} "),
+        ("ray://127.0.0.1:{port}", "nothing answers at ray://127"),
+        ("http://127.0.0.1:{port}", "nothing answers at http://127"),
+    ],
+)
+def test_an_address_where_nothing_is_is_refused_at_once(address: str, words: str) -> None:
+    """Ray would try for ten minutes."""
+    port = free_ports(1)[0]
+    with pytest.raises(ClusterError, match=words.format(port=port)):
+        refuse_silent(address.format(port=port))
+
+
+def test_detaching_needs_somebody_else_to_run_the_driver(tmp_path: Path) -> None:
+    """`--detach` without a job server is a usage error, not a job that dies with the terminal."""
+    for words in (
+        ("launch", str(tmp_path), str(tmp_path / "o"), "--weights", "random:0"),
+        ("resume", "o"),
+        ("retry", "o"),
+    ):
+        ran = CliRunner().invoke(cli, [*words, "--detach", "--address", "auto"])
+        assert ran.exit_code == 2 and "--detach needs --address http" in ran.output
+
+
+def test_what_is_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback and encrypted ways are fine; a plain way, or a cluster without a token, is a sentence."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert [openness(f"http://{host}:8265") for host in ("127.0.0.1", "[::1]", "localhost")] == [""] * 3
+    assert openness("https://head:8265") == ""
+    assert "who listens sees the token" in openness("http://head:8265")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "can run code on it" in openness("https://head:8265")
+
+
+def test_a_command_line_is_said_again_as_it_was_typed() -> None:
+    """Options that were typed, with their values; defaults are the other side's; a name is no option."""
+    seen = []
+
+    @click.command("verb")
+    @click.argument("src")
+    @click.option("--times", type=int, default=3)
+    @click.option("--rate", type=float)
+    @click.option("--reason", "reasons", multiple=True)
+    @click.option("--flag", is_flag=True)
+    @click.option("--keep/--drop", default=True)
+    @click.option("--secret")
+    def verb(**_: object) -> None:
+        seen.append(away.words_again(click.get_current_context(), src="/abs/-x", secret=None))
+
+    CliRunner().invoke(
+        verb, ["--rate", "2", "--reason", "a", "--reason", "b", "--flag", "--drop", "--secret", "s", "--", "-x"]
+    )
+    assert seen == [["verb", "--rate", "2.0", "--reason", "a", "--reason", "b", "--flag", "--drop", "--", "/abs/-x"]]
+
+
+def test_a_clusters_machines_decide_the_defaults() -> None:
+    """Workers for its GPUs, decodes for all its cores, threads for its smallest machine; what is given stays."""
+    there = Machines(cpus=96, node_cpus=16, gpus=8)
+    options = run_options({}, there=there)
+    assert (options.workers, options.batch_size, options.decode_tasks, options.threads) == (8, 32, 8, 8)
+    assert run_options({}, there=Machines(4, 2, 0)).workers == 1
+    assert run_options({}, there=there, workers=2, device="cpu").batch_size == planning.default_batch("cpu")
+
+
+def test_weights_may_be_an_object_on_s3(bucket: str, small_weights: Path, tmp_path: Path) -> None:
+    """The same recipe as from the file; one that is not there is a mistake with its name."""
+    open_store(f"s3://{bucket}/w").create("my weights.safetensors", small_weights)
+    named = f"s3://{bucket}/w/my%20weights.safetensors"
+    from_s3 = prepare(JobSpec(None, named), StoreOptions())
+    from_file = prepare(JobSpec(None, str(small_weights)))
+    assert from_s3.recipe == from_file.recipe and from_s3.origin == from_file.origin
+    with pytest.raises(InputError, match=f"there is no weights file s3://{bucket}/w/none"):
+        prepare(JobSpec(None, f"s3://{bucket}/w/none"), StoreOptions())

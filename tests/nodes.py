@@ -1,0 +1,107 @@
+"""A real Ray cluster for the tests: a head and nodes, each a process group that can be killed as a machine is.
+
+Ports of its own, a token of its own, a session folder of its own; every process is stopped by its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.servers import free_ports
+
+START_S = 90.0
+BIN = Path(sys.executable).parent
+TOKEN = "canary-token-0123456789abcdef0123456789abcdef"
+
+
+@dataclass
+class Nodes:
+    """The machines of a cluster that runs on this one."""
+
+    folder: Path
+    ports: dict[str, int]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What lets a process in, and finds the Python that Ray is in."""
+        path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+
+    @property
+    def address(self) -> str:
+        """Where a driver joins."""
+        return f"127.0.0.1:{self.ports['port']}"
+
+    @property
+    def jobs_address(self) -> str:
+        """Where a driver is submitted to."""
+        return f"http://127.0.0.1:{self.ports['dashboard-port']}"
+
+    def start(self, *, gpus: int = 0, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """One more node, the head first; returns at once."""
+        at = len(self.processes)
+        words = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--disable-usage-stats", "--block"]
+        if at == 0:
+            words += ["--head", f"--temp-dir={self.folder}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+            words += [f"--{name}={port}" for name, port in self.ports.items()]
+        else:
+            words += [f"--address={self.address}"]
+        with (self.folder / f"node{at}.txt").open("wb") as said:
+            process = subprocess.Popen(
+                [str(BIN / "ray"), "start", *words],
+                env={**os.environ, **self.env},
+                cwd=self.folder,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def kill(self, at: int) -> None:
+        """As if the plug were pulled: every process of a node, at once."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            node = psutil.Process(self.processes[at].pid)
+            for one in [node, *node.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        self.processes[at].wait()
+
+    def said(self, at: int) -> str:
+        return (self.folder / f"node{at}.txt").read_text(errors="replace")
+
+    def await_text(self, at: int, text: str) -> None:
+        """Wait until a node has said so; it fails loudly if it ends first."""
+        until = time.monotonic() + START_S
+        while text not in self.said(at):
+            assert self.processes[at].poll() is None and time.monotonic() < until, self.said(at)
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def nodes(n: int, *, gpus: int = 0, cpus: int = 1) -> Iterator[Nodes]:
+    """A cluster of n nodes, up."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    with tempfile.TemporaryDirectory(
+        prefix="nodes-", ignore_cleanup_errors=True
+    ) as folder:  # short: sockets live in it
+        cluster = Nodes(Path(folder), dict(zip(names, free_ports(len(names)), strict=True)))
+        try:
+            for at in range(n):
+                cluster.start(gpus=gpus, cpus=cpus)
+                cluster.await_text(at, "This command will now block")
+            yield cluster
+        finally:
+            for at in range(len(cluster.processes)):
+                cluster.kill(at)
