@@ -1,15 +1,15 @@
 """How long `p3d --help` and `p3d status` take, from a cold process; median and spread of 15 rounds.
 
-python bench/help.py [OUT]
+python -m bench.help [OUT]
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from bench.rounds import seconds, take_turns
 
 P3D = str(Path(sys.executable).with_name("p3d"))
 ROUNDS = 15
@@ -17,13 +17,15 @@ ROUNDS = 15
 
 def main() -> int:
     commands = [["--help"], *([["status", sys.argv[1]]] if len(sys.argv) > 1 else [])]
-    for command in commands:
-        seconds = []
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            subprocess.run([P3D, *command], stdout=subprocess.DEVNULL, check=True)
-            seconds.append(time.perf_counter() - started)
-        print(f"p3d {command[0]}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
+    arms = {
+        f"p3d {words[0]}": seconds(
+            lambda words=words: subprocess.run([P3D, *words], stdout=subprocess.DEVNULL, check=True)
+        )
+        for words in commands
+    }
+    found = take_turns(arms, ROUNDS, "s", warm=False)
+    for arm in found.of:
+        print(f"{arm}: {found.spread(arm)} s")
     return 0
 
 

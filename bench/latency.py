@@ -3,7 +3,7 @@
     python -m bench.latency --rounds 3            from the repository's root; SeaweedFS behind tests/s3/proxy.py
 
 Videos/s from the first commit to the last: the file times of clips/ on disk, the arrival of their PUTs at the proxy. So
-the start of Ray is not in it, and whatever lies between two shards is. Rounds are interleaved, local then S3; the same
+the start of Ray is not in it, and whatever lies between two shards is. Local and S3 take turns; the same
 videos, the same weights (P3D-63 on 64x64 pixels and few clips, so that decoding is the slow side).
 """
 
@@ -12,18 +12,19 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from urllib.parse import unquote
 
 import boto3
 
 import p3d.weights
+from bench.rounds import take_turns
 from tests.s3.proxy import Proxy, proxy
 from tests.servers import weed
 from tests.zoo import make
@@ -110,16 +111,12 @@ def main() -> int:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda p: client.upload_file(str(p), "bench", f"in/{p.name}"), (folder / "videos").iterdir()))
         front.latency_s = given.latency_ms / 1000
-        local, remote = [], []
-        for number in range(given.rounds):
-            local.append(local_rate(folder, weights, given))
-            remote.append(s3_rate(number, front, weights, given))
-            ratio = remote[-1] / local[-1]
-            print(f"round {number + 1}: local {local[-1]:.2f}, S3 {remote[-1]:.2f} videos/s ({ratio:.0%})", flush=True)
-        for word, rates in (("local", local), ("S3", remote)):
-            print(f"{word}: median {statistics.median(rates):.2f} videos/s ({min(rates):.2f} to {max(rates):.2f})")
-        ratio = statistics.median(remote) / statistics.median(local)
-        print(f"S3 at {given.latency_ms:g} ms a request: {ratio:.1%} of local")
+        numbers = count()  # each round writes to a prefix of its own
+        arms = {
+            "local": lambda: local_rate(folder, weights, given),
+            f"S3 at {given.latency_ms:g} ms a request": lambda: s3_rate(next(numbers), front, weights, given),
+        }
+        print(take_turns(arms, given.rounds, "videos/s", warm=False).table("Videos/s", "local"))
     return 0
 
 
