@@ -67,11 +67,15 @@ class FrameSpec:
         short = min(height, width)
         return -(-height * self.short_side // short), -(-width * self.short_side // short)
 
+    def cropped(self, frames_HWC: UINT8) -> UINT8:
+        """The centre of a frame [H, W, 3], or of each of [N, H, W, 3], as a view."""
+        height, width = frames_HWC.shape[-3:-1]
+        top, left = (height - self.crop_hw[0]) // 2, (width - self.crop_hw[1]) // 2
+        return frames_HWC[..., top : top + self.crop_hw[0], left : left + self.crop_hw[1], :]
+
     def crop(self, frames_NHWC: UINT8) -> UINT8:
         """The centre of each frame, [N, crop_h, crop_w, 3], contiguous."""
-        height, width = frames_NHWC.shape[1:3]
-        top, left = (height - self.crop_hw[0]) // 2, (width - self.crop_hw[1]) // 2
-        return np.ascontiguousarray(frames_NHWC[:, top : top + self.crop_hw[0], left : left + self.crop_hw[1]])
+        return np.ascontiguousarray(self.cropped(frames_NHWC))
 
 
 @dataclass(frozen=True, slots=True)

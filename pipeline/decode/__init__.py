@@ -18,8 +18,9 @@ from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
 from pipeline.decode.nvdec_route import read_nvdec
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
 from pipeline.decode.probe import Probe, probe
-from pipeline.decode.pyav_route import read_pyav
-from pipeline.decode.route import RouteName, route
+from pipeline.decode.pyav_route import read_pyav, seek_pyav
+from pipeline.decode.route import RouteName, exact_seek, route
+from pipeline.decode.seek import Astray, leaves_out
 from pipeline.decode.wanted import NONE, Wanted, wanted_by
 from pipeline.errors import Reason, VideoError
 from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
@@ -43,11 +44,14 @@ def open_frames(
     Only frames that the clips need are sent (`pipeline.decode.wanted`), and all of them where the clips leave none out;
     numbers and times are the video's own, with `sampling.fps` too. A **second VideoInfo** means: forget the blocks so
     far and start again. It comes at most once: when what the clips were laid out on turned out wrong (it then carries
-    the true count and duration), or when decord gave up half way and PyAV takes over. VideoEnd.duration_s is the end of
-    the last frame, in seconds from the first.
+    the true count and duration), or when decord, or a decode that left GOPs out, gave up half way. VideoEnd.duration_s
+    is the end of the last frame, in seconds from the first.
+
+    Where seeking is proved exact (`route.exact_seek`), GOPs that no clip needs are not decoded, and damage in them is
+    not seen; under `auto` PyAV then reads the others, and the VideoInfo says so.
 
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
-    resized frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
+    cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
     found = probe(path, limits)
     if found.truncated and policy.partial == "fail":
@@ -69,7 +73,7 @@ def open_frames(
         yield _end(promised, sampling)
         return
     may_restart = True
-    if name == "decord":
+    if name == "decord" and not (policy.decoder == "auto" and _leaves_out(found, sampling)):  # PyAV decodes less then
         try:
             reader = open_decord(found, spec)
             may_restart = False
@@ -94,8 +98,20 @@ def _pyav(
     *,
     may_restart: bool,
 ) -> Iterator[VideoInfo | FrameBlock | VideoEnd]:
-    """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand."""
+    """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
+
+    If GOPs can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
+    """
     promised = VideoEnd(found.n_frames, found.duration_s)
+    if may_restart and _leaves_out(found, sampling):
+        may_restart = False
+        yield _info(found, "pyav", promised, sampling)
+        try:
+            yield from seek_pyav(found, spec, _wanted(sampling, promised), limits)
+            yield _end(promised, sampling)
+            return
+        except Astray:
+            pass
     if not may_restart and not sampling.needs_every_frame:
         for message in read_pyav(found, spec, NONE, policy, limits):
             if isinstance(message, VideoEnd):
@@ -116,6 +132,11 @@ def _pyav(
             break
     sentence = f"the file had another number of frames when read again: {promised.n_frames}"
     raise VideoError(Reason.SOURCE_CHANGED, sentence)
+
+
+def _leaves_out(found: Probe, sampling: Sampling) -> bool:
+    """Are there GOPs that no clip needs, and may they be left out?"""
+    return exact_seek(found) and leaves_out(found, _wanted(sampling, VideoEnd(found.n_frames, found.duration_s)))
 
 
 def _check_resized(found: Probe, spec: FrameSpec) -> None:

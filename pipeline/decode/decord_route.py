@@ -4,9 +4,11 @@ decord decodes ahead of a stalled reader without bound (37 -> 860 MB for 300 fra
 whole GOPs of at most 256 frames, and `seek(0)` after each run stops it; as every run starts at a key frame, nothing is
 decoded twice. It never judges a file: whatever it refuses is read again by PyAV, which can say what is wrong.
 
-A run of which any frame is wanted is read whole, from front to back: told to skip, decord seeks in between, and then it
-is a matter of luck whether its worker thread has come to a damaged packet, and what the frames look like (two of 2 500
-fuzzed files came out differently from one decode to the next).
+Where a GOP holds no wanted frame and `route.exact_seek` holds, decord is not told to skip: it would be a matter of luck
+whether its worker thread, ahead of its reader, has come to a damaged packet, and what the frames look like (two of
+2 500 fuzzed files came out differently from one decode to the next). The packets of the wanted GOPs are copied into a
+file in memory that holds nothing else, and decord reads that from front to back. Elsewhere a run of which any frame is
+wanted is read whole.
 
 One limit is known: damage inside a picture that FFmpeg can paint over comes out of decord without a word, where PyAV
 marks the frame. Of 45 copies of one H.264 file with 1 bit, 64 bytes or 4 KiB overwritten, both refused 12, PyAV alone
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode.probe import Probe
-from pipeline.decode.route import BLOCK_FRAMES
+from pipeline.decode.route import BLOCK_FRAMES, exact_seek, in_pieces
+from pipeline.decode.seek import Astray, Source, cut, joined, opened, wanted_gops
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
@@ -44,6 +47,8 @@ _UNSUPPORTED = (
     "not installed",
 )
 
+_Part = tuple[INT64, UINT8]  # numbers [N] of at most 64 frames, and their pixels [N, crop_h, crop_w, 3]
+
 
 class DecordGaveUp(Exception):
     """decord cannot read this video, or raised half way. `str()` is one line without decord's clock stamp."""
@@ -56,23 +61,27 @@ class DecordGaveUp(Exception):
 
 def open_decord(found: Probe, spec: FrameSpec) -> Any:
     """A decord reader that resizes to the spec and counts as many frames as the probe; else DecordGaveUp."""
+    return _reader(found.path, found.n_frames, spec.target_hw(*found.display_hw))
+
+
+def _reader(path: str, n_frames: int, target_hw: tuple[int, int]) -> Any:
     try:
         import decord
     except (ImportError, OSError) as error:
         raise DecordGaveUp(f"decord is not installed here: {error}") from error
     decord.logging.set_level(decord.logging.QUIET)
     decord.bridge.set_bridge("native")
-    height, width = spec.target_hw(*found.display_hw)
+    height, width = target_hw
     try:
         reader = decord.VideoReader(
-            found.path, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
+            path, ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=FAULT_TOLERANCE
         )
     except UnicodeEncodeError as error:
         raise DecordGaveUp("the file's name cannot be written as UTF-8") from error
     except (decord.DECORDError, RuntimeError, AssertionError) as error:
         raise DecordGaveUp(_one_line(error)) from error
-    if len(reader) != found.n_frames:
-        raise DecordGaveUp(f"decord counts {len(reader)} frames, the packets say {found.n_frames}")
+    if len(reader) != n_frames:
+        raise DecordGaveUp(f"decord counts {len(reader)} frames, the packets say {n_frames}")
     return reader
 
 
@@ -80,30 +89,88 @@ def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: Wanted) -> I
     """The wanted frames in order, in blocks of at most 64; DecordGaveUp when decord raises.
 
     Times are the probe's (float64 from the packets); decord's own are float32, and garbage in some containers. Holds
-    one run of at most 256 resized frames.
+    one run of at most 256 cropped frames and 64 resized ones.
     """
-    import decord
-
     assert found.start_s_N is not None and found.end_s_N is not None  # route: every frame has a time
-    height, width = spec.target_hw(*found.display_hw)
     numbers_M = wanted.of(found.start_s_N, found.end_s_N)
+    gops = wanted_gops(found, numbers_M) if exact_seek(found) else []
+    if gops and (len(gops) < len(found.key_frames) or in_pieces(found)):
+        parts = _cut_runs(found, spec, numbers_M, gops)
+    else:
+        parts = _whole_runs(reader, found, spec, numbers_M)
+    for numbers_N, frames_NHWC in parts:
+        yield FrameBlock(numbers_N, found.start_s_N[numbers_N], found.end_s_N[numbers_N], frames_NHWC)
+
+
+def _whole_runs(reader: Any, found: Probe, spec: FrameSpec, numbers_M: INT64) -> Iterator[_Part]:
+    """Each run of the file of which any frame is wanted."""
     for first, end in runs(found.key_frames, found.n_frames):
         run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
-        if not len(run_M):
-            continue
+        if len(run_M):
+            yield from _read(reader, found, spec, run_M, first, end)
+
+
+def _cut_runs(found: Probe, spec: FrameSpec, numbers_M: INT64, gops: list[tuple[int, int]]) -> Iterator[_Part]:
+    """These GOPs, from a file of at most 256 frames at a time (or of one GOP, if that is longer)."""
+    with opened(found) as source:
+        while gops:
+            sizes = np.cumsum([end - first for first, end in gops[:BLOCK_FRAMES]])
+            n_gops = max(1, int(np.searchsorted(sizes, BLOCK_FRAMES, "right")))
+            part, gops = gops[:n_gops], gops[n_gops:]
+            in_file_N = np.concatenate([np.arange(first, end) for first, end in part])
+            run_M = numbers_M[np.searchsorted(numbers_M, part[0][0]) : np.searchsorted(numbers_M, part[-1][1])]
+            at_M = np.searchsorted(in_file_N, run_M)
+            for at_N, frames_NHWC in _read_cut(source, found, spec, joined(part), len(in_file_N), at_M):
+                yield in_file_N[at_N], frames_NHWC
+
+
+def _read_cut(
+    source: Source, found: Probe, spec: FrameSpec, gops: list[tuple[int, int]], n_frames: int, at_M: INT64
+) -> list[_Part]:
+    """Frames `at_M` of a file of these GOPs, which has `n_frames`."""
+    try:
+        with cut(source, found, gops) as path:
+            reader = _reader(path, n_frames, spec.target_hw(*found.display_hw))
+            return _read(reader, found, spec, at_M, 0, n_frames)
+    except Astray as error:
+        raise DecordGaveUp(str(error)) from error
+
+
+class _Batch:
+    """What numpy needs to look at decord's own memory; decord's `asnumpy` copies it."""
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._frames.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # a CPU's memory
+
+
+def _read(reader: Any, found: Probe, spec: FrameSpec, run_M: INT64, first: int, end: int) -> list[_Part]:
+    """Frames `run_M` of the reader's [first, end), all of which it decodes; then it is stopped."""
+    import decord
+
+    height, width = spec.target_hw(*found.display_hw)
+    parts: list[_Part] = []
+    for at in range(first, end, MESSAGE_FRAMES):
+        stop = min(at + MESSAGE_FRAMES, end)
         try:
-            frames_NHWC: UINT8 = reader.get_batch(list(range(first, end))).asnumpy()
-            reader.seek(0)
+            batch = reader.get_batch(list(range(at, stop)))
+            if stop == end:
+                reader.seek(0)  # before anything else: it decodes on as long as it may (a seek to `end` does nothing)
+            frames_NHWC = np.from_dlpack(_Batch(batch)).view(np.uint8)
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
             raise DecordGaveUp(_one_line(error)) from error
-        if frames_NHWC.shape != (end - first, height, width, 3):
-            raise DecordGaveUp(f"frames of shape {frames_NHWC.shape} instead of {(end - first, height, width, 3)}")
-        frames_MHWC = spec.crop(frames_NHWC if len(run_M) == end - first else frames_NHWC[run_M - first])
-        for at in range(0, len(run_M), MESSAGE_FRAMES):
-            part_N = run_M[at : at + MESSAGE_FRAMES]
-            yield FrameBlock(
-                part_N, found.start_s_N[part_N], found.end_s_N[part_N], frames_MHWC[at : at + MESSAGE_FRAMES]
-            )
+        if frames_NHWC.shape != (stop - at, height, width, 3):
+            raise DecordGaveUp(f"frames of shape {frames_NHWC.shape} instead of {(stop - at, height, width, 3)}")
+        part_N = run_M[np.searchsorted(run_M, at) : np.searchsorted(run_M, stop)]
+        if len(part_N):
+            cropped_NHWC = spec.cropped(frames_NHWC)
+            parts.append((part_N, np.array(cropped_NHWC if len(part_N) == stop - at else cropped_NHWC[part_N - at])))
+    return parts
 
 
 def runs(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ PyAV's `frame.reformat` follows the chroma position written in the stream, which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -98,7 +99,7 @@ class Scaler:
         self._ends: tuple[FilterContext, FilterContext]
 
     def picture(self, frame: av.VideoFrame) -> UINT8:
-        """[crop_h, crop_w, 3] uint8, contiguous; FrameBlocks copy it."""
+        """[crop_h, crop_w, 3] uint8, a view of FFmpeg's own picture; whoever keeps it copies it."""
         form = (frame.width, frame.height, frame.format.name)
         if form != self._input:
             self._build(frame)
@@ -107,15 +108,15 @@ class Scaler:
         source.push(frame)
         scaled = sink.pull()
         assert isinstance(scaled, av.VideoFrame)  # the graph holds no audio filter
-        resized_HWC = np.asarray(scaled.to_ndarray(), np.uint8)
-        cropped_HWC: UINT8 = self._spec.crop(resized_HWC[np.newaxis])[0]
-        return cropped_HWC
+        (plane,) = scaled.planes
+        shape, strides = (scaled.height, scaled.width, 3), (plane.line_size, 3, 1)
+        return self._spec.cropped(np.ndarray(shape, np.uint8, memoryview(plane), strides=strides))
 
     def _build(self, frame: av.VideoFrame) -> None:
         height, width = self._target_hw
         graph = Graph()
         graph.threads = 1
-        time_base = frame.time_base
+        time_base = frame.time_base or Fraction(1, 1000)  # of no account, and a drained frame may have none
         source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)
         turn = [graph.add(name, arguments) for name, arguments in self._turn.filters]
         scale = graph.add("scale", f"w={width}:h={height}:flags=bilinear:in_chroma_loc=center")

@@ -20,6 +20,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from pipeline.decode.keys import KeyFrame, all_proved, key_frame
 from pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from pipeline.decode.policy import DecodeLimits
 from pipeline.decode.sniff import check_file, damaged_container, ends_early
@@ -35,6 +36,7 @@ ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # of a pixel, either way; what is beyond is no honest video
 READ_BYTES = 1024**2
+_NONE = np.empty(0, np.int64)
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
 
 
@@ -47,6 +49,8 @@ class Probe:
     `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
     give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
+    `proved_keys` says that each of them is a clean start by its own bytes (`pipeline.decode.keys`); `key_pts_K` and
+    `key_dts_K` are their time stamps as stored, `first_pts` is that of the first frame.
     `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
     `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
     """
@@ -74,6 +78,10 @@ class Probe:
     encrypted: bool
     key_frames: INT64
     closed_gops: bool
+    proved_keys: bool
+    key_pts_K: INT64
+    key_dts_K: INT64
+    first_pts: int
     start_s_N: FLOAT64 | None
     end_s_N: FLOAT64 | None
 
@@ -190,7 +198,7 @@ def _check_limits(stream: VideoStream, container: InputContainer, limits: Decode
 
 
 class _Pass:
-    """The one pass over the packets of all streams; keeps 24 bytes a frame."""
+    """The one pass over the packets of all streams; takes up to 49 bytes a frame, 16 of which the Probe keeps."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container = container
@@ -198,11 +206,16 @@ class _Pass:
         self.pts = array("q")  # of presentable packets that have one, in stored order
         self.durations = array("q")  # the same packets
         self.keys = array("q")  # positions in `pts` of key frames
+        self.key_dts = array("q")
+        self.key_kinds: set[KeyFrame] = set()
+        self.codec = stream.codec_context.codec.canonical_name
+        self.extradata = stream.codec_context.extradata or b""
         self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = self.packet_bytes = 0
         self.encrypted = False
         self.size_refused = False
         self.stopped = ""
         self.last_end_s = 0.0  # over all streams
+        self.ticks_s: dict[int, float] = {}
         self.first_picture: av.VideoFrame | None = None
 
     def run(self, path: str, limits: DecodeLimits) -> Probe:
@@ -223,7 +236,7 @@ class _Pass:
         return Probe(
             path=path,
             container=container.format.name,
-            codec=context.codec.canonical_name,
+            codec=self.codec,
             pixel_format=picture.format.name if picture else (context.pix_fmt or ""),
             stream_index=stream.index,
             n_video_streams=len(container.streams.video),
@@ -244,6 +257,10 @@ class _Pass:
             encrypted=self.encrypted,
             key_frames=key_frames,
             closed_gops=closed,
+            proved_keys=all_proved(self.key_kinds),
+            key_pts_K=np.frombuffer(self.pts, np.int64)[np.frombuffer(self.keys, np.int64)] if self.keys else _NONE,
+            key_dts_K=np.array(self.key_dts, np.int64),
+            first_pts=min(self.pts, default=0),
             start_s_N=start_s_N,
             end_s_N=end_s_N,
         )
@@ -254,9 +271,9 @@ class _Pass:
             for packet in packets(self.container):
                 ours = packet.stream.index == self.stream.index  # `packet.stream_index` of an empty one is 0
                 if packet.size:
-                    if packet.pts is not None and packet.time_base:
-                        end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                        self.last_end_s = max(self.last_end_s, end_s)
+                    if packet.pts is not None:
+                        end = packet.pts + (packet.duration or 0)
+                        self.last_end_s = max(self.last_end_s, end * self._tick_s(packet.stream))
                     if ours:
                         self._count(packet)
                 elif packet.pts is not None or packet.dts is not None:
@@ -266,6 +283,12 @@ class _Pass:
         except av.error.FFmpegError as error:
             refuse_trouble_of_the_machine(error, self.container.name)
             self.stopped = (error.strerror or "invalid data").lower()
+
+    def _tick_s(self, stream: Stream) -> float:
+        """Of a stream's time base, which is a Fraction and slow to make for every packet; streams may come later."""
+        if stream.index not in self.ticks_s:
+            self.ticks_s[stream.index] = float(stream.time_base or 0)
+        return self.ticks_s[stream.index]
 
     def _look(self, packet: av.Packet[Stream]) -> None:
         # Damage is judged by the route that reads the frames, which knows how many were good.
@@ -289,6 +312,8 @@ class _Pass:
         else:
             if packet.is_keyframe:
                 self.keys.append(len(self.pts))
+                self.key_dts.append(packet.pts if packet.dts is None else packet.dts)
+                self.key_kinds.add(key_frame(self.codec, self.extradata, memoryview(packet)))
             self.pts.append(packet.pts)
             self.durations.append(packet.duration or 0)
 

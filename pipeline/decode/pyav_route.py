@@ -2,6 +2,9 @@
 
 It decodes no further than it is asked (a stalled reader costs nothing), applies the rotation, and is the judge of
 damage: a decode error, or a frame that FFmpeg had to conceal, is the end of what can be trusted.
+
+Where only some GOPs hold wanted frames and `route.exact_seek` holds, `seek_pyav` decodes only those. It judges nothing:
+each frame must come at the very time that the probe gave its number, and anything else is `Astray`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from av.video.stream import VideoStream
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
-from pipeline.decode.probe import Probe, open_container, packets, refuse_trouble_of_the_machine
+from pipeline.decode.probe import Probe, packets, refuse_trouble_of_the_machine
+from pipeline.decode.seek import Astray, Source, gop_packets, joined, opened, wanted_gops
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
@@ -78,15 +82,73 @@ def read_pyav(
     yield VideoEnd(n_frames, clock.end_s, truncated)
 
 
+def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimits) -> Iterator[FrameBlock]:
+    """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only the GOPs that hold them.
+
+    Empty blocks are signs of life, as those of `read_pyav`. Astray at the first doubt; blocks sent before are right.
+    """
+    assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek: every frame has a time
+    scaler, block, silent = Scaler(spec, found.display_hw, found.turn), _Block(spec), 0
+    numbers_M = wanted.of(found.start_s_N, found.end_s_N)
+    with opened(found) as source:
+        _one_thread(source.stream, limits)
+        for first, end in joined(wanted_gops(found, numbers_M)):
+            run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
+            left = set(run_M.tolist())
+            for number, frame in _proved_frames(source, found, first, end):
+                silent += 1
+                if number in left:
+                    left.remove(number)
+                    start_s, end_s = float(found.start_s_N[number]), float(found.end_s_N[number])
+                    block.add(number, start_s, end_s, scaler.picture(frame))
+                if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
+                    yield block.take()
+                    silent = 0
+                if not left:
+                    break
+    if len(block):
+        yield block.take()
+
+
+def _proved_frames(source: Source, found: Probe, first: int, end: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of whole GOPs [first, end), each proved by its time; Astray otherwise."""
+    assert found.start_s_N is not None  # as above
+    number, scale = first, float(source.stream.time_base or 0)
+    try:
+        for frame in _decoded(source.stream, gop_packets(source, found, first, end)):
+            if frame.is_corrupt or frame.pts is None or number >= end:
+                raise Astray(f"damaged data at frame {number}")
+            if (frame.pts - found.first_pts) * scale != found.start_s_N[number]:
+                raise Astray(f"frame {number} came at another time")
+            yield number, frame
+            number += 1
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise Astray(f"invalid data at frame {number}") from error
+    if number < end:
+        raise Astray(f"the frames ended at {number} of [{first}, {end})")
+
+
+def _decoded(stream: VideoStream, packets_of_gops: Iterator[av.Packet[Stream]]) -> Iterator[av.VideoFrame]:
+    """Their frames, to the last: the decoder is drained."""
+    for packet in packets_of_gops:
+        yield from stream.decode(packet)
+    yield from stream.decode(None)
+
+
+def _one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
+    """How its decoder is to work: alone, and on no picture that is too large, in mid-stream too."""
+    stream.codec_context.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+
+
 def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
     """Presentable frames in order, up to the first damage (raised)."""
-    with open_container(found.path) as container:
-        stream = container.streams[found.stream_index]
-        if not isinstance(stream, VideoStream):
-            raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
-        stream.codec_context.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # of a picture in mid-stream, too
+    with opened(found) as source:
+        container, stream = source.container, source.stream
+        _one_thread(stream, limits)
         n_sent = n_shown = 0
         try:
             for packet in packets(container, stream):
@@ -136,13 +198,16 @@ class _Clock:
     def __init__(self, found: Probe) -> None:
         self._step_s = 1 / found.fps
         self._first: int | None = None
+        self._scale = 0.0  # seconds of a tick of the stream's time base: a Fraction, slow to make for every frame
         self._last_duration_s = 0.0
         self.before_s = 0.0
         self.now_s = -self._step_s
 
     def tick(self, frame: av.VideoFrame) -> float:
         """Start of this frame; `before_s` is then that of the frame before."""
-        scale = float(frame.time_base) if frame.time_base else 0.0
+        if self._first is None:
+            self._scale = float(frame.time_base or 0)
+        scale = self._scale
         self.before_s = self.now_s
         start_s = self.now_s + self._step_s
         if frame.pts is not None and scale:
@@ -161,32 +226,33 @@ class _Clock:
 
 
 class _Block:
-    """Frames waiting to be sent."""
+    """Frames waiting to be sent; each is copied once, from the scaler's picture to where it travels from."""
 
     def __init__(self, spec: FrameSpec) -> None:
-        self._nothing = np.empty((0, *spec.crop_hw, 3), np.uint8)
+        self._frame_shape = (*spec.crop_hw, 3)
+        self._start_over(0)
+
+    def _start_over(self, room: int) -> None:
         self._numbers: list[int] = []
-        self._times: list[tuple[float, float]] = []
-        self._frames: list[UINT8] = []
+        self._start_s: list[float] = []
+        self._end_s: list[float] = []
+        self._frames_NHWC: UINT8 = np.empty((room, *self._frame_shape), np.uint8)
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def add(self, number: int, start_s: float, end_s: float, frame_HWC: UINT8) -> None:
+        if not self._numbers:
+            self._start_over(MESSAGE_FRAMES)
+        self._frames_NHWC[len(self._numbers)] = frame_HWC
         self._numbers.append(number)
-        self._times.append((start_s, end_s))
-        self._frames.append(frame_HWC)
+        self._start_s.append(start_s)
+        self._end_s.append(end_s)
 
     def take(self) -> FrameBlock:
         """All of them as one message, and start anew."""
-        times_N2 = np.asarray(self._times, np.float64).reshape(-1, 2)
-        numbers_N = np.asarray(self._numbers, np.int64)
-        block = FrameBlock(
-            numbers_N,
-            times_N2[:, 0].copy(),
-            times_N2[:, 1].copy(),
-            np.stack(self._frames) if self._frames else self._nothing,
-        )
-        for kept in (self._numbers, self._times, self._frames):
-            kept.clear()
+        numbers_N = np.array(self._numbers, np.int64)
+        start_s_N, end_s_N = np.array(self._start_s, np.float64), np.array(self._end_s, np.float64)
+        block = FrameBlock(numbers_N, start_s_N, end_s_N, self._frames_NHWC[: len(numbers_N)])
+        self._start_over(0)
         return block

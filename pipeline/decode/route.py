@@ -21,13 +21,17 @@ DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg", "pror
 NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
+SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
 # up to 519 were right on this CPU; the bug depends on its vector width, so the shape is checked while reading too).
 MIN_RESIZED_WIDTH = 100
 BLOCK_FRAMES = 256  # decord is read in runs of at most this many frames, then released
 MAX_BLOCK_BYTES = 256 * 1024**2  # of such a run, resized
-MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of the whole file at its first read
+MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of all the file it is given at its first read
+# From so many frames on, giving decord each run as a file of its own costs less than to seek: it reads all packets from
+# there to the end again (measured: the same at 15 000 frames).
+MANY_FRAMES = 16_384
 
 
 def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
@@ -50,6 +54,11 @@ def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteNam
     return "pyav", objection
 
 
+def in_pieces(found: Probe) -> bool:
+    """Must decord, or had it better, be given the runs of this file one by one, as files of their own?"""
+    return exact_seek(found) and (found.n_frames > MANY_FRAMES or found.packet_bytes > MAX_PACKET_BYTES)
+
+
 def _objections_to_nvdec(found: Probe) -> Iterator[str]:
     """Why a GPU must not read this video: what it cannot, and what nothing has shown it to read rightly."""
     if found.codec not in NVDEC_CODECS:
@@ -68,6 +77,25 @@ def _objections_to_nvdec(found: Probe) -> Iterator[str]:
         yield "the packets do not give every frame a time of its own"
     if found.turn.degrees or found.turn.mirrored:
         yield "a turned or mirrored picture"
+
+
+def exact_seek(found: Probe) -> bool:
+    """May this video be decoded from any of its key frames on, with the very frames that come from front to back?
+
+    A closed list, each proved by a test over every key frame of made videos and of the samples: the container has an
+    index, every frame has its time, nothing is cut or left out, and each key frame is a clean start by its own bytes.
+    How FFmpeg reads 4:4:4 H.264 may depend on a message in the first packet (x264 before build 151), so it is not one.
+    """
+    return (
+        bool(set(found.container.split(",")) & SEEKABLE_CONTAINERS)
+        and found.proved_keys
+        and found.closed_gops
+        and found.start_s_N is not None
+        and found.n_discarded == 0
+        and found.n_frames >= found.n_promised
+        and not (found.truncated or found.encrypted)
+        and not (found.codec == "h264" and "444" in found.pixel_format)
+    )
 
 
 def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
@@ -104,7 +132,10 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
         yield f"a block of frames resized to {height}x{width} takes more than {MAX_BLOCK_BYTES} bytes"
     if not found.closed_gops:
         yield "open GOPs: decord cannot place the frames after a seek"
-    if found.packet_bytes > MAX_PACKET_BYTES:
-        yield f"{found.packet_bytes >> 20} MiB of packets, and decord holds those of the whole file in memory"
+    if found.n_frames > BLOCK_FRAMES and not found.proved_keys:
+        yield "key frames that do not prove to be ones: decord could not be stopped between them"
+    run_bytes = found.packet_bytes * BLOCK_FRAMES // max(found.n_frames, BLOCK_FRAMES)
+    if (run_bytes if exact_seek(found) else found.packet_bytes) > MAX_PACKET_BYTES:
+        yield f"{found.packet_bytes >> 20} MiB of packets: too much for decord, which holds those of what it is given"
     if found.n_frames > BLOCK_FRAMES and found.largest_gop > BLOCK_FRAMES:
         yield f"GOPs of up to {found.largest_gop} frames: decord's memory could not be released between them"

@@ -112,7 +112,8 @@ def test_every_clip_is_that_of_the_reference(name: str) -> None:
     times = list(zip(start_s_N, np.append(start_s_N[1:], end_s), strict=True))
     for sampling in SAMPLINGS:
         info, found, end = decoded(path, sampling, DecodePolicy())
-        assert (info.route, info.n_frames, end.n_frames, len(frames_NHWC)) == (expected_route, *[n_frames] * 3)
+        assert info.route == expected_route or (sampling is not SAMPLINGS[0] and info.route == "pyav")  # GOPs left out
+        assert info.n_frames == end.n_frames == len(frames_NHWC) == n_frames
         assert end.duration_s == pytest.approx(end_s, abs=1e-6)
         spans = clip_spans(sampling, n_frames)
         for number in {n for span in spans for n in frame_numbers(sampling, span, n_frames).tolist()}:

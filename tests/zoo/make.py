@@ -83,6 +83,24 @@ def video(
     return path
 
 
+def looped(source: Path, path: Path, times: int) -> Path:
+    """The packets of `source`, `times` times one after the other: a long video that nobody has to encode."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        first = min(packet.pts for packet in packets)
+        span = max(packet.pts + packet.duration for packet in packets) - first
+        copy = output.add_stream_from_template(stream)
+        for turn in range(times):
+            for packet in packets:
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts = packet.pts + turn * span, packet.dts + turn * span
+                again.duration, again.is_keyframe = packet.duration, packet.is_keyframe
+                again.time_base, again.stream = stream.time_base, copy
+                output.mux(again)
+    return path
+
+
 def audio(path: Path) -> Path:
     """One second of silence in an mp4: a media file without pictures."""
     with av.open(str(path), "w") as output:

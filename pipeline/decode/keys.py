@@ -1,0 +1,148 @@
+"""Is a packet that its container calls a key frame one? Answered from the packet's own first bytes.
+
+Containers mislead: an MP4 without `stss` calls every sample a key frame, and encoders that refresh a picture bit by bit
+mark places where nothing starts. A frame counts as proved here when its codec says that whatever comes after it in the
+stream refers to nothing before it, and that the decoder's state is as new.
+
+    codec        proved by                                                              source
+    h264         first slice is of type 5 (IDR)                                         ITU-T H.264, 7.4.1.2.4
+    hevc         first slice is of type 19 or 20 (IDR); CRA is not, it may be led       ITU-T H.265, 7.4.2.2
+    vp8          frame tag: bit 0 is 0                                                  RFC 6386, 9.1
+    vp9          frame header: shown, frame_type 0                                      VP9 bitstream, 6.2
+    av1          first frame header: frame_type 0, shown                                AV1 bitstream, 5.9.2
+    mpeg4        first VOP is of type I                                                 ISO/IEC 14496-2, 6.2.5
+    mjpeg        tables of its own                                                      ITU-T T.81, B.2.4
+    prores       always
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+
+class KeyFrame(Enum):
+    """What a packet's own bytes prove: nothing, a clean start, or one that brings its parameter sets with it."""
+
+    UNPROVED = "unproved"
+    CLEAN = "clean"
+    WITH_PARAMETERS = "with parameters"
+
+
+MOST_NALS = 64  # looked at before the first slice
+HEAD_BYTES = 4096  # looked at for start codes and tables
+
+
+def key_frame(codec: str, extradata: bytes, packet: memoryview) -> KeyFrame:
+    """What `packet`, one of `codec` (FFmpeg's canonical name) with the stream's `extradata`, proves about itself."""
+    read = _READERS.get(codec)
+    try:
+        return read(extradata, packet) if read else KeyFrame.UNPROVED
+    except IndexError:  # the packet ends within what was to be read
+        return KeyFrame.UNPROVED
+
+
+def all_proved(kinds: set[KeyFrame]) -> bool:
+    """Does decoding give the same from any of these key frames on? Each is clean, and parameter sets come with all or
+    with none: one that came with another frame might be missing after a seek."""
+    return len(kinds) == 1 and KeyFrame.UNPROVED not in kinds
+
+
+def _h264(extradata: bytes, packet: memoryview) -> KeyFrame:
+    return _by_nal(_nals(packet, extradata, 4), lambda head: head & 31, range(1, 6), (5,), (7, 8))
+
+
+def _hevc(extradata: bytes, packet: memoryview) -> KeyFrame:
+    return _by_nal(_nals(packet, extradata, 21), lambda head: head >> 1 & 63, range(32), (19, 20), (32, 33, 34))
+
+
+def _by_nal(
+    nals: Iterator[int], kind_of: Callable[[int], int], slices: range, clean: tuple[int, ...], sets: tuple[int, ...]
+) -> KeyFrame:
+    """By the types of the NAL units up to the first slice."""
+    found = KeyFrame.CLEAN
+    for head in nals:
+        kind = kind_of(head)
+        if kind in slices:
+            return found if kind in clean else KeyFrame.UNPROVED
+        if kind in sets:
+            found = KeyFrame.WITH_PARAMETERS
+    return KeyFrame.UNPROVED
+
+
+def _nals(packet: memoryview, extradata: bytes, at_size: int) -> Iterator[int]:
+    """First byte of each NAL unit. Only the form of MP4 and Matroska, a length before each (its size in extradata)."""
+    if len(extradata) <= at_size or extradata[0] != 1:
+        return
+    n_bytes = (extradata[at_size] & 3) + 1
+    at = 0
+    for _ in range(MOST_NALS):
+        if at + n_bytes >= len(packet):
+            return
+        yield packet[at + n_bytes]
+        at += n_bytes + int.from_bytes(packet[at : at + n_bytes], "big")
+
+
+def _vp8(extradata: bytes, packet: memoryview) -> KeyFrame:
+    return KeyFrame.UNPROVED if packet[0] & 1 else KeyFrame.CLEAN
+
+
+def _vp9(extradata: bytes, packet: memoryview) -> KeyFrame:
+    """frame_marker (10), profile (2 bits, low first; one more bit in 3), show_existing_frame, frame_type, show."""
+    head = packet[0] << 8 | packet[1]
+    at = 11 - (packet[0] >> 4 & 3 == 3)  # the bit of show_existing_frame
+    return KeyFrame.CLEAN if head >> 14 == 2 and head >> at - 2 & 7 == 0b001 else KeyFrame.UNPROVED
+
+
+def _av1(extradata: bytes, packet: memoryview) -> KeyFrame:
+    """OBUs: header byte (type 4 bits, extension, has_size), size in LEB128. Of the first frame header (type 3) or frame
+    (6), the first bits are show_existing_frame, frame_type (2), show_frame."""
+    at, found = 0, KeyFrame.CLEAN
+    for _ in range(MOST_NALS):
+        header = packet[at]
+        kind = header >> 3 & 15
+        at += 2 if header & 4 else 1
+        size, shift = 0, 0
+        if not header & 2:
+            size = len(packet) - at
+        else:
+            while True:
+                byte = packet[at]
+                at += 1
+                size |= (byte & 127) << shift
+                shift += 7
+                if byte < 128 or shift > 56:
+                    break
+        if kind == 1:
+            found = KeyFrame.WITH_PARAMETERS
+        elif kind in (3, 6):
+            return found if packet[at] >> 4 == 0b0001 else KeyFrame.UNPROVED
+        at += size
+    return KeyFrame.UNPROVED
+
+
+def _mpeg4(extradata: bytes, packet: memoryview) -> KeyFrame:
+    head = bytes(packet[:HEAD_BYTES])
+    at = head.find(b"\0\0\1\xb6")
+    if at < 0 or head[at + 4] >> 6:
+        return KeyFrame.UNPROVED
+    layer = head.find(b"\0\0\1\x20")  # a video object layer
+    return KeyFrame.WITH_PARAMETERS if 0 <= layer < at else KeyFrame.CLEAN
+
+
+def _mjpeg(extradata: bytes, packet: memoryview) -> KeyFrame:
+    head = bytes(packet[:HEAD_BYTES])
+    tables = head.startswith(b"\xff\xd8") and b"\xff\xdb" in head and b"\xff\xc4" in head
+    return KeyFrame.CLEAN if tables else KeyFrame.UNPROVED
+
+
+_READERS: dict[str, Callable[[bytes, memoryview], KeyFrame]] = {
+    "h264": _h264,
+    "hevc": _hevc,
+    "vp8": _vp8,
+    "vp9": _vp9,
+    "av1": _av1,
+    "mpeg4": _mpeg4,
+    "mjpeg": _mjpeg,
+    "prores": lambda extradata, packet: KeyFrame.CLEAN,
+}

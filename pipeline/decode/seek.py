@@ -1,0 +1,131 @@
+"""Only the GOPs that hold wanted frames, of a video where `route.exact_seek` holds.
+
+    wanted frames ──wanted_gops──> [first, end) of whole GOPs ──gop_packets──> their packets ──cut──> a file of them
+
+The demuxer's seek is not trusted: it may land anywhere before the key frame, and packets are passed over until the one
+with the key frame's own time stamp comes. Whatever else comes is `Astray`, and the file is read from front to back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from pipeline.decode.probe import Probe, open_container, packets
+from pipeline.decode.wanted import Wanted
+from pipeline.errors import Reason, VideoError
+from pipeline.types import INT64
+
+
+class Astray(Exception):
+    """The file is not as it was proved to be, or damaged: only a decode from front to back can say what it holds."""
+
+
+def wanted_gops(found: Probe, numbers_M: INT64) -> list[tuple[int, int]]:
+    """[first, end) frames of the GOPs that hold any of the sorted `numbers_M`, in order, a pair for each GOP.
+
+    key frames 0 10 20 30, 40 frames, wanted 3 4 25      [0, 10) [20, 30)
+    """
+    at_M = np.unique(np.searchsorted(found.key_frames, numbers_M, side="right") - 1)
+    end_K = np.append(found.key_frames[1:], found.n_frames)
+    return [(int(found.key_frames[at]), int(end_K[at])) for at in at_M]
+
+
+def leaves_out(found: Probe, wanted: Wanted) -> bool:
+    """Is there a GOP of which no frame is wanted? Asked where every frame has its time."""
+    assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek
+    return len(wanted_gops(found, wanted.of(found.start_s_N, found.end_s_N))) < len(found.key_frames)
+
+
+def joined(gops: list[tuple[int, int]], most_frames: int | None = None) -> list[tuple[int, int]]:
+    """The same frames in as few runs as there are, those that meet made one, as far as one has `most_frames`."""
+    runs: list[tuple[int, int]] = []
+    for first, end in gops:
+        if runs and runs[-1][1] == first and (most_frames is None or end - runs[-1][0] <= most_frames):
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((first, end))
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that is open, and the stream that is read."""
+
+    container: InputContainer
+    stream: VideoStream
+
+
+@contextlib.contextmanager
+def opened(found: Probe) -> Iterator[Source]:
+    """What was probed, open; VideoError if it is something else by now."""
+    with open_container(found.path) as container:
+        stream = container.streams[found.stream_index]
+        if not isinstance(stream, VideoStream):
+            raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
+        yield Source(container, stream)
+
+
+def gop_packets(source: Source, found: Probe, first: int, end: int) -> Iterator[av.Packet[Stream]]:
+    """The packets of the frames [first, end), which begins and ends at key frames (or at the end of the video).
+
+    Astray if its key frame does not come. The decoder of `stream` is flushed by the seek.
+    """
+    at = int(np.searchsorted(found.key_frames, first))
+    last = int(np.searchsorted(found.key_frames, end))
+    start_pts = int(found.key_pts_K[at])
+    end_pts = int(found.key_pts_K[last]) if last < len(found.key_pts_K) else None
+    source.container.seek(int(found.key_dts_K[at]), stream=source.stream, backward=True, any_frame=False)
+    begun = False
+    for packet in packets(source.container, source.stream):
+        if not packet.size:
+            continue
+        if packet.is_keyframe:
+            if packet.pts == end_pts and begun:
+                return
+            begun = begun or packet.pts == start_pts
+        if begun:
+            yield packet
+        elif packet.dts is not None and packet.dts > found.key_dts_K[at]:
+            break
+    if not begun:
+        raise Astray(f"no key frame {first} at its time")
+
+
+@contextlib.contextmanager
+def cut(source: Source, found: Probe, gops: list[tuple[int, int]]) -> Iterator[str]:
+    """The path of a file in memory that holds the packets of these GOPs, as they are, and nothing else (Linux).
+
+    Of the kind of the original, so that the decoder is told of codec, colours and rotation in the same words; but of
+    MJPEG in Matroska decord cannot tell the length where there are few frames. Astray where the packets are not found,
+    or no file of that kind can hold them.
+    """
+    name = "matroska" if "matroska" in found.container.split(",") and found.codec != "mjpeg" else "mov"
+    if name == "mov" and found.codec == "vp9":  # which QuickTime does not know
+        name = "mp4"
+    if not hasattr(os, "memfd_create"):
+        raise Astray("this system has no files in memory")
+    handle = os.memfd_create("gops")
+    path = f"/proc/self/fd/{handle}"
+    try:
+        with av.open(path, "w", format=name, options={"fflags": "+bitexact"}) as output:  # no dates, nothing drawn
+            copy = output.add_stream_from_template(source.stream)
+            for first, end in gops:
+                for packet in gop_packets(source, found, first, end):
+                    packet.stream = copy
+                    output.mux(packet)
+        yield path
+    except av.error.MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        raise Astray(f"the GOPs cannot be copied: {error}") from error
+    finally:
+        os.close(handle)

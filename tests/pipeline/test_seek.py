@@ -1,0 +1,354 @@
+"""Exact seek: where `route.exact_seek` holds, a decode from any key frame gives what a decode from the start gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import PictureType
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
+from pipeline.decode import pyav_route as pyav_route_module
+from pipeline.decode.decord_route import open_decord, read_decord
+from pipeline.decode.keys import KeyFrame, all_proved, key_frame
+from pipeline.decode.probe import Probe
+from pipeline.decode.pyav_route import read_pyav, seek_pyav
+from pipeline.decode.route import exact_seek
+from pipeline.decode.seek import Astray, Source, cut, gop_packets, joined, opened, wanted_gops
+from pipeline.decode.wanted import Wanted
+from pipeline.errors import Reason, VideoError
+from pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from tests.pipeline.test_decode_shared import GOOD, sample
+from tests.zoo import make
+
+SPEC = FrameSpec(crop_hw=(100, 128), resize_hw=(100, 128))
+LIMITS = DecodeLimits()
+ALL = Wanted(parse_sampling("every:16", clip_frames=16), None)
+N_FRAMES = 36
+
+
+@dataclass(frozen=True)
+class Numbers(Wanted):
+    """These frames and no others."""
+
+    sampling: None = None
+    places_M: None = None
+    numbers: tuple[int, ...] = ()
+
+    def of(self, start_s_N: object, end_s_N: object) -> INT64:
+        return np.array(self.numbers, np.int64)
+
+
+def put_together(messages: Iterable[object]) -> list[np.ndarray]:
+    """Numbers, start, end and pixels of all blocks."""
+    blocks = [m for m in messages if isinstance(m, FrameBlock) and len(m.numbers_N)]
+    return [np.concatenate([getattr(block, field) for block in blocks]) for field in FrameBlock.__slots__]
+
+
+def assert_every_tail_is_the_same(path: Path | str) -> int:
+    """From every key frame to the end, and only three frames from there, by each route; the number of key frames."""
+    found = probe(str(path), LIMITS)
+    assert exact_seek(found)
+    whole = put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
+    assert whole[0].tolist() == list(range(found.n_frames))
+    for key in found.key_frames.tolist():
+        for end in (found.n_frames, min(key + 3, found.n_frames)):
+            wanted = Numbers(numbers=tuple(range(key, end)))
+            for got in routes(found, wanted):
+                assert all((mine == its[key:end]).all() for mine, its in zip(got, whole, strict=True)), (key, end)
+    return len(found.key_frames)
+
+
+def routes(found: Probe, wanted: Wanted) -> Iterator[list[np.ndarray]]:
+    yield put_together(seek_pyav(found, SPEC, wanted, LIMITS))
+    try:
+        route(found, DecodePolicy("decord"), SPEC)
+    except VideoError:
+        return
+    yield put_together(read_decord(open_decord(found, SPEC), found, SPEC, wanted))
+
+
+X265 = "log-level=none:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+ALTREF = {"deadline": "good", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+FAST = {"preset": "ultrafast"}
+EXACT: dict[str, dict[str, object]] = {
+    "intra.mp4": {"codec": "libx264", "n_frames": 12, "gop": 1, "options": FAST},
+    "b.mp4": {"codec": "libx264", "gop": 7, "options": {"preset": "veryfast"}},
+    "scenes.mkv": {"codec": "libx264", "options": {"preset": "veryfast", "x264-params": "scenecut=90:min-keyint=1"}},
+    "10bit.mkv": {"codec": "libx264", "gop": 10, "options": FAST, "pixel_format": "yuv420p10le"},
+    "fragments.mp4": {
+        "codec": "libx264",
+        "gop": 10,
+        "options": {"preset": "veryfast"},
+        "muxer": {"movflags": "frag_keyframe+empty_moov"},
+    },
+    "late.mp4": {
+        "codec": "libx264",
+        "gop": 7,
+        "pts": range(50, 50 + N_FRAMES),
+        "muxer": {"avoid_negative_ts": "disabled"},
+        "options": {"preset": "veryfast"},
+    },
+    "vfr.mkv": {"codec": "libx264", "gop": 7, "pts": [3 * i + i % 3 for i in range(N_FRAMES)], "options": FAST},
+    "turned.mov": {"codec": "libx264", "gop": 7, "rotation": 180, "options": FAST},
+    "hevc.mp4": {"codec": "libx265", "options": {**FAST, "x265-params": X265 + ":open-gop=0"}},
+    "vp8.webm": {"codec": "libvpx", "gop": 10, "options": ALTREF},
+    "vp9.webm": {"codec": "libvpx-vp9", "gop": 10, "options": ALTREF},
+    "vp9.mp4": {"codec": "libvpx-vp9", "gop": 10, "options": ALTREF},
+    "av1.mp4": {"codec": "libsvtav1", "gop": 10, "options": {"preset": "13"}},
+    "mpeg4.mp4": {"codec": "mpeg4", "gop": 8},
+    "mjpeg.mkv": {"codec": "mjpeg", "n_frames": 12, "pixel_format": "yuvj420p"},
+    "prores.mov": {"codec": "prores_ks", "n_frames": 12, "pixel_format": "yuv422p10le"},
+}
+# why each is not one
+NOT_EXACT: dict[str, dict[str, object]] = {
+    "open.mp4": {
+        "codec": "libx264",
+        "options": {**FAST, "x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:b-adapt=0:bframes=3"},
+    },
+    "refresh.mp4": {"codec": "libx264", "options": {**FAST, "x264-params": "intra-refresh=1:keyint=10:bframes=0"}},
+    "hevc_open.mp4": {"codec": "libx265", "options": {**FAST, "x265-params": X265}},
+    "hevc_led.mp4": {"codec": "libx265", "options": {**FAST, "x265-params": X265 + ":open-gop=0:radl=2"}},
+    "mpeg4_b.mp4": {"codec": "mpeg4", "gop": 8, "b_frames": 2},
+    "trimmed.mp4": {
+        "codec": "libx264",
+        "gop": 7,
+        "pts": range(-10, N_FRAMES - 10),
+        "muxer": {"avoid_negative_ts": "disabled"},
+        "options": FAST,
+    },
+    "444.mp4": {"codec": "libx264", "gop": 10, "options": FAST, "pixel_format": "yuv444p"},
+    "h264.ts": {"codec": "libx264", "gop": 10, "options": FAST},
+    "mpeg4.avi": {"codec": "mpeg4", "gop": 8},
+}
+
+
+def made(path: Path, **how: object) -> Path:
+    how = {"n_frames": N_FRAMES, "hw": (128, 192), "noise": 25, **how}
+    return make.video(path, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_decode_from_every_key_frame_is_the_tail_of_the_whole(name: str, tmp_path: Path) -> None:
+    """Pixels, numbers and times from each key frame on are those of a decode from front to back, on both routes."""
+    assert assert_every_tail_is_the_same(made(tmp_path / name, **EXACT[name])) >= (1 if name == "scenes.mkv" else 4)
+
+
+@pytest.mark.parametrize("name", NOT_EXACT)
+def test_what_is_not_proved_is_not_sought(name: str, tmp_path: Path) -> None:
+    """Open GOPs, refreshes without key frames, leading pictures, edit lists and other containers are read whole."""
+    path = made(tmp_path / name, **NOT_EXACT[name])
+    assert not exact_seek(probe(str(path), LIMITS))
+    seen = list(open_frames(str(path), SPEC, parse_sampling("uniform:1", clip_frames=4), policy=DecodePolicy()))
+    assert isinstance(seen[-1], VideoEnd)
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if "long_20fps" not in name])
+@pytest.mark.timeout(60)
+def test_every_key_frame_of_the_samples(name: str) -> None:
+    """The same for each sample that is said to have exact seek."""
+    if exact_seek(probe(sample(name), LIMITS)):
+        assert_every_tail_is_the_same(sample(name))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gop=st.integers(1, 14),
+    b_frames=st.integers(0, 4),
+    references=st.integers(1, 5),
+    forced=st.sets(st.integers(1, N_FRAMES - 1), max_size=5),
+    steps=st.lists(st.integers(1, 4), min_size=N_FRAMES, max_size=N_FRAMES),
+    container=st.sampled_from(("mp4", "mov", "mkv")),
+    first_pts=st.integers(0, 40),
+)
+def test_any_structure_of_gops(
+    gop: int,
+    b_frames: int,
+    references: int,
+    forced: set[int],
+    steps: list[int],
+    container: str,
+    first_pts: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """GOPs of any length, forced key frames, any reordering and any rhythm: every tail is the same."""
+    path = tmp_path_factory.mktemp("v") / f"v.{container}"
+    options = {"preset": "ultrafast", "x264-params": f"keyint={gop}:min-keyint=1:ref={references}:b-adapt=0"}
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={**options, "bf": str(b_frames), "forced-idr": "1"})
+        stream.height, stream.width, stream.pix_fmt = 96, 160, "yuv420p"
+        pts = first_pts
+        for number in range(N_FRAMES):
+            frame = av.VideoFrame.from_ndarray(make.picture(number, 96, 160), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 25)
+            frame.pict_type = PictureType.I if number in forced else PictureType.NONE
+            output.mux(stream.encode(frame))
+            pts += steps[number]
+        output.mux(stream.encode())
+    note(f"{assert_every_tail_is_the_same(path)} key frames")
+
+
+def remuxed(source: Path, path: Path, is_key: object) -> Path:
+    """The same packets; `is_key(number, was)` says which are called key frames."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        copy = output.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(container.demux(video=0)):
+            if packet.size:
+                packet.is_keyframe = is_key(number, packet.is_keyframe)  # type: ignore[operator]
+                packet.stream = copy
+                output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["mpeg4.mp4", "hevc.mp4"])
+def test_key_frames_that_are_none(name: str, tmp_path: Path) -> None:
+    """A container that calls every frame a key frame is not believed, and the frames are right all the same."""
+    liar = remuxed(made(tmp_path / f"w_{name}", **EXACT[name]), tmp_path / name, lambda number, was: True)
+    found = probe(str(liar), LIMITS)
+    assert len(found.key_frames) > 20 and not found.proved_keys and not exact_seek(found)
+    sparse = parse_sampling("every:30", clip_frames=2)
+    numbers_N, _, _, frames_NHWC = put_together(open_frames(str(liar), SPEC, sparse, policy=DecodePolicy()))
+    assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
+
+
+def test_decord_is_not_stopped_at_key_frames_that_are_none(tmp_path: Path) -> None:
+    """Where they do not prove to be ones, decord reads a video of one run, and PyAV a longer one."""
+    whole = make.looped(made(tmp_path / "w.mp4", codec="mpeg4", gop=9, hw=(128, 192)), tmp_path / "long.mp4", 8)
+    assert route(probe(str(whole), LIMITS), DecodePolicy(), SPEC)[0] == "decord"
+    liar = probe(str(remuxed(whole, tmp_path / "liar.mp4", lambda number, was: True)), LIMITS)
+    name, why = route(liar, DecodePolicy(), SPEC)
+    assert name == "pyav" and "do not prove" in why and liar.n_frames == 8 * N_FRAMES
+    assert route(replace(liar, n_frames=N_FRAMES, n_promised=0), DecodePolicy(), SPEC)[0] == "decord"
+
+
+def test_a_long_file_is_given_to_decord_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames are those of PyAV, and the file itself is never read by decord."""
+    whole = made(tmp_path / "w.mp4", codec="libx264", gop=7, options={"preset": "veryfast"})
+    found = probe(str(make.looped(whole, tmp_path / "long.mp4", 9)), LIMITS)
+    reader, by_pyav = open_decord(found, SPEC), put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
+    monkeypatch.setattr("pipeline.decode.decord_route.in_pieces", exact_seek)
+    monkeypatch.setattr(reader, "get_batch", None)
+    by_decord = put_together(read_decord(reader, found, SPEC, ALL))
+    assert all((mine == its).all() for mine, its in zip(by_decord, by_pyav, strict=True))
+    assert by_decord[0].tolist() == list(range(9 * N_FRAMES))
+
+
+def test_key_frames_that_are_not_named(tmp_path: Path) -> None:
+    """A container that leaves some of them out only costs time."""
+    whole = made(tmp_path / "w.mp4", **EXACT["mpeg4.mp4"])
+    shy = remuxed(whole, tmp_path / "shy.mp4", lambda number, was: was and number % 16 == 0)
+    assert assert_every_tail_is_the_same(shy) < len(probe(str(whole), LIMITS).key_frames)
+
+
+def test_only_the_wanted_gops_are_decoded(tmp_path: Path) -> None:
+    """PyAV is sent the packets of the wanted GOPs alone, and decord a file of them."""
+    found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options=FAST)), LIMITS)
+    gops = wanted_gops(found, np.array([7, 8, 13, 35]))
+    assert gops == [(6, 12), (12, 18), (30, 36)] and joined(gops) == [(6, 18), (30, 36)]
+    assert joined(gops, 6) == gops
+    with opened(found) as source:
+        assert len(list(gop_packets(source, found, 6, 18))) == 12
+        with cut(source, found, joined(gops)) as path, av.open(path) as container:
+            assert sum(1 for packet in container.demux() if packet.size) == 18
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("clips", ["every:16", "uniform:20"])
+def test_nothing_is_decoded_ahead_of_a_reader_that_stalls(decoder: str, clips: str, tmp_path: Path) -> None:
+    """Once a block has come, no thread of the process works until the next is asked for."""
+    clip = made(tmp_path / "clip.mp4", codec="libx264", n_frames=250, gop=50, options=FAST)
+    long = make.looped(clip, tmp_path / "long.mp4", 30)
+    sampling = parse_sampling(clips, clip_frames=16)
+    messages = open_frames(str(long), SPEC, sampling, policy=DecodePolicy(decoder))  # type: ignore[arg-type]
+    block = next(message for message in messages if isinstance(message, FrameBlock))
+    before_s = time.process_time()
+    time.sleep(0.3)  # nothing is to happen, which no event can tell
+    worked_s = time.process_time() - before_s
+    assert len(block.numbers_N) and worked_s < 0.01
+
+
+DAMAGED_GOP = 3  # of six
+
+
+def damaged(tmp_path: Path, gop: int) -> Path:
+    """One GOP of a video overwritten, but for its key frame's first bytes."""
+    whole = made(tmp_path / "w.mp4", codec="libx264", gop=6, noise=60, options={**FAST, "bf": "0"})
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        packet = next(p for n, p in enumerate(container.demux(video=0)) if n == 6 * gop + 1)
+        content[packet.pos + 8 : packet.pos + packet.size] = bytes(packet.size - 8)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])
+@pytest.mark.parametrize("partial", ["fail", "keep"])
+def test_damage_counts_where_it_is_looked_at(decoder: str, partial: str, tmp_path: Path) -> None:
+    """Damage in a GOP that no clip needs is not seen, and the rows are those of the whole file; in one that is needed
+    it is judged as ever, from the first frame on."""
+    path = damaged(tmp_path, DAMAGED_GOP)
+    policy = DecodePolicy(decoder, partial)  # type: ignore[arg-type]
+    sparse = parse_sampling("every:30", clip_frames=2)  # frames 0, 1, 30, 31 and the last two
+    messages = list(open_frames(str(path), SPEC, sparse, policy=policy))
+    assert sum(isinstance(m, VideoInfo) for m in messages) == 1
+    assert messages[-1] == VideoEnd(N_FRAMES, pytest.approx(N_FRAMES / 25))  # type: ignore[arg-type]
+    numbers_N, _, _, frames_NHWC = put_together(messages)
+    assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
+    hit = parse_sampling("every:20", clip_frames=2)  # 20 is in the damaged GOP
+    if partial == "fail" or decoder == "decord":
+        with pytest.raises(VideoError) as caught:
+            list(open_frames(str(path), SPEC, hit, policy=policy))
+        assert caught.value.reason is Reason.CORRUPT_FRAMES
+    else:
+        messages = list(open_frames(str(path), SPEC, hit, policy=policy))
+        infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
+        assert len(infos) == 2 and isinstance(messages[-1], VideoEnd) and messages[-1].truncated
+        numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
+        assert 18 <= messages[-1].n_frames <= 20 and numbers_N.tolist() == make.numbers_in(frames_NHWC)
+
+
+def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose times are not those that were proved is read from front to back, and comes out right."""
+    path = made(tmp_path / "v.mp4", codec="libx264", gop=6, options=FAST)
+    found = probe(str(path), LIMITS)
+    wrong = replace(found, key_dts_K=found.key_dts_K + 512, key_pts_K=found.key_pts_K + 512)
+    for other in (wrong, replace(found, first_pts=found.first_pts + 512)):
+        with pytest.raises(Astray):
+            list(seek_pyav(other, SPEC, Numbers(numbers=(13, 14)), LIMITS))
+
+    def astray(source: Source, found: Probe, first: int, end: int) -> Iterator[object]:
+        yield from list(gop_packets(source, found, first, end))[:-1]
+
+    monkeypatch.setattr(pyav_route_module, "gop_packets", astray)
+    sparse = parse_sampling("every:30", clip_frames=6)
+    messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy()))
+    infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
+    assert len(infos) == 2, "it was not doubted"
+    numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
+    assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [*range(6), *range(30, 36)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "gif"])
+@given(extradata=st.binary(max_size=30), packet=st.binary(max_size=200))
+@settings(max_examples=60)
+def test_any_bytes_have_an_answer(codec: str, extradata: bytes, packet: bytes) -> None:
+    """No packet, however broken, makes the proof raise, or go on for ever."""
+    assert isinstance(key_frame(codec, b"\x01" + extradata, memoryview(packet)), KeyFrame)
+
+
+def test_parameter_sets_come_with_all_or_with_none() -> None:
+    """Where only some key frames bring their parameter sets, a seek might miss them."""
+    assert all_proved({KeyFrame.CLEAN}) and all_proved({KeyFrame.WITH_PARAMETERS})
+    assert not all_proved({KeyFrame.CLEAN, KeyFrame.WITH_PARAMETERS})
+    assert not all_proved({KeyFrame.CLEAN, KeyFrame.UNPROVED}) and not all_proved(set())
