@@ -1,0 +1,160 @@
+"""Frames per second of one core: each route of `open_frames` beside a raw PyAV loop and a raw decord loop.
+
+    python -m bench.routes                          720p, 360p and 320x240 at GOP 12, 60 and 250, every:16
+    python -m bench.routes --minutes 10 --clips uniform:20 --sizes 240x320
+    python -m bench.routes --quick --out FOLDER     two videos; JSON and Markdown into FOLDER
+
+One process on one core. The raw loops are the shortest that a user would write: container.decode + VideoReformatter
+(bilinear) + to_ndarray, and get_batch of 64 with width and height, from front to back; they know nothing of damage,
+times, memory or the frames that clips need, and they decode all frames whatever the clips are. So with sparse clips a
+route's share of the better raw loop says how many times faster it is than decoding everything. Seconds are those of
+the processor, all threads of the process together, so that neighbours on the machine do not count. Longer videos are
+the packets of a clip of --frames, again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from bench.rounds import Report, Rounds, Table, per_second, take_turns
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodePolicy, open_frames
+from pipeline.errors import VideoError
+from pipeline.types import FrameBlock, FrameSpec
+from tests.zoo import make
+
+SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
+RAW = ("raw pyav", "raw decord")
+ROUTES = ("decord", "pyav", "auto")
+
+
+def make_video(path: Path, hw: tuple[int, int], gop: int, n_frames: int) -> Path:
+    """A texture that drifts under a smaller one, with noise; x264 at speed `veryfast`, closed GOPs."""
+    rng = np.random.default_rng(0)
+    height, width = hw
+    coarse = rng.integers(0, 255, (height // 8 + 64, width // 8 + 64), np.uint8)
+    back = np.kron(coarse, np.ones((8, 8), np.uint8))
+    front = np.kron(rng.integers(0, 255, (8, 8), np.uint8), np.ones((height // 24, height // 24), np.uint8))
+    noise = rng.integers(-6, 6, (4, height * 3 // 2, width), np.int16)
+    keyint = f"keyint={gop}:min-keyint={gop}:scenecut=0"
+    with av.open(str(path), "w") as output:
+        options = {"preset": "veryfast", "x264-params": keyint, "threads": "1"}
+        stream = output.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(n_frames):
+            dy, dx = (number * 2) % 256, (number * 3) % 256
+            picture = np.full((height * 3 // 2, width), 128, np.int16)
+            picture[:height] = back[dy : dy + height, dx : dx + width]
+            y, x = (number * 5) % (height - front.shape[0]), (number * 7) % (width - front.shape[1])
+            picture[y : y + front.shape[0], x : x + front.shape[1]] = front
+            picture += noise[number % 4]
+            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def raw_pyav(path: str, sampling: str) -> int:
+    """All frames of a file, resized: the least that PyAV can be asked for."""
+    height, width = SPEC.resize_hw or (0, 0)
+    scaler, n_frames = VideoReformatter(), 0
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for frame in container.decode(stream):
+            form = {"format": "rgb24", "interpolation": Interpolation.BILINEAR, "threads": 1}
+            n_frames += len(scaler.reformat(frame, width, height, **form).to_ndarray()) > 0
+    return n_frames
+
+
+def raw_decord(path: str, sampling: str) -> int:
+    """All frames of a file, resized, 64 at a time: the least that decord can be asked for."""
+    height, width = SPEC.resize_hw or (0, 0)
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    starts = range(0, len(reader), 64)
+    return sum(len(reader.get_batch(range(at, min(at + 64, len(reader)))).asnumpy()) for at in starts)
+
+
+def ours(decoder: str) -> Callable[[str, str], int]:
+    def decode(path: str, sampling: str) -> int:
+        clips = parse_sampling(sampling, clip_frames=16)
+        messages = open_frames(path, SPEC, clips, policy=DecodePolicy(decoder=decoder))  # type: ignore[arg-type]
+        return sum(len(message.frames_NHWC) for message in messages if isinstance(message, FrameBlock))
+
+    return decode
+
+
+CONTENDERS: dict[str, Callable[[str, str], int]] = {
+    "raw pyav": raw_pyav,
+    "raw decord": raw_decord,
+    **{name: ours(name) for name in ROUTES},
+}
+
+
+def measured(path: Path, sampling: str, n_frames: int, n_rounds: int) -> Rounds:
+    """All contenders but those that refuse the file."""
+    arms: dict[str, Callable[[], float]] = {}
+    for name, work in CONTENDERS.items():
+        try:
+            work(str(path), sampling)  # warm: libraries loaded, file in memory
+        except VideoError as error:
+            print(f"{path.name}, {name}: {error.detail}", file=sys.stderr)
+        else:
+            arms[name] = per_second(partial(work, str(path), sampling), n_frames, time.process_time)
+    return take_turns(arms, n_rounds, "frames/s of a core", warm=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of a video, at 25 frames/s; --frames by default")
+    parser.add_argument("--gops", default="12,60,250")
+    parser.add_argument("--sizes", default="720x1280,360x640,240x320", help="height x width, with commas between")
+    parser.add_argument("--clips", default="every:16")
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    if given.quick:
+        given.frames, given.gops, given.sizes = 300, "12,250", "240x320"
+    times = max(1, round(given.minutes * 60 * 25 / given.frames))
+    os.sched_setaffinity(0, {given.core})
+    report = Report("routes", f"Routes of a decode beside raw loops, {given.frames * times} frames a video, one core")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in given.sizes.split(","):
+            height, width = map(int, size.split("x"))
+            for gop in map(int, given.gops.split(",")):
+                clip = make_video(Path(folder) / "clip.mp4", (height, width), gop, given.frames)
+                path = make.looped(clip, Path(folder) / "long.mp4", times)
+                for sampling in given.clips.split(","):
+                    found = measured(path, sampling, given.frames * times, given.rounds)
+                    best = max(RAW, key=lambda name: found.spread(name).median)
+                    heading = f"{width}x{height}, GOP {gop}, {sampling}"
+                    report.add(found.table(heading, best))
+                    shares = [str(found.ratio(name, best)) if name in found.of else "refused" for name in ROUTES]
+                    rows.append((heading, *(str(found.spread(name)) for name in RAW), *shares))
+    columns = ("video", *(f"{name}, frames/s" for name in RAW), *(f"{name} over the better" for name in ROUTES))
+    report.add(Table("Each route over the better raw loop", columns, tuple(rows)))
+    if given.out:
+        print(report.write(given.out), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
