@@ -39,7 +39,7 @@ RUN_PREFIX = "p3d-run-"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
 KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
 KNOCKS = 4  # in a row without an answer, and the head is dead
-OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode
+OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode, 4 per share of a video
 
 
 @dataclass(slots=True)

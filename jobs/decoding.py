@@ -6,14 +6,14 @@ counted per video; Ray's own are off.
 
 A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
 more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
+
+When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
+(`jobs.sharing`). They are read in turn, and ask Ray for no processor: the slots here bound them, and one that waited
+for a processor while another held it for later would wait for ever.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import platform
-import shutil
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -31,22 +31,29 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jobs.machine import is_alive
-from jobs.memory import NOTE, memory_limit
-from pipeline.clips import Sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.messages import decode_messages
+from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video, is_remote
+from jobs.memory import NOTE
+from jobs.sharing import WORTH_S, Pace, Shared, Unlike
+from pipeline.decode import Share
 from pipeline.errors import Reason, StoreError
-from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameSpec, ShardPlan, VideoEnd, VideoFetched, VideoInfo, VideoRef
+from pipeline.types import (
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    ShardPlan,
+    VideoEnd,
+    VideoFetched,
+    VideoInfo,
+    VideoRef,
+    VideoShareable,
+)
 
 FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
-BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
+STRIPE_AHEAD = 5  # messages that a share may be ahead: the blocks of a stripe and its end
 FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
-MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
 GPU_SHARE = 0.01  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
 POLL_S = 0.5
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
@@ -57,60 +64,6 @@ def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
     return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeSpec:
-    """How a job decodes: what to make of a frame, which frames, by which rules, and how long to wait for one.
-
-    `decode_tasks` videos at a time; `video_timeout_s` is the longest silence of one decode before it is killed, and
-    `memory_bytes` what it may take beyond what its process had before.
-    """
-
-    frames: FrameSpec
-    sampling: Sampling
-    policy: DecodePolicy
-    limits: DecodeLimits
-    store_options: StoreOptions
-    decode_tasks: int
-    video_timeout_s: float
-    memory_bytes: int = MEMORY_BYTES
-
-
-def decode_video(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
-    """The task: one video. If a fatal signal ends this process, the file `note` says which (same machine only)."""
-    scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
-    _sweep(scratch)
-    mapped_too = spec.policy.decoder != "nvdec"
-    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno(), mapped_too=mapped_too):
-        faulthandler.enable(file)
-        for message in decode_messages(
-            video,
-            spec.frames,
-            spec.sampling,
-            policy=spec.policy,
-            limits=spec.limits,
-            store_options=spec.store_options,
-            scratch=scratch,
-        ):
-            yield message
-            if isinstance(message, VideoFetched) and _is_remote(video):
-                for _ in range(BLOCKS_AHEAD):  # no `yield from`: Ray sends into its generators
-                    yield message  # here it halts this process, until its owner reads on
-        faulthandler.disable()
-    note.unlink(missing_ok=True)
-
-
-def _sweep(scratch: Path) -> None:
-    """Remove the copies of decodes that were killed on this machine."""
-    for folder in scratch.glob(f"video-{platform.node()}-*"):
-        pid = int(folder.name.rsplit("-", 2)[1])
-        if pid == os.getpid() or not is_alive(pid):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_remote(video: VideoRef) -> bool:
-    return video.uri.startswith("s3://")
-
-
 _decode_video: Any = ray.remote(
     num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
 )(decode_video)
@@ -118,13 +71,22 @@ _decode_video: Any = ray.remote(
 
 @dataclass(slots=True)
 class _Case:
-    """One video of the shard: how often its decode was started, and how it died."""
+    """One video of the shard: how often its decode was started, how it died, and how it gets on.
+
+    `pace` where it may be shared, `shared` while it is. The decode that sharing stops, and the shares, are no attempts.
+    """
 
     at: int
     video: VideoRef
     attempts: int = 0
     crashes: int = 0
     deaths: int = 0
+    notes: int = 0
+    info: VideoInfo | None = None
+    pace: Pace | None = None
+    shared: Shared | None = None
+    unborn: int = 0  # shares whose process never began
+    whole: bool = False  # it must be decoded by one, for sharing it failed
 
 
 @dataclass(slots=True)
@@ -136,6 +98,7 @@ class _Stream:
 
     case: _Case
     note: Path
+    share: Share | None
     fetching: bool
     halted: bool = False
     silent_since: float | None = None  # None until its process has begun, and while it is halted
@@ -163,33 +126,84 @@ class Decoding:
                 if suspects and not self.streams:
                     self._submit(suspects.popleft())
                 self._go_on()
-                generators = [generator for generator, stream in self.streams.items() if not stream.halted]
+                if not waiting:
+                    self._share_out()
+                generators = [generator for generator in self.streams if self._is_read(generator)]
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
                 if not ready:
-                    ready, _ = ray.wait(generators, num_returns=1, timeout=POLL_S)
+                    ready = self._wait(generators)
                 for generator in ready:
                     yield from self._next(generator, suspects)
                 for generator in generators:
                     if generator not in ready and self._overdue(generator):
-                        yield from self._kill(generator)
+                        yield from self._kill(generator, suspects)
         finally:
             for generator in list(self.streams):
                 self._end(generator)
 
     def _room_for(self, video: VideoRef) -> bool:
         """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
-        if len(self.streams) < self.spec.decode_tasks or not _is_remote(video):
+        if len(self.streams) < self.spec.decode_tasks or not is_remote(video):
             return len(self.streams) < self.spec.decode_tasks
         size_bytes = video.size_bytes + sum(stream.case.video.size_bytes for stream in self.streams.values())
         return len(self.streams) < FETCHED_AHEAD * self.spec.decode_tasks and size_bytes <= FETCHED_BYTES
 
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
-        note = self.scratch / f"{case.at}-{case.attempts}.crash"
-        fetching = _is_remote(case.video)
+        fetching = is_remote(case.video)
         gpus = GPU_SHARE if self.spec.policy.decoder == "nvdec" else 0
-        task = _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus)
-        self.streams[task.remote(case.video, self.spec, self.scratch, note)] = _Stream(case, note, fetching)
+        self._start(case, None, _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus))
+
+    def _submit_share(self, case: _Case, share: Share) -> Any:
+        options = {"num_cpus": 0, "_generator_backpressure_num_objects": STRIPE_AHEAD}
+        return self._start(case, share, _decode_video.options(**options))
+
+    def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
+        case.notes += 1
+        note = self.scratch / f"{case.at}-{case.notes}.crash"
+        generator = task.remote(case.video, self.spec, self.scratch, note, *([share] if share else []))
+        self.streams[generator] = _Stream(case, note, share, fetching=is_remote(case.video))
+        return generator
+
+    def _share_out(self) -> None:
+        """Give the slots that are free to the video that will take longest, if that at least doubles its decodes."""
+        room = self.spec.decode_tasks - len(self.streams)
+        cases = {id(stream.case): stream.case for stream in self.streams.values() if not stream.ended}.values()
+        now = time.monotonic()
+        left = [
+            (case.pace.left_s(now), case)
+            for case in cases
+            if case.pace and room >= (len(case.shared.decodes) if case.shared else 1)
+        ]
+        left_s, longest = max(left, key=lambda pair: pair[0], default=(0.0, None))
+        if longest is not None and left_s >= WORTH_S:
+            self._share(longest, room)
+
+    def _share(self, case: _Case, room: int) -> None:
+        """Stop its decodes where their reader is, and go on with `room` more."""
+        assert case.info is not None and case.pace is not None  # it began, and may be shared
+        mine = [generator for generator, stream in self.streams.items() if stream.case is case]
+        for generator in mine:
+            self._end(generator)
+        case.attempts = 0
+        first, n_decodes = case.pace.last + 1, len(mine) + room
+        shares = [Share(first, index, n_decodes) for index in range(n_decodes)]
+        case.pace = Pace(case.info.n_frames, time.monotonic(), first, case.pace.last)
+        decodes = deque(self._submit_share(case, share) for share in shares)
+        case.shared = Shared(case.info, case.pace.last, decodes)
+
+    def _is_read(self, generator: Any) -> bool:
+        stream = self.streams[generator]
+        shared = stream.case.shared
+        return not stream.halted and (shared is None or shared.decodes[0] is generator)
+
+    def _wait(self, generators: list[Any]) -> list[Any]:
+        started = time.monotonic()
+        ready, _ = ray.wait(generators, num_returns=1, timeout=POLL_S)
+        for generator in generators:
+            if (pace := self.streams[generator].case.pace) is not None:
+                pace.waited_s += time.monotonic() - started
+        return ready  # type: ignore[no-any-return] # Ray's generators have no type
 
     def _go_on(self) -> None:
         """Let those that have their copy decode, as far as there is room, the first first."""
@@ -203,29 +217,99 @@ class Decoding:
         try:
             message: DecodeMessage = ray.get(next(generator))
         except StopIteration:
-            del self.streams[generator]
-            if not stream.ended:
-                yield from self._died(stream, suspects, None)
+            yield from self._over(self.streams.pop(generator), suspects, None)
             return
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, StoreError):
                 raise cause from None
-            raise
+            if stream.case.shared is None:
+                raise
+            yield from self._over(self.streams.pop(generator), suspects, error)
+            return
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
-            del self.streams[generator]
-            yield from self._died(stream, suspects, error)
+            yield from self._over(self.streams.pop(generator), suspects, error)
             return
         stream.silent_since = time.monotonic()
-        if isinstance(message, VideoFetched):
-            if stream.fetching:
-                stream.fetching, stream.halted, stream.silent_since = False, True, None
-            return
-        if isinstance(message, Failure):
-            message = Failure(message.reason, message.detail, stream.case.attempts)
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
-        yield stream.case.at, message
+        if stream.case.shared:
+            yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
+        elif not isinstance(message, VideoFetched):
+            yield stream.case.at, self._noted(stream.case, message)
+        elif stream.fetching:
+            stream.fetching, stream.halted, stream.silent_since = False, True, None
+
+    def _noted(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
+        """A message of a decode of the whole video, with what is known here; how it gets on is noted."""
+        match message:
+            case Failure():
+                return Failure(message.reason, message.detail, case.attempts)
+            case VideoInfo():  # not the first one: decord gave up, or the count was wrong
+                case.whole = case.whole or case.info is not None
+                case.info, case.pace = message, None
+            case VideoShareable() if case.info and not (case.whole or is_remote(case.video)):
+                case.pace = Pace(case.info.n_frames, time.monotonic())
+            case FrameBlock() if case.pace and len(message.numbers_N):
+                case.pace.last = int(message.numbers_N[-1])
+        return message
+
+    def _of_a_share(
+        self, case: _Case, shared: Shared, message: DecodeMessage, suspects: deque[_Case]
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        try:
+            block = shared.take(message)
+        except Unlike:
+            self._start_over(case, shared, suspects)
+            return
+        if case.pace:
+            case.pace.last = shared.last
+            case.pace = case.pace if shared.end is None else None
+        self._listen(shared)
+        if block is not None:
+            yield case.at, block
+
+    def _listen(self, shared: Shared) -> None:
+        """Whoever's turn it is was not silent while it was not read."""
+        stream = self.streams[shared.decodes[0]]
+        if stream.silent_since is not None:
+            stream.silent_since = time.monotonic()
+
+    def _start_over(self, case: _Case, shared: Shared, suspects: deque[_Case]) -> None:
+        """Something is wrong in a share: the video is decoded whole, and alone, for that alone can judge it."""
+        for generator in shared.decodes:
+            if generator in self.streams:
+                self._end(generator)
+        case.info = case.pace = case.shared = None
+        case.whole = True
+        suspects.append(case)
+
+    def _over(
+        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        """A decode is no more, by itself or not, and has left `streams`."""
+        case, shared = stream.case, stream.case.shared
+        if shared is None:
+            if error is not None or not stream.ended:
+                yield from self._died(stream, suspects, error)
+            return
+        stream.note.unlink(missing_ok=True)
+        if stream.silent_since is None and stream.share and case.unborn < MOST_ATTEMPTS:
+            case.unborn += 1  # Ray may send a task to a process that was killed a moment ago
+            shared.decodes[0] = self._submit_share(case, stream.share)
+            return
+        try:
+            if error is not None:
+                raise Unlike(str(error))
+            end = shared.drop_first()
+        except Unlike:
+            self._start_over(case, shared, suspects)
+            return
+        if end is None:
+            self._listen(shared)
+        else:
+            case.shared = None
+            yield case.at, end
 
     def _died(
         self, stream: _Stream, suspects: deque[_Case], error: Exception | None
@@ -265,10 +349,12 @@ class Decoding:
         reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
         return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
-    def _kill(self, generator: Any) -> Iterator[tuple[int, DecodeMessage]]:
+    def _kill(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """It hangs; only while it is closed, if all frames are there."""
         stream = self._end(generator)
-        if not stream.ended:
+        if stream.case.shared:
+            yield from self._over(stream, suspects, None)
+        elif not stream.ended:
             detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
             yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.decoding import DecodeSpec, Decoding
+from jobs.decode_task import DecodeSpec
+from jobs.decoding import Decoding
 from jobs.machine import code_digest, software
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions

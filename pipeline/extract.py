@@ -40,11 +40,13 @@ from pipeline.types import (
     FrameBlock,
     ShardPlan,
     ShardRows,
+    StripeEnd,
     VideoEnd,
     VideoFetched,
     VideoInfo,
     VideoOutcome,
     VideoRef,
+    VideoShareable,
     VideoStart,
 )
 
@@ -92,7 +94,7 @@ def extract_shard(
     batch = _Batch(encode, batch_size, progress)
     for at, message in _timed(messages, progress):
         match message:
-            case VideoStart() | VideoFetched():
+            case VideoStart() | VideoFetched() | VideoShareable() | StripeEnd():
                 continue
             case VideoInfo():
                 tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))

@@ -2,6 +2,8 @@
 
     VideoRef ──decode──> VideoStart, VideoFetched, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows
 
+A decode that only takes its share of a long video (`pipeline.decode.share`) sends StripeEnds between its FrameBlocks.
+
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
 frame of the video stream. Arrays carry their shape: N frames, H height, W width, C = 3 channels (R, G, B).
 """
@@ -152,7 +154,17 @@ class VideoFetched:
     """A local copy of the video is there: what comes next needs a processor, what came before a network."""
 
 
-DecodeMessage = VideoStart | VideoFetched | VideoInfo | FrameBlock | VideoEnd | Failure
+@dataclass(frozen=True, slots=True)
+class VideoShareable:
+    """After a VideoInfo: several decodes may share this video, and give together what this one would give."""
+
+
+@dataclass(frozen=True, slots=True)
+class StripeEnd:
+    """A decode of a share has sent a stripe of its video; the next one is with the next decode."""
+
+
+DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBlock | StripeEnd | VideoEnd | Failure
 
 
 @dataclass(frozen=True, slots=True)

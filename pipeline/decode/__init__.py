@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from pipeline.clips import Sampling, laid_over
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
 from pipeline.decode.nvdec_route import read_nvdec
@@ -21,11 +23,12 @@ from pipeline.decode.probe import Probe, probe
 from pipeline.decode.pyav_route import read_pyav, seek_pyav
 from pipeline.decode.route import RouteName, exact_seek, route
 from pipeline.decode.seek import Astray, leaves_out
+from pipeline.decode.share import Share, can_be_shared, striped, stripes_of
 from pipeline.decode.wanted import NONE, Wanted, wanted_by
 from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from pipeline.types import FrameBlock, FrameSpec, StripeEnd, VideoEnd, VideoInfo, VideoShareable
 
-__all__ = ["DecodeLimits", "DecodePolicy", "Probe", "open_frames", "probe", "route"]
+__all__ = ["DecodeLimits", "DecodePolicy", "Probe", "Share", "open_frames", "probe", "route"]
 
 _DEFAULT_LIMITS = DecodeLimits()
 MOST_RESIZED_PIXELS = 16 * 1024 * 1024
@@ -38,34 +41,30 @@ def open_frames(
     *,
     policy: DecodePolicy,
     limits: DecodeLimits = _DEFAULT_LIMITS,
-) -> Iterator[VideoInfo | FrameBlock | VideoEnd]:
+    share: Share | None = None,
+) -> Iterator[VideoInfo | VideoShareable | FrameBlock | StripeEnd | VideoEnd]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
     Only frames that the clips need are sent (`pipeline.decode.wanted`), and all of them where the clips leave none out;
     numbers and times are the video's own, with `sampling.fps` too. A **second VideoInfo** means: forget the blocks so
     far and start again. It comes at most once: when what the clips were laid out on turned out wrong (it then carries
     the true count and duration), or when decord, or a decode that left GOPs out, gave up half way. VideoEnd.duration_s
-    is the end of the last frame, in seconds from the first.
+    is the end of the last frame, in seconds from the first. A VideoShareable after a VideoInfo says that several
+    decodes may share the video.
 
     Where seeking is proved exact (`route.exact_seek`), GOPs that no clip needs are not decoded, and damage in them is
     not seen; under `auto` PyAV then reads the others, and the VideoInfo says so.
 
+    With a `share`, only its frames come, and a StripeEnd after each of its stripes; VideoInfo and VideoEnd are those
+    of the video. Nothing is judged then: any VideoError only says that the video must be decoded whole.
+
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
     cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
-    found = probe(path, limits)
-    if found.truncated and policy.partial == "fail":
-        raise VideoError(Reason.TRUNCATED, found.truncated)
-    if found.encrypted:
-        raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
-    if not found.n_frames:
-        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
-    if not (found.coded_height and found.coded_width):
-        if found.size_refused:
-            raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
-        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
-    _check_resized(found, spec)
-    name, _ = route(found, policy, spec)
+    found, name = _looked_at(path, spec, policy, limits)
+    if share is not None:
+        yield from _share(found, name, spec, sampling, share)
+        return
     if name == "nvdec":
         promised = VideoEnd(found.n_frames, found.duration_s)
         yield _info(found, "nvdec", promised, sampling)
@@ -79,6 +78,8 @@ def open_frames(
             may_restart = False
             promised = VideoEnd(found.n_frames, found.duration_s)
             yield _info(found, "decord", promised, sampling)
+            if can_be_shared(found, name):
+                yield VideoShareable()
             yield from read_decord(reader, found, spec, _wanted(sampling, promised))
             yield _end(promised, sampling)
             return
@@ -87,6 +88,40 @@ def open_frames(
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
         reader = None  # lets go of decord's frames before PyAV begins
     yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart)
+
+
+def _looked_at(path: str, spec: FrameSpec, policy: DecodePolicy, limits: DecodeLimits) -> tuple[Probe, RouteName]:
+    """What is in the file and which route reads it; VideoError if none may."""
+    found = probe(path, limits)
+    if found.truncated and policy.partial == "fail":
+        raise VideoError(Reason.TRUNCATED, found.truncated)
+    if found.encrypted:
+        raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
+    if not found.n_frames:
+        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
+    if not (found.coded_height and found.coded_width):
+        if found.size_refused:
+            raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
+        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
+    _check_resized(found, spec)
+    return found, route(found, policy, spec)[0]
+
+
+def _share(
+    found: Probe, name: RouteName, spec: FrameSpec, sampling: Sampling, share: Share
+) -> Iterator[VideoInfo | FrameBlock | StripeEnd | VideoEnd]:
+    """One decode's share of a video."""
+    if not can_be_shared(found, name):
+        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
+    promised = VideoEnd(found.n_frames, found.duration_s)
+    stripes = stripes_of(found, _wanted(sampling, promised), share)
+    yield _info(found, name, promised, sampling)
+    try:
+        blocks = read_decord(open_decord(found, spec), found, spec, Wanted(None, None, np.concatenate(stripes)))
+        yield from striped(blocks, stripes)
+    except DecordGaveUp as gave_up:
+        raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
+    yield _end(promised, sampling)
 
 
 def _pyav(

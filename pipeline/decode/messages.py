@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.clips import Sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
+from pipeline.decode import DecodeLimits, DecodePolicy, Share, open_frames
 from pipeline.errors import Reason, StoreError, VideoError
 from pipeline.source import local_file
 from pipeline.store import StoreOptions
@@ -28,13 +28,15 @@ def decode_messages(
     limits: DecodeLimits,
     store_options: StoreOptions,
     scratch: Path,
+    share: Share | None = None,
 ) -> Iterator[DecodeMessage]:
     """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes."""
+    sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
     try:
         with local_file(video, store_options, scratch) as path:
             yield VideoFetched()
-            yield from open_frames(path, spec, sampling.for_video(video.video_id), policy=policy, limits=limits)
+            yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
     except VideoError as error:
         yield Failure(error.reason, error.detail)
     except StoreError:

@@ -17,13 +17,17 @@ from pipeline.types import FLOAT64, INT64
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Frames that stand at one of `places_M`, sorted; at any place for None."""
+    """Frames that stand at one of `places_M`, sorted; at any place for None. With `numbers_M`, just these, sorted."""
 
     sampling: Sampling | None
     places_M: INT64 | None
+    numbers_M: INT64 | None = None
 
     def has(self, number: int, start_s: float, end_s: float) -> bool:
         """Is frame `number`, on screen [start_s, end_s) seconds, one of them?"""
+        if self.numbers_M is not None:
+            at = int(np.searchsorted(self.numbers_M, number))
+            return at < len(self.numbers_M) and int(self.numbers_M[at]) == number
         if self.sampling is None:
             return False
         first, end = places(self.sampling, number, start_s, end_s)
@@ -34,6 +38,8 @@ class Wanted:
 
     def of(self, start_s_N: FLOAT64, end_s_N: FLOAT64) -> INT64:
         """The numbers of those of N frames, sorted; the same as asking for each."""
+        if self.numbers_M is not None:
+            return self.numbers_M
         numbers_N = np.arange(len(start_s_N), dtype=np.int64)
         if self.sampling is None:
             return numbers_N[:0]

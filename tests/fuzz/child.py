@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.decoding import DecodeSpec, decode_video
+from jobs.decode_task import DecodeSpec, decode_video
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.identity import stat_version

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import ray
 
-from jobs import decoding
+from jobs import decode_task, decoding
 from jobs.cluster import local_cluster
-from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, DecodeSpec, Decoding
+from jobs.decode_task import DecodeSpec
+from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreUnknown
@@ -64,7 +65,7 @@ def run(
     state.mkdir()
 
     def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
-        for message in decoding.decode_video(video, made, scratch, note):
+        for message in decode_task.decode_video(video, made, scratch, note):
             yield message
             if video.path == "bad.mp4" and isinstance(message, after):
                 exec(mischief, {"state": state})

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import ray
 
-from jobs import decoding
+from jobs import decode_task, decoding
 from jobs.cluster import local_cluster
-from jobs.decoding import DecodeSpec, Decoding
+from jobs.decode_task import DecodeSpec
+from jobs.decoding import Decoding
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreError
@@ -68,16 +69,16 @@ def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, h
 
     def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
         began, fetched = 0.0, 0
-        for message in decoding.decode_video(video, made, scratch, note):
+        for message in decode_task.decode_video(video, made, scratch, note):
             yield message
             fetched += isinstance(message, VideoFetched)
-            if fetched == 1 + decoding.BLOCKS_AHEAD and not began:
+            if fetched == 1 + decode_task.BLOCKS_AHEAD and not began:
                 began = time.monotonic()
                 time.sleep(slow_s + 1000 * (video.path == hang))
         (state / video.path).write_text(f"{began} {time.monotonic()}")
 
     options = {"num_returns": "streaming", "max_retries": 0}
-    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decoding.BLOCKS_AHEAD, **options)(decode)
+    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decode_task.BLOCKS_AHEAD, **options)(decode)
     monkeypatch.setattr(decoding, "_decode_video", remote)
 
 
@@ -157,7 +158,7 @@ def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monke
     started = []
 
     class Task:
-        def options(self, num_cpus: float) -> Task:
+        def options(self, **_: float) -> Task:
             return self
 
         def remote(self, video: VideoRef, *_: object) -> str:
@@ -182,5 +183,5 @@ def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
     for name in (f"video-{here}-{gone.pid}-a_b", f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"):
         (scratch / name).mkdir()
         (scratch / name / "video.mp4").touch()
-    decoding._sweep(scratch)
+    decode_task._sweep(scratch)
     assert {path.name for path in scratch.iterdir()} == {f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"}
