@@ -63,7 +63,7 @@ def open_frames(
     """
     found, name = _looked_at(path, spec, policy, limits)
     if share is not None:
-        yield from _share(found, name, spec, sampling, share)
+        yield from _share(found, name, spec, sampling, limits, share)
         return
     if name == "nvdec":
         promised = VideoEnd(found.n_frames, found.duration_s)
@@ -78,7 +78,7 @@ def open_frames(
             may_restart = False
             promised = VideoEnd(found.n_frames, found.duration_s)
             yield _info(found, "decord", promised, sampling)
-            if can_be_shared(found, name):
+            if can_be_shared(found, name, _wanted(sampling, promised)):
                 yield VideoShareable()
             yield from read_decord(reader, found, spec, _wanted(sampling, promised))
             yield _end(promised, sampling)
@@ -87,7 +87,7 @@ def open_frames(
             if policy.decoder == "decord":
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
         reader = None  # lets go of decord's frames before PyAV begins
-    yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart)
+    yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart, may_share=name == "pyav")
 
 
 def _looked_at(path: str, spec: FrameSpec, policy: DecodePolicy, limits: DecodeLimits) -> tuple[Probe, RouteName]:
@@ -108,19 +108,23 @@ def _looked_at(path: str, spec: FrameSpec, policy: DecodePolicy, limits: DecodeL
 
 
 def _share(
-    found: Probe, name: RouteName, spec: FrameSpec, sampling: Sampling, share: Share
+    found: Probe, name: RouteName, spec: FrameSpec, sampling: Sampling, limits: DecodeLimits, share: Share
 ) -> Iterator[VideoInfo | FrameBlock | StripeEnd | VideoEnd]:
     """One decode's share of a video."""
-    if not can_be_shared(found, name):
-        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
     promised = VideoEnd(found.n_frames, found.duration_s)
-    stripes = stripes_of(found, _wanted(sampling, promised), share)
+    wanted = _wanted(sampling, promised)
+    if not can_be_shared(found, name, wanted):
+        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
+    stripes = stripes_of(found, wanted, share)
+    mine = Wanted(None, None, np.concatenate(stripes))
     yield _info(found, name, promised, sampling)
     try:
-        blocks = read_decord(open_decord(found, spec), found, spec, Wanted(None, None, np.concatenate(stripes)))
-        yield from striped(blocks, stripes)
-    except DecordGaveUp as gave_up:
-        raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
+        if name == "decord":
+            yield from striped(read_decord(open_decord(found, spec), found, spec, mine), stripes)
+        else:
+            yield from striped(seek_pyav(found, spec, mine, limits), stripes)
+    except (DecordGaveUp, Astray) as doubt:
+        raise VideoError(Reason.CORRUPT_FRAMES, str(doubt)) from doubt
     yield _end(promised, sampling)
 
 
@@ -132,7 +136,8 @@ def _pyav(
     limits: DecodeLimits,
     *,
     may_restart: bool,
-) -> Iterator[VideoInfo | FrameBlock | VideoEnd]:
+    may_share: bool,
+) -> Iterator[VideoInfo | VideoShareable | FrameBlock | VideoEnd]:
     """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
 
     If GOPs can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
@@ -155,6 +160,8 @@ def _pyav(
                 yield message  # empty: a sign of life
     for _ in range(2):
         yield _info(found, "pyav", promised, sampling)
+        if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
+            yield VideoShareable()
         for message in read_pyav(found, spec, _wanted(sampling, promised), policy, limits):
             if not isinstance(message, VideoEnd):
                 yield message
@@ -165,6 +172,7 @@ def _pyav(
                 promised = message
         if not may_restart:
             break
+        may_share = False
     sentence = f"the file had another number of frames when read again: {promised.n_frames}"
     raise VideoError(Reason.SOURCE_CHANGED, sentence)
 

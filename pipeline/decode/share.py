@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.decode.decord_route import runs
 from pipeline.decode.probe import Probe
-from pipeline.decode.route import BLOCK_FRAMES, RouteName
+from pipeline.decode.route import BLOCK_FRAMES, RouteName, exact_seek
 from pipeline.decode.wanted import Wanted
 from pipeline.types import INT64, FrameBlock, StripeEnd
 
@@ -38,9 +38,20 @@ class Share:
             raise ValueError(f"{self} is no share")
 
 
-def can_be_shared(found: Probe, name: RouteName) -> bool:
-    """May several decodes share this video? decord's videos may, being read from key frame to key frame anyway."""
-    return name == "decord" and found.n_frames > BLOCK_FRAMES
+def can_be_shared(found: Probe, name: RouteName, wanted: Wanted) -> bool:
+    """May several decodes share this video?
+
+    decord's videos may, being read from key frame to key frame anyway. PyAV's, where seeking is proved exact, and every
+    frame is wanted: then all of them are judged, by one decode or by several.
+    """
+    if found.n_frames <= BLOCK_FRAMES or found.largest_gop > BLOCK_FRAMES:
+        return False
+    if name == "decord":
+        return True
+    if name != "pyav" or not exact_seek(found):
+        return False
+    assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek
+    return len(wanted.of(found.start_s_N, found.end_s_N)) == found.n_frames
 
 
 def stripes_of(found: Probe, wanted: Wanted, share: Share) -> list[INT64]:

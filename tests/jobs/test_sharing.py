@@ -226,6 +226,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
         ("mpeg4.mov", "random:9@3", None, 3, "decord"),
         ("vp9.webm", "every:16", None, 4, "auto"),
         ("vfr.mp4", "uniform:5", 60.0, 2, "decord"),
+        *((name, "every:16", None, 3, "pyav") for name in FORMS),
     ],
 )
 def test_pixels_and_times_are_those_of_one_decode(
