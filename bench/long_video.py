@@ -46,6 +46,7 @@ from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, Vide
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 ENCODED = 1500  # frames
+Checksums = tuple[int, ...]  # of each kind over all blocks, however the frames were cut into them
 
 
 def make_video(path: Path, hw: tuple[int, int], gop: int, n_frames: int) -> None:
@@ -82,24 +83,24 @@ def make_video(path: Path, hw: tuple[int, int], gop: int, n_frames: int) -> None
                     output.mux(packet)
 
 
-def decode(shard: ShardPlan, clips: str, n_tasks: int, scratch: Path) -> tuple[float, int, int, int]:
-    """Seconds, frames, a checksum of numbers, times and pixels, and how many processes decoded."""
+def decode(shard: ShardPlan, clips: str, n_tasks: int, scratch: Path) -> tuple[float, int, Checksums, int]:
+    """Seconds, frames, checksums of numbers, times, pixels and end, and how many processes decoded at once."""
     sampling = parse_sampling(clips, clip_frames=16)
     spec = DecodeSpec(SPEC, sampling, DecodePolicy(), DecodeLimits(), DEFAULTS, n_tasks, 300.0)
     decodes, begun = Decoding(shard, spec, scratch), time.monotonic()
-    n_frames, checksum, most = 0, 0, 0
+    n_frames, checksums, most = 0, (0, 0, 0, 0), 0
     for _, message in decodes.messages():
         most = max(most, len(decodes.streams))
         match message:
             case VideoInfo():
-                n_frames, checksum = 0, 0
+                n_frames, checksums = 0, (0, 0, 0, 0)
             case FrameBlock():
                 n_frames += len(message.numbers_N)
-                for array in (message.numbers_N, message.start_s_N, message.end_s_N, message.frames_NHWC):
-                    checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+                arrays = (message.numbers_N, message.start_s_N, message.end_s_N, message.frames_NHWC)
+                checksums = tuple(map(zlib.crc32, map(np.ascontiguousarray, arrays), checksums))
             case VideoEnd():
-                checksum = zlib.crc32(repr(message).encode(), checksum)
-    return time.monotonic() - begun, n_frames, checksum, most
+                checksums = (*checksums, zlib.crc32(repr(message).encode()))
+    return time.monotonic() - begun, n_frames, checksums, most
 
 
 def sleep_over_blocks(sleep_s: float) -> None:
@@ -129,7 +130,7 @@ def main() -> None:
         sleep_over_blocks(given.sleep)
     height, width = map(int, given.hw.split("x"))
     took_s: dict[int, list[float]] = defaultdict(list)
-    checksums = set()
+    seen = set[Checksums]()
     with tempfile.TemporaryDirectory() as folder:
         path, scratch = Path(folder) / "long.mp4", Path(folder) / "scratch"
         scratch.mkdir()
@@ -142,16 +143,16 @@ def main() -> None:
             for number in range(given.rounds):
                 turn = number % len(given.tasks)
                 for n_tasks in given.tasks[turn:] + given.tasks[:turn]:
-                    seconds, n_frames, checksum, most = decode(shard, given.clips, n_tasks, scratch)
+                    seconds, n_frames, checksums, most = decode(shard, given.clips, n_tasks, scratch)
                     took_s[n_tasks].append(seconds)
-                    checksums.add(checksum)
+                    seen.add(checksums)
                     print(f"  {n_tasks} tasks: {seconds:6.2f} s, {n_frames} frames, at most {most} decodes at once")
     first = took_s[given.tasks[0]]
     for n_tasks, all_s in took_s.items():
         ratios = sorted(one / other for one, other in zip(first, all_s, strict=True))
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         print(f"{n_tasks} tasks: {statistics.median(all_s):.2f} s, ratio {statistics.median(ratios):.2f} ({spread})")
-    print("every bit the same" if len(checksums) == 1 else f"DIFFERENT: {checksums}")
+    print("every bit the same" if len(seen) == 1 else f"DIFFERENT: {seen}")
 
 
 if __name__ == "__main__":
