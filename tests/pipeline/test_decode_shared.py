@@ -96,7 +96,7 @@ def decoded(
                     strict=True,
                 )
             )
-        else:
+        elif isinstance(message, VideoEnd):
             return infos[-1], found, message
     raise AssertionError("no VideoEnd")
 
