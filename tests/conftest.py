@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -51,6 +52,12 @@ def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = Non
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` gives decord small pictures as well, which PyAV reads faster: the tests make no others."""
+    monkeypatch.setattr(importlib.import_module("pipeline.decode.route"), "SMALL_PIXELS", 0)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
+# Pixels of a picture below which PyAV is faster for `auto`: at 320x240 the loop of decord alone does 0.85 to 0.93 of PyAV's,
+# and it is level at 640x360 (docs/measurements.md).
+SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
 # up to 519 were right on this CPU; the bug depends on its vector width, so the shape is checked while reading too).
@@ -47,6 +50,8 @@ def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteNam
             raise VideoError(Reason.UNSUPPORTED, f"nvdec does not read this video: {objection}")
         return "nvdec", "asked for"
     objection = next(_objections(found, spec), "")
+    if not objection and policy.decoder == "auto" and found.coded_height * found.coded_width < SMALL_PIXELS:
+        return "pyav", "pictures of less than 400x300, which PyAV reads faster"
     if not objection:
         return "decord", f"{found.codec} in {found.container} with exact frames"
     if policy.decoder == "decord":

@@ -222,7 +222,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     [
         ("b_frames.mp4", "every:16", None, 2, "auto"),
         ("b_frames.mp4", "uniform:5", None, 3, "decord"),
-        ("long_gops.mkv", "every:16", 7.0, 2, "auto"),
+        ("long_gops.mkv", "every:16", 7.0, 2, "decord"),
         ("mpeg4.mov", "random:9@3", None, 3, "decord"),
         ("vp9.webm", "every:16", None, 4, "auto"),
         ("vfr.mp4", "uniform:5", 60.0, 2, "decord"),

@@ -30,6 +30,7 @@ EVERY = parse_sampling("every:16", clip_frames=16)
 SPARSE = parse_sampling("uniform:3", clip_frames=4)
 AUTO = DecodePolicy()
 KEEP = DecodePolicy(partial="keep")
+pytestmark = pytest.mark.usefixtures("small_too")
 NO_B = {"preset": "ultrafast", "bf": "0"}
 
 
@@ -473,3 +474,13 @@ def test_random_clips_go_through_decode_and_extract(tmp_path: Path) -> None:
         starts.append([clip.span.start_frame for clip in rows.clips])
         np.testing.assert_array_equal(rows.features_RD, np.array(starts[-1])[:, None] + np.arange(1, 5))
     assert starts[0] == starts[1] and len(starts[0]) == 6 and starts[0][:3] != starts[0][3:]
+
+
+def test_small_pictures_go_where_they_are_read_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` reads less than 400x300 pixels by PyAV, which says so; decord by name reads them all the same."""
+    monkeypatch.undo()
+    for hw, expected in (((240, 320), "pyav"), ((300, 400), "decord"), ((640, 160), "pyav"), ((720, 176), "decord")):
+        found = probe(str(make.video(tmp_path / "video.mp4", "libx264", 4, hw=hw)), DecodeLimits())
+        name, why = route(found, AUTO, SPEC)
+        assert name == expected and ("faster" in why) == (expected == "pyav")
+        assert route(found, DecodePolicy(decoder="decord"), SPEC)[0] == "decord"

@@ -220,6 +220,7 @@ def test_key_frames_that_are_none(name: str, tmp_path: Path) -> None:
     assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
 
 
+@pytest.mark.usefixtures("small_too")
 def test_decord_is_not_stopped_at_key_frames_that_are_none(tmp_path: Path) -> None:
     """Where they do not prove to be ones, decord reads a video of one run, and PyAV a longer one."""
     whole = make.looped(made(tmp_path / "w.mp4", codec="mpeg4", gop=9, hw=(128, 192)), tmp_path / "long.mp4", 8)
