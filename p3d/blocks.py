@@ -20,7 +20,8 @@ from __future__ import annotations
 from typing import Final
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+
+from p3d.fused import conv_add_relu, conv_relu
 
 EXPANSION: Final = 4
 
@@ -62,24 +63,26 @@ class Bottleneck3D(nn.Module):
 
     def spatial(self, y_BPTHW: Tensor) -> Tensor:
         """S and its ReLU, which every kind of block has."""
-        return F.relu(self.bn2(self.conv2(y_BPTHW)), inplace=True)
+        return conv_relu(self.conv2, self.bn2, y_BPTHW)
 
     def temporal(self, y_BPTHW: Tensor) -> Tensor:
-        """T without a ReLU: where that one goes is what tells the blocks and graphs apart."""
-        out_BPTHW: Tensor = self.bn3(self.conv3(y_BPTHW))
-        return out_BPTHW
+        """T and its ReLU."""
+        return conv_relu(self.conv3, self.bn3, y_BPTHW)
+
+    def temporal_added(self, y_BPTHW: Tensor, s_BPTHW: Tensor) -> Tensor:
+        """T, then s is added, then the ReLU: where that one goes is what tells the blocks and graphs apart."""
+        return conv_add_relu(self.conv3, self.bn3, y_BPTHW, s_BPTHW)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        y_BPTHW = F.relu(self.bn1(self.conv1(x_BCTHW)), inplace=True)
-        out_BCTHW = self.bn4(self.conv4(self.middle(y_BPTHW)))
-        return F.relu(out_BCTHW + self.downsample(x_BCTHW), inplace=True)
+        m_BPTHW = self.middle(conv_relu(self.conv1, self.bn1, x_BCTHW))
+        return conv_add_relu(self.conv4, self.bn4, m_BPTHW, self.downsample(x_BCTHW))
 
 
 class BlockA(Bottleneck3D):
     """Space, then time, in a row."""
 
     def middle(self, y_BPTHW: Tensor) -> Tensor:
-        return F.relu(self.temporal(self.spatial(y_BPTHW)), inplace=True)
+        return self.temporal(self.spatial(y_BPTHW))
 
 
 class BlockB(Bottleneck3D):
@@ -88,10 +91,10 @@ class BlockB(Bottleneck3D):
     TEMPORAL_STRIDES = True
 
     def middle(self, y_BPTHW: Tensor) -> Tensor:
-        s_BPTHW, t_BPTHW = self.spatial(y_BPTHW), self.temporal(y_BPTHW)
+        s_BPTHW = self.spatial(y_BPTHW)
         if self.graph == "caffe":
-            return F.relu(s_BPTHW + t_BPTHW, inplace=True)
-        return s_BPTHW + F.relu(t_BPTHW, inplace=True)
+            return self.temporal_added(y_BPTHW, s_BPTHW)
+        return s_BPTHW + self.temporal(y_BPTHW)
 
 
 class BlockC(Bottleneck3D):
@@ -99,10 +102,9 @@ class BlockC(Bottleneck3D):
 
     def middle(self, y_BPTHW: Tensor) -> Tensor:
         s_BPTHW = self.spatial(y_BPTHW)
-        t_BPTHW = self.temporal(s_BPTHW)
         if self.graph == "caffe":
-            return F.relu(0.5 * s_BPTHW + 0.5 * t_BPTHW, inplace=True)
-        return s_BPTHW + F.relu(t_BPTHW, inplace=True)
+            return 0.5 * self.temporal_added(s_BPTHW, s_BPTHW)  # r(s/2 + t/2) to the bit: halving is exact
+        return s_BPTHW + self.temporal(s_BPTHW)
 
 
 class Bottleneck2D(nn.Module):
@@ -130,10 +132,9 @@ class Bottleneck2D(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BPHW = F.relu(self.bn1(self.conv1(x_BCHW)), inplace=True)
-        m_BPHW = F.relu(self.bn_normal(self.conv_normal(y_BPHW)), inplace=True)
-        out_BCHW = self.bn4(self.conv4(m_BPHW))
-        return F.relu(out_BCHW + self.downsample(x_BCHW), inplace=True)
+        y_BPHW = conv_relu(self.conv1, self.bn1, x_BCHW)
+        m_BPHW = conv_relu(self.conv_normal, self.bn_normal, y_BPHW)
+        return conv_add_relu(self.conv4, self.bn4, m_BPHW, self.downsample(x_BCHW))
 
 
 KINDS: Final = {"A": BlockA, "B": BlockB, "C": BlockC}

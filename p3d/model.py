@@ -27,9 +27,9 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from p3d.blocks import EXPANSION, KINDS, Bottleneck2D
+from p3d.fused import conv_relu
 from p3d.network import Network, NetworkConfig, Takes
 
 FEATURE_DIM: Final = 2048
@@ -159,7 +159,7 @@ class P3D(Network):
         Convolutions run in the precision of their weights, averages in float32.
         """
         self.check(clips_BCTHW)
-        x = F.relu(self.bn1(self.conv1_custom(clips_BCTHW)), inplace=True)  # B 64 T H/2 W/2
+        x = conv_relu(self.conv1_custom, self.bn1, clips_BCTHW)  # B 64 T H/2 W/2
         x = self.pool1(x)  # B 64 T/2 H/4 W/4
         x = self.temporal_pool(self.layer1(x))  # B 256 T/4 H/4 W/4
         x = self.temporal_pool(self.layer2(x))  # B 512 T/8 H/8 W/8

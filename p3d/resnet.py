@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
+from p3d.fused import conv_add_relu, conv_relu
 from p3d.network import Network, NetworkConfig, Takes
 
 WIDTHS = (64, 128, 256, 512)
@@ -67,9 +67,9 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
+        y = conv_relu(self.conv1, self.bn1, x)
+        y = conv_relu(self.conv2, self.bn2, y)
+        return conv_add_relu(self.conv3, self.bn3, y, self.downsample(x))
 
 
 def _stage(config: ResNetConfig, stage: int, *, spacetime: bool) -> nn.Sequential:
@@ -129,7 +129,7 @@ class ResNet(_Residual):
         """The mean over the frames of the global average after res5 ("pool5"), (B, 2048); any T."""
         self.check(clips_BCTHW)
         x = clips_BCTHW.transpose(1, 2).flatten(0, 1)  # N C H W: frames beside the batch
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # N 64 H/2 W/2
+        x = conv_relu(self.conv1, self.bn1, x)  # N 64 H/2 W/2
         x = self.layer1(self.maxpool(x))  # N 256 H/4 W/4
         x = self.layer4(self.layer3(self.layer2(x)))  # N 2048 H/32 W/32
         features_ND = x.mean(dim=(2, 3))
@@ -153,7 +153,7 @@ class ResNet3D(_Residual):
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """The global average after res5, (B, 2048); T is a multiple of 16."""
         self.check(clips_BCTHW)
-        x = F.relu(self.bn1(self.conv1(clips_BCTHW)), inplace=True)  # B 64 T H/2 W/2
+        x = conv_relu(self.conv1, self.bn1, clips_BCTHW)  # B 64 T H/2 W/2
         x = self.maxpool(x)  # B 64 T/2 H/4 W/4
         x = self.temporal_pool(self.layer1(x))  # B 256 T/4 H/4 W/4
         x = self.temporal_pool(self.layer2(x))  # B 512 T/8 H/8 W/8

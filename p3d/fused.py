@@ -1,0 +1,100 @@
+"""A convolution and what follows it as one step; and how a CPU takes that step.
+
+    blocks.py, resnet.py --conv_relu, conv_add_relu--> norm(conv(x)), an addition, a ReLU
+    folded network --pack--> the same network, each convolution a PackedConv, which does all of it in one kernel
+
+A plain convolution is followed by its normalisation, addition and ReLU as passes of their own over memory. A packed one
+is oneDNN's, called as torch's own compiler calls it: its weights lie in the kernel's layout once and for all, and sum
+and ReLU happen while the numbers are still in registers. Called through torch, weights are laid out anew in each call,
+and with one clip, or one thread, many convolutions are not oneDNN's at all but a loop several times slower.
+docs/performance.md has the figures.
+
+Packed is what runs on a CPU where oneDNN has kernels of its own: everywhere but on ARM, where torch hands them to
+another library, which cannot add. Shapes: B clips, C channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+
+
+def conv_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor) -> Tensor:
+    """r(norm(conv(x))), r = ReLU."""
+    if isinstance(conv, PackedConv):
+        return conv.relu(x_BCTHW)
+    return F.relu(norm(conv(x_BCTHW)), inplace=True)
+
+
+def conv_add_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
+    """r(norm(conv(x)) + addend). The addend is used up: a packed convolution writes over it, unless it is x itself."""
+    if isinstance(conv, PackedConv):
+        return conv.add_relu(x_BCTHW, addend_BCTHW)
+    return F.relu(norm(conv(x_BCTHW)) + addend_BCTHW, inplace=True)
+
+
+class PackedConv(nn.Module):
+    """A convolution that oneDNN computes in a layout of its own choice, for inference, on a CPU.
+
+    The layout follows from the shape of what it is first called with, and so the weights are packed then. Other shapes
+    give the same numbers, in more time. Takes and gives tensors that are channels last in memory.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"cannot pack a convolution with {conv.padding_mode = }, {conv.padding = }")
+        self.weight: Tensor | None = conv.weight.detach()  # until it is packed
+        self.packed: Tensor | None = None
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.how = (conv.padding, conv.stride, conv.dilation, conv.groups)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self._run(x_BCTHW, "none")
+
+    def relu(self, x_BCTHW: Tensor) -> Tensor:
+        """r(conv(x))."""
+        return self._run(x_BCTHW, "relu")
+
+    def add_relu(self, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
+        """r(conv(x) + addend), written over the addend unless that is x."""
+        ops = torch.ops.mkldnn
+        ending: tuple[Any, ...] = (self._packed(x_BCTHW), self.bias, *self.how, "add", 1.0, "relu", [], "")
+        if addend_BCTHW is x_BCTHW:
+            out_BCTHW: Tensor = ops._convolution_pointwise.binary(x_BCTHW, addend_BCTHW, *ending)
+        else:
+            out_BCTHW = ops._convolution_pointwise_.binary(addend_BCTHW, x_BCTHW, *ending)
+        return out_BCTHW
+
+    def _run(self, x_BCTHW: Tensor, after: str) -> Tensor:
+        packed = self._packed(x_BCTHW)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(x_BCTHW, packed, self.bias, *self.how, after, [], "")
+        return out
+
+    def _packed(self, x_BCTHW: Tensor) -> Any:
+        if self.packed is None:
+            assert self.weight is not None, "weights are dropped when they are packed, not before"
+            ops: Any = torch._C._nn  # its type stubs lack the last argument
+            reorder = ops.mkldnn_reorder_conv3d_weight if x_BCTHW.ndim == 5 else ops.mkldnn_reorder_conv2d_weight
+            self.packed = reorder(self.weight.to_mkldnn(), *self.how, x_BCTHW.shape)
+            self.weight = None
+        return self.packed
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether packed convolutions run on this device."""
+    onednn: Any = torch.backends.mkldnn  # untyped
+    return device.type == "cpu" and onednn.is_available() and not torch.ops.mkldnn._is_mkldnn_acl_supported()
+
+
+def pack(network: nn.Module) -> None:
+    """Put a PackedConv in the place of every convolution of a folded network. Raises ValueError if it is not folded."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
+                raise ValueError(f"{name} of {type(module).__name__} must be folded before its convolution is packed")
+            if isinstance(child, nn.Conv2d | nn.Conv3d):
+                setattr(module, name, PackedConv(child))

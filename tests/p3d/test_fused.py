@@ -1,0 +1,117 @@
+"""Packed convolutions: the plain network's numbers, whatever the block, graph, shape or place, by oneDNN's kernels."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from p3d import zoo
+from p3d.encoder import Encoder, golden_clip
+from p3d.fused import PackedConv, can_pack, conv_add_relu, conv_relu, pack
+from p3d.model import P3DConfig, fold_batch_norm
+from p3d.network import Network
+from p3d.weights import random_weights
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="no oneDNN of its own on this CPU")
+
+
+def folded(network: Network) -> Network:
+    """With statistics that are not those of a new network, folded, channels last."""
+    torch.manual_seed(0)
+    for module in network.eval().modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    fold_batch_norm(network)
+    return network
+
+
+def clips(count: int, frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, 3, frames, height, width, generator=generator)
+    return values.contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("graph", ["caffe", "port"])
+@pytest.mark.parametrize("stride_on", ["1x1", "3x3"])
+@pytest.mark.parametrize("kinds", ["A", "B", "C", "ABC"])
+@torch.inference_mode()
+def test_a_packed_network_gives_the_plain_ones_features(kinds: str, graph: str, stride_on: str) -> None:
+    """Every kind of block, in both graphs and with both strides: the same features, also in shapes not packed for."""
+    config = P3DConfig(name="tiny", blocks=(3, 3, 3, 2), kinds=kinds, graph=graph, stride_on=stride_on, width=8)
+    plain = folded(config.build())
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    for shape in ((2, 16, 64, 64), (1, 16, 64, 64), (3, 32, 72, 65)):
+        given = clips(*shape)
+        expected, found = plain.features(given.clone()), packed.features(given.clone())
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50-3d", "convpool", "deepvideo-slow"])
+@torch.inference_mode()
+def test_every_other_network_can_be_packed(name: str) -> None:
+    """2-D, 3x3x3 and plain convolutions with biases give the same features packed, in the memory order they get."""
+    weights = random_weights(name, 0)
+    takes = weights.network.takes
+    plain = folded(weights.network)
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    frames, side = (weights.recipe.n_frames, takes.side) if takes.exact else (takes.frames, takes.side)
+    given = clips(1, frames, side, side)
+    expected = plain.features(given)
+    torch.testing.assert_close(packed.features(given), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@torch.inference_mode()
+def test_what_may_be_written_over() -> None:
+    """The addend is used up, unless it is the input itself, which a convolution must still read."""
+    conv = PackedConv(nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0)))
+    nothing = nn.Identity()
+    x, addend = clips(1, 4, 6, 6)[:, [0, 1, 2, 0]], clips(1, 4, 6, 6, seed=1)[:, [0, 1, 2, 0]]
+    x, addend = (each.contiguous(memory_format=torch.channels_last_3d) for each in (x, addend))
+    before, expected = x.clone(), (conv(x) + addend).relu()
+    out = conv_add_relu(conv, nothing, x, addend)
+    assert out.data_ptr() == addend.data_ptr()
+    torch.testing.assert_close(out, expected)
+    itself = conv_add_relu(conv, nothing, x, x)
+    torch.testing.assert_close(itself, (conv(x) + x).relu())
+    torch.testing.assert_close(conv_relu(conv, nothing, x), conv(x).relu())
+    assert torch.equal(x, before)
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    """A normalisation that was not folded would be left out in silence, and padding of another kind computed wrong."""
+    with pytest.raises(ValueError, match="bn1 of P3D must be folded"):
+        pack(zoo.config("p3d63").build().eval())
+    with pytest.raises(ValueError, match="padding_mode = 'reflect'"):
+        PackedConv(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+    with pytest.raises(ValueError, match=r"padding = 'same'"):
+        PackedConv(nn.Conv2d(1, 1, 3, padding="same"))
+    assert not can_pack(torch.device("meta"))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_convolution_falls_back(threads: int) -> None:
+    """With one clip and one thread too, all 66 convolutions of P3D-63 are packed, and no sum or ReLU is beside them."""
+    weights = random_weights("p3d63", 0)
+    weights = dataclasses.replace(
+        weights, recipe=dataclasses.replace(weights.recipe, resize_hw=(72, 96), crop_hw=(64, 64))
+    )
+    encoder = Encoder(weights, batch_size=1, threads=threads)
+    clip = golden_clip(weights.recipe)
+    encoder.encode(*clip)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        encoder.encode(*clip)
+    calls = {event.key: event.count for event in seen.key_averages()}
+    packed = sum(count for name, count in calls.items() if name.startswith("mkldnn::_convolution_pointwise"))
+    assert packed == sum(isinstance(module, PackedConv) for module in encoder._network.modules()) == 66
+    assert not [name for name in calls if "conv" in name and not name.startswith("mkldnn::")]
+    assert not {"aten::relu", "aten::relu_", "aten::clamp_min_", "aten::add", "aten::add_"} & set(calls)
