@@ -7,13 +7,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test sim chaos fuzz fuzz-videos coverage mutants check docs clean
+.PHONY: demo test bench sim chaos fuzz fuzz-videos coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
 
 test: $(READY)
 	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile
+
+# every figure of docs/performance.md in its small form, under ten minutes on 2 cores that do nothing else: a table on the
+# screen, Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
+bench: $(READY)
+	$(PY) -m bench.model
 
 # every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
 # one operation in four and some hundred lives

@@ -153,6 +153,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     os.chdir(scratch / "empty")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     _loopback_only()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
     try:
         try:

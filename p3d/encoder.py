@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from p3d.fused import can_pack, pack
+from p3d.fused import can_pack, keep_freed_memory, pack
 from p3d.model import P3D, fold_batch_norm
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
@@ -90,8 +90,10 @@ class Encoder:
 
     It takes `Weights` and not a network, so that numbers which nobody trained or asked for by name cannot get in.
     `batch_size` clips are computed at a time; it is halved, for good, where the device has no room for so many.
-    `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. On
-    CUDA, TF32 is turned off for the whole process: it costs three digits.
+    `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. For
+    the whole process too, on a CPU freed memory is kept (`fused.keep_freed_memory`), and on CUDA TF32 is turned off: it
+    costs three digits. Threads that share their cores with other work want OMP_WAIT_POLICY=passive in the environment
+    before torch is imported.
     Raises ValueError for options that do not fit.
     """
 
@@ -146,6 +148,7 @@ class Encoder:
                 conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
         if can_pack(self.device):
             pack(folded)
+            keep_freed_memory()
         self._network = folded.to(self.device)
 
     @overload

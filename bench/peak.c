@@ -1,0 +1,102 @@
+/* What the arithmetic units and the memory of this machine give at most, for bench/peak.py, which compiles this file.
+
+   Each loop runs in `threads` threads at once and keeps all it needs in registers (fma_*) or streams it (copy_bytes).
+   Sixteen sums are independent of each other, because one multiply-add takes about four cycles and two begin in each. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define SUMS 16
+typedef float vector __attribute__((vector_size(BYTES)));
+
+struct work { void (*run)(struct work *); long count; char *to; const char *from; size_t bytes; };
+static volatile float seen; /* what is computed must be looked at, or the compiler leaves it out */
+
+static void fp32_loop(struct work *work)
+{
+    vector sum[SUMS], factor = (vector){0} + 0.999f, term = (vector){0} + 0.001f;
+    for (int i = 0; i < SUMS; i++) sum[i] = (vector){0} + (float)i;
+    for (long n = 0; n < work->count; n++)
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++) sum[i] = sum[i] * factor + term;
+    float total = 0;
+    for (int i = 0; i < SUMS; i++) total += sum[i][0];
+    seen = total;
+}
+
+#if defined(__AVX512BF16__)
+static void bf16_loop(struct work *work)
+{
+    __m512 sum[SUMS];
+    __m512bh left = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f)), right = left;
+    for (int i = 0; i < SUMS; i++) sum[i] = _mm512_set1_ps((float)i);
+    for (long n = 0; n < work->count; n++)
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], left, right);
+    float total = 0;
+    for (int i = 0; i < SUMS; i++) total += _mm512_cvtss_f32(sum[i]);
+    seen = total;
+}
+#endif
+
+static void copy_loop(struct work *work)
+{
+    for (long n = 0; n < work->count; n++) memcpy(work->to, work->from, work->bytes);
+    seen = work->to[work->bytes - 1];
+}
+
+static void *enter(void *work)
+{
+    ((struct work *)work)->run(work);
+    return NULL;
+}
+
+static void run_all(struct work *works, int threads)
+{
+    pthread_t *ids = malloc(threads * sizeof *ids);
+    for (int i = 1; i < threads; i++)
+        if (pthread_create(&ids[i], NULL, enter, &works[i])) abort();
+    enter(&works[0]);
+    for (int i = 1; i < threads; i++) pthread_join(ids[i], NULL);
+    free(ids);
+}
+
+static double spread(void (*run)(struct work *), long count, int threads)
+{
+    struct work *works = calloc(threads, sizeof *works);
+    for (int i = 0; i < threads; i++) works[i] = (struct work){.run = run, .count = count};
+    run_all(works, threads);
+    free(works);
+    return (double)count * SUMS * threads;
+}
+
+/* Multiply-adds done; 0 where the machine lacks the instruction. */
+double fma_fp32(long count, int threads) { return spread(fp32_loop, count, threads) * BYTES / sizeof(float); }
+#if defined(__AVX512BF16__)
+double fma_bf16(long count, int threads) { return spread(bf16_loop, count, threads) * 32; }
+#else
+double fma_bf16(long count, int threads) { (void)count, (void)threads; return 0; }
+#endif
+
+/* Bytes read and written: `count` copies of `bytes` a thread, between buffers of the caller's that hold `threads` of them. */
+double copy_bytes(char *to, const char *from, size_t bytes, long count, int threads)
+{
+    struct work *works = calloc(threads, sizeof *works);
+    for (int i = 0; i < threads; i++)
+        works[i] = (struct work){.run = copy_loop, .count = count, .to = to + i * bytes, .from = from + i * bytes, .bytes = bytes};
+    run_all(works, threads);
+    free(works);
+    return 2.0 * bytes * count * threads;
+}
+
+int vector_bits(void) { return BYTES * 8; }

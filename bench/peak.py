@@ -1,0 +1,93 @@
+"""The peak of this machine's arithmetic and the rate of its memory, by loops in C (`peak.c`), compiled where they run.
+
+Matrix products through torch are not the peak on every processor, so a share of them says little. Multiply-adds are
+counted, not operations: one is two FLOP. The bf16 loop is AVX-512's dot product of pairs; a processor without it has no
+figure, and on one with AMX it is not the peak, which `describe` says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+COMPILE = "cc -O3 -march=native -shared -fPIC -pthread".split()
+TURN_S = 0.05  # one turn of a loop, about
+COPIED_BYTES = 64 << 20  # of one thread, twice: far more than a share of the caches
+
+
+class Peak:
+    """Loops that are sized, once, so that a turn takes about TURN_S seconds. Needs a C compiler called `cc`.
+
+    `clock` says what a second is: of the wall, or of the process's CPU time, which others on the machine do not turn.
+    """
+
+    def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.threads = threads
+        self.clock = clock
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "peak.so"
+            subprocess.run([*COMPILE, "-o", str(library), str(Path(__file__).with_name("peak.c"))], check=True)
+            self._loops = ctypes.CDLL(str(library))
+        for name in ("fma_fp32", "fma_bf16"):
+            loop = getattr(self._loops, name)
+            loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_int]
+        self._loops.copy_bytes.restype = ctypes.c_double
+        self._loops.copy_bytes.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_long,
+            ctypes.c_int,
+        ]
+        self._count = {name: self._sized(name) for name in ("fma_fp32", "fma_bf16")}
+        self._from, self._to = (np.ones(threads * COPIED_BYTES, np.uint8) for _ in range(2))
+
+    def macs_per_s(self, precision: str) -> float:
+        """Multiply-adds a second in "fp32" or "bf16", of all threads; 0 where there is no instruction for it."""
+        name = f"fma_{precision}"
+        return self._rate(name, self._count[name])
+
+    def copied_per_s(self) -> float:
+        """Bytes a second, read and written, of copies that do not fit into a cache."""
+        started = self.clock()
+        moved: float = self._loops.copy_bytes(
+            self._to.ctypes.data, self._from.ctypes.data, COPIED_BYTES, 4, self.threads
+        )
+        return moved / (self.clock() - started)
+
+    def _rate(self, name: str, count: int) -> float:
+        started = self.clock()
+        macs: float = getattr(self._loops, name)(count, self.threads)
+        return macs / (self.clock() - started)
+
+    def _sized(self, name: str) -> int:
+        """How often the loop runs in TURN_S."""
+        count = 100_000
+        self._rate(name, count)  # wakes the vector units
+        started = self.clock()
+        self._rate(name, count)
+        return max(1, int(count * TURN_S / (self.clock() - started)))
+
+    def describe(self) -> str:
+        """The instructions that were measured."""
+        bits = self._loops.vector_bits()
+        flags = _flags()
+        bf16 = (
+            "bf16 by AVX512_BF16 dot products"
+            if "avx512_bf16" in flags
+            else "no bf16 instruction that is measured here"
+        )
+        amx = "; AMX is there too and is faster than that" if "amx_bf16" in flags else ""
+        return f"fp32 by {bits}-bit vectors, {bf16}{amx}"
+
+
+def _flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
