@@ -2,11 +2,11 @@
 
     python -m bench.layers [--network p3d199] [--precision fp32] [--batch 1]
 
-One thread, pinned to one core. A child encodes under ONEDNN_VERBOSE; its last encodes are read back by layer, and
-stand beside the peak and the memory rate that this process measures before and after. oneDNN's clock is the wall's, so
-of each call the shortest time counts: that which no other process cut into. Bytes are those of a layer's input, output,
-addend and weights, each once: what must move at least if nothing of it was in a cache. "All else" is the encode's time
-outside oneDNN: poolings, preparing the clips, Python, and torch around each call.
+One thread, pinned to one core. A child encodes under ONEDNN_VERBOSE; its last encodes are read back by layer and stand
+beside the best of as many measurements of the peak and of memory. oneDNN's clock is the wall's, so of each call the
+shortest time counts: that which no other process cut into. Bytes are those of a layer's input, output, addend and
+weights, each once: what must move at least if nothing of it was in a cache. "All else" is the encode's time outside
+oneDNN: poolings, preparing the clips, Python, and torch around each call.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def profile(name: str, precision: str, batch: int) -> tuple[dict[str, Layer], fl
 
 def table_of(name: str, precision: str, batch: int) -> Table:
     peak = Peak(1, time.process_time)
-    before = peak.macs_per_s(precision), peak.copied_per_s()
+    macs_per_s, copied_per_s = (
+        max(figure() for _ in range(TURNS)) for figure in (lambda: peak.macs_per_s(precision), peak.copied_per_s)
+    )
     layers, whole_ms = profile(name, precision, batch)
-    after = peak.macs_per_s(precision), peak.copied_per_s()
-    macs_per_s, copied_per_s = (max(pair) for pair in zip(before, after, strict=True))
     known_ms = sum(layer.ms for layer in layers.values())
     rows = [
         (

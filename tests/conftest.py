@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job; tests run side by side
+
 from tests.servers import Weed, weed
 from tests.zoo import make
 

@@ -75,8 +75,8 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
     found = audit(store, read_job(store))
     assert (found.ok, found.failed, found.damaged) == (12, 0, False)
     footers = [pq.read_metadata(path).metadata[b"p3d.stats"] for path in sorted((out / "clips").iterdir())]
-    sizes = {size for footer in footers for size in (2, 4) if f'"batch_size": {size},'.encode() in footer}
-    assert sizes == {2, 4}
+    sizes = {size for footer in footers for size in (1, 2) if f'"batch_size": {size},'.encode() in footer}
+    assert sizes == {1, 2}
 
 
 @pytest.mark.fault(9)
