@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -175,9 +176,12 @@ class Rounded:
 
 
 def features(weights: Weights, precision: str, clips: np.ndarray, threads: int) -> np.ndarray:
-    encoder = Encoder(weights, batch_size=4, threads=threads, precision="fp32" if precision == "fp16" else precision)
     if precision == "fp16":
+        with patch("p3d.encoder.can_pack", lambda _: False):  # packed convolutions have no place to round at
+            encoder = Encoder(weights, batch_size=4, threads=threads)
         Rounded(encoder)
+    else:
+        encoder = Encoder(weights, batch_size=4, threads=threads, precision=precision)
     n_frames = clips.shape[1]
     index = np.arange(len(clips) * n_frames).reshape(-1, n_frames)
     return encoder.encode(clips.reshape(-1, *clips.shape[2:]), index)
