@@ -22,8 +22,8 @@ NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
-# Pixels of a picture below which PyAV is faster for `auto`: at 320x240 the loop of decord alone does 0.85 to 0.93 of PyAV's,
-# and it is level at 640x360 (docs/measurements.md).
+# Pixels of a picture below which `auto` takes PyAV: at 320x240 decord's own loop does 0.85 to 0.93 of PyAV's, and it is
+# level at 640x360 (docs/measurements.md).
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
