@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
-from jobs.machine import code_digest, software
+from jobs.machine import code_digest, software, usable_cpus
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
@@ -200,6 +200,7 @@ class ShardWorker:
                     n_scores=recipe.n_scores,
                     embedding_dtype=recipe.embedding_dtype,
                     progress=self.progress_of_shard,
+                    lanes=self.lanes,
                 )
             rows.stats.update(self._stats(time.monotonic() - started))
             committed = commit_shard(self.store, rows, recipe, user_columns)
@@ -209,6 +210,17 @@ class ShardWorker:
             self.busy_with, self.progress_of_shard = None, Progress()
         return Done(committed.outcomes, committed.adopted)
 
+    @property
+    def lanes(self) -> int:
+        """Batches that the network computes at once: on a CPU as many as use all cores, each with its own threads.
+
+        Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a
+        decode has taken a core from one of them. On a GPU one, beside which the next batch is filled.
+        """
+        if str(self.encoder.device) != "cpu":
+            return 1
+        return max(1, usable_cpus() // (self.spec.options.threads * self.spec.options.workers))
+
     def progress(self) -> tuple[str | None, Progress]:
         """The shard in work and its counters so far."""
         return self.busy_with, self.progress_of_shard
@@ -216,7 +228,7 @@ class ShardWorker:
     def _stats(self, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
-        realised |= {"batch_size": self.encoder.batch_size, "software": software()}
+        realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes, "software": software()}
         options = {name: getattr(self.spec.options, name) for name in ("threads", "decode_tasks")}
         when = {
             "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),

@@ -5,8 +5,11 @@
                           ->  rows in manifest order
 
 A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
-shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Legend: N frames,
-B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without `--scores`), R rows.
+shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Batches may be
+encoded in `lanes`, threads beside the one that takes messages: the next batch fills meanwhile.
+
+Legend: N frames, B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without
+`--scores`), R rows.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,11 +55,16 @@ from pipeline.types import (
 )
 
 Encode = Callable[[UINT8, INT64], tuple[FLOAT32, FLOAT32]]  # frames_NHWC, index_BT -> features_BD, probs_BK
+_Encoded = tuple[FLOAT32, FLOAT32, float]  # what `Encode` gives, and the seconds it took
+_Owner = tuple["_Track", int]  # whose clip it is, and which
 
 
 @dataclass(slots=True)
 class Progress:
-    """Counters that grow while a shard is computed; another thread may read them at any time."""
+    """Counters that grow while a shard is computed; another thread may read them at any time.
+
+    Seconds: `encode_s` of all lanes together, `wait_s` for messages, `full_s` for a lane with the next batch at hand.
+    """
 
     videos: int = 0
     failed: int = 0
@@ -63,6 +72,7 @@ class Progress:
     frames: int = 0
     encode_s: float = 0.0
     wait_s: float = 0.0
+    full_s: float = 0.0
 
     def count(self, before: VideoEnd | Failure | None, now: VideoEnd | Failure | None) -> None:
         """A video's end takes the place of an earlier one, or of none."""
@@ -81,8 +91,11 @@ def extract_shard(
     n_scores: int,
     embedding_dtype: str,
     progress: Progress | None = None,
+    lanes: int = 0,
 ) -> ShardRows:
     """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
+
+    `encode` is called by `lanes` threads at once; with 0, by the caller's own. Each lane holds one batch of frames.
 
     A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
     or scores are not finite, or whose features are all zero, becomes a failure. ValueError if the messages of a video
@@ -91,28 +104,29 @@ def extract_shard(
     progress = progress or Progress()
     tracks: dict[int, _Track] = {}
     ends: dict[int, VideoEnd | Failure] = {}
-    batch = _Batch(encode, batch_size, progress)
-    for at, message in _timed(messages, progress):
-        match message:
-            case VideoStart() | VideoFetched() | VideoShareable() | StripeEnd():
-                continue
-            case VideoInfo():
-                tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))
-                progress.count(ends.pop(at, None), None)
-                continue
-            case Failure():
-                tracks.pop(at, None)
-            case _ if at not in tracks:
-                raise ValueError(f"{shard.videos[at].video_id}: {type(message).__name__} without a VideoInfo before it")
-            case FrameBlock():
-                progress.frames += len(message.numbers_N)
-                batch.add(tracks[at], tracks[at].take(message))
-                continue
-            case VideoEnd():
-                batch.add(tracks[at], tracks[at].finish(message))
-        progress.count(ends.get(at), message)
-        ends[at] = message
-    batch.flush()
+    with _Batch(encode, batch_size, progress, lanes) as batch:
+        for at, message in _timed(messages, progress):
+            match message:
+                case VideoStart() | VideoFetched() | VideoShareable() | StripeEnd():
+                    continue
+                case VideoInfo():
+                    tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))
+                    progress.count(ends.pop(at, None), None)
+                    continue
+                case Failure():
+                    tracks.pop(at, None)
+                case _ if at not in tracks:
+                    name = type(message).__name__
+                    raise ValueError(f"{shard.videos[at].video_id}: {name} without a VideoInfo before it")
+                case FrameBlock():
+                    progress.frames += len(message.numbers_N)
+                    batch.add(tracks[at], tracks[at].take(message))
+                    continue
+                case VideoEnd():
+                    batch.add(tracks[at], tracks[at].finish(message))
+            progress.count(ends.get(at), message)
+            ends[at] = message
+        batch.finish()
 
     outcomes: list[VideoOutcome] = []
     clips: list[ClipRow] = []
@@ -244,22 +258,41 @@ class _Kept:
 
 
 class _Batch:
-    """Clips of any videos on their way to the encoder; frames that clips share are in it once."""
+    """Clips of any videos on their way to the encoder; frames that clips share are in it once.
 
-    def __init__(self, encode: Encode, size: int, progress: Progress) -> None:
-        self.encode, self.size, self.progress = encode, size, progress
+    No more batches are under way than there are lanes; a lane that fails is heard of at the next full batch.
+    """
+
+    def __init__(self, encode: Encode, size: int, progress: Progress, lanes: int) -> None:
+        self.encode, self.size, self.progress, self.lanes = encode, size, progress, lanes
         self.frames: list[UINT8] = []
         self.places: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
         self.index: list[list[int]] = []
-        self.owners: list[tuple[_Track, int]] = []
+        self.owners: list[_Owner] = []
+        self.pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane") if lanes else None
+        self.running: dict[Future[_Encoded], list[_Owner]] = {}
+
+    def __enter__(self) -> _Batch:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
 
     def add(self, track: _Track, clips: list[tuple[ClipSpan, list[_Kept]]]) -> None:
         for span, frames_T in clips:
             self.index.append([self._place(track, kept) for kept in frames_T])
             self.owners.append((track, span.index))
             if len(self.owners) == self.size:
-                self.flush()
+                self._flush()
         track.forget()
+
+    def finish(self) -> None:
+        """Encode what is left, and wait for all lanes."""
+        if self.owners:
+            self._flush()
+        while self.running:
+            self._take()
 
     def _place(self, track: _Track, kept: _Kept) -> int:
         place = self.places.setdefault((id(track), kept.number), len(self.frames))
@@ -267,16 +300,36 @@ class _Batch:
             self.frames.append(kept.frame_HWC)
         return place
 
-    def flush(self) -> None:
-        if not self.owners:
-            return
-        started = time.monotonic()
-        features_BD, probs_BK = self.encode(np.stack(self.frames), np.array(self.index, np.int64))
-        self.progress.encode_s += time.monotonic() - started
-        for (track, at), feature_D, prob_K in zip(self.owners, features_BD, probs_BK, strict=True):
-            track.features[at], track.probs[at] = feature_D, prob_K
-        self.progress.clips += len(self.owners)
+    def _flush(self) -> None:
+        frames, index_BT, owners = self.frames, np.array(self.index, np.int64), self.owners
         self.frames, self.places, self.index, self.owners = [], {}, [], []
+        if self.pool is None:
+            self._settle(owners, self._run(frames, index_BT))
+            return
+        if len(self.running) == self.lanes:
+            self._take()
+        self.running[self.pool.submit(self._run, frames, index_BT)] = owners
+
+    def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
+        """In a lane: one batch, and the seconds it took."""
+        started = time.monotonic()
+        features_BD, probs_BK = self.encode(np.stack(frames), index_BT)
+        return features_BD, probs_BK, time.monotonic() - started
+
+    def _take(self) -> None:
+        """Wait for the first lane that is done."""
+        started = time.monotonic()
+        done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+        self.progress.full_s += time.monotonic() - started
+        for future in done:
+            self._settle(self.running.pop(future), future.result())
+
+    def _settle(self, owners: list[_Owner], encoded: _Encoded) -> None:
+        features_BD, probs_BK, seconds = encoded
+        self.progress.encode_s += seconds
+        for (track, at), feature_D, prob_K in zip(owners, features_BD, probs_BK, strict=True):
+            track.features[at], track.probs[at] = feature_D, prob_K
+        self.progress.clips += len(owners)
 
 
 def _timed(messages: Iterable[tuple[int, DecodeMessage]], progress: Progress) -> Iterator[tuple[int, DecodeMessage]]:

@@ -7,6 +7,8 @@ is a wrong number. Legend: N frames, B batch, T frames of a clip, D = 1 + T feat
 from __future__ import annotations
 
 import json
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +122,7 @@ def run(
     batch_size: int = 4,
     dtype: str = "float32",
     progress: Progress | None = None,
+    lanes: int = 0,
 ) -> ShardRows:
     spy = encode or Spy()
 
@@ -137,6 +140,7 @@ def run(
         feature_dim=1 + sampling.clip_frames,
         embedding_dtype=dtype,
         progress=progress,
+        lanes=lanes,
     )
     check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames, 2 if scores else 0)
     return rows
@@ -277,6 +281,58 @@ def test_a_batch_is_encoded_as_soon_as_it_is_full() -> None:
 
     run(messages(), 1, EVERY, spy, batch_size=2)
     assert full == [0, 0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_lanes_change_no_row(lanes: int) -> None:
+    """Batches that are encoded beside each other, and end out of order, give the rows that one thread gives."""
+    random, spy = Random(lanes), Spy()
+
+    def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        time.sleep(random.random() / 100)
+        return spy(frames_NHWC, index_BT)
+
+    n_of = {at: 16 * (1 + at % 5) for at in range(12)}
+    messages = mixed({at: stream(at, n_frames) for at, n_frames in n_of.items()}, Random(0))
+    assert_rows(run(messages, 12, EVERY, encode, batch_size=3, lanes=lanes), n_of, EVERY)
+    assert sorted(map(len, spy.batches))[1:] == [3] * (len(spy.batches) - 1)
+
+
+def test_as_many_batches_are_encoded_at_once_as_there_are_lanes() -> None:
+    """With three lanes three batches meet at a barrier, time and again, and never a fourth."""
+    meet, there, most = threading.Barrier(3, timeout=20), 0, 0
+
+    def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        nonlocal there, most
+        there += 1
+        most = max(most, there)
+        meet.wait()
+        there -= 1
+        meet.wait()  # so that nobody comes while another is still counted
+        return Spy()(frames_NHWC, index_BT)
+
+    progress = Progress()
+    assert_rows(
+        run(in_turn({0: stream(0, 9 * 16)}), 1, EVERY, encode, batch_size=1, lanes=3, progress=progress),
+        {0: 144},
+        EVERY,
+    )
+    assert most == 3 and progress.clips == 9
+
+
+def test_an_error_in_a_lane_is_raised() -> None:
+    """What an encoder raises in its thread comes out of `extract_shard`, and no lane works on behind it."""
+    calls = 0
+
+    def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("no room on the device")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, lanes=2)
+    assert calls <= 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
 
 
 def test_frames_that_clips_share_are_in_a_batch_once() -> None:
