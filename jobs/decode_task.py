@@ -15,13 +15,14 @@ from pathlib import Path
 
 from jobs.machine import is_alive
 from jobs.memory import memory_limit
+from jobs.parcels import Parcel, parcels
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, Share
 from pipeline.decode.messages import decode_messages
 from pipeline.store import StoreOptions
 from pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef
 
-BLOCKS_AHEAD = 2  # blocks of <= 64 frames (5 MB at 160x160) that a decode may be ahead of its reader
+BLOCKS_AHEAD = 2  # parcels (8 to 13 MB at 160x160, or less) that a decode may be ahead of its reader
 MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
 
 
@@ -63,12 +64,21 @@ def decode_video(
             scratch=scratch,
             share=share,
         ):
+            if isinstance(message, VideoFetched) and not is_remote(video):
+                continue  # nobody waits for it
             yield message
-            if isinstance(message, VideoFetched) and is_remote(video):
-                for _ in range(BLOCKS_AHEAD):  # no `yield from`: Ray sends into its generators
+            if isinstance(message, VideoFetched):
+                for _ in range(BLOCKS_AHEAD):
                     yield message  # here it halts this process, until its owner reads on
         faulthandler.disable()
     note.unlink(missing_ok=True)
+
+
+def decode_video_task(
+    video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
+) -> Iterator[Parcel]:
+    """`decode_video`, in as few objects of Ray as need be."""
+    yield from parcels(decode_video(video, spec, scratch, note, share))
 
 
 def _sweep(scratch: Path) -> None:

@@ -31,8 +31,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video, is_remote
+from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video_task, is_remote
 from jobs.memory import NOTE
+from jobs.parcels import Parcel
 from jobs.sharing import WORTH_S, Pace, Shared, Unlike
 from pipeline.decode import Share
 from pipeline.errors import Reason, StoreError
@@ -49,7 +50,7 @@ from pipeline.types import (
 )
 
 FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
-STRIPE_AHEAD = 5  # messages that a share may be ahead: the blocks of a stripe and its end
+STRIPE_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
 FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
@@ -66,7 +67,7 @@ def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
 
 _decode_video: Any = ray.remote(
     num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
-)(decode_video)
+)(decode_video_task)
 
 
 @dataclass(slots=True)
@@ -212,10 +213,10 @@ class Decoding:
             stream.halted, stream.silent_since = False, time.monotonic()
 
     def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
-        """The message that is ready, or what follows from the end or the death of the stream."""
+        """The messages that are ready, or what follows from the end or the death of the stream."""
         stream = self.streams[generator]
         try:
-            message: DecodeMessage = ray.get(next(generator))
+            parcel: Parcel = ray.get(next(generator))
         except StopIteration:
             yield from self._over(self.streams.pop(generator), suspects, None)
             return
@@ -231,6 +232,13 @@ class Decoding:
             yield from self._over(self.streams.pop(generator), suspects, error)
             return
         stream.silent_since = time.monotonic()
+        for message in parcel:
+            if generator in self.streams:  # unless one before it was the end of this decode
+                yield from self._heard(stream, message, suspects)
+
+    def _heard(
+        self, stream: _Stream, message: DecodeMessage, suspects: deque[_Case]
+    ) -> Iterator[tuple[int, DecodeMessage]]:
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
         if stream.case.shared:

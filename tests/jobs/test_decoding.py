@@ -17,6 +17,7 @@ from jobs import decode_task, decoding
 from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
+from jobs.parcels import Parcel, parcels
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreUnknown
@@ -70,7 +71,10 @@ def run(
             if video.path == "bad.mp4" and isinstance(message, after):
                 exec(mischief, {"state": state})
 
-    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(decode)
+    def in_parcels(*given: Any) -> Iterator[Parcel]:
+        yield from parcels(decode(*given))
+
+    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(in_parcels)
     monkeypatch.setattr(decoding, "_decode_video", remote)
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -18,6 +18,7 @@ from jobs import decode_task, decoding
 from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
+from jobs.parcels import Parcel, parcels
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreError
@@ -77,8 +78,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, h
                 time.sleep(slow_s + 1000 * (video.path == hang))
         (state / video.path).write_text(f"{began} {time.monotonic()}")
 
+    def in_parcels(*given: Any) -> Iterator[Parcel]:
+        yield from parcels(decode(*given))
+
     options = {"num_returns": "streaming", "max_retries": 0}
-    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decode_task.BLOCKS_AHEAD, **options)(decode)
+    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decode_task.BLOCKS_AHEAD, **options)(in_parcels)
     monkeypatch.setattr(decoding, "_decode_video", remote)
 
 
