@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from jobs.cluster import Cluster
     from jobs.control import Epoch, Pulse
+    from jobs.estimate import Estimate
     from jobs.planning import JobSpec, Machines, Prepared
     from pipeline.config import JobRecord, Recipe, RunOptions
     from pipeline.store import Store
@@ -159,6 +160,14 @@ def _rate(recipe: Recipe) -> str:
     return "" if recipe.fps is None else f", at {recipe.fps:g} frames/s"
 
 
+def _cores(guess: Estimate) -> str:
+    """What decoding asks of the processor."""
+    decoding = f"{guess.decode_s_per_clip * 1e3:.3g} ms of a core to decode a clip"
+    if guess.useful_cores is None:
+        return f"{decoding}, {guess.network_s_per_clip * 1e3:.3g} to embed it"
+    return f"{decoding}: {guess.useful_cores:.3g} cores keep a GPU busy"
+
+
 @click.command()
 @click.argument("src")
 @click.argument("out", required=False)
@@ -170,8 +179,8 @@ def _rate(recipe: Recipe) -> str:
 def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
     """Say what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
 
-    Clips and bytes are estimated from a sample of the videos, the time from a batch on this machine. With OUT, a job
-    with other settings there is refused as `launch` would.
+    A sample of the videos is looked at, and 32 of them are decoded and embedded here, for half a minute at most: clips,
+    bytes and time follow from that. With OUT, a job with other settings there is refused as `launch` would.
     """
     from jobs.estimate import estimate
     from jobs.job import refuse_other_job
@@ -185,7 +194,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     if out is not None:
         refuse_other_job(talk.out_store(out, s3), recipe)
     found = find(src, s3, id_column=typed["id_column"], tell=talk.say)
-    guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers)
+    guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers, s3=s3)
     if as_json:
         talk.show_json(
             {
@@ -214,8 +223,9 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
                 ("skipped", f"{talk.count(found.n_skipped, 'other file')}{skipped}"),
                 ("clips", f"{guess.n_clips} ({sampled})"),
                 ("output", talk.human_bytes(guess.output_bytes)),
-                ("time", f"about {talk.human_time(guess.seconds)}, if decoding keeps up"),
+                ("time", f"about {talk.human_time(guess.seconds)}; most of it is {guess.binding}"),
                 ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
+                ("", f"({_cores(guess)}, from {talk.count(guess.n_tried, 'video')} decoded here)"),
             ]
         )
     )

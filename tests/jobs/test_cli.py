@@ -271,6 +271,9 @@ def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_wei
     assert (ran.json["n_videos"], ran.json["n_shards"], ran.json["skipped"]) == (12, 3, ["readme.txt"])
     assert ran.json["n_clips"] == 28
     assert ran.json["clips_per_s"] > 0
+    assert (ran.json["n_tried"], ran.json["binding"], ran.json["useful_cores"]) == (12, "network", None)
+    assert 10_000 < ran.json["output_bytes"] < 28 * 2048 * 8  # all videos begin alike, and compress well
+    assert ran.json["decode_s_per_clip"] > 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,46 @@
+"""`p3d launch` with a network that computes nothing: what is left is decoding and orchestration.
+
+python -m bench.null launch SRC OUT ...
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+from jobs import scheduler
+from jobs.cli import main
+from jobs.workers import Ready, ShardWorker
+from pipeline.types import FLOAT32, INT64, UINT8
+
+
+class _Nothing:
+    """An encoder whose every feature is one."""
+
+    device = "cpu"
+
+    def __init__(self, batch_size: int, feature_dim: int) -> None:
+        self.batch_size, self.feature_dim = batch_size, feature_dim
+
+    def encode(self, frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        return np.ones((len(index_BT), self.feature_dim), np.float32)
+
+
+class NullWorker(ShardWorker):
+    """A worker with no network."""
+
+    def setup(self) -> Ready:
+        self.encoder: Any = _Nothing(self.spec.options.batch_size, self.spec.recipe.feature_dim)
+        return Ready("cpu", platform.node(), os.getpid())
+
+
+if __name__ == "__main__":
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+    scheduler.ShardWorker = NullWorker  # type: ignore[misc]
+    main()

@@ -1,0 +1,127 @@
+"""The stages of a job alone, in plain processes without Ray: what decoding costs a clip, and what the network does.
+
+    python -m bench.stages decode FOLDER WEIGHTS CLIPS      every video of a folder, frames thrown away
+    python -m bench.stages encode BATCHES WEIGHTS CLIPS     batches of one clip that is always the same
+
+One such process a core runs at a time, as in a job, so that they share caches and memory as there. A child says when it
+is warm and waits for a line; then it works, and says what it took as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.machine import usable_cpus
+from pipeline.clips import Sampling, clip_spans, parse_sampling
+from pipeline.decode import DecodePolicy, open_frames
+from pipeline.types import FrameSpec, VideoEnd
+
+BATCH = 4  # the default of a job on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one stage took in all processes together: `seconds` is that of the slowest."""
+
+    clips: int
+    videos: int
+    cpu_s: float
+    seconds: float
+
+    @property
+    def per_clip_s(self) -> float:
+        """CPU seconds a clip."""
+        return self.cpu_s / self.clips
+
+    @property
+    def clips_per_s(self) -> float:
+        """Of all cores together, as long as all of them work."""
+        return self.clips / self.seconds
+
+
+def run(stage: str, what: str | Path, weights: Path | str, clips: str) -> Cost:
+    """One process a core; they begin together once all are warm."""
+    n = usable_cpus()
+    words = [sys.executable, "-m", "bench.stages", stage, str(what), str(weights), clips]
+    children = [
+        subprocess.Popen([*words, f"{at}/{n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for at in range(n)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        if child.stdout.readline() != "warm\n":
+            raise SystemExit(f"{' '.join(words)} did not come up")
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    costs = [Cost(**json.loads(child.communicate()[0])) for child in children]
+    return Cost(
+        sum(cost.clips for cost in costs),
+        sum(cost.videos for cost in costs),
+        sum(cost.cpu_s for cost in costs),
+        max(cost.seconds for cost in costs),
+    )
+
+
+def main() -> None:
+    stage, what, weights, clips, turn = sys.argv[1:]
+    at, n = map(int, turn.split("/"))
+    if stage == "decode":
+        _decode(sorted(Path(what).iterdir())[at::n], weights, clips)
+    else:
+        _encode(int(what), weights, clips)
+
+
+def _decode(paths: list[Path], weights: str, clips: str) -> None:
+    from bench.weights import recipe_of
+
+    recipe = recipe_of(weights)
+    spec = FrameSpec(crop_hw=recipe.crop_hw, resize_hw=recipe.resize_hw, short_side=recipe.short_side)
+    sampling = parse_sampling(clips, clip_frames=recipe.n_frames)
+    _decode_one(paths[0], spec, sampling)
+    cpu_s, started = _begin()
+    n_clips = sum(_decode_one(path, spec, sampling) for path in paths)
+    _say(n_clips, len(paths), cpu_s, started)
+
+
+def _decode_one(path: Path, spec: FrameSpec, sampling: Sampling) -> int:
+    end = [m for m in open_frames(str(path), spec, sampling, policy=DecodePolicy()) if isinstance(m, VideoEnd)][-1]
+    return len(clip_spans(sampling, end.n_frames))
+
+
+def _encode(batches: int, weights: str, clips: str) -> None:
+    import numpy as np
+
+    from bench.weights import load
+    from p3d.encoder import Encoder, golden_clip
+
+    encoder = Encoder(load(weights), batch_size=BATCH, threads=1)
+    frames_NHWC, index_BT = golden_clip(encoder.recipe)
+    frames_NHWC = np.tile(frames_NHWC, (BATCH, 1, 1, 1))
+    index_BT = np.concatenate([index_BT + len(frames_NHWC) // BATCH * at for at in range(BATCH)])
+    encoder.encode(frames_NHWC, index_BT)
+    cpu_s, started = _begin()
+    for _ in range(batches):
+        encoder.encode(frames_NHWC, index_BT)
+    _say(batches * BATCH, 0, cpu_s, started)
+
+
+def _begin() -> tuple[float, float]:
+    print("warm", flush=True)
+    sys.stdin.readline()
+    return time.process_time(), time.monotonic()
+
+
+def _say(clips: int, videos: int, cpu_s: float, started: float) -> None:
+    took = Cost(clips, videos, time.process_time() - cpu_s, time.monotonic() - started)
+    print(json.dumps(asdict(took)))
+
+
+if __name__ == "__main__":
+    main()
