@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench sim chaos fuzz fuzz-videos coverage mutants check docs clean
+.PHONY: demo test bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -15,10 +15,24 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile
 
-# every figure of docs/performance.md in its small form, under ten minutes on 2 cores that do nothing else: a table on the
+# the figures of docs/performance.md in their small form, under ten minutes on 2 cores that do nothing else: a table on the
 # screen, Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
 bench: $(READY)
 	$(PY) -m bench.model
+	$(PY) -m bench.pipeline --only null --rounds 2
+	$(PY) -m bench.plan
+
+# the pipeline's figures of docs/performance.md in their small forms, some fifteen minutes on 2 cores that do nothing else;
+# Markdown and JSON in bench/out/
+bench-pipeline: $(READY)
+	$(PY) -m bench.pipeline --s3
+	$(PY) -m bench.plan
+	$(PY) -m bench.scale
+
+# P3D beside Ray Data, Daft, a DataLoader and plain loops, some fifteen minutes
+bench-peers: $(READY)
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -r bench/peers.txt
+	$(PY) -m bench.peers
 
 # every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
 # one operation in four and some hundred lives

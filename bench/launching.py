@@ -49,10 +49,14 @@ def launch(src: str | Path, out: str, *options: object, module: str = "jobs.cli"
         process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         family = Family(process)
         seen: dict[str, tuple[float, float]] = {}
-        while process.poll() is None:
-            for key in _commits(store):
-                seen.setdefault(key, (time.monotonic(), family.cpu_s()))
-            time.sleep(LOOK_S)
+        try:
+            while process.poll() is None:
+                for key in _commits(store):
+                    if key not in seen:
+                        seen[key] = time.monotonic(), family.cpu_s()
+                time.sleep(LOOK_S)
+        finally:
+            process.terminate()  # where this is interrupted; a job that has ended takes no notice
         family.stop()
         said.seek(0)
         if process.returncode != 0 or len(seen) < 2:

@@ -26,7 +26,6 @@ from bench import corpus, stages, weights
 from bench.launching import Launched, launch
 from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
 from bench.stages import Cost
-from jobs.machine import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +74,21 @@ def efficiency(report: Report, work: Work, rounds: int, out: Path, bucket: str |
     with_limit = Rounds("clips/s", {**found.of, "limit of both": limits})
     report.add(with_limit.table(work.name, "limit of both"))
     rows = [_losses(where, done, decodes, encodes) for where, done in jobs.items()]
-    columns = ("job", "CPU s a clip", "decoding", "network", "the rest", "stages / CPU", "cores used", "startup, s")
+    columns = (
+        "job",
+        "CPU s a clip",
+        "decoding",
+        "network",
+        "the rest",
+        "stages / CPU",
+        "cores used",
+        "startup, s",
+    )
     report.add(Table(f"{work.name}: where the time goes, in CPU seconds a clip", columns, tuple(rows)))
 
 
 def _losses(where: str, jobs: list[Launched], decodes: list[Cost], encodes: list[Cost]) -> tuple[str, ...]:
-    """Medians over the rounds; `cores used` says how much of the machine the job had, neighbours or waiting aside."""
+    """Medians over the rounds. `cores used` is what the job had of the machine: the rest was waiting, or neighbours."""
     decode_s = Spread.of(cost.per_clip_s for cost in decodes)
     encode_s = Spread.of(cost.per_clip_s for cost in encodes)
     job_s = Spread.of(job.cpu_s / job.clips for job in jobs)
@@ -90,7 +98,7 @@ def _losses(where: str, jobs: list[Launched], decodes: list[Cost], encodes: list
     share = Spread.of(
         (d.per_clip_s + e.per_clip_s) * job.clips / job.cpu_s for job, d, e in zip(jobs, decodes, encodes, strict=True)
     )
-    used = Spread.of(job.cpu_s / job.seconds / usable_cpus() for job in jobs)
+    used = Spread.of(job.cpu_s / job.seconds for job in jobs)
     startup_s = Spread.of(job.startup_s for job in jobs)
     return (where, *map(str, (job_s, decode_s, encode_s, rest_s, share, used, startup_s)))
 

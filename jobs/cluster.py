@@ -39,7 +39,9 @@ RUN_PREFIX = "p3d-run-"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
 KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
 KNOCKS = 4  # in a row without an answer, and the head is dead
-OBJECT_STORE_BYTES = 512 * 1024**2  # frames on their way: 2 blocks of 5 MB ahead per decode, 4 per share of a video
+# Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
+OBJECT_STORE_BYTES = 512 * 1024**2  # at least
+OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
 
 
 @dataclass(slots=True)
@@ -160,7 +162,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
             ray.init(
                 address="local",
                 num_cpus=cpus or usable_cpus(),
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_A_CORE),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",

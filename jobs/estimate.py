@@ -198,7 +198,7 @@ def _embed(prepared: Prepared, tried: list[Tried], cpus: int) -> tuple[str, floa
         return encoder.encode(np.concatenate(chosen), index_BT, probs=True)
 
     with ThreadPoolExecutor(lanes) as pool:
-        done = list(pool.map(batch, range(lanes)))
+        done = [batch(0), *pool.map(batch, range(1, lanes))]  # the first alone: it may settle how weights lie in memory
         started, warm = time.monotonic(), len(done)
         while len(done) < 3 * lanes or (time.monotonic() - started < TIMED_S and len(done) * size < len(clips)):
             done += pool.map(batch, range(len(done), len(done) + lanes))

@@ -35,7 +35,7 @@ from pipeline.types import FrameSpec
 from pipeline.verify import current_failures
 
 _ANEW = ("max_failures", "decode_tasks", "s3")  # decided for every run; a resume keeps the other options
-MAX_DECODE_TASKS = 8  # a worker
+MAX_DECODE_TASKS = 32  # a worker; each holds 100 to 300 MB, and parcels in Ray's shared memory (jobs/cluster.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ _Owner = tuple["_Track", int]  # whose clip it is, and which
 class Progress:
     """Counters that grow while a shard is computed; another thread may read them at any time.
 
-    Seconds: `encode_s` of all lanes together, `wait_s` for messages, `full_s` for a lane with the next batch at hand.
+    Seconds: `encode_s` of a lane on average, `wait_s` for messages, `full_s` for a lane with the next batch at hand.
     """
 
     videos: int = 0
@@ -326,7 +326,7 @@ class _Batch:
 
     def _settle(self, owners: list[_Owner], encoded: _Encoded) -> None:
         features_BD, probs_BK, seconds = encoded
-        self.progress.encode_s += seconds
+        self.progress.encode_s += seconds / max(self.lanes, 1)
         for (track, at), feature_D, prob_K in zip(owners, features_BD, probs_BK, strict=True):
             track.features[at], track.probs[at] = feature_D, prob_K
         self.progress.clips += len(owners)
