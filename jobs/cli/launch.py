@@ -162,10 +162,10 @@ def _rate(recipe: Recipe) -> str:
 
 def _cores(guess: Estimate) -> str:
     """What decoding asks of the processor."""
-    decoding = f"{guess.decode_s_per_clip * 1e3:.3g} ms of a core to decode a clip"
+    decoding = f"{guess.decode_s_per_clip * 1e3:.1f} ms of a core to decode a clip"
     if guess.useful_cores is None:
-        return f"{decoding}, {guess.network_s_per_clip * 1e3:.3g} to embed it"
-    return f"{decoding}: {guess.useful_cores:.3g} cores keep a GPU busy"
+        return f"{decoding}, {guess.network_s_per_clip * 1e3:.0f} to embed it"
+    return f"{decoding}: {guess.useful_cores:.1f} cores keep a GPU busy"
 
 
 @click.command()
