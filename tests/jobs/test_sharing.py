@@ -24,7 +24,7 @@ from jobs.decode_task import DecodeSpec
 from jobs.decoding import CRASHES_WITH_NOTE, MOST_ATTEMPTS, Decoding
 from jobs.job import golden_of, weights_key
 from jobs.machine import code_digest
-from jobs.parcels import Parcel, parcels
+from jobs.parcels import Parcel
 from jobs.planning import JobSpec, add_plan, create_job, prepare
 from jobs.sharing import BELIEVED_S, Pace, Shared, Unlike
 from jobs.workers import Done, ShardWorker, WorkerSpec
@@ -293,11 +293,12 @@ class Decoded:
                 if isinstance(message, FrameBlock | VideoEnd):
                     exec(mischief, {"share": share, "message": message, "FrameBlock": FrameBlock})
 
-        def in_parcels(*given: Any) -> Iterator[Parcel]:
-            yield from parcels(decode(*given))
+        def one_by_one(*given: Any) -> Iterator[Parcel]:
+            for message in decode(*given):
+                yield (message,)  # so that a decode is no further ahead than the video is long
 
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
-        monkeypatch.setattr(decoding, "_decode_video", ray.remote(num_cpus=1, max_retries=0, **options)(in_parcels))
+        monkeypatch.setattr(decoding, "_decode_video", ray.remote(num_cpus=1, max_retries=0, **options)(one_by_one))
         videos = (local_row(one.parent, os.fsencode(one.name)) for one in (path, *others))
         decodes = Decoding(ShardPlan(1, "0" * 8, 0, tuple(videos)), spec(**changes), scratch)
         self.most, self.all = 0, list[tuple[int, DecodeMessage]]()
