@@ -21,11 +21,12 @@ import torch
 
 from bench import weights
 from jobs.machine import usable_cpus
+from jobs.planning import default_batch
 from p3d.encoder import Encoder, normalise
 from pipeline.clips import clip_spans, frame_numbers, parse_sampling
 from pipeline.types import FLOAT32, UINT8, FrameSpec
 
-BATCH = 4
+BATCH = default_batch("cpu")
 
 
 class Clips:

@@ -27,7 +27,6 @@ from bench.launching import Launched, launch
 from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
 from bench.stages import Cost
 
-
 SHARD = 64  # videos, the default of a job: with less, the ends of shards weigh more
 
 

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.machine import usable_cpus
+from jobs.planning import default_batch
 from pipeline.clips import Sampling, clip_spans, parse_sampling
 from pipeline.decode import DecodePolicy, open_frames
 from pipeline.types import FrameSpec, VideoEnd
 
-BATCH = 4  # the default of a job on a CPU
+BATCH = default_batch("cpu")
 
 
 @dataclass(frozen=True, slots=True)
