@@ -55,7 +55,7 @@ FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetche
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
-GPU_SHARE = 0.01  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
+GPU_SHARE = 0.005  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
 POLL_S = 0.5
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.decoding import FETCHED_AHEAD, gpus_of_a_worker
+from jobs.decoding import FETCHED_AHEAD, GPU_SHARE, gpus_of_a_worker
 from jobs.planning import MAX_DECODE_TASKS
 from pipeline.clips import Sampling, parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
@@ -79,7 +79,7 @@ def test_auto_never_takes_the_gpu(tmp_path: Path) -> None:
 def test_a_gpu_has_room_for_its_worker_and_all_its_decodes(decode_tasks: int) -> None:
     """Else Ray would let the decodes wait for a GPU for ever."""
     share = 1 - gpus_of_a_worker("nvdec", decode_tasks)
-    assert share == pytest.approx(FETCHED_AHEAD * decode_tasks * 0.01) and share < 0.5
+    assert share == pytest.approx(FETCHED_AHEAD * decode_tasks * GPU_SHARE) and share < 0.5
     assert gpus_of_a_worker("auto", decode_tasks) == 1
 
 
