@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.machine import boot_id, is_alive
-from pipeline.errors import AlreadyRunning, StoreError, StoreMissing
+from pipeline.errors import AlreadyRunning, StoreError, StoreMissing, StoreUnknown
 from pipeline.store import CREATED, Store
 
 HEARTBEAT_S = 5.0
@@ -114,6 +114,7 @@ class Pulse:
     """
 
     def __init__(self, store: Store, number: int) -> None:
+        self._store, self._number = store, number
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(store, number), name="pulse", daemon=True)
 
@@ -133,8 +134,13 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """A write that failed because a newer run swept it away was no outage: AlreadyRunning."""
         self.stop()
+        if isinstance(error, StoreUnknown):
+            with contextlib.suppress(StoreError):
+                if newest_number(self._store) > self._number:
+                    raise AlreadyRunning(f"{self._store.url}: another run has taken over ({error})") from None
 
 
 def ask_cancel(store: Store, number: int, *, now: bool) -> None:

@@ -373,6 +373,7 @@ def run_job(
     from jobs.cluster import local_cluster, refuse_unfit
     from jobs.job import derive_again, look, manifests
     from jobs.scheduler import Run
+    from pipeline.errors import StoreError
 
     control.sweep_temps(store)
     plans = manifests(store, job)
@@ -390,6 +391,9 @@ def run_job(
         run = Run(store, job, plans, work, cluster, epoch, options, on_progress=on_progress)
         pulse.stop()
         finish = run.loop()
+    if finish.exit_code > 128:  # workers were killed at whatever they did; a run that took over would not like it
+        with contextlib.suppress(StoreError):
+            control.sweep_temps(store)
     talk.say(finish.sentence)
     if finish.exit_code not in (0, 3):
         talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")

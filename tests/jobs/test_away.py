@@ -190,7 +190,7 @@ def test_a_clusters_machines_decide_the_defaults() -> None:
     """Workers for its GPUs, decodes for all its cores, threads for its smallest machine; what is given stays."""
     there = Machines(cpus=96, node_cpus=16, gpus=8)
     options = run_options({}, there=there)
-    assert (options.workers, options.batch_size, options.decode_tasks, options.threads) == (8, 32, 8, 8)
+    assert (options.workers, options.batch_size, options.decode_tasks, options.threads) == (8, 32, 12, 8)
     assert run_options({}, there=Machines(4, 2, 0)).workers == 1
     assert run_options({}, there=there, workers=2, device="cpu").batch_size == planning.default_batch("cpu")
 

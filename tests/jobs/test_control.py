@@ -34,7 +34,7 @@ from jobs.control import (
     sweep_temps,
 )
 from pipeline import store as store_module
-from pipeline.errors import AlreadyRunning
+from pipeline.errors import AlreadyRunning, StoreUnknown
 from pipeline.store import EXISTS, Created, LocalStore, Store, open_store
 
 BOTH_PERIODS_S = 2 * HEARTBEAT_S
@@ -478,3 +478,13 @@ def test_a_boot_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert machine.boot_id() == ""
     name.write_text("6fd5a1d0-0000-4000-8000-c0ffee000000\n")
     assert machine.boot_id() == machine.boot_id() == "6fd5a1d0-0000-4000-8000-c0ffee000000 pid:[4026531836]"
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_write_that_a_newer_run_swept_away_is_no_outage(local: LocalStore, newer: bool) -> None:
+    """While a run prepares, its temporary files may be swept by one that took over: refused (5), not an outage (6)."""
+    record(local, 1)
+    if newer:
+        record(local, 2)
+    with pytest.raises(AlreadyRunning if newer else StoreUnknown, match="was removed"), control.Pulse(local, 1):
+        raise StoreUnknown("x.tmp was removed while in use")

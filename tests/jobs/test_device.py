@@ -11,6 +11,7 @@ import pytest
 import jobs.scheduler
 from jobs.cli import cli
 from jobs.job import read_job
+from jobs.machine import usable_cpus
 from jobs.workers import ShardWorker, trouble_of
 from p3d.encoder import DeviceFull
 from pipeline.store import open_store
@@ -41,6 +42,7 @@ def worker_that(mischief: Callable[..., None]) -> type[ShardWorker]:
 
 def launch(archive: Path, out: Path, weights: Path) -> int:
     words = ["launch", str(archive), str(out), "--weights", str(weights), "--shard-videos", "3"]
+    words += ["--threads", str(usable_cpus())]  # one lane: what fails in one thread must not be used by another
     return cli.main(words, standalone_mode=False)
 
 

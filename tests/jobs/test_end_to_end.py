@@ -345,7 +345,7 @@ def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
     """While a job runs another launch exits 5 and changes nothing; with --takeover a second run goes on at once and the
     first exits 5; cancel finishes the shard in flight."""
     out = tmp_path / "out"
-    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:120", "--shard-videos", 1)
+    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:500", "--shard-videos", 1)
     with running(*args) as first:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), first)
         refused = p3d(*args)

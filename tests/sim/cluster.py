@@ -73,6 +73,8 @@ class SimWorker(ShardWorker):
         self.progress_of_shard, self.busy_with, self.scratch = Progress(), None, None
         self.encoder = self
 
+    lanes = 1
+
     def encode(self) -> None: ...
 
     def setup(self) -> Ready | Refused:
