@@ -18,6 +18,9 @@ from pipeline.commit import committed_names, derive, read_committed
 from pipeline.config import JobRecord, Recipe
 from pipeline.errors import NoSuchJob, OtherRecipe, StoreMissing
 from pipeline.manifest import Manifest, load_plans
+from pipeline.results.newest import NewestRows
+from pipeline.results.record import SNAPSHOT_KEY
+from pipeline.results.snapshot import SnapshotRows
 from pipeline.store import Store
 from pipeline.types import VideoOutcome
 
@@ -40,6 +43,13 @@ def read_job(store: Store) -> JobRecord:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
         raise NoSuchJob(f"there is no job at {store.url}; `p3d launch SRC {store.url}` starts one") from None
+
+
+def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows | SnapshotRows:
+    """The newest rows of the job, or of the snapshot, at a store. NoSuchJob if there is neither."""
+    if store.head("job.json") is None and store.head(SNAPSHOT_KEY) is not None:
+        return SnapshotRows(store, leave_out)
+    return NewestRows(store, read_job(store), leave_out)
 
 
 def refuse_other_job(store: Store, recipe: Recipe) -> None:

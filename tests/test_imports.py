@@ -30,6 +30,8 @@ ONLY = {
     "click": {"jobs/cli/"},
     "rich": {"jobs/cli/", "jobs/monitor.py"},
     "safetensors": {"p3d/weights/"},
+    "faiss": {"pipeline/results/"},
+    "sklearn": {"pipeline/results/"},
 }
 
 

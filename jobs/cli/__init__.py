@@ -18,6 +18,7 @@ import click
 Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
 
 RESULTS: Verbs = {
+    "index": ("index", "An index for `p3d search --index`, beside the dataset."),
     "evaluate": ("evaluate", "Hit rates of the stored class scores against labels."),
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
@@ -43,6 +44,7 @@ VERBS: Verbs = {
     "cancel": ("status", "Ask the run at OUT to stop, resumable."),
     "failures": ("dataset", "The videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
+    "search": ("search", "What in OUT is like a video, or like one second of it."),
     "models": ("models", "The networks that are here."),
     "weights": (WEIGHTS, "What a network's numbers come from."),
     "jobs": (JOBS, "Jobs, running or long past."),

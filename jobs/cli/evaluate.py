@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from jobs.cli import talk
-from jobs.cli.results import progress, rows_of
+from jobs.cli.results import progress
 
 
 @click.command()
@@ -35,6 +35,7 @@ def evaluate(out: str, labels: Path, top: int, as_json: bool, **typed: Any) -> i
 
     OUT must have been launched with --scores; it may be a snapshot, too. Every row is checked as it is read.
     """
+    from jobs.job import rows_of
     from pipeline.results.classes import class_names
     from pipeline.results.evaluate import evaluate as hits_of
     from pipeline.results.evaluate import refuse_without_scores

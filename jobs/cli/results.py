@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from jobs.cli import talk
-
-if TYPE_CHECKING:
-    from pipeline.results.newest import NewestRows
-    from pipeline.results.snapshot import SnapshotRows
-    from pipeline.store import Store
 
 
 @click.command()
@@ -54,6 +49,7 @@ def snapshot(
     still to be done (`p3d resume OUT`, or --skip-pending; a video that a retry has not come to is one of them, and its
     older row is not used in its place), 7 when OUT is damaged.
     """
+    from jobs.job import rows_of
     from pipeline.filelist import read_ids
     from pipeline.results.snapshot import snapshot as write_snapshot
 
@@ -89,18 +85,6 @@ def snapshot(
         talk.say("no weights: OUT has none")
     talk.say(f"every file read back; {target.url}/snapshot.json says what is there")
     return 0
-
-
-def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows | SnapshotRows:
-    """The rows of a job, or of a snapshot."""
-    from jobs.job import read_job
-    from pipeline.results.newest import NewestRows
-    from pipeline.results.record import SNAPSHOT_KEY
-    from pipeline.results.snapshot import SnapshotRows
-
-    if store.head("job.json") is None and store.head(SNAPSHOT_KEY) is not None:
-        return SnapshotRows(store, leave_out)
-    return NewestRows(store, read_job(store), leave_out)
 
 
 def progress(what: str, done: int, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -123,6 +124,12 @@ def human_time(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def need(module: str, extra: str) -> None:
+    """InputError, with the command that installs it, unless an optional package is here."""
+    if importlib.util.find_spec(module) is None:
+        raise errors.InputError(f"this needs {module}, which is not installed: pip install 'p3d-embeddings[{extra}]'")
 
 
 STORE_OPTIONS = (

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
@@ -47,6 +48,7 @@ class NewestRows:
         self.store, self.job, self.leave_out = store, job, leave_out
         manifests = [Manifest(store, plan) for plan in load_plans(store)]
         self.plans = {str(manifest.plan.seq): manifest.plan.digest for manifest in manifests}
+        self._manifests = manifests
         self.newest: dict[str, int] = {}  # video_id -> plan_seq
         for manifest in manifests:
             if manifest.plan.recipe_digest != job.recipe.digest:
@@ -72,14 +74,40 @@ class NewestRows:
         """Videos that have rows here, or a failure."""
         return len(self.newest) - self.excluded - self.pending
 
-    def rows(self, *, clips: bool = True, on_step: Callable[[int, int], None] | None = None) -> Rows:
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """Names of what rows come in: the shards that are done. A name stands for the same rows for ever."""
+        return tuple(_name(manifest, at) for manifest, at in self._shards)
+
+    def find(self, name: str) -> tuple[str, ...]:
+        """The ids of the videos that have this video_id, uri or path in the newest plan that names them."""
+        if name in self.newest:
+            return () if name in self.leave_out else (name,)
+        found = []
+        for manifest in self._manifests:
+            named = pc.or_(pc.equal(manifest.videos["uri"], name), pc.equal(manifest.videos["path"], name))
+            ids, seq = manifest.videos.select(["video_id"]).filter(named)["video_id"].to_pylist(), manifest.plan.seq
+            found += [one for one in ids if self.newest[one] == seq and one not in self.leave_out]
+        return tuple(found)
+
+    def rows(
+        self,
+        *,
+        clips: bool = True,
+        only: frozenset[str] | None = None,
+        skip: frozenset[str] = frozenset(),
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Rows:
         """All rows in plan order, each table with its folder. DamagedJob names the file that is not what it should be.
 
         With `clips`, every page of the three files is read and the pooled rows are computed again; without, only the
-        footers of the clips files are. `on_step(done, all)` counts shards.
+        footers of the clips files are. With `only`, rows of these ids alone: a shard that has none of them is not read.
+        `skip` are pieces that are not. `on_step(done, all)` counts shards.
         """
         for done, (manifest, at) in enumerate(self._shards):
-            yield from self._shard(manifest, at, clips)
+            keep_V = self._kept(manifest, at, only)
+            if keep_V.any() and _name(manifest, at) not in skip:
+                yield from self._shard(manifest, at, clips, keep_V)
             if on_step is not None:
                 on_step(done + 1, len(self._shards))
 
@@ -87,7 +115,7 @@ class NewestRows:
         found = {info.key for folder in FOLDERS for info in self.store.list(f"{folder}/")}
         for manifest in manifests:
             for at in range(manifest.plan.n_shards):
-                name, n_kept = f"{manifest.plan.plan8}-{at:09d}", int(self._kept(manifest, at).sum())
+                name, n_kept = _name(manifest, at), int(self._kept(manifest, at, None).sum())
                 there = [key(name) in found for key in (clips_key, videos_key, failures_key)]
                 if n_kept and any(there) and not there[0]:
                     gone = f"{self.store.url}/{clips_key(name)} is gone"
@@ -97,13 +125,14 @@ class NewestRows:
                 elif n_kept:
                     self.pending += n_kept
 
-    def _kept(self, manifest: Manifest, at: int) -> BOOL:
+    def _kept(self, manifest: Manifest, at: int, only: frozenset[str] | None) -> BOOL:
         """Which videos of a shard are wanted, [V]."""
         ids, seq = manifest.rows(at)["video_id"].to_pylist(), manifest.plan.seq
-        return np.array([self.newest[one] == seq and one not in self.leave_out for one in ids], bool)
+        kept = (self.newest[one] == seq and one not in self.leave_out and (only is None or one in only) for one in ids)
+        return np.fromiter(kept, bool, len(ids))
 
-    def _shard(self, manifest: Manifest, at: int, clips: bool) -> Rows:
-        shard, keep_V = manifest.shard(at), self._kept(manifest, at)
+    def _shard(self, manifest: Manifest, at: int, clips: bool, keep_V: BOOL) -> Rows:
+        shard = manifest.shard(at)
         key, vectors = clips_key(shard.name), None
         with reading(self.store, key, self._remedy), contextlib.ExitStack() as stack:
             if clips:
@@ -186,6 +215,10 @@ class NewestRows:
             names = self._videos.names[len(columns) :]
             for name, made in zip(names, vector_columns(vectors, self._videos), strict=True):
                 check(pa.chunked_array([made]).equals(videos[name]), f"column {name} is not the pool of its clips")
+
+
+def _name(manifest: Manifest, at: int) -> str:
+    return f"{manifest.plan.plan8}-{at:09d}"
 
 
 @dataclass(slots=True)

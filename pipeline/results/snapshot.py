@@ -18,6 +18,7 @@ from importlib import metadata
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.errors import AlreadyRunning, DamagedJob, InputError, OtherRecipe, StoreCorrupt, Unfinished
@@ -59,21 +60,63 @@ class SnapshotRows:
         self.superseded = counts.superseded
         self.n_videos = counts.videos + counts.failures - len(seen)
 
-    def rows(self, *, clips: bool = True, on_step: Callable[[int, int], None] | None = None) -> Rows:
-        """All rows in plan order, each table with its folder. DamagedJob names a file that was changed."""
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """Names of what rows come in: the files. A name stands for the same rows for ever."""
+        return tuple(one.key for one in self._files(*FOLDERS))
+
+    def find(self, name: str) -> tuple[str, ...]:
+        """The ids of the videos that have this video_id, uri or path."""
+        found: dict[str, list[str]] = {"video_id": [], "uri": [], "path": []}
+        for file in self._files("videos", "failures"):
+            with reading(self.store, file.key, self._remedy), self.store.open(file.key) as content:
+                table = schema.open_parquet(content).read(columns=list(found), use_threads=False)
+            for column, ids in found.items():
+                ids += table.filter(pc.equal(table[column], name))["video_id"].to_pylist()
+        ids = found["video_id"] or list(dict.fromkeys([*found["uri"], *found["path"]]))
+        return tuple(one for one in ids if not pc.is_in(pa.scalar(one), self._leave_out).as_py())
+
+    def rows(
+        self,
+        *,
+        clips: bool = True,
+        only: frozenset[str] | None = None,
+        skip: frozenset[str] = frozenset(),
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Rows:
+        """All rows in plan order, each table with its folder. DamagedJob names a file that was changed.
+
+        With `only`, rows of these ids alone: row groups that have none of them are not read, and files are proved by
+        the checksums of the pages that are, not whole. `skip` are pieces that are not read.
+        """
         files = self._files(*(FOLDERS if clips else FOLDERS[1:]))
+        wanted = None if only is None else pa.array(sorted(only), pa.string())
         for done, one in enumerate(files):
-            with reading(self.store, one.key, self._remedy), local_path(self.store, one.key) as path:
-                check(sha256_of(path) == one.sha256, "it is not the file that snapshot.json names")
-                with schema.open_parquet(path) as file:
-                    for batch in file.iter_batches(schema.ROW_GROUP_ROWS, use_threads=False):
-                        rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])
-                        yield one.folder, rows.filter(pc.invert(pc.is_in(rows["video_id"], self._leave_out)))
+            if one.key not in skip:
+                yield from self._file(one, wanted)
             if on_step is not None:
                 on_step(done + 1, len(files))
 
+    def _file(self, one: FileRecord, wanted: pa.Array | None) -> Rows:
+        with reading(self.store, one.key, self._remedy), local_path(self.store, one.key) as path:
+            check(wanted is not None or sha256_of(path) == one.sha256, "it is not the file that snapshot.json names")
+            with schema.open_parquet(path) as file:
+                groups = [at for at in range(file.num_row_groups) if wanted is None or _has_any(file, at, wanted)]
+                for batch in file.iter_batches(schema.ROW_GROUP_ROWS, row_groups=groups, use_threads=False):
+                    rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])
+                    keep = pc.invert(pc.is_in(rows["video_id"], self._leave_out))
+                    if wanted is not None:
+                        keep = pc.and_(keep, pc.is_in(rows["video_id"], wanted))
+                    yield one.folder, rows.filter(keep)
+
     def _files(self, *folders: str) -> list[FileRecord]:
         return [one for one in self.record.files if one.folder in folders]
+
+
+def _has_any(file: pq.ParquetFile, group: int, ids: pa.Array) -> bool:
+    """Is there a row of one of these videos in the row group?"""
+    column = file.read_row_group(group, columns=["video_id"], use_threads=False)["video_id"]
+    return bool(pc.any(pc.is_in(column, ids)).as_py())
 
 
 def snapshot(

@@ -1,0 +1,146 @@
+"""`p3d search`: what in a dataset is like a video. Torch is imported only where a file must be embedded; Ray never."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import talk
+from jobs.cli.results import progress
+
+if TYPE_CHECKING:
+    from pipeline.results.search import Found, Hit
+
+
+@click.command()
+@click.argument("out")
+@click.argument("query")
+@click.option("--level", type=click.Choice(["clip", "video"]), help="What to compare: rows of clips/ or of videos/.")
+@click.option("--metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="K", help="How many hits.")
+@click.option("--where", multiple=True, metavar="CONDITION", help="Only rows for which it holds, such as codec=h264.")
+@click.option(
+    "--distinct",
+    type=click.FloatRange(-1, 1),
+    metavar="COSINE",
+    help="Leave out what is this near, such as 0.99, to the query or to a better hit.",
+)
+@click.option("--index", is_flag=True, help="Candidates from the index that `p3d results index` made.")
+@click.option("--device", default="auto", show_default=True, help="Where a file is embedded: auto, cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@talk.store_options
+def search(
+    out: str,
+    query: str,
+    level: Any,
+    metric: Any,
+    top: int,
+    where: tuple[str, ...],
+    distinct: float | None,
+    index: bool,
+    device: str,
+    as_json: bool,
+    **typed: Any,
+) -> int:
+    """The clips or videos of OUT that are most like QUERY, the nearest first.
+
+    QUERY is a video file, which is embedded on the spot as the job at OUT does it, or the video_id, uri or path of a
+    video of OUT, which is found by its rows. With a time, such as VIDEO@12.5s, it is the clip that shows that second.
+
+    Without --level, a video is compared with videos, and a clip with clips. A whole video compared with clips finds
+    those that are like any of its own. --metric cosine gives 1 for the same direction, l2 the distance, 0 for the same
+    numbers. OUT may be a snapshot, too.
+
+    --where is one column, one of = != < <= > >=, and a value; several must all hold. Columns are those of the rows and
+    of videos/, the ones of your own list included: --where "duration_s>=60" --where label=cat.
+
+    Without --index every row is read and checked, by groups of 4096. Only the newest row of each video counts.
+    """
+    if index:
+        talk.need("faiss", "search")
+    from jobs.job import rows_of
+    from jobs.searching import find, resolve
+
+    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    asked = resolve(source, query, level=level, device=device)
+    show_steps = sys.stderr.isatty() and not as_json
+    found = find(
+        source,
+        asked,
+        level=level,
+        metric=metric,
+        top=top,
+        where=where,
+        distinct=distinct,
+        index=index,
+        on_step=partial(progress, "searched") if show_steps else None,
+    )
+    level = level or asked.level
+    spans = asked.seconds
+    if as_json:
+        talk.show_json(
+            {
+                "out": source.store.url,
+                "query": query,
+                "level": level,
+                "metric": metric,
+                "rows": found.n_rows,
+                "seconds": round(found.seconds, 4),
+                "indexed_rows": found.n_indexed,
+                "new_videos": found.n_new,
+                "pending": source.pending,
+                "hits": [{"rank": at + 1, **_record(hit, metric, spans)} for at, hit in enumerate(found.hits)],
+            }
+        )
+        return 0
+    talk.show(*_lines(found, metric, level, spans))
+    _footer(found, level, source.pending)
+    return 0
+
+
+def _record(hit: Hit, metric: str, spans: tuple[tuple[float, float], ...]) -> dict[str, Any]:
+    """A hit for programs: its score under the metric's name, and the seconds of the query that it is like."""
+    kept = [one.name for one in fields(hit) if one.name not in ("score", "query", "embedding_D")]
+    start_s, end_s = spans[hit.query]
+    record = {metric: hit.score, **{name: getattr(hit, name) for name in kept}}
+    return {**record, "query_start_s": start_s, "query_end_s": end_s}
+
+
+def _lines(found: Found, metric: str, level: str, spans: tuple[tuple[float, float], ...]) -> list[str]:
+    by_clip, many = level == "clip", len(spans) > 1
+    head = (
+        "",
+        metric,
+        "path",
+        *(("seconds",) if by_clip else ()),
+        *(("like the query's",) if many else ()),
+        "video_id",
+    )
+    rows = [head]
+    for at, hit in enumerate(found.hits):
+        times = (_span(hit.start_s, hit.end_s),) if by_clip else ()
+        asked = (_span(*spans[hit.query]),) if many else ()
+        rows.append((str(at + 1), f"{hit.score:.4f}", hit.path, *times, *asked, hit.video_id))
+    return talk.table(rows, right=(0, 1)) if found.hits else []
+
+
+def _span(start_s: float, end_s: float) -> str:
+    return f"{start_s:.2f}-{end_s:.2f}"
+
+
+def _footer(found: Found, level: str, pending: int) -> None:
+    rate = found.n_rows / max(found.seconds, 1e-9)
+    compared = f"{talk.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
+    talk.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)
+    if found.n_new:
+        talk.say(f"{talk.count(found.n_new, 'video')} came after the index and were compared in full; index OUT again")
+    if not found.hits:
+        talk.say("nothing is left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits")
+    elif found.cut_short:
+        talk.say("near-duplicates took the best places; there may be more distinct hits than are shown")
+    if pending:
+        talk.say(f"{talk.count(pending, 'video')} still to be done and not searched")

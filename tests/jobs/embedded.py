@@ -1,0 +1,57 @@
+"""A real job without Ray: real videos through the route of a worker, committed shard by shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.planning import JobSpec, add_plan, create_job, prepare
+from jobs.workers import encode_of
+from p3d.encoder import Encoder
+from pipeline.commit import commit_shard
+from pipeline.config import JobRecord
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.decode.messages import decode_messages
+from pipeline.extract import extract_shard
+from pipeline.listing import find
+from pipeline.manifest import Manifest
+from pipeline.store import DEFAULTS, Store
+
+
+def embed_all(
+    source: str, store: Store, spec: JobSpec, scratch: Path, *, shard_videos: int = 4, batch_size: int = 3
+) -> JobRecord:
+    """Plan and embed every video of `source` into `store`, as `p3d launch` would on one CPU with one thread."""
+    prepared = prepare(spec)
+    job = create_job(store, prepared)
+    encoder = Encoder(prepared.weights, batch_size=batch_size, threads=1)
+    plan = add_plan(store, job, find(source, DEFAULTS), shard_videos=shard_videos, limit=None)
+    assert plan is not None
+    manifest = Manifest(store, plan)
+    for at in range(plan.n_shards):
+        shard = manifest.shard(at)
+        messages = (
+            (number, message)
+            for number, video in enumerate(shard.videos)
+            for message in decode_messages(
+                video,
+                job.recipe.frame_spec,
+                job.recipe.sampling,
+                policy=DecodePolicy(),
+                limits=DecodeLimits(),
+                store_options=DEFAULTS,
+                scratch=scratch,
+            )
+        )
+        rows = extract_shard(
+            shard,
+            messages,
+            encode_of(encoder, job.recipe),
+            sampling=job.recipe.sampling,
+            batch_size=batch_size,
+            feature_dim=job.recipe.feature_dim,
+            n_scores=job.recipe.n_scores,
+            embedding_dtype=job.recipe.embedding_dtype,
+        )
+        rows.stats.update({"device": "cpu", "batch_size": batch_size, "threads": 1})
+        commit_shard(store, rows, job.recipe, manifest.user_columns(at))
+    return job

@@ -1,0 +1,214 @@
+"""The index beside a dataset: it proposes, the rows decide; it grows, and is refused where it does not belong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import schema
+from pipeline.errors import DamagedJob, InputError, OtherRecipe
+from pipeline.results import indexing
+from pipeline.results.index import KINDS, nearest_by_index, opened, read_record
+from pipeline.results.indexing import build_index
+from pipeline.results.search import LEVELS, METRICS, nearest
+from pipeline.results.snapshot import SnapshotRows, snapshot
+from pipeline.store import LocalStore, Store, open_store
+from tests.pipeline.rows import DIM, videos
+from tests.pipeline.test_snapshot import add_plan, newest, recipe_
+
+NAMES = tuple(f"v{at:03d}" for at in range(21))
+QUERY = np.linspace(-1, 1, DIM, dtype=np.float32)[None]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> LocalStore:
+    """Twenty-one videos of thirteen clips, in three shards."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos(NAMES), shard_videos=7, frames=(200,))
+    return store
+
+
+def keys(found: object) -> list[tuple[str, int | None]]:
+    return [(hit.video_id, hit.clip_index) for hit in found.hits]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_index_finds_what_exact_search_finds(out: LocalStore, kind: str, metric: str) -> None:
+    """Every kind: the best hit by index is the exact one, with its exact score, and the stated recall is true."""
+    record = build_index(newest(out), level="clip", metric=metric, kind=kind)  # type: ignore[arg-type]
+    assert (record.n_rows, record.kind, record.sample) == (21 * 13, kind, 100)
+    assert record.recall_at_10 is not None and record.recall_at_10 > (0.5 if kind == "pq" else 0.9)
+    source, hits = newest(out), 0
+    vectors = np.concatenate(
+        [schema.features_of(table["embedding"], DIM) for folder, table in source.rows() if folder == "clips"]
+    )
+    for vector in vectors[::40]:
+        exact = nearest(source, vector[None], level="clip", metric=metric, top=3)  # type: ignore[arg-type]
+        found = nearest_by_index(source, vector[None], level="clip", metric=metric, top=3)  # type: ignore[arg-type]
+        assert found.hits[0].score == exact.hits[0].score == (1.0 if metric == "cosine" else 0.0)
+        assert keys(found)[0] == keys(exact)[0]
+        assert found.n_indexed == record.n_rows
+        assert found.n_rows < record.n_rows  # the rows of few videos were read again
+        hits += len(set(keys(found)) & set(keys(exact)))
+        if kind == "flat":
+            assert keys(found) == keys(exact)
+    assert hits >= 14  # of 21
+
+
+def test_the_stated_recall_is_that_of_brute_force(out: LocalStore) -> None:
+    """recall@10 of a poor index, counted again by hand over every row of the sample: all of them."""
+    record = build_index(newest(out), level="clip", metric="cosine", kind="pq", sample=10_000)
+    with opened(out, record) as (index, rows):
+        vectors = np.concatenate(
+            [schema.features_of(t["embedding"], DIM) for folder, t in newest(out).rows() if folder == "clips"]
+        )
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        assert rows.num_rows == len(vectors) == record.sample == 273
+        exact = vectors @ vectors.T
+        np.fill_diagonal(exact, -2)
+        _, found = index.search(vectors, 11)
+    there = 0
+    for at, mine in enumerate(found):
+        true = set(np.argsort(-exact[at])[:10].tolist())
+        there += len(true & set([one for one in mine.tolist() if one != at][:10]))
+    assert record.recall_at_10 == pytest.approx(there / 2730, abs=2e-3)
+
+
+def test_an_index_grows_with_its_dataset(out: LocalStore) -> None:
+    """New rows are searched in full before they are added, replaced rows never come out, and adding keeps the rest."""
+    first = build_index(newest(out), level="clip", metric="cosine", kind="ivf")
+    assert build_index(newest(out), level="clip", metric="cosine") == first
+    add_plan(out, videos(["v003", "x0", "x1", "v017"]), seq=2, frames=(200, 200, 200, 0))
+    source = newest(out)
+    exact = nearest(source, QUERY, level="clip", top=30)
+    assert {"v003", "x0"} <= {hit.video_id for hit in nearest(source, QUERY, level="clip", top=900).hits}
+    found = nearest_by_index(source, QUERY, level="clip", top=30)
+    assert found.n_new == 3
+    assert all(hit.plan_seq == 2 for hit in found.hits if hit.video_id == "v003")
+    assert not any(hit.video_id == "v017" for hit in found.hits)
+    assert keys(found)[0] == keys(exact)[0]
+    grown = build_index(source, level="clip", metric="cosine")
+    assert (grown.n_rows, grown.nlist, grown.kind) == (first.n_rows + 3 * 13, first.nlist, "ivf")
+    assert set(grown.pieces) == set(source.pieces) > set(first.pieces)
+    found = nearest_by_index(newest(out), QUERY, level="clip", top=30)
+    assert (found.n_new, keys(found)[0]) == (0, keys(exact)[0])
+    with opened(out, grown) as (index, rows):
+        assert index.ntotal == rows.num_rows == grown.n_rows
+        assert rows["video_id"].to_pylist()[-13:] == ["x1"] * 13
+    left = sorted(info.key for info in out.list("_job/index/"))
+    assert left == sorted([grown.index_key, grown.rows_key, "_job/index/clip-cosine.json"])
+    rebuilt = build_index(newest(out), level="clip", metric="cosine", kind="sq8", rebuild=True)
+    assert (rebuilt.n_rows, rebuilt.kind) == (first.n_rows - 2 * 13 + 3 * 13, "sq8")  # without the replaced rows
+
+
+def test_conditions_hold_inside_the_index(out: LocalStore) -> None:
+    """With --where the index gives rows of the videos that satisfy it, however far down they are in all of them."""
+    build_index(newest(out), level="clip", metric="cosine", kind="flat")
+    for where in (["label=label of v014"], ["video_id>=v015", "n_frames=200"], ["label=none"]):
+        exact = nearest(newest(out), QUERY, level="clip", top=20, where=where)
+        assert keys(nearest_by_index(newest(out), QUERY, level="clip", top=20, where=where)) == keys(exact)
+    with pytest.raises(InputError, match=r"no column 'start_s'.*leave out --index"):
+        nearest_by_index(newest(out), QUERY, level="clip", where=["start_s>1"])
+
+
+def test_near_duplicates_are_left_out_of_what_an_index_gives(out: LocalStore) -> None:
+    """--distinct means the same with an index as without."""
+    build_index(newest(out), level="clip", metric="cosine", kind="flat")
+    exact = nearest(newest(out), QUERY, level="clip", top=5, distinct=0.9)
+    assert keys(nearest_by_index(newest(out), QUERY, level="clip", top=5, distinct=0.9)) == keys(exact)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_snapshot_has_an_index_of_its_own(out: LocalStore, tmp_path: Path, level: str) -> None:
+    """Index and search of a snapshot, by both levels; its own check does not mind the index."""
+    from pipeline.results.record import problems_of, read_snapshot
+
+    dest = LocalStore(str(tmp_path / "dest"))
+    snapshot(newest(out), dest)
+    build_index(SnapshotRows(dest), level=level, metric="l2")  # type: ignore[arg-type]
+    exact = nearest(SnapshotRows(dest), QUERY, level=level, metric="l2")  # type: ignore[arg-type]
+    assert keys(nearest_by_index(SnapshotRows(dest), QUERY, level=level, metric="l2")) == keys(exact)  # type: ignore[arg-type]
+    assert problems_of(dest, read_snapshot(dest)) == []
+
+
+def test_an_index_of_other_weights_is_refused(out: LocalStore, tmp_path: Path) -> None:
+    """An index that was copied from another output says whose it is, to search and to index alike."""
+    build_index(newest(out), level="clip", metric="cosine")
+    other = LocalStore(str(tmp_path / "other"))
+    add_plan(other, videos(NAMES), chosen=recipe_(clips="every:8"), frames=(200,))
+    shutil.copytree(out.root / "_job" / "index", other.root / "_job" / "index")
+    for refused in (
+        lambda: nearest_by_index(newest(other), QUERY, level="clip"),
+        lambda: build_index(newest(other), level="clip", metric="cosine"),
+    ):
+        with pytest.raises(OtherRecipe, match=r"other weights or settings.*--rebuild"):
+            refused()
+    assert build_index(newest(other), level="clip", metric="cosine", rebuild=True).n_rows
+
+
+def test_what_is_wrong_with_an_index_is_a_sentence(out: LocalStore) -> None:
+    """None there, another kind, a cut or missing file, a record of nonsense: each names the command that helps."""
+    with pytest.raises(InputError, match=r"no index of its videos by l2: `p3d results index .* --level video"):
+        nearest_by_index(newest(out), QUERY, level="video", metric="l2")
+    with pytest.raises(InputError, match="pq needs 256 rows"):
+        build_index(newest(out), level="video", metric="l2", kind="pq")
+    record = build_index(newest(out), level="clip", metric="cosine")
+    with pytest.raises(InputError, match="is of kind flat; give --rebuild"):
+        build_index(newest(out), level="clip", metric="cosine", kind="ivf")
+    path = out.root / record.index_key
+    content = path.read_bytes()
+    for broken in (content[: len(content) // 2], b"", content + b"x", b"x" * len(content)):
+        path.write_bytes(broken)
+        with pytest.raises(DamagedJob, match="--rebuild"):
+            nearest_by_index(newest(out), QUERY, level="clip")
+    path.unlink()
+    with pytest.raises(DamagedJob, match="--rebuild"):
+        nearest_by_index(newest(out), QUERY, level="clip")
+    out.replace("_job/index/clip-cosine.json", b"{}")
+    with pytest.raises(DamagedJob, match="--rebuild"):
+        read_record(newest(out), "clip", "cosine")
+    assert build_index(newest(out), level="clip", metric="cosine", rebuild=True).recall_at_10 == 1.0
+    assert json.loads(out.read("_job/index/clip-cosine.json"))["schema_version"] == 1
+
+
+def test_an_empty_dataset_has_no_index(tmp_path: Path) -> None:
+    """Nothing is committed yet: said so."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos("ab"), commit=False)
+    with pytest.raises(InputError, match="no rows to index yet"):
+        build_index(newest(store), level="clip", metric="cosine")
+
+
+def test_an_index_lives_on_s3_too(bucket: str) -> None:
+    """Built, grown and searched through the store alone."""
+    store: Store = open_store(f"s3://{bucket}/out")
+    add_plan(store, videos(NAMES[:12]), frames=(40,))
+    build_index(newest(store), level="clip", metric="cosine")
+    add_plan(store, videos(["x"]), seq=2, frames=(200,))
+    record = build_index(newest(store), level="clip", metric="cosine")
+    assert record.n_rows == 12 * 3 + 13
+    exact = nearest(newest(store), QUERY, level="clip")
+    assert keys(nearest_by_index(newest(store), QUERY, level="clip")) == keys(exact)
+    assert len(list(store.list("_job/index/"))) == 3
+
+
+def test_the_sample_is_drawn_from_all_rows() -> None:
+    """Every row is as likely to be in the sample as any other, with its own key."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros(40)
+    for _ in range(2000):
+        reservoir = indexing._Reservoir(rng, 10, 1)
+        for start in range(0, 40, 8):
+            numbers = np.arange(start, start + 8)
+            table = pa.table({"video_id": [str(n) for n in numbers], "plan_seq": [1] * 8})
+            reservoir.add(numbers[:, None].astype(np.float32), table)
+        assert [reservoir.keys[at][0] for at in range(10)] == [str(int(row[0])) for row in reservoir.rows_SD]
+        counts[reservoir.rows_SD[:, 0].astype(int)] += 1
+    assert reservoir.n == 10
+    assert abs(counts / 2000 - 0.25).max() < 0.05  # five standard deviations

@@ -1,0 +1,221 @@
+"""Exact search: brute force in float64 over the newest rows, whatever the plans, row groups, conditions and metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import schema
+from pipeline.errors import DamagedJob, InputError
+from pipeline.results import search as search_module
+from pipeline.results.newest import NewestRows
+from pipeline.results.search import cosines, nearest
+from pipeline.results.snapshot import SnapshotRows, snapshot
+from pipeline.results.where import parse
+from pipeline.store import LocalStore
+from tests.pipeline.rows import DIM, videos
+from tests.pipeline.test_snapshot import add_plan, newest
+
+
+def brute_force(
+    out: LocalStore, queries_QD: np.ndarray, level: str, metric: str, keep: object
+) -> list[tuple[float, str, int | None]]:
+    """(score, video_id, clip_index) of every newest row that `keep` wants, the nearest first, from the files alone."""
+    tables = {
+        folder: [row for path in sorted((out.root / folder).iterdir()) for row in pq.read_table(path).to_pylist()]
+        for folder in ("clips", "videos", "failures")
+    }
+    seq_of: dict[str, int] = {}
+    for row in tables["videos"] + tables["failures"]:
+        seq_of[row["video_id"]] = max(row["plan_seq"], seq_of.get(row["video_id"], 0))
+    video_of = {row["video_id"]: row for row in tables["videos"] if seq_of[row["video_id"]] == row["plan_seq"]}
+    found = []
+    for row in tables[f"{level}s"]:
+        if seq_of[row["video_id"]] != row["plan_seq"] or not keep({**video_of[row["video_id"]], **row}):  # type: ignore[operator]
+            continue
+        x, q = np.array(row["embedding"], np.float64), queries_QD.astype(np.float64)
+        if metric == "cosine":
+            score = (q @ x / np.linalg.norm(q, axis=1) / np.linalg.norm(x)).max()
+        else:
+            score = np.linalg.norm(q - x, axis=1).min()
+        found.append((float(score), row["video_id"], row.get("clip_index")))
+    return sorted(found, key=lambda one: -one[0] if metric == "cosine" else one[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """For any plans, shards, row groups, queries, level, metric and conditions, of a job and of its snapshot."""
+    print(f"{seed = }")
+    rng, np_rng = Random(seed), np.random.default_rng(seed)
+    monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(1, 40))
+    monkeypatch.setattr(search_module, "PAIRS", rng.choice((1, 7, 512)))
+    out = LocalStore(str(tmp_path / "out"))
+    names = [f"v{at:02d}" for at in range(20)]
+    for seq in (1, 2):
+        frames = [*(rng.choice((0, 9, 40, 200)) for _ in range(5)), 40]
+        add_plan(out, videos(rng.sample(names, 12)), seq=seq, shard_videos=rng.randint(1, 9), frames=frames)
+    dest = LocalStore(str(tmp_path / "dest"))
+    snapshot(newest(out), dest)
+    queries_QD = np_rng.standard_normal((rng.choice((1, 1, 5)), DIM)).astype(np.float32)
+    for level in search_module.LEVELS:
+        for metric in search_module.METRICS:
+            where, keep = rng.choice(
+                [
+                    ([], lambda row: True),
+                    (["n_frames>=40", "label!=label of v03"], lambda r: r["n_frames"] >= 40 and r["video_id"] != "v03"),
+                    (["plan_seq=2"], lambda row: row["plan_seq"] == 2),
+                    (["codec=vp9"], lambda row: False),
+                ]
+            )
+            top = rng.choice((1, 3, 50))
+            expected = brute_force(out, queries_QD, level, metric, keep)
+            for source in (newest(out), SnapshotRows(dest)):
+                found = nearest(source, queries_QD, level=level, metric=metric, top=top, where=where)
+                assert [(hit.video_id, hit.clip_index) for hit in found.hits] == [one[1:] for one in expected[:top]]
+                assert [hit.score for hit in found.hits] == pytest.approx([one[0] for one in expected[:top]], abs=1e-12)
+                assert found.n_rows == len(expected)
+                assert all(hit.uri == f"file:///v/{hit.video_id}.mp4" for hit in found.hits)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> LocalStore:
+    """Videos a to j of 3, 0, 1 and 1 clips by turns, b and f and j failed."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos("abcdefghij"))
+    return store
+
+
+def rows_of(source: NewestRows | SnapshotRows, folder: str) -> pa.Table:
+    return pa.concat_tables([table for name, table in source.rows() if name == folder])
+
+
+def test_a_row_finds_itself_exactly(out: LocalStore) -> None:
+    """A stored vector has cosine 1.0 and distance 0.0 to itself, not nearly; of equal queries the first is named."""
+    clips = rows_of(newest(out), "clips")
+    for at, vector in enumerate(schema.features_of(clips["embedding"], DIM)):
+        for metric, score in (("cosine", 1.0), ("l2", 0.0)):
+            found = nearest(newest(out), np.stack([-vector, vector, vector]), level="clip", metric=metric, top=2)  # type: ignore[arg-type]
+            assert (found.hits[0].score, found.hits[0].query) == (score, 1)
+            assert found.hits[0].clip_index == clips["clip_index"][at].as_py()
+            assert found.hits[1].score != score
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32).filter(lambda x: abs(x) > 1e-3), min_size=1, max_size=50))
+def test_the_cosine_of_equal_rows_is_one(row: list[float]) -> None:
+    """No rounding: sqrt(s * s) is s."""
+    x = np.array([row], np.float64)
+    assert cosines(x, x.copy()).tolist() == [1.0]
+    assert cosines(x, -x).tolist() == [-1.0]
+
+
+def test_equal_rows_keep_the_order_of_their_plan(tmp_path: Path) -> None:
+    """Copies of one video come out in plan order, at any `top`, however many there are."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos("abcdefgh"), frames=(16,), shard_videos=8)
+    source = newest(store)
+    clips = rows_of(source, "clips")
+    vector = schema.features_of(clips["embedding"], DIM)[0]
+    same = schema.vector_array(np.tile(vector, (8, 1)), clips.schema.field("embedding").type)
+    table = clips.set_column(clips.schema.get_field_index("embedding"), clips.schema.field("embedding"), same)
+    source.rows = lambda **_: iter([("clips", table.slice(at, 3)) for at in (0, 3, 6)])  # type: ignore[method-assign]
+    for top in (1, 2, 5, 8):
+        found = nearest(source, vector[None], level="clip", top=top)
+        assert [hit.video_id for hit in found.hits] == list("abcdefgh"[:top])
+
+
+def test_near_duplicates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hit is as near as `distinct` to the query or to a better hit; the first that are not are the hits."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos([f"v{at:02d}" for at in range(40)]), frames=(200,))
+    source = newest(store)
+    query = schema.features_of(rows_of(source, "clips")["embedding"], DIM)[:1]
+    ranked = nearest(source, query, level="clip", top=1000).hits
+    found = nearest(source, query, level="clip", top=5, distinct=0.8)
+    expected: list[np.ndarray] = [query[0]]
+    ids = []
+    for hit in ranked:
+        x = hit.embedding_D.astype(np.float64)
+        if all(x @ y / np.linalg.norm(x) / np.linalg.norm(y) < 0.8 for y in expected):
+            expected.append(x)
+            ids.append((hit.video_id, hit.clip_index))
+    assert [(hit.video_id, hit.clip_index) for hit in found.hits] == ids[:5]
+    assert not found.cut_short
+    monkeypatch.setattr(search_module, "POOL", 6)
+    assert nearest(source, query, level="clip", top=5, distinct=0.8).cut_short
+
+
+def test_only_the_wanted_shards_are_read(out: LocalStore) -> None:
+    """`only` reads no shard that has none of its videos, and `skip` none of its pieces: there may be damage in them."""
+    source = newest(out)
+    last = out.root / "clips" / f"{source.pieces[-1]}.parquet"
+    last.write_bytes(b"damage")
+    query = np.ones((1, DIM), np.float32)
+    found = nearest(source, query, level="clip", only=frozenset("ac"))
+    assert {hit.video_id for hit in found.hits} == {"a", "c"}
+    found = nearest(source, query, level="clip", skip=frozenset(source.pieces[1:]))
+    assert {hit.video_id for hit in found.hits} == {"a", "c", "d"}
+    with pytest.raises(DamagedJob, match=last.name):
+        nearest(source, query, level="clip", only=frozenset("ij"))
+
+
+def test_a_snapshot_gives_single_videos(out: LocalStore, tmp_path: Path) -> None:
+    """`only` of a snapshot gives the rows of these videos and no others; a whole pass still proves whole files."""
+    dest = LocalStore(str(tmp_path / "dest"))
+    snapshot(newest(out), dest)
+    source = SnapshotRows(dest)
+    got = {folder: table for folder, table in source.rows(only=frozenset("ag")) if table.num_rows}
+    assert set(got["clips"]["video_id"].to_pylist()) == {"a", "g"}
+    assert source.find("file:///v/a.mp4") == source.find("a.mp4") == source.find("a") == ("a",)
+    assert source.find("zebra") == ()
+    path = dest.root / "clips" / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-9] + b"X" + path.read_bytes()[-8:])
+    with pytest.raises(DamagedJob, match="part-00000"):
+        list(source.rows())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("codec", "not like codec=h264"),
+        ("=h264", "not like"),
+        ("colour=red", "no column 'colour'; there are video_id, path"),
+        ("embedding=1", "no column 'embedding'"),
+        ("fps>fast", "column fps is double, and 'fast' is none"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_a_sentence(out: LocalStore, text: str, says: str) -> None:
+    """Wrong form, column or value: refused before a row is read, with what there is."""
+    with pytest.raises(InputError, match=says):
+        nearest(newest(out), np.ones((1, DIM), np.float32), level="clip", where=[text])
+
+
+def test_conditions_know_types_and_nulls() -> None:
+    """Values are read as the column's type, with spaces and operators in text; null satisfies nothing, not even !=."""
+    table = pa.table({"n": pa.array([1, 10, None]), "s": ["a = b", "1", None], "t": pa.array([True, False, None])})
+    for text, rows in (
+        ("n<10", [0]),
+        ("n >= 1", [0, 1]),
+        ("n!=1", [1]),
+        ("s=a = b", [0]),
+        ("s!=1", [0]),
+        ("t=true", [0]),
+    ):
+        (condition,) = parse([text], table.schema)
+        assert np.flatnonzero(condition.holds(table).to_numpy()).tolist() == rows, text
+
+
+def test_a_snapshot_without_clips_says_so(out: LocalStore, tmp_path: Path) -> None:
+    """Its videos can be searched; its clips cannot, in a sentence."""
+    dest = LocalStore(str(tmp_path / "bare"))
+    snapshot(newest(out), dest, clips=False)
+    query = np.ones((1, DIM), np.float32)
+    assert nearest(SnapshotRows(dest), query, level="video").n_rows == 7
+    with pytest.raises(InputError, match="has no clips"):
+        nearest(SnapshotRows(dest), query, level="clip")
