@@ -19,7 +19,8 @@ Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
 
 RESULTS: Verbs = {
     "index": ("index", "An index for `p3d search --index`, beside the dataset."),
-    "evaluate": ("evaluate", "Hit rates of the stored class scores against labels."),
+    "dedup": ("dedup", "Near-duplicate videos, in clusters, with the evidence."),
+    "evaluate": ("evaluate", "Hit rates of the scores, or of a linear SVM, against labels."),
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {

@@ -7,5 +7,11 @@ parts.py     rows -> large Parquet files of bounded size
 classes.py   names of the classes; the likeliest of a row
 labels.py    what people say is in the videos
 evaluate.py  hit rates of the stored scores against labels
+probing.py   accuracy of a linear SVM on the stored vectors
+where.py     conditions on columns
+search.py    the rows nearest to some vectors, exactly
+index.py     the same by an index beside the dataset
+indexing.py  makes that index, or adds to it
+dedup.py     near-duplicate videos
 snapshot.py  a clean, verified copy: for takedown, compaction and sharing
 """

@@ -31,7 +31,7 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
 
     A video that is named twice is refused: two rows that contradict each other must not pass for two labels.
     """
-    table = _read(source, content)
+    table = read_table(source, content)
     key = next((name for name in KEYS if name in table.column_names), None)
     if key is None or "label" not in table.column_names:
         raise InputError(
@@ -51,7 +51,7 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
     return Labels(key, {video: classes for video, classes in found.items() if classes})
 
 
-def _read(source: str, content: bytes) -> pa.Table:
+def read_table(source: str, content: bytes) -> pa.Table:
     """The table, all of it text: 007 stays 007, and a class may be called null."""
     text = text_of(content)
     try:

@@ -58,7 +58,7 @@ def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
     """A snapshot can be made on a machine that has neither."""
     code = (
         "import sys, jobs.cli.results, jobs.cli.evaluate, pipeline.results.snapshot, pipeline.results.evaluate;"
-        "import jobs.searching, jobs.cli.index, jobs.cli.search, pipeline.results.indexing;"
+        "import jobs.searching, jobs.cli.index, jobs.cli.search, jobs.cli.dedup, pipeline.results.indexing;"
         "sys.exit(bool({'torch', 'ray', 'faiss', 'sklearn'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

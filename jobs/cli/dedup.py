@@ -1,0 +1,70 @@
+"""`p3d results dedup`: near-duplicate videos in clusters, with evidence. Needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import talk
+from jobs.cli.results import progress
+
+if TYPE_CHECKING:
+    from pipeline.results.dedup import Match
+
+
+@click.command()
+@click.argument("out")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    default=0.98,
+    show_default=True,
+    metavar="COSINE",
+    help="From which likeness of their vectors on two videos are near-duplicates.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, with every match.")
+@talk.store_options
+def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
+    """Near-duplicate videos of OUT: clusters, and for each video which it is likest to, how much, and which seconds.
+
+    Every pair of videos is compared by its vectors. A cluster hangs together by pairs of at least --threshold; with a
+    low one, chains of videos come together whose ends are not alike. The seconds are of up to eight clips of the video
+    and the likest clip of the other; the best of them is shown, all of them with --json.
+
+    Which cosine means a copy depends on the weights: look at a few clusters first. Time grows with the square of the
+    number of videos; memory holds 512 MiB of vectors, one group of rows, and some 200 bytes a video. OUT may be a
+    snapshot. Nothing is deleted: `p3d results snapshot OUT DEST --exclude FILE` makes a copy without chosen videos.
+    """
+    from jobs.job import rows_of
+    from pipeline.results.dedup import find_duplicates
+
+    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    show_steps = sys.stderr.isatty() and not as_json
+    found = find_duplicates(source, threshold=threshold, on_step=progress if show_steps else None)
+    if as_json:
+        talk.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
+        return 0
+    rows = [("cluster", "path", "seconds", "cosine", "likest to", "best match", "video_id")]
+    for number, cluster in enumerate(found.clusters, 1):
+        for one in cluster:
+            best = max(one.matches, key=lambda match: match.cosine, default=None)
+            shown = "-" if best is None else _shown(best)
+            seconds, cosine = f"{one.duration_s:.1f}", f"{one.cosine:.4f}"
+            rows.append((str(number), one.path, seconds, cosine, one.like_path, shown, one.video_id))
+    talk.show(*(talk.table(rows, right=(0, 2, 3)) if found.clusters else []))
+    n_in = sum(map(len, found.clusters))
+    talk.say(
+        f"{talk.count(found.n_videos, 'video')} compared: {n_in} in {talk.count(len(found.clusters), 'cluster')}, "
+        f"{talk.count(found.n_pairs, 'pair')} of cosine {threshold:g} or more"
+    )
+    if source.pending:
+        talk.say(f"{talk.count(source.pending, 'video')} still to be done and not compared")
+    return 0
+
+
+def _shown(match: Match) -> str:
+    there = f"{match.other_start_s:.2f}-{match.other_end_s:.2f}"
+    return f"{match.start_s:.2f}-{match.end_s:.2f} = {there} s ({match.cosine:.4f})"
