@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos coverage mutants check docs clean
+.PHONY: demo test bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -53,6 +53,15 @@ fuzz: $(READY)
 fuzz-videos: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz
 
+# the recipes of docs/search.md, with every library that they speak of, in an environment of their own; a few minutes
+test-recipes: $(READY) .venv-recipes/.ready
+	P3D_RECIPES_PYTHON=$(CURDIR)/.venv-recipes/bin/python $(PY) -m pytest -q tests/test_recipes.py
+
+.venv-recipes/.ready: docs/recipes.txt
+	$(PYTHON) -m venv .venv-recipes
+	.venv-recipes/bin/python -m pip install -q --disable-pip-version-check -r docs/recipes.txt
+	@touch $@
+
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
@@ -86,4 +95,4 @@ $(READY): pyproject.toml constraints.txt tests/servers.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo/videos demo/out
+	rm -rf $(VENV) .venv-recipes demo/videos demo/out
