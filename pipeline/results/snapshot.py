@@ -28,6 +28,7 @@ from pipeline.results.reading import FOLDERS, check, local_path, reading, sha256
 from pipeline.results.record import SNAPSHOT_KEY, Counts, FileRecord, SnapshotRecord, problems_of, read_snapshot
 from pipeline.store import EXISTS, LocalStore, Store
 
+BUFFER_BYTES = 1024**2  # of a row group's column at a time: it may have 512 MiB
 SHOWN_IDS = 5  # of those that are not known, in a message
 OnStep = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
@@ -100,7 +101,7 @@ class SnapshotRows:
     def _file(self, one: FileRecord, wanted: pa.Array | None) -> Rows:
         with reading(self.store, one.key, self._remedy), local_path(self.store, one.key) as path:
             check(wanted is not None or sha256_of(path) == one.sha256, "it is not the file that snapshot.json names")
-            with schema.open_parquet(path) as file:
+            with schema.open_parquet(path, buffer_bytes=BUFFER_BYTES) as file:
                 groups = [at for at in range(file.num_row_groups) if wanted is None or _has_any(file, at, wanted)]
                 for batch in file.iter_batches(schema.ROW_GROUP_ROWS, row_groups=groups, use_threads=False):
                     rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])

@@ -107,6 +107,27 @@ def test_an_index_grows_with_its_dataset(out: LocalStore) -> None:
     assert (rebuilt.n_rows, rebuilt.kind) == (first.n_rows - 2 * 13 + 3 * 13, "sq8")  # without the replaced rows
 
 
+def test_old_and_new_rows_of_a_replaced_video(out: LocalStore) -> None:
+    """Before the index knows of it, a new row is found and the old one takes no place, however near the query is."""
+    build_index(newest(out), level="clip", metric="cosine", kind="flat")
+    old = first_vector(out, "v003")
+    add_plan(out, videos(["v003"]), seq=2, frames=(200,))
+    new = first_vector(out, "v003")
+    for vector in (old, new):
+        exact = nearest(newest(out), vector, level="clip", top=5)
+        assert keys(nearest_by_index(newest(out), vector, level="clip", top=5)) == keys(exact)
+    assert exact.hits[0].score == 1.0
+    build_index(newest(out), level="clip", metric="cosine")
+    for vector in (old, new):
+        exact = nearest(newest(out), vector, level="clip", top=1)
+        assert keys(nearest_by_index(newest(out), vector, level="clip", top=1)) == keys(exact)
+
+
+def first_vector(store: LocalStore, video_id: str) -> np.ndarray:
+    tables = (table for folder, table in newest(store).rows(only=frozenset([video_id])) if folder == "clips")
+    return schema.features_of(next(tables)["embedding"], DIM)[:1]
+
+
 def test_conditions_hold_inside_the_index(out: LocalStore) -> None:
     """With --where the index gives rows of the videos that satisfy it, however far down they are in all of them."""
     build_index(newest(out), level="clip", metric="cosine", kind="flat")
