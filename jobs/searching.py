@@ -204,7 +204,8 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
             raise InputError(f"{store.url}/{key} is damaged: its sha256 differs from its name; restore it")
         weights = p3d.weights.load(path)
     kind = device_for(device).type
-    options = run_options({}, workers=1, device=device, **_settings_of(source, kind))
+    last = _settings_of(source, kind)
+    options = run_options({}, workers=1, device=device, batch_size=last.get("batch_size"), threads=last.get("threads"))
     return Encoder(
         weights,
         device=options.device,
