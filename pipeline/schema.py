@@ -32,6 +32,8 @@ SOURCE_KEY = "p3d.clips"  # of a derived file: {"sha256", "size_bytes"} of the c
 ROW_GROUP_ROWS = 4096
 MAX_OBJECT_BYTES = 4 * 1024**3
 SUM_ERROR = 1e-3  # by which a row of probabilities may miss 1
+# every float16 as float32, by its bits: numpy converts a row in three times the time of looking it up here
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 MANIFEST = pa.schema(
     [
@@ -148,6 +150,8 @@ def features_of(column: pa.ChunkedArray | pa.Array, dim: int) -> FLOAT32:
     """Arrow column of vectors -> [N, D] float32; zero copy for one float32 chunk."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     values = array.flatten().to_numpy(zero_copy_only=False)
+    if values.dtype == np.float16:
+        values = _HALVES[values.view(np.uint16)]
     return np.asarray(values, np.float32).reshape(-1, dim)
 
 

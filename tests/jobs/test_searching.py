@@ -156,6 +156,15 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
     assert json.loads(in_process("results", "index", out.url, "--json")[1])["kind"] == "flat"
 
 
+def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of docs/search.md that use `jobs.search` do what they say."""
+    page = (REPO / "docs" / "search.md").read_text()
+    (code,) = re.findall(r"^```python\n(import jobs\n.*?)^```$", page, re.M | re.S)
+    exec(code.replace("OUT", out.url).replace("VIDEO.mp4", str(films / "originals" / "1.mp4")), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["1.000", "1.mp4", "0.0", "0.64"] and len(lines) == 5
+
+
 @pytest.mark.parametrize(
     ("query", "options", "says"),
     [

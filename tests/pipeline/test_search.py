@@ -115,6 +115,15 @@ def test_the_cosine_of_equal_rows_is_one(row: list[float]) -> None:
     assert cosines(x, -x).tolist() == [-1.0]
 
 
+def test_every_half_is_widened_exactly() -> None:
+    """All 65536 numbers of float16, nan and infinities too, as Arrow and numpy widen them."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(bits.view(np.float16)), 256)
+    found = schema.features_of(column, 256)
+    expected = bits.view(np.float16).astype(np.float32).reshape(-1, 256)
+    assert found.dtype == np.float32 and np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
 def test_equal_rows_keep_the_order_of_their_plan(tmp_path: Path) -> None:
     """Copies of one video come out in plan order, at any `top`, however many there are."""
     store = LocalStore(str(tmp_path / "out"))
