@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jobs
+from jobs.cli import talk
 from jobs.job import rows_of, weights_key
 from jobs.planning import JobSpec
 from jobs.searching import _settings_of, encoder_of, find, resolve
@@ -154,6 +155,7 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
         assert found["hits"] == exact["hits"]
         assert (found["indexed_rows"], found["new_videos"]) == (13, 0)
     assert json.loads(in_process("results", "index", out.url, "--json")[1])["kind"] == "flat"
+    assert in_process("verify", out.url, "--deep")[0] == 0  # an index is no stranger there
 
 
 def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +225,13 @@ def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             jobs.search(store.url, query)
     assert "1 video still to be done and not searched" in in_process("search", store.url, "c")[2]
+
+
+def test_a_missing_extra_is_named() -> None:
+    """What an optional package is for, and how to get it, instead of an ImportError."""
+    talk.need("json", "search")
+    with pytest.raises(InputError, match=r"needs no_such_package.*pip install 'p3d-embeddings\[search\]'"):
+        talk.need("no_such_package", "search")
 
 
 def test_a_query_of_another_precision_is_refused(out: LocalStore) -> None:
