@@ -46,7 +46,8 @@ def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], timeout_s:
 
 
 def launched(weights: Path, said: Path, *more: object) -> subprocess.Popen[str]:
-    words = ["launch", "s3://archive/in", "s3://archive/out", "--weights", weights, "--shard-videos", 1, *more]
+    many = ("--shard-videos", 1, "--clips", "uniform:150")  # so that it is not over before the trouble begins
+    words = ["launch", "s3://archive/in", "s3://archive/out", "--weights", weights, *many, *more]
     with said.open("w") as stderr:
         return subprocess.Popen([*P3D, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
@@ -74,7 +75,7 @@ def test_an_outage_pauses_the_job_and_blames_no_video(server: Weed, tmp_path: Pa
     wait_for(lambda: "paused" in said.read_text(), driver)
     server.start()
     assert driver.wait(180) == 0, said.read_text()
-    assert "going on" in said.read_text() or said.read_text().endswith("none failed\n")  # if it was the last shard
+    assert "going on" in said.read_text()
     assert verdict() == ALL_OK
 
 
