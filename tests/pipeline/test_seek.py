@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -353,3 +354,10 @@ def test_parameter_sets_come_with_all_or_with_none() -> None:
     assert all_proved({KeyFrame.CLEAN}) and all_proved({KeyFrame.WITH_PARAMETERS})
     assert not all_proved({KeyFrame.CLEAN, KeyFrame.WITH_PARAMETERS})
     assert not all_proved({KeyFrame.CLEAN, KeyFrame.UNPROVED}) and not all_proved(set())
+
+
+def test_no_codec_leaves_its_priority_to_the_tests(tmp_path: Path) -> None:
+    """SVT-AV1, run by root, makes its caller a real-time thread; made videos leave none behind."""
+    before = os.sched_getscheduler(0)
+    make.video(tmp_path / "av1.mp4", "libsvtav1", 4)
+    assert os.sched_getscheduler(0) == before

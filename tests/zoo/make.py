@@ -6,7 +6,9 @@ large enough to survive any codec and any resize; `numbers_in` reads them back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,6 +41,20 @@ def numbers_in(frames_NHWC: np.ndarray) -> list[int]:
     return found.tolist()
 
 
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Whatever a codec does to this thread's scheduling ends here.
+
+    Run by root, SVT-AV1 gives the thread that opens it real-time priority. Every process that a test started afterwards
+    would have it too, and one of them, pinned to a core, stopped the machine in a loop of the kernel's.
+    """
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def video(
     path: Path,
     codec: str,
@@ -60,7 +76,7 @@ def video(
 ) -> Path:
     """Write n_frames numbered frames, 25 (`ticks_per_s`) a second; `pts` gives other times, `noise` more bytes."""
     rng = np.random.default_rng(0)
-    with av.open(str(path), "w", format=container, options=muxer or {}) as output:
+    with usual_priority(), av.open(str(path), "w", format=container, options=muxer or {}) as output:
         stream = output.add_stream(codec, rate=ticks_per_s, options=options or {})
         stream.height, stream.width = hw
         stream.pix_fmt = pixel_format
