@@ -28,7 +28,7 @@ from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.machine import is_alive, usable_cpus
+from jobs.machine import Machines, is_alive, usable_cpus
 from jobs.preflight import NodeReport, look_here, objections
 from pipeline.errors import ClusterError
 from pipeline.store import StoreOptions
@@ -46,11 +46,9 @@ OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
 
 @dataclass(slots=True)
 class Cluster:
-    """What there is to run on; `scratch` is the private folder of this run, `node_cpus` those of the smallest node."""
+    """What there is to run on; `scratch` is the private folder of this run."""
 
-    cpus: int
-    gpus: int
-    node_cpus: int
+    machines: Machines
     scratch: Path
     node: Any = None  # Ray's record of the processes that it started for us, if it did
     head: tuple[str, int] | None = None  # where the head of a cluster that is not ours listens
@@ -85,12 +83,7 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
     """
     if address != "auto":
         refuse_silent(address)  # Ray would try for many minutes
-    _sweep_dead_runs()
-    before = Path.cwd()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
-    (scratch / "empty").mkdir()
-    os.chdir(scratch / "empty")
-    try:
+    with _private_folder() as scratch:
         try:
             ray.init(
                 address=address,
@@ -107,13 +100,8 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
             ) from error
         total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
         smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
-        yield Cluster(
-            int(total.get("CPU", 0)), int(total.get("GPU", 0)), max(1, smallest), scratch, head=_head(address)
-        )
-    finally:
-        ray.shutdown()
-        os.chdir(before)
-        shutil.rmtree(scratch, ignore_errors=True)
+        machines = Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)))
+        yield Cluster(machines, scratch, head=_head(address))
 
 
 def refuse_silent(address: str) -> None:
@@ -148,16 +136,11 @@ def code_folders() -> list[str]:
 @contextlib.contextmanager
 def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     """Start Ray here, on loopback, without a dashboard; stop it at the end, and remove the private folder."""
-    _sweep_dead_runs()
-    before = Path.cwd()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
-    (scratch / "empty").mkdir()
-    os.chdir(scratch / "empty")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     _loopback_only()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
-    try:
+    with _private_folder() as scratch:
         try:
             ray.init(
                 address="local",
@@ -175,7 +158,19 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
             ) from error
         resources, node = ray.cluster_resources(), ray._private.worker._global_node
         n_cpus = int(resources.get("CPU", 0))
-        yield Cluster(n_cpus, int(resources.get("GPU", 0)), n_cpus, scratch, node)
+        yield Cluster(Machines(n_cpus, n_cpus, int(resources.get("GPU", 0))), scratch, node)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """This run's own folder, from which Ray is started; Ray and the folder are gone afterwards."""
+    _sweep_dead_runs()
+    before = Path.cwd()
+    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
+    (scratch / "empty").mkdir()
+    os.chdir(scratch / "empty")
+    try:
+        yield scratch
     finally:
         ray.shutdown()
         os.chdir(before)

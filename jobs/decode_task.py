@@ -64,7 +64,7 @@ def decode_video(
             scratch=scratch,
             share=share,
         ):
-            if isinstance(message, VideoFetched) and not is_remote(video):
+            if isinstance(message, VideoFetched) and (share is not None or not is_remote(video)):
                 continue  # nobody waits for it
             yield message
             if isinstance(message, VideoFetched):

@@ -8,8 +8,8 @@ A task whose video is on S3 first fetches it, so as many again are started as ma
 more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
 
 When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
-(`jobs.sharing`). They are read in turn, and ask Ray for no processor: the slots here bound them, and one that waited
-for a processor while another held it for later would wait for ever.
+(`jobs.sharing`), each with a copy of its own if it is on S3. They are read in turn, and ask Ray for no processor: the
+slots here bound them, and one that waited for a processor while another held it for later would wait for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from pipeline.types import (
     VideoInfo,
     VideoRef,
     VideoShareable,
+    VideoStart,
 )
 
 FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
@@ -87,6 +89,7 @@ class _Case:
     pace: Pace | None = None
     shared: Shared | None = None
     unborn: int = 0  # shares whose process never began
+    fetch_s: float = 0.0  # how long its copy took
     whole: bool = False  # it must be decoded by one, for sharing it failed
 
 
@@ -102,6 +105,7 @@ class _Stream:
     share: Share | None
     fetching: bool
     halted: bool = False
+    began: float = 0.0  # monotonic seconds
     silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
@@ -162,8 +166,8 @@ class Decoding:
     def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
         case.notes += 1
         note = self.scratch / f"{case.at}-{case.notes}.crash"
-        generator = task.remote(case.video, self.spec, self.scratch, note, *([share] if share else []))
-        self.streams[generator] = _Stream(case, note, share, fetching=is_remote(case.video))
+        generator = task.remote(case.video, self.spec, self.scratch, note, share)
+        self.streams[generator] = _Stream(case, note, share, fetching=share is None and is_remote(case.video))
         return generator
 
     def _share_out(self) -> None:
@@ -177,8 +181,14 @@ class Decoding:
             if case.pace and room >= (len(case.shared.decodes) if case.shared else 1)
         ]
         left_s, longest = max(left, key=lambda pair: pair[0], default=(0.0, None))
-        if longest is not None and left_s >= WORTH_S:
+        if longest is not None and left_s >= self._worth_s(longest, room + 1):
             self._share(longest, room)
+
+    def _worth_s(self, case: _Case, n_decodes: int) -> float:
+        """What must be left of a video for so many decodes; each fetches a copy, and all at once take longer for it."""
+        if is_remote(case.video) and n_decodes * case.video.size_bytes > FETCHED_BYTES:
+            return inf
+        return WORTH_S + 2 * n_decodes * case.fetch_s
 
     def _share(self, case: _Case, room: int) -> None:
         """Stop its decodes where their reader is, and go on with `room` more."""
@@ -241,12 +251,15 @@ class Decoding:
     ) -> Iterator[tuple[int, DecodeMessage]]:
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
+        if isinstance(message, VideoStart):
+            stream.began = time.monotonic()
         if stream.case.shared:
             yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
         elif not isinstance(message, VideoFetched):
             yield stream.case.at, self._noted(stream.case, message)
         elif stream.fetching:
             stream.fetching, stream.halted, stream.silent_since = False, True, None
+            stream.case.fetch_s = time.monotonic() - stream.began
 
     def _noted(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
         """A message of a decode of the whole video, with what is known here; how it gets on is noted."""
@@ -256,7 +269,7 @@ class Decoding:
             case VideoInfo():  # not the first one: decord gave up, or the count was wrong
                 case.whole = case.whole or case.info is not None
                 case.info, case.pace = message, None
-            case VideoShareable() if case.info and not (case.whole or is_remote(case.video)):
+            case VideoShareable() if case.info and not case.whole:
                 case.pace = Pace(case.info.n_frames, time.monotonic())
             case FrameBlock() if case.pace and len(message.numbers_N):
                 case.pace.last = int(message.numbers_N[-1])

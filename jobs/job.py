@@ -6,9 +6,12 @@ A video's state is that of the newest plan that names it: `newest_plans` is that
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +19,17 @@ import numpy.typing as npt
 from jobs.state import ShardKey, Totals
 from pipeline.commit import committed_names, derive, read_committed
 from pipeline.config import JobRecord, Recipe
-from pipeline.errors import NoSuchJob, OtherRecipe, StoreMissing
+from pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from pipeline.manifest import Manifest, load_plans
 from pipeline.results.newest import NewestRows
+from pipeline.results.reading import sha256_of
 from pipeline.results.record import SNAPSHOT_KEY
 from pipeline.results.snapshot import SnapshotRows
 from pipeline.store import Store
 from pipeline.types import VideoOutcome
+
+if TYPE_CHECKING:
+    from p3d.weights import Weights
 
 READERS = 16  # threads that read the footers of committed shards
 
@@ -43,6 +50,19 @@ def read_job(store: Store) -> JobRecord:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
         raise NoSuchJob(f"there is no job at {store.url}; `p3d launch SRC {store.url}` starts one") from None
+
+
+def stored_weights(store: Store, recipe: Recipe) -> Weights:
+    """The network that OUT was made with. DamagedJob if its file is another than the recipe names; or StoreMissing."""
+    import p3d.weights
+
+    key = weights_key(recipe)
+    with tempfile.TemporaryDirectory(prefix="p3d-weights-") as folder:
+        path = Path(folder) / "weights.safetensors"
+        store.download(key, path)
+        if sha256_of(path) != recipe.weights_sha256:
+            raise DamagedJob(f"{store.url}/{key} is damaged: its sha256 differs from its name; restore it")
+        return p3d.weights.load(path)
 
 
 def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows | SnapshotRows:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What a run has to work with: all cores, those of the smallest machine, and all GPUs."""
+
+    cpus: int
+    node_cpus: int
+    gpus: int
 
 
 def usable_cpus() -> int:

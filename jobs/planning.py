@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 import p3d.weights
 from jobs.job import golden_key, read_job, weights_key
-from jobs.machine import software, usable_cpus
+from jobs.machine import Machines, software, usable_cpus
 from p3d.encoder import check_precision, device_for, golden_features
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
@@ -187,15 +187,6 @@ def add_retry(
         tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
     again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
     return write_plan(store, max(plans) + 1, job.recipe.digest, with_shards(again, shard_videos), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Machines:
-    """What a run has to work with: all cores, those of the smallest machine, and all GPUs."""
-
-    cpus: int
-    node_cpus: int
-    gpus: int
 
 
 def default_workers() -> int:

@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from jobs import control
 from jobs.cluster import Cluster
 from jobs.decoding import gpus_of_a_worker
-from jobs.job import Work, count, count_done, golden_of, weights_key
+from jobs.job import Work, count, count_done, golden_of
 from jobs.machine import code_digest
 from jobs.runlog import RunLog
 from jobs.state import (
@@ -100,19 +100,17 @@ class Run:
         *,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        on_gpus = bool(cluster.gpus) and options.device != "cpu"
+        gpus = cluster.machines.gpus
+        on_gpus = gpus > 0 and options.device != "cpu"
         self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
-        if self.gpus_each and options.workers > cluster.gpus:  # Ray would let the others wait for ever
-            raise InputError(
-                f"{options.workers} workers need a GPU each, and Ray sees {cluster.gpus}; use --workers {cluster.gpus}"
-            )
+        if self.gpus_each and options.workers > gpus:  # Ray would let the others wait for ever
+            raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
         self.cluster, self.options, self.on_progress = cluster, options, on_progress
         self.spec = WorkerSpec(
             store.url,
             job.recipe,
             options,
-            weights_key(job.recipe),
             tuple(golden_of(store, job.recipe).tolist()),
             code_digest(),
             str(cluster.scratch),

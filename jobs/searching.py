@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.job import rows_of, weights_key
+from jobs.job import rows_of, stored_weights, weights_key
 from pipeline import schema
 from pipeline.commit import clips_key
 from pipeline.config import Recipe
@@ -27,7 +26,6 @@ from pipeline.errors import InputError
 from pipeline.pool import pool as pool_clips
 from pipeline.results.index import nearest_by_index
 from pipeline.results.newest import NewestRows
-from pipeline.results.reading import sha256_of
 from pipeline.results.search import Found, Level, Metric, nearest
 from pipeline.results.snapshot import SnapshotRows
 from pipeline.store import DEFAULTS, StoreOptions, open_store
@@ -188,7 +186,6 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
 
     InputError where OUT has no weights, or this machine cannot compute as the recipe says.
     """
-    import p3d.weights
     from jobs.planning import refuse_unfit_device, run_options
     from p3d.encoder import Encoder, device_for
 
@@ -197,12 +194,7 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
     if store.head(key) is None:
         raise InputError(f"{store.url} has no weights to embed a file with; restore {key}, or search by a video of it")
     refuse_unfit_device(recipe, device)
-    with tempfile.TemporaryDirectory(prefix="p3d-search-") as folder:
-        path = Path(folder) / "weights.safetensors"
-        store.download(key, path)
-        if sha256_of(path) != recipe.weights_sha256:
-            raise InputError(f"{store.url}/{key} is damaged: its sha256 differs from its name; restore it")
-        weights = p3d.weights.load(path)
+    weights = stored_weights(store, recipe)
     kind = device_for(device).type
     last = _settings_of(source, kind)
     options = run_options({}, workers=1, device=device, batch_size=last.get("batch_size"), threads=last.get("threads"))

@@ -8,7 +8,6 @@ driver ──run_shard──> ShardWorker ──submits, streams from──> dec
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 import tempfile
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
+from jobs.job import stored_weights
 from jobs.machine import code_digest, software, usable_cpus
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
@@ -44,7 +44,6 @@ class WorkerSpec:
     out_url: str
     recipe: Recipe
     options: RunOptions
-    weights_key: str
     golden: tuple[float, ...]
     code: str
     scratch: str
@@ -151,7 +150,6 @@ class ShardWorker:
 
     def setup(self) -> Ready | Refused:
         """Load the weights and prove code and device; the network is not used otherwise."""
-        import p3d.weights
         from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for
 
         if code_digest() != self.spec.code:
@@ -163,14 +161,8 @@ class ShardWorker:
             return Refused(f"--decoder nvdec on {platform.node()}: {why}")
         try:
             device = str(device_for(self.spec.options.device))
-            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-                path = Path(folder) / "weights.safetensors"
-                self.store.download(self.spec.weights_key, path)
-                if hashlib.sha256(path.read_bytes()).hexdigest() != self.spec.recipe.weights_sha256:
-                    return Refused(f"{self.spec.out_url}/{self.spec.weights_key} is damaged; restore it")
-                weights = p3d.weights.load(path)
             self.encoder = Encoder(
-                weights,
+                stored_weights(self.store, self.spec.recipe),
                 device=device,
                 batch_size=self.spec.options.batch_size,
                 threads=self.spec.options.threads if device == "cpu" else None,

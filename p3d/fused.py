@@ -80,12 +80,12 @@ class PackedConv(nn.Module):
         return out
 
     def _packed(self, x_BCTHW: Tensor) -> Any:
-        if self.packed is None:
-            assert self.weight is not None, "weights are dropped when they are packed, not before"
+        weight = self.weight  # looked at once: another thread may pack it meanwhile, which comes to the same
+        if weight is not None:
             ops: Any = torch._C._nn  # its type stubs lack the last argument
             reorder = ops.mkldnn_reorder_conv3d_weight if x_BCTHW.ndim == 5 else ops.mkldnn_reorder_conv2d_weight
-            self.packed = reorder(self.weight.to_mkldnn(), *self.how, x_BCTHW.shape)
-            self.weight = None
+            self.packed = reorder(weight.to_mkldnn(), *self.how, x_BCTHW.shape)
+            self.weight = None  # after `packed` is there
         return self.packed
 
 

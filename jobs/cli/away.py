@@ -15,7 +15,6 @@ from jobs.cli import talk
 
 if TYPE_CHECKING:
     from jobs.cluster import Cluster
-    from jobs.planning import Machines
     from pipeline.store import Store
 
 POLL_S = 1.0
@@ -36,15 +35,9 @@ def cluster_at(address: str | None) -> Iterator[Cluster | None]:
     from jobs.cluster import joined_cluster
 
     with joined_cluster(address) as cluster:
-        talk.say(f"joined {address}: {talk.count(cluster.cpus, 'core')}, {talk.count(cluster.gpus, 'GPU')}")
+        there = cluster.machines
+        talk.say(f"joined {address}: {talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')}")
         yield cluster
-
-
-def machines_of(cluster: Cluster | None) -> Machines | None:
-    """What a run there has to work with; None for this machine."""
-    from jobs.planning import Machines
-
-    return Machines(cluster.cpus, cluster.node_cpus, cluster.gpus) if cluster else None
 
 
 def refuse_to_detach(address: str | None, detach: bool) -> None:
@@ -107,14 +100,14 @@ def run_away(address: str, store: Store, out: str, words: list[str], *, detach: 
 
 def address_options(verb: Any) -> Any:
     """Where to run."""
-    for option in (
+    for option in (  # the last one is shown first
+        click.option("--detach", is_flag=True, help="With http://: return once it is submitted."),
         click.option(
             "--address",
             metavar="WHERE",
             help="A Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or http://HEAD:8265 to run the driver there, too. "
             "Default: this machine.",
         ),
-        click.option("--detach", is_flag=True, help="With http://: return once it is submitted."),
     ):
         verb = option(verb)
     return verb

@@ -38,7 +38,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
         if out is not None:
             store.delete(key)
     if as_json:
-        talk.show_json({"gpus": cluster.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems})
+        talk.show_json({"gpus": cluster.machines.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems})
         return 6 if problems else 0
     head = ("node", "cores", "scratch", "decoders", "torch", "av")
     rows = [
@@ -53,7 +53,8 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
         for node in nodes
     ]
     talk.show(*talk.table([head, *rows], right=(1, 2)))
-    talk.show(f"{talk.count(cluster.cpus, 'core')}, {talk.count(cluster.gpus, 'GPU')} in all")
+    there = cluster.machines
+    talk.show(f"{talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')} in all")
     for sentence in problems:
         talk.say(sentence)
     if not problems:

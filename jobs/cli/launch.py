@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from jobs.cluster import Cluster
     from jobs.control import Epoch, Pulse
     from jobs.estimate import Estimate
-    from jobs.planning import JobSpec, Machines, Prepared
+    from jobs.machine import Machines
+    from jobs.planning import JobSpec, Prepared
     from pipeline.config import JobRecord, Recipe, RunOptions
     from pipeline.store import Store
 
@@ -270,7 +272,7 @@ def launch(
         assert address is not None
         return _launch_away(address, detach, store, prepare(_spec(typed), s3))
     with away.cluster_at(address) as cluster:
-        there = away.machines_of(cluster)
+        there = cluster.machines if cluster else None
         options = options_of_run(typed, there=there)
         prepared = prepare(_spec(typed), s3)
         refuse_unfit_device(prepared.recipe, options.device, there)
@@ -286,7 +288,7 @@ def launch(
             else:
                 planned = f"{talk.count(added.n_videos, 'video')} in {talk.count(added.n_shards, 'shard')}"
                 talk.say(f"{planned}, {talk.count(added.n_skipped, 'other file')} skipped")
-            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)
+            return run_job(out, job, NextRun(store, options, epoch, pulse, cluster), as_json)
 
 
 def _launch_away(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
@@ -334,9 +336,7 @@ def resume(
 
     Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
     """
-    from jobs import control
     from jobs.job import look, manifests, read_job
-    from jobs.planning import refuse_unfit_device
 
     away.refuse_to_detach(address, detach)
     store = talk.out_store(out, talk.options_of(typed))
@@ -348,26 +348,40 @@ def resume(
     if away.is_away(address):
         assert address is not None
         return run_verb_away(address, detach, store)
+    with next_run(out, store, job, typed, address, takeover) as run:
+        return run_job(out, job, run, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class NextRun:
+    """One more run of a job that is there: in charge of it, with the options of the last one unless given."""
+
+    store: Store
+    options: RunOptions
+    epoch: Epoch
+    pulse: Pulse
+    cluster: Cluster | None
+
+
+@contextlib.contextmanager
+def next_run(
+    out: str, store: Store, job: JobRecord, typed: dict[str, Any], address: str | None, takeover: bool
+) -> Iterator[NextRun]:
+    """Join the cluster that was named, settle the options, and take charge."""
+    from jobs import control
+    from jobs.planning import refuse_unfit_device
+
     with away.cluster_at(address) as cluster:
-        there = away.machines_of(cluster)
+        there = cluster.machines if cluster else None
         options = options_of_run(typed, control.newest_epoch(store), there)
         refuse_unfit_device(job.recipe, options.device, there)
         store = talk.out_store(out, options.s3)
         epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
         with control.Pulse(store, epoch.number) as pulse:
-            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)
+            yield NextRun(store, options, epoch, pulse, cluster)
 
 
-def run_job(
-    out: str,
-    store: Store,
-    job: JobRecord,
-    options: RunOptions,
-    epoch: Epoch,
-    pulse: Pulse,
-    as_json: bool,
-    joined: Cluster | None = None,
-) -> int:
+def run_job(out: str, job: JobRecord, mine: NextRun, as_json: bool) -> int:
     """Run what is left, then report. On a cluster of our own, where none was joined."""
     from jobs import control
     from jobs.cluster import local_cluster, refuse_unfit
@@ -375,21 +389,22 @@ def run_job(
     from jobs.scheduler import Run
     from pipeline.errors import StoreError
 
+    store, options = mine.store, mine.options
     control.sweep_temps(store)
     plans = manifests(store, job)
     work = look(store, plans)
     derive_again(store, job, plans, work.underived)
     if not work.todo:
-        pulse.stop()
-        control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
+        mine.pulse.stop()
+        control.beat(store, mine.epoch.number, {"counter": 1, "state": "finished"})
         return report(out, store, job, as_json)
     talk.say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {talk.count(options.workers, 'worker')} ...")
-    own = contextlib.nullcontext(joined) if joined else local_cluster()
+    own = contextlib.nullcontext(mine.cluster) if mine.cluster else local_cluster()
     with own as cluster, _progress_bar(work.n_videos) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         refuse_unfit(store.url, "job.json", first.uri if first.uri.startswith("s3://") else "", options.s3)
-        run = Run(store, job, plans, work, cluster, epoch, options, on_progress=on_progress)
-        pulse.stop()
+        run = Run(store, job, plans, work, cluster, mine.epoch, options, on_progress=on_progress)
+        mine.pulse.stop()
         finish = run.loop()
     if finish.exit_code > 128:  # workers were killed at whatever they did; a run that took over would not like it
         with contextlib.suppress(StoreError):

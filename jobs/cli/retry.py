@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobs.cli import away, talk
-from jobs.cli.launch import options_of_run, report, run_job, run_options, run_verb_away
+from jobs.cli.launch import next_run, report, run_job, run_options, run_verb_away
 
 
 @click.command()
@@ -32,9 +32,8 @@ def retry(
     They become a new plan; each file is taken as it is now. Nothing that is committed changes: a video's state is that
     of the newest plan that names it. Interrupted, `p3d resume` goes on.
     """
-    from jobs import control
     from jobs.job import read_job
-    from jobs.planning import add_retry, refuse_unfit_device
+    from jobs.planning import add_retry
     from pipeline.errors import InputError, Reason
     from pipeline.verify import current_failures
 
@@ -50,14 +49,8 @@ def retry(
     if away.is_away(address):
         assert address is not None
         return run_verb_away(address, detach, store)
-    with away.cluster_at(address) as cluster:
-        there = away.machines_of(cluster)
-        options = options_of_run(typed, control.newest_epoch(store), there)
-        refuse_unfit_device(job.recipe, options.device, there)
-        store = talk.out_store(out, options.s3)
-        epoch = control.claim(store, options.to_dict(), takeover=takeover, say=talk.say)
-        with control.Pulse(store, epoch.number) as pulse:
-            added = add_retry(store, job, frozenset(reasons), options.s3, shard_videos=shard_videos)
-            if added is not None:
-                talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
-            return run_job(out, store, job, options, epoch, pulse, as_json, cluster)
+    with next_run(out, store, job, typed, address, takeover) as run:
+        added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=shard_videos)
+        if added is not None:
+            talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
+        return run_job(out, job, run, as_json)

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from jobs import planning
 from jobs.cli import away, cli
 from jobs.cluster import KNOCKS, Cluster, refuse_silent
-from jobs.planning import JobSpec, Machines, prepare, run_options
+from jobs.machine import Machines
+from jobs.planning import JobSpec, prepare, run_options
 from jobs.submission import openness
 from pipeline.errors import ClusterError, InputError
 from pipeline.store import StoreOptions, open_store
@@ -118,7 +119,7 @@ def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
 
     now = [0.0]
     monkeypatch.setattr(jobs.cluster.time, "monotonic", lambda: now[0])
-    cluster = Cluster(1, 0, 1, tmp_path, head=("127.0.0.1", free_ports(1)[0]), asked=0.0)
+    cluster = Cluster(Machines(1, 1, 0), tmp_path, head=("127.0.0.1", free_ports(1)[0]), asked=0.0)
     seen = []
     for _ in range(KNOCKS + 1):
         seen.append(cluster.dead())  # too early to knock again

@@ -65,7 +65,7 @@ def run(
     state = tmp_path / "state"
     state.mkdir()
 
-    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path, _: object) -> Iterator[DecodeMessage]:
         for message in decode_task.decode_video(video, made, scratch, note):
             yield message
             if video.path == "bad.mp4" and isinstance(message, after):

@@ -100,13 +100,14 @@ def test_a_new_network_is_not_weights() -> None:
 def test_a_worker_whose_weights_are_gone_or_changed_is_refused(tmp_path: Path, small_weights: Path) -> None:
     """A resume whose OUT has lost its weights, or holds others under their name, computes nothing."""
     options = planning.run_options({}, device="cpu")
-    given = (str(tmp_path), recipe(), options, f"weights/{recipe().weights_sha256}.safetensors", (0.0,))
+    given = (str(tmp_path), recipe(), options, (0.0,))
+    from jobs.job import weights_key
     from jobs.machine import code_digest
 
     worker = ShardWorker(WorkerSpec(*given, code_digest(), ""))
     assert isinstance(worker.setup(), Refused)
     (tmp_path / "weights").mkdir()
-    (tmp_path / given[3]).write_bytes(small_weights.read_bytes())
+    (tmp_path / weights_key(recipe())).write_bytes(small_weights.read_bytes())
     refused = worker.setup()
     assert isinstance(refused, Refused) and "is damaged" in refused.detail
     assert not hasattr(worker, "encoder")

@@ -20,7 +20,7 @@ from jobs.job import rows_of, weights_key
 from jobs.planning import JobSpec
 from jobs.searching import _settings_of, encoder_of, find, resolve
 from pipeline.config import Recipe
-from pipeline.errors import BadVideo, InputError
+from pipeline.errors import BadVideo, DamagedJob, InputError
 from pipeline.results.search import LEVELS
 from pipeline.results.snapshot import snapshot
 from pipeline.store import LocalStore
@@ -193,7 +193,7 @@ def test_what_a_dataset_lacks_is_said(out: LocalStore, films: Path, tmp_path: Pa
     weights = copy.root / weights_key(rows_of(out).job.recipe)
     weights.write_bytes(b"x")
     path = films / "originals" / "0.mp4"
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(DamagedJob, match="is damaged"):
         jobs.search(copy.url, path)
     weights.unlink()
     with pytest.raises(InputError, match="has no weights to embed a file with"):

@@ -22,7 +22,7 @@ from jobs import decode_task, decoding
 from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import CRASHES_WITH_NOTE, MOST_ATTEMPTS, Decoding
-from jobs.job import golden_of, weights_key
+from jobs.job import golden_of
 from jobs.machine import code_digest
 from jobs.parcels import Parcel
 from jobs.planning import JobSpec, add_plan, create_job, prepare
@@ -426,7 +426,7 @@ class TestShared:
             assert plan is not None
             manifest = Manifest(store, plan)
             options = RunOptions(1, 4, 1, decode_tasks, device="cpu")
-            given = (store.url, job.recipe, options, weights_key(job.recipe), tuple(golden_of(store, job.recipe)))
+            given = (store.url, job.recipe, options, tuple(golden_of(store, job.recipe)))
             worker = ShardWorker(WorkerSpec(*given, code_digest(), str(tmp_path)))
             worker.setup()
             done = worker.run_shard(manifest.shard(0), manifest.user_columns(0))

@@ -115,3 +115,21 @@ def test_no_convolution_falls_back(threads: int) -> None:
     assert packed == sum(isinstance(module, PackedConv) for module in encoder._network.modules()) == 66
     assert not [name for name in calls if "conv" in name and not name.startswith("mkldnn::")]
     assert not {"aten::relu", "aten::relu_", "aten::clamp_min_", "aten::add", "aten::add_"} & set(calls)
+
+
+@pytest.mark.parametrize("looked_at", ["packed", "weight"])
+def test_two_threads_may_meet_at_a_convolution_that_is_not_packed_yet(looked_at: str) -> None:
+    """A worker encodes in lanes, and `plan` begins with them: one may pack while another has only looked."""
+    x = clips(1, 2, 4, 4)[:, :3]
+    waiting = [looked_at]
+
+    class Interrupted(PackedConv):
+        def __getattribute__(self, name: str) -> object:
+            value = super().__getattribute__(name)
+            if name in waiting:
+                waiting.clear()
+                PackedConv.relu(self, x)  # the other thread, from its first look to its last
+            return value
+
+    conv = nn.Conv3d(3, 4, 1)
+    assert torch.equal(Interrupted(conv).relu(x), PackedConv(conv).relu(x)) and not waiting

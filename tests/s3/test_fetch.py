@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import platform
 import subprocess
@@ -11,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -19,6 +22,7 @@ from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.parcels import Parcel, parcels
+from jobs.sharing import Pace
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreError
@@ -68,7 +72,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, h
     """Each decode leaves a file with the times [from going on to its end); `hang` never comes back from its copy."""
     state.mkdir()
 
-    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+    def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path, _: object) -> Iterator[DecodeMessage]:
         began, fetched = 0.0, 0
         for message in decode_task.decode_video(video, made, scratch, note):
             yield message
@@ -189,3 +193,39 @@ def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
         (scratch / name / "video.mp4").touch()
     decode_task._sweep(scratch)
     assert {path.name for path in scratch.iterdir()} == {f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"}
+
+
+def test_a_long_video_on_s3_is_shared(
+    moto_front: Proxy, cluster: None, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two decodes with a copy each say what one says, frame by frame, and nothing of the copies stays behind."""
+    monkeypatch.setattr(Pace, "left_s", lambda pace, _: 1e9 if pace.last >= pace.first else 0.0)
+    params = {"preset": "ultrafast", "x264-params": "keyint=50:min-keyint=50:scenecut=0:bframes=0:open-gop=0"}
+    store = new_store(moto_front)
+    store.create("long.mp4", make.video(tmp_path / "v.mp4", "libx264", 3000, hw=(48, 160), options=params))
+    (row,) = find(store.url, DEFAULTS).videos.to_pylist()
+    shard = ShardPlan(1, "00000000", 0, (VideoRef(**row),))
+    said = {}
+    for decode_tasks in (1, 2):
+        decodes = Decoding(shard, spec(decode_tasks=decode_tasks), scratch)
+        found, most = list[DecodeMessage](), 0
+        for _, message in decodes.messages():
+            found.append(message)
+            most = max(most, len(decodes.streams))
+        blocks = [message for message in found if isinstance(message, FrameBlock)]
+        pixels = hashlib.sha256(b"".join(block.frames_NHWC.tobytes() for block in blocks)).hexdigest()
+        said[decode_tasks] = pixels, np.concatenate([block.numbers_N for block in blocks]).tolist(), found[-1]
+        assert most == decode_tasks
+    assert said[1] == said[2] and said[1][1] == list(range(3000))
+
+
+@pytest.mark.parametrize(("size_bytes", "n_decodes", "expected"), [(1, 2, 8 + 2 * 2 * 3), (5 << 30, 2, math.inf)])
+def test_copies_are_part_of_what_sharing_costs(
+    size_bytes: int, n_decodes: int, expected: float, tmp_path: Path
+) -> None:
+    """A video on S3 must take longer still to be shared, by what its copies take; too large copies are not made."""
+    video = VideoRef("v", "v.mp4", "s3://bucket/v.mp4", "0", size_bytes)
+    made = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path)
+    assert made._worth_s(decoding._Case(0, video, fetch_s=3.0), n_decodes) == expected
+    local = replace(video, uri="file:///v.mp4")
+    assert made._worth_s(decoding._Case(0, local), n_decodes) == 8

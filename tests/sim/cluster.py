@@ -15,6 +15,7 @@ import numpy as np
 from ray.exceptions import RayActorError
 
 from jobs import workers
+from jobs.job import weights_key
 from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
 from pipeline.clips import clip_spans
 from pipeline.errors import StoreDenied, StoreUnknown
@@ -79,7 +80,7 @@ class SimWorker(ShardWorker):
 
     def setup(self) -> Ready | Refused:
         try:
-            self.store.read(self.spec.weights_key)
+            self.store.read(weights_key(self.spec.recipe))
         except (StoreUnknown, StoreDenied) as error:
             return Refused(str(error), outage=True)
         return Ready("cpu", "host", 1)

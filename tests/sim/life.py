@@ -198,7 +198,9 @@ class Life(World):
         record = job.read_job(store)
         known = job.manifests(self.store, record)
         pulse = SimpleNamespace(stop=lambda: None)
-        code = jobs.cli.launch.run_job("OUT", store, record, options, epoch, pulse, False)  # type: ignore[arg-type]
+        code = jobs.cli.launch.run_job(
+            "OUT", record, jobs.cli.launch.NextRun(store, options, epoch, pulse, None), False
+        )  # type: ignore[arg-type]
         if code in FINISHED:  # a run that says so has done all of the plans there were
             committed, whole = commit.committed_names(self.store)
             left = [name for name, (seq, _) in self.store.shards.items() if seq in known and name not in whole]

@@ -18,6 +18,7 @@ import jobs.cli.launch
 import jobs.cli.talk
 import jobs.cluster
 from jobs import control, job, planning, scheduler, workers
+from jobs.machine import Machines
 from pipeline import commit, manifest, schema, verify
 from pipeline import store as store_module
 from pipeline.config import JobRecord, PlanRecord, Recipe
@@ -59,7 +60,7 @@ def real_code_of(life: Life) -> Iterator[None]:
     uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
     again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
     quiet = lambda *_, **__: None  # noqa: E731
-    cluster = SimpleNamespace(gpus=0, cpus=2, scratch=life.store.scratch, dead=str)
+    cluster = SimpleNamespace(machines=Machines(2, 2, 0), scratch=life.store.scratch, dead=str)
     with patched(
         (commit, "time", time),
         (schema, "write_parquet", partial(write, life)),
