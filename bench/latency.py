@@ -36,7 +36,13 @@ def make_videos(folder: Path, given: argparse.Namespace) -> None:
     folder.mkdir()
     first = folder / "video000.mp4"
     make.video(
-        first, "libx264", given.frames, hw=(1080, 1920), options={"preset": "ultrafast"}, gop=50, noise=given.noise
+        first,
+        "libx264",
+        given.frames,
+        hw=(1080, 1920),
+        options={"preset": "ultrafast"},
+        gop=given.frames,
+        noise=given.noise,  # one GOP, or most would be left out
     )
     for number in range(1, given.videos):
         shutil.copy(first, folder / f"video{number:03d}.mp4")

@@ -30,7 +30,7 @@ def main() -> None:
     job = create_job(store, prepared)
     add_plan(store, job, find(source, DEFAULTS, id_column=None), shard_videos=int(sys.argv[4]), limit=None)
     options = run_options({}, batch_size=default_batch("cpu"), device="cpu")
-    decoding = WorkerSpec(out, job.recipe, options, "", (), "", "").decoding
+    decoding = WorkerSpec(out, job.recipe, options, (), "", "").decoding
     encoder = Encoder(
         prepared.weights,
         device="cpu",
