@@ -4,6 +4,8 @@ A decode is a process of its own because native decoders crash and hang on real 
 and convicted only on evidence, one that hangs is killed, and neither takes another video with it. Retries are ours,
 counted per video; Ray's own are off.
 
+The shards that a worker has in hand share its slots (`jobs.slots`); each is read by a thread of its own.
+
 A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
 more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
 
@@ -36,6 +38,7 @@ from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video_task, is_rem
 from jobs.memory import NOTE
 from jobs.parcels import Parcel
 from jobs.sharing import WORTH_S, Pace, Shared, Unlike
+from jobs.slots import Place, Slots, Use
 from pipeline.decode import Share
 from pipeline.errors import Reason, StoreError
 from pipeline.types import (
@@ -59,6 +62,7 @@ MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
 DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
 GPU_SHARE = 0.005  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
 POLL_S = 0.5
+TURN_S = 0.05  # between two looks at the slots, where another shard has them
 SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
 
 
@@ -113,30 +117,32 @@ class _Stream:
 
 @dataclass(slots=True)
 class Decoding:
-    """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own."""
+    """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own.
+
+    Shards that one worker has in hand share its slots, each from its `place`.
+    """
 
     shard: ShardPlan
     spec: DecodeSpec
     scratch: Path
+    place: Place | None = None
     streams: dict[Any, _Stream] = field(default_factory=dict)
 
     def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
         """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
         waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
         suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
+        place = self.place or Place(Slots(self.spec.decode_tasks))
         try:
             while waiting or suspects or self.streams:
-                while waiting and self._room_for(waiting[0].video):
-                    self._submit(waiting.popleft())
-                if suspects and not self.streams:
-                    self._submit(suspects.popleft())
-                self._go_on()
-                if not waiting:
-                    self._share_out()
+                self._take_slots(place, waiting, suspects)
                 generators = [generator for generator in self.streams if self._is_read(generator)]
+                if not generators:  # another shard of this worker has all slots
+                    time.sleep(TURN_S)
+                    continue
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
                 if not ready:
-                    ready = self._wait(generators)
+                    ready = self._wait(generators, TURN_S if waiting and place.others.running else POLL_S)
                 for generator in ready:
                     yield from self._next(generator, suspects)
                 for generator in generators:
@@ -146,12 +152,35 @@ class Decoding:
             for generator in list(self.streams):
                 self._end(generator)
 
-    def _room_for(self, video: VideoRef) -> bool:
+    def _take_slots(self, place: Place, waiting: deque[_Case], suspects: deque[_Case]) -> None:
+        """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
+        with place.slots.lock:
+            others, n = place.others, place.slots.n
+            if place.may_start:
+                while waiting and self._room_for(waiting[0].video, others, n):
+                    self._submit(waiting.popleft())
+                if suspects and not self.streams and not others.running:
+                    self._submit(suspects.popleft())
+            if place.may_go_on:
+                self._go_on(n - others.decoding)
+            if not waiting and not others.wants:
+                self._share_out(n - others.running)
+            place.tell(self._use(bool(waiting or suspects)))
+
+    def _use(self, wants: bool) -> Use:
+        streams = self.streams.values()
+        halted = sum(stream.halted for stream in streams)
+        decoding = len(streams) - halted - sum(stream.fetching for stream in streams)
+        alone = any(stream.case.crashes + stream.case.deaths for stream in streams)
+        return Use(len(streams), decoding, halted, sum(s.case.video.size_bytes for s in streams), wants or alone)
+
+    def _room_for(self, video: VideoRef, others: Use, slots: int) -> bool:
         """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
-        if len(self.streams) < self.spec.decode_tasks or not is_remote(video):
-            return len(self.streams) < self.spec.decode_tasks
-        size_bytes = video.size_bytes + sum(stream.case.video.size_bytes for stream in self.streams.values())
-        return len(self.streams) < FETCHED_AHEAD * self.spec.decode_tasks and size_bytes <= FETCHED_BYTES
+        running = len(self.streams) + others.running
+        if running < slots or not is_remote(video):
+            return running < slots
+        size_bytes = video.size_bytes + others.size_bytes + sum(s.case.video.size_bytes for s in self.streams.values())
+        return running < FETCHED_AHEAD * slots and size_bytes <= FETCHED_BYTES
 
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
@@ -165,14 +194,14 @@ class Decoding:
 
     def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
         case.notes += 1
-        note = self.scratch / f"{case.at}-{case.notes}.crash"
+        note = self.scratch / f"{self.shard.name}-{case.at}-{case.notes}.crash"
         generator = task.remote(case.video, self.spec, self.scratch, note, share)
         self.streams[generator] = _Stream(case, note, share, fetching=share is None and is_remote(case.video))
         return generator
 
-    def _share_out(self) -> None:
+    def _share_out(self, slots: int) -> None:
         """Give the slots that are free to the video that will take longest, if that at least doubles its decodes."""
-        room = self.spec.decode_tasks - len(self.streams)
+        room = slots - len(self.streams)
         cases = {id(stream.case): stream.case for stream in self.streams.values() if not stream.ended}.values()
         now = time.monotonic()
         left = [
@@ -208,17 +237,17 @@ class Decoding:
         shared = stream.case.shared
         return not stream.halted and (shared is None or shared.decodes[0] is generator)
 
-    def _wait(self, generators: list[Any]) -> list[Any]:
+    def _wait(self, generators: list[Any], timeout_s: float) -> list[Any]:
         started = time.monotonic()
-        ready, _ = ray.wait(generators, num_returns=1, timeout=POLL_S)
+        ready, _ = ray.wait(generators, num_returns=1, timeout=timeout_s)
         for generator in generators:
             if (pace := self.streams[generator].case.pace) is not None:
                 pace.waited_s += time.monotonic() - started
         return ready  # type: ignore[no-any-return] # Ray's generators have no type
 
-    def _go_on(self) -> None:
+    def _go_on(self, slots: int) -> None:
         """Let those that have their copy decode, as far as there is room, the first first."""
-        room = self.spec.decode_tasks - sum(not (s.fetching or s.halted) for s in self.streams.values())
+        room = slots - sum(not (s.fetching or s.halted) for s in self.streams.values())
         for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
             stream.halted, stream.silent_since = False, time.monotonic()
 

@@ -156,7 +156,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             str(worker["worker"]),
             worker["device"],
             worker["state"],
-            worker["shard"] or "-",
+            " ".join(worker["shards"]) or "-",
             str(worker["videos"]),
             str(worker["clips"]),
             doing,

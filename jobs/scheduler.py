@@ -33,6 +33,7 @@ from jobs.state import (
     Command,
     Counted,
     Dispatch,
+    Drain,
     Event,
     Finish,
     Scheduler,
@@ -66,6 +67,7 @@ from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import Store
 
+SHARDS_EACH = 2  # that a worker has in hand, so that it need not wait for a commit or for us
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two looks at the workers' counters
 SILENT_S = 60.0  # a busy worker that does not answer such a look for so long is given up: paused, or hung for good
@@ -78,11 +80,14 @@ class _Worker:
     """An actor, and what it was last heard to do."""
 
     actor: Any
-    state: str = "starting"
+    ready: bool = False
     device: str = ""
     host: str = ""
-    shard: ShardKey | None = None
-    progress: Progress = field(default_factory=Progress)
+    in_hand: dict[ShardKey, Progress] = field(default_factory=dict)  # the oldest first
+
+    @property
+    def state(self) -> str:
+        return "busy" if self.in_hand else "idle" if self.ready else "starting"
 
 
 class Run:
@@ -119,6 +124,7 @@ class Run:
             work.todo,
             n_workers=options.workers,
             n_videos=work.n_videos,
+            shards_each=SHARDS_EACH,
             counting=True,
             max_failures=options.max_failures,
             shard_attempts=options.shard_attempts,
@@ -179,9 +185,10 @@ class Run:
     def _result(self, ref: Any) -> Event | None:
         if (asked := self.asking.pop(ref, None)) is not None:
             try:
-                _, self.workers[asked[0]].progress = ray.get(ref)
+                in_hand, said = self.workers[asked[0]].in_hand, ray.get(ref)
             except (RayError, KeyError):
                 return None  # the call in `pending` tells the death
+            in_hand.update((key, said[key]) for key in in_hand if key in said)
             return None
         meaning = self.pending.pop(ref)
         try:
@@ -264,6 +271,8 @@ class Run:
                     self._dispatch(number, key)
                 case Check(key):
                     events.append(self._check(key))
+                case Drain(number):
+                    self.workers[number].actor.drain.remote()
                 case StopWorker(number):
                     ray.kill(self.workers.pop(number).actor, no_restart=True)
                 case Finish():
@@ -279,7 +288,7 @@ class Run:
                 num_gpus=self.gpus_each,
                 max_restarts=0,
                 max_task_retries=0,
-                max_concurrency=2,
+                max_concurrency=SHARDS_EACH + 1,
             )
             .remote(self.spec)
         )
@@ -288,7 +297,7 @@ class Run:
         def meaning(reply: Any) -> Event:
             if isinstance(reply, Ready):
                 worker = self.workers[number]
-                worker.state, worker.device, worker.host = "idle", reply.device, reply.host
+                worker.ready, worker.device, worker.host = True, reply.device, reply.host
                 return WorkerReady(number)
             if not isinstance(reply, Refused):
                 return self._died(number, reply)
@@ -301,18 +310,18 @@ class Run:
 
     def _dispatch(self, number: int, key: ShardKey) -> None:
         worker, manifest = self.workers[number], self.manifests[key.plan_seq]
-        worker.state, worker.shard, worker.progress = "busy", key, Progress()
+        worker.in_hand[key] = Progress()
 
-        def meaning(reply: Any) -> Event:
-            if number in self.workers:
-                worker.state, worker.shard, worker.progress = "idle", None, Progress()
+        def meaning(reply: Any) -> Event | None:
+            worker.in_hand.pop(key, None)
+            if number not in self.workers:
+                return None  # the other shard that it had in hand told its death
             match reply:
                 case Done(outcomes, _):
                     sums = count(outcomes, key.plan_seq, self.work.superseded)
                     return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
                 case Trouble("device", detail):
-                    if number in self.workers:
-                        ray.kill(self.workers[number].actor, no_restart=True)
+                    ray.kill(worker.actor, no_restart=True)
                     return self._died(number, detail)
                 case Trouble(kind, detail):
                     return ShardTrouble(number, key, kind, detail)  # type: ignore[arg-type] # the kinds are the same
@@ -378,7 +387,7 @@ class Run:
 
     def snapshot(self, state: str) -> dict[str, Any]:
         """The progress of the whole job as JSON; times are seconds, rates per second of this run."""
-        totals, flying = self.state.totals, [w.progress for w in self.workers.values() if w.state == "busy"]
+        totals, flying = self.state.totals, [p for w in self.workers.values() for p in w.in_hand.values()]
         elapsed = time.monotonic() - self.started
         videos = totals.videos + sum(progress.videos for progress in flying)
         clips = totals.clips + sum(progress.clips for progress in flying)
@@ -407,11 +416,11 @@ class Run:
                     "state": worker.state,
                     "device": worker.device,
                     "host": worker.host,
-                    "shard": str(worker.shard) if worker.shard else None,
-                    "videos": worker.progress.videos,
-                    "clips": worker.progress.clips,
-                    "encode_s": round(worker.progress.encode_s, 1),
-                    "wait_s": round(worker.progress.wait_s, 1),
+                    "shards": [str(key) for key in worker.in_hand],
+                    "videos": sum(progress.videos for progress in worker.in_hand.values()),
+                    "clips": sum(progress.clips for progress in worker.in_hand.values()),
+                    "encode_s": round(sum(progress.encode_s for progress in worker.in_hand.values()), 1),
+                    "wait_s": round(sum(progress.wait_s for progress in worker.in_hand.values()), 1),
                 }
                 for number, worker in sorted(self.workers.items())
             ],

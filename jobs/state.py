@@ -4,7 +4,12 @@
                                      │──────> ShardTrouble (outage) ──────────────> pause; TryAgain ─> one on trial
                                      │──────> ShardTrouble (store) ───────────────> stop, resumable
                                      │──────> ShardTrouble (internal) ────────────> again, bounded
+                                     │──────> ShardTrouble (withdrawn) ───────────> back in the queue
                                      └──────> WorkerDied ─> Check ─> Checked ─────> done after all, or again elsewhere
+
+A worker may have the next shard in hand before it is done with one, so that nothing of it is idle in between. Not
+towards the end, where that shard is sooner begun by whoever is free; and shards that were in hand together when their
+worker died are done alone from then on, for one of them is to blame.
 
 Double dispatch, poison loops and lost shards are unit tests of this file. `validate()` states what must hold after
 every event; `story(shard)` tells what happened to one.
@@ -96,11 +101,12 @@ class ShardDone:
 @dataclass(frozen=True, slots=True)
 class ShardTrouble:
     """The worker lives, the shard is not done. `outage` is trouble of a store that may pass, `store` one that does not
-    (a full disk), `internal` our own defect, `job` an error that no retry can mend."""
+    (a full disk), `internal` our own defect, `job` an error that no retry can mend, `withdrawn` a drain before
+    it began."""
 
     worker: int
     shard: ShardKey
-    kind: Literal["outage", "store", "internal", "job"]
+    kind: Literal["outage", "store", "internal", "job", "withdrawn"]
     detail: str
 
 
@@ -181,6 +187,13 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Begin no other shard: those in hand that were not begun come back as `withdrawn`."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopWorker:
     worker: int
 
@@ -193,7 +206,7 @@ class Finish:
     sentence: str
 
 
-Command = StartWorker | Dispatch | Check | StopWorker | Finish
+Command = StartWorker | Dispatch | Check | Drain | StopWorker | Finish
 
 
 # ---- the machine ------------------------------------------------------------------------------------------------
@@ -208,6 +221,7 @@ class Scheduler:
         *,
         n_workers: int,
         n_videos: int,
+        shards_each: int = 1,
         done: Totals | None = None,
         counting: bool = False,
         max_failures: MaxFailures = MaxFailures(),  # noqa: B008 - frozen
@@ -216,20 +230,22 @@ class Scheduler:
     ) -> None:
         self.queue: deque[ShardKey] = deque(todo)
         self.open: set[ShardKey] = set(self.queue)
-        self.in_flight: dict[int, ShardKey] = {}
-        self.checking: set[ShardKey] = set()
+        self.in_flight: dict[int, list[ShardKey]] = {}  # of every busy worker, the oldest first
+        self.alone: set[ShardKey] = set()  # were in hand with another when a worker died
+        self.checking: dict[ShardKey, bool] = {}  # -> is it the one that its worker's death is counted by?
         self.starting: set[int] = set()
         self.idle: set[int] = set()
         self.stuck: dict[ShardKey, str] = {}
         self.attempts: Counter[ShardKey] = Counter()
         self.totals = done or Totals()
-        self.n_workers, self.n_videos = n_workers, n_videos
+        self.n_workers, self.n_videos, self.shards_each = n_workers, n_videos, shards_each
         self.max_failures, self.shard_attempts = max_failures, shard_attempts
         self.worker_deaths = max(worker_deaths, 2 * n_workers)  # losing a node of many workers at once is one event
         self.counting = counting  # a `Counted` is still to come, and there is no verdict before it
         self.outage = ""  # why nothing is dispatched now; empty when the stores answer
         self.trials = 0  # dispatches that are allowed all the same, to see
         self.stopping: Stop | None = None
+        self.draining: set[int] = set()  # workers that were told
         self.finished: Finish | None = None
         self._next_worker = 0
         self._last_death = ""
@@ -267,14 +283,15 @@ class Scheduler:
                 self._leave(worker, shard)
                 self._trouble(shard, kind, detail)
             case Checked(shard, committed, n_videos, n_clips, failures):
-                self.checking.discard(shard)
+                counts = self.checking.pop(shard, True)
                 if committed:
                     self._count(shard, n_videos, n_clips, failures)
                 else:
                     self._again(shard, "its worker died")
-                    self._vain_death()
+                    if counts:
+                        self._vain_death()
             case CheckFailed(shard, detail):
-                self.checking.discard(shard)
+                self.checking.pop(shard, None)
                 self.attempts[shard] -= 1  # nobody knows whether it failed
                 self.queue.append(shard)  # whoever does it again adopts what is there
                 self._pause(detail)
@@ -300,11 +317,13 @@ class Scheduler:
 
     def validate(self) -> None:
         """AssertionError where the state contradicts itself. True after every event."""
-        flying = list(self.in_flight.values())
+        flying = [shard for shards in self.in_flight.values() for shard in shards]
         places = [*self.queue, *flying, *self.checking, *self.stuck]
         assert len(places) == len(set(places)), f"a shard is in two places: {Counter(places).most_common(1)}"
         assert set(places) == self.open, f"shards lost: {self.open ^ set(places)}"
         assert not self.idle & self.in_flight.keys(), "a worker is idle and busy"
+        assert all(0 < len(shards) <= self.shards_each for shards in self.in_flight.values()), "a worker has too much"
+        assert all(len(shards) == 1 or self.alone.isdisjoint(shards) for shards in self.in_flight.values()), "not alone"
         assert len(self.starting) + len(self.idle) + len(self.in_flight) <= self.n_workers, "too many workers"
         if self.finished is not None and self.finished.exit_code in (0, 3):
             assert not self.open, f"finished with {len(self.open)} open shards"
@@ -316,12 +335,15 @@ class Scheduler:
         self.starting.discard(worker)
         self.idle.discard(worker)
         self._last_death = detail
-        shard = self.in_flight.pop(worker, None)
-        if shard is None:
+        self.draining.discard(worker)
+        shards = self.in_flight.pop(worker, [])
+        if not shards:
             self._vain_death()
-            return []
-        self.checking.add(shard)
-        return [Check(shard)]
+        if len(shards) > 1:
+            self.alone.update(shards)
+        for shard in shards:
+            self.checking[shard] = shard == shards[0]
+        return [Check(shard) for shard in shards]
 
     def _vain_death(self) -> None:
         """A worker died, and the store holds nothing that it did since the last commit anywhere."""
@@ -339,6 +361,9 @@ class Scheduler:
                 self.attempts[shard] -= 1  # not this shard's fault
             self._again(shard, detail)
             self._pause(detail)
+        elif kind == "withdrawn":
+            self.attempts[shard] -= 1
+            self.queue.appendleft(shard)
         else:
             self.queue.appendleft(shard)
             self._stop(Stop(6 if kind == "store" else 2, detail))
@@ -354,9 +379,12 @@ class Scheduler:
         self.outage, self.trials = detail, 0
 
     def _leave(self, worker: int, shard: ShardKey) -> None:
-        given = self.in_flight.pop(worker)
-        assert given == shard, f"worker {worker} answered for {shard}, which it was not given ({given})"
-        self.idle.add(worker)
+        given = self.in_flight[worker]
+        assert shard in given, f"worker {worker} answered for {shard}, which it was not given ({given})"
+        given.remove(shard)
+        if not given:
+            del self.in_flight[worker]
+            self.idle.add(worker)
 
     def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
         self.open.discard(shard)
@@ -398,13 +426,16 @@ class Scheduler:
 
     def _settle(self, commands: list[Command]) -> list[Command]:
         if self.stopping is not None and (self.open or self.counting):
-            busy = self.stopping.drain and (self.in_flight or self.checking)
-            return commands if busy else [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
-        while self.queue and self.idle and (not self.outage or self.trials):
+            if not self.stopping.drain or not (self.in_flight or self.checking):
+                return [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
+            told = sorted(self.in_flight.keys() - self.draining)
+            self.draining.update(told)
+            return [*commands, *map(Drain, told)]
+        while (worker := self._free()) is not None:
+            shard = self.queue.popleft()
             self.trials -= bool(self.outage)
-            worker, shard = min(self.idle), self.queue.popleft()
             self.idle.discard(worker)
-            self.in_flight[worker] = shard
+            self.in_flight.setdefault(worker, []).append(shard)
             self.attempts[shard] += 1
             commands.append(Dispatch(worker, shard))
         if not self.queue and not self.in_flight and not self.checking and not self.counting:
@@ -416,6 +447,19 @@ class Scheduler:
             commands.append(StartWorker(self._next_worker))
             self._next_worker += 1
         return commands
+
+    def _free(self) -> int | None:
+        """Who takes the first shard of the queue now: who has none, else who may have one more in hand."""
+        if not self.queue or (self.outage and not self.trials):
+            return None
+        if self.idle:
+            return min(self.idle)
+        plenty = len(self.queue) - (self.n_workers - len(self.in_flight)) >= self.n_workers
+        if self.outage or not plenty or self.queue[0] in self.alone:
+            return None
+        having = [(len(shards), worker) for worker, shards in self.in_flight.items() if self.alone.isdisjoint(shards)]
+        n_shards, worker = min(having, default=(self.shards_each, -1))
+        return worker if n_shards < self.shards_each else None
 
     def _verdict(self) -> tuple[int, str]:
         if self.stuck:

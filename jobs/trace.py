@@ -20,6 +20,7 @@ from pipeline.errors import DamagedJob
 from pipeline.store import Store
 
 READERS = 16  # footers at a time
+MOST_PID = 1 << 22  # of Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +69,25 @@ def _read(store: Store, name: str) -> ShardTime:
 
 
 def trace_events(shards: Iterable[ShardTime]) -> Iterator[dict[str, Any]]:
-    """A track for each worker of each machine, an interval for each shard, and the clips and failures so far."""
+    """Tracks for each worker of each machine, an interval for each shard, and the clips and failures so far.
+
+    A worker has a second track for shards that it began before it was done with another.
+    """
     hosts, clips, failed = list[str](), 0, 0
-    workers = set[tuple[str, int]]()
-    for shard in shards:
+    tracks = dict[tuple[str, int, int], float]()  # host, process, which of its tracks -> when its last interval ended
+    for shard in sorted(shards, key=lambda shard: shard.ended_s - shard.shard_s):
         if shard.host not in hosts:
             hosts.append(shard.host)
             yield {"ph": "M", "name": "process_name", "pid": len(hosts), "args": {"name": shard.host}}
-        track = {"pid": hosts.index(shard.host) + 1, "tid": shard.pid}
-        if (shard.host, shard.pid) not in workers:
-            workers.add((shard.host, shard.pid))
+        began_s, free = shard.ended_s - shard.shard_s, 0
+        while tracks.get((shard.host, shard.pid, free), began_s) > began_s:
+            free += 1
+        track = {"pid": hosts.index(shard.host) + 1, "tid": shard.pid + free * MOST_PID}
+        if (shard.host, shard.pid, free) not in tracks:
             yield {"ph": "M", "name": "thread_name", **track, "args": {"name": f"{shard.device} (pid {shard.pid})"}}
+        tracks[shard.host, shard.pid, free] = shard.ended_s
         said = {name: getattr(shard, name) for name in ("videos", "failed", "clips", "encode_s", "wait_s")}
-        began_us, took_us = round((shard.ended_s - shard.shard_s) * 1e6), round(shard.shard_s * 1e6)
+        began_us, took_us = round(began_s * 1e6), round(shard.shard_s * 1e6)
         yield {"ph": "X", "cat": "shard", "name": shard.name, "ts": began_us, "dur": took_us, **track, "args": said}
         clips, failed = clips + shard.clips, failed + shard.failed
         so_far = {"clips": clips, "failed videos": failed}

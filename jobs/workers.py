@@ -24,14 +24,15 @@ from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.job import stored_weights
 from jobs.machine import code_digest, software, usable_cpus
+from jobs.slots import Place, Slots, Withdrawn
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.decode.nvdec_route import not_here
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
-from pipeline.extract import Encode, Progress, extract_shard
+from pipeline.extract import Encode, Lanes, Progress, extract_shard
 from pipeline.store import open_store
-from pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, VideoOutcome
+from pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows, VideoOutcome
 
 if TYPE_CHECKING:
     from p3d.encoder import Encoder
@@ -100,6 +101,12 @@ class Trouble:
     detail: str
 
 
+def is_of_device(error: Exception) -> bool:
+    """Is the device in this process not to be trusted any more?"""
+    detail = f"{type(error).__name__}: {error}"  # torch < 2.8 says it in words
+    return type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error")
+
+
 def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
     """What `extract_shard` asks of the network: features, and scores where the job stores them."""
 
@@ -127,22 +134,24 @@ def trouble_of(error: Exception) -> Trouble:
         case DeviceFull():
             return Trouble("store", f"{platform.node()}: {error}. Free its memory, then resume")
     detail = f"{type(error).__name__}: {error}"
-    if type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error"):  # torch < 2.8
+    if is_of_device(error):
         return Trouble("device", f"{platform.node()}: {detail}")
     return Trouble("internal", detail)
 
 
 class ShardWorker:
-    """The actor that owns a device: decodes, encodes and commits one shard at a time.
+    """The actor that owns a device: decodes, encodes and commits shards.
 
-    Calls run in two threads, so that `progress` answers while `run_shard` works.
+    It may have more than one in hand, each in a thread of its own (so calls need one more, for `progress`): they share
+    the decode slots, of which the older has the first choice, and the lanes of the network.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.store = open_store(spec.out_url, spec.options.s3)
-        self.progress_of_shard = Progress()
-        self.busy_with: str | None = None
+        self.slots = Slots(spec.options.decode_tasks)
+        self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
+        self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
         home = (
             spec.scratch if Path(spec.scratch).is_dir() else None
         )  # the run's folder, if this is the driver's machine
@@ -173,37 +182,65 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
+        self.lanes = Lanes(self._n_lanes())
         return Ready(device, platform.node(), os.getpid())
 
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
         """Compute and commit a shard. Whatever goes wrong comes back as a record."""
-        started = time.monotonic()
-        self.progress_of_shard, self.busy_with = Progress(), shard.name
-        recipe = self.spec.recipe
+        progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
         try:
-            with contextlib.closing(Decoding(shard, self.spec.decoding, self.scratch).messages()) as messages:
-                rows = extract_shard(
-                    shard,
-                    messages,
-                    encode_of(self.encoder, recipe),
-                    sampling=recipe.sampling,
-                    batch_size=self.spec.options.batch_size,
-                    feature_dim=recipe.feature_dim,
-                    n_scores=recipe.n_scores,
-                    embedding_dtype=recipe.embedding_dtype,
-                    progress=self.progress_of_shard,
-                    lanes=self.lanes,
-                )
-            rows.stats.update(self._stats(time.monotonic() - started))
-            committed = commit_shard(self.store, rows, recipe, user_columns)
+            with self.slots.place() as place:
+                place.await_turn()
+                rows = self._extract(shard, place, progress)
+            if self.broken is not None:  # while another shard used it
+                raise self.broken
+            committed = commit_shard(self.store, rows, self.spec.recipe, user_columns)
+        except Withdrawn:
+            return Trouble("withdrawn", "not begun")
         except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
             return trouble_of(error)
         finally:
-            self.busy_with, self.progress_of_shard = None, Progress()
+            del self.in_hand[shard.plan_seq, shard.shard]
         return Done(committed.outcomes, committed.adopted)
 
-    @property
-    def lanes(self) -> int:
+    def _extract(self, shard: ShardPlan, place: Place, progress: Progress) -> ShardRows:
+        started, recipe = time.monotonic(), self.spec.recipe
+        with contextlib.closing(Decoding(shard, self.spec.decoding, self.scratch, place).messages()) as messages:
+            rows = extract_shard(
+                shard,
+                messages,
+                self._trusted(encode_of(self.encoder, recipe)),
+                sampling=recipe.sampling,
+                batch_size=self.spec.options.batch_size,
+                feature_dim=recipe.feature_dim,
+                n_scores=recipe.n_scores,
+                embedding_dtype=recipe.embedding_dtype,
+                progress=progress,
+                lanes=self.lanes,
+            )
+        rows.stats.update(self._stats(progress, time.monotonic() - started))
+        return rows
+
+    def _trusted(self, encode: Encode) -> Encode:
+        """`encode`, but never again once the device has failed, whichever shard it failed in."""
+
+        def trusted(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+            if self.broken is not None:
+                raise self.broken
+            try:
+                return encode(frames_NHWC, index_BT)
+            except Exception as error:
+                if is_of_device(error):
+                    self.broken = error
+                raise
+
+        return trusted
+
+    def drain(self) -> None:
+        """Begin no other shard: those in hand that have not begun come back."""
+        self.slots.drain()
+
+    def _n_lanes(self) -> int:
         """Batches that the network computes at once: on a CPU as many as use all cores, each with its own threads.
 
         Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a
@@ -213,17 +250,17 @@ class ShardWorker:
             return 1
         return max(1, usable_cpus() // (self.spec.options.threads * self.spec.options.workers))
 
-    def progress(self) -> tuple[str | None, Progress]:
-        """The shard in work and its counters so far."""
-        return self.busy_with, self.progress_of_shard
+    def progress(self) -> dict[tuple[int, int], Progress]:
+        """(plan_seq, shard) of the shards in hand, and their counters so far."""
+        return self.in_hand.copy()
 
-    def _stats(self, seconds: float) -> dict[str, Any]:
+    def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
-        realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes, "software": software()}
+        realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes.n, "software": software()}
         options = {name: getattr(self.spec.options, name) for name in ("threads", "decode_tasks")}
         when = {
             "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
             "shard_s": round(seconds, 3),
         }
-        return {**asdict(self.progress_of_shard), **when, **realised, **options}
+        return {**asdict(progress), **when, **realised, **options}

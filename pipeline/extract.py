@@ -6,7 +6,8 @@
 
 A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
 shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Batches may be
-encoded in `lanes`, threads beside the one that takes messages: the next batch fills meanwhile.
+encoded in `lanes`, threads beside the one that takes messages: the next batch fills meanwhile. Shards that are
+extracted at the same time may share them.
 
 Legend: N frames, B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without
 `--scores`), R rows.
@@ -80,6 +81,13 @@ class Progress:
         self.failed += isinstance(now, Failure) - isinstance(before, Failure)
 
 
+class Lanes:
+    """`n` threads that compute a batch each."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.pool = n, ThreadPoolExecutor(n, thread_name_prefix="lane")
+
+
 def extract_shard(
     shard: ShardPlan,
     messages: Iterable[tuple[int, DecodeMessage]],
@@ -91,11 +99,12 @@ def extract_shard(
     n_scores: int,
     embedding_dtype: str,
     progress: Progress | None = None,
-    lanes: int = 0,
+    lanes: Lanes | None = None,
 ) -> ShardRows:
     """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
 
-    `encode` is called by `lanes` threads at once; with 0, by the caller's own. Each lane holds one batch of frames.
+    `encode` is called by as many threads at once as there are `lanes`; without any, by the caller's own. Each lane
+    holds one batch of frames of each shard that shares it.
 
     A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
     or scores are not finite, or whose features are all zero, becomes a failure. ValueError if the messages of a video
@@ -263,21 +272,21 @@ class _Batch:
     No more batches are under way than there are lanes; a lane that fails is heard of at the next full batch.
     """
 
-    def __init__(self, encode: Encode, size: int, progress: Progress, lanes: int) -> None:
+    def __init__(self, encode: Encode, size: int, progress: Progress, lanes: Lanes | None) -> None:
         self.encode, self.size, self.progress, self.lanes = encode, size, progress, lanes
         self.frames: list[UINT8] = []
         self.places: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
         self.index: list[list[int]] = []
         self.owners: list[_Owner] = []
-        self.pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane") if lanes else None
         self.running: dict[Future[_Encoded], list[_Owner]] = {}
 
     def __enter__(self) -> _Batch:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+        for future in self.running:
+            future.cancel()
+        wait(self.running)
 
     def add(self, track: _Track, clips: list[tuple[ClipSpan, list[_Kept]]]) -> None:
         for span, frames_T in clips:
@@ -303,12 +312,12 @@ class _Batch:
     def _flush(self) -> None:
         frames, index_BT, owners = self.frames, np.array(self.index, np.int64), self.owners
         self.frames, self.places, self.index, self.owners = [], {}, [], []
-        if self.pool is None:
+        if self.lanes is None:
             self._settle(owners, self._run(frames, index_BT))
             return
-        if len(self.running) == self.lanes:
+        if len(self.running) == self.lanes.n:
             self._take()
-        self.running[self.pool.submit(self._run, frames, index_BT)] = owners
+        self.running[self.lanes.pool.submit(self._run, frames, index_BT)] = owners
 
     def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
         """In a lane: one batch, and the seconds it took."""
@@ -326,7 +335,7 @@ class _Batch:
 
     def _settle(self, owners: list[_Owner], encoded: _Encoded) -> None:
         features_BD, probs_BK, seconds = encoded
-        self.progress.encode_s += seconds / max(self.lanes, 1)
+        self.progress.encode_s += seconds / (self.lanes.n if self.lanes else 1)
         for (track, at), feature_D, prob_K in zip(owners, features_BD, probs_BK, strict=True):
             track.features[at], track.probs[at] = feature_D, prob_K
         self.progress.clips += len(owners)

@@ -160,7 +160,7 @@ def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
 def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
     """What the heartbeat says is shown: rate, ETA, workers and what they are busy with; lines fit 80 columns."""
     epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
-    worker = {"worker": 0, "state": "busy", "device": "cpu", "host": "h", "shard": "1/2", "videos": 1, "clips": 7}
+    worker = {"worker": 0, "state": "busy", "device": "cpu", "host": "h", "shards": ["1/2"], "videos": 1, "clips": 7}
     control.beat(
         job,
         epoch.number,

@@ -202,8 +202,8 @@ def test_a_share_that_never_began_is_started_again(long: Path, tmp_path: Path, m
     for number in range(MOST_ATTEMPTS + 1):
         assert case.shared is not None and not suspects
         (name, share), second = case.shared.decodes
-        assert (name, share) == (f"0-{number + 2 if number else 1}", Share(0, 0, 2))
-        assert second == ("0-2", Share(0, 1, 2))
+        assert (name, share) == (f"00000000-000000000-0-{number + 2 if number else 1}", Share(0, 0, 2))
+        assert second == ("00000000-000000000-0-2", Share(0, 1, 2))
         stream = made.streams.pop(case.shared.decodes[0])
         assert not list(made._over(stream, suspects, WorkerCrashedError()))
     assert (list(suspects), case.shared, made.streams) == ([case], None, {})
@@ -309,7 +309,7 @@ class Decoded:
         self.n_infos = sum(isinstance(message, VideoInfo) for message in self.messages)
         # which share, or "whole" -> the processes that decoded it of the long video
         self.started = dict[str, list[int]]()
-        for one in state.glob("0-*"):
+        for one in state.glob("00000000-000000000-0-*"):
             self.started.setdefault(one.name.rpartition("-")[2], []).append(int(one.read_text()))
         assert not list(scratch.iterdir())
 

@@ -32,6 +32,7 @@ from jobs.state import (
     Command,
     Counted,
     Dispatch,
+    Drain,
     Event,
     Finish,
     Scheduler,
@@ -71,6 +72,11 @@ def feed(scheduler: Scheduler, *events: Event) -> list[Command]:
     return commands
 
 
+def flying(scheduler: Scheduler) -> list[tuple[int, ShardKey]]:
+    """(worker, shard) of all that is in hand, by worker, each one's oldest first."""
+    return [(worker, shard) for worker, shards in sorted(scheduler.in_flight.items()) for shard in shards]
+
+
 def machine(n_shards: int, *, workers: int = 1, n_videos: int = 1000, **options) -> Scheduler:
     """A scheduler whose workers are all ready: shard i flies on worker i."""
     scheduler = Scheduler(shards(n_shards), n_workers=workers, n_videos=n_videos, **options)
@@ -95,7 +101,7 @@ def work_off(scheduler: Scheduler, answer: Callable[[int, ShardKey], list[Event]
             return scheduler.finished
         for worker in sorted(scheduler.starting):
             feed(scheduler, WorkerReady(worker))
-        for worker, shard in sorted(scheduler.in_flight.items()):
+        for worker, shard in flying(scheduler):
             feed(scheduler, *(answer(worker, shard) if answer else [done(worker, shard)]))
     raise AssertionError("no end after 1000 rounds")
 
@@ -131,9 +137,9 @@ def test_a_done_shard_leads_to_the_next() -> None:
 def test_every_shard_is_dispatched_once() -> None:
     """Without trouble each shard goes to one worker, once, whatever the number of workers."""
     scheduler = machine(9, workers=4)
-    given = Counter(scheduler.in_flight.values())
+    given = Counter(shard for _, shard in flying(scheduler))
     while scheduler.finished is None:
-        worker, shard = max(scheduler.in_flight.items())
+        worker, shard = flying(scheduler)[-1]
         given.update(command.shard for command in of_kind(feed(scheduler, done(worker, shard)), Dispatch))
     assert given == dict.fromkeys(shards(9), 1)
 
@@ -197,7 +203,7 @@ def test_nothing_to_do_finishes_at_once(before: dict[str, int], code: int) -> No
 def test_no_verdict_before_earlier_runs_are_counted() -> None:
     """Shards are dispatched while earlier ones are still being counted; the verdict waits, and tells of both."""
     scheduler = machine(1, n_videos=30, counting=True)
-    assert scheduler.in_flight == {0: ShardKey(1, 0)}
+    assert flying(scheduler) == [(0, ShardKey(1, 0))]
     assert of_kind(feed(scheduler, done(0, ShardKey(1, 0))), Finish) == []
     commands = feed(scheduler, Counted(Totals(20, 50, Counter(truncated=2))))
     assert commands[-1].exit_code == 3
@@ -225,6 +231,60 @@ def test_after_the_end_nothing_happens() -> None:
     assert feed(scheduler, *late) == []
     assert scheduler.totals == Totals()
     assert scheduler.finished == Finish(143, "interrupted")
+
+
+# ---- the next shard in hand ------------------------------------------------------------------------------------
+
+
+def test_a_busy_worker_has_the_next_shard_in_hand() -> None:
+    """With two each, a worker gets its next shard at once, and another whenever one of the two is done."""
+    scheduler = machine(5, shards_each=2)
+    assert flying(scheduler) == [(0, ShardKey(1, 0)), (0, ShardKey(1, 1))]
+    assert feed(scheduler, done(0, ShardKey(1, 1))) == [Dispatch(0, ShardKey(1, 2))]
+    assert feed(scheduler, done(0, ShardKey(1, 0))) == [Dispatch(0, ShardKey(1, 3))]
+
+
+@pytest.mark.parametrize(("n_shards", "early"), [(2, 0), (3, 0), (4, 1), (5, 2), (9, 2)])
+def test_the_last_shards_wait_for_whoever_is_free(n_shards: int, early: int) -> None:
+    """No worker has a second shard in hand where less than one for each worker would be left for all."""
+    scheduler = machine(n_shards, workers=2, shards_each=2)
+    assert len(flying(scheduler)) == min(n_shards, 2) + early
+
+
+def test_shards_that_were_together_when_their_worker_died_are_done_alone() -> None:
+    """Both are checked; then neither is in hand with another again, so that only one of them can be to blame."""
+    scheduler = machine(6, shards_each=2)
+    commands = feed(scheduler, WorkerDied(0, "killed"))
+    assert of_kind(commands, Check) == [Check(ShardKey(1, 0)), Check(ShardKey(1, 1))]
+    feed(scheduler, *[Checked(ShardKey(1, at), committed=False) for at in (0, 1)], WorkerReady(1))
+    seen = []
+    while scheduler.finished is None:
+        in_hand = flying(scheduler)
+        seen.append([shard.shard for _, shard in in_hand])
+        feed(scheduler, done(*in_hand[0]))
+    assert [of for of in seen if {0, 1} & set(of)] == [[0], [1]] and [2, 3] in seen
+
+
+def test_a_death_with_two_shards_in_hand_counts_once() -> None:
+    """The budget of deaths counts workers, not shards."""
+    scheduler = machine(40, shards_each=2, worker_deaths=3)
+    for worker in range(2):
+        shards_of = [shard for _, shard in flying(scheduler)]
+        feed(scheduler, WorkerDied(worker, "killed"), *[Checked(shard, committed=False) for shard in shards_of])
+        assert scheduler.finished is None
+        feed(scheduler, WorkerReady(worker + 1))
+    (shard,) = (shard for _, shard in flying(scheduler)[:1])
+    commands = feed(scheduler, WorkerDied(2, "killed"), Checked(shard, committed=False))
+    assert commands[-1].exit_code == 6
+
+
+def test_a_drain_takes_back_what_has_not_begun() -> None:
+    """A shard that is withdrawn is open again, uncharged, and the end comes with those that had begun."""
+    scheduler = machine(5, shards_each=2, shard_attempts=1)
+    assert feed(scheduler, CANCEL) == [Drain(0)]
+    assert feed(scheduler, trouble(0, ShardKey(1, 1), "withdrawn")) == []
+    assert feed(scheduler, done(0, ShardKey(1, 0)))[-1] == Finish(6, "cancelled")
+    assert scheduler.attempts[ShardKey(1, 1)] == 0 and scheduler.queue[0] == ShardKey(1, 1) and not scheduler.stuck
 
 
 # ---- deaths -----------------------------------------------------------------------------------------------------
@@ -290,7 +350,7 @@ def die(scheduler: Scheduler, *, committed: bool = False) -> list[Command]:
     """The worker that holds a shard dies, and the check is answered; if none holds one, a new one gets ready first."""
     if not scheduler.in_flight:
         feed(scheduler, WorkerReady(min(scheduler.starting)))
-    worker, shard = min(scheduler.in_flight.items())
+    worker, shard = flying(scheduler)[0]
     commands = feed(scheduler, WorkerDied(worker, "killed by a test"))
     answer = Checked(shard, True, 10, 20) if committed else Checked(shard, committed=False)
     return commands + feed(scheduler, answer)
@@ -404,10 +464,10 @@ def test_an_outage_pauses_until_a_shard_on_trial_is_done() -> None:
         assert feed(scheduler, trouble(dispatched[0].worker, dispatched[0].shard, "outage")) == []
     [(worker, shard)] = scheduler_trial(scheduler)
     assert len(of_kind(feed(scheduler, done(worker, shard)), Dispatch)) == 3
-    again = [feed(scheduler, trouble(*place, "outage")) for place in sorted(scheduler.in_flight.items())]
+    again = [feed(scheduler, trouble(*place, "outage")) for place in flying(scheduler)]
     assert again == [[], [], []], "the trial that ended one outage is not left over for the next"
     assert len(scheduler_trial(scheduler)) == 1
-    for worker, shard in sorted(scheduler.in_flight.items()):
+    for worker, shard in flying(scheduler):
         feed(scheduler, done(worker, shard))
     assert work_off(scheduler).exit_code == 0
 
@@ -423,7 +483,7 @@ def test_a_source_that_never_answers_does_not_hold_up_the_others() -> None:
         if scheduler.finished:
             break
         feed(scheduler, TryAgain())
-        for worker, shard in sorted(scheduler.in_flight.items()):
+        for worker, shard in flying(scheduler):
             feed(scheduler, trouble(worker, shard, "outage") if shard.shard == 0 else done(worker, shard))
         if scheduler.outage and scheduler.open == {ShardKey(1, 0)}:
             break  # alone, it waits for the driver's patience
@@ -463,7 +523,7 @@ def test_a_refused_worker_stops_the_job() -> None:
 def test_a_drain_finishes_what_flies_and_starts_nothing() -> None:
     """Stop with drain waits for every shard in flight, dispatches and starts nothing more, then gives its code."""
     scheduler = machine(6, workers=2)
-    assert feed(scheduler, CANCEL) == []
+    assert feed(scheduler, CANCEL) == [Drain(0), Drain(1)]
     assert feed(scheduler, done(0, ShardKey(1, 0))) == []
     commands = feed(scheduler, done(1, ShardKey(1, 1)))
     assert commands == [StopWorker(0), StopWorker(1), Finish(6, "cancelled")]
@@ -473,7 +533,7 @@ def test_a_drain_finishes_what_flies_and_starts_nothing() -> None:
 def test_a_drain_waits_for_the_check_of_a_dead_workers_shard() -> None:
     """A death during a drain is still checked, and a commit found then is counted before the end."""
     scheduler = machine(3)
-    assert feed(scheduler, CANCEL, WorkerDied(0, "killed")) == [Check(ShardKey(1, 0))]
+    assert feed(scheduler, CANCEL, WorkerDied(0, "killed")) == [Drain(0), Check(ShardKey(1, 0))]
     assert feed(scheduler, Checked(ShardKey(1, 0), True, 10, 20)) == [Finish(6, "cancelled")]
     assert scheduler.totals == Totals(10, 20)
 
@@ -488,7 +548,7 @@ def test_a_drain_with_nothing_in_flight_ends_at_once() -> None:
 def test_a_hard_stop_overrides_a_drain() -> None:
     """Stop without drain ends a drain at once, with its own code."""
     scheduler = machine(3)
-    assert feed(scheduler, CANCEL) == []
+    assert feed(scheduler, CANCEL) == [Drain(0)]
     assert feed(scheduler, INTERRUPT) == [StopWorker(0), Finish(143, "interrupted")]
 
 
@@ -650,14 +710,15 @@ def finish_with(code: int) -> Callable[[Scheduler], None]:
     ("tamper", "complaint"),
     [
         (lambda s: s.queue.append(s.queue[0]), "two places"),
-        (lambda s: s.queue.append(s.in_flight[0]), "two places"),
-        (lambda s: s.checking.add(s.in_flight[0]), "two places"),
+        (lambda s: s.queue.append(s.in_flight[0][0]), "two places"),
+        (lambda s: s.checking.update({s.in_flight[0][0]: True}), "two places"),
         (lambda s: s.stuck.update({s.queue[0]: "why"}), "two places"),
         (lambda s: s.queue.popleft(), "lost"),
         (lambda s: s.in_flight.pop(0), "lost"),
         (lambda s: s.queue.append(ShardKey(7, 7)), "lost"),
         (lambda s: s.open.discard(s.queue[0]), "lost"),
         (lambda s: s.idle.add(0), "idle and busy"),
+        (lambda s: s.in_flight[0].append(s.queue.pop()), "too much"),
         (lambda s: s.starting.add(77), "too many workers"),
         (lambda s: s.idle.add(77), "too many workers"),
         (finish_with(0), "open shards"),
@@ -727,8 +788,12 @@ class World:
         self.n_videos = sum(shard.n_videos for shard in self.truth.values())
         self.workers: dict[int, str] = {}  # starting, idle, busy: those the scheduler must believe alive
         self.ever: set[int] = set()
-        self.flying: dict[int, ShardKey] = {}
+        self.shards_each = rng.choice((1, 1, 2, 3))
+        self.flying: dict[int, list[ShardKey]] = {}
+        self.alone: set[ShardKey] = set()
+        self.told: set[int] = set()  # workers that are to begin nothing more
         self.unchecked: dict[ShardKey, bool] = {}  # shards of dead workers: has a Check been asked?
+        self.second: set[ShardKey] = set()  # of those, the ones whose death is already counted by another
         self.closed: set[ShardKey] = set()
         self.stuck: dict[ShardKey, bool] = {}  # by a defect?
         self.tries: Counter[ShardKey] = Counter()
@@ -743,6 +808,7 @@ class World:
             self.todo,
             n_workers=n_workers,
             n_videos=self.n_videos,
+            shards_each=self.shards_each,
             done=self.sums(self.store),
             max_failures=max_failures,
             shard_attempts=self.shard_attempts,
@@ -808,7 +874,7 @@ class World:
                     return WorkerUnready(worker, "no store")
                 return WorkerDied(worker, "died starting") if self.strikes("dies starting") else WorkerReady(worker)
             case worker:
-                return self.answer(worker, self.flying[worker])
+                return self.answer(worker, self.rng.choice(self.flying[worker]))
 
     def look(self, shard: ShardKey) -> Event:
         if self.strikes("check fails"):
@@ -819,10 +885,12 @@ class World:
         return Checked(shard, True, truth.n_videos, truth.n_clips, truth.failures)
 
     def answer(self, worker: int, shard: ShardKey) -> Event:
+        if worker in self.told and self.strikes("withdrawn"):
+            return ShardTrouble(worker, shard, "withdrawn", "")
         if self.strikes("dies before commit"):
             return WorkerDied(worker, "died before its commit")
         if self.rates["commits when dead"] > self.rng.random():
-            self.undead.append(shard)
+            self.undead += self.flying[worker]
             return WorkerDied(worker, "out of reach")
         for kind in ("outage", "internal", "store", "job"):
             if self.strikes(kind):
@@ -857,18 +925,22 @@ class World:
             case WorkerDied(worker):
                 del self.workers[worker]
                 self.deaths += 1
-                if (shard := self.flying.pop(worker, None)) is None:
+                shards = self.flying.pop(worker, [])
+                if not shards:
                     self.vain_deaths += 1
-                else:
-                    self.unchecked[shard] = False
+                if len(shards) > 1:
+                    self.alone.update(shards)
+                self.unchecked.update(dict.fromkeys(shards, False))
+                self.second.difference_update(shards[:1])
+                self.second.update(shards[1:])
             case ShardDone(worker, shard):
-                self.workers[worker] = "idle"
-                del self.flying[worker]
+                self.leave(worker, shard)
                 self.close(shard)
             case ShardTrouble(worker, shard, kind):
-                self.workers[worker] = "idle"
-                del self.flying[worker]
-                if kind == "internal":
+                self.leave(worker, shard)
+                if kind == "withdrawn":
+                    self.tries[shard] -= 1
+                elif kind == "internal":
                     self.again(shard, internal=True)
                 elif kind == "outage":
                     self.tries[shard] -= self.paused
@@ -881,7 +953,7 @@ class World:
                 if committed:
                     self.close(shard)
                 else:
-                    self.vain_deaths += 1
+                    self.vain_deaths += shard not in self.second
                     self.again(shard, internal=False)
             case Stop():
                 self.stop(event)
@@ -893,6 +965,12 @@ class World:
         self.trace.append((event, tuple(commands)))
         self.scheduler.validate()
         self.obey(commands)
+
+    def leave(self, worker: int, shard: ShardKey) -> None:
+        self.flying[worker].remove(shard)
+        if not self.flying[worker]:
+            del self.flying[worker]
+            self.workers[worker] = "idle"
 
     def pause(self) -> None:
         self.paused, self.trials, self.outages = True, 0, self.outages + 1
@@ -950,15 +1028,27 @@ class World:
                     assert self.stopped is None, "a dispatch during a stop"
                     assert not self.paused or self.trials, "a dispatch during an outage"
                     self.trials -= self.paused
-                    assert self.workers.get(worker) == "idle", f"a dispatch to worker {worker}, which is not idle"
+                    in_hand = self.flying.get(worker, [])
+                    if in_hand:
+                        assert self.workers[worker] == "busy" and not self.paused, "no time for a second shard"
+                        assert "idle" not in self.workers.values(), "a second shard, where another has none"
+                        assert len(in_hand) < self.shards_each, "too much in hand"
+                        assert self.alone.isdisjoint([*in_hand, shard]), "a suspect in company"
+                        self.fired["ahead"] += 1
+                    else:
+                        assert self.workers.get(worker) == "idle", f"worker {worker} is not idle"
                     assert shard in self.truth, "a dispatch of a shard that is not in the job"
-                    assert shard not in self.flying.values(), "a shard flies on two live workers"
+                    assert not any(shard in shards for shards in self.flying.values()), "on two live workers"
                     assert shard not in self.unchecked, "a dead worker's shard is dispatched before it was checked"
                     assert shard not in self.closed, "a done shard is dispatched again"
                     assert self.tries[shard] < self.shard_attempts, "a shard is tried too often"
                     self.tries[shard] += 1
-                    self.flying[worker] = shard
+                    self.flying.setdefault(worker, []).append(shard)
                     self.workers[worker] = "busy"
+                case Drain(worker):
+                    assert self.stopped is not None and self.stopped.drain, "a drain that nobody asked for"
+                    assert worker in self.flying and worker not in self.told, "a drain of an idle worker, or twice"
+                    self.told.add(worker)
                 case Check(shard):
                     assert self.unchecked.get(shard) is False, "a check of a shard that needs none"
                     self.unchecked[shard] = True
@@ -998,8 +1088,9 @@ class World:
         if self.finish.exit_code in (0, 3):
             assert self.store == set(self.truth), f"{self.finish} with shards missing in the store"
         before = repr(self.scheduler.totals)
-        for worker, shard in self.flying.items():  # answers that come too late
-            assert self.scheduler.handle(ShardDone(worker, shard, 1, 1)) == []
+        for worker, shards in self.flying.items():  # answers that come too late
+            for shard in shards:
+                assert self.scheduler.handle(ShardDone(worker, shard, 1, 1)) == []
         assert repr(self.scheduler.totals) == before
 
 
@@ -1018,6 +1109,7 @@ def simulate(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
         truth[shard] = ShardDone(0, shard, size, rng.randint(0, 5 * size), tuple(failures.items()))
     rates = {fault: rng.choice((0.0, 0.0, 0.03, 0.15, 0.4)) for fault in OFTEN}
     rates |= {fault: rng.choice((0.0, 0.0, 0.0, 0.05)) for fault in RARE}
+    rates["withdrawn"] = 0.5
     world = World(rng, truth, rates)
     world.store = {shard for shard in truth if rng.random() < 0.1}  # of an earlier run
     rule = rng.choice((MaxFailures(), MaxFailures(), ANY_NUMBER, MaxFailures(count=30), MaxFailures(percent=20)))
@@ -1058,7 +1150,8 @@ def test_whole_jobs_in_a_hostile_world() -> None:
     rate = len(SEEDS) / (time.monotonic() - started)
     print(f"seeds {SEEDS.start}..{SEEDS.stop - 1}, {rate:.0f} seeds/s; first ends by exit code {dict(codes)}")
     print("share of seeds in which each fault fired:", {k: f"{100 * n / len(SEEDS):.1f}%" for k, n in fired.items()})
-    never = {*OFTEN, *RARE, "budget", "stuck", "hopeless"} - {k for k, n in fired.items() if n > len(SEEDS) / 500}
+    seldom = {"ahead", "withdrawn", "budget", "stuck", "hopeless"}
+    never = {*OFTEN, *RARE, *seldom} - {k for k, n in fired.items() if n > len(SEEDS) / 500}
     assert not never, f"hardly any seed saw {never}"
     assert codes.keys() == DOCUMENTED
 
@@ -1149,7 +1242,7 @@ class SkipsTheCheck(Scheduler):
 
     def _worker_died(self, worker, detail):
         for command in super()._worker_died(worker, detail):
-            self.checking.discard(command.shard)
+            self.checking.pop(command.shard)
             self._again(command.shard, detail)
         return []
 
@@ -1160,7 +1253,7 @@ class DispatchesBeforeTheCheck(Scheduler):
     def _worker_died(self, worker, detail):
         commands = super()._worker_died(worker, detail)
         for command in commands:
-            self.checking.discard(command.shard)
+            self.checking.pop(command.shard)
             self.queue.appendleft(command.shard)
         return commands
 
@@ -1178,7 +1271,7 @@ class ForgetsTheCheck(Scheduler):
     def handle(self, event):
         commands = super().handle(event)
         if isinstance(event, Checked):
-            self.checking.add(event.shard)
+            self.checking[event.shard] = True
         return commands
 
 
@@ -1189,7 +1282,7 @@ class DispatchesWhileStopping(Scheduler):
         commands = super()._settle(commands)
         if self.stopping and not self.finished and self.queue and self.idle:
             worker, shard = self.idle.pop(), self.queue.popleft()
-            self.in_flight[worker] = shard
+            self.in_flight.setdefault(worker, []).append(shard)
             commands.append(Dispatch(worker, shard))
         return commands
 
@@ -1275,7 +1368,7 @@ class FinishesDuringChecks(Scheduler):
     """The end does not wait for the answers of checks."""
 
     def _settle(self, commands):
-        checking, self.checking = self.checking, set()
+        checking, self.checking = self.checking, {}
         try:
             return super()._settle(commands)
         finally:
@@ -1419,7 +1512,7 @@ def work_off_trials(scheduler: Scheduler) -> Finish:
         feed(scheduler, TryAgain())
         for worker in sorted(scheduler.starting):
             feed(scheduler, WorkerReady(worker))
-        for worker, shard in sorted(scheduler.in_flight.items()):
+        for worker, shard in flying(scheduler):
             feed(scheduler, done(worker, shard))
     raise AssertionError("no end")
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from random import Random
 
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from pipeline.clips import Sampling, clip_spans, frame_numbers, needed_frames
 from pipeline.errors import Reason
-from pipeline.extract import Progress, extract_shard
+from pipeline.extract import Lanes, Progress, extract_shard
 from pipeline.schema import check_rows, outcomes_json, parse_outcomes
 from pipeline.types import (
     FLOAT32,
@@ -140,7 +141,7 @@ def run(
         feature_dim=1 + sampling.clip_frames,
         embedding_dtype=dtype,
         progress=progress,
-        lanes=lanes,
+        lanes=Lanes(lanes) if lanes else None,
     )
     check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames, 2 if scores else 0)
     return rows
@@ -322,17 +323,22 @@ def test_as_many_batches_are_encoded_at_once_as_there_are_lanes() -> None:
 
 def test_an_error_in_a_lane_is_raised() -> None:
     """What an encoder raises in its thread comes out of `extract_shard`, and no lane works on behind it."""
-    calls = 0
+    calls, at_work, begun = count(), set(), threading.Event()
 
     def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
-        nonlocal calls
-        calls += 1
-        raise RuntimeError("no room on the device")
+        if next(calls) == 0:
+            begun.wait(5)
+            raise RuntimeError("no room on the device")
+        at_work.add(threading.get_ident())
+        begun.set()
+        time.sleep(0.2)  # longer than the error takes to be heard
+        at_work.discard(threading.get_ident())
+        return np.ones((len(index_BT), 1 + len(index_BT[0])), np.float32)
 
     with pytest.raises(RuntimeError, match="no room"):
         run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, lanes=2)
-    assert calls <= 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
+    assert begun.is_set() and not at_work
+    assert next(calls) <= 4
 
 
 def test_frames_that_clips_share_are_in_a_batch_once() -> None:

@@ -23,6 +23,7 @@ from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.parcels import Parcel, parcels
 from jobs.sharing import Pace
+from jobs.slots import Use
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreError
@@ -178,7 +179,7 @@ def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monke
     for video, limit, count in ((shard.videos[0], 1 << 40, 2 * TASKS), (shard.videos[0], 0, TASKS), (here, 0, TASKS)):
         monkeypatch.setattr(decoding, "FETCHED_BYTES", limit)
         made = Decoding(shard, spec(), scratch)
-        while made._room_for(video):
+        while made._room_for(video, Use(wants=False), TASKS):
             made._submit(decoding._Case(0, replace(video, path=f"{len(started)}")))
         assert len(made.streams) == count
 

@@ -7,7 +7,7 @@ between its commit and its answer, or be cut off: its driver hears that it is de
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from jobs import workers
 from jobs.job import weights_key
+from jobs.slots import Place, Slots
 from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
 from pipeline.clips import clip_spans
 from pipeline.errors import StoreDenied, StoreUnknown
@@ -57,26 +58,12 @@ class Ref:
             self.done, self.value = True, value
 
 
-class NoDecoding:
-    """Stands where `jobs.decoding.Decoding` does."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def messages(self) -> Iterator[None]:
-        yield from ()
-
-
 class SimWorker(ShardWorker):
     """The real one but for its start, its rows and the statistics, which hold times."""
 
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
-        self.progress_of_shard, self.busy_with, self.scratch = Progress(), None, None
-        self.encoder = self
-
-    lanes = 1
-
-    def encode(self) -> None: ...
+        self.in_hand, self.slots = {}, Slots(1)
 
     def setup(self) -> Ready | Refused:
         try:
@@ -85,12 +72,12 @@ class SimWorker(ShardWorker):
             return Refused(str(error), outage=True)
         return Ready("cpu", "host", 1)
 
-    def _stats(self, seconds: float) -> dict[str, Any]:
-        return {}
+    def _extract(self, shard: ShardPlan, place: Place, progress: Progress) -> ShardRows:
+        return extract(self.world, shard)
 
 
-def extract(world: World, plan: ShardPlan, *_: object, **__: object) -> ShardRows:
-    """Stands where `extract_shard` does; each call is an attempt of its own."""
+def extract(world: World, plan: ShardPlan) -> ShardRows:
+    """Each call is an attempt of its own."""
     world.current.notes.pop("tries", None)
     attempt = world.attempts[plan.name]
     world.attempts[plan.name] += 1
@@ -127,6 +114,7 @@ class Actor:
         self.setup = Call(self, self.worker.setup)
         self.run_shard = Call(self, self.worker.run_shard)
         self.progress = Call(self, self.worker.progress)
+        self.drain = Call(self, self.worker.drain)
 
     def _serve(self) -> None:
         while not self.process.given_up:
@@ -146,7 +134,7 @@ class Actor:
         """It lives, and its driver believes it dead."""
         self.process.given_up = True
         self.world.note(f"cut off: {self.process.name}")
-        if self.mail or self.worker.busy_with:
+        if self.mail or self.worker.in_hand:
             self.world.fired["worker cut off, goes on"] += 1
         self.lost()
 
@@ -168,7 +156,7 @@ class Call:
             actor.world.note(f"{driver.name} gives {given[0].name} to {actor.process.name}")
         if not actor.process.alive or actor.process.given_up:
             ref.resolve(RayActorError())
-        elif self.method == actor.worker.progress:
+        elif self.method in (actor.worker.progress, actor.worker.drain):  # a thread of their own
             ref.resolve(self.method())
         else:
             actor.mail.append((partial(self.method, *given), ref))

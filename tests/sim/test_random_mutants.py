@@ -17,7 +17,7 @@ from pipeline.commit import Committed, clips_key
 from pipeline.errors import JobError, Reason, StoreUnknown
 from pipeline.store import CREATED
 from pipeline.types import Failure, VideoOutcome
-from tests.sim import cluster, wiring
+from tests.sim import cluster
 from tests.sim.story import live
 
 Patch = pytest.MonkeyPatch
@@ -87,11 +87,11 @@ def deaths_convict_videos(patch: Patch) -> None:
     """The videos of a shard whose worker died are failures the next time."""
     true = cluster.extract
 
-    def extract(world, plan, *given, **named):
-        rows = true(world, plan, *given, **named)
+    def extract(world, plan):
+        rows = true(world, plan)
         return all_failed(rows, Reason.DECODER_CRASH) if world.attempts[plan.name] > 1 else rows
 
-    patch.setattr(wiring, "extract", extract)
+    patch.setattr(cluster, "extract", extract)
 
 
 def oldest_plan_counts(patch: Patch) -> None:

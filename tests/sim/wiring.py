@@ -23,7 +23,7 @@ from pipeline import commit, manifest, schema, verify
 from pipeline import store as store_module
 from pipeline.config import JobRecord, PlanRecord, Recipe
 from tests.sim import memory
-from tests.sim.cluster import NoDecoding, extract, trouble_of
+from tests.sim.cluster import trouble_of
 from tests.sim.life import Life
 from tests.sim.world import patched
 
@@ -89,9 +89,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (scheduler, "code_digest", lambda: "code"),
         (scheduler, "RunLog", NoLog),
         (scheduler, "signal", Signals(life)),
-        (workers, "Decoding", NoDecoding),
         (workers, "trouble_of", partial(trouble_of, life)),
-        (workers, "extract_shard", partial(extract, life)),
         (jobs.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
         (jobs.cluster, "refuse_unfit", quiet),
         (jobs.cli.talk, "say", quiet),

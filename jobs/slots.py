@@ -1,0 +1,103 @@
+"""The decode slots of one worker, which the shards that it has in hand share: the older goes first.
+
+A younger shard begins a decode where a slot is free that no older one has a video for, so the last videos of a shard
+are not the only ones that are decoded, and the first ones of the next do not wait until it is committed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+class Withdrawn(Exception):
+    """The worker is to begin nothing more, and this shard has not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a shard does with the slots now: `running` decodes, some of which only fetch; those that decode; those that
+    are `halted` with their copy; the bytes of their videos; and whether it has more to start."""
+
+    running: int = 0
+    decoding: int = 0
+    halted: int = 0
+    size_bytes: int = 0
+    wants: bool = True
+
+
+class Slots:
+    """`n` slots, and the shards that use them, the oldest first. Each is in a thread of its own: look under `lock`."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.lock = threading.Condition()
+        self.draining = False
+        self.places: list[Place] = []
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """For one shard, for as long as it is decoded."""
+        place = Place(self)
+        with self.lock:
+            self.places.append(place)
+        try:
+            yield place
+        finally:
+            with self.lock:
+                self.places.remove(place)
+                self.lock.notify_all()
+
+    def drain(self) -> None:
+        """Let no shard begin any more."""
+        with self.lock:
+            self.draining = True
+            self.lock.notify_all()
+
+
+class Place:
+    """One shard at the slots."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots, self.use = slots, Use()
+
+    def await_turn(self) -> None:
+        """Wait until there is a slot that no older shard has a video for. Withdrawn if it is not to begin at all."""
+        slots = self.slots
+        with slots.lock:
+            slots.lock.wait_for(lambda: slots.draining or (self.may_start and self.others.running < slots.n))
+            if slots.draining:
+                raise Withdrawn
+
+    def tell(self, use: Use) -> None:
+        with self.slots.lock:
+            self.use = use
+            self.slots.lock.notify_all()
+
+    @property
+    def others(self) -> Use:
+        """What all other shards use together; it wants more if any of them does."""
+        uses = [place.use for place in self.slots.places if place is not self]
+        return Use(
+            sum(use.running for use in uses),
+            sum(use.decoding for use in uses),
+            sum(use.halted for use in uses),
+            sum(use.size_bytes for use in uses),
+            any(use.wants for use in uses),
+        )
+
+    @property
+    def may_start(self) -> bool:
+        """Has no older shard a video to start?"""
+        return not any(place.use.wants for place in self._older())
+
+    @property
+    def may_go_on(self) -> bool:
+        """Does no older shard have a copy that waits for a slot?"""
+        return not any(place.use.halted for place in self._older())
+
+    def _older(self) -> list[Place]:
+        places = self.slots.places
+        return places[: places.index(self)] if self in places else []
