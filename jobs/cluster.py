@@ -55,6 +55,12 @@ class Cluster:
     asked: float = field(default_factory=time.monotonic)
     unheard: int = 0
 
+    def look(self) -> Machines:
+        """What there is now: nodes of another's cluster come and go."""
+        if self.head is not None:
+            self.machines = _machines()
+        return self.machines
+
     def dead(self) -> str:
         """Which of the processes that Ray cannot do without has ended; empty while all run.
 
@@ -98,10 +104,13 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
                 f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
                 "of this version of Ray and Python, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
             ) from error
-        total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
-        smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
-        machines = Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)))
-        yield Cluster(machines, scratch, head=_head(address))
+        yield Cluster(_machines(), scratch, head=_head(address))
+
+
+def _machines() -> Machines:
+    total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
+    return Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)))
 
 
 def refuse_silent(address: str) -> None:

@@ -169,10 +169,17 @@ class Decoding:
 
     def _use(self, wants: bool) -> Use:
         streams = self.streams.values()
-        halted = sum(stream.halted for stream in streams)
-        decoding = len(streams) - halted - sum(stream.fetching for stream in streams)
+        decoding = [stream for stream in streams if not stream.fetching and not stream.halted]
         alone = any(stream.case.crashes + stream.case.deaths for stream in streams)
-        return Use(len(streams), decoding, halted, sum(s.case.video.size_bytes for s in streams), wants or alone)
+        return Use(
+            len(streams),
+            len(decoding),
+            sum(stream.silent_since is not None for stream in decoding),
+            sum(stream.fetching and stream.silent_since is not None for stream in streams),
+            sum(stream.halted for stream in streams),
+            sum(stream.case.video.size_bytes for stream in streams),
+            wants or alone,
+        )
 
     def _room_for(self, video: VideoRef, others: Use, slots: int) -> bool:
         """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""

@@ -29,7 +29,8 @@ from pipeline.store import Store
 class Status:
     """Where a job stands. `state` is running, finished, stopped, dead (its process is gone) or not started.
 
-    `exit_code` mirrors the job: that of its last run, or None while it runs.
+    `exit_code` mirrors the job: that of its last run, or None while it runs. `limit` is what limits most
+    of its workers.
     """
 
     out: str
@@ -52,6 +53,7 @@ class Status:
     elapsed_s: float | None = None
     host: str = ""
     workers: list[dict[str, Any]] = field(default_factory=list)
+    limit: str | None = None
     outage: str = ""
 
 
@@ -101,6 +103,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         elapsed_s=beat.get("elapsed_s"),
         host=epoch.host if epoch else "",
         workers=beat.get("workers", []) if running else [],
+        limit=limit_of(beat.get("workers", [])) if running else None,
         outage=beat.get("outage", "") if running else "",
     )
 
@@ -131,6 +134,8 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     parts.append(Text(f"shards {status.shards_done}/{status.shards_all} committed"))
     if status.workers:
         parts.append(_workers(status.workers))
+        if sentence := _limit(status.workers):
+            parts.append(Text(sentence))
     if status.failures:
         reasons = ", ".join(
             f"{count} {reason}" for reason, count in sorted(status.failures.items(), key=lambda x: -x[1])
@@ -143,23 +148,44 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     return Group(*parts)
 
 
+LIMITS = {
+    "network": "limited by the network, at work {lanes} of the time: more or faster devices",
+    "decoding": "limited by decoding, the network at work {lanes} of the time: more cores",
+    "fetching": "limited by fetching videos, the network at work {lanes} of the time",
+    "overhead": "limited by neither network ({lanes} of the time) nor decoding ({decoding})",
+}
+
+
+def limit_of(workers: list[dict[str, Any]]) -> str | None:
+    """What limits most of the workers: `network`, `decoding`, `fetching`, `overhead`; None while none has worked."""
+    limits = Counter(worker["limit"] for worker in workers if worker.get("limit") and worker["state"] == "busy")
+    return limits.most_common(1)[0][0] if limits else None
+
+
+def _limit(workers: list[dict[str, Any]]) -> str | None:
+    if (limit := limit_of(workers)) is None:
+        return None
+    loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
+    shares = {name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("lanes", "decoding")}
+    return LIMITS[limit].format(**shares)
+
+
 def _workers(workers: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("worker", "device", "state", "shard", "videos", "clips", "busy with"):
-        table.add_column(name, justify="right" if name in ("videos", "clips") else "left", no_wrap=True)
+    for name in ("worker", "device", "state", "shards", "videos", "clips", "network", "decoding"):
+        table.add_column(name, justify="right" if name in ("videos", "clips", "network") else "left", no_wrap=True)
     for worker in workers:
-        seconds = worker["encode_s"] + worker["wait_s"]
-        doing = (
-            f"{worker['encode_s'] / seconds:.0%} encoding, {worker['wait_s'] / seconds:.0%} waiting" if seconds else "-"
-        )
+        load = worker.get("load") or {}
+        known = worker["state"] == "busy" and load.get("slots")
         table.add_row(
             str(worker["worker"]),
             worker["device"],
             worker["state"],
-            " ".join(worker["shards"]) or "-",
+            " ".join(worker.get("shards", ())) or "-",
             str(worker["videos"]),
             str(worker["clips"]),
-            doing,
+            f"{load['lanes']:.0%}" if known else "-",
+            f"{load['decoding']:.0%} of {load['slots']}" if known else "-",
         )
     return table
 

@@ -216,6 +216,11 @@ def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = No
         raise InputError(f"--decoder nvdec: {why}. Use auto, decord or pyav")
 
 
+def most_decodes(machines: Machines) -> int:
+    """Videos that one worker may decode at once, where all others leave it their processors."""
+    return min(max(1, machines.cpus), MAX_DECODE_TASKS)
+
+
 def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
     """The options of a run: what was given, else what the last run of this output had, else the defaults.
 

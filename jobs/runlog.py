@@ -15,6 +15,7 @@ from jobs.state import (
     Checked,
     CheckFailed,
     Event,
+    PlacesFound,
     ShardDone,
     ShardTrouble,
     Stop,
@@ -84,6 +85,8 @@ def told(event: Event) -> str:
             return f"shard {shard} of a worker that died is {'committed' if committed else 'not committed'}"
         case CheckFailed(shard, detail):
             return f"whether shard {shard} is committed could not be seen: {detail}"
+        case PlacesFound(n_workers):
+            return f"nodes have joined: there is room for {n_workers} workers"
         case TryAgain():
             return "trying the store that failed again"
         case Stop(_, why):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -21,10 +21,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from jobs import control
+from jobs.balance import Load
 from jobs.cluster import Cluster
 from jobs.decoding import gpus_of_a_worker
 from jobs.job import Work, count, count_done, golden_of
 from jobs.machine import code_digest
+from jobs.planning import most_decodes
 from jobs.runlog import RunLog
 from jobs.state import (
     Check,
@@ -36,6 +38,7 @@ from jobs.state import (
     Drain,
     Event,
     Finish,
+    PlacesFound,
     Scheduler,
     ShardDone,
     ShardKey,
@@ -84,6 +87,7 @@ class _Worker:
     device: str = ""
     host: str = ""
     in_hand: dict[ShardKey, Progress] = field(default_factory=dict)  # the oldest first
+    load: Load = field(default_factory=Load)
 
     @property
     def state(self) -> str:
@@ -110,6 +114,7 @@ class Run:
         self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
         if self.gpus_each and options.workers > gpus:  # Ray would let the others wait for ever
             raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
+        self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also takes those that join
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
         self.cluster, self.options, self.on_progress = cluster, options, on_progress
         self.spec = WorkerSpec(
@@ -136,6 +141,7 @@ class Run:
         self.workers: dict[int, _Worker] = {}
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
         self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
+        self.machines = cluster.machines
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
         self.counter = 0
@@ -185,10 +191,11 @@ class Run:
     def _result(self, ref: Any) -> Event | None:
         if (asked := self.asking.pop(ref, None)) is not None:
             try:
-                in_hand, said = self.workers[asked[0]].in_hand, ray.get(ref)
+                worker, (said, load) = self.workers[asked[0]], ray.get(ref)
             except (RayError, KeyError):
                 return None  # the call in `pending` tells the death
-            in_hand.update((key, said[key]) for key in in_hand if key in said)
+            worker.in_hand.update((key, said[key]) for key in worker.in_hand if key in said)
+            worker.load = load
             return None
         meaning = self.pending.pop(ref)
         try:
@@ -212,6 +219,9 @@ class Run:
             how = "killed, or this machine ran out of memory"
             events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
+            self.machines = self.cluster.look()
+            if self.follows and self.machines.gpus > self.state.n_workers:
+                events.append(PlacesFound(self.machines.gpus))
             try:
                 if (newest := control.newest_number(self.store)) > self.epoch.number:
                     events.append(
@@ -349,6 +359,11 @@ class Run:
         sums = count(found.outcomes, key.plan_seq, self.work.superseded)
         return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
 
+    def _most_decodes(self) -> int:
+        """Of one worker at once. Those on a GPU have their share of it from the start."""
+        nvdec = self.job.recipe.decoder == "nvdec"
+        return self.options.decode_tasks if nvdec else most_decodes(self.machines)
+
     # -- what others see
 
     def _heartbeat(self) -> None:
@@ -358,7 +373,7 @@ class Run:
             unanswered = dict(self.asking.values())
             for number, worker in self.workers.items():
                 if worker.state == "busy" and number not in unanswered:
-                    self.asking[worker.actor.progress.remote()] = (number, now)
+                    self.asking[worker.actor.progress.remote(self._most_decodes())] = (number, now)
                 elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
                     ray.kill(worker.actor, no_restart=True)  # its call in `pending` then tells the death
             if self.on_progress is not None:
@@ -419,8 +434,8 @@ class Run:
                     "shards": [str(key) for key in worker.in_hand],
                     "videos": sum(progress.videos for progress in worker.in_hand.values()),
                     "clips": sum(progress.clips for progress in worker.in_hand.values()),
-                    "encode_s": round(sum(progress.encode_s for progress in worker.in_hand.values()), 1),
-                    "wait_s": round(sum(progress.wait_s for progress in worker.in_hand.values()), 1),
+                    "load": asdict(worker.load),
+                    "limit": worker.load.limit if worker.load.slots else None,
                 }
                 for number, worker in sorted(self.workers.items())
             ],

@@ -18,11 +18,13 @@ class Withdrawn(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a shard does with the slots now: `running` decodes, some of which only fetch; those that decode; those that
-    are `halted` with their copy; the bytes of their videos; and whether it has more to start."""
+    """What a shard does with the slots now: `running` decodes, of which some decode, as far as their process has
+    `begun`, others are `fetching` a copy, others `halted` with it; the bytes of their videos; has it more to start?"""
 
     running: int = 0
     decoding: int = 0
+    begun: int = 0
+    fetching: int = 0
     halted: int = 0
     size_bytes: int = 0
     wants: bool = True
@@ -49,6 +51,18 @@ class Slots:
             with self.lock:
                 self.places.remove(place)
                 self.lock.notify_all()
+
+    def resize(self, n: int) -> None:
+        """Have so many slots from now on; what runs goes on."""
+        with self.lock:
+            self.n = n
+            self.lock.notify_all()
+
+    @property
+    def use(self) -> Use:
+        """What all shards use together."""
+        with self.lock:
+            return _sum([place.use for place in self.places])
 
     def drain(self) -> None:
         """Let no shard begin any more."""
@@ -79,14 +93,7 @@ class Place:
     @property
     def others(self) -> Use:
         """What all other shards use together; it wants more if any of them does."""
-        uses = [place.use for place in self.slots.places if place is not self]
-        return Use(
-            sum(use.running for use in uses),
-            sum(use.decoding for use in uses),
-            sum(use.halted for use in uses),
-            sum(use.size_bytes for use in uses),
-            any(use.wants for use in uses),
-        )
+        return _sum([place.use for place in self.slots.places if place is not self])
 
     @property
     def may_start(self) -> bool:
@@ -101,3 +108,15 @@ class Place:
     def _older(self) -> list[Place]:
         places = self.slots.places
         return places[: places.index(self)] if self in places else []
+
+
+def _sum(uses: list[Use]) -> Use:
+    return Use(
+        sum(use.running for use in uses),
+        sum(use.decoding for use in uses),
+        sum(use.begun for use in uses),
+        sum(use.fetching for use in uses),
+        sum(use.halted for use in uses),
+        sum(use.size_bytes for use in uses),
+        any(use.wants for use in uses),
+    )

@@ -137,6 +137,13 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacesFound:
+    """There is room for so many workers now: nodes have joined. Fewer than before are no event; their workers die."""
+
+    n_workers: int
+
+
+@dataclass(frozen=True, slots=True)
 class TryAgain:
     """Time to see whether a store that failed answers again."""
 
@@ -160,6 +167,7 @@ Event = (
     | Checked
     | CheckFailed
     | Counted
+    | PlacesFound
     | TryAgain
     | Stop
 )
@@ -299,6 +307,8 @@ class Scheduler:
                 self.counting = False
                 self.totals.add(before)
                 self._stop_if_hopeless()
+            case PlacesFound(n_workers):
+                self.n_workers = max(self.n_workers, n_workers)
             case TryAgain():
                 self.trials = int(bool(self.outage) and not self.in_flight)
             case _:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.balance import Balance, Load
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.job import stored_weights
@@ -150,6 +151,8 @@ class ShardWorker:
         self.spec = spec
         self.store = open_store(spec.out_url, spec.options.s3)
         self.slots = Slots(spec.options.decode_tasks)
+        # alone on its processors, a worker has nobody to leave them to
+        self.balance = Balance(self.slots.n, 1 if spec.options.workers > 1 else self.slots.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
         home = (
@@ -250,9 +253,15 @@ class ShardWorker:
             return 1
         return max(1, usable_cpus() // (self.spec.options.threads * self.spec.options.workers))
 
-    def progress(self) -> dict[tuple[int, int], Progress]:
-        """(plan_seq, shard) of the shards in hand, and their counters so far."""
-        return self.in_hand.copy()
+    def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
+        """The counters so far of the shards in hand, by (plan_seq, shard), and what the worker's parts do.
+
+        It decodes no more than `most_decodes` videos at once from now on, and as many as seem best.
+        """
+        use = self.slots.use
+        lanes = min(self.lanes.under_way / self.lanes.n, 1.0)
+        self.slots.resize(self.balance.sample(lanes, use.begun, use.fetching, most_decodes))
+        return self.in_hand.copy(), self.balance.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""

@@ -15,11 +15,13 @@ Legend: N frames, B batch, T frames of a clip, D feature dimension, K classes wh
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -86,6 +88,20 @@ class Lanes:
 
     def __init__(self, n: int) -> None:
         self.n, self.pool = n, ThreadPoolExecutor(n, thread_name_prefix="lane")
+        self.under_way = 0  # batches, those that wait for a lane included
+        self._lock = threading.Lock()
+
+    def submit(self, run: Callable[[], _Encoded]) -> Future[_Encoded]:
+        """Compute a batch as soon as a lane is free."""
+        with self._lock:
+            self.under_way += 1
+        future = self.pool.submit(run)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _: Future[_Encoded]) -> None:
+        with self._lock:
+            self.under_way -= 1
 
 
 def extract_shard(
@@ -317,7 +333,7 @@ class _Batch:
             return
         if len(self.running) == self.lanes.n:
             self._take()
-        self.running[self.lanes.pool.submit(self._run, frames, index_BT)] = owners
+        self.running[self.lanes.submit(partial(self._run, frames, index_BT))] = owners
 
     def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
         """In a lane: one batch, and the seconds it took."""

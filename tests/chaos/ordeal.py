@@ -51,7 +51,7 @@ class Ordeal:
 
 
 def plan(quotas: dict[str, int], shards: int, rng: random.Random) -> list[tuple[int, str]]:
-    """(not before this many commits, role) in order: kills spread over the job; one that does not land at once still may."""
+    """(not before this many commits, role) in order: kills spread over the job, with time to land after the last."""
     roles = [role for role, count in quotas.items() for _ in range(count)]
     rng.shuffle(roles)
     return list(zip(sorted(rng.randint(1, shards * 3 // 4) for _ in roles), roles, strict=True))

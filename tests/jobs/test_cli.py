@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from jobs import control
+from jobs.balance import Load
 from jobs.cli import VERBS, cli, talk
 from jobs.cli.talk import EXIT_CODES, escape, human_bytes, human_time, table
 from pipeline.commit import commit_shard
@@ -174,12 +176,20 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
             "eta_s": 65.0,
             "elapsed_s": 10.0,
             "failures": {"truncated": 2},
-            "workers": [{**worker, "encode_s": 9.0, "wait_s": 1.0}],
+            "workers": [{**worker, "limit": "decoding", "load": asdict(Load(0.34, 0.97, 0.0, 12))}],
         },
     )
     code, out, _ = in_process("status", job.url)
     assert code == 0
-    for words in ("running", "9/10 videos", "1.50 clips/s", "ETA 1:05", "2 truncated", "90% encoding, 10% waiting"):
+    for words in (
+        "running",
+        "9/10 videos",
+        "1.50 clips/s",
+        "ETA 1:05",
+        "2 truncated",
+        "97% of 12",
+        "limited by decoding, the network at work 34%",
+    ):
         assert words in out
     assert max(map(len, out.splitlines())) <= max(80, len(job.url) + 40)
 

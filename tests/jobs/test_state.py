@@ -35,6 +35,7 @@ from jobs.state import (
     Drain,
     Event,
     Finish,
+    PlacesFound,
     Scheduler,
     ShardDone,
     ShardKey,
@@ -231,6 +232,14 @@ def test_after_the_end_nothing_happens() -> None:
     assert feed(scheduler, *late) == []
     assert scheduler.totals == Totals()
     assert scheduler.finished == Finish(143, "interrupted")
+
+
+def test_nodes_that_join_get_workers() -> None:
+    """Room for more workers is used at once, as far as there is work; less room stops nobody."""
+    scheduler = machine(4, workers=1)
+    assert feed(scheduler, PlacesFound(9)) == [StartWorker(1), StartWorker(2), StartWorker(3)]
+    assert feed(scheduler, PlacesFound(2)) == []
+    assert scheduler.n_workers == 9
 
 
 # ---- the next shard in hand ------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from ray.exceptions import RayActorError
 
 from jobs import workers
+from jobs.balance import Balance
 from jobs.job import weights_key
 from jobs.slots import Place, Slots
 from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
@@ -63,7 +65,8 @@ class SimWorker(ShardWorker):
 
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
-        self.in_hand, self.slots = {}, Slots(1)
+        self.in_hand, self.slots, self.broken = {}, Slots(1), None
+        self.lanes, self.balance = SimpleNamespace(under_way=0, n=1), Balance(1, 1)
 
     def setup(self) -> Ready | Refused:
         try:
@@ -157,7 +160,7 @@ class Call:
         if not actor.process.alive or actor.process.given_up:
             ref.resolve(RayActorError())
         elif self.method in (actor.worker.progress, actor.worker.drain):  # a thread of their own
-            ref.resolve(self.method())
+            ref.resolve(self.method(*given))
         else:
             actor.mail.append((partial(self.method, *given), ref))
         return ref

@@ -1,0 +1,51 @@
+"""How many decodes a worker has at once follows from what is at work, and what limits it has the right name."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.balance import ENOUGH, Balance, Load
+
+
+def live(
+    clips_per_s_a_slot: float, network_clips_per_s: float, *, slots: int, most: int, seconds: int = 200
+) -> Balance:
+    """A worker whose slots give so many clips a second each, of which the network takes so many."""
+    balance, queued, n = Balance(slots, 1), 0.0, slots
+    for _ in range(seconds):
+        decoding = (
+            n if queued < 10 else round(network_clips_per_s / clips_per_s_a_slot)
+        )  # the rest wait for their reader
+        queued += min(decoding, n) * clips_per_s_a_slot
+        taken = min(queued, network_clips_per_s)
+        queued -= taken
+        n = balance.sample(taken / network_clips_per_s, min(decoding, n), 0, most)
+    return balance
+
+
+@pytest.mark.parametrize(("slots", "most", "expected"), [(2, 16, 10), (2, 6, 6), (16, 16, 10)])
+def test_the_slots_come_to_what_the_network_takes(slots: int, most: int, expected: int) -> None:
+    """Where ten slots feed the network, two become about ten and sixteen too; never more than there may be."""
+    balance = live(10.0, 100.0, slots=slots, most=most)
+    assert abs(balance.slots - expected) <= 2 and balance.slots <= most
+
+
+def test_what_limits_is_named() -> None:
+    """A slow network is the network's; slots that cannot feed it are decoding's; the rest is what it is."""
+    assert live(10.0, 5.0, slots=1, most=1).load.limit == "network"
+    assert live(1.0, 100.0, slots=4, most=4).load.limit == "decoding"
+    assert Load(0.2, 0.1, 0.85, 4).limit == "fetching"
+    assert Load(0.2, 0.3, 0.1, 4).limit == "overhead"
+
+
+def test_slots_that_get_no_processor_bring_no_more() -> None:
+    """While some of its slots wait for a processor, a worker takes no more of them."""
+    balance = Balance(4, 1)
+    assert {balance.sample(0.1, 2, 0, 32) for _ in range(100)} == {4}
+
+
+def test_one_look_changes_nothing() -> None:
+    """The number changes on an average of several looks, and then not again before as many."""
+    balance = Balance(4, 1)
+    seen = [balance.sample(0.1, balance.slots, 0, 32) for _ in range(2 * ENOUGH)]
+    assert seen == [4] * (ENOUGH - 1) + [5] * ENOUGH + [6]
