@@ -81,6 +81,13 @@ def decode_video_task(
     yield from parcels(decode_video(video, spec, scratch, note, share))
 
 
+def decode_run_task(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+    """Several short videos, one after the other; each begins with its VideoStart."""
+    yield from parcels(
+        (message for video in videos for message in decode_video(video, spec, scratch, note)), of_a_run=True
+    )
+
+
 def _sweep(scratch: Path) -> None:
     """Remove the copies of decodes that were killed on this machine."""
     for folder in scratch.glob(f"video-{platform.node()}-*"):

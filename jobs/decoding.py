@@ -9,6 +9,9 @@ The shards that a worker has in hand share its slots (`jobs.slots`); each is rea
 A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
 more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
 
+Short videos are decoded in runs, several by one task, for a task and its objects take longer than they do. Whatever
+goes wrong in a run convicts nobody: those of its videos that had not ended are decoded one by one.
+
 When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
 (`jobs.sharing`), each with a copy of its own if it is on S3. They are read in turn, and ask Ray for no processor: the
 slots here bound them, and one that waited for a processor while another held it for later would wait for ever.
@@ -34,7 +37,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video_task, is_remote
+from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_run_task, decode_video_task, is_remote
 from jobs.memory import NOTE
 from jobs.parcels import Parcel
 from jobs.sharing import WORTH_S, Pace, Shared, Unlike
@@ -55,6 +58,8 @@ from pipeline.types import (
 )
 
 FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
+RUN_VIDEOS = 16  # decoded by one task, at most
+RUN_BYTES = 4 * 1024**2  # of all their files
 STRIPE_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
 FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
@@ -74,6 +79,9 @@ def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
 _decode_video: Any = ray.remote(
     num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
 )(decode_video_task)
+_decode_run: Any = ray.remote(
+    num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
+)(decode_run_task)
 
 
 @dataclass(slots=True)
@@ -94,14 +102,16 @@ class _Case:
     shared: Shared | None = None
     unborn: int = 0  # shares whose process never began
     fetch_s: float = 0.0  # how long its copy took
-    whole: bool = False  # it must be decoded by one, for sharing it failed
+    whole: bool = False  # it must be decoded by one: sharing it failed, or is not worth it
+    single: bool = False  # it must not be in a run, for one failed
 
 
 @dataclass(slots=True)
 class _Stream:
     """A decode that runs: its generator, its fatal-signal note, and since when it has been silent.
 
-    `fetching` a copy, then `halted` until another has ended, then decoding; a local video is decoded from the start.
+    One of a `run` of videos goes on with the `rest` after the `case`. One of a video on S3 is `fetching` a copy, then
+    `halted` until another has ended, then decoding; one of a local video decodes from the start.
     """
 
     case: _Case
@@ -113,6 +123,8 @@ class _Stream:
     silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
+    run: bool = False
+    rest: deque[_Case] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
@@ -127,15 +139,16 @@ class Decoding:
     scratch: Path
     place: Place | None = None
     streams: dict[Any, _Stream] = field(default_factory=dict)
+    waiting: deque[_Case] = field(default_factory=deque)
 
     def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
         """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
-        waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
+        waiting = self.waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
         suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
         place = self.place or Place(Slots(self.spec.decode_tasks))
         try:
             while waiting or suspects or self.streams:
-                self._take_slots(place, waiting, suspects)
+                self._take_slots(place, suspects)
                 generators = [generator for generator in self.streams if self._is_read(generator)]
                 if not generators:  # another shard of this worker has all slots
                     time.sleep(TURN_S)
@@ -152,13 +165,14 @@ class Decoding:
             for generator in list(self.streams):
                 self._end(generator)
 
-    def _take_slots(self, place: Place, waiting: deque[_Case], suspects: deque[_Case]) -> None:
+    def _take_slots(self, place: Place, suspects: deque[_Case]) -> None:
         """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
+        waiting = self.waiting
         with place.slots.lock:
             others, n = place.others, place.slots.n
             if place.may_start:
                 while waiting and self._room_for(waiting[0].video, others, n):
-                    self._submit(waiting.popleft())
+                    self._submit_run(self._run(n))
                 if suspects and not self.streams and not others.running:
                     self._submit(suspects.popleft())
             if place.may_go_on:
@@ -189,6 +203,46 @@ class Decoding:
         size_bytes = video.size_bytes + others.size_bytes + sum(s.case.video.size_bytes for s in self.streams.values())
         return running < FETCHED_AHEAD * slots and size_bytes <= FETCHED_BYTES
 
+    def _run(self, slots: int) -> list[_Case]:
+        """The next video, and those behind it that are short too; but half of what waits is left for all the slots."""
+        most = min(RUN_VIDEOS, len(self.waiting) // (2 * slots))
+        cases, size_bytes = [self.waiting.popleft()], 0
+        if self._is_short(cases[0]):
+            size_bytes = cases[0].video.size_bytes
+            while len(cases) < most and self._is_short(self.waiting[0]):
+                size_bytes += self.waiting[0].video.size_bytes
+                if size_bytes > RUN_BYTES:
+                    break
+                cases.append(self.waiting.popleft())
+        return cases
+
+    def _is_short(self, case: _Case) -> bool:
+        here = not is_remote(case.video) and self.spec.policy.decoder != "nvdec"
+        return here and not case.single and case.video.size_bytes <= RUN_BYTES
+
+    def _submit_run(self, cases: list[_Case]) -> None:
+        if len(cases) == 1:
+            self._submit(cases[0])
+            return
+        for case in cases:
+            case.attempts, case.whole = 1, True
+        case = cases[0]
+        case.notes += 1
+        note = self._note(case)
+        generator = _decode_run.remote(tuple(case.video for case in cases), self.spec, self.scratch, note)
+        self.streams[generator] = _Stream(case, note, None, fetching=False, run=True, rest=deque(cases[1:]))
+
+    def _one_by_one(self, stream: _Stream) -> None:
+        """A run is no more: those of its videos that had not ended begin again, by themselves."""
+        stream.note.unlink(missing_ok=True)
+        for case in reversed([*([] if stream.ended else [stream.case]), *stream.rest]):
+            case.attempts, case.single, case.whole = 0, True, False
+            case.info = case.pace = None
+            self.waiting.appendleft(case)
+
+    def _note(self, case: _Case) -> Path:
+        return self.scratch / f"{self.shard.name}-{case.at}-{case.notes}.crash"
+
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
         fetching = is_remote(case.video)
@@ -201,7 +255,7 @@ class Decoding:
 
     def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
         case.notes += 1
-        note = self.scratch / f"{self.shard.name}-{case.at}-{case.notes}.crash"
+        note = self._note(case)
         generator = task.remote(case.video, self.spec, self.scratch, note, share)
         self.streams[generator] = _Stream(case, note, share, fetching=share is None and is_remote(case.video))
         return generator
@@ -288,6 +342,8 @@ class Decoding:
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
         if isinstance(message, VideoStart):
+            if stream.began and stream.rest:
+                stream.case, stream.opened = stream.rest.popleft(), False
             stream.began = time.monotonic()
         if stream.case.shared:
             yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
@@ -346,6 +402,9 @@ class Decoding:
     ) -> Iterator[tuple[int, DecodeMessage]]:
         """A decode is no more, by itself or not, and has left `streams`."""
         case, shared = stream.case, stream.case.shared
+        if stream.run:
+            self._one_by_one(stream)
+            return
         if shared is None:
             if error is not None or not stream.ended:
                 yield from self._died(stream, suspects, error)
@@ -409,7 +468,9 @@ class Decoding:
     def _kill(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """It hangs; only while it is closed, if all frames are there."""
         stream = self._end(generator)
-        if stream.case.shared:
+        if stream.run:
+            self._one_by_one(stream)
+        elif stream.case.shared:
             yield from self._over(stream, suspects, None)
         elif not stream.ended:
             detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"

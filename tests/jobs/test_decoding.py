@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
@@ -22,7 +23,7 @@ from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreUnknown
 from pipeline.listing import find
-from pipeline.store import StoreOptions
+from pipeline.store import DEFAULTS, StoreOptions
 from pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make
 
@@ -187,6 +188,104 @@ class TestMischief:
         scratch.mkdir()
         list(Decoding(shard, spec(), scratch).messages())
         assert not list(scratch.iterdir())
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRuns:
+    """Twelve short videos, of which the first three are one run, in a real Ray."""
+
+    @pytest.fixture
+    def shorts(self, shard: ShardPlan) -> ShardPlan:
+        folder = Path(shard.videos[0].uri.removeprefix("file://")).parent
+        for number in range(12 - len(NAMES)):
+            shutil.copy(folder / "bad.mp4", folder / f"more{number}.mp4")
+        return ShardPlan(
+            1, "00000000", 0, tuple(VideoRef(**row) for row in find(str(folder), DEFAULTS).videos.to_pylist())
+        )
+
+    @staticmethod
+    def read(shorts: ShardPlan, scratch: Path, **changes: Any) -> dict[int, list[DecodeMessage]]:
+        scratch.mkdir()
+        found: dict[int, list[DecodeMessage]] = {}
+        for at, message in Decoding(shorts, spec(**changes), scratch).messages():
+            found.setdefault(at, []).append(message)
+        assert not list(scratch.iterdir())
+        return found
+
+    def test_a_run_says_what_single_decodes_say(
+        self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Video by video the same messages, from fewer tasks."""
+        begun = []
+        true = Decoding._submit_run
+        monkeypatch.setattr(Decoding, "_submit_run", lambda made, cases: (begun.append(len(cases)), true(made, cases)))
+        runs = self.read(shorts, tmp_path / "runs")
+        assert begun[0] == 3 and sum(begun) == len(shorts.videos) > len(begun)
+        monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
+        singles = self.read(shorts, tmp_path / "singles")
+        assert runs.keys() == singles.keys() == set(range(12))
+        for at, messages in singles.items():
+            assert [type(m) for m in runs[at]] == [type(m) for m in messages]
+            assert runs[at][-1] == messages[-1] == VideoEnd(80, 3.2)
+            pixels = [[m.frames_NHWC for m in of[at] if isinstance(m, FrameBlock)] for of in (runs, singles)]
+            assert np.array_equal(np.concatenate(pixels[0]), np.concatenate(pixels[1]))
+
+    @pytest.mark.parametrize(
+        "mischief",
+        [
+            "import ctypes; ctypes.string_at(0)",
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "import time\nwhile True: time.sleep(1)",
+        ],
+    )
+    def test_trouble_in_a_run_convicts_nobody(
+        self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mischief: str
+    ) -> None:
+        """A crash, a kill or a hang in the second video of a run: all its videos are whole, decoded by themselves."""
+
+        def decode(videos: tuple[VideoRef, ...], made: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+            for at, video in enumerate(videos):
+                for message in decode_task.decode_video(video, made, scratch, note):
+                    yield (message,)
+                    if at == 1 and isinstance(message, FrameBlock):
+                        exec(mischief)
+
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
+        monkeypatch.setattr(decoding, "_decode_run", ray.remote(num_cpus=1, max_retries=0, **options)(decode))
+        found = self.read(shorts, tmp_path / "scratch", video_timeout_s=2.0)
+        assert len(found) == 12
+        for messages in found.values():
+            since = max(at for at, message in enumerate(messages) if isinstance(message, VideoInfo))
+            assert sum(len(m.numbers_N) for m in messages[since:] if isinstance(m, FrameBlock)) == 80
+            assert isinstance(messages[-1], VideoEnd)
+        assert sum(isinstance(m, VideoInfo) for m in found[0]) == 1  # it had ended before
+
+    def test_one_broken_video_of_a_run_fails_alone(self, shorts: ShardPlan, tmp_path: Path) -> None:
+        """A file that is no video is a failure, and the run goes on behind it."""
+        Path(shorts.videos[1].uri.removeprefix("file://")).write_bytes(b"x" * shorts.videos[1].size_bytes)
+        found = self.read(shorts, tmp_path / "scratch")
+        kinds = Counter(type(messages[-1]) for messages in found.values())
+        assert kinds == {VideoEnd: 11, Failure: 1} and isinstance(found[1][-1], Failure)
+
+
+def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: ShardPlan, tmp_path: Path) -> None:
+    """At most half of what waits, over the slots; none beside a long one, or one that was in a run that failed."""
+    short, long = replace(shard.videos[0], size_bytes=1000), replace(shard.videos[0], size_bytes=decoding.RUN_BYTES)
+    made = Decoding(shard, spec(), tmp_path)
+
+    def sizes(videos: list[VideoRef], slots: int, **of_first: bool) -> list[int]:
+        made.waiting.extend(decoding._Case(at, video) for at, video in enumerate(videos))
+        for name, value in of_first.items():
+            setattr(made.waiting[0], name, value)
+        taken = []
+        while made.waiting:
+            taken.append(len(made._run(slots)))
+        return taken
+
+    assert sizes([short] * 64, 2) == [16, 12, 9, 6, 5, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert sizes([short] * 8, 4) == [1] * 8
+    assert sizes([long, *[short] * 12], 1)[:2] == [1, 6]
+    assert sizes([short] * 13, 1, single=True)[:2] == [1, 6]
 
 
 def _alive(pid: int) -> bool:
