@@ -1,6 +1,7 @@
-"""One video's messages from a process of its own, without Ray: what `decode_messages` gives, whatever the decoder does.
+"""Decoding in a process of its own, without Ray: whatever a native decoder does, its caller lives and is told why.
 
-    decode_apart ──request──> child: decode_messages ──pickles through a pipe──> the messages, or a Failure instead
+    decode_apart ──> in_a_child ──(function, arguments)──> child: its messages ──pickles through a pipe──> the same
+    thumbnails_apart ──^                                                                     messages, or a Failure
 
 A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job; here it is not
 tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child whose
@@ -18,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from enum import Enum
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
@@ -30,10 +33,19 @@ from pipeline.errors import JobError, Reason
 from pipeline.store import StoreOptions
 from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef
 
+T = TypeVar("T")
+
 TIMEOUT_S = 300.0  # the default of `--video-timeout`
 START_S = 60.0  # for a child to start, on a machine that has much else to do
 TIDY_S = 5.0  # for a child that has sent everything to end
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that `pipeline` is in
+
+
+class _Sign(Enum):
+    """What a child says of itself, between messages."""
+
+    BEGUN = 1
+    DONE = 2
 
 
 def decode_apart(
@@ -49,15 +61,30 @@ def decode_apart(
 ) -> Generator[DecodeMessage, None, None]:
     """The messages of `decode_messages`, decoded in a child; a Failure last if the video cannot be used.
 
-    `timeout_s` is the longest wait for the next message once the child has started, after which it is killed
-    (`decode_timeout`); for a file of many gigabytes it must allow for reading the whole file once. Closing the iterator
-    kills the child. StoreError passes; RuntimeError if no child starts, which says nothing of the video.
+    `timeout_s` as in `in_a_child`; for a file of many gigabytes it must allow for reading the whole file once. Closing
+    the iterator kills the child. StoreError passes; RuntimeError if no child starts, which says nothing of the video.
     """
-    request = (video, spec, sampling, policy, limits, store_options, scratch)
+    named = {"policy": policy, "limits": limits, "store_options": store_options, "scratch": scratch}
+    with closing(in_a_child(decode_messages, (video, spec, sampling), named, timeout_s=timeout_s)) as messages:
+        for message in messages:
+            yield message
+            if isinstance(message, VideoEnd | Failure):
+                return
+
+
+def in_a_child(
+    function: Callable[..., Iterator[T]], given: tuple[Any, ...], named: dict[str, Any], *, timeout_s: float
+) -> Generator[T | Failure, None, None]:
+    """What `function(*given, **named)` yields in a child; a Failure last if the child crashes or falls silent.
+
+    It is a function of a module, and all of it is pickled. `timeout_s` is the longest wait for the next message once
+    the child has started, after which it is killed (`decode_timeout`). Closing the iterator kills the child. JobError
+    passes; RuntimeError if no child starts.
+    """
     with tempfile.TemporaryFile() as said, _child(said) as (child, connection):
         assert child.stdin is not None, "it was asked for"
         with contextlib.suppress(BrokenPipeError):  # it is dead already: seen below
-            pickle.dump(request, child.stdin)
+            pickle.dump((function, given, named), child.stdin)
         started = False
         while True:
             if not connection.poll(timeout_s if started else START_S):
@@ -73,9 +100,10 @@ def decode_apart(
             if isinstance(message, JobError):
                 raise message
             started = True
-            yield message
-            if isinstance(message, VideoEnd | Failure):
+            if message is _Sign.DONE:
                 return
+            if message is not _Sign.BEGUN:
+                yield message
 
 
 @contextlib.contextmanager
@@ -121,13 +149,13 @@ def main() -> None:
     faulthandler.enable()
     requests: Any = sys.stdin.buffer
     with Connection(int(sys.argv[1]), readable=False) as connection:
-        video, spec, sampling, policy, limits, store_options, scratch = pickle.load(requests)
+        function, given, named = pickle.load(requests)
         threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
         try:
-            for message in decode_messages(
-                video, spec, sampling, policy=policy, limits=limits, store_options=store_options, scratch=scratch
-            ):
+            connection.send(_Sign.BEGUN)
+            for message in function(*given, **named):
                 connection.send(message)
+            connection.send(_Sign.DONE)
         except JobError as error:
             connection.send(error)
         except BrokenPipeError:

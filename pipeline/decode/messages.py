@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, Share, open_frames
@@ -17,6 +18,8 @@ from pipeline.errors import Reason, StoreError, VideoError
 from pipeline.source import local_file
 from pipeline.store import StoreOptions
 from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoFetched, VideoRef, VideoStart
+
+T = TypeVar("T")
 
 
 def decode_messages(
@@ -33,10 +36,28 @@ def decode_messages(
     """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes."""
     sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
+    yield from failures_as_values(_decoded(video, spec, sampling, policy, limits, store_options, scratch, share))
+
+
+def _decoded(
+    video: VideoRef,
+    spec: FrameSpec,
+    sampling: Sampling,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    store_options: StoreOptions,
+    scratch: Path,
+    share: Share | None,
+) -> Iterator[DecodeMessage]:
+    with local_file(video, store_options, scratch) as path:
+        yield VideoFetched()
+        yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
+
+
+def failures_as_values(messages: Iterator[T]) -> Iterator[T | Failure]:
+    """The same messages; what is wrong with the video comes as a Failure at their end. StoreError passes."""
     try:
-        with local_file(video, store_options, scratch) as path:
-            yield VideoFetched()
-            yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
+        yield from messages
     except VideoError as error:
         yield Failure(error.reason, error.detail)
     except StoreError:

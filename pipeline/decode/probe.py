@@ -134,7 +134,7 @@ def probe(path: str, limits: DecodeLimits) -> Probe:
     absolute, _ = check_file(path, limits)
     with open_container(absolute) as container:
         stream = best_stream(container)
-        _check_limits(stream, container, limits)
+        check_limits(stream, container, limits)
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         return _Pass(container, stream).run(absolute, limits)
 
@@ -188,7 +188,8 @@ def best_stream(container: InputContainer) -> VideoStream:
     return max(readable, key=lambda s: s.codec_context.width * s.codec_context.height)
 
 
-def _check_limits(stream: VideoStream, container: InputContainer, limits: DecodeLimits) -> None:
+def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeLimits) -> None:
+    """VideoError for a stream that claims more pixels or hours than may be decoded."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise VideoError(Reason.TOO_LARGE, f"{width}x{height} pixels; the limit is {limits.max_pixels} (max_pixels)")
@@ -243,7 +244,7 @@ class _Pass:
             coded_width=picture.width if picture else context.width,
             coded_height=picture.height if picture else context.height,
             size_refused=self.size_refused,
-            pixel_aspect=_pixel_aspect(stream),
+            pixel_aspect=pixel_aspect(stream),
             turn=orientation(picture) if picture else UPRIGHT,
             fps=fps,
             duration_s=duration_s,
@@ -352,8 +353,8 @@ class _Pass:
         return ""
 
 
-def _pixel_aspect(stream: VideoStream) -> float:
-    """By the container, else by the codec (FFmpeg's own order)."""
+def pixel_aspect(stream: VideoStream) -> float:
+    """Its pixels' width for a height of 1; 1.0 for nonsense. By the container, else by the codec (FFmpeg's order)."""
     aspect = float(stream.sample_aspect_ratio or 1)
     return aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
 
