@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes coverage mutants check docs clean
+.PHONY: demo test bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -62,6 +62,19 @@ test-recipes: $(READY) .venv-recipes/.ready
 	.venv-recipes/bin/python -m pip install -q --disable-pip-version-check -r docs/recipes.txt
 	@touch $@
 
+# what people look at, in a real browser (Debian's: apt-get install chromium) at two sizes of window, with axe-core from npm;
+# pictures in tests/page/seen/. In an environment of its own, which sees the packages of this one; a few minutes
+test-page: $(READY) .venv-page/.ready
+	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page
+
+.venv-page/.ready: tests/page/requirements.txt
+	$(PYTHON) -m venv .venv-page
+	.venv-page/bin/python -m pip install -q --disable-pip-version-check -r tests/page/requirements.txt
+	for folder in $$($(PY) -c 'import sys; print(*filter(lambda one: "site-packages" in one, sys.path))'); do \
+	  echo $$folder; done > $$(.venv-page/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix .venv-page axe-core@4.14.1
+	@touch $@
+
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
@@ -95,4 +108,4 @@ $(READY): pyproject.toml constraints.txt tests/servers.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-recipes demo/videos demo/out
+	rm -rf $(VENV) .venv-recipes .venv-page tests/page/seen demo/videos demo/out
