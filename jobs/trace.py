@@ -8,6 +8,7 @@ Google, 2016: `X` is an interval (`ts`, `dur` in microseconds), `C` a counter, `
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ MOST_PID = 1 << 22  # of Linux
 
 @dataclass(frozen=True, slots=True)
 class ShardTime:
-    """When and where a shard was computed; seconds, of the clock of its own machine (since 1970)."""
+    """When and where a shard was computed; seconds, of the clock of its own machine (since 1970).
+
+    `encode_s`, `wait_s` and `full_s` as in `pipeline.extract.Progress`; 0 where an older version did not write it.
+    `settings` are what the rows depend on, in words.
+    """
 
     name: str
     host: str
@@ -38,6 +43,9 @@ class ShardTime:
     videos: int
     failed: int
     clips: int
+    frames: int
+    full_s: float
+    settings: str
 
 
 def shard_times(store: Store) -> list[ShardTime]:
@@ -63,6 +71,9 @@ def _read(store: Store, name: str) -> ShardTime:
             stats["videos"],
             stats["failed"],
             stats["clips"],
+            stats.get("frames", 0),
+            stats.get("full_s", 0.0),
+            sys.intern(f"batch {stats.get('batch_size', '?')}, threads {stats.get('threads', '?')}"),
         )
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueError and OSError
         raise DamagedJob(f"{clips_key(name)}: its footer does not say when it was made ({error}); run verify") from None

@@ -32,6 +32,8 @@ ONLY = {
     "safetensors": {"p3d/weights/"},
     "faiss": {"pipeline/results/"},
     "sklearn": {"pipeline/results/"},
+    "jinja2": {"pipeline/results/report/"},
+    "markupsafe": {"pipeline/results/report/"},
 }
 
 

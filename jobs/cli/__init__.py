@@ -21,6 +21,7 @@ RESULTS: Verbs = {
     "index": ("index", "An index for `p3d search --index`, beside the dataset."),
     "dedup": ("dedup", "Near-duplicate videos, in clusters, with the evidence."),
     "evaluate": ("evaluate", "Hit rates of the scores, or of a linear SVM, against labels."),
+    "report": ("report", "What a job did, as one HTML file."),
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {

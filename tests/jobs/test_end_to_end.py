@@ -133,6 +133,11 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
     for spans in tracks.values():
         assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(sorted(spans)))
     assert events[-1]["args"] == {"clips": rows(undisturbed, "clips").num_rows, "failed videos": 0}
+    ran = p3d("results", "report", undisturbed, "-o", tmp_path / "report.html", "--videos", 2, "--queries", 1)
+    report = (tmp_path / "report.html").read_text()
+    assert ran.code == 0 and report.count("data:image/jpeg") == 2 + 5, ran.err
+    for said in ("State: <b>finished", "Newest run: 1", "decode_tasks", "clips/s on average", "waiting for frames"):
+        assert said in report
 
 
 def test_another_network_runs_the_same_job(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_trace_has_a_track_for_each_worker_and_every_shard_at_its_time() -> No
     """Intervals in microseconds, counters that add up, and each machine and worker named once, before it is used."""
 
     def shard(name: str, host: str, pid: int, ended_s: float, clips: int, failed: int) -> ShardTime:
-        return ShardTime(name, host, pid, "cuda:0", ended_s, 2.5, 1.5, 0.5, 4, failed, clips)
+        return ShardTime(name, host, pid, "cuda:0", ended_s, 2.5, 1.5, 0.5, 4, failed, clips, 64, 0.2, "")
 
     shards = [shard("s0", "a", 11, 100.0, 7, 0), shard("s1", "b", 11, 101.0, 5, 2), shard("s2", "a", 11, 103.0, 1, 0)]
     events = list(trace_events(shards))

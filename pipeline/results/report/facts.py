@@ -1,0 +1,199 @@
+"""What the rows of a dataset say in sum: counts, histograms, failures with examples, and a random sample of videos.
+
+One pass over videos/ and failures/; memory holds the rows of one shard, the sums and the samples.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.results.newest import NewestRows
+from pipeline.results.snapshot import SnapshotRows
+
+Rows = NewestRows | SnapshotRows
+DURATIONS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+SHORT_SIDES = (144, 240, 360, 480, 720, 1080, 1440, 2160)
+EXAMPLES = 3  # of each reason
+CODECS = 8  # the most frequent ones
+SAMPLE_COLUMNS = "video_id path uri version duration_s width height codec n_clips".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a chart: how many, and what that is called."""
+
+    label: str
+    value: float
+    shown: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A failed video, in its own words."""
+
+    path: str
+    detail: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBy:
+    """How many videos failed for a reason, and the first few of them."""
+
+    reason: str
+    count: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A video as its row says; `width` and `height` are as shown."""
+
+    video_id: str
+    path: str
+    uri: str
+    version: str
+    duration_s: float
+    width: int
+    height: int
+    codec: str
+    n_clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The sums over all newest rows; `hours` and `n_frames` are of the videos that have rows."""
+
+    n_videos: int
+    n_failed: int
+    n_pending: int
+    n_clips: int
+    n_frames: int
+    n_truncated: int
+    hours: float
+    durations: tuple[Bar, ...]
+    short_sides: tuple[Bar, ...]
+    codecs: tuple[Bar, ...]
+    failures: tuple[FailedBy, ...]
+    sample: tuple[Sampled, ...]
+
+
+def gather(
+    source: Rows, *, sample: int, rng: np.random.Generator, on_step: Callable[[int, int], None] | None = None
+) -> Facts:
+    """Look at every row of videos/ and failures/ once. DamagedJob where one is not what it should be."""
+    sums, drawn = _Sums(), Draw(rng, sample)
+    for folder, table in source.rows(clips=False, on_step=on_step):
+        if folder == "videos" and table.num_rows:
+            sums.add_videos(table)
+            drawn.add(table.select(SAMPLE_COLUMNS))
+        elif folder == "failures":
+            sums.add_failures(table)
+    return Facts(
+        n_videos=sums.n_videos,
+        n_failed=sum(sums.reasons.values()),
+        n_pending=source.pending,
+        n_clips=sums.n_clips,
+        n_frames=sums.n_frames,
+        n_truncated=sums.n_truncated,
+        hours=sums.seconds / 3600,
+        durations=_histogram(sums.durations, DURATIONS_S, _time),
+        short_sides=_histogram(sums.short_sides, SHORT_SIDES, lambda side: f"{side:g} px"),
+        codecs=_most(sums.codecs, CODECS),
+        failures=tuple(
+            FailedBy(reason, count, tuple(sums.examples[reason])) for reason, count in sums.reasons.most_common()
+        ),
+        sample=tuple(Sampled(**row) for row in drawn.rows()),
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    n_videos: int = 0
+    n_clips: int = 0
+    n_frames: int = 0
+    n_truncated: int = 0
+    seconds: float = 0.0
+    durations: Counter[int] = field(default_factory=Counter)  # by place in DURATIONS_S
+    short_sides: Counter[int] = field(default_factory=Counter)
+    codecs: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    def add_videos(self, table: pa.Table) -> None:
+        columns = {name: table[name].to_numpy() for name in ("n_clips", "n_frames", "truncated", "duration_s")}
+        self.n_videos += table.num_rows
+        self.n_clips += int(columns["n_clips"].sum())
+        self.n_frames += int(columns["n_frames"].sum())
+        self.n_truncated += int(columns["truncated"].sum())
+        self.seconds += float(columns["duration_s"].sum())
+        short_N = np.minimum(table["width"].to_numpy(), table["height"].to_numpy())
+        self.durations.update(np.searchsorted(DURATIONS_S, columns["duration_s"], side="right").tolist())
+        self.short_sides.update(np.searchsorted(SHORT_SIDES, short_N, side="right").tolist())
+        self.codecs.update(table["codec"].to_pylist())
+
+    def add_failures(self, table: pa.Table) -> None:
+        for row in table.select(["path", "reason", "detail", "attempts"]).to_pylist():
+            self.reasons[row["reason"]] += 1
+            examples = self.examples.setdefault(row["reason"], [])
+            if len(examples) < EXAMPLES:
+                examples.append(Example(row["path"], row["detail"], row["attempts"]))
+
+
+class Draw:
+    """A uniform sample of at most `size` rows of all that come by: those with the lowest of random numbers."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        self._rng, self._size = rng, size
+        self._kept: list[tuple[float, dict[str, Any]]] = []
+
+    def add(self, table: pa.Table) -> None:
+        lots_N = self._rng.random(table.num_rows)
+        first = np.argsort(lots_N, kind="stable")[: self._size]
+        rows = table.take(pa.array(first)).to_pylist()
+        self._kept += zip(lots_N[first].tolist(), rows, strict=True)
+        self._kept = sorted(self._kept, key=lambda one: one[0])[: self._size]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for _, row in self._kept]
+
+
+def _histogram(counts: Counter[int], edges: Sequence[float], shown: Callable[[float], str]) -> tuple[Bar, ...]:
+    """A bar for each bin from the first to the last that holds anything; bin i is [edges[i - 1], edges[i])."""
+    if not counts:
+        return ()
+
+    def label(at: int) -> str:
+        if at == 0:
+            return f"below {shown(edges[0])}"
+        if at == len(edges):
+            return f"{shown(edges[-1])} and more"
+        start, end = shown(edges[at - 1]), shown(edges[at])
+        return f"{start.removesuffix(end[end.index(' ') :])} to {end}"  # "2 to 5 s", "30 s to 1 min"
+
+    return tuple(Bar(label(at), counts[at], f"{counts[at]:,}") for at in range(min(counts), max(counts) + 1))
+
+
+def _most(counts: Counter[str], size: int) -> tuple[Bar, ...]:
+    most = counts.most_common(size)
+    rest = sum(counts.values()) - sum(count for _, count in most)
+    every = [*most, ("others", rest)] if rest else most
+    return tuple(Bar(name, count, f"{count:,}") for name, count in every)
+
+
+def _time(seconds: float) -> str:
+    units = ((1, "s"), (60, "min"), (3600, "h"))
+    size, unit = units[bisect_right([size for size, _ in units], seconds) - 1]
+    return f"{seconds / size:g} {unit}"
+
+
+def largest(bars: Iterable[Bar]) -> float:
+    """The greatest value, at least a little more than nothing."""
+    return max((bar.value for bar in bars), default=0) or 1

@@ -1,0 +1,70 @@
+"""Pictures of a few videos, each from a child of its own; where a source is gone, the report says so instead."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
+from pipeline.errors import Reason, StoreError
+from pipeline.identity import content_version
+from pipeline.results.report.facts import Sampled
+from pipeline.store import StoreOptions, open_store, split_s3_uri
+from pipeline.types import Failure, VideoRef
+
+LONGEST_SIDE = 240
+CHILDREN = 4  # at a time
+BUDGET_S = 300.0  # for all pictures; what has not begun by then is left out
+
+Wanted = tuple[Sampled, float]  # a video and its second
+Pictures = dict[tuple[str, float], Thumbnail | Failure]  # by video_id and second
+
+
+def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, *, budget_s: float = BUDGET_S) -> Pictures:
+    """A thumbnail for each, or why there is none. No trouble with a source ends the report, a store's included."""
+    of_video: dict[str, tuple[Sampled, list[float]]] = {}
+    for video, second in wanted:
+        seconds = of_video.setdefault(video.video_id, (video, []))[1]
+        if second not in seconds:
+            seconds.append(second)
+    ends = time.monotonic() + budget_s
+    with tempfile.TemporaryDirectory(prefix="p3d-report-") as scratch, ThreadPoolExecutor(CHILDREN) as pool:
+
+        def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | Failure]:
+            if time.monotonic() > ends:
+                sentence = f"not tried: the pictures before it took {budget_s:.0f} s"
+                return [Failure(Reason.DECODE_TIMEOUT, sentence)] * len(one[1])
+            return _of_one(one[0], one[1], options, Path(scratch))
+
+        found: Pictures = {}
+        for (video, seconds), pictures in zip(of_video.values(), pool.map(made, of_video.values()), strict=True):
+            found.update(((video.video_id, at), picture) for at, picture in zip(seconds, pictures, strict=True))
+    return found
+
+
+def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch: Path) -> list[Thumbnail | Failure]:
+    ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
+    try:
+        if ref.uri.startswith("s3://"):
+            pinned = _pinned(ref, options)
+            if isinstance(pinned, Failure):
+                return [pinned] * len(seconds)
+            ref = pinned
+        return thumbnails_apart(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
+    except StoreError as error:
+        return [Failure(Reason.SOURCE_DENIED, str(error))] * len(seconds)
+
+
+def _pinned(video: VideoRef, options: StoreOptions) -> VideoRef | Failure:
+    """The same with size and ETag of its object, which rows of videos/ do not have, if it is still that object."""
+    bucket, key = split_s3_uri(video.uri)
+    info = open_store(f"s3://{bucket}", options).head(key)
+    if info is None:
+        return Failure(Reason.SOURCE_MISSING, "is not there any more")
+    if content_version(info.size_bytes, info.etag) != video.version:
+        return Failure(Reason.SOURCE_CHANGED, "is no longer the object that was embedded")
+    return replace(video, size_bytes=info.size_bytes, etag=info.etag)

@@ -1,0 +1,308 @@
+"""`p3d results report`: it says what is there, nothing in a name can act, and no trouble of a source ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.planning import JobSpec
+from jobs.reporting import make_report
+from pipeline.decode.thumbnail import Thumbnail
+from pipeline.errors import Reason
+from pipeline.results.report.facts import Draw
+from pipeline.results.report.page import REMEDY, render, shown
+from pipeline.results.report.run import Piece, Run, RunFacts, timeline
+from pipeline.store import DEFAULTS, LocalStore, open_store
+from tests.jobs.embedded import embed_all
+from tests.jobs.test_cli import in_process
+from tests.zoo import moving
+
+HOSTILE = (
+    b"<script>alert(1)<!--.mp4",
+    b"\"onload='alert(2)' x=\".mp4",
+    b"line\nbreak\x1b[31m{{ 7 * 7 }}.mp4",
+    b"&lt;\xff\xe2\x80\xaegpj.mp4",
+)
+BROKEN = b"<img src=x onerror=alert(3)>.mp4"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four videos with names that want to be markup, and a broken one."""
+    root = tmp_path_factory.mktemp("films")
+    for at, name in enumerate(HOSTILE):
+        made = moving.video(root / "made.mp4", at, 20)
+        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(made.read_bytes())
+        made.unlink()
+    Path(os.fsdecode(os.fsencode(root) + b"/" + BROKEN)).write_bytes(b"\0" * 5000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """They, embedded."""
+    folder = tmp_path_factory.mktemp("out")
+    store = LocalStore(str(folder / "out"))
+    embed_all(str(films), store, JobSpec(None, str(small_weights)), folder)
+    return store
+
+
+class Page(HTMLParser):
+    """A page taken apart: (tag, attributes) in order, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def harmless(html: str) -> Page:
+    """Nothing in it acts, loads or hides; it has what a screen reader goes by."""
+    page = Page(html)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
+    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        assert all(
+            (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,")) for name in ("href", "src")
+        )
+    ids = Counter(attributes["id"] for _, attributes in page.tags if "id" in attributes)
+    assert max(ids.values()) == 1
+    named = [one.get("aria-labelledby") for _, one in page.tags if "aria-labelledby" in one]
+    assert set(named) <= ids.keys()
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(drawing["role"] == "img" and drawing["aria-labelledby"] for drawing in page.all("svg"))
+    assert [len(page.all(tag)) for tag in ("main", "header", "footer", "nav", "h1", "title")] >= [1] * 6
+    assert page.all("html") == [{"lang": "en"}]
+    return page
+
+
+def test_a_report_from_end_to_end(out: LocalStore, films: Path, tmp_path: Path) -> None:
+    """Every video has a picture, every failure its reason, an example and a remedy; hostile names are text."""
+    code, said, err = in_process("results", "report", out.url, "-o", str(tmp_path / "r.html"), "--json")
+    assert code == 0, err
+    told = json.loads(said)
+    assert {name: told[name] for name in ("videos", "failed", "pending", "clips", "without_picture")} == {
+        "videos": 4,
+        "failed": 1,
+        "pending": 0,
+        "clips": 8,
+        "without_picture": 0,
+    }
+    html = (tmp_path / "r.html").read_text()
+    assert told["size_bytes"] == len(html.encode()) < 1_000_000
+    page = harmless(html)
+    pictures = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg;base64,/9j/")]
+    assert len(pictures) == 4 + 4 * 4  # the sheet, and four queries with the three other videos each
+    for name in (r"<script>alert(1)<!--.mp4", r"line\x0abreak\x1b[31m{{ 7 * 7 }}.mp4", r"gpj.mp4"):
+        assert name in page.text
+    assert "4 of 4 videos" in page.text and "1 × not_a_video" in page.text and REMEDY[Reason.NOT_A_VIDEO] in page.text
+    assert "<img src=x onerror=alert(3)>.mp4" in page.text
+    assert "When the rows were made is not known" in page.text  # no worker wrote these footers
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_sources_that_are_gone_are_said(out: LocalStore, films: Path, tmp_path: Path) -> None:
+    """Without its source a video keeps its place on the sheet, with the reason; the seed draws the same ones."""
+    away = films.rename(films.with_name("away"))
+    try:
+        made = make_report(out, DEFAULTS)
+    finally:
+        away.rename(films)
+    assert {one.reason for one in made.pictures.values() if not isinstance(one, Thumbnail)} == {Reason.SOURCE_MISSING}
+    assert made.n_pictures == 0
+    page = harmless(render(made))
+    assert not page.all("img") and page.text.count("source not readable") == 4 + 4 * 4
+    again = make_report(out, DEFAULTS, videos=0, queries=0)
+    assert not again.pictures and again.facts.durations == made.facts.durations
+    assert "No pictures were asked for" in harmless(render(again)).text
+
+
+def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
+    """For each query: the best clip of each other video, by the cosine that numpy gives."""
+    from jobs.job import rows_of
+    from pipeline import schema
+
+    rows: list[tuple[str, float, np.ndarray]] = []
+    for folder, table in rows_of(out).rows():
+        if folder == "clips":
+            vectors = schema.features_of(table["embedding"], 2048).astype(np.float64)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            rows += zip(table["video_id"].to_pylist(), table["start_s"].to_pylist(), vectors, strict=True)
+    made = make_report(out, DEFAULTS, videos=0).neighbours
+    assert (made.n_clips, made.n_videos, len(made.found)) == (8, 4, 4)
+    for query, others in made.found:
+        (asked,) = [v for name, start, v in rows if (name, start) == (query.video.video_id, query.start_s)]
+        best = {name: max(float(v @ asked) for other, _, v in rows if other == name) for name, _, _ in rows}
+        del best[query.video.video_id]
+        assert [one.video.video_id for one in others] == sorted(best, key=lambda name: -best[name])
+        assert [one.cosine for one in others] == pytest.approx(sorted(best.values(), reverse=True), abs=1e-6)
+
+
+def test_a_job_on_s3_and_a_snapshot_have_reports(
+    out: LocalStore, films: Path, small_weights: Path, bucket: str, tmp_path: Path
+) -> None:
+    """Source and OUT on S3 give pictures as files do; an object that changed has a sentence. So does a snapshot."""
+    client = boto3.client("s3")
+    for at in range(2):
+        client.upload_file(os.fsdecode(os.fsencode(films) + b"/" + HOSTILE[at]), bucket, f"films/{at}<b>.mp4")
+    store = open_store(f"s3://{bucket}/out")
+    embed_all(f"s3://{bucket}/films/", store, JobSpec(None, str(small_weights)), tmp_path)
+    client.put_object(Bucket=bucket, Key="films/1<b>.mp4", Body=b"another")
+    code, said, err = in_process("results", "report", store.url, "-o", str(tmp_path / "s3.html"), "--json")
+    assert code == 0, err
+    told = json.loads(said)
+    page = harmless((tmp_path / "s3.html").read_text())
+    assert told["videos"] == 2 and told["pictures"] and told["without_picture"]
+    assert len(page.all("img")) == page.text.count(f"{Reason.SOURCE_CHANGED}: is no longer the object") == 1 + 2
+    assert in_process("results", "snapshot", out.url, str(tmp_path / "snap"))[0] == 0
+    assert in_process("results", "report", str(tmp_path / "snap"), "-o", str(tmp_path / "snap.html"))[0] == 0
+    page = harmless((tmp_path / "snap.html").read_text())
+    assert "snapshot" in page.text and len(page.all("img")) == 4 + 4 * 4 and "What ran" in page.text
+
+
+def test_a_job_that_has_nothing_yet_has_a_report(out: LocalStore, tmp_path: Path) -> None:
+    """During a job, before its first shard: everything is still to be done, and each part says so."""
+    shutil.copytree(out.url, tmp_path / "out")
+    for folder in ("clips", "videos", "failures"):
+        shutil.rmtree(tmp_path / "out" / folder)
+    made = make_report(LocalStore(str(tmp_path / "out")), DEFAULTS)
+    assert (made.facts.n_videos, made.facts.n_pending) == (0, 5)
+    assert "No video has rows yet" in harmless(render(made)).text
+
+
+def test_mistakes_are_sentences_and_codes(out: LocalStore, tmp_path: Path) -> None:
+    """No job, no folder to write to, and two things for one stdout."""
+    ask = ("results", "report")
+    (tmp_path / "empty").mkdir()
+    for words, code, says in (
+        ((str(tmp_path / "empty"), "-o", str(tmp_path / "r.html")), 4, "there is no job at"),
+        ((out.url, "--queries", "0", "--videos", "0", "-o", str(tmp_path / "no" / "r.html")), 2, "cannot be written"),
+        ((out.url, "-o", "-", "--json"), 2, "cannot both go to stdout"),
+    ):
+        found = in_process(*ask, *words)
+        assert found[0] == code and says in found[2] and "Traceback" not in found[2], found
+
+
+PIECES = st.lists(
+    st.builds(
+        lambda host, pid, at, length, clips, wait: Piece(
+            host, pid, "cpu", at, at + length, length / 2, length * wait, 0.0, clips, 1, 16, "batch 8"
+        ),
+        st.sampled_from(["a", "b<i>"]),
+        st.integers(1, 2),
+        st.floats(0, 1e6),
+        st.floats(0, 1e4),
+        st.integers(0, 10_000),
+        st.floats(0, 1),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(PIECES)
+def test_a_timeline_loses_no_clip_and_no_second(pieces: list[Piece]) -> None:
+    """The plot's area is the number of clips, its mean their share of the time, and the stages add up to the whole."""
+    found = timeline(pieces)
+    assert found is not None
+    line = found.throughput
+    step_s = (line.ended_s - line.began_s) / len(line.clips_per_s)
+    clips = sum(one.clips for one in pieces)
+    assert sum(line.clips_per_s) * step_s == pytest.approx(clips)
+    assert line.mean * (line.ended_s - line.began_s) == pytest.approx(clips)
+    assert min(line.clips_per_s) >= 0 and all(bar.value >= 0 for bar in found.stages)
+    busy_s = sum(one.ended_s - one.began_s for one in pieces)
+    assert sum(bar.value for bar in found.stages) == pytest.approx(busy_s)
+    assert 0 <= found.network_share <= 1 and 0 <= found.idle_share <= 1
+    assert sum(one.clips for one in found.machines) == clips
+
+
+def test_runs_machines_and_time_are_shown(out: LocalStore) -> None:
+    """What footers and epochs say is on the page: where a gap in the middle is none in the plot, and hosts are text."""
+    pieces = [
+        Piece("node<1>", 7, "cuda:0", at, at + 10, 6, 7, 1, 100, 5, 1600, "batch 8, threads 1") for at in (0, 10, 80)
+    ]
+    run = RunFacts(
+        "finished",
+        "finished: 15 videos embedded",
+        (
+            Run(1, "2026-01-01", "node<1>", "stopped", (("workers", "1"),)),
+            Run(2, "x", "y", "finished", (("s", "<u>"),)),
+        ),
+        (("torch", "2"),),
+        timeline(pieces),
+    )
+    page = harmless(render(replace(make_report(out, DEFAULTS, videos=0, queries=0), run=run)))
+    for text in ("node<1>", "cuda:0", "Newest run: 2", "Run 1, started 2026-01-01", "3.33 clips/s", "<u>", "30 s"):
+        assert text in page.text, text
+    assert "more cores for decoding, or a faster source, would help" in page.text
+    assert "for 60% of the time" in page.text and "had none for 67%" in page.text
+    twice = timeline([*pieces, *pieces])  # two shards in hand at once
+    assert twice is not None and (twice.network_share, round(twice.idle_share, 2)) == (1.0, 0.67)
+    assert timeline([]) is None
+
+
+def test_nothing_hides_in_a_shown_name() -> None:
+    """Control, direction and broken characters are spelt out, other scripts are left alone, long names are cut."""
+    assert shown("a\x00\n\x9b\u202e\ud800b") == r"a\x00\x0a\x9b\u202e\ud800b"
+    assert shown("Käse 猫 العربية é") == "Käse 猫 العربية é"
+    assert len(shown("x" * 10_000)) == 300
+    assert REMEDY.keys() == set(Reason)
+
+
+def test_a_draw_is_uniform_and_bounded() -> None:
+    """Of 40 rows in tables of 4, each is among the 10 drawn a quarter of the time."""
+    import pyarrow as pa
+
+    drawn = Counter[int]()
+    for seed in range(400):
+        draw = Draw(np.random.default_rng(seed), 10)
+        for first in range(0, 40, 4):
+            draw.add(pa.table({"at": range(first, first + 4)}))
+        rows = [row["at"] for row in draw.rows()]
+        assert len(set(rows)) == 10
+        drawn.update(rows)
+    assert min(drawn.values()) > 60 and max(drawn.values()) < 145  # 100 expected, 8.7 a standard deviation
+
+
+def test_the_sample_of_clips_keeps_rows_and_vectors_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 rows the 7 with the lowest random numbers stay, each with its own vector, whatever they came in."""
+    import pyarrow as pa
+
+    from pipeline.results.report import neighbours
+
+    monkeypatch.setattr(neighbours, "CLIPS", 7)
+    sample = neighbours._Sample(np.random.default_rng(1), 2)
+    for first in range(0, 60, 20):
+        numbers = np.arange(first, first + 20)
+        keys = pa.table({"video_id": [f"v{at}" for at in numbers], "start_s": numbers, "end_s": numbers + 1})
+        sample.add(np.stack([numbers, -numbers], axis=1).astype(np.float32), keys)
+    lowest = np.argsort(np.random.default_rng(1).random(60))[:7]  # a generator's stream is one
+    assert sample.n == sample.n_videos == 7
+    assert {sample.id_of(at) for at in range(7)} == {f"v{at}" for at in lowest}
+    for at in range(7):
+        number = sample.seconds(at)[0]
+        assert sample._features_SD[at].tolist() == [number, -number] and sample.id_of(at) == f"v{number}"
