@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from jobs.cli.talk import EXIT_CODES  # noqa: E402
+from jobs.metrics import METRICS, PREFIX  # noqa: E402
 from p3d import zoo  # noqa: E402
 from pipeline import schema  # noqa: E402
 from pipeline.errors import REASON_MEANING  # noqa: E402
@@ -47,6 +48,13 @@ def columns() -> str:
         f"### {name}/\n\n" + markdown_table(("column", "type"), [(f"`{f.name}`", f"`{f.type}`") for f in found])
         for name, found in tables.items()
     )
+
+
+def metrics() -> str:
+    rows = [
+        (f"`{PREFIX}{one.name}`", one.kind, " ".join(f"`{tag}`" for tag in one.tags), one.meaning) for one in METRICS
+    ]
+    return markdown_table(("name", "kind", "tags", "meaning"), rows)
 
 
 # network, classes and what the P3D paper says of it: MB, result (top-1 on UCF101 of table 1, video hit@1 on Sports-1M
@@ -114,6 +122,11 @@ def reference() -> str:
             "`videos/` also has the user's own columns of a list; `embedding_max` is there only with "
             "`--pool mean+max`, and `probs` only with `--scores`, here of 400 classes.",
             columns(),
+            "## Metrics",
+            "What Prometheus reads of a run that is at work, from the node of its driver ([cluster.md](cluster.md)). "
+            "Each also has the tag `output`: the last word of OUT and eight digits of its address. A histogram is "
+            "`_bucket`, `_count` and `_sum`; Ray passes it on by buckets, so its `_sum` is an estimate.",
+            metrics(),
             "",
         ]
     )

@@ -119,7 +119,7 @@ class _Stream:
     share: Share | None
     fetching: bool
     halted: bool = False
-    began: float = 0.0  # monotonic seconds
+    began: float = 0.0  # to fetch, or else to decode; monotonic seconds
     silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
@@ -131,7 +131,8 @@ class _Stream:
 class Decoding:
     """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own.
 
-    Shards that one worker has in hand share its slots, each from its `place`.
+    Shards that one worker has in hand share its slots, each from its `place`. `fetch_s` and `decode_s` are the
+    seconds of those that ended by themselves, waits for their reader included.
     """
 
     shard: ShardPlan
@@ -140,6 +141,8 @@ class Decoding:
     place: Place | None = None
     streams: dict[Any, _Stream] = field(default_factory=dict)
     waiting: deque[_Case] = field(default_factory=deque)
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
 
     def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
         """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
@@ -310,7 +313,8 @@ class Decoding:
         """Let those that have their copy decode, as far as there is room, the first first."""
         room = slots - sum(not (s.fetching or s.halted) for s in self.streams.values())
         for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
-            stream.halted, stream.silent_since = False, time.monotonic()
+            stream.halted, stream.began = False, time.monotonic()
+            stream.silent_since = stream.began
 
     def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """The messages that are ready, or what follows from the end or the death of the stream."""
@@ -345,6 +349,8 @@ class Decoding:
             if stream.began and stream.rest:
                 stream.case, stream.opened = stream.rest.popleft(), False
             stream.began = time.monotonic()
+        if stream.ended:
+            self.decode_s += time.monotonic() - stream.began
         if stream.case.shared:
             yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
         elif not isinstance(message, VideoFetched):
@@ -352,6 +358,7 @@ class Decoding:
         elif stream.fetching:
             stream.fetching, stream.halted, stream.silent_since = False, True, None
             stream.case.fetch_s = time.monotonic() - stream.began
+            self.fetch_s += stream.case.fetch_s
 
     def _noted(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
         """A message of a decode of the whole video, with what is known here; how it gets on is noted."""

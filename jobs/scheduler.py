@@ -26,6 +26,7 @@ from jobs.cluster import Cluster
 from jobs.decoding import gpus_of_a_worker
 from jobs.job import Work, count, count_done, golden_of
 from jobs.machine import code_digest
+from jobs.metrics import Metrics, endpoint
 from jobs.planning import most_decodes
 from jobs.runlog import RunLog
 from jobs.state import (
@@ -144,6 +145,7 @@ class Run:
         self.machines = cluster.machines
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
+        self.metrics = Metrics(store.url)
         self.counter = 0
         self.lost_at: float | None = None  # when a store was last heard to work, while one fails
         self.why_lost = ""
@@ -157,11 +159,14 @@ class Run:
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.log.add(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
+            if where := endpoint():
+                self.log.add(f"its numbers for Prometheus are at {where}")
             self._carry_out(self.state.start())
             while self.state.finished is None:
                 events = deque([*self._results(), *self._outside(), *self._outages()])
                 while events:
                     self.log.hear(events[0])
+                    self.metrics.hear(events[0])
                     events.extend(self._carry_out(self.state.handle(events.popleft())))
                     self.state.validate()
                 self._heartbeat()
@@ -196,6 +201,7 @@ class Run:
                 return None  # the call in `pending` tells the death
             worker.in_hand.update((key, said[key]) for key in worker.in_hand if key in said)
             worker.load = load
+            self.metrics.look(worker.in_hand)
             return None
         meaning = self.pending.pop(ref)
         try:
@@ -321,13 +327,15 @@ class Run:
     def _dispatch(self, number: int, key: ShardKey) -> None:
         worker, manifest = self.workers[number], self.manifests[key.plan_seq]
         worker.in_hand[key] = Progress()
+        self.metrics.begin(key)
 
         def meaning(reply: Any) -> Event | None:
             worker.in_hand.pop(key, None)
             if number not in self.workers:
                 return None  # the other shard that it had in hand told its death
             match reply:
-                case Done(outcomes, _):
+                case Done(outcomes, _, spent):
+                    self.metrics.done(key, spent, outcomes)
                     sums = count(outcomes, key.plan_seq, self.work.superseded)
                     return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
                 case Trouble("device", detail):
@@ -376,8 +384,10 @@ class Run:
                     self.asking[worker.actor.progress.remote(self._most_decodes())] = (number, now)
                 elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
                     ray.kill(worker.actor, no_restart=True)  # its call in `pending` then tells the death
+            snapshot = self.snapshot(control.RUNNING)
+            self.metrics.show(snapshot)
             if self.on_progress is not None:
-                self.on_progress(self.snapshot(control.RUNNING))
+                self.on_progress(snapshot)
         if time.monotonic() - self.beaten < control.HEARTBEAT_S:
             return
         self._beat(control.RUNNING)
@@ -388,6 +398,7 @@ class Run:
         self.beaten = time.monotonic()
         self.counter += 1
         snapshot = self.snapshot(state)
+        self.metrics.show(snapshot)
         if finish is not None:
             snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
         try:

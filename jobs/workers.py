@@ -25,7 +25,7 @@ from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.job import stored_weights
 from jobs.machine import code_digest, software, usable_cpus
-from jobs.slots import Place, Slots, Withdrawn
+from jobs.slots import Slots, Withdrawn
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
 from pipeline.decode import DecodeLimits, DecodePolicy
@@ -84,11 +84,24 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What a shard took: its last counters, seconds (of all its decodes where they are decodes'), and bytes of rows."""
+
+    progress: Progress
+    fetch_s: float
+    decode_s: float
+    commit_s: float
+    shard_s: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """A shard that is committed and derived, and how each of its videos ended."""
+    """A shard that is committed and derived, how each of its videos ended, and what it took."""
 
     outcomes: tuple[VideoOutcome, ...]
     adopted: bool
+    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,23 +207,27 @@ class ShardWorker:
         try:
             with self.slots.place() as place:
                 place.await_turn()
-                rows = self._extract(shard, place, progress)
+                started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, place)
+                rows = self._extract(decoding, progress)
             if self.broken is not None:  # while another shard used it
                 raise self.broken
+            computed = time.monotonic()
             committed = commit_shard(self.store, rows, self.spec.recipe, user_columns)
+            ended = time.monotonic()
+            times = (decoding.fetch_s, decoding.decode_s, ended - computed, ended - started)
         except Withdrawn:
             return Trouble("withdrawn", "not begun")
         except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
             return trouble_of(error)
         finally:
             del self.in_hand[shard.plan_seq, shard.shard]
-        return Done(committed.outcomes, committed.adopted)
+        return Done(committed.outcomes, committed.adopted, Spent(progress, *times, committed.size_bytes))
 
-    def _extract(self, shard: ShardPlan, place: Place, progress: Progress) -> ShardRows:
+    def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
         started, recipe = time.monotonic(), self.spec.recipe
-        with contextlib.closing(Decoding(shard, self.spec.decoding, self.scratch, place).messages()) as messages:
+        with contextlib.closing(decoding.messages()) as messages:
             rows = extract_shard(
-                shard,
+                decoding.shard,
                 messages,
                 self._trusted(encode_of(self.encoder, recipe)),
                 sampling=recipe.sampling,

@@ -6,16 +6,21 @@ Ports of its own, a token of its own, a session folder of its own; every process
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.servers import free_ports
 
@@ -68,6 +73,22 @@ class Nodes:
             )
         self.processes.append(process)
         return process
+
+    def samples(self) -> list[Sample]:
+        """What Prometheus would read just now from all nodes, found as it finds them: by Ray's own file.
+
+        Ray names ports there that nothing listens at, such as the one of an autoscaler that does not run.
+        """
+        found = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text())
+        pages = []
+        for target in (target for group in found for target in group["targets"]):
+            with (
+                contextlib.suppress(urllib.error.URLError),
+                urllib.request.urlopen(f"http://{target}/metrics", timeout=START_S) as reply,
+            ):
+                pages.append(reply.read().decode())
+        families = (family for page in pages for family in text_string_to_metric_families(page))
+        return [sample for family in families for sample in family.samples]
 
     def kill(self, at: int) -> None:
         """As if the plug were pulled: every process of a node, at once."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +18,7 @@ from jobs import planning
 from jobs.cli import away, cli
 from jobs.cluster import KNOCKS, Cluster, refuse_silent
 from jobs.machine import Machines
+from jobs.metrics import METRICS, output_tag
 from jobs.planning import JobSpec, prepare, run_options
 from jobs.submission import openness
 from pipeline.errors import ClusterError, InputError
@@ -68,6 +72,45 @@ def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     assert not [path for path in out.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     again = p3d("launch", archive, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=head.env)
     assert again.code == 0 and "nothing in SRC is new or changed" in again.err, again.err
+
+
+def test_what_prometheus_reads_is_what_the_dataset_says(
+    head: Nodes, tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """Over the endpoint that Ray's service discovery names: videos, clips, failures and bytes are those of the output,
+    seconds those of its footers, and every metric of the table but troubles is there, with a tag for the output and
+    none that holds a path."""
+    videos = tmp_path / "videos"
+    shutil.copytree(archive / "more", videos)
+    (videos / "notes.mp4").write_bytes(b"nonsense")
+    out = tmp_path / "out"
+    ran = p3d("launch", videos, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=head.env)
+    assert ran.code == 3, ran.err
+    found = [sample for sample in head.samples() if sample.labels.get("output") == output_tag(str(out))]
+    tags = ("reason", "stage", "kind")
+    values = {(sample.name, *(sample.labels.get(tag, "") for tag in tags)): sample.value for sample in found}
+    stats = [json.loads(pq.read_metadata(path).metadata[b"p3d.stats"]) for path in out.glob("clips/*.parquet")]
+    assert values["ray_p3d_videos_total", "", "", ""] == 7
+    assert values["ray_p3d_failed_videos_total", "not_a_video", "", ""] == 1
+    assert [key for key in values if "failed" in key[0]] == [("ray_p3d_failed_videos_total", "not_a_video", "", "")]
+    n_clips = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("clips/*.parquet"))
+    for name in ("clips", "encoded_clips"):
+        assert values[f"ray_p3d_{name}_total", "", "", ""] == n_clips > 0
+    for name in ("p3d_commit_seconds_count", "p3d_shard_seconds_count", "p3d_shards_total"):
+        assert values[f"ray_{name}", "", "", ""] == len(stats) == 4
+    assert values["ray_p3d_read_bytes_total", "", "", ""] == sum(path.stat().st_size for path in videos.iterdir())
+    written = sum(path.stat().st_size for path in out.glob("clips/*.parquet"))
+    assert values["ray_p3d_written_bytes_total", "", "", ""] == written
+    seconds = {"encode_s": ("stage_seconds", "encode", ""), "wait_s": ("wait_seconds", "", "frames")}
+    for column, (name, stage, kind) in seconds.items():
+        expected = sum(one[column] for one in stats)
+        assert values[f"ray_p3d_{name}_total", "", stage, kind] == pytest.approx(expected, rel=1e-6), column
+    assert values["ray_p3d_stage_seconds_total", "", "decode", ""] > 0
+    assert values["ray_p3d_stage_seconds_total", "", "commit", ""] > 0
+    names = {metric.name for metric in METRICS if any(metric.name in sample.name for sample in found)}
+    assert {metric.name for metric in METRICS} - names == {"p3d_troubles_total"}
+    labels = {value for sample in found for value in sample.labels.values()}
+    assert not [value for value in labels if str(tmp_path) in value or ".mp4" in value]
 
 
 def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
