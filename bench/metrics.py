@@ -20,11 +20,12 @@ from pipeline.extract import Progress
 from pipeline.types import Failure, VideoOutcome, VideoRef
 
 ROUNDS, TIMES = 20, 200
+ONE, OTHER = ShardKey(1, 0), ShardKey(1, 1)
 VIDEO = VideoRef("0" * 32, "a.mp4", "/a.mp4", "0" * 16, 1000)
 OUTCOMES = tuple(VideoOutcome(VIDEO, failure=Failure(Reason.TRUNCATED, "")) for _ in range(64))
 SNAPSHOT = {
     "state": "running",
-    "workers": [{"state": "busy"}] * 8,
+    "workers": [{"state": "busy", "limit": "network", "shards": ["1/0", "1/1"]}] * 8,
     "shards": {"all": 900, "done": 100},
     "videos": {"all": 9000, "done": 1000},
     "eta_s": 3.0,
@@ -37,21 +38,21 @@ def main() -> None:
         metrics = Metrics("s3://results/run1")
 
         def shard(at: int) -> None:
-            metrics.begin("a")
-            metrics.done("a", Spent(Progress(64, 1, 800, 9999, 3.0, 1.0, 1.0), 1.0, 2.0, 0.1, 9.0, 10**6), OUTCOMES)
-            metrics.hear(ShardDone(0, ShardKey(1, 0), 64, 800, (("truncated", 64),)))
+            metrics.begin(ONE)
+            metrics.done(ONE, Spent(Progress(64, 1, 800, 9999, 3.0, 1.0, 1.0), 1.0, 2.0, 0.1, 9.0, 10**6), OUTCOMES)
+            metrics.hear(ShardDone(0, ONE, 64, 800, (("truncated", 64),)))
 
         def look(at: int) -> None:
-            metrics.look("b", Progress(64, 1, at + 1, 9999, at + 1.0, at + 1.0, at + 1.0))
+            metrics.look({OTHER: Progress(64, 1, at + 1, 9999, at + 1.0, at + 1.0, at + 1.0)})
 
         costs: dict[str, Callable[[int], None]] = {
             "a shard of 64 videos": shard,
             "a look at a worker": look,
-            "all gauges, 8 workers": lambda at: metrics.show(SNAPSHOT, 8),
+            "all gauges, 8 workers": lambda at: metrics.show(SNAPSHOT),
         }
         taken: dict[str, list[float]] = {name: [] for name in costs}
         for _ in range(ROUNDS):
-            metrics.begin("b")
+            metrics.begin(OTHER)
             for name, once in costs.items():
                 started = time.perf_counter()
                 for at in range(TIMES):

@@ -8,7 +8,7 @@ All of it is counted in the driver, which hears of everything anyway. Workers ar
 what was counted every 10 s only, so their last numbers would be lost; each would also bring a series of its own.
 
 Names follow Prometheus (base units last, `_total` for what only grows); Ray puts `ray_` before them. Tags are closed
-sets, so a run has some hundred series whatever the archive: its output's name, reasons of failures, stages, states. No
+sets, so a run has fewer than a hundred series whatever the archive: its output, reasons of failures, stages, states. No
 path of a video is ever a tag.
 """
 
@@ -89,14 +89,16 @@ SHARDS_QUEUED = Metric("p3d_queued_shards", "gauge", "shards that nobody works o
 SHARDS_AT_WORK = Metric("p3d_working_shards", "gauge", "shards that workers have in hand")
 VIDEOS_LEFT = Metric("p3d_left_videos", "gauge", "videos of the job that are not done yet")
 WORKERS = Metric("p3d_workers", "gauge", "workers by what they do: starting, idle, busy", ("state",))
+LIMITED = Metric("p3d_limited_workers", "gauge", "busy workers by what limits them, as in `p3d status`", ("limit",))
 ETA = Metric("p3d_eta_seconds", "gauge", "what is left at the rate of this run so far")
 PAUSED = Metric("p3d_paused", "gauge", "1 while the job waits for a store that does not answer")
 
 METRICS = (
     *(VIDEOS, CLIPS, SHARDS, FAILED, ENCODED, READ, WRITTEN, STAGES, WAIT, COMMIT, SHARD, TROUBLE),
-    *(SHARDS_QUEUED, SHARDS_AT_WORK, VIDEOS_LEFT, WORKERS, ETA, PAUSED),
+    *(SHARDS_QUEUED, SHARDS_AT_WORK, VIDEOS_LEFT, WORKERS, LIMITED, ETA, PAUSED),
 )
 WORKER_STATES = ("starting", "idle", "busy")
+LIMITS = ("network", "decoding", "fetching", "overhead")  # those of `jobs.balance.Load`
 
 
 class Metrics:
@@ -166,19 +168,23 @@ class Metrics:
     def show(self, snapshot: dict[str, Any]) -> None:
         """How it stands, from the progress that the heartbeat tells; all zero at the end."""
         states = Counter(worker["state"] for worker in snapshot["workers"])
+        limits = Counter(worker["limit"] for worker in snapshot["workers"] if worker["state"] == "busy")
         at_work = sum(len(worker["shards"]) for worker in snapshot["workers"])
         left, over = snapshot["shards"]["all"] - snapshot["shards"]["done"], snapshot["state"] != RUNNING
         now = {
             SHARDS_QUEUED: left - at_work,
             SHARDS_AT_WORK: at_work,
             VIDEOS_LEFT: snapshot["videos"]["all"] - snapshot["videos"]["done"],
-            ETA: snapshot["eta_s"] or 0,
             PAUSED: bool(snapshot["outage"]),
         }
+        if over or snapshot["eta_s"] is not None:  # until it is known there is no number for it
+            now[ETA] = snapshot["eta_s"]
         for metric, value in now.items():
             self.series[metric.name].set(0 if over else value, {OUTPUT: self.output})
         for state in WORKER_STATES:
             self.series[WORKERS.name].set(0 if over else states[state], {OUTPUT: self.output, "state": state})
+        for limit in LIMITS:
+            self.series[LIMITED.name].set(0 if over else limits[limit], {OUTPUT: self.output, "limit": limit})
 
     def _add(self, metric: Metric, value: float, **tags: str) -> None:
         if value > 0:  # Ray refuses a growth of 0

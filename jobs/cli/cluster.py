@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
+from jobs.cli import away, talk
 
 
 @click.command()
@@ -24,6 +24,11 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     """
     from jobs.cluster import inspect_nodes, joined_cluster, local_cluster
 
+    if away.is_away(address):
+        raise click.UsageError(
+            f"--address {address}: the nodes are asked from a node. Run `p3d cluster check --address auto` on the head "
+            "(`ray exec`, `kubectl exec`), or give ray://HEAD:10001; a launch at this address asks them itself"
+        )
     s3 = talk.options_of(typed)
     url, key = "", "_job/preflight"
     if out is not None:

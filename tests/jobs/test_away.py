@@ -199,6 +199,12 @@ def test_detaching_needs_somebody_else_to_run_the_driver(tmp_path: Path) -> None
         assert ran.exit_code == 2 and "--detach needs --address http" in ran.output
 
 
+def test_a_job_server_cannot_ask_the_nodes() -> None:
+    """`cluster check` at the address of a launch is a sentence that says where to run it, not Ray's error."""
+    ran = CliRunner().invoke(cli, ["cluster", "check", "--address", "http://head:8265"])
+    assert ran.exit_code == 2 and "p3d cluster check --address auto" in ran.output
+
+
 def test_what_is_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback and encrypted ways are fine; a plain way, or a cluster without a token, is a sentence."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

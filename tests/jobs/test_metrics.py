@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from jobs.metrics import METRICS, PREFIX, Metrics, output_tag
+from jobs.balance import Load
+from jobs.metrics import LIMITS, METRICS, PREFIX, Metrics, output_tag
 from jobs.state import Checked, ShardDone, ShardKey, ShardTrouble, WorkerDied
 from jobs.workers import Spent
 from pipeline.errors import REASON_MEANING
@@ -59,7 +61,7 @@ def test_names_follow_prometheus_and_say_what_they_are() -> None:
         assert re.fullmatch(r"p3d_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert metric.name.removesuffix("_total").rpartition("_")[2] in UNITS, metric.name
-        assert metric.meaning and set(metric.tags) <= {"reason", "stage", "kind", "state"}
+        assert metric.meaning and set(metric.tags) <= {"reason", "stage", "kind", "state", "limit"}
         assert bool(metric.buckets) == (metric.kind == "histogram") and list(metric.buckets) == sorted(metric.buckets)
 
 
@@ -115,8 +117,9 @@ def test_events_of_the_scheduler_are_the_totals() -> None:
 def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
     """What stands in the heartbeat is what is shown; after the run nothing is queued, left or at work."""
     metrics, said = counted()
-    workers = [{"state": "busy", "shards": ["1/0", "1/1"]}, {"state": "busy", "shards": ["1/2"]}]
-    workers += [{"state": "starting", "shards": []}]
+    workers = [{"state": "busy", "shards": ["1/0", "1/1"], "limit": "network"}]
+    workers += [{"state": "busy", "shards": ["1/2"], "limit": None}]
+    workers += [{"state": "starting", "shards": [], "limit": None}]
     snapshot: dict[str, Any] = {
         "state": "running",
         "workers": workers,
@@ -132,9 +135,12 @@ def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
         "p3d_working_shards": {(): 3},
         "p3d_left_videos": {(): 49},
         "p3d_workers": {("starting",): 1, ("idle",): 0, ("busy",): 2},
+        "p3d_limited_workers": {("network",): 1, ("decoding",): 0, ("fetching",): 0, ("overhead",): 0},
         "p3d_eta_seconds": {(): 12.5},
         "p3d_paused": {(): 1},
     }
+    metrics.show({**snapshot, "eta_s": None})
+    assert said["p3d_eta_seconds"][()] == 12.5
     metrics.show({**snapshot, "state": "stopped", "eta_s": None})
     assert not any(value for values in said.values() for value in values.values())
 
@@ -193,6 +199,13 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
             assert source == {"type": "prometheus", "uid": "${datasource}"}
         assert all('output=~"$output"' in target["expr"] for target in panel["targets"])
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "output"]
+
+
+def test_every_limit_that_a_worker_can_have_is_shown() -> None:
+    """`Load.limit` says one of the table's, whatever the shares are."""
+    shares = [0.0, 0.5, 1.0]
+    said = {Load(*load).limit for load in itertools.product(shares, repeat=3)}
+    assert said == set(LIMITS)
 
 
 def test_reasons_are_a_closed_set() -> None:
