@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from pipeline.errors import InputError
 from pipeline.pool import pool as pool_clips
 from pipeline.results.index import nearest_by_index
 from pipeline.results.newest import NewestRows
+from pipeline.results.query import Query, clip_at, stored
 from pipeline.results.search import Found, Level, Metric, nearest
 from pipeline.results.snapshot import SnapshotRows
 from pipeline.store import DEFAULTS, StoreOptions, open_store
@@ -35,19 +35,6 @@ if TYPE_CHECKING:
     from p3d.encoder import Encoder
 
 Rows = NewestRows | SnapshotRows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """Q vectors to look for, and where in the query video each is from: seconds [start, end).
-
-    `video_id` is None for a file that was embedded; `level` is what is compared if nobody says.
-    """
-
-    features_QD: FLOAT32
-    seconds: tuple[tuple[float, float], ...]
-    level: Level
-    video_id: str | None = None
 
 
 def search(
@@ -110,10 +97,10 @@ def resolve(
         name, at_s = match[1], _second(text, match[2])
     wants_clips = at_s is not None or level == "clip"
     if Path(name).is_file():
-        query = _embedded(source, name, wants_clips, encoder or encoder_of(source, device))
+        query = embedded(source, name, encoder or encoder_of(source, device))["clip" if wants_clips else "video"]
     else:
-        query = _stored(source, name, wants_clips)
-    return query if at_s is None else _clip_at(query, name, at_s)
+        query = stored(source, name, wants_clips)
+    return query if at_s is None else clip_at(query, name, at_s)
 
 
 def _second(text: str, number: str) -> float:
@@ -123,62 +110,22 @@ def _second(text: str, number: str) -> float:
         raise InputError(f"{text!r} ends in no time; write it as VIDEO@12.5s") from None
 
 
-def _stored(source: Rows, name: str, clips: bool) -> Query:
-    """A video of the dataset, by its rows."""
-    place, dim = source.store.url, source.job.recipe.feature_dim
-    ids = source.find(name)
-    if not ids:
-        raise InputError(
-            f"{name!r} is neither a file nor a video of {place}: give a video file, or a video_id, uri or path that "
-            "videos/ has"
-        )
-    if len(ids) > 1:
-        raise InputError(
-            f"{len(ids)} videos of {place} have the path {name!r}; give one's video_id, such as {ids[0]!r}"
-        )
-    if clips and not source.with_clips:
-        raise InputError(f"the snapshot at {place} has no clips; search its videos, with --level video")
-    features, seconds, failed = [], [], False
-    for folder, table in source.rows(clips=clips, only=frozenset(ids)):
-        failed |= folder == "failures" and table.num_rows > 0
-        if folder == ("clips" if clips else "videos"):
-            features.append(schema.features_of(table["embedding"], dim))
-            starts = table["start_s"].to_pylist() if clips else [0.0] * table.num_rows
-            seconds += list(zip(starts, table["end_s" if clips else "duration_s"].to_pylist(), strict=True))
-    if not seconds:
-        why = f"failed: see `p3d failures {place}`" if failed else f"is still to be done: `p3d resume {place}` goes on"
-        raise InputError(f"{name!r} has no rows to search by, for it {why}")
-    return Query(np.concatenate(features), tuple(seconds), "clip" if clips else "video", ids[0])
-
-
-def _embedded(source: Rows, path: str, clips: bool, encoder: Encoder) -> Query:
-    """A file, embedded as the job of the dataset does it, and rounded as its rows are."""
+def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
+    """A file, embedded as the job of the dataset does it, and rounded as its rows are: its clips, and the whole."""
     from jobs.embedding import embed
 
     recipe = source.job.recipe
     found = embed(path, encoder, recipe)
     features_ND = _rounded(found.features_ND, recipe)
-    spans = tuple((clip.start_s, clip.end_s) for clip in found.clips)
-    if clips:
-        return Query(features_ND, spans, "clip")
     pooled_D = _rounded(pool_clips(features_ND, recipe.pool)[0], recipe)
-    return Query(pooled_D[None], ((0.0, found.end.duration_s),), "video")
+    return {
+        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), "clip"),
+        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), "video"),
+    }
 
 
 def _rounded(features: FLOAT32, recipe: Recipe) -> FLOAT32:
     return features.astype(recipe.embedding_dtype).astype(np.float32)
-
-
-def _clip_at(query: Query, name: str, at_s: float) -> Query:
-    """The clip that shows a second, of several the one with it nearest to the middle."""
-    spans = query.seconds
-    showing = [at for at, (start, end) in enumerate(spans) if start <= at_s < end]
-    if not showing:
-        raise InputError(
-            f"no clip of {name!r} shows second {at_s:g}: its clips are from {spans[0][0]:g} to {spans[-1][1]:g} s"
-        )
-    at = min(showing, key=lambda one: abs(sum(spans[one]) / 2 - at_s))
-    return Query(query.features_QD[at : at + 1], spans[at : at + 1], query.level, query.video_id)
 
 
 def encoder_of(source: Rows, device: str = "auto") -> Encoder:

@@ -27,6 +27,7 @@ from pipeline.results.index import FOLDER, IndexRecord, current, opened, prepare
 from pipeline.results.index import search as search_index
 from pipeline.results.newest import NewestRows
 from pipeline.results.reading import local_path
+from pipeline.results.sample import Reservoir, keys_of
 from pipeline.results.search import Level, Metric
 from pipeline.results.snapshot import SnapshotRows
 from pipeline.types import BOOL, FLOAT32
@@ -77,8 +78,8 @@ def build_index(
     known = frozenset(before.pieces if before else ())
     rng = np.random.default_rng(seed)
     train, drawn = (
-        _Reservoir(rng, max(1, TRAIN_BYTES // (4 * passes.dim)), passes.dim),
-        _Reservoir(rng, sample, passes.dim),
+        Reservoir(rng, max(1, TRAIN_BYTES // (4 * passes.dim)), passes.dim),
+        Reservoir(rng, sample, passes.dim),
     )
     for table, vectors_ND in passes.rows("sampled", known):
         if before is None:
@@ -130,29 +131,6 @@ class _Passes:
                 yield table.select(keys).combine_chunks(), prepared(vectors_ND, self.metric)
 
 
-class _Reservoir:
-    """A uniform sample of at most `size` rows of all that come by, in memory that grows with it."""
-
-    def __init__(self, rng: np.random.Generator, size: int, dim: int) -> None:
-        self.rng, self.size, self.seen = rng, size, 0
-        self.rows_SD = np.empty((size, dim), np.float32)  # the system gives the pages as they are written
-        self.keys: dict[int, tuple[Any, ...]] = {}  # by place
-
-    def add(self, vectors_ND: FLOAT32, keys: pa.Table | None = None) -> None:
-        numbers_N = np.arange(self.seen, self.seen + len(vectors_ND))
-        places_N = np.where(numbers_N < self.size, numbers_N, self.rng.integers(0, numbers_N + 1))
-        taken = np.flatnonzero(places_N < self.size)
-        self.rows_SD[places_N[taken]] = vectors_ND[taken]  # of two for one place the later one stays
-        if keys is not None and len(taken):
-            for place, key in zip(places_N[taken].tolist(), keys_of(keys, taken), strict=True):
-                self.keys[place] = key
-        self.seen += len(vectors_ND)
-
-    @property
-    def n(self) -> int:
-        return min(self.size, self.seen)
-
-
 @dataclass(slots=True)
 class _Exact:
     """The exact nearest rows of a sample, found as all rows come by, without the rows of the sample themselves."""
@@ -188,14 +166,7 @@ class _Exact:
         return there / max(1, sum(min(NEIGHBOURS, len(best)) for best in self._best))
 
 
-def keys_of(table: pa.Table, rows: Any) -> list[tuple[Any, ...]]:
-    """(video_id [, clip_index]) of some rows."""
-    names = [name for name in table.column_names if name != "plan_seq"]
-    columns = [table[name].take(pa.array(rows, pa.int64())).to_pylist() for name in names]
-    return list(zip(*columns, strict=True))
-
-
-def _trained(passes: _Passes, train: _Reservoir, kind: str | None) -> tuple[IndexRecord, Any]:
+def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[IndexRecord, Any]:
     """An empty index of the kind that fits so many rows, trained on the sample, and its record so far."""
     import faiss
 

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline import schema
 from pipeline.errors import DamagedJob, InputError, OtherRecipe
-from pipeline.results import indexing
 from pipeline.results.index import KINDS, nearest_by_index, opened, read_record
 from pipeline.results.indexing import build_index
+from pipeline.results.sample import Reservoir
 from pipeline.results.search import LEVELS, METRICS, nearest
 from pipeline.results.snapshot import SnapshotRows, snapshot
 from pipeline.store import LocalStore, Store, open_store
@@ -224,7 +224,7 @@ def test_the_sample_is_drawn_from_all_rows() -> None:
     rng = np.random.default_rng(0)
     counts = np.zeros(40)
     for _ in range(2000):
-        reservoir = indexing._Reservoir(rng, 10, 1)
+        reservoir = Reservoir(rng, 10, 1)
         for start in range(0, 40, 8):
             numbers = np.arange(start, start + 8)
             table = pa.table({"video_id": [str(n) for n in numbers], "plan_seq": [1] * 8})
