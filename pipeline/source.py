@@ -33,13 +33,13 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
             yield _download(video, options, Path(folder))
         return
     path = local_path(video.uri)
-    _status(video, path)
+    check_local(video, path)
     try:
         yield os.fsdecode(path)
     except VideoError:
-        _status(video, path)  # a file that is rewritten while it is read looks damaged
+        check_local(video, path)  # a file that is rewritten while it is read looks damaged
         raise
-    _status(video, path)
+    check_local(video, path)
 
 
 def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
@@ -74,7 +74,8 @@ def _answers(store: Store, key: str) -> bool:
     return True
 
 
-def _status(video: VideoRef, path: bytes) -> os.stat_result:
+def check_local(video: VideoRef, path: bytes) -> os.stat_result:
+    """The file at a path, if it is a file and the planned one. VideoError if not."""
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes
     except (FileNotFoundError, NotADirectoryError):

@@ -34,6 +34,8 @@ ONLY = {
     "sklearn": {"pipeline/results/"},
     "jinja2": {"pipeline/results/report/"},
     "markupsafe": {"pipeline/results/report/"},
+    "aiohttp": {"pipeline/results/page/"},
+    "umap": {"pipeline/results/page/"},
 }
 
 

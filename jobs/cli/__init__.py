@@ -22,6 +22,7 @@ RESULTS: Verbs = {
     "dedup": ("dedup", "Near-duplicate videos, in clusters, with the evidence."),
     "evaluate": ("evaluate", "Hit rates of the scores, or of a linear SVM, against labels."),
     "report": ("report", "What a job did, as one HTML file."),
+    "serve": ("serve", "A page on this machine: search, play, drop a file, a map."),
     "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {

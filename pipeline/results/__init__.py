@@ -9,9 +9,12 @@ labels.py    what people say is in the videos
 evaluate.py  hit rates of the stored scores against labels
 probing.py   accuracy of a linear SVM on the stored vectors
 where.py     conditions on columns
+query.py     what is asked: vectors, and the seconds that each is of
 search.py    the rows nearest to some vectors, exactly
 index.py     the same by an index beside the dataset
 indexing.py  makes that index, or adds to it
+sample.py    a uniform sample of rows that come by once
 dedup.py     near-duplicate videos
+page/        a local page over all of it
 snapshot.py  a clean, verified copy: for takedown, compaction and sharing
 """

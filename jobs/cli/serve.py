@@ -1,0 +1,106 @@
+"""`p3d results serve`: a local page over OUT. Torch is imported when the first file is dropped; Ray never."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import webbrowser
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import talk
+from jobs.cli.results import progress
+
+if TYPE_CHECKING:
+    from jobs.searching import Rows
+    from pipeline.results.page.similar import Embed
+
+MIB = 1024**2
+
+
+@click.command()
+@click.argument("out")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Without it, any that is free.")
+@click.option("--open/--no-open", "open_page", default=True, show_default=True, help="Open it in the browser.")
+@click.option(
+    "--map",
+    "layout",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="How it is laid out.",
+)
+@click.option("--device", default="auto", show_default=True, help="Where a dropped file is embedded.")
+@click.option(
+    "--drop-limit",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="MIB",
+    help="The largest file that may be dropped.",
+)
+@talk.store_options
+def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_limit: int, **typed: Any) -> int:
+    """A page on this machine to look around in OUT: search, play, drop a file, see the whole on a map.
+
+    Every video is found by its path or id and by conditions on columns; a click plays a clip from its second, and shows
+    what is like it, with cosines. A file that is dropped on the page is embedded as `p3d search OUT FILE` does it. The
+    map has up to 20 000 videos, by PCA or (extra `umap`) UMAP of their vectors, in the colours of their clusters.
+
+    The page is served on 127.0.0.1 alone, under a URL with a random token, which is printed. It serves the videos that
+    OUT names and no other file, as long as they are what was embedded. From another machine:
+    ssh -L 8000:127.0.0.1:PORT HOST. Ctrl-C ends it. It shows OUT as it was at the start. OUT may be a snapshot, too.
+    """
+    talk.need("aiohttp", "page")
+    if layout == "umap":
+        talk.need("umap", "umap")
+    from jobs.job import rows_of
+    from pipeline.results.page.archive import read_archive
+    from pipeline.results.page.server import serve_until_stopped
+
+    s3 = talk.options_of(typed)
+    source = rows_of(talk.out_store(out, s3))
+    steps = partial(progress, "read") if sys.stderr.isatty() else None
+    archive = read_archive(source, layout=layout, on_step=steps)
+    talk.say(f"{talk.count(archive.rows.num_rows, 'video')} of {source.store.url}; Ctrl-C ends the page")
+    if source.pending:
+        talk.say(f"{talk.count(source.pending, 'video')} still to be done and not shown")
+
+    def ready(url: str) -> None:
+        talk.show(url)
+        sys.stdout.flush()
+        if open_page:
+            webbrowser.open(url)
+
+    asyncio.run(
+        serve_until_stopped(
+            archive,
+            embed=_embed_of(source, device),
+            options=s3,
+            port=port,
+            dropped_bytes=drop_limit * MIB,
+            on_ready=ready,
+        )
+    )
+    return 0
+
+
+def _embed_of(source: Rows, device: str) -> Embed | None:
+    """What embeds a dropped file, with one network for all of them; None where OUT has no weights."""
+    from jobs.job import weights_key
+
+    if source.store.head(weights_key(source.job.recipe)) is None:
+        return None
+    encoder: Any = None
+
+    def embed(path: Path) -> Any:
+        nonlocal encoder
+        from jobs.searching import embedded, encoder_of
+
+        encoder = encoder or encoder_of(source, device)
+        return embedded(source, str(path), encoder)
+
+    return embed

@@ -1,0 +1,347 @@
+"""Requests -> answers. Whatever blocks runs in one of a few small pools of threads, and ends early if nobody waits.
+
+    api/about  api/videos  api/video  api/similar  api/map  api/frames  api/drop     JSON
+    picture                                                                          JPEG of a second of a video
+    content                                                                          the video itself, by ranges
+
+A video is named by its `video_id` in the query string and looked up in the archive; no part of a URL is ever a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, Reason, StoreError, VideoError
+from pipeline.results.page.archive import Archive
+from pipeline.results.page.content import Content, open_content
+from pipeline.results.page.pictures import Pictures
+from pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, has_index, levels, similar
+from pipeline.store import StoreOptions
+from pipeline.types import Failure, VideoRef
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PAGE_VIDEOS = 60  # of a list at a time, at most 10 times that
+MOST_FRAMES = 24
+CHUNK_BYTES = 1 << 20  # of a video at a time: one ranged GET where it is on S3
+WAITING_DROPS = 3
+SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+VIDEO_TYPES = {
+    **dict.fromkeys((".mp4", ".m4v"), "video/mp4"),
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+    **dict.fromkeys((".ogv", ".ogg"), "video/ogg"),
+    ".avi": "video/x-msvideo",
+    **dict.fromkeys((".ts", ".m2ts", ".mts"), "video/mp2t"),
+}
+
+
+class Answers:
+    """All that the page may be asked. `close` ends its threads."""
+
+    def __init__(
+        self, archive: Archive, scratch: Path, options: StoreOptions, embed: Embed | None, dropped_bytes: int
+    ) -> None:
+        self.archive, self.scratch, self.options = archive, scratch, options
+        self.embed, self.dropped_bytes, self.dropped = embed, dropped_bytes, Dropped()
+        (scratch / "pictures").mkdir()
+        self.pictures = Pictures(scratch / "pictures", options)
+        self._searching = ThreadPoolExecutor(2, "search")
+        self._looking = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), "pictures")
+        self._sending = ThreadPoolExecutor(8, "content")
+        self._embedding = ThreadPoolExecutor(1, "embed")  # a network uses every core by itself
+        self._drops = 0
+
+    def close(self) -> None:
+        for pool in (self._searching, self._looking, self._sending, self._embedding):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def routes(self, prefix: str) -> list[web.RouteDef]:
+        found: dict[str, Handler] = {
+            "api/about": self.about,
+            "api/videos": self.videos,
+            "api/video": self.video,
+            "api/similar": self.similar,
+            "api/map": self.map,
+            "api/frames": self.frames,
+            "picture": self.picture,
+            "content": self.content,
+        }
+        gets = [web.get(f"{prefix}/{name}", _told(handler)) for name, handler in found.items()]
+        return [*gets, web.post(f"{prefix}/api/drop", _told(self.drop))]
+
+    async def about(self, _: web.Request) -> web.StreamResponse:
+        source = self.archive.source
+        return _json(
+            {
+                "out": source.store.url,
+                "model": source.job.recipe.model,
+                "weights": source.job.weights_origin,
+                "clips": source.job.recipe.clips,
+                "videos": self.archive.rows.num_rows - self.archive.n_failed,
+                "failed": self.archive.n_failed,
+                "pending": source.pending,
+                "levels": list(levels(source)),
+                "indexed": [level for level in levels(source) if has_index(source, level)],
+                "columns": [asdict(column) for column in self.archive.columns()],
+                "drop_bytes": self.dropped_bytes if self.embed is not None else 0,
+            }
+        )
+
+    async def videos(self, request: web.Request) -> web.StreamResponse:
+        query = request.query
+        failed = {"": None, "yes": True, "no": False}[_one_of(query.get("failed", ""), ("", "yes", "no"))]
+        cluster = int(_number(query["cluster"])) if "cluster" in query else None
+        found = await self._in(
+            self._searching, self.archive.find, query.get("text", ""), query.getall("where", []), cluster, failed
+        )
+        offset = max(0, int(_number(query.get("offset", "0"))))
+        limit = min(10 * PAGE_VIDEOS, max(0, int(_number(query.get("limit", str(PAGE_VIDEOS))))))
+        shown = self.archive.rows.take(found[offset : offset + limit])
+        kept = "video_id path duration_s width height n_clips codec reason".split()
+        return _json({"total": len(found), "offset": offset, "videos": shown.select(kept).to_pylist()})
+
+    async def video(self, request: web.Request) -> web.StreamResponse:
+        row = self._row(request)
+        meaning = REASON_MEANING[Reason(str(row["reason"]))] if "reason" in row else None
+        at = self.archive.at[str(row["video_id"])]
+        cluster = int(self.archive.cluster_V[at])
+        return _json({"video": row, "meaning": meaning, "cluster": cluster if cluster >= 0 else None})
+
+    async def similar(self, request: web.Request) -> web.StreamResponse:
+        query, gone = request.query, threading.Event()
+        asked = Asked(
+            video_id=query.get("id"),
+            dropped=query.get("dropped"),
+            at_s=_number(query["t"]) if "t" in query else None,
+            level="clip" if _one_of(query.get("level", "video"), ("clip", "video")) == "clip" else "video",
+            top=max(1, int(_number(query.get("top", "24")))),
+            where=tuple(query.getall("where", [])),
+            distinct=_number(query["distinct"]) if "distinct" in query else None,
+            own=query.get("own") == "yes",
+        )
+        try:
+            found = await self._in(self._searching, similar, self.archive, asked, self.dropped, gone)
+        finally:
+            gone.set()
+        return _json(_hits(found, asked))
+
+    async def map(self, _: web.Request) -> web.StreamResponse:
+        plane, rows = self.archive.plane, self.archive.rows
+        shown = rows.take(plane.rows_S).select(["video_id", "path", "duration_s"]).to_pydict()
+        middles = rows.take(plane.middles_K)["video_id"].to_pylist()
+        xy = [[round(value, 5) for value in axis] for axis in plane.xy_S2.T.tolist()]
+        return _json(
+            {
+                "layout": plane.layout,
+                "share": plane.share,
+                "of": self.archive.rows.num_rows - self.archive.n_failed,
+                "ids": shown["video_id"],
+                "paths": shown["path"],
+                "durations": shown["duration_s"],
+                "x": xy[0],
+                "y": xy[1],
+                "cluster": plane.cluster_S.tolist(),
+                "middles": middles,
+            }
+        )
+
+    async def frames(self, request: web.Request) -> web.StreamResponse:
+        """Makes pictures of many seconds in one child, and says which of them there are."""
+        seconds = [_number(text) for text in request.query.getall("t", [])][:MOST_FRAMES]
+        found = await self._in(self._looking, self.pictures.of, self._ref(request), seconds)
+        told = [_failure(one) if isinstance(one, Failure) else None for one in found]
+        return _json({"seconds": seconds, "failures": told})
+
+    async def picture(self, request: web.Request) -> web.StreamResponse:
+        second = max(0.0, _number(request.query.get("t", "0")))
+        (found,) = await self._in(self._looking, self.pictures.of, self._ref(request), [second])
+        if isinstance(found, Failure):
+            return _json(_failure(found), status=404)
+        return web.Response(body=found, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def content(self, request: web.Request) -> web.StreamResponse:
+        video = self._ref(request)
+        opened: Content = await self._in(self._sending, open_content, video, self.options)
+        last: Future[Any] = Future()
+        last.set_result(None)
+        response = web.StreamResponse()
+        try:
+            start, end = _headers(request, response, video, opened.size_bytes)
+            await response.prepare(request)
+            while start < end and request.method != "HEAD":
+                last = self._sending.submit(opened.read, start, min(start + CHUNK_BYTES, end))
+                piece = await asyncio.wrap_future(last)
+                if not piece:  # a length was promised that cannot be kept
+                    raise VideoError(Reason.SOURCE_CHANGED, "became shorter while it was read")
+                await response.write(piece)
+                start += len(piece)
+            await response.write_eof()
+        except ConnectionResetError:
+            pass  # players break off what they have enough of
+        except (VideoError, StoreError):
+            if not response.prepared:
+                raise
+            if request.transport is not None:
+                request.transport.abort()  # only a broken connection can say it now
+        finally:
+            last.add_done_callback(lambda _: opened.close())  # not while a thread reads it
+        return response
+
+    async def drop(self, request: web.Request) -> web.StreamResponse:
+        """A file to search by: taken in up to the limit, embedded, forgotten; a key for its vectors remains."""
+        if self.embed is None:
+            raise InputError(f"{self.archive.source.store.url} has no weights to embed a file with")
+        if self._drops >= WAITING_DROPS:
+            raise web.HTTPServiceUnavailable(text="other files are being embedded; try again when they are done\n")
+        self._drops += 1
+        path = self.scratch / f"dropped-{os.urandom(8).hex()}{_suffix(request.query.get('name', ''))}"
+        try:
+            await self._take_in(request, path)
+            query = await self._in(self._embedding, self.embed, path)
+        except BadVideo as error:
+            raise VideoError(error.reason, error.detail) from None
+        finally:
+            self._drops -= 1
+            path.unlink(missing_ok=True)
+        end_s = query["video"].seconds[0][1]
+        key = self.dropped.keep(query)
+        return _json({"dropped": key, "clips": len(query["clip"].seconds), "duration_s": end_s})
+
+    async def _take_in(self, request: web.Request, path: Path) -> None:
+        limit = f"the limit is {self.dropped_bytes} bytes (--drop-limit)"
+        if (request.content_length or 0) > self.dropped_bytes:
+            raise VideoError(Reason.TOO_LARGE, f"has {request.content_length} bytes; {limit}")
+        with path.open("xb") as file:
+            async for piece in request.content.iter_chunked(CHUNK_BYTES):
+                if file.tell() + len(piece) > self.dropped_bytes:
+                    raise VideoError(Reason.TOO_LARGE, f"is larger than what may be dropped; {limit}")
+                await self._in(self._sending, file.write, piece)
+
+    def _row(self, request: web.Request) -> dict[str, object]:
+        row = self.archive.row(request.query.get("id", ""))
+        if row is None:
+            raise InputError("there is no such video here")
+        return row
+
+    def _ref(self, request: web.Request) -> VideoRef:
+        """The video of a request, by its row; size and ETag are not in videos/."""
+        row = self._row(request)
+        video_id, path, uri, version = (str(row[name]) for name in ("video_id", "path", "uri", "version"))
+        return VideoRef(video_id, path, uri, version, size_bytes=0)
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *given: Any) -> T:
+        """What the function gives, from a thread of a pool; it never begins if the request is cancelled before."""
+        return await asyncio.wrap_future(pool.submit(function, *given))
+
+
+def _told(handler: Handler) -> Handler:
+    """Errors as JSON, with the sentence that the command line would print."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except VideoError as error:
+            return _json(_failure(Failure(error.reason, error.detail)), status=404)
+        except NobodyWaits:
+            return _json({"error": "nobody waits for this any more"}, status=499)
+        except InputError as error:
+            return _json({"error": str(error)}, status=400)
+        except StoreError as error:
+            return _json({"error": str(error)}, status=502)
+        except JobError as error:
+            return _json({"error": str(error)}, status=500)
+
+    return answer
+
+
+def _hits(answer: Answer, asked: Asked) -> dict[str, Any]:
+    found = answer.found
+    names = "video_id path clip_index start_s end_s".split()
+    hits = [
+        {
+            **{name: getattr(hit, name) for name in names},
+            "cosine": hit.score,
+            "query_start_s": answer.seconds[hit.query][0],
+            "query_end_s": answer.seconds[hit.query][1],
+        }
+        for hit in found.hits
+    ]
+    told = {"level": asked.level, "rows": found.n_rows, "seconds": found.seconds, "indexed": found.n_indexed}
+    return {**told, "query_vectors": len(answer.seconds), "cut_short": found.cut_short, "hits": hits}
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    return {"reason": failure.reason, "detail": failure.detail, "meaning": REASON_MEANING[failure.reason]}
+
+
+def _headers(request: web.Request, response: web.StreamResponse, video: VideoRef, size: int) -> tuple[int, int]:
+    """Status and headers of a video's bytes; the [start, end) of them that follow."""
+    etag = f'"{video.version}"'
+    kind = VIDEO_TYPES.get(Path(video.path).suffix.lower(), "application/octet-stream")
+    response.headers.update({"Accept-Ranges": "bytes", "ETag": etag, "Content-Type": kind})
+    response.headers["Cache-Control"] = "private, no-cache"
+    wanted = _range(request, size, etag)
+    start, end = wanted or (0, size)
+    if wanted is not None:
+        response.set_status(206 if start < end else 416)
+        response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}" if start < end else f"bytes */{size}"
+    response.content_length = end - start
+    return start, end
+
+
+def _range(request: web.Request, size: int, etag: str) -> tuple[int, int] | None:
+    """Bytes [start, end) that are wanted; None for all: also for a range that makes no sense or is of another version.
+
+    (size, size) where none of them is there (RFC 9110, 14.2 and 14.4).
+    """
+    if "Range" not in request.headers or request.headers.get("If-Range", etag) != etag:
+        return None
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return None
+    if wanted.start is None or wanted.start >= size or (wanted.start < 0 and not size):
+        return (size, size)
+    start = max(0, size + wanted.start) if wanted.start < 0 else wanted.start
+    return start, size if wanted.stop is None else min(wanted.stop, size)
+
+
+def _suffix(name: str) -> str:
+    suffix = Path(name).suffix
+    return suffix if SUFFIX.fullmatch(suffix) else ""
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise InputError(f"{text!r} is none of {', '.join(choices)}")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not -1e15 < number < 1e15:
+        raise InputError(f"{text!r} is no number")
+    return number
+
+
+def _json(record: dict[str, Any], status: int = 200) -> web.Response:
+    text = json.dumps(record, default=str, allow_nan=False)
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(text=text, status=status, content_type="application/json", headers=headers)

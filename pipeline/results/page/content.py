@@ -1,0 +1,110 @@
+"""The bytes of one video of a dataset, by ranges, proved to be the content that was embedded.
+
+A row of videos/ says which content it is of: `version`, made of size and time, or of size and ETag. A local file is
+compared when it is opened and before each range, by its descriptor; an S3 object by one HEAD, then each ranged GET has
+`If-Match`. Nothing but a row of the dataset names what is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
+from pipeline.identity import content_version, local_path, stat_version
+from pipeline.source import check_local
+from pipeline.store import ObjectInfo, StoreOptions, open_store, split_s3_uri
+from pipeline.types import VideoRef
+
+ANOTHER = "is not the file that was embedded (other size or time)"
+
+
+class Content(Protocol):
+    """`size_bytes` of one video; `read` gives bytes [start, end) of them. VideoError, StoreError."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read(self, start: int, end: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class LocalContent:
+    """A file that is open; `version` is what it must stay."""
+
+    descriptor: int
+    version: str
+    size_bytes: int
+
+    def read(self, start: int, end: int) -> bytes:
+        if stat_version(os.fstat(self.descriptor)) != self.version:
+            raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
+        return os.pread(self.descriptor, end - start, start)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+@dataclass(slots=True)
+class S3Content:
+    """An object as it was seen; another one under its key is SOURCE_CHANGED."""
+
+    bucket: str
+    info: ObjectInfo
+    options: StoreOptions
+
+    @property
+    def size_bytes(self) -> int:
+        return self.info.size_bytes
+
+    def read(self, start: int, end: int) -> bytes:
+        from pipeline.s3 import S3Store
+
+        try:
+            return S3Store(f"s3://{self.bucket}", self.options).read_range(self.info, start, end)
+        except StoreChanged:
+            raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other ETag)") from None
+        except StoreMissing:
+            raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
+
+    def close(self) -> None:
+        pass
+
+
+def open_content(video: VideoRef, options: StoreOptions) -> Content:
+    """The content of a video. VideoError where it is not what was embedded, or no file; StoreError."""
+    if video.uri.startswith("s3://"):
+        return S3Content(split_s3_uri(video.uri)[0], _head(video, options), options)
+    path = local_path(video.uri)
+    checked = check_local(video, path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise VideoError(Reason.SOURCE_DENIED, f"cannot be opened: {error.strerror}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not os.path.samestat(status, checked):
+        os.close(descriptor)
+        raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
+    return LocalContent(descriptor, video.version, status.st_size)
+
+
+def pinned(video: VideoRef, options: StoreOptions) -> VideoRef:
+    """The same row with size and ETag of its object, which rows of videos/ do not have; local ones need neither."""
+    if not video.uri.startswith("s3://"):
+        return video
+    info = _head(video, options)
+    return replace(video, size_bytes=info.size_bytes, etag=info.etag)
+
+
+def _head(video: VideoRef, options: StoreOptions) -> ObjectInfo:
+    bucket, key = split_s3_uri(video.uri)
+    info = open_store(f"s3://{bucket}", options).head(key)
+    if info is None:
+        raise VideoError(Reason.SOURCE_MISSING, "is not there any more")
+    if content_version(info.size_bytes, info.etag) != video.version:
+        raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other size or ETag)")
+    return info

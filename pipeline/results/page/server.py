@@ -1,0 +1,157 @@
+"""The server of the page: who may ask, with what, and how much at once; its start and its end.
+
+It listens on loopback only. Every URL begins with a random token, so that neither another user of the machine nor a web
+page that is open in the same browser can ask anything; a `Host` that is not loopback's (DNS rebinding) and a POST that
+comes from another page are refused, and no CORS header is ever sent. Everything it sends has a Content Security Policy
+without inline scripts or styles: whatever a file is called, it stays text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import re
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from pipeline.errors import InputError
+from pipeline.results.page.answers import Answers
+from pipeline.results.page.archive import Archive
+from pipeline.results.page.similar import Embed
+from pipeline.store import StoreOptions
+
+LOOPBACK = "127.0.0.1"
+HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")  # any port: one forwarded by ssh has another
+MOST_REQUESTS = 64  # at once; a browser has six
+SHUTDOWN_S = 1.0  # for what is being sent when the server ends
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class Guard:
+    """What stands before every answer."""
+
+    token: str
+    _in_flight: int = field(default=0)
+
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The answer, or a refusal that says nothing of what is here."""
+        if not HOST.fullmatch(request.headers.get("Host", "")):
+            raise web.HTTPForbidden(text="this page answers on loopback only\n")
+        if not hmac.compare_digest(request.path[1:].partition("/")[0].encode(), self.token.encode()):
+            raise web.HTTPNotFound(text="not found: the address has a token, which `p3d results serve` printed\n")
+        if request.method == "POST" and request.headers.get("Origin") != f"http://{request.headers['Host']}":
+            raise web.HTTPForbidden(text="only the page itself may send files\n")
+        if self._in_flight >= MOST_REQUESTS:
+            raise web.HTTPServiceUnavailable(text="too many requests at once\n", headers={"Retry-After": "1"})
+        self._in_flight += 1
+        try:
+            return await handler(request)
+        finally:
+            self._in_flight -= 1
+
+
+@contextlib.asynccontextmanager
+async def running(
+    archive: Archive, *, embed: Embed | None, options: StoreOptions, port: int, dropped_bytes: int
+) -> AsyncIterator[str]:
+    """A server for as long as this lasts; its URL, token included. InputError if the port is taken."""
+    guard = Guard(secrets.token_urlsafe(24))
+    with tempfile.TemporaryDirectory(prefix="p3d-page-", ignore_cleanup_errors=True) as scratch:
+        answers = Answers(archive, Path(scratch), options, embed, dropped_bytes)
+        app = web.Application(middlewares=[_before_all(guard)])
+        app.on_response_prepare.append(_secured)
+        app.add_routes(answers.routes(f"/{guard.token}"))
+        app.add_routes([web.get(f"/{guard.token}/{name}", _file(name)) for name in _static()])
+        app.add_routes([web.get(f"/{guard.token}/", _file("index.html"))])
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        with contextlib.closing(_listening(port)) as listening:
+            await web.SockSite(runner, listening).start()
+            try:
+                yield f"http://{LOOPBACK}:{listening.getsockname()[1]}/{guard.token}/"
+            finally:
+                await runner.cleanup()
+                answers.close()
+
+
+async def serve_until_stopped(
+    archive: Archive,
+    *,
+    embed: Embed | None,
+    options: StoreOptions,
+    port: int,
+    dropped_bytes: int,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM; a second one ends the process at once."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopped.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    async with running(archive, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes) as url:
+        on_ready(url)
+        await stopped.wait()
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except OSError as error:
+        raise InputError(f"--port {port}: {error.strerror}; choose another, or none for any that is free") from None
+
+
+def _static() -> list[str]:
+    """The names of all that the page is made of."""
+    folder = resources.files("pipeline.results.page") / "static"
+    return sorted(one.name for one in folder.iterdir() if Path(one.name).suffix in TYPES)
+
+
+def _file(name: str) -> Handler:
+    content = (resources.files("pipeline.results.page") / "static" / name).read_bytes()
+
+    async def send(_: web.Request) -> web.StreamResponse:
+        headers = {"Cache-Control": "no-cache"}
+        return web.Response(body=content, content_type=TYPES[Path(name).suffix], charset="utf-8", headers=headers)
+
+    return send
+
+
+def _before_all(guard: Guard) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await guard.check(request, handler)
+
+    return check
+
+
+async def _secured(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)

@@ -1,0 +1,139 @@
+"""What is like a video, like one second of it, or like a file that was dropped on the page.
+
+Exact search, or by the index beside the dataset where there is one. Both read and check rows as `p3d search` does; when
+nobody waits for the answer any more, the next step of the search ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from pipeline.errors import InputError, JobError
+from pipeline.results.index import nearest_by_index, read_record
+from pipeline.results.newest import NewestRows
+from pipeline.results.page.archive import Archive
+from pipeline.results.query import Query, clip_at, stored
+from pipeline.results.search import LEVELS, POOL, Found, Level, nearest
+from pipeline.results.snapshot import SnapshotRows
+
+DROPPED_BYTES = 256 * 1024**2  # of vectors of dropped files that are kept; the oldest go first
+MOST_HITS = 200
+
+Embed = Callable[[Path], Mapping[Level, Query]]
+
+
+class NobodyWaits(Exception):
+    """The one who asked has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question: a video of the dataset, or a dropped file by its key; `at_s` is one second of it.
+
+    `own` are hits of the same video too; `distinct` leaves out near-duplicates, as in `nearest`.
+    """
+
+    video_id: str | None = None
+    dropped: str | None = None
+    at_s: float | None = None
+    level: Level = "video"
+    top: int = 24
+    where: tuple[str, ...] = ()
+    distinct: float | None = None
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits, best first, and the seconds of the query that each of `Hit.query` means."""
+
+    found: Found
+    seconds: tuple[tuple[float, float], ...]
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Files that were dropped, as vectors: bounded, by key."""
+
+    queries: OrderedDict[str, Mapping[Level, Query]] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, query: Mapping[Level, Query]) -> str:
+        """A key for it."""
+        key = secrets.token_urlsafe(9)
+        with self.lock:
+            self.queries[key] = query
+            while len(self.queries) > 1 and self._bytes() > DROPPED_BYTES:
+                self.queries.popitem(last=False)
+        return key
+
+    def of(self, key: str) -> Mapping[Level, Query]:
+        with self.lock:
+            if key not in self.queries:
+                raise InputError("the dropped file is not remembered any more; drop it again")
+            self.queries.move_to_end(key)
+            return self.queries[key]
+
+    def _bytes(self) -> int:
+        return sum(one.features_QD.nbytes for query in self.queries.values() for one in query.values())
+
+
+def similar(archive: Archive, asked: Asked, dropped: Dropped, gone: threading.Event | None = None) -> Answer:
+    """The nearest rows. InputError for what cannot be; NobodyWaits once `gone` is set.
+
+    Where the archive has the vectors of all videos, they say which few shards of videos/ need to be read.
+    """
+    source = archive.source
+    clips = asked.level == "clip" or asked.at_s is not None
+    if asked.dropped is not None:
+        query, name = dropped.of(asked.dropped)["clip" if clips else "video"], "the dropped file"
+    elif asked.video_id is not None:
+        query, name = stored(source, asked.video_id, clips), asked.video_id
+    else:
+        raise InputError("nothing was asked for: neither a video nor a dropped file")
+    if asked.at_s is not None:
+        query = clip_at(query, name, asked.at_s)
+    where = [*asked.where, *([] if asked.own or asked.video_id is None else [f"video_id!={asked.video_id}"])]
+    top = min(asked.top, MOST_HITS)
+    likely = None
+    if asked.level == "video":
+        likely = archive.likely(query.features_QD, top if asked.distinct is None else POOL, where)
+    look = partial(
+        nearest_by_index if likely is None and has_index(source, asked.level) else partial(nearest, only=likely),
+        level=asked.level,
+        top=top,
+        where=where,
+        distinct=asked.distinct,
+        on_step=partial(_go_on, gone),
+    )
+    found = look(source, query.features_QD)
+    if likely is not None:
+        found = replace(found, n_rows=len(archive.find("", where, failed=False)))
+    return Answer(found, query.seconds)
+
+
+def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
+    """Is there an index by cosine that can be used here? One that cannot be read only costs time."""
+    if importlib.util.find_spec("faiss") is None:
+        return False
+    with contextlib.suppress(JobError):
+        return read_record(source, level, "cosine") is not None
+    return False
+
+
+def levels(source: NewestRows | SnapshotRows) -> Sequence[Level]:
+    """What can be compared here."""
+    return LEVELS if source.with_clips else ("video",)
+
+
+def _go_on(gone: threading.Event | None, _done: int, _all: int) -> None:
+    if gone is not None and gone.is_set():
+        raise NobodyWaits
