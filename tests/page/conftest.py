@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ SEEN = HERE / "seen"
 AXE = os.environ.get("P3D_AXE")  # axe.min.js; `make test-page` sets it
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 SERIOUS = ("serious", "critical")
+EXPECTED: dict[Any, str] = {}  # what a test provokes on the console of its page, such as "status of 404"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,9 +72,11 @@ def _new_page(browser: Browser, size: str, scheme: Any) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     page.on("console", lambda said: trouble.append(f"{said.type}: {said.text}"))
     page.on("pageerror", lambda error: trouble.append(f"uncaught: {error}"))
+    page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
     yield page
     context.close()
-    assert not trouble, trouble
+    expected = EXPECTED.pop(page, "nothing at all")
+    assert not [one for one in trouble if expected not in one], trouble
 
 
 @pytest.fixture
@@ -89,6 +93,14 @@ def seen(request: pytest.FixtureRequest) -> Callable[..., Path]:
         return path
 
     return keep
+
+
+def until(page: Page, expression: str, timeout_s: float = 20.0) -> None:
+    """Wait until an expression of JavaScript holds. Playwright's own way needs eval, which a page's policy forbids."""
+    end = time.monotonic() + timeout_s
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"not within {timeout_s:g} s: {expression}"
+        page.wait_for_timeout(50)
 
 
 def no_serious_axe(page: Page) -> None:

@@ -1,0 +1,240 @@
+"""The page of `p3d results serve` in a real browser: looked at, used by keys alone, and given hostile names.
+
+Each test runs at two sizes of window; nothing may appear on the console, and every request goes to the page's server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobs.planning import JobSpec
+from pipeline.store import LocalStore
+from tests.jobs.embedded import embed_all
+from tests.jobs.served import Served, serving
+from tests.page import films
+from tests.page.conftest import EXPECTED, no_serious_axe, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<\\script>\"'&.mp4"
+Look = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve films, one under a hostile name, one that no browser plays, one that is none."""
+    root = films.archive(tmp_path_factory.mktemp("page") / "films", 2, (2, 3))
+    os.link(root / "rays" / "rays-noon.mp4", root / HOSTILE)
+    films.film(root / "old-camera.avi", films.clouds, 9, 40, codec="mpeg4")
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(archive: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("out")
+    store = LocalStore(str(folder / "out"))
+    embed_all(str(archive), store, JobSpec(None, str(small_weights)), folder, shard_videos=16)
+    with serving(store) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser_page: Page, served: Served) -> Page:
+    return opened(browser_page, served)
+
+
+def opened(page: Page, served: Served) -> Page:
+    """The page, filled; a request to anywhere else fails the test at its end, on the console."""
+    page.route(lambda url: not url.startswith((served.url, "blob:")), lambda route: route.abort())
+    page.goto(served.url)
+    page.wait_for_selector("body.ready")
+    return page
+
+
+def settled(page: Page) -> None:
+    """Every picture in sight has come, or its reason."""
+    until(
+        page,
+        "[...document.querySelectorAll('img[data-id]')].every(one => one.classList.contains('there') || "
+        "one.getBoundingClientRect().top > innerHeight || one.offsetParent === null)",
+    )
+
+
+def cards(page: Page) -> list[str]:
+    return page.locator("#list .name").all_inner_texts()
+
+
+def test_it_looks_right(page: Page, seen: Look) -> None:
+    """The whole archive with its pictures and map; axe finds nothing serious."""
+    assert len(cards(page)) == 15
+    assert page.locator("#status").inner_text() == "15 videos, 1 of them failed"
+    settled(page)
+    assert page.locator("#list img.there").count() >= 4
+    seen(page, "archive")
+    no_serious_axe(page)
+
+
+def test_it_looks_right_in_the_dark(dark_page: Page, served: Served, seen: Look) -> None:
+    """The same in dark colours, with a query, a player and the filters open."""
+    page = opened(dark_page, served)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.keyboard.press("s")
+    page.wait_for_selector("#list .cosine")
+    page.keyboard.press("f")
+    settled(page)
+    seen(page, "similar")
+    no_serious_axe(page)
+
+
+def test_keys_alone_are_enough(page: Page, seen: Look) -> None:
+    """/ searches, arrows move, Enter plays, S finds the similar, a clip plays from its second, Esc leads back."""
+    page.keyboard.press("/")
+    page.keyboard.type("RINGS")
+    until(page, "document.querySelectorAll('#list li').length === 2")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('video')?.readyState >= 2")
+    name = page.locator("#player .name").inner_text()
+    assert name == cards(page)[1]
+    page.keyboard.press("s")
+    page.wait_for_selector("#list .cosine")
+    assert name not in cards(page) and page.locator("#query .name").inner_text() == name
+    page.locator("#query").get_by_role("button", name="Clips").click()
+    until(page, "document.querySelector('#list .time')?.textContent.includes('–')")
+    cosines = [float(text) for text in page.locator("#list .cosine").all_inner_texts()]
+    assert cosines == sorted(cosines, reverse=True) and len(cosines) > 4
+    page.keyboard.press("ArrowDown")
+    late = page.evaluate("[...document.querySelectorAll('.card')].findIndex(one => one.item.start_s > 0.5)")
+    for _ in range(late):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    start_s = page.evaluate("document.activeElement.item.start_s")
+    until(page, f"document.querySelector('video')?.currentTime >= {start_s - 0.001}")
+    page.keyboard.press("p")
+    assert page.evaluate("document.querySelector('video').currentTime") < start_s + 1.5
+    settled(page)
+    seen(page, "clips")
+    no_serious_axe(page)
+    page.keyboard.press("c")
+    until(page, "location.hash.includes('t=')")
+    page.wait_for_selector("#query:has-text('Like second')")
+    for _ in range(2):
+        page.keyboard.press("Escape")
+    until(page, "document.querySelectorAll('#list li').length === 15")
+    assert page.locator("#player").is_hidden()
+    page.go_back()
+    page.wait_for_selector("#query:not([hidden])")
+
+
+def test_names_are_text(page: Page, seen: Look) -> None:
+    """A name that is markup shows as it is, in the list, the player, the query, the map and a failure."""
+    page.fill("#text", "onerror")
+    until(page, "document.querySelectorAll('#list li').length === 1")
+    assert cards(page) == [HOSTILE]
+    page.locator(".card").click()
+    page.wait_for_selector("#player .facts")
+    page.locator("summary").click()
+    page.keyboard.press("s")
+    page.wait_for_selector("#query .name")
+    assert page.locator("#query .name").inner_text() == HOSTILE
+    seen(page, "hostile")
+    assert page.evaluate("document.querySelectorAll('img[src=x], script:not([src])').length") == 0
+    no_serious_axe(page)
+
+
+def test_what_cannot_be_played_is_shown_as_frames(page: Page, seen: Look) -> None:
+    """An old codec: twelve frames, one of them large; the chosen one can be searched by."""
+    page.fill("#text", "old-camera")
+    until(page, "document.querySelectorAll('#list li').length === 1")
+    page.locator(".card").click()
+    page.wait_for_selector(".strip")
+    until(page, "document.querySelectorAll('.strip img.there').length === 12")
+    assert page.locator("video").count() == 0
+    page.locator(".strip button").nth(8).click()
+    page.wait_for_selector(".large img.there")
+    seen(page, "frames")
+    no_serious_axe(page)
+    page.locator("#like-second").click()
+    page.wait_for_selector("#list .cosine")
+    second = float(re.findall(r"t=([\d.]+)", page.url)[0])
+    assert second == pytest.approx(8.5 * 40 / 24 / 12, abs=0.02)
+
+
+def test_a_failed_video_says_why(page: Page, seen: Look) -> None:
+    """Its reason, what that means, and the sentence of the job."""
+    page.get_by_role("link", name="1 of them failed").click()
+    until(page, "document.querySelectorAll('#list li').length === 1")
+    page.locator(".card").click()
+    page.wait_for_selector(".why .detail")
+    told = page.locator(".why").inner_text()
+    assert "not_a_video" in told and "no video container" in told
+    seen(page, "failed")
+    no_serious_axe(page)
+
+
+def test_a_file_is_searched_by(page: Page, archive: Path, seen: Look) -> None:
+    """It is embedded while the page says so, finds itself first, and plays in the player."""
+    page.set_input_files("#file", archive / "squares" / "squares-noon.mp4")
+    page.wait_for_selector("#list .cosine")
+    assert (cards(page)[0], page.locator("#list .cosine").first.inner_text()) == ("squares-noon.mp4", "1.000")
+    until(page, "document.querySelector('video')?.readyState >= 2")
+    settled(page)
+    seen(page, "dropped")
+    no_serious_axe(page)
+
+
+def test_a_file_that_is_no_video_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
+    """The reason stands where the hits would."""
+    EXPECTED[page] = "status of 404"
+    (tmp_path / "notes.mp4").write_text("no video")
+    page.set_input_files("#file", tmp_path / "notes.mp4")
+    page.wait_for_selector("#status.wrong")
+    assert page.locator("#status").inner_text().startswith("notes.mp4: text, a playlist")
+
+
+def test_filters_and_the_map(page: Page, seen: Look) -> None:
+    """A condition narrows list and map, a wrong one says so; keys walk over the map; a cluster is a list."""
+    EXPECTED[page] = "status of 400"
+    page.keyboard.press("f")
+    page.select_option("#column", "n_frames")
+    page.fill("#value", "60")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#chips li:has-text('n_frames>=60')")
+    until(page, "document.querySelectorAll('#list li').length === 7")
+    page.fill("#value", "many")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#status.wrong:has-text('many')")
+    page.locator("#chips button").last.click()
+    until(page, "document.querySelectorAll('#list li').length === 7")
+    page.locator("#canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    page.wait_for_selector("#tip img.there")
+    seen(page, "map")
+    no_serious_axe(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#player:not([hidden])")
+    assert page.locator("#player .name").inner_text() == page.locator("#tip .name").inner_text()
+    page.locator("#legend button").first.click()
+    page.wait_for_selector("#chips li:has-text('cluster 1')")
+    shown = int(page.locator("#legend button span").first.inner_text())
+    until(page, f"document.querySelectorAll('#list li').length === {shown}")
+
+
+def test_the_keys_are_told(page: Page, seen: Look) -> None:
+    """? opens a dialog, Esc closes it alone."""
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog[open]")
+    seen(page, "keys")
+    no_serious_axe(page)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog:not([open])", state="attached")
