@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import webbrowser
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,7 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
         talk.show(url)
         sys.stdout.flush()
         if open_page:
-            webbrowser.open(url)
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()  # some stay until closed
 
     asyncio.run(
         serve_until_stopped(

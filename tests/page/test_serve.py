@@ -190,6 +190,9 @@ def test_a_file_is_searched_by(page: Page, archive: Path, seen: Look) -> None:
     settled(page)
     seen(page, "dropped")
     no_serious_axe(page)
+    page.keyboard.press("Escape")
+    page.locator("#query").get_by_role("button", name="Play").click()
+    until(page, "document.querySelector('video')?.readyState >= 2")
 
 
 def test_a_file_that_is_no_video_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:

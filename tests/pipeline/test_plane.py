@@ -64,4 +64,5 @@ def test_points_that_are_all_alike_are_one_cluster() -> None:
     assert set(cluster_S) == {0} and len(middle_KC) == 1
     vectors_ND = np.tile(np.random.default_rng(3).standard_normal(64).astype(np.float32), (30, 1))
     vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    vectors_ND += 2e-8 * np.repeat([[1], [-1]], 15, axis=0).astype(np.float32)
     assert set(plane_of(np.arange(30), vectors_ND).cluster_S) == {0}

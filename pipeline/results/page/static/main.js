@@ -12,10 +12,10 @@ import * as player from "./player.js";
 
 const TYPING_MS = 150;
 const PAGE = 60;
-let about = null;
+let about = null; // what the server says of the dataset
 let asking = new AbortController(); // of what the list is waiting for
 let sending = null; // of a file on its way
-let files = new Map(); // key of a dropped file -> the File, for as long as the page lives
+const files = new Map(); // key of a dropped file -> the File, for as long as the page lives
 let shown = 0;
 
 const state = () => new URLSearchParams(location.hash.slice(1));
@@ -142,7 +142,11 @@ function showQuery(params) {
       },
       () => {},
     );
-  } else what.append(titled(params.get("name") ?? "the dropped file"));
+  } else {
+    const file = files.get(params.get("dropped"));
+    what.append(titled(params.get("name") ?? "the dropped file"));
+    if (file) what.append(el("button", { type: "button", onclick: () => player.playFile(file) }, "Play"));
+  }
   const title = second === null ? "Similar to" : `Like second ${clock(second, true)} of`;
   const choice = (value, text) =>
     el("button", { type: "button", "aria-pressed": String(level(params) === value), onclick: () => changed((all) => all.set("level", value)) }, text);
