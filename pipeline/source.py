@@ -14,11 +14,12 @@ import platform
 import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import Reason, StoreChanged, StoreCorrupt, StoreDenied, StoreMissing, StoreNoBucket, VideoError
-from pipeline.identity import local_path, stat_version
-from pipeline.store import Store, StoreOptions, open_store, split_s3_uri
+from pipeline.identity import content_version, local_path, stat_version
+from pipeline.store import ObjectInfo, Store, StoreOptions, open_store, split_s3_uri
 from pipeline.types import VideoRef
 
 
@@ -107,3 +108,22 @@ def _root(video: VideoRef, path: bytes) -> bytes | None:
 def _kind(mode: int) -> str:
     names = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket"}
     return names.get(stat.S_IFMT(mode), "a device")
+
+
+def pinned(video: VideoRef, options: StoreOptions) -> VideoRef:
+    """The same row with size and ETag of its object, which rows of videos/ do not have; local ones need neither."""
+    if not video.uri.startswith("s3://"):
+        return video
+    info = head_of(video, options)
+    return replace(video, size_bytes=info.size_bytes, etag=info.etag)
+
+
+def head_of(video: VideoRef, options: StoreOptions) -> ObjectInfo:
+    """What its store says of a video on S3. VideoError if it is gone, or not what was embedded; StoreError."""
+    bucket, key = split_s3_uri(video.uri)
+    info = open_store(f"s3://{bucket}", options).head(key)
+    if info is None:
+        raise VideoError(Reason.SOURCE_MISSING, "is not there any more")
+    if content_version(info.size_bytes, info.etag) != video.version:
+        raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other size or ETag)")
+    return info

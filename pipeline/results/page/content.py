@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
-from pipeline.identity import content_version, local_path, stat_version
-from pipeline.source import check_local
-from pipeline.store import ObjectInfo, StoreOptions, open_store, split_s3_uri
+from pipeline.identity import local_path, stat_version
+from pipeline.source import check_local, head_of
+from pipeline.store import ObjectInfo, StoreOptions, split_s3_uri
 from pipeline.types import VideoRef
 
 ANOTHER = "is not the file that was embedded (other size or time)"
@@ -78,7 +78,7 @@ class S3Content:
 def open_content(video: VideoRef, options: StoreOptions) -> Content:
     """The content of a video. VideoError where it is not what was embedded, or no file; StoreError."""
     if video.uri.startswith("s3://"):
-        return S3Content(split_s3_uri(video.uri)[0], _head(video, options), options)
+        return S3Content(split_s3_uri(video.uri)[0], head_of(video, options), options)
     path = local_path(video.uri)
     checked = check_local(video, path)
     try:
@@ -90,21 +90,3 @@ def open_content(video: VideoRef, options: StoreOptions) -> Content:
         os.close(descriptor)
         raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
     return LocalContent(descriptor, video.version, status.st_size)
-
-
-def pinned(video: VideoRef, options: StoreOptions) -> VideoRef:
-    """The same row with size and ETag of its object, which rows of videos/ do not have; local ones need neither."""
-    if not video.uri.startswith("s3://"):
-        return video
-    info = _head(video, options)
-    return replace(video, size_bytes=info.size_bytes, etag=info.etag)
-
-
-def _head(video: VideoRef, options: StoreOptions) -> ObjectInfo:
-    bucket, key = split_s3_uri(video.uri)
-    info = open_store(f"s3://{bucket}", options).head(key)
-    if info is None:
-        raise VideoError(Reason.SOURCE_MISSING, "is not there any more")
-    if content_version(info.size_bytes, info.etag) != video.version:
-        raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other size or ETag)")
-    return info

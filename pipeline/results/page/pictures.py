@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.decode.thumbnail import thumbnails_apart
 from pipeline.errors import VideoError
-from pipeline.results.page.content import pinned
+from pipeline.source import pinned
 from pipeline.store import StoreOptions
 from pipeline.types import Failure, VideoRef
 

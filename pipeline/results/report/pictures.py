@@ -6,14 +6,13 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
-from pipeline.errors import Reason, StoreError
-from pipeline.identity import content_version
+from pipeline.errors import Reason, StoreError, VideoError
 from pipeline.results.report.facts import Sampled
-from pipeline.store import StoreOptions, open_store, split_s3_uri
+from pipeline.source import pinned
+from pipeline.store import StoreOptions
 from pipeline.types import Failure, VideoRef
 
 LONGEST_SIDE = 240
@@ -49,22 +48,9 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, *, budget_s: 
 def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch: Path) -> list[Thumbnail | Failure]:
     ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
     try:
-        if ref.uri.startswith("s3://"):
-            pinned = _pinned(ref, options)
-            if isinstance(pinned, Failure):
-                return [pinned] * len(seconds)
-            ref = pinned
+        ref = pinned(ref, options)
         return thumbnails_apart(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
+    except VideoError as error:
+        return [Failure(error.reason, error.detail)] * len(seconds)
     except StoreError as error:
         return [Failure(Reason.SOURCE_DENIED, str(error))] * len(seconds)
-
-
-def _pinned(video: VideoRef, options: StoreOptions) -> VideoRef | Failure:
-    """The same with size and ETag of its object, which rows of videos/ do not have, if it is still that object."""
-    bucket, key = split_s3_uri(video.uri)
-    info = open_store(f"s3://{bucket}", options).head(key)
-    if info is None:
-        return Failure(Reason.SOURCE_MISSING, "is not there any more")
-    if content_version(info.size_bytes, info.etag) != video.version:
-        return Failure(Reason.SOURCE_CHANGED, "is no longer the object that was embedded")
-    return replace(video, size_bytes=info.size_bytes, etag=info.etag)
