@@ -168,7 +168,7 @@ class Run:
                     self.log.hear(events[0])
                     self.metrics.hear(events[0])
                     events.extend(self._carry_out(self.state.handle(events.popleft())))
-                    self.state.validate()
+                    self.state.check()
                 self._heartbeat()
             return self.state.finished
         finally:

@@ -12,7 +12,8 @@ towards the end, where that shard is sooner begun by whoever is free; and shards
 worker died are done alone from then on, for one of them is to blame.
 
 Double dispatch, poison loops and lost shards are unit tests of this file. `validate()` states what must hold after
-every event; `story(shard)` tells what happened to one.
+every event; a run asks `check()`, which does the same as often as it can without the cost of an event growing with the
+job. `story(shard)` tells what happened to one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.errors import Reason
 
 FIRST_VIDEOS = 200  # of the default hopelessness rule
 STORY_EVENTS = 10_000  # kept for story()
+CHECKED_AT_ONCE = 100  # open shards and workers that `check` looks at for each event
 
 
 class ShardKey(NamedTuple):
@@ -261,6 +263,7 @@ class Scheduler:
         self._first: Counter[str] = Counter()  # failures among the first videos of this run
         self._first_videos = 0
         self._internal = False
+        self._unchecked = 0  # events since all was looked at
         self._story: deque[tuple[Event, tuple[Command, ...]]] = deque(maxlen=STORY_EVENTS)
 
     def start(self) -> list[Command]:
@@ -329,8 +332,9 @@ class Scheduler:
         """AssertionError where the state contradicts itself. True after every event."""
         flying = [shard for shards in self.in_flight.values() for shard in shards]
         places = [*self.queue, *flying, *self.checking, *self.stuck]
-        assert len(places) == len(set(places)), f"a shard is in two places: {Counter(places).most_common(1)}"
-        assert set(places) == self.open, f"shards lost: {self.open ^ set(places)}"
+        known = set(places)
+        assert len(places) == len(known), f"a shard is in two places: {Counter(places).most_common(1)}"
+        assert known == self.open, f"shards lost: {self.open ^ known}"
         assert not self.idle & self.in_flight.keys(), "a worker is idle and busy"
         assert all(0 < len(shards) <= self.shards_each for shards in self.in_flight.values()), "a worker has too much"
         assert all(len(shards) == 1 or self.alone.isdisjoint(shards) for shards in self.in_flight.values()), "not alone"
@@ -338,6 +342,17 @@ class Scheduler:
         if self.finished is not None and self.finished.exit_code in (0, 3):
             assert not self.open, f"finished with {len(self.open)} open shards"
             assert not self.counting, "finished before all was counted"
+
+    def check(self) -> None:
+        """`validate`, after every event where little is open, else so seldom that an event costs the same in any job.
+
+        Of the end all is looked at. What contradicts itself stays so: it is found later, and nothing is committed twice
+        for it.
+        """
+        self._unchecked += 1
+        if self.finished is not None or CHECKED_AT_ONCE * self._unchecked >= len(self.open) + self.n_workers:
+            self._unchecked = 0
+            self.validate()
 
     # -- one event each
 
@@ -398,6 +413,8 @@ class Scheduler:
 
     def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
         self.open.discard(shard)
+        self.alone.discard(shard)
+        self.attempts.pop(shard, None)  # or a long job would keep them all
         self._deaths, self.outage, self.trials = 0, "", 0
         self.totals.videos += n_videos
         self.totals.clips += n_clips

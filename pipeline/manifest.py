@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -169,8 +170,9 @@ class Manifest:
         return self._first_rows[shard + 1] - self._first_rows[shard]
 
     def shard(self, shard: int) -> ShardPlan:
-        rows = self.rows(shard).select([n for n in MANIFEST.names if n != "shard"]).to_pylist()
-        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(VideoRef(**row) for row in rows))
+        rows = self.rows(shard)
+        values = zip(*(rows[field.name].to_pylist() for field in fields(VideoRef)), strict=True)
+        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(VideoRef(*row) for row in values))
 
 
 def known_versions(store: Store, plans: list[PlanRecord]) -> dict[str, str]:
