@@ -484,9 +484,9 @@ class Scheduler:
         plenty = len(self.queue) - (self.n_workers - len(self.in_flight)) >= self.n_workers
         if self.outage or not plenty or self.queue[0] in self.alone:
             return None
-        having = [(len(shards), worker) for worker, shards in self.in_flight.items() if self.alone.isdisjoint(shards)]
-        n_shards, worker = min(having, default=(self.shards_each, -1))
-        return worker if n_shards < self.shards_each else None
+        most, alone, in_flight = self.shards_each, self.alone, self.in_flight
+        room = [worker for worker, shards in in_flight.items() if len(shards) < most and alone.isdisjoint(shards)]
+        return min(room, key=lambda worker: (len(in_flight[worker]), worker), default=None)
 
     def _verdict(self) -> tuple[int, str]:
         if self.stuck:
