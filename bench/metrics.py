@@ -15,14 +15,10 @@ from jobs.cluster import local_cluster
 from jobs.metrics import Metrics
 from jobs.state import ShardDone, ShardKey
 from jobs.workers import Spent
-from pipeline.errors import Reason
 from pipeline.extract import Progress
-from pipeline.types import Failure, VideoOutcome, VideoRef
 
 ROUNDS, TIMES = 20, 200
 ONE, OTHER = ShardKey(1, 0), ShardKey(1, 1)
-VIDEO = VideoRef("0" * 32, "a.mp4", "/a.mp4", "0" * 16, 1000)
-OUTCOMES = tuple(VideoOutcome(VIDEO, failure=Failure(Reason.TRUNCATED, "")) for _ in range(64))
 SNAPSHOT = {
     "state": "running",
     "workers": [{"state": "busy", "limit": "network", "shards": ["1/0", "1/1"]}] * 8,
@@ -39,7 +35,7 @@ def main() -> None:
 
         def shard(at: int) -> None:
             metrics.begin(ONE)
-            metrics.done(ONE, Spent(Progress(64, 1, 800, 9999, 3.0, 1.0, 1.0), 1.0, 2.0, 0.1, 9.0, 10**6), OUTCOMES)
+            metrics.done(ONE, Spent(Progress(64, 1, 800, 9999, 3.0, 1.0, 1.0), 1.0, 2.0, 0.1, 9.0, 64_000, 10**6))
             metrics.hear(ShardDone(0, ONE, 64, 800, (("truncated", 64),)))
 
         def look(at: int) -> None:

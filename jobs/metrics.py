@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs.control import RUNNING
 from jobs.state import Checked, Event, ShardDone, ShardKey, ShardTrouble, WorkerDied
 from pipeline.extract import Progress
-from pipeline.types import VideoOutcome
 
 if TYPE_CHECKING:
     from jobs.workers import Spent
@@ -154,14 +153,14 @@ class Metrics:
         self._add(WAIT, grown.wait_s, kind="frames")
         self._add(WAIT, grown.full_s, kind="device")
 
-    def done(self, shard: ShardKey, spent: Spent, outcomes: Iterable[VideoOutcome]) -> None:
+    def done(self, shard: ShardKey, spent: Spent) -> None:
         """A worker has committed a shard."""
         self.look({shard: spent.progress})
         self.seen.pop(shard, None)
         for stage, seconds in (("fetch", spent.fetch_s), ("decode", spent.decode_s), ("commit", spent.commit_s)):
             self._add(STAGES, seconds, stage=stage)
-        self._add(READ, sum(max(outcome.video.size_bytes, 0) for outcome in outcomes))
-        self._add(WRITTEN, spent.size_bytes)
+        self._add(READ, spent.read_bytes)
+        self._add(WRITTEN, spent.written_bytes)
         self.series[COMMIT.name].observe(spent.commit_s, {OUTPUT: self.output})
         self.series[SHARD.name].observe(spent.shard_s, {OUTPUT: self.output})
 

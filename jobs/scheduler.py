@@ -24,7 +24,7 @@ from jobs import control
 from jobs.balance import Load
 from jobs.cluster import Cluster
 from jobs.decoding import gpus_of_a_worker
-from jobs.job import Work, count, count_done, golden_of
+from jobs.job import Work, count, count_done, ended, golden_of
 from jobs.machine import code_digest
 from jobs.metrics import Metrics, endpoint
 from jobs.planning import most_decodes
@@ -334,9 +334,9 @@ class Run:
             if number not in self.workers:
                 return None  # the other shard that it had in hand told its death
             match reply:
-                case Done(outcomes, _, spent):
-                    self.metrics.done(key, spent, outcomes)
-                    sums = count(outcomes, key.plan_seq, self.work.superseded)
+                case Done(videos, spent):
+                    self.metrics.done(key, spent)
+                    sums = count(videos, key.plan_seq, self.work.superseded)
                     return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
                 case Trouble("device", detail):
                     ray.kill(worker.actor, no_restart=True)
@@ -364,7 +364,7 @@ class Run:
             return CheckFailed(key, str(error))
         except StoreError as error:
             return Stop(6, str(error))
-        sums = count(found.outcomes, key.plan_seq, self.work.superseded)
+        sums = count(ended(found.outcomes), key.plan_seq, self.work.superseded)
         return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
 
     def _most_decodes(self) -> int:

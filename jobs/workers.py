@@ -23,7 +23,7 @@ import pyarrow as pa
 from jobs.balance import Balance, Load
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
-from jobs.job import stored_weights
+from jobs.job import Ended, ended, stored_weights
 from jobs.machine import code_digest, software, usable_cpus
 from jobs.slots import Slots, Withdrawn
 from pipeline.commit import commit_shard
@@ -33,7 +33,7 @@ from pipeline.decode.nvdec_route import not_here
 from pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from pipeline.extract import Encode, Lanes, Progress, extract_shard
 from pipeline.store import open_store
-from pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows, VideoOutcome
+from pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
 
 if TYPE_CHECKING:
     from p3d.encoder import Encoder
@@ -85,22 +85,23 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a shard took: its last counters, seconds (of all its decodes where they are decodes'), and bytes of rows."""
+    """What a shard took: its last counters, seconds (of all its decodes where they are decodes'), and the bytes
+    of its videos and of its rows."""
 
     progress: Progress
     fetch_s: float
     decode_s: float
     commit_s: float
     shard_s: float
-    size_bytes: int
+    read_bytes: int
+    written_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """A shard that is committed and derived, how each of its videos ended, and what it took."""
 
-    outcomes: tuple[VideoOutcome, ...]
-    adopted: bool
+    videos: tuple[Ended, ...]
     spent: Spent
 
 
@@ -213,15 +214,16 @@ class ShardWorker:
                 raise self.broken
             computed = time.monotonic()
             committed = commit_shard(self.store, rows, self.spec.recipe, user_columns)
-            ended = time.monotonic()
-            times = (decoding.fetch_s, decoding.decode_s, ended - computed, ended - started)
+            now = time.monotonic()
+            times = (decoding.fetch_s, decoding.decode_s, now - computed, now - started)
         except Withdrawn:
             return Trouble("withdrawn", "not begun")
         except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
             return trouble_of(error)
         finally:
             del self.in_hand[shard.plan_seq, shard.shard]
-        return Done(committed.outcomes, committed.adopted, Spent(progress, *times, committed.size_bytes))
+        read_bytes = sum(max(video.size_bytes, 0) for video in shard.videos)
+        return Done(ended(committed.outcomes), Spent(progress, *times, read_bytes, committed.size_bytes))
 
     def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
         started, recipe = time.monotonic(), self.spec.recipe

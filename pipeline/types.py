@@ -11,6 +11,8 @@ frame of the video stream. Arrays carry their shape: N frames, H height, W width
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -190,6 +192,17 @@ class ShardPlan:
     def name(self) -> str:
         """`<plan8>-<shard, 9 digits>`: the stem of the shard's three objects."""
         return f"{self.plan8}-{self.shard:09d}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as plain values: Ray's pickler calls Python several times for each record, for every shard given."""
+        return _shard_of, (self.plan_seq, self.plan8, self.shard, [*map(_values_of, self.videos)])
+
+
+_values_of = attrgetter(*VideoRef.__slots__)
+
+
+def _shard_of(plan_seq: int, plan8: str, shard: int, videos: list[tuple[Any, ...]]) -> ShardPlan:
+    return ShardPlan(plan_seq, plan8, shard, tuple(VideoRef(*values) for values in videos))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs.job import count, look, survey
+from jobs.job import count, ended, look, survey
 from pipeline.commit import commit_shard
 from pipeline.manifest import Manifest, with_shards, write_plan
 from tests.pipeline.rows import planned, recipe, shard_rows, videos
@@ -27,7 +27,7 @@ def test_a_video_that_a_newer_plan_names_does_not_count_in_its_older_shard() -> 
     work = look(store, plans)
     assert (work.superseded, work.n_videos, len(work.todo)) == ({"d": 2}, 4, 3)
     rows = shard_rows(first, 1, frames=(40, 0))  # c is embedded, d fails
-    sums = count(rows.outcomes, 1, work.superseded)
+    sums = count(ended(rows.outcomes), 1, work.superseded)
     assert (sums.videos, sums.clips, sums.failed) == (1, len(rows.clips), 0)
     for seq, at in work.todo:
         rows = shard_rows(plans[seq], at, frames=(40, 0) if (seq, at) == (1, 1) else (16,))
@@ -39,5 +39,5 @@ def test_a_video_that_a_newer_plan_names_does_not_count_in_its_older_shard() -> 
 def test_of_one_plan_every_video_counts() -> None:
     """Where no plan names a video again, a shard counts in full, failures by reason."""
     first = planned(MemoryStore(), "abcd")
-    sums = count(shard_rows(first, 0, frames=(40, 0)).outcomes, 1, {})
+    sums = count(ended(shard_rows(first, 0, frames=(40, 0)).outcomes), 1, {})
     assert (sums.videos, dict(sums.failures)) == (4, {"truncated": 2})

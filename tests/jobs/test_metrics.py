@@ -88,12 +88,13 @@ def test_looks_add_up_to_the_last_counters_however_often_and_late_they_come() ->
         metrics.begin(shard)
         for share in sorted(rng.random() for _ in range(at % 3)):
             look(shard, end, share)
-        metrics.done(shard, Spent(end, 0.0, 1.0, 0.5, 3.0, 100), ())
+        metrics.done(shard, Spent(end, 0.0, 1.0, 0.5, 3.0, 70, 100))
         clips, waited_s = clips + end.clips, waited_s + end.wait_s
         metrics.look({shard: end, ShardKey(2, at): end})
     assert said["p3d_encoded_clips_total"][()] == clips
     assert said["p3d_wait_seconds_total"][("frames",)] == pytest.approx(waited_s)
     assert ("device",) not in said["p3d_wait_seconds_total"]
+    assert said["p3d_read_bytes_total"][()] == 50 * 70
     assert said["p3d_commit_seconds"][()] == 50 and said["p3d_written_bytes_total"][()] == 5000
     assert not metrics.seen
 

@@ -743,6 +743,47 @@ def test_validate_notices_a_state_that_contradicts_itself(tamper: Callable, comp
         scheduler.validate()
 
 
+def test_a_run_looks_at_all_of_a_small_job_after_every_event() -> None:
+    """`check` notices at once that a shard was lost."""
+    scheduler = machine(state.CHECKED_AT_ONCE - 1, workers=1)
+    scheduler.check()
+    scheduler.queue.pop()
+    with pytest.raises(AssertionError, match="lost"):
+        scheduler.check()
+
+
+def test_a_run_looks_at_a_large_job_so_seldom_that_an_event_costs_the_same() -> None:
+    """Of n shards all are looked at once in n / CHECKED_AT_ONCE events, again and again; a lost one is noticed then."""
+    for n_shards in (1000, 5000):
+        scheduler, silent = machine(n_shards, workers=1), n_shards // state.CHECKED_AT_ONCE
+        for _ in range(2):
+            for _ in range(silent + 1):
+                scheduler.check()
+            lost = scheduler.queue.pop()
+            for _ in range(silent):
+                scheduler.check()
+            with pytest.raises(AssertionError, match="lost"):
+                scheduler.check()
+            scheduler.queue.append(lost)
+
+
+def test_a_run_looks_at_its_end() -> None:
+    """However large the job was: one that finishes with an open shard is no success."""
+    scheduler = machine(1000)
+    finish_with(0)(scheduler)
+    with pytest.raises(AssertionError, match="open shards"):
+        scheduler.check()
+
+
+def test_of_a_done_shard_nothing_is_kept() -> None:
+    """Neither its tries nor that it had to be done alone: a job of millions of shards would keep them all."""
+    scheduler = machine(9, workers=2, shards_each=2)
+    feed(scheduler, WorkerDied(0, "gone"), *(Checked(shard, committed=False) for shard in list(scheduler.in_flight[0])))
+    assert scheduler.alone
+    work_off(scheduler)
+    assert not scheduler.alone and not scheduler.attempts
+
+
 def test_the_scheduler_works_without_asserts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `python -O` a done shard leaves its worker, and the job ends."""
     bare = ModuleType("jobs.state_without_asserts")

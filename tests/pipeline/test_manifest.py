@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -323,6 +324,20 @@ def test_users_columns_of_a_shard_are_those_of_its_videos(store: LocalStore) -> 
     own = manifest.user_columns(1)
     assert own.column_names == ["video_id", "label"]
     assert own.to_pylist() == [{"video_id": name, "label": f"label of {name}"} for name in "efgh"]
+
+
+def test_a_shard_is_handed_over_without_the_rest_of_its_plan(store: LocalStore) -> None:
+    """What is pickled for a worker is as large for a shard of a thousand as for one of three, and comes back equal."""
+    sizes = []
+    for seq, n_shards in ((1, 3), (2, 1000)):
+        names = [f"{at:032x}" for at in range(4 * n_shards)]
+        manifest = Manifest(store, write_plan(store, seq, RECIPE, table(names), 0))
+        given = (manifest.shard(2), manifest.user_columns(2))
+        content = pickle.dumps(given, protocol=5)
+        assert pickle.loads(content) == given
+        assert given[1].to_pylist() == [{"video_id": name, "label": f"label of {name}"} for name in names[8:12]]
+        sizes.append(len(content))
+    assert max(sizes) - min(sizes) < 100, sizes
 
 
 def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
