@@ -85,15 +85,18 @@ def step(name: str, out: Path) -> None:
     from tests.pipeline.rows import recipe
 
     store, job = LocalStore(str(out)), JobRecord(recipe(), "random:0", {})
-    before, started = peak_mb(), time.monotonic()
+    before, started, size_bytes = peak_mb(), time.monotonic(), 0
     if name == "resume":
-        rows = survey(store, manifests(store, job)).n_videos
+        plans = manifests(store, job)
+        rows, size_bytes = survey(store, plans).n_videos, sum(plan.videos.nbytes for plan in plans.values())
     else:
         found = find("s3://bucket/archive", StoreOptions())
         rows = found.videos.num_rows
         if name == "plan":
             add_plan(store, job, found, shard_videos=64, limit=None)
-    print(json.dumps({"rows": rows, "s": time.monotonic() - started, "before": before, "peak": peak_mb()}))
+            size_bytes = sum(path.stat().st_size for path in (out / "plans").rglob("*.parquet"))
+    figures = {"s": time.monotonic() - started, "cpu": time.process_time(), "bytes": size_bytes / rows}
+    print(json.dumps({"rows": rows, "before": before, "peak": peak_mb(), **figures}))
 
 
 def peak_mb() -> float:
@@ -121,7 +124,7 @@ def main() -> int:
         env |= {"AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
         env["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
         print(f"{given.keys} keys in {given.folders} folders, {given.latency_ms:g} ms a request")
-        print("step    seconds   rows/s    peak MB (of which before the step)")
+        print("step    seconds  CPU s   rows/s    peak MB (of which before the step)  bytes a row, written or held")
         with tempfile.TemporaryDirectory() as folder:
             for name in ("list", "plan", "resume"):
                 words = [sys.executable, __file__, "--step", name, "--out", folder]
@@ -129,7 +132,8 @@ def main() -> int:
                 got = json.loads(done.stdout)
                 assert got["rows"] == given.keys, got
                 rate = got["rows"] / got["s"]
-                print(f"{name:6}  {got['s']:7.1f}  {rate:7.0f}   {got['peak']:6.0f} ({got['before']:.0f})", flush=True)
+                took = f"{name:6}  {got['s']:7.1f}  {got['cpu']:5.1f}  {rate:7.0f}"
+                print(f"{took}   {got['peak']:6.0f} ({got['before']:.0f})  {got['bytes']:.0f}", flush=True)
         from urllib.request import urlopen
 
         with urlopen(f"http://127.0.0.1:{port}/count") as reply:

@@ -1,0 +1,163 @@
+"""What it costs to give a video to a decode, and who pays: the worker that owns it, Ray, or the process that decodes.
+
+    python -m bench.dispatch                1 and 8 workers, 2 000 videos, stub decodes that send one small message
+
+The workers read the real `jobs.decoding.Decoding`; only the task is a stub. Each submits its own, so what a worker's
+process pays bounds its videos/s wherever the decodes run, and workers add up; on this machine all share the cores. The
+last row is submission alone: tasks that Ray can never place, so that nothing else is done for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+import bench.dispatch as me  # by name: functions of a main module could not be told to Ray by value
+from bench.family import cpu_s
+from bench.rounds import REPO, Report, Rounds, Spread, Table
+from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec
+from jobs.parcels import Parcel, parcels
+from pipeline.clips import parse_sampling
+from pipeline.decode import DecodeLimits, DecodePolicy
+from pipeline.store import StoreOptions
+from pipeline.types import FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef, VideoStart
+
+SHARD_VIDEOS = 64
+SLOTS = 2  # decodes at a time of each worker
+WHO = ("worker", "decode processes", "Ray's own")
+
+
+def nothing(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[Parcel]:
+    """A stub of a decode: a video of one black clip of 8x8 pixels."""
+    times = np.arange(16) / 25
+    info = VideoInfo(16, 8, 8, 0, 25.0, 0.64, "mp4", "h264", 0, "none")
+    block = FrameBlock(np.arange(16), times, times + 0.04, np.zeros((16, 8, 8, 3), np.uint8))
+    yield from parcels(iter([VideoStart(os.getpid()), info, block, VideoEnd(16, 0.64)]))
+
+
+def shard(number: int, n_videos: int = SHARD_VIDEOS) -> ShardPlan:
+    ids = [f"{number * n_videos + at:032x}" for at in range(n_videos)]
+    refs = (VideoRef(i, f"a/folder/{i}.mp4", f"file:///archive/a/folder/{i}.mp4", "0" * 16, 1_000_000) for i in ids)
+    return ShardPlan(1, "0" * 8, number, tuple(refs))
+
+
+def decode_spec() -> DecodeSpec:
+    sampling = parse_sampling("every:16", clip_frames=16)
+    frames = FrameSpec((160, 160), (182, 242))
+    return DecodeSpec(frames, sampling, DecodePolicy("auto", "fail"), DecodeLimits(), StoreOptions(), SLOTS, 300.0)
+
+
+class Worker:
+    """What a ShardWorker does for its decodes, and nothing else."""
+
+    def __init__(self) -> None:
+        import ray
+
+        from jobs import decoding
+
+        task = ray.remote(
+            num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
+        )(nothing)
+        decoding._decode_video = task
+        self.task, self.decoding = task, decoding.Decoding
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def read(self, first: int, n_shards: int) -> int:
+        """Decode so many shards, one after the other; how many videos ended."""
+        ends = 0
+        for number in range(first, first + n_shards):
+            messages = self.decoding(shard(number), decode_spec(), Path("/tmp")).messages()
+            ends += sum(isinstance(message, VideoEnd) for _, message in messages)
+        return ends
+
+    def submit(self, n_videos: int) -> float:
+        """CPU seconds of this process for so many submissions that nobody can take."""
+        task, spec, videos = self.task.options(num_cpus=1, resources={"nowhere": 1}), decode_spec(), shard(0, n_videos)
+        started = time.process_time()
+        refs = [task.remote(video, spec, Path("/tmp"), Path("/tmp/note"), None) for video in videos.videos]
+        took = time.process_time() - started
+        assert len(refs) == n_videos
+        return took
+
+
+def by_whom(pids: set[int]) -> Counter[str]:
+    """CPU seconds so far, by who took them; this process has no part in it."""
+    seconds: Counter[str] = Counter()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            name = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        who = WHO[0] if child.pid in pids else WHO[1] if name.startswith("ray::") else WHO[2]
+        seconds[who] += cpu_s(child.pid)
+    return seconds
+
+
+def once(workers: list[Any], pids: list[int], first: int, n_shards: int) -> dict[str, float]:
+    """CPU ms a video by who took them, and videos/s, of these workers at the same time."""
+    import ray
+
+    before, started = by_whom(set(pids)), time.perf_counter()
+    each = n_shards // len(workers)
+    ends = sum(ray.get([w.read.remote(first + at * each, each) for at, w in enumerate(workers)]))
+    seconds, after = time.perf_counter() - started, by_whom(set(pids))
+    assert ends == each * len(workers) * SHARD_VIDEOS, ends
+    return {who: 1e3 * (after[who] - before[who]) / ends for who in WHO} | {"videos/s": ends / seconds}
+
+
+def main() -> int:
+    import ray
+    from ray import cloudpickle
+
+    from jobs.cluster import local_cluster
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--videos", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpus", type=int, default=4, help="that Ray is told of: so many decodes run at once")
+    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
+    given = parser.parse_args()
+    cloudpickle.register_pickle_by_value(me)
+    report = Report("dispatch", "Videos given to decodes")
+    found: dict[int, list[dict[str, float]]] = {n: [] for n in given.workers}
+    alone = []
+    with local_cluster(cpus=given.cpus):
+        workers = [ray.remote(num_cpus=0)(me.Worker).remote() for _ in range(max(given.workers))]
+        pids = ray.get([worker.pid.remote() for worker in workers])
+        ray.get([worker.read.remote(0, 1) for worker in workers])  # every process is there
+        for number in range(given.rounds):
+            for n in given.workers:
+                shards = -(-given.videos // SHARD_VIDEOS // n) * n
+                found[n].append(once(workers[:n], pids, number, shards))
+                print(f"round {number + 1}, {n} workers: {found[n][-1]}", file=sys.stderr, flush=True)
+        for _ in range(given.rounds):
+            loner = ray.remote(num_cpus=0)(me.Worker).remote()
+            alone.append(1e3 * ray.get(loner.submit.remote(given.videos)) / given.videos)
+            ray.kill(loner)
+    rows = []
+    for n, rounds in found.items():
+        of = {name: [one[name] for one in rounds] for name in (*WHO, "videos/s")}
+        rows.append((str(n), *(str(Spread.of(values)) for values in of.values())))
+    report.add(Table("CPU ms a video", ("workers", *WHO, "videos/s here"), tuple(rows)))
+    bound = Spread.of(1e3 / one["worker"] for rounds in found.values() for one in rounds)
+    rows = [("submission alone, ms of the worker", str(Spread.of(alone)))]
+    rows.append(("videos/s that a worker's process bounds", str(bound)))
+    report.add(Table("A worker", ("what", "figure"), tuple(rows), Rounds("ms", {"submission": tuple(alone)})))
+    print(report.write(given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The driver alone: shards a second through the real `Run` and its Scheduler, and what its memory grows by.
+
+    python -m bench.scheduler                     100 000 shards of 64 videos, 8 and 1 000 workers; 20 000 over real Ray
+    python -m bench.scheduler --only machine      one part of it: machine, run, ray
+
+machine   the pure Scheduler: microseconds an event
+run       the whole loop of `jobs.scheduler` over workers that are done at once, one answer a round, and a null store
+ray       the same loop over real Ray actors that do nothing: processor time of the driver a shard
+
+Each part runs in a process of its own. The plan is a real one of 1 000 shards, given out again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+
+from bench.rounds import REPO, Report, Spread, Table
+from jobs import scheduler
+from jobs.control import Epoch
+from jobs.job import Ended, Work, golden_key, look
+from jobs.machine import Machines
+from jobs.state import Dispatch, Scheduler, ShardDone, ShardKey, StartWorker, WorkerReady
+from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble
+from pipeline.config import JobRecord, RunOptions
+from pipeline.manifest import Manifest
+from pipeline.store import ObjectInfo
+from pipeline.types import ShardPlan
+from tests.pipeline.rows import planned, recipe
+from tests.sim.store import MemoryStore
+
+PLANNED = 1000  # shards of the real plan
+LOOKS = (0.1, 0.5, 1.0)  # of the job, where memory is looked at
+
+
+class NullStore(MemoryStore):
+    """Keeps what was there, and of what the run writes only sizes."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__()
+        self.objects, self.sizes = objects, dict[str, int]()
+
+    def replace(self, key: str, content: bytes) -> None:
+        name = key.split("/")[1]
+        self.sizes[name] = max(len(content), self.sizes.get(name, 0))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(())
+
+
+class FullStore(NullStore):
+    """Every shard is there."""
+
+    names: Sequence[str] = ()
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (ObjectInfo(prefix + name, 1, 0) for name in self.names)
+
+
+class Repeated:
+    """A real manifest that has as many shards as one asks for."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def shard(self, shard: int) -> ShardPlan:
+        return self.manifest.shard(shard % PLANNED)
+
+    def user_columns(self, shard: int) -> pa.Table:
+        return self.manifest.user_columns(shard % PLANNED)
+
+
+class NullWorker(ShardWorker):
+    """A worker that is done with a shard as soon as it has it."""
+
+    def __init__(self, spec: Any) -> None:
+        self.spec, self.in_hand = spec, {}
+
+    def setup(self) -> Ready | Refused:
+        return Ready("none", platform.node(), os.getpid())
+
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
+        return Done(tuple(Ended(video.video_id, 1, None) for video in shard.videos))
+
+
+class Answer:
+    """A result that is there."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class NullRay:
+    """What `jobs.scheduler` asks of Ray, in this process; answers come one at a time, the oldest first."""
+
+    def __init__(self) -> None:
+        self.answers: deque[Answer] = deque()
+
+    def remote(self, *given: Any) -> Any:
+        return self._actor(NullWorker(given[0])) if not isinstance(given[0], type) else self
+
+    def options(self, **_: Any) -> NullRay:
+        return self
+
+    def _actor(self, worker: NullWorker) -> Any:
+        def call(method: Callable[..., Any]) -> Any:
+            def remote(*given: Any) -> Any:
+                self.answers.append(Answer(method(*given)))
+                return self.answers[-1]
+
+            return SimpleNamespace(remote=remote)
+
+        return SimpleNamespace(**{name: call(getattr(worker, name)) for name in ("setup", "run_shard", "progress")})
+
+    def wait(self, refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return ([], refs) if timeout else ([self.answers.popleft()], [])
+
+    def get(self, ref: Answer) -> Any:
+        return ref.value
+
+    def kill(self, actor: Any, *, no_restart: bool) -> None: ...
+
+
+def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.Run:
+    """A run that has so many shards to do, and nothing but a store that forgets."""
+    store, job = MemoryStore(), JobRecord(recipe(), "random:0", {})
+    manifest = planned(store, [f"{n:032x}" for n in range(PLANNED * shard_videos)], shard_videos=shard_videos)
+    store.objects[golden_key(job.recipe)] = b'{"features": [1.0]}'
+    todo = [ShardKey(1, at) for at in range(shards)]
+    work = Work(todo, [], {}, shards * shard_videos, shards, {})
+    cluster = cluster or SimpleNamespace(machines=Machines(2, 2, 0), scratch=Path("/nowhere"), dead=str)
+    epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
+    options = RunOptions(workers, 2, 1, 1)
+    manifests: Any = {1: Repeated(manifest)}
+    return scheduler.Run(NullStore(store.objects), job, manifests, work, cluster, epoch, options)
+
+
+def watched(run: scheduler.Run, shards: int) -> list[tuple[int, float]]:
+    """Let it run to the end; (shards done, MB of this process) on the way."""
+    looks, seen, handle = deque(int(share * shards) for share in LOOKS), list[tuple[int, float]](), run.state.handle
+
+    def looking(event: Any) -> Any:
+        commands = handle(event)
+        if looks and shards - len(run.state.open) >= looks[0]:
+            seen.append((looks.popleft(), rss_mb()))
+        return commands
+
+    run.state.handle = looking  # type: ignore[method-assign]
+    finish = run.loop()
+    assert finish.exit_code == 0 and not run.state.open, finish
+    return seen
+
+
+def rss_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def part_machine(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
+    """The pure machine: every event that a job without trouble has."""
+    manifests: Any = {1: SimpleNamespace(plan=SimpleNamespace(plan8="0" * 8, n_shards=shards, n_videos=shards))}
+    before = rss_mb()
+    work = look(NullStore({}), manifests)
+    machine = Scheduler(work.todo, n_workers=workers, n_videos=shards, shards_each=2)
+    held = rss_mb() - before
+    done = FullStore({})
+    done.names = [f"{'0' * 8}-{at:09d}.parquet" for at in range(shards)]
+    before = rss_mb()
+    resumed = look(done, manifests)
+    kept = rss_mb() - before
+    assert not resumed.todo
+    commands, flying, events = machine.start(), deque[Dispatch](), 0
+    started = time.process_time()
+    while machine.finished is None:
+        for command in commands:
+            if isinstance(command, StartWorker):
+                flying.append(Dispatch(command.worker, ShardKey(0, 0)))
+            elif isinstance(command, Dispatch):
+                flying.append(command)
+        next_ = flying.popleft()
+        key = next_.shard
+        event = ShardDone(next_.worker, key, shard_videos, shard_videos) if key.plan_seq else WorkerReady(next_.worker)
+        commands, events = machine.handle(event), events + 1
+    us = 1e6 * (time.process_time() - started) / events
+    return {"us": us, "bytes": 1e6 * held / shards, "kept": 1e6 * kept / shards}
+
+
+def part_run(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
+    """The loop over workers and a store that cost nothing."""
+    with patch.object(scheduler, "ray", NullRay()):
+        run = run_of(shards, workers, shard_videos)
+        started, cpu = time.perf_counter(), time.process_time()
+        seen = watched(run, shards)
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    sizes = run.store.sizes  # type: ignore[attr-defined]
+    return {"per_s": shards / wall_s, "us": 1e6 * cpu_s / shards, "seen": seen, **sizes}
+
+
+def part_ray(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
+    """The loop over real actors, which share the cores with it."""
+    from ray import cloudpickle
+
+    import bench.scheduler as me
+    from jobs.cluster import local_cluster
+
+    cloudpickle.register_pickle_by_value(me)
+    with local_cluster() as cluster, patch.object(scheduler, "ShardWorker", me.NullWorker):
+        run = run_of(shards, workers, shard_videos, cluster)
+        started, cpu = time.perf_counter(), time.process_time()
+        seen = watched(run, shards)
+        wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    return {"per_s": shards / wall_s, "us": 1e6 * cpu_s / shards, "seen": seen}
+
+
+PARTS = {"machine": part_machine, "run": part_run, "ray": part_ray}
+
+
+def measure(part: str, shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
+    """One part in a process of its own."""
+    words = ["--part", part, "--shards", str(shards), "--workers", str(workers), "--shard-videos", str(shard_videos)]
+    done = subprocess.run([sys.executable, "-m", "bench.scheduler", *words], cwd=REPO, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with exit code {done.returncode}\n{done.stderr}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[8, 1000])
+    parser.add_argument("--shard-videos", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
+    given = parser.parse_args()
+    if given.part:
+        print(json.dumps(PARTS[given.part](given.shards, given.workers[0], given.shard_videos)))
+        return 0
+    report, found = Report("scheduler", "The driver alone"), dict[tuple[str, int], list[dict[str, Any]]]()
+    cases = [(part, n) for part in ("machine", "run") for n in given.workers] + [("ray", min(given.workers))]
+    for number in range(given.rounds):
+        for part, workers in cases:
+            if given.only in (None, part):
+                shards = given.shards // 5 if part == "ray" else given.shards
+                got = measure(part, shards, workers, given.shard_videos)
+                found.setdefault((part, workers), []).append(got)
+                print(f"round {number + 1}, {part}, {workers} workers: {got}", file=sys.stderr, flush=True)
+    rows = []
+    for (part, workers), rounds in found.items():
+        rate = str(Spread.of(got["per_s"] for got in rounds)) if part != "machine" else ""
+        a_core = str(Spread.of(1e6 / got["us"] for got in rounds))
+        rows.append((part, str(workers), str(Spread.of(got["us"] for got in rounds)), a_core, rate))
+    columns = ("part", "workers", "CPU us a shard", "shards/s of one core", "shards/s here, by the wall")
+    report.add(Table(f"Shards of {given.shard_videos} videos; of the machine, an event", columns, tuple(rows)))
+    rows = [
+        (part, str(workers), ", ".join(f"{mb:.0f} MB at {n}" for n, mb in rounds[0]["seen"]))
+        for (part, workers), rounds in found.items()
+        if part != "machine"
+    ]
+    report.add(Table("Memory of the driver", ("part", "workers", "resident after so many shards"), tuple(rows)))
+    rows = []
+    for (part, workers), rounds in found.items():
+        if part == "machine" and workers == min(given.workers):
+            rows += [("memory, an open shard", f"{rounds[0]['bytes']:.0f}")]
+            rows += [("memory, a shard that a resume found done", f"{rounds[0]['kept']:.0f}")]
+    for (part, workers), rounds in found.items():
+        if part == "run":
+            rows += [(f"largest of {name}, {workers} workers", str(rounds[0][name])) for name in ("heartbeats", "logs")]
+    report.add(Table("Bytes", ("what", "bytes"), tuple(rows)))
+    print(report.write(given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
