@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,6 +28,7 @@ import bench.nodes as me  # by name: functions of a main module could not be tol
 from bench.dispatch import shard
 from bench.rounds import REPO, Report, Table, take_turns
 from jobs import scheduler
+from jobs.cluster import Cluster
 from jobs.control import Epoch
 from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec
 from jobs.job import golden_key, look
@@ -100,7 +100,7 @@ def clips_per_s(nodes: int, shards_each: int) -> float:
         n_videos = nodes * shards_each * SHARD_VIDEOS
         manifest = planned(store, [f"{at:032x}" for at in range(n_videos)], shard_videos=SHARD_VIDEOS)
         store.create(golden_key(job.recipe), b'{"features": [1.0]}')
-        cluster: Any = SimpleNamespace(machines=Machines(SLOTS * nodes, SLOTS, nodes), scratch=Path(folder), dead=str)
+        cluster: Any = Cluster(Machines(SLOTS * nodes, SLOTS, nodes), Path(folder))
         options = RunOptions(nodes, BATCH, 1, SLOTS, device="cuda")
         epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
         with patch.object(scheduler, "ShardWorker", me.SleepingWorker):

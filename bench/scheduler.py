@@ -13,6 +13,7 @@ Each part runs in a process of its own. The plan is a real one of 1 000 shards, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,18 +31,23 @@ import pyarrow as pa
 
 from bench.rounds import REPO, Report, Spread, Table
 from jobs import scheduler
+from jobs.balance import Load
+from jobs.cluster import Cluster
 from jobs.control import Epoch
 from jobs.job import Ended, Work, golden_key, look
 from jobs.machine import Machines
 from jobs.state import Dispatch, Scheduler, ShardDone, ShardKey, StartWorker, WorkerReady
-from jobs.workers import Done, Ready, Refused, ShardWorker, Trouble
+from jobs.workers import Done, Ready, Refused, ShardWorker, Spent, Trouble
 from pipeline.config import JobRecord, RunOptions
+from pipeline.extract import Progress
 from pipeline.manifest import Manifest
 from pipeline.store import ObjectInfo
 from pipeline.types import ShardPlan
 from tests.pipeline.rows import planned, recipe
 from tests.sim.store import MemoryStore
+from tests.sim.wiring import NoMetrics
 
+NOTHING = Spent(Progress(), 0.0, 0.0, 0.0, 0.0, 0, 0)
 PLANNED = 1000  # shards of the real plan
 LOOKS = (0.1, 0.5, 1.0)  # of the job, where memory is looked at
 
@@ -92,8 +98,11 @@ class NullWorker(ShardWorker):
     def setup(self) -> Ready | Refused:
         return Ready("none", platform.node(), os.getpid())
 
+    def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
+        return {}, Load()
+
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
-        return Done(tuple(Ended(video.video_id, 1, None) for video in shard.videos))
+        return Done(tuple(Ended(video.video_id, 1, None) for video in shard.videos), NOTHING)
 
 
 class Answer:
@@ -123,7 +132,9 @@ class NullRay:
 
             return SimpleNamespace(remote=remote)
 
-        return SimpleNamespace(**{name: call(getattr(worker, name)) for name in ("setup", "run_shard", "progress")})
+        return SimpleNamespace(
+            **{name: call(getattr(worker, name)) for name in ("setup", "run_shard", "progress", "drain")}
+        )
 
     def wait(self, refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return ([], refs) if timeout else ([self.answers.popleft()], [])
@@ -134,6 +145,13 @@ class NullRay:
     def kill(self, actor: Any, *, no_restart: bool) -> None: ...
 
 
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Let runs be driven without Ray, and without the numbers that it exports."""
+    with patch.multiple(scheduler, ray=NullRay(), Metrics=NoMetrics, endpoint=str):
+        yield
+
+
 def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.Run:
     """A run that has so many shards to do, and nothing but a store that forgets."""
     store, job = MemoryStore(), JobRecord(recipe(), "random:0", {})
@@ -141,7 +159,7 @@ def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) ->
     store.objects[golden_key(job.recipe)] = b'{"features": [1.0]}'
     todo = [ShardKey(1, at) for at in range(shards)]
     work = Work(todo, [], {}, shards * shard_videos, shards, {})
-    cluster = cluster or SimpleNamespace(machines=Machines(2, 2, 0), scratch=Path("/nowhere"), dead=str)
+    cluster = cluster or Cluster(Machines(2, 2, 0), Path("/nowhere"))
     epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
     options = RunOptions(workers, 2, 1, 1)
     manifests: Any = {1: Repeated(manifest)}
@@ -200,7 +218,7 @@ def part_machine(shards: int, workers: int, shard_videos: int) -> dict[str, Any]
 
 def part_run(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
     """The loop over workers and a store that cost nothing."""
-    with patch.object(scheduler, "ray", NullRay()):
+    with without_ray():
         run = run_of(shards, workers, shard_videos)
         started, cpu = time.perf_counter(), time.process_time()
         seen = watched(run, shards)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,9 @@ from ray.exceptions import RayActorError
 
 from jobs import workers
 from jobs.balance import Balance
+from jobs.decoding import Decoding
 from jobs.job import weights_key
-from jobs.slots import Place, Slots
+from jobs.slots import Slots
 from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
 from pipeline.clips import clip_spans
 from pipeline.errors import StoreDenied, StoreUnknown
@@ -66,6 +68,7 @@ class SimWorker(ShardWorker):
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
         self.in_hand, self.slots, self.broken = {}, Slots(1), None
+        self.scratch = Path()
         self.lanes, self.balance = SimpleNamespace(under_way=0, n=1), Balance(1, 1)
 
     def setup(self) -> Ready | Refused:
@@ -75,8 +78,8 @@ class SimWorker(ShardWorker):
             return Refused(str(error), outage=True)
         return Ready("cpu", "host", 1)
 
-    def _extract(self, shard: ShardPlan, place: Place, progress: Progress) -> ShardRows:
-        return extract(self.world, shard)
+    def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
+        return extract(self.world, decoding.shard)
 
 
 def extract(world: World, plan: ShardPlan) -> ShardRows:
