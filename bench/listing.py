@@ -1,7 +1,7 @@
 """List and plan a million S3 keys: keys/s, requests, peak memory.
 
-    python bench/listing.py                       1 000 000 keys in 200 folders
-    python bench/listing.py --keys 100000 --folders 1 --latency-ms 50
+    python -m bench.listing                       1 000 000 keys in 200 folders
+    python -m bench.listing --keys 100000 --folders 1 --latency-ms 50
 
 The server is a stub in a process of its own that only knows listings, so what is measured is our side. Three steps,
 each in a fresh process: the listing alone, listing and writing a plan to a local OUT, reading it as a resume does.
@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 PAGE = 1000
+REPO = Path(__file__).resolve().parent.parent
 
 
 def stub(keys: int, folders: int, latency_s: float) -> None:
@@ -114,21 +115,20 @@ def main() -> int:
     if given.step:
         step(given.step, given.out)
         return 0
-    words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import listing; "]
-    words[-1] += f"listing.stub({given.keys}, {given.folders}, {given.latency_ms / 1000})"
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    stub_of = f"stub({given.keys}, {given.folders}, {given.latency_ms / 1000})"
+    words = [sys.executable, "-c", f"from bench.listing import stub; {stub_of}"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=REPO)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         env = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "x"}
         env |= {"AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-        env["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
         print(f"{given.keys} keys in {given.folders} folders, {given.latency_ms:g} ms a request")
         print("step    seconds  CPU s   rows/s    peak MB (of which before the step)  bytes a row, written or held")
         with tempfile.TemporaryDirectory() as folder:
             for name in ("list", "plan", "resume"):
-                words = [sys.executable, __file__, "--step", name, "--out", folder]
-                done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+                words = [sys.executable, "-m", "bench.listing", "--step", name, "--out", folder]
+                done = subprocess.run(words, cwd=REPO, env=env, capture_output=True, text=True, check=True)
                 got = json.loads(done.stdout)
                 assert got["rows"] == given.keys, got
                 rate = got["rows"] / got["s"]
