@@ -10,10 +10,10 @@ last row is submission alone: tasks that Ray can never place, so that nothing el
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,29 +91,29 @@ class Worker:
         return took
 
 
-def by_whom(pids: set[int]) -> Counter[str]:
-    """CPU seconds so far, by who took them; this process has no part in it."""
-    seconds: Counter[str] = Counter()
+def by_whom(pids: list[int]) -> dict[int, tuple[str, float]]:
+    """Who each process is, and its CPU seconds so far; this process has no part in it."""
+    found = {}
     for child in psutil.Process().children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):
             name = " ".join(child.cmdline())
-        except psutil.Error:
-            continue
-        who = WHO[0] if child.pid in pids else WHO[1] if name.startswith("ray::") else WHO[2]
-        seconds[who] += cpu_s(child.pid)
-    return seconds
+            who = WHO[0] if child.pid in pids else WHO[1] if name.startswith("ray::") else WHO[2]
+            found[child.pid] = (who, cpu_s(child.pid))
+    return found
 
 
 def once(workers: list[Any], pids: list[int], first: int, n_shards: int) -> dict[str, float]:
     """CPU ms a video by who took them, and videos/s, of these workers at the same time."""
     import ray
 
-    before, started = by_whom(set(pids)), time.perf_counter()
+    before, started = by_whom(pids), time.perf_counter()
     each = n_shards // len(workers)
     ends = sum(ray.get([w.read.remote(first + at * each, each) for at, w in enumerate(workers)]))
-    seconds, after = time.perf_counter() - started, by_whom(set(pids))
+    seconds, took = time.perf_counter() - started, dict.fromkeys(WHO, 0.0)
+    for pid, (who, now) in by_whom(pids).items():
+        took[who] += 1e3 * (now - before.get(pid, (who, 0.0))[1]) / ends
     assert ends == each * len(workers) * SHARD_VIDEOS, ends
-    return {who: 1e3 * (after[who] - before[who]) / ends for who in WHO} | {"videos/s": ends / seconds}
+    return took | {"videos/s": ends / seconds}
 
 
 def main() -> int:

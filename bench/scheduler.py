@@ -240,7 +240,27 @@ def part_ray(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
         started, cpu = time.perf_counter(), time.process_time()
         seen = watched(run, shards)
         wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
-    return {"per_s": shards / wall_s, "us": 1e6 * cpu_s / shards, "seen": seen}
+        return {"per_s": shards / wall_s, "us": 1e6 * cpu_s / shards, "seen": seen, **calls_of_ray()}
+
+
+def calls_of_ray(n: int = 2000, times: int = 100) -> dict[str, float]:
+    """Two costs that grow with the workers, CPU us: a small call, and a round's look at n results to come."""
+    import ray
+
+    never = ray.remote(resources={"nowhere": 1})(rss_mb)
+    actor = ray.remote(num_cpus=0)(NullWorker).remote(None)
+    ready = actor.progress.remote()
+    pending = [ready, *(never.remote() for _ in range(n))]
+    ray.get(ready)
+    started = time.process_time()
+    for _ in range(times):
+        ray.wait(pending, num_returns=1, timeout=scheduler.POLL_S)
+        ray.wait(pending, num_returns=len(pending), timeout=0)
+    looked = time.process_time()
+    for _ in range(times):
+        ray.get([actor.progress.remote() for _ in range(16)])
+    called = time.process_time()
+    return {"look_us": 1e6 * (looked - started) / times, "call_us": 1e6 * (called - looked) / times / 16}
 
 
 PARTS = {"machine": part_machine, "run": part_run, "ray": part_ray}
@@ -290,6 +310,13 @@ def main() -> int:
         if part != "machine"
     ]
     report.add(Table("Memory of the driver", ("part", "workers", "resident after so many shards"), tuple(rows)))
+    for (part, _), rounds in found.items():
+        if part == "ray":
+            rows = [
+                ("a small call of an actor", str(Spread.of(got["call_us"] for got in rounds))),
+                ("a look at 2 000 results to come", str(Spread.of(got["look_us"] for got in rounds))),
+            ]
+            report.add(Table("Ray, CPU us of the driver", ("what", "us"), tuple(rows)))
     rows = []
     for (part, workers), rounds in found.items():
         if part == "machine" and workers == min(given.workers):
@@ -298,7 +325,8 @@ def main() -> int:
     for (part, workers), rounds in found.items():
         if part == "run":
             rows += [(f"largest of {name}, {workers} workers", str(rounds[0][name])) for name in ("heartbeats", "logs")]
-    report.add(Table("Bytes", ("what", "bytes"), tuple(rows)))
+    if rows:
+        report.add(Table("Bytes", ("what", "bytes"), tuple(rows)))
     print(report.write(given.out))
     return 0
 
