@@ -1,7 +1,8 @@
 """What it costs to give a video to a decode, and who pays: the worker that owns it, Ray, or the process that decodes.
 
-    python -m bench.dispatch                1 and 8 workers, 2 000 videos, stub decodes that send one small message
+    python -m bench.dispatch                1 and 8 workers, 2 000 videos of 10 MB and of 100 kB, stub decodes
 
+The stubs send one clip of 8x8 pixels. Of files of 10 MB each is a task of its own; short ones go several to a task.
 The workers read the real `jobs.decoding.Decoding`; only the task is a stub. Each submits its own, so what a worker's
 process pays bounds its videos/s wherever the decodes run, and workers add up; on this machine all share the cores. The
 last row is submission alone: tasks that Ray can never place, so that nothing else is done for them.
@@ -29,24 +30,35 @@ from jobs.parcels import Parcel, parcels
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.store import StoreOptions
-from pipeline.types import FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef, VideoStart
+from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef, VideoStart
 
 SHARD_VIDEOS = 64
+LONG, SHORT = 10_000_000, 100_000  # bytes of a video
 SLOTS = 2  # decodes at a time of each worker
 WHO = ("worker", "decode processes", "Ray's own")
 
 
-def nothing(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[Parcel]:
-    """A stub of a decode: a video of one black clip of 8x8 pixels."""
+def black(video: VideoRef) -> list[DecodeMessage]:
+    """A video of one black clip of 8x8 pixels."""
     times = np.arange(16) / 25
     info = VideoInfo(16, 8, 8, 0, 25.0, 0.64, "mp4", "h264", 0, "none")
     block = FrameBlock(np.arange(16), times, times + 0.04, np.zeros((16, 8, 8, 3), np.uint8))
-    yield from parcels(iter([VideoStart(os.getpid()), info, block, VideoEnd(16, 0.64)]))
+    return [VideoStart(os.getpid()), info, block, VideoEnd(16, 0.64)]
 
 
-def shard(number: int, n_videos: int = SHARD_VIDEOS) -> ShardPlan:
+def nothing(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[Parcel]:
+    """A stub of the task of one video."""
+    yield from parcels(black(video))
+
+
+def nothing_of_a_run(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+    """A stub of the task of several."""
+    yield from parcels((message for video in videos for message in black(video)), of_a_run=True)
+
+
+def shard(number: int, n_videos: int = SHARD_VIDEOS, size_bytes: int = LONG) -> ShardPlan:
     ids = [f"{number * n_videos + at:032x}" for at in range(n_videos)]
-    refs = (VideoRef(i, f"a/folder/{i}.mp4", f"file:///archive/a/folder/{i}.mp4", "0" * 16, 1_000_000) for i in ids)
+    refs = (VideoRef(i, f"a/folder/{i}.mp4", f"file:///archive/a/folder/{i}.mp4", "0" * 16, size_bytes) for i in ids)
     return ShardPlan(1, "0" * 8, number, tuple(refs))
 
 
@@ -64,20 +76,20 @@ class Worker:
 
         from jobs import decoding
 
-        task = ray.remote(
+        remote = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
-        )(nothing)
-        decoding._decode_video = task
-        self.task, self.decoding = task, decoding.Decoding
+        )
+        decoding._decode_video, decoding._decode_run = remote(nothing), remote(nothing_of_a_run)
+        self.task, self.decoding = decoding._decode_video, decoding.Decoding
 
     def pid(self) -> int:
         return os.getpid()
 
-    def read(self, first: int, n_shards: int) -> int:
+    def read(self, first: int, n_shards: int, size_bytes: int) -> int:
         """Decode so many shards, one after the other; how many videos ended."""
         ends = 0
         for number in range(first, first + n_shards):
-            messages = self.decoding(shard(number), decode_spec(), Path("/tmp")).messages()
+            messages = self.decoding(shard(number, size_bytes=size_bytes), decode_spec(), Path("/tmp")).messages()
             ends += sum(isinstance(message, VideoEnd) for _, message in messages)
         return ends
 
@@ -102,13 +114,13 @@ def by_whom(pids: list[int]) -> dict[int, tuple[str, float]]:
     return found
 
 
-def once(workers: list[Any], pids: list[int], first: int, n_shards: int) -> dict[str, float]:
+def once(workers: list[Any], pids: list[int], n_shards: int, size_bytes: int) -> dict[str, float]:
     """CPU ms a video by who took them, and videos/s, of these workers at the same time."""
     import ray
 
     before, started = by_whom(pids), time.perf_counter()
     each = n_shards // len(workers)
-    ends = sum(ray.get([w.read.remote(first + at * each, each) for at, w in enumerate(workers)]))
+    ends = sum(ray.get([w.read.remote(at * each, each, size_bytes) for at, w in enumerate(workers)]))
     seconds, took = time.perf_counter() - started, dict.fromkeys(WHO, 0.0)
     for pid, (who, now) in by_whom(pids).items():
         took[who] += 1e3 * (now - before.get(pid, (who, 0.0))[1]) / ends
@@ -131,30 +143,32 @@ def main() -> int:
     given = parser.parse_args()
     cloudpickle.register_pickle_by_value(me)
     report = Report("dispatch", "Videos given to decodes")
-    found: dict[int, list[dict[str, float]]] = {n: [] for n in given.workers}
+    cases = [(size_bytes, n) for size_bytes in (LONG, SHORT) for n in given.workers]
+    found: dict[tuple[int, int], list[dict[str, float]]] = {case: [] for case in cases}
     alone = []
     with local_cluster(cpus=given.cpus):
         workers = [ray.remote(num_cpus=0)(me.Worker).remote() for _ in range(max(given.workers))]
         pids = ray.get([worker.pid.remote() for worker in workers])
-        ray.get([worker.read.remote(0, 1) for worker in workers])  # every process is there
+        ray.get([worker.read.remote(0, 1, LONG) for worker in workers])  # every process is there
         for number in range(given.rounds):
-            for n in given.workers:
+            for size_bytes, n in cases:
                 shards = -(-given.videos // SHARD_VIDEOS // n) * n
-                found[n].append(once(workers[:n], pids, number, shards))
-                print(f"round {number + 1}, {n} workers: {found[n][-1]}", file=sys.stderr, flush=True)
+                got = once(workers[:n], pids, shards, size_bytes)
+                found[size_bytes, n].append(got)
+                print(f"round {number + 1}, {size_bytes} bytes, {n} workers: {got}", file=sys.stderr, flush=True)
         for _ in range(given.rounds):
             loner = ray.remote(num_cpus=0)(me.Worker).remote()
             alone.append(1e3 * ray.get(loner.submit.remote(given.videos)) / given.videos)
             ray.kill(loner)
     rows = []
-    for n, rounds in found.items():
+    for (size_bytes, n), rounds in found.items():
         of = {name: [one[name] for one in rounds] for name in (*WHO, "videos/s")}
-        rows.append((str(n), *(str(Spread.of(values)) for values in of.values())))
-    report.add(Table("CPU ms a video", ("workers", *WHO, "videos/s here"), tuple(rows)))
-    bound = Spread.of(1e3 / one["worker"] for rounds in found.values() for one in rounds)
-    rows = [("submission alone, ms of the worker", str(Spread.of(alone)))]
-    rows.append(("videos/s that a worker's process bounds", str(bound)))
-    report.add(Table("A worker", ("what", "figure"), tuple(rows), Rounds("ms", {"submission": tuple(alone)})))
+        bound = Spread.of(1e3 / one["worker"] for one in rounds)
+        rows.append((f"{size_bytes / 1e6:g}", str(n), *(str(Spread.of(values)) for values in of.values()), str(bound)))
+    columns = ("MB of a video", "workers", *WHO, "videos/s here", "videos/s of a core of one worker")
+    report.add(Table("CPU ms a video", columns, tuple(rows)))
+    rows = [("submission alone, CPU ms of the worker", str(Spread.of(alone)))]
+    report.add(Table("A task", ("what", "figure"), tuple(rows), Rounds("ms", {"submission": tuple(alone)})))
     print(report.write(given.out))
     return 0
 

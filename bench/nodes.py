@@ -81,6 +81,7 @@ class SleepingWorker(ShardWorker):
         decoding._decode_video = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
         )(sleep_and_send)
+        decoding.RUN_VIDEOS = 1  # a task a video, as for videos that are not short
         self.encoder: Any = Sleeper()
         self.lanes = Lanes(1)
         for _ in decoding.Decoding(shard(0, 2 * SLOTS), self.spec.decoding, self.scratch).messages():

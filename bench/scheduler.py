@@ -249,7 +249,7 @@ def calls_of_ray(n: int = 2000, times: int = 100) -> dict[str, float]:
 
     never = ray.remote(resources={"nowhere": 1})(rss_mb)
     actor = ray.remote(num_cpus=0)(NullWorker).remote(None)
-    ready = actor.progress.remote()
+    ready = actor.progress.remote(1)
     pending = [ready, *(never.remote() for _ in range(n))]
     ray.get(ready)
     started = time.process_time()
@@ -258,7 +258,7 @@ def calls_of_ray(n: int = 2000, times: int = 100) -> dict[str, float]:
         ray.wait(pending, num_returns=len(pending), timeout=0)
     looked = time.process_time()
     for _ in range(times):
-        ray.get([actor.progress.remote() for _ in range(16)])
+        ray.get([actor.progress.remote(1) for _ in range(16)])
     called = time.process_time()
     return {"look_us": 1e6 * (looked - started) / times, "call_us": 1e6 * (called - looked) / times / 16}
 
