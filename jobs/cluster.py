@@ -56,8 +56,8 @@ class Cluster:
     unheard: int = 0
 
     def look(self) -> Machines:
-        """What there is now: nodes of another's cluster come and go."""
-        if self.head is not None:
+        """What there is now: nodes of another's cluster come and go. A head that is silent is not asked."""
+        if self.head is not None and not self.unheard:
             self.machines = _machines()
         return self.machines
 

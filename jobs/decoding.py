@@ -348,9 +348,11 @@ class Decoding:
         if isinstance(message, VideoStart):
             if stream.began and stream.rest:
                 stream.case, stream.opened = stream.rest.popleft(), False
-            stream.began = time.monotonic()
-        if stream.ended:
-            self.decode_s += time.monotonic() - stream.began
+            else:
+                stream.began = time.monotonic()
+        if stream.ended:  # the next of a run has begun, wherever its VideoStart is
+            now = time.monotonic()
+            self.decode_s, stream.began = self.decode_s + now - stream.began, now
         if stream.case.shared:
             yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
         elif not isinstance(message, VideoFetched):

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from jobs.balance import LIMITS
 from jobs.control import RUNNING
 from jobs.state import Checked, Event, ShardDone, ShardKey, ShardTrouble, WorkerDied
 from pipeline.extract import Progress
@@ -97,7 +98,6 @@ METRICS = (
     *(SHARDS_QUEUED, SHARDS_AT_WORK, VIDEOS_LEFT, WORKERS, LIMITED, ETA, PAUSED),
 )
 WORKER_STATES = ("starting", "idle", "busy")
-LIMITS = ("network", "decoding", "fetching", "overhead")  # those of `jobs.balance.Load`
 
 
 class Metrics:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs import control
+from jobs.balance import Limit
 from jobs.job import manifests, survey
 from jobs.state import Totals
 from pipeline.commit import committed_names
@@ -148,7 +149,7 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     return Group(*parts)
 
 
-LIMITS = {
+SENTENCES: dict[Limit, str] = {
     "network": "limited by the network, at work {lanes} of the time: more or faster devices",
     "decoding": "limited by decoding, the network at work {lanes} of the time: more cores",
     "fetching": "limited by fetching videos, the network at work {lanes} of the time",
@@ -156,8 +157,8 @@ LIMITS = {
 }
 
 
-def limit_of(workers: list[dict[str, Any]]) -> str | None:
-    """What limits most of the workers: `network`, `decoding`, `fetching`, `overhead`; None while none has worked."""
+def limit_of(workers: list[dict[str, Any]]) -> Limit | None:
+    """What limits most of the workers; None while none has worked."""
     limits = Counter(worker["limit"] for worker in workers if worker.get("limit") and worker["state"] == "busy")
     return limits.most_common(1)[0][0] if limits else None
 
@@ -167,7 +168,7 @@ def _limit(workers: list[dict[str, Any]]) -> str | None:
         return None
     loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
     shares = {name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("lanes", "decoding")}
-    return LIMITS[limit].format(**shares)
+    return SENTENCES[limit].format(**shares)
 
 
 def _workers(workers: list[dict[str, Any]]) -> Table:

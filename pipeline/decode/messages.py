@@ -36,22 +36,13 @@ def decode_messages(
     """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes."""
     sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
-    yield from failures_as_values(_decoded(video, spec, sampling, policy, limits, store_options, scratch, share))
 
+    def decoded() -> Iterator[DecodeMessage]:
+        with local_file(video, store_options, scratch) as path:
+            yield VideoFetched()
+            yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
 
-def _decoded(
-    video: VideoRef,
-    spec: FrameSpec,
-    sampling: Sampling,
-    policy: DecodePolicy,
-    limits: DecodeLimits,
-    store_options: StoreOptions,
-    scratch: Path,
-    share: Share | None,
-) -> Iterator[DecodeMessage]:
-    with local_file(video, store_options, scratch) as path:
-        yield VideoFetched()
-        yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
+    yield from failures_as_values(decoded())
 
 
 def failures_as_values(messages: Iterator[T]) -> Iterator[T | Failure]:

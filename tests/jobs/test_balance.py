@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from jobs.balance import ENOUGH, Balance, Load
+from jobs.balance import ENOUGH, REMEMBERED, Balance, Load
 
 
 def live(
@@ -42,6 +44,16 @@ def test_slots_that_get_no_processor_bring_no_more() -> None:
     """While some of its slots wait for a processor, a worker takes no more of them."""
     balance = Balance(4, 1)
     assert {balance.sample(0.1, 2, 0, 32) for _ in range(100)} == {4}
+
+
+def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
+    """Slots that just feed the network are kept once one fewer was too few; long after, they are tried again."""
+    balance, seen = Balance(4, 1), []
+    for _ in range(2 * REMEMBERED):  # four feed it, and three do not
+        fed = balance.slots >= 4
+        seen.append(balance.sample(1.0 if fed else 0.8, balance.slots, 0, 4))
+    falls = [at for at, (before, now) in enumerate(pairwise(seen)) if now < before]
+    assert len(falls) == 2 and falls[1] - falls[0] >= REMEMBERED
 
 
 def test_one_look_changes_nothing() -> None:

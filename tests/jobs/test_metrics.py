@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from jobs.balance import Load
-from jobs.metrics import LIMITS, METRICS, PREFIX, Metrics, output_tag
+from jobs.balance import LIMITS, Load
+from jobs.metrics import METRICS, PREFIX, Metrics, output_tag
 from jobs.state import Checked, ShardDone, ShardKey, ShardTrouble, WorkerDied
 from jobs.workers import Spent
 from pipeline.errors import REASON_MEANING
