@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +20,23 @@ from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
 from jobs.parcels import Parcel, parcels
+from jobs.slots import Slots
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreUnknown
 from pipeline.listing import find
 from pipeline.store import DEFAULTS, StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from pipeline.types import (
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    FrameSpec,
+    ShardPlan,
+    VideoEnd,
+    VideoInfo,
+    VideoRef,
+    VideoStart,
+)
 from tests.zoo import make
 
 NAMES = ("good1", "good2", "bad", "good3", "good4")
@@ -266,6 +278,40 @@ class TestRuns:
         found = self.read(shorts, tmp_path / "scratch")
         kinds = Counter(type(messages[-1]) for messages in found.values())
         assert kinds == {VideoEnd: 11, Failure: 1} and isinstance(found[1][-1], Failure)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_shards_share_the_slots_of_a_worker(shard: ShardPlan, tmp_path: Path) -> None:
+    """Read by a thread each they are both whole, never more than two videos decode at once, and the younger shard
+    begins none while the older has one to begin."""
+    slots, most = Slots(2), 0
+    begun, found = list[int](), {number: dict[int, list[DecodeMessage]]() for number in (0, 1)}
+
+    def read(number: int) -> None:
+        nonlocal most
+        with slots.place() as place:
+            placed.set()
+            place.await_turn()
+            made = Decoding(replace(shard, shard=number), spec(), tmp_path, place)
+            for at, message in made.messages():
+                most = max(most, slots.use.running)
+                found[number].setdefault(at, []).append(message)
+                if isinstance(message, VideoStart):
+                    begun.append(number)
+
+    threads = []
+    for number in (0, 1):
+        placed = threading.Event()
+        threads.append(threading.Thread(target=read, args=(number,)))
+        threads[-1].start()
+        assert placed.wait(5)
+    for thread in threads:
+        thread.join(60)
+    assert most == 2
+    for messages in found.values():
+        assert sorted(messages) == list(range(len(NAMES)))
+        assert all(isinstance(of_video[-1], VideoEnd) for of_video in messages.values())
+    assert begun[: begun.index(1)].count(0) >= len(NAMES) - 1  # its last may begin a moment later than it was started
 
 
 def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: ShardPlan, tmp_path: Path) -> None:

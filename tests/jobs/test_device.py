@@ -78,6 +78,26 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
     assert sizes == {1, 2}
 
 
+@pytest.mark.fault(10)
+def test_a_device_that_failed_under_one_shard_computes_nothing_for_the_other() -> None:
+    """The next batch of whichever shard is refused with the same error, and never reaches the device."""
+    worker, calls = ShardWorker.__new__(ShardWorker), []
+    worker.broken = None
+
+    def encode(*given: object) -> tuple[str, str]:
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return "features", "probs"
+
+    one, other = worker._trusted(encode), worker._trusted(encode)
+    assert one(1, 1) == ("features", "probs")
+    for shard in (other, one, other):
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            shard(1, 1)
+    assert len(calls) == 2
+
+
 @pytest.mark.fault(9)
 def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
     """All clips have one size, so no video is to blame for it: the shard stays open and the job stops."""

@@ -76,3 +76,11 @@ def test_a_parcel_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += HELD_S / 2
 
     assert list(map(len, parcels(decode()))) == [3, 1]
+
+
+def test_a_run_of_short_videos_is_two_objects() -> None:
+    """The first message goes at once, all else together: no video's end or start is sent alone."""
+    of_one = [VideoStart(1), INFO, block(16), END]
+    found = list(parcels(of_one * 4, of_a_run=True))
+    assert [len(parcel) for parcel in found] == [1, 15]
+    assert [type(m) for parcel in found for m in parcel] == [type(m) for m in of_one * 4]
