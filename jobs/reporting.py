@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,18 @@ import numpy as np
 from jobs import control
 from jobs.job import rows_of
 from jobs.monitor import read_status
-from jobs.trace import ShardTime, shard_times
 from pipeline.errors import DamagedJob
 from pipeline.results.newest import NewestRows
 from pipeline.results.report.facts import Rows, gather
 from pipeline.results.report.neighbours import find_neighbours
 from pipeline.results.report.page import Report
 from pipeline.results.report.pictures import take_pictures
-from pipeline.results.report.run import Piece, Run, RunFacts, timeline
+from pipeline.results.report.run import Run, RunFacts, timeline
+from pipeline.results.times import ShardTime, shard_times
 from pipeline.store import Store, StoreOptions
 
 RUNS = 12  # the newest ones are shown
+NEIGHBOURS = 4  # of each query
 
 
 def make_report(
@@ -34,13 +36,12 @@ def make_report(
     *,
     videos: int = 24,
     queries: int = 4,
-    neighbours: int = 4,
     seed: int = 0,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Everything a report shows of the job, or the snapshot, at a store: bounded samples, drawn by `seed`.
 
-    `videos` are those of the contact sheet, `queries` the clips whose `neighbours` are looked for; with neither, no
+    `videos` are those of the contact sheet, `queries` the clips whose neighbours are looked for; with neither, no
     source is opened. NoSuchJob, DamagedJob.
     """
 
@@ -50,7 +51,7 @@ def make_report(
     source = rows_of(store)
     rng = np.random.default_rng(seed)
     facts = gather(source, sample=videos, rng=rng, on_step=told("rows"))
-    like = find_neighbours(source, queries=queries, top=neighbours, rng=rng, on_step=told("clips"))
+    like = find_neighbours(source, queries=queries, top=NEIGHBOURS, rng=rng, on_step=told("clips"))
     wanted = [(one, one.duration_s / 2) for one in facts.sample]
     wanted += [(clip.video, clip.middle_s) for query, others in like.found for clip in (query, *others)]
     return Report(
@@ -81,25 +82,8 @@ def _run(store: Store, source: Rows) -> RunFacts | None:
         sentence=status.sentence,
         runs=tuple(_runs(store)),
         software=tuple(sorted(source.job.versions.items())),
-        timeline=timeline([_piece(shard) for shard in shards]),
+        timeline=timeline(shards),
         trouble=trouble,
-    )
-
-
-def _piece(shard: ShardTime) -> Piece:
-    return Piece(
-        shard.host,
-        shard.pid,
-        shard.device,
-        shard.ended_s - shard.shard_s,
-        shard.ended_s,
-        shard.encode_s,
-        shard.wait_s,
-        shard.full_s,
-        shard.clips,
-        shard.videos,
-        shard.frames,
-        shard.settings,
     )
 
 
@@ -107,7 +91,11 @@ def _runs(store: Store) -> list[Run]:
     """The newest runs, oldest first."""
     found = []
     for key in sorted(info.key for info in store.list("_job/epochs/"))[-RUNS:]:
-        epoch = control.Epoch(**json.loads(store.read(key)))
+        try:
+            epoch = control.Epoch(**json.loads(store.read(key)))
+        except (ValueError, TypeError):
+            found.append(Run(int(Path(key).stem), "", "", "its record cannot be read", ()))
+            continue
         beat = control.heartbeat(store, epoch.number) or {}
         state = str(beat.get("state", "unknown"))
         state = "dead" if state == control.RUNNING and epoch.died_here() else state

@@ -75,6 +75,28 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.NON_FINITE: "the network gave NaN, infinity or nothing but zeros for a clip of this video",
     Reason.INTERNAL: "a defect of this program; the job does not exit 0, please report it",
 }
+# what to do about a video that failed for it
+REASON_REMEDY: dict[Reason, str] = {
+    Reason.EMPTY_FILE: "Copy the file again from where it came from, then retry.",
+    Reason.NOT_A_FILE: "Leave it out, or put the file itself into the source folder.",
+    Reason.NOT_A_VIDEO: "Nothing, if it is none. Otherwise look at how it was copied.",
+    Reason.NO_VIDEO_STREAM: "Nothing: there are no pictures in it.",
+    Reason.NO_FRAMES: "Play it; if a player shows pictures, please report it.",
+    Reason.UNSUPPORTED: "Decrypt or convert it (ffmpeg -i IN -c:v libx264 OUT.mp4), then retry.",
+    Reason.TRUNCATED: "Copy it again; if it is cut at its origin, launch into a new output with --partial keep.",
+    Reason.CORRUPT_FRAMES: "Copy it again; if its origin is damaged, launch into a new output with --partial keep.",
+    Reason.SOURCE_MISSING: "Bring it back, then retry.",
+    Reason.SOURCE_DENIED: "Give the job's user permission to read it, then retry.",
+    Reason.SOURCE_CHANGED: "Launch again into the same output: the new version is planned.",
+    Reason.SOURCE_CORRUPT: "The store holds damaged bytes: upload it again, then retry.",
+    Reason.TOO_LONG: "Cut it, or retry with a higher --max-duration.",
+    Reason.TOO_LARGE: "Make it smaller, or retry with a higher --max-pixels or --max-file-bytes.",
+    Reason.DECODE_TIMEOUT: "Retry with a higher --video-timeout, or convert it.",
+    Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or convert it.",
+    Reason.DECODER_CRASH: "Convert it, then retry; please report it if it may be shared.",
+    Reason.NON_FINITE: "Look at the weights; in fp16, launch into a new output with --precision fp32.",
+    Reason.INTERNAL: "Please report it, with the detail.",
+}
 
 
 class VideoError(Exception):

@@ -91,7 +91,8 @@ def trace(out: str, output: Path, **typed: Any) -> int:
     Made from what was committed, so also for past jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
     """
     from jobs.job import read_job
-    from jobs.trace import shard_times, trace_events
+    from jobs.trace import trace_events
+    from pipeline.results.times import shard_times
 
     store = talk.out_store(out, talk.options_of(typed))
     read_job(store)

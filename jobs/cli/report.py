@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
     to_stdout = str(output) == "-"
     if to_stdout and as_json:
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
+    part = None if to_stdout else _beside(output)
     made = make_report(
         talk.out_store(out, store_options),
         store_options,
@@ -61,11 +63,11 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
     )
     page = render(made).encode()
     missing = len(made.pictures) - made.n_pictures
-    if to_stdout:
+    if part is None:
         sys.stdout.buffer.write(page)
         sys.stdout.flush()
     else:
-        _write(output, page)
+        _write(part, output, page)
     counts = {"pictures": made.n_pictures, "without_picture": missing}
     facts = made.facts
     if as_json:
@@ -81,11 +83,23 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
     return 0
 
 
-def _write(path: Path, page: bytes) -> None:
+def _beside(path: Path) -> Path:
+    """A name of its own beside the file to come. InputError where none can be written: said before the pictures."""
+    from pipeline.errors import InputError
+
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.touch(exist_ok=False)
+        part.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    return part
+
+
+def _write(part: Path, path: Path, page: bytes) -> None:
     """The whole file or none; InputError where it cannot be written."""
     from pipeline.errors import InputError
 
-    part = path.with_name(f"{path.name}.part")
     try:
         part.write_bytes(page)
         part.replace(path)

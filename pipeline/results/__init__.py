@@ -15,6 +15,7 @@ index.py     the same by an index beside the dataset
 indexing.py  makes that index, or adds to it
 sample.py    a uniform sample of rows that come by once
 dedup.py     near-duplicate videos
+times.py     when and where each shard was computed
 report/      what a job did, for people, in one HTML file
 page/        a local page over all of it
 snapshot.py  a clean, verified copy: for takedown, compaction and sharing

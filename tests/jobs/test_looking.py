@@ -23,9 +23,10 @@ from jobs.state import (
     WorkerDied,
     WorkerReady,
 )
-from jobs.trace import ShardTime, shard_times, trace_events
+from jobs.trace import trace_events
 from pipeline.commit import commit_shard
 from pipeline.errors import DamagedJob, InputError, StoreUnknown
+from pipeline.results.times import ShardTime, shard_times
 from pipeline.store import LocalStore, Store, StoreOptions, open_store
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import planned, recipe, shard_rows
@@ -176,6 +177,9 @@ def test_a_trace_has_a_track_for_each_worker_and_every_shard_at_its_time() -> No
         {"clips": 12, "failed videos": 2},
         {"clips": 13, "failed videos": 2},
     ]
+    overlapping = list(trace_events([shard("t0", "a", 1, 10.0, 5, 0), shard("t1", "a", 1, 9.0, 3, 0)]))
+    assert [(e["ts"], e["args"]["clips"]) for e in overlapping if e["ph"] == "C"] == [(9_000_000, 3), (10_000_000, 8)]
+    assert len({e["tid"] for e in overlapping if e["ph"] == "X"}) == 2
     names = [(e["name"], e["pid"], e["args"]["name"]) for e in events if e["ph"] == "M"]
     assert names == [
         ("process_name", 1, "a"),

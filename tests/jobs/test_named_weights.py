@@ -104,7 +104,7 @@ def test_a_worker_whose_weights_are_gone_or_changed_is_refused(tmp_path: Path, s
     from jobs.job import weights_key
     from jobs.machine import code_digest
 
-    worker = ShardWorker(WorkerSpec(*given, code_digest(), ""))
+    worker = ShardWorker(WorkerSpec(*given, code_digest(), str(tmp_path)))
     assert isinstance(worker.setup(), Refused)
     (tmp_path / "weights").mkdir()
     (tmp_path / weights_key(recipe())).write_bytes(small_weights.read_bytes())

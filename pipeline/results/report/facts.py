@@ -9,12 +9,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.results.newest import NewestRows
+from pipeline.results.sample import Reservoir
 from pipeline.results.snapshot import SnapshotRows
 
 Rows = NewestRows | SnapshotRows
@@ -89,11 +89,11 @@ def gather(
     source: Rows, *, sample: int, rng: np.random.Generator, on_step: Callable[[int, int], None] | None = None
 ) -> Facts:
     """Look at every row of videos/ and failures/ once. DamagedJob where one is not what it should be."""
-    sums, drawn = _Sums(), Draw(rng, sample)
+    sums, drawn = _Sums(), Reservoir(rng, sample, 0)
     for folder, table in source.rows(clips=False, on_step=on_step):
         if folder == "videos" and table.num_rows:
             sums.add_videos(table)
-            drawn.add(table.select(SAMPLE_COLUMNS))
+            drawn.add(np.empty((table.num_rows, 0), np.float32), table.select(SAMPLE_COLUMNS))
         elif folder == "failures":
             sums.add_failures(table)
     return Facts(
@@ -110,7 +110,7 @@ def gather(
         failures=tuple(
             FailedBy(reason, count, tuple(sums.examples[reason])) for reason, count in sums.reasons.most_common()
         ),
-        sample=tuple(Sampled(**row) for row in drawn.rows()),
+        sample=tuple(Sampled(*drawn.keys[at]) for at in rng.permutation(drawn.n).tolist()),
     )
 
 
@@ -145,24 +145,6 @@ class _Sums:
             examples = self.examples.setdefault(row["reason"], [])
             if len(examples) < EXAMPLES:
                 examples.append(Example(row["path"], row["detail"], row["attempts"]))
-
-
-class Draw:
-    """A uniform sample of at most `size` rows of all that come by: those with the lowest of random numbers."""
-
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
-        self._rng, self._size = rng, size
-        self._kept: list[tuple[float, dict[str, Any]]] = []
-
-    def add(self, table: pa.Table) -> None:
-        lots_N = self._rng.random(table.num_rows)
-        first = np.argsort(lots_N, kind="stable")[: self._size]
-        rows = table.take(pa.array(first)).to_pylist()
-        self._kept += zip(lots_N[first].tolist(), rows, strict=True)
-        self._kept = sorted(self._kept, key=lambda one: one[0])[: self._size]
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for _, row in self._kept]
 
 
 def _histogram(counts: Counter[int], edges: Sequence[float], shown: Callable[[float], str]) -> tuple[Bar, ...]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline import schema
 from pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled
+from pipeline.results.sample import Reservoir
 from pipeline.results.search import cosines
 from pipeline.results.snapshot import SnapshotRows
-from pipeline.types import FLOAT32
 
 CLIPS = 8192  # of the sample: 64 MiB of 2048 float32
 SHARDS = 32  # read for it, drawn at random
@@ -58,14 +56,14 @@ def find_neighbours(
     on_step: Callable[[int, int], None] | None = None,
 ) -> Neighbours:
     """Draw clips, and find the nearest clip of each of the `top` likest other videos of the sample."""
-    sample = _Sample(rng, source.job.recipe.feature_dim)
+    sample = Reservoir(rng, CLIPS, source.job.recipe.feature_dim)
     if source.with_clips and queries:
         for folder, table in source.rows(skip=_left_out(source, rng), on_step=on_step):
             if folder == "clips" and table.num_rows:
                 features_ND = schema.features_of(table["embedding"], source.job.recipe.feature_dim)
                 sample.add(features_ND, table.select(_KEYS))
-    nearest = sample.nearest(queries, top) if sample.n else []
-    ids = frozenset(sample.id_of(at) for query, others in nearest for at in (query, *(at for at, _ in others)))
+    nearest = _nearest(sample, queries, top, rng) if sample.n else []
+    ids = frozenset(sample.keys[at][0] for query, others in nearest for at in (query, *(at for at, _ in others)))
     videos: dict[str, Sampled] = {}
     for folder, table in source.rows(clips=False, only=ids) if ids else ():
         if folder == "videos":
@@ -73,10 +71,11 @@ def find_neighbours(
             videos.update((row["video_id"], Sampled(**row)) for row in rows)
 
     def clip(at: int, cosine: float | None = None) -> Clip:
-        return Clip(videos[sample.id_of(at)], *sample.seconds(at), cosine)
+        video_id, start_s, end_s = sample.keys[at]
+        return Clip(videos[video_id], start_s, end_s, cosine)
 
     found = tuple((clip(query), tuple(clip(at, cosine) for at, cosine in others)) for query, others in nearest)
-    return Neighbours(found, sample.n, sample.n_videos)
+    return Neighbours(found, sample.n, len({key[0] for key in sample.keys.values()}))
 
 
 def _left_out(source: Rows, rng: np.random.Generator) -> frozenset[str]:
@@ -88,62 +87,29 @@ def _left_out(source: Rows, rng: np.random.Generator) -> frozenset[str]:
     return frozenset(source.pieces) - kept
 
 
-class _Sample:
-    """The rows with the lowest of random numbers, CLIPS at most, each in its place until another takes it."""
-
-    def __init__(self, rng: np.random.Generator, dim: int) -> None:
-        self._rng = rng
-        self._lots_S = np.full(CLIPS, np.inf)
-        self._features_SD = np.empty((CLIPS, dim), np.float32)  # the system gives its pages as they are written
-        self._keys: list[dict[str, Any]] = []
-        self.n = 0
-
-    def add(self, features_ND: FLOAT32, keys: pa.Table) -> None:
-        lots_N = self._rng.random(len(features_ND))
-        for at in np.flatnonzero(lots_N < self._lots_S.max()).tolist():
-            place = self.n if self.n < CLIPS else int(self._lots_S.argmax())
-            if lots_N[at] >= self._lots_S[place]:
-                continue
-            self._lots_S[place], self._features_SD[place] = lots_N[at], features_ND[at]
-            key = keys.slice(at, 1).to_pylist()[0]
-            if place == self.n:
-                self._keys.append(key)
-                self.n += 1
-            else:
-                self._keys[place] = key
-
-    def seconds(self, at: int) -> tuple[float, float]:
-        return self._keys[at]["start_s"], self._keys[at]["end_s"]
-
-    def id_of(self, at: int) -> str:
-        name: str = self._keys[at]["video_id"]
-        return name
-
-    @property
-    def n_videos(self) -> int:
-        return len({key["video_id"] for key in self._keys})
-
-    def nearest(self, queries: int, top: int) -> list[tuple[int, list[tuple[int, float]]]]:
-        """(query, [(neighbour, cosine), ...]) by place, queries of different videos; none if there is one video."""
-        ids_S = np.array([key["video_id"] for key in self._keys], object)
-        features_SD = self._features_SD[: self.n]
-        lengths_S = np.sqrt(np.einsum("sd,sd->s", features_SD, features_SD))
-        first: dict[str, int] = {}
-        for at in np.argsort(self._lots_S[: self.n]).tolist():
-            first.setdefault(ids_S[at], at)
-        found = []
-        for query in list(first.values())[:queries]:
-            near_S = features_SD @ (features_SD[query] / lengths_S[query]) / lengths_S
-            near_S[ids_S == ids_S[query]] = -np.inf
-            others: list[tuple[int, float]] = []
-            seen: set[str] = set()
-            for at in np.argsort(-near_S, kind="stable").tolist():
-                if len(others) == top or near_S[at] == -np.inf:
-                    break
-                if ids_S[at] not in seen:
-                    seen.add(ids_S[at])
-                    pair = features_SD[[query, at]].astype(np.float64)
-                    others.append((at, float(cosines(pair[:1], pair[1:])[0])))
-            if others:
-                found.append((query, others))
-        return found
+def _nearest(
+    sample: Reservoir, queries: int, top: int, rng: np.random.Generator
+) -> list[tuple[int, list[tuple[int, float]]]]:
+    """(query, [(neighbour, cosine), ...]) by place, queries of different videos; none if there is one video."""
+    ids_S = np.array([sample.keys[at][0] for at in range(sample.n)], object)
+    features_SD = sample.rows_SD[: sample.n]
+    lengths_S = np.sqrt(np.einsum("sd,sd->s", features_SD, features_SD))
+    first: dict[str, int] = {}
+    for at in rng.permutation(sample.n).tolist():
+        first.setdefault(ids_S[at], at)
+    found = []
+    for query in list(first.values())[:queries]:
+        near_S = features_SD @ (features_SD[query] / lengths_S[query]) / lengths_S
+        near_S[ids_S == ids_S[query]] = -np.inf
+        others: list[tuple[int, float]] = []
+        seen: set[str] = set()
+        for at in np.argsort(-near_S, kind="stable").tolist():
+            if len(others) == top or near_S[at] == -np.inf:
+                break
+            if ids_S[at] not in seen:
+                seen.add(ids_S[at])
+                pair = features_SD[[query, at]].astype(np.float64)
+                others.append((at, float(cosines(pair[:1], pair[1:])[0])))
+        if others:
+            found.append((query, others))
+    return found

@@ -17,37 +17,14 @@ from markupsafe import Markup
 
 from pipeline.config import JobRecord
 from pipeline.decode.thumbnail import Thumbnail
-from pipeline.errors import REASON_MEANING, Reason
+from pipeline.errors import REASON_MEANING, REASON_REMEDY
 from pipeline.results.report.facts import Facts, Sampled, largest
 from pipeline.results.report.neighbours import Neighbours
 from pipeline.results.report.pictures import Pictures
 from pipeline.results.report.run import RunFacts, Throughput
-from pipeline.types import Failure
 
 LONGEST_TEXT = 300  # characters of a name or a detail
 PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput, in units of its own
-# what to do about a failed video; of every reason one sentence
-REMEDY: dict[Reason, str] = {
-    Reason.EMPTY_FILE: "Copy the file again from where it came from, then retry.",
-    Reason.NOT_A_FILE: "Leave it out, or put the file itself into the source folder.",
-    Reason.NOT_A_VIDEO: "Nothing, if it is none. Otherwise look at how it was copied.",
-    Reason.NO_VIDEO_STREAM: "Nothing: there are no pictures in it.",
-    Reason.NO_FRAMES: "Play it; if a player shows pictures, please report it.",
-    Reason.UNSUPPORTED: "Decrypt or convert it (ffmpeg -i IN -c:v libx264 OUT.mp4), then retry.",
-    Reason.TRUNCATED: "Copy it again; if it is cut at its origin, launch with --partial keep.",
-    Reason.CORRUPT_FRAMES: "Copy it again; if it is damaged at its origin, launch with --partial keep.",
-    Reason.SOURCE_MISSING: "Bring it back, then retry.",
-    Reason.SOURCE_DENIED: "Give the job's user permission to read it, then retry.",
-    Reason.SOURCE_CHANGED: "Launch again into the same output: the new version is planned.",
-    Reason.SOURCE_CORRUPT: "The store holds damaged bytes: upload it again, then retry.",
-    Reason.TOO_LONG: "Cut it, or retry with a higher limit.",
-    Reason.TOO_LARGE: "Make it smaller, or retry with a higher limit.",
-    Reason.DECODE_TIMEOUT: "Retry with a higher --video-timeout, or convert it.",
-    Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or convert it.",
-    Reason.DECODER_CRASH: "Convert it, then retry; please report it if it may be shared.",
-    Reason.NON_FINITE: "Look at the weights, and at --precision: fp16 overflows.",
-    Reason.INTERNAL: "Please report it, with the detail.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +65,7 @@ def render(report: Report) -> str:
         facts=report.facts,
         recipe=recipe_rows(report.job),
         meaning=REASON_MEANING,
-        remedy=REMEDY,
+        remedy=REASON_REMEDY,
         plot=None if report.run is None or report.run.timeline is None else plot(report.run.timeline.throughput),
         picture=lambda video, at_s: _picture(report.pictures, video, at_s),
     )
@@ -210,7 +187,4 @@ def data_uri(picture: Thumbnail) -> Markup:
 
 def _picture(pictures: Pictures, video: Sampled, at_s: float) -> Thumbnail | str:
     """A thumbnail, or why there is none."""
-    found = pictures.get((video.video_id, at_s))
-    if isinstance(found, Thumbnail):
-        return found
-    return f"{found.reason}: {found.detail}" if isinstance(found, Failure) else "no picture was asked for"
+    return pictures.get((video.video_id, at_s), "no picture was asked for")

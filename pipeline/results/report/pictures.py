@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
-from pipeline.errors import Reason, StoreError, VideoError
+from pipeline.errors import StoreError, VideoError
 from pipeline.results.report.facts import Sampled
 from pipeline.source import pinned
 from pipeline.store import StoreOptions
@@ -20,23 +20,22 @@ CHILDREN = 4  # at a time
 BUDGET_S = 300.0  # for all pictures; what has not begun by then is left out
 
 Wanted = tuple[Sampled, float]  # a video and its second
-Pictures = dict[tuple[str, float], Thumbnail | Failure]  # by video_id and second
+Pictures = dict[tuple[str, float], Thumbnail | str]  # by video_id and second; or why there is none
 
 
-def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, *, budget_s: float = BUDGET_S) -> Pictures:
+def take_pictures(wanted: Iterable[Wanted], options: StoreOptions) -> Pictures:
     """A thumbnail for each, or why there is none. No trouble with a source ends the report, a store's included."""
     of_video: dict[str, tuple[Sampled, list[float]]] = {}
     for video, second in wanted:
         seconds = of_video.setdefault(video.video_id, (video, []))[1]
         if second not in seconds:
             seconds.append(second)
-    ends = time.monotonic() + budget_s
+    ends = time.monotonic() + BUDGET_S
     with tempfile.TemporaryDirectory(prefix="p3d-report-") as scratch, ThreadPoolExecutor(CHILDREN) as pool:
 
-        def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | Failure]:
+        def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | str]:
             if time.monotonic() > ends:
-                sentence = f"not tried: the pictures before it took {budget_s:.0f} s"
-                return [Failure(Reason.DECODE_TIMEOUT, sentence)] * len(one[1])
+                return [f"not tried: the pictures before it took {BUDGET_S:.0f} s"] * len(one[1])
             return _of_one(one[0], one[1], options, Path(scratch))
 
         found: Pictures = {}
@@ -45,12 +44,13 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, *, budget_s: 
     return found
 
 
-def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch: Path) -> list[Thumbnail | Failure]:
+def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch: Path) -> list[Thumbnail | str]:
     ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
     try:
         ref = pinned(ref, options)
-        return thumbnails_apart(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
+        made = thumbnails_apart(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
     except VideoError as error:
-        return [Failure(error.reason, error.detail)] * len(seconds)
-    except StoreError as error:
-        return [Failure(Reason.SOURCE_DENIED, str(error))] * len(seconds)
+        return [f"{error.reason}: {error.detail}"] * len(seconds)
+    except (StoreError, OSError, RuntimeError) as error:  # an outage, a full disk, no process to be had
+        return [f"not made: {error}"] * len(seconds)
+    return [f"{one.reason}: {one.detail}" if isinstance(one, Failure) else one for one in made]

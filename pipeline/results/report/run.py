@@ -8,26 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.results.report.facts import Bar
+from pipeline.results.times import ShardTime
 
 BINS = 100  # of the plot of throughput
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One shard's computation: seconds since 1970 [began_s, ended_s) and what it spent them on."""
-
-    host: str
-    pid: int
-    device: str
-    began_s: float
-    ended_s: float
-    encode_s: float
-    wait_s: float
-    full_s: float
-    clips: int
-    videos: int
-    frames: int
-    settings: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +75,19 @@ class RunFacts:
     trouble: str = ""
 
 
-def timeline(pieces: list[Piece]) -> Timeline | None:
+def timeline(shards: list[ShardTime]) -> Timeline | None:
     """Sums over shards; None if there are none. Clocks of several machines are taken as they are."""
-    if not pieces:
+    if not shards:
         return None
-    workers: dict[tuple[str, int], list[Piece]] = {}
-    hosts: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        workers.setdefault((piece.host, piece.pid), []).append(piece)
-        hosts.setdefault(piece.host, []).append(piece)
+    workers: dict[tuple[str, int], list[ShardTime]] = {}
+    hosts: dict[str, list[ShardTime]] = {}
+    for shard in shards:
+        workers.setdefault((shard.host, shard.pid), []).append(shard)
+        hosts.setdefault(shard.host, []).append(shard)
     present_s = sum(max(one.ended_s for one in of) - min(one.began_s for one in of) for of in workers.values())
     covered_s = sum(_covered_s(of) for of in workers.values())
-    shard_s = sum(one.ended_s - one.began_s for one in pieces)
-    wait_s, full_s = sum(one.wait_s for one in pieces), sum(one.full_s for one in pieces)
+    shard_s = sum(one.shard_s for one in shards)
+    wait_s, full_s = sum(one.wait_s for one in shards), sum(one.full_s for one in shards)
     stages = {
         "waiting for frames (fetch and decode)": wait_s,
         "waiting for the network": full_s,
@@ -112,15 +95,15 @@ def timeline(pieces: list[Piece]) -> Timeline | None:
     }
     whole_s = sum(stages.values()) or 1.0
     return Timeline(
-        throughput(pieces),
+        throughput(shards),
         tuple(Bar(name, seconds, f"{seconds / whole_s:.0%}") for name, seconds in stages.items()),
-        min(1.0, sum(one.encode_s for one in pieces) / (covered_s or 1.0)),
+        min(1.0, sum(one.encode_s for one in shards) / (covered_s or 1.0)),
         max(0.0, 1 - covered_s / present_s) if present_s else 0.0,
         tuple(_machine(host, of) for host, of in hosts.items()),
     )
 
 
-def _covered_s(of: list[Piece]) -> float:
+def _covered_s(of: list[ShardTime]) -> float:
     """For how long a worker had any shard in hand; it may have several at once."""
     covered_s, until_s = 0.0, -np.inf
     for one in sorted(of, key=lambda one: one.began_s):
@@ -129,13 +112,13 @@ def _covered_s(of: list[Piece]) -> float:
     return covered_s
 
 
-def throughput(pieces: list[Piece]) -> Throughput:
+def throughput(shards: list[ShardTime]) -> Throughput:
     """The clips of each shard, spread evenly over the time in which it was computed."""
-    began_s, ended_s = min(one.began_s for one in pieces), max(one.ended_s for one in pieces)
+    began_s, ended_s = min(one.began_s for one in shards), max(one.ended_s for one in shards)
     step_s = max(ended_s - began_s, 1e-3) / BINS
     edges = began_s + step_s * np.arange(BINS + 1)
     sums = np.zeros(BINS)
-    for one in pieces:
+    for one in shards:
         first = min(BINS - 1, max(0, int((one.began_s - began_s) / step_s)))
         last = min(BINS - 1, int((one.ended_s - began_s) / step_s))
         at = slice(first, last + 1)
@@ -143,11 +126,11 @@ def throughput(pieces: list[Piece]) -> Throughput:
         inside_s = np.maximum(inside_s, 0)
         total = inside_s.sum()
         sums[at] += one.clips * (inside_s / total if total > 0 else 1 / len(inside_s))
-    clips = sum(one.clips for one in pieces)
+    clips = sum(one.clips for one in shards)
     return Throughput(began_s, began_s + BINS * step_s, tuple((sums / step_s).tolist()), clips / (BINS * step_s))
 
 
-def _machine(host: str, of: list[Piece]) -> Machine:
+def _machine(host: str, of: list[ShardTime]) -> Machine:
     return Machine(
         host=host,
         devices=_listed(one.device for one in of),
