@@ -22,7 +22,8 @@ REMEMBERED = 300  # samples, for which a number of slots counts as too few
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Shares of the time, 0 to 1: the lanes at work, the slots whose process decodes, those that fetch a copy."""
+    """Shares of the time, 0 to 1: the lanes at work, the slots that decode and do not wait for their reader, those that
+    fetch a copy."""
 
     lanes: float = 0.0
     decoding: float = 0.0
@@ -69,10 +70,11 @@ class Balance:
         wanted = self.slots
         if len(self.samples) >= ENOUGH:
             if self.load.limit == "decoding":
-                wanted = max(min(self.slots + max(1, self.slots // 4), most), self.slots)
+                wanted = self.slots + max(1, self.slots // 4)
                 self.too_few, self.forget_in = self.slots, REMEMBERED
             elif self.load.limit == "network" and self.slots - 1 > self.too_few:
                 wanted = max(self.slots - 1, min(self.least, self.slots))
+        wanted = min(wanted, max(most, 1))
         if wanted != self.slots:
             self.slots = wanted
             self.samples.clear()

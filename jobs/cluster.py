@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ Answer = TypeVar("Answer")
 ASK_S = 60.0  # for a node to answer
 RUN_PREFIX = "p3d-run-"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
+LOOK_S = 5.0  # between two looks at what nodes there are
 KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
 KNOCKS = 4  # in a row without an answer, and the head is dead
 # Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
@@ -55,11 +57,15 @@ class Cluster:
     asked: float = field(default_factory=time.monotonic)
     unheard: int = 0
 
-    def look(self) -> Machines:
-        """What there is now: nodes of another's cluster come and go. A head that is silent is not asked."""
-        if self.head is not None and not self.unheard:
-            self.machines = _machines()
-        return self.machines
+    def watch(self) -> None:
+        """A thread of its own: nodes of another's cluster come and go. Ray's answer may take as long as the head is
+        silent, and after a minute Ray ends the process; whoever knocks has ended it before."""
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                self.machines = _machines()
+            except Exception:  # noqa: BLE001 - Ray has no class for it, and `dead` finds out about the head
+                return
 
     def dead(self) -> str:
         """Which of the processes that Ray cannot do without has ended; empty while all run.
@@ -104,7 +110,9 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
                 f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
                 "of this version of Ray and Python, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
             ) from error
-        yield Cluster(_machines(), scratch, head=_head(address))
+        cluster = Cluster(_machines(), scratch, head=_head(address))
+        threading.Thread(target=cluster.watch, name="watch", daemon=True).start()
+        yield cluster
 
 
 def _machines() -> Machines:

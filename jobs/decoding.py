@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,11 @@ class _Stream:
     run: bool = False
     rest: deque[_Case] = field(default_factory=deque)
 
+    @property
+    def decodes(self) -> bool:
+        """Has its process begun, and no copy to fetch or to wait with?"""
+        return self.silent_since is not None and not self.fetching and not self.halted
+
 
 @dataclass(slots=True)
 class Decoding:
@@ -157,6 +162,7 @@ class Decoding:
                     time.sleep(TURN_S)
                     continue
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
+                place.tell(replace(place.use, at_work=max(0, place.use.begun - len(ready))))
                 if not ready:
                     ready = self._wait(generators, TURN_S if waiting and place.others.running else POLL_S)
                 for generator in ready:
@@ -167,6 +173,7 @@ class Decoding:
         finally:
             for generator in list(self.streams):
                 self._end(generator)
+            # what was read is still to be embedded; the slots are the next shard's
 
     def _take_slots(self, place: Place, suspects: deque[_Case]) -> None:
         """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
@@ -179,23 +186,24 @@ class Decoding:
                 if suspects and not self.streams and not others.running:
                     self._submit(suspects.popleft())
             if place.may_go_on:
-                self._go_on(n - others.decoding)
-            if not waiting and not others.wants:
-                self._share_out(n - others.running)
+                self._go_on(n - others.begun)
+            if not waiting and not others.wants and not others.alone:
+                # shares ask Ray for no processor, so there are never more than this worker's part of them
+                self._share_out(min(n, self.spec.decode_tasks) - others.running)
             place.tell(self._use(bool(waiting or suspects)))
 
     def _use(self, wants: bool) -> Use:
         streams = self.streams.values()
-        decoding = [stream for stream in streams if not stream.fetching and not stream.halted]
-        alone = any(stream.case.crashes + stream.case.deaths for stream in streams)
+        begun = sum(stream.decodes for stream in streams)
         return Use(
-            len(streams),
-            len(decoding),
-            sum(stream.silent_since is not None for stream in decoding),
-            sum(stream.fetching and stream.silent_since is not None for stream in streams),
-            sum(stream.halted for stream in streams),
-            sum(stream.case.video.size_bytes for stream in streams),
-            wants or alone,
+            running=len(streams),
+            begun=begun,
+            at_work=begun,
+            fetching=sum(stream.fetching and stream.silent_since is not None for stream in streams),
+            halted=sum(stream.halted for stream in streams),
+            size_bytes=sum(stream.case.video.size_bytes for stream in streams),
+            wants=wants,
+            alone=any(stream.case.crashes + stream.case.deaths for stream in streams),
         )
 
     def _room_for(self, video: VideoRef, others: Use, slots: int) -> bool:
@@ -311,7 +319,7 @@ class Decoding:
 
     def _go_on(self, slots: int) -> None:
         """Let those that have their copy decode, as far as there is room, the first first."""
-        room = slots - sum(not (s.fetching or s.halted) for s in self.streams.values())
+        room = slots - sum(stream.decodes for stream in self.streams.values())
         for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
             stream.halted, stream.began = False, time.monotonic()
             stream.silent_since = stream.began

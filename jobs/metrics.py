@@ -56,8 +56,9 @@ WRITTEN = Metric("p3d_written_bytes_total", "counter", "size of the clips files 
 STAGES = Metric(
     "p3d_stage_seconds_total",
     "counter",
-    "`fetch` and `decode`: of decodes that ended, where `decode` includes waiting for the reader; `encode`: of the "
-    "network, a lane on average; `commit`: writing and deriving. Each is summed over what runs side by side",
+    "`fetch` and `decode`: of decodes that ended, where `decode` includes waiting for the reader, and fetching where a "
+    "video is shared; `encode`: of the network, a lane on average; `commit`: writing and deriving. Each is summed over "
+    "what runs side by side",
     ("stage",),
 )
 WAIT = Metric(
@@ -121,7 +122,8 @@ class Metrics:
         match event:
             case ShardDone(_, _, n_videos, n_clips, failures):
                 self._committed(n_videos, n_clips, failures)
-            case Checked(_, True, n_videos, n_clips, failures):
+            case Checked(shard, True, n_videos, n_clips, failures):
+                self.seen.pop(shard, None)
                 self._committed(n_videos, n_clips, failures)
             case WorkerDied():
                 self._add(TROUBLE, 1, kind="died")

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from queue import SimpleQueue
 from types import FrameType
@@ -142,7 +142,6 @@ class Run:
         self.workers: dict[int, _Worker] = {}
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
         self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
-        self.machines = cluster.machines
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
         self.metrics = Metrics(store.url)
@@ -163,12 +162,10 @@ class Run:
                 self.log.add(f"its numbers for Prometheus are at {where}")
             self._carry_out(self.state.start())
             while self.state.finished is None:
-                events = deque([*self._results(), *self._outside(), *self._outages()])
-                while events:
-                    self.log.hear(events[0])
-                    self.metrics.hear(events[0])
-                    events.extend(self._carry_out(self.state.handle(events.popleft())))
-                    self.state.check()
+                for event in self._results():
+                    self._handle(event)
+                for event in [*self._outside(), *self._outages()]:
+                    self._handle(event)
                 self._heartbeat()
             return self.state.finished
         finally:
@@ -181,17 +178,29 @@ class Run:
             self.log.add(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
             self.log.write(now=True)
 
+    def _handle(self, event: Event) -> None:
+        """One event, and those that are known at once when its commands are carried out."""
+        events = deque([event])
+        while events:
+            self.log.hear(events[0])
+            self.metrics.hear(events[0])
+            events.extend(self._carry_out(self.state.handle(events.popleft())))
+            self.state.check()
+
     # -- what happens
 
-    def _results(self) -> list[Event]:
-        """Wait a moment for results of calls."""
+    def _results(self) -> Iterator[Event]:
+        """Wait a moment for results of calls. Each is looked at when the one before it has been handled, for what it
+        says of a worker is done here at once: no shard is given to one that is gone."""
         refs = [*self.pending, *self.asking]
         if not refs:
             time.sleep(POLL_S)
-            return []
+            return
         ray.wait(refs, num_returns=1, timeout=POLL_S)
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        return [event for ref in ready if (event := self._result(ref)) is not None]
+        for ref in ready:
+            if (event := self._result(ref)) is not None:
+                yield event
 
     def _result(self, ref: Any) -> Event | None:
         if (asked := self.asking.pop(ref, None)) is not None:
@@ -225,9 +234,8 @@ class Run:
             how = "killed, or this machine ran out of memory"
             events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
-            self.machines = self.cluster.look()
-            if self.follows and self.machines.gpus > self.state.n_workers:
-                events.append(PlacesFound(self.machines.gpus))
+            if self.follows and self.cluster.machines.gpus > self.state.n_workers:
+                events.append(PlacesFound(self.cluster.machines.gpus))
             try:
                 if (newest := control.newest_number(self.store)) > self.epoch.number:
                     events.append(
@@ -370,7 +378,7 @@ class Run:
     def _most_decodes(self) -> int:
         """Of one worker at once. Those on a GPU have their share of it from the start."""
         nvdec = self.job.recipe.decoder == "nvdec"
-        return self.options.decode_tasks if nvdec else most_decodes(self.machines)
+        return self.options.decode_tasks if nvdec else most_decodes(self.cluster.machines)
 
     # -- what others see
 

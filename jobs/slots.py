@@ -18,16 +18,21 @@ class Withdrawn(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a shard does with the slots now: `running` decodes, of which some decode, as far as their process has
-    `begun`, others are `fetching` a copy, others `halted` with it; the bytes of their videos; has it more to start?"""
+    """What a shard does with the slots now.
+
+    Of its `running` decodes the process of some has `begun` to decode, and of these those are `at_work` that do not
+    wait for their reader; others are `fetching` a copy, others `halted` with it. `size_bytes` are of their videos. It
+    `wants` to start more, or a suspect runs, which must be `alone`.
+    """
 
     running: int = 0
-    decoding: int = 0
     begun: int = 0
+    at_work: int = 0
     fetching: int = 0
     halted: int = 0
     size_bytes: int = 0
     wants: bool = True
+    alone: bool = False
 
 
 class Slots:
@@ -97,8 +102,8 @@ class Place:
 
     @property
     def may_start(self) -> bool:
-        """Has no older shard a video to start?"""
-        return not any(place.use.wants for place in self._older())
+        """Has no older shard a video to start, or one that must be alone?"""
+        return not any(place.use.wants or place.use.alone for place in self._older())
 
     @property
     def may_go_on(self) -> bool:
@@ -112,11 +117,12 @@ class Place:
 
 def _sum(uses: list[Use]) -> Use:
     return Use(
-        sum(use.running for use in uses),
-        sum(use.decoding for use in uses),
-        sum(use.begun for use in uses),
-        sum(use.fetching for use in uses),
-        sum(use.halted for use in uses),
-        sum(use.size_bytes for use in uses),
-        any(use.wants for use in uses),
+        running=sum(use.running for use in uses),
+        begun=sum(use.begun for use in uses),
+        at_work=sum(use.at_work for use in uses),
+        fetching=sum(use.fetching for use in uses),
+        halted=sum(use.halted for use in uses),
+        size_bytes=sum(use.size_bytes for use in uses),
+        wants=any(use.wants for use in uses),
+        alone=any(use.alone for use in uses),
     )

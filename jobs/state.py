@@ -250,7 +250,7 @@ class Scheduler:
         self.totals = done or Totals()
         self.n_workers, self.n_videos, self.shards_each = n_workers, n_videos, shards_each
         self.max_failures, self.shard_attempts = max_failures, shard_attempts
-        self.worker_deaths = max(worker_deaths, 2 * n_workers)  # losing a node of many workers at once is one event
+        self.worker_deaths = worker_deaths
         self.counting = counting  # a `Counted` is still to come, and there is no verdict before it
         self.outage = ""  # why nothing is dispatched now; empty when the stores answer
         self.trials = 0  # dispatches that are allowed all the same, to see
@@ -346,8 +346,8 @@ class Scheduler:
     def check(self) -> None:
         """`validate`, after every event where little is open, else so seldom that an event costs the same in any job.
 
-        Of the end all is looked at. What contradicts itself stays so: it is found later, and nothing is committed twice
-        for it.
+        Of the end all is looked at. Most that contradicts itself stays so and is found later; that no shard is counted
+        twice is seen at once (`_count`), and none is ever committed twice, whatever is wrong here.
         """
         self._unchecked += 1
         if self.finished is not None or CHECKED_AT_ONCE * self._unchecked >= len(self.open) + self.n_workers:
@@ -373,7 +373,7 @@ class Scheduler:
     def _vain_death(self) -> None:
         """A worker died, and the store holds nothing that it did since the last commit anywhere."""
         self._deaths += 1
-        if self._deaths >= self.worker_deaths:
+        if self._deaths >= max(self.worker_deaths, 2 * self.n_workers):  # losing a node of many at once is one event
             how = f"{self._deaths} workers died in a row without finishing a shard"
             self._stop(Stop(6, f"{how}; the last: {self._last_death}"))
 
@@ -412,6 +412,7 @@ class Scheduler:
             self.idle.add(worker)
 
     def _count(self, shard: ShardKey, n_videos: int, n_clips: int, failures: tuple[tuple[str, int], ...]) -> None:
+        assert shard in self.open, f"shard {shard} is counted twice"
         self.open.discard(shard)
         self.alone.discard(shard)
         self.attempts.pop(shard, None)  # or a long job would keep them all

@@ -169,9 +169,8 @@ class ShardWorker:
         self.balance = Balance(self.slots.n, 1 if spec.options.workers > 1 else self.slots.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
-        home = (
-            spec.scratch if Path(spec.scratch).is_dir() else None
-        )  # the run's folder, if this is the driver's machine
+        here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
+        home = spec.scratch if here else None
         self.scratch = Path(tempfile.mkdtemp(prefix="p3d-worker-", dir=home))
 
     def setup(self) -> Ready | Refused:
@@ -279,14 +278,14 @@ class ShardWorker:
         """
         use = self.slots.use
         lanes = min(self.lanes.under_way / self.lanes.n, 1.0)
-        self.slots.resize(self.balance.sample(lanes, use.begun, use.fetching, most_decodes))
+        self.slots.resize(self.balance.sample(lanes, use.at_work, use.fetching, most_decodes))
         return self.in_hand.copy(), self.balance.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
         realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes.n, "software": software()}
-        options = {name: getattr(self.spec.options, name) for name in ("threads", "decode_tasks")}
+        options = {"threads": self.spec.options.threads, "decode_tasks": self.slots.n}
         when = {
             "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
             "shard_s": round(seconds, 3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from jobs.cluster import local_cluster
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
 from jobs.parcels import Parcel, parcels
-from jobs.slots import Slots
+from jobs.slots import Place, Slots, Use
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
 from pipeline.errors import Reason, StoreUnknown
@@ -312,6 +312,58 @@ def test_two_shards_share_the_slots_of_a_worker(shard: ShardPlan, tmp_path: Path
         assert sorted(messages) == list(range(len(NAMES)))
         assert all(isinstance(of_video[-1], VideoEnd) for of_video in messages.values())
     assert begun[: begun.index(1)].count(0) >= len(NAMES) - 1  # its last may begin a moment later than it was started
+
+
+class TestPlaces:
+    """What one shard may do beside another, without Ray: `_take_slots` and nothing else."""
+
+    @staticmethod
+    def made(shard: ShardPlan, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Decoding:
+        made = Decoding(shard, spec(), tmp_path, place)
+
+        def submit(case: Any) -> None:
+            made.streams[object()] = decoding._Stream(case, tmp_path / "x", None, fetching=False, silent_since=0.0)
+
+        monkeypatch.setattr(Decoding, "_submit", lambda _, case: submit(case))
+        return made
+
+    def test_a_suspect_is_alone(self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It begins when nothing else of its worker decodes, and no younger shard begins beside it."""
+        slots = Slots(2)
+        with slots.place() as older, slots.place() as younger:
+            made = self.made(shard, tmp_path, older, monkeypatch)
+            suspects = deque([decoding._Case(0, shard.videos[0], deaths=1)])
+            younger.tell(Use(running=1, begun=1))
+            made._take_slots(older, suspects)
+            assert suspects and not made.streams and not younger.may_start
+            younger.tell(Use())
+            made._take_slots(older, suspects)
+            assert not suspects and len(made.streams) == 1
+            assert not older.use.wants and older.use.alone and not younger.may_start
+
+    def test_copies_of_an_older_shard_go_on_first(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A younger shard's video waits with its copy as long as an older one's does."""
+        slots = Slots(2)
+        with slots.place() as older, slots.place() as younger:
+            made = self.made(shard, tmp_path, younger, monkeypatch)
+            case = decoding._Case(0, shard.videos[0])
+            stream = made.streams["a"] = decoding._Stream(case, tmp_path, None, fetching=False, halted=True)
+            older.tell(Use(running=1, halted=1, wants=False))
+            made._take_slots(younger, deque())
+            assert stream.halted
+            older.tell(Use(running=1, begun=1, wants=False))
+            made._take_slots(younger, deque())
+            assert not stream.halted
+
+    def test_a_shard_that_has_read_all_leaves_its_slots(self, shard: ShardPlan, tmp_path: Path) -> None:
+        """While its last clips are embedded, the slots are another's."""
+        slots = Slots(1)
+        with slots.place() as older, slots.place() as younger:
+            assert list(Decoding(ShardPlan(1, "0" * 8, 0, ()), spec(), tmp_path, older).messages()) == []
+            younger.await_turn()
+            assert older.use == Use(wants=False)
 
 
 def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: ShardPlan, tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 import jobs.scheduler
+import jobs.workers
 from jobs.cli import cli
 from jobs.job import read_job
 from jobs.machine import usable_cpus
-from jobs.workers import ShardWorker, trouble_of
+from jobs.slots import Slots
+from jobs.workers import ShardWorker, Trouble, trouble_of
 from p3d.encoder import DeviceFull
 from pipeline.store import open_store
+from pipeline.types import ShardPlan
 from pipeline.verify import audit
 
 
@@ -96,6 +100,22 @@ def test_a_device_that_failed_under_one_shard_computes_nothing_for_the_other() -
         with pytest.raises(RuntimeError, match="CUDA error"):
             shard(1, 1)
     assert len(calls) == 2
+
+
+@pytest.mark.fault(10)
+def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard whose last batch was computed before the device failed under another one is not trusted either."""
+    worker, lost = ShardWorker.__new__(ShardWorker), RuntimeError("CUDA error: device-side assert triggered")
+    worker.slots, worker.in_hand, worker.broken, worker.scratch = Slots(1), {}, None, tmp_path
+    worker.spec = SimpleNamespace(decoding=None)
+
+    def extract(*_: object) -> None:
+        worker.broken = lost
+
+    monkeypatch.setattr(worker, "_extract", extract)
+    monkeypatch.setattr(jobs.workers, "commit_shard", lambda *_: pytest.fail("it was committed"))
+    trouble = worker.run_shard(ShardPlan(1, "0" * 8, 0, ()), None)
+    assert isinstance(trouble, Trouble) and trouble.kind == "device"
 
 
 @pytest.mark.fault(9)

@@ -7,9 +7,11 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from bench import scheduler as bench
-from jobs import runlog, state
+from jobs import runlog, scheduler, state
+from jobs.workers import Done
 
 SHARDS = 5000
 
@@ -40,3 +42,27 @@ def test_a_driver_keeps_nothing_of_what_is_done(monkeypatch: pytest.MonkeyPatch)
             tracemalloc.stop()
     assert (finish.exit_code, done, run.state.totals.videos) == (0, SHARDS, 2 * SHARDS)
     assert held[SHARDS - 20] - held[2000] < 60_000, held
+
+
+def test_answers_of_one_round_are_handled_one_after_the_other() -> None:
+    """One shard of a worker is done and the worker dead under its other one: nothing more is given to it."""
+
+    class Ray(bench.NullRay):
+        rounds = 0
+
+        def wait(self, refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+            if timeout:
+                return [], refs
+            self.rounds += 1
+            ready = list(self.answers)
+            self.answers.clear()
+            runs = [answer for answer in ready if isinstance(answer.value, Done)]
+            if len(runs) == 2 and self.rounds < 10:
+                runs[1].value = RayActorError()
+            return ready, []
+
+    with bench.without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "ray", Ray())
+        run = bench.run_of(50, workers=1, shard_videos=2)
+        finish = run.loop()
+    assert (finish.exit_code, run.state.totals.videos) == (0, 100)

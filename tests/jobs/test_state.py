@@ -377,6 +377,26 @@ def test_too_many_deaths_in_a_row_stop_the_job() -> None:
     assert len(scheduler.open) == 9
 
 
+def test_the_budget_of_deaths_grows_with_the_workers() -> None:
+    """A job that went from one worker to sixteen survives a node of eight that is lost at once."""
+    scheduler = machine(100, worker_deaths=3)
+    for command in feed(scheduler, PlacesFound(16)):
+        feed(scheduler, WorkerReady(command.worker))
+    lost = flying(scheduler)[:8]
+    feed(scheduler, *[WorkerDied(worker, "its node is gone") for worker, _ in lost])
+    feed(scheduler, *[Checked(shard, committed=False) for _, shard in lost])
+    assert scheduler.finished is None
+
+
+def test_no_shard_is_counted_twice() -> None:
+    """Whatever else went wrong, the second answer for a shard is an error at once, in a job of any size."""
+    scheduler = machine(1000, workers=2)
+    scheduler.in_flight[1].append(ShardKey(1, 0))
+    scheduler.handle(done(0, ShardKey(1, 0)))
+    with pytest.raises(AssertionError, match="counted twice"):
+        scheduler.handle(done(1, ShardKey(1, 0)))
+
+
 def test_workers_that_never_get_ready_stop_the_job() -> None:
     """Deaths during the start count too, so that a broken installation ends after the budget."""
     scheduler = Scheduler(shards(9), n_workers=2, n_videos=9, worker_deaths=5)
