@@ -79,12 +79,17 @@ class Cluster:
         if self.head is None or time.monotonic() - self.asked < KNOCK_S:
             return ""
         self.asked = time.monotonic()
-        try:
-            socket.create_connection(self.head, timeout=KNOCK_S).close()
-            self.unheard = 0
-        except OSError:
-            self.unheard += 1
+        self.unheard = 0 if self.answers() else self.unheard + 1
         return "head" if self.unheard >= KNOCKS else ""
+
+    def answers(self) -> bool:
+        """Does the head of another's cluster open now? Asked before Ray is made to wait for it."""
+        try:
+            if self.head is not None:
+                socket.create_connection(self.head, timeout=KNOCK_S).close()
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ class Decoding:
         finally:
             for generator in list(self.streams):
                 self._end(generator)
-            # what was read is still to be embedded; the slots are the next shard's
+            place.tell(Use(wants=False))  # what was read is still to be embedded; the slots are the next shard's
 
     def _take_slots(self, place: Place, suspects: deque[_Case]) -> None:
         """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""

@@ -71,7 +71,7 @@ def told(event: Event) -> str:
         case WorkerRefused(worker, detail):
             return f"worker {worker} must not be used: {detail}"
         case WorkerUnready(worker, detail):
-            return f"worker {worker} could not start, a store did not answer: {detail}"
+            return f"worker {worker} could not start: {detail}"
         case WorkerDied(worker, detail):
             return f"worker {worker} died: {detail}"
         case ShardDone(worker, shard, n_videos, n_clips, failures):

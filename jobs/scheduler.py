@@ -142,6 +142,7 @@ class Run:
         self.workers: dict[int, _Worker] = {}
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
         self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
+        self.lost = False  # has Ray died?
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
         self.metrics = Metrics(store.url)
@@ -172,7 +173,7 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for worker in self.workers.values():
-                ray.kill(worker.actor, no_restart=True)
+                self._kill(worker.actor)
             finish = self.state.finished or Finish(1, "stopped by an internal error; resumable")
             self._beat("finished" if finish.exit_code in (0, 3) else "stopped", finish)
             self.log.add(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
@@ -231,6 +232,7 @@ class Run:
             name = signal.Signals(number).name
             events.append(Stop(128 + number, f"interrupted by {name}; shards in flight were abandoned"))
         if dead := self.cluster.dead():
+            self.lost = True
             how = "killed, or this machine ran out of memory"
             events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
@@ -289,6 +291,8 @@ class Run:
         events: list[Event] = []
         for command in commands:
             match command:
+                case StartWorker(number) if not self.cluster.answers():  # Ray would wait, and then end this process
+                    events.append(WorkerUnready(number, "the head of the cluster does not answer"))
                 case StartWorker(number):
                     self._start(number)
                 case Dispatch(number, key):
@@ -298,10 +302,15 @@ class Run:
                 case Drain(number):
                     self.workers[number].actor.drain.remote()
                 case StopWorker(number):
-                    ray.kill(self.workers.pop(number).actor, no_restart=True)
+                    self._kill(self.workers.pop(number).actor)
                 case Finish():
                     pass
         return events
+
+    def _kill(self, actor: Any) -> None:
+        """End a worker at the end of a run. Without its head Ray would wait for it, and then end this process."""
+        if not self.lost:
+            ray.kill(actor, no_restart=True)
 
     def _start(self, number: int) -> None:
         actor = (

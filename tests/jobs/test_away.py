@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -127,8 +128,8 @@ def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
 def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """Of three nodes one is killed in mid-job: at most its shard is done again and the job finishes. Then the head is
-    killed: the driver says so and stops resumable, and another cluster goes on. Nothing is lost or doubled."""
+    """Of three nodes one is killed in mid-job: at most its two shards are done again and the job finishes. Then the
+    head is killed: the driver says so and stops resumable, and another cluster goes on. Nothing is lost or doubled."""
     for victim, code in ((2, 0), (0, 6)):
         out = tmp_path / f"out{victim}"
         with nodes(3, gpus=1) as cluster:
@@ -151,7 +152,8 @@ def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
         if code:
             assert p3d("resume", out).code == 0
         assert finished(out) == (12, 0)
-        assert log.count("died") <= 3
+        assert len(re.findall(r"worker \d+ died:", log)) <= 3
+        assert log.count("is not committed") <= 2  # what the lost worker had in hand, and not what others had
 
 
 def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(

@@ -60,7 +60,7 @@ def real_code_of(life: Life) -> Iterator[None]:
     uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
     again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
     quiet = lambda *_, **__: None  # noqa: E731
-    cluster = SimpleNamespace(machines=Machines(2, 2, 0), scratch=life.store.scratch, dead=str)
+    cluster = SimpleNamespace(machines=Machines(2, 2, 0), scratch=life.store.scratch, dead=str, answers=lambda: True)
     with patched(
         (commit, "time", time),
         (schema, "write_parquet", partial(write, life)),
