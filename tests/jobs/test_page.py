@@ -20,18 +20,21 @@ from urllib.parse import quote, urlsplit
 
 import av
 import boto3
+import psutil
 import pytest
 
 import jobs
 from jobs.job import rows_of
 from jobs.planning import JobSpec
-from pipeline.errors import InputError, VideoError
+from pipeline.errors import InputError, Reason, VideoError
 from pipeline.results.page import archive, pictures, server
-from pipeline.results.page.archive import read_archive
+from pipeline.results.page.archive import Archive, read_archive
 from pipeline.results.page.content import open_content
+from pipeline.results.page.pictures import Pictures
 from pipeline.results.page.similar import Asked, Dropped, NobodyWaits, similar
 from pipeline.results.snapshot import snapshot
 from pipeline.store import DEFAULTS, LocalStore, open_store
+from pipeline.types import Failure, VideoRef
 from tests.conftest import P3D, REPO
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
@@ -368,6 +371,53 @@ def test_pictures_take_no_more_room_than_they_may(
     assert len(list(tmp_path.iterdir())) == 2
     kept.of(video, [0.0, 1.0])
     assert made == [0.0, 1.0, 2.0, 1.0]
+
+
+def a_video(out: LocalStore) -> VideoRef:
+    """One of the dataset that has rows."""
+    for folder, table in rows_of(out).rows(clips=False):
+        if folder == "videos" and table.num_rows:
+            row = table.select(["video_id", "path", "uri", "version"]).to_pylist()[0]
+            return VideoRef(**row, size_bytes=0)
+    raise AssertionError("no video has rows")
+
+
+def test_a_failure_that_may_pass_is_not_kept(
+    out: LocalStore, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that was away has its pictures when it is back; what is no video is not decoded again."""
+    video, pictures = a_video(out), Pictures(tmp_path, DEFAULTS)
+    away = films.rename(films.with_name("away"))
+    try:
+        (failure,) = pictures.of(video, [0.0])
+    finally:
+        away.rename(films)
+    assert isinstance(failure, Failure) and failure.reason == Reason.SOURCE_MISSING
+    assert isinstance(pictures.of(video, [0.0])[0], bytes)
+    asked = []
+    never = Failure(Reason.NO_FRAMES, "")
+    monkeypatch.setattr(Pictures, "_made", lambda *given: asked.append(given) or [never])
+    assert [pictures.of(video, [9.0]) for _ in range(2)] == [[never]] * 2 and len(asked) == 1
+
+
+def test_a_request_that_is_broken_off_leaves_no_file_open(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread opened for somebody who has gone is closed with its last reference."""
+    video, before = a_video(out), psutil.Process().num_fds()
+    for _ in range(20):
+        open_content(video, DEFAULTS)
+    assert psutil.Process().num_fds() <= before + 1
+
+
+def test_what_this_machine_cannot_do_is_a_sentence(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, or no process to be had, ends one answer and says why."""
+    for error in (OSError(28, "No space left on device"), RuntimeError("can't start new thread")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Archive, "find", fail)
+        reply = page.ask("api/videos")
+        assert reply.status == 507 and str(error) in reply.json["error"]
 
 
 def test_the_server_takes_only_so_many_requests(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:

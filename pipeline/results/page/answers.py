@@ -84,22 +84,23 @@ class Answers:
         return [*gets, web.post(f"{prefix}/api/drop", _told(self.drop))]
 
     async def about(self, _: web.Request) -> web.StreamResponse:
+        return _json(await self._in(self._searching, self._about))
+
+    def _about(self) -> dict[str, Any]:
         source = self.archive.source
-        return _json(
-            {
-                "out": source.store.url,
-                "model": source.job.recipe.model,
-                "weights": source.job.weights_origin,
-                "clips": source.job.recipe.clips,
-                "videos": self.archive.rows.num_rows - self.archive.n_failed,
-                "failed": self.archive.n_failed,
-                "pending": source.pending,
-                "levels": list(levels(source)),
-                "indexed": [level for level in levels(source) if has_index(source, level)],
-                "columns": [asdict(column) for column in self.archive.columns()],
-                "drop_bytes": self.dropped_bytes if self.embed is not None else 0,
-            }
-        )
+        return {
+            "out": source.store.url,
+            "model": source.job.recipe.model,
+            "weights": source.job.weights_origin,
+            "clips": source.job.recipe.clips,
+            "videos": self.archive.rows.num_rows - self.archive.n_failed,
+            "failed": self.archive.n_failed,
+            "pending": source.pending,
+            "levels": list(levels(source)),
+            "indexed": [level for level in levels(source) if has_index(source, level)],
+            "columns": [asdict(column) for column in self.archive.columns()],
+            "drop_bytes": self.dropped_bytes if self.embed is not None else 0,
+        }
 
     async def videos(self, request: web.Request) -> web.StreamResponse:
         query = request.query
@@ -264,6 +265,8 @@ def _told(handler: Handler) -> Handler:
             return _json({"error": str(error)}, status=502)
         except JobError as error:
             return _json({"error": str(error)}, status=500)
+        except (OSError, RuntimeError) as error:  # a full disk, a disk that fails, no process or thread to be had
+            return _json({"error": f"this machine could not do it: {error}"}, status=507)
 
     return answer
 

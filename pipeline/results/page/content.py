@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from io import FileIO
 from typing import Protocol
 
 from pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
@@ -34,19 +35,19 @@ class Content(Protocol):
 
 @dataclass(slots=True)
 class LocalContent:
-    """A file that is open; `version` is what it must stay."""
+    """A file that is open, at the latest until nobody has it any more; `version` is what it must stay."""
 
-    descriptor: int
+    file: FileIO
     version: str
     size_bytes: int
 
     def read(self, start: int, end: int) -> bytes:
-        if stat_version(os.fstat(self.descriptor)) != self.version:
+        if stat_version(os.fstat(self.file.fileno())) != self.version:
             raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
-        return os.pread(self.descriptor, end - start, start)
+        return os.pread(self.file.fileno(), end - start, start)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        self.file.close()
 
 
 @dataclass(slots=True)
@@ -85,8 +86,9 @@ def open_content(video: VideoRef, options: StoreOptions) -> Content:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise VideoError(Reason.SOURCE_DENIED, f"cannot be opened: {error.strerror}") from None
+    file = FileIO(descriptor)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or not os.path.samestat(status, checked):
-        os.close(descriptor)
+        file.close()
         raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
-    return LocalContent(descriptor, video.version, status.st_size)
+    return LocalContent(file, video.version, status.st_size)

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.decode.thumbnail import thumbnails_apart
-from pipeline.errors import VideoError
+from pipeline.errors import Reason, VideoError
 from pipeline.source import pinned
 from pipeline.store import StoreOptions
 from pipeline.types import Failure, VideoRef
 
 KEPT_BYTES = 256 * 1024**2
 KEPT_FAILURES = 10_000
+# these stay as they are; others, such as a source that is away or a slow disk, may be over at the next question
+OF_THE_CONTENT = {Reason.NOT_A_VIDEO, Reason.NO_VIDEO_STREAM, Reason.NO_FRAMES, Reason.UNSUPPORTED, Reason.TOO_LARGE}
 FETCH_BYTES = 128 * 1024**2  # of a video on S3, which is copied whole for its pictures; a larger one has none
 SIDE = 480  # pixels of the longer side: sharp on a screen of twice the density
 
@@ -69,6 +71,8 @@ class Pictures:
     def _keep(self, name: str, made: bytes | Failure) -> None:
         with self._lock:
             if isinstance(made, Failure):
+                if made.reason not in OF_THE_CONTENT:
+                    return
                 self._failures[name] = made
                 if len(self._failures) > KEPT_FAILURES:
                     self._failures.popitem(last=False)

@@ -15,14 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import InputError, JobError
+from pipeline.errors import DamagedJob, InputError, OtherRecipe
 from pipeline.results.index import nearest_by_index, read_record
 from pipeline.results.newest import NewestRows
 from pipeline.results.page.archive import Archive
 from pipeline.results.query import Query, clip_at, stored
 from pipeline.results.search import LEVELS, POOL, Found, Level, nearest
 from pipeline.results.snapshot import SnapshotRows
+from pipeline.types import FLOAT32
 
 DROPPED_BYTES = 256 * 1024**2  # of vectors of dropped files that are kept; the oldest go first
 MOST_HITS = 200
@@ -107,7 +109,9 @@ def similar(archive: Archive, asked: Asked, dropped: Dropped, gone: threading.Ev
     if asked.level == "video":
         likely = archive.likely(query.features_QD, top if asked.distinct is None else POOL, where)
     look = partial(
-        nearest_by_index if likely is None and has_index(source, asked.level) else partial(nearest, only=likely),
+        _nearest_by_index_or_not
+        if likely is None and has_index(source, asked.level)
+        else partial(nearest, only=likely),
         level=asked.level,
         top=top,
         where=where,
@@ -121,12 +125,20 @@ def similar(archive: Archive, asked: Asked, dropped: Dropped, gone: threading.Ev
 
 
 def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
-    """Is there an index by cosine that can be used here? One that cannot be read only costs time."""
+    """Is there an index by cosine that can be used here? One of other weights, or damaged, only costs time."""
     if importlib.util.find_spec("faiss") is None:
         return False
-    with contextlib.suppress(JobError):
+    with contextlib.suppress(DamagedJob, OtherRecipe):
         return read_record(source, level, "cosine") is not None
     return False
+
+
+def _nearest_by_index_or_not(source: NewestRows | SnapshotRows, features_QD: FLOAT32, **asked: Any) -> Found:
+    """By the index; where that turns out to be damaged, by all rows, which takes longer and finds the same or more."""
+    try:
+        return nearest_by_index(source, features_QD, **asked)
+    except DamagedJob:
+        return nearest(source, features_QD, **asked)
 
 
 def levels(source: NewestRows | SnapshotRows) -> Sequence[Level]:
