@@ -35,6 +35,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "l2")
 # 1.2e-6 for 2048 features, and 3.4e-6 for 4096
 SLACK = 1e-5
 POOL = 1000  # best rows among which near-duplicates are left out
+SCORES = 4 * 1024**2  # of rows and queries at a time, 16 MiB
 PAIRS = 512  # of rows and queries that are scored in float64 at a time
 FLOAT64 = npt.NDArray[np.float64]
 
@@ -153,9 +154,12 @@ class _Best:
         self._hits: list[tuple[float, Hit]] = []  # (how near, hit), the nearest first
 
     def add(self, table: pa.Table, features_ND: FLOAT32) -> None:
-        """The rows of a group with their vectors."""
-        if not table.num_rows:
-            return
+        """The rows of a group with their vectors; as many at a time as SCORES holds, however many queries there are."""
+        step = max(1, SCORES // len(self._queries_QD))
+        for first in range(0, table.num_rows, step):
+            self._add(table.slice(first, step), features_ND[first : first + step])
+
+    def _add(self, table: pa.Table, features_ND: FLOAT32) -> None:
         near_NQ, slack = self._near(features_ND)
         near_N = near_NQ.max(axis=1)
         floor = self._hits[-1][0] if len(self._hits) == self._size else -np.inf

@@ -69,11 +69,13 @@ class Dropped:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, query: Mapping[Level, Query]) -> str:
-        """A key for it."""
+        """A key for it. InputError for one that is longer than all that are kept."""
+        if sum(one.features_QD.nbytes for one in query.values()) > DROPPED_BYTES:
+            raise InputError("the file has too many clips for the page; `p3d search OUT FILE` can look for it")
         key = secrets.token_urlsafe(9)
         with self.lock:
             self.queries[key] = query
-            while len(self.queries) > 1 and self._bytes() > DROPPED_BYTES:
+            while self._bytes() > DROPPED_BYTES:
                 self.queries.popitem(last=False)
         return key
 
