@@ -29,6 +29,7 @@ from pipeline.store import CREATED, Store
 HEARTBEAT_S = 5.0
 WATCHED_PERIODS = 2
 RUNNING = "running"
+CLAIM_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,17 @@ def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callabl
     epoch = Epoch(number, platform.node(), boot_id(), os.getpid(), started, options, token)
     key = f"_job/epochs/{epoch.number:06d}.json"
     content = (json.dumps({name: getattr(epoch, name) for name in Epoch.__slots__}, indent=1) + "\n").encode()
-    if store.create(key, content) != CREATED and store.read(key) != content:
-        raise AlreadyRunning(f"another run of {store.url} started at this moment; watch it with `p3d status --watch`")
-    beat(store, epoch.number, {"counter": 0, "state": RUNNING})
+    for tries_left in reversed(range(CLAIM_TRIES)):
+        try:
+            if store.create(key, content) != CREATED and store.read(key) != content:
+                raise AlreadyRunning(
+                    f"another run of {store.url} started at this moment; watch it with `p3d status --watch`"
+                )
+            beat(store, epoch.number, {"counter": 0, "state": RUNNING})
+            break
+        except StoreUnknown:  # the run that is in charge until now may have swept the file that was just written
+            if not tries_left:
+                raise
     return epoch
 
 

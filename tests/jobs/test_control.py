@@ -6,6 +6,7 @@ meanwhile as another machine would.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -488,3 +489,23 @@ def test_a_write_that_a_newer_run_swept_away_is_no_outage(local: LocalStore, new
         record(local, 2)
     with pytest.raises(AlreadyRunning if newer else StoreUnknown, match="was removed"), control.Pulse(local, 1):
         raise StoreUnknown("x.tmp was removed while in use")
+
+
+@pytest.mark.parametrize(("name", "times"), [("create", 1), ("replace", 1), ("create", 2), ("create", 3)])
+def test_a_claim_whose_file_was_swept_is_tried_again(
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    """The run in charge until now sweeps what it finds, the file of whoever takes over too; three times are enough to
+    call it an outage."""
+    true, failed = getattr(local, name), []
+
+    def swept(*given: Any, **named: Any) -> Any:
+        if len(failed) < times:
+            failed.append(given)
+            raise StoreUnknown("x.tmp was removed while in use")
+        return true(*given, **named)
+
+    monkeypatch.setattr(local, name, swept)
+    with contextlib.nullcontext() if times < 3 else pytest.raises(StoreUnknown):
+        epoch = control.claim(local, {}, takeover=True, say=print)
+        assert control.newest_epoch(local) == epoch and control.heartbeat(local, epoch.number)
