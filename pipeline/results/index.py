@@ -113,8 +113,10 @@ def nearest_by_index(
         raise InputError(
             f"{place} has no index of its {level}s by {metric}: `{_command(place, level, metric)}` makes one"
         )
+    where = tuple(where)
+    of_ids, others = _conditions(source, where)
     wanted = RESCORED[record.kind] * top if distinct is None else POOL
-    videos = _proposed(source, record, queries_QD, wanted, _ids_where(source, where))
+    videos = _proposed(source, record, queries_QD, wanted, of_ids, _ids_where(source, others))
     new = frozenset(_videos_in(source, frozenset(record.pieces)))
     found = nearest(
         source,
@@ -139,15 +141,24 @@ def _videos_in(source: NewestRows | SnapshotRows, known: frozenset[str]) -> Iter
             yield from table["video_id"].to_pylist()
 
 
-def _ids_where(source: NewestRows | SnapshotRows, where: Iterable[str]) -> frozenset[str] | None:
-    """The videos that satisfy the conditions; None where there are none."""
-    where = tuple(where)
-    if not where:
-        return None
+def _conditions(
+    source: NewestRows | SnapshotRows, where: tuple[str, ...]
+) -> tuple[tuple[conditions_of.Condition, ...], tuple[conditions_of.Condition, ...]]:
+    """The conditions on the id, which the rows of an index have themselves, and those that need a pass over videos/."""
     try:
         conditions = conditions_of.parse(where, source.schemas["videos"])
     except InputError as error:
         raise InputError(f"{error}. An index is filtered by columns of videos/ alone: leave out --index") from None
+    of_ids = tuple(one for one in conditions if one.column == "video_id")
+    return of_ids, tuple(one for one in conditions if one.column != "video_id")
+
+
+def _ids_where(
+    source: NewestRows | SnapshotRows, conditions: tuple[conditions_of.Condition, ...]
+) -> frozenset[str] | None:
+    """The videos that satisfy the conditions, by a pass over videos/; None where there are none."""
+    if not conditions:
+        return None
     ids: set[str] = set()
     for folder, table in source.rows(clips=False):
         if folder == "videos":
@@ -160,11 +171,14 @@ def _proposed(
     record: IndexRecord,
     queries_QD: FLOAT32,
     n_rows: int,
+    of_ids: tuple[conditions_of.Condition, ...],
     among: frozenset[str] | None,
 ) -> frozenset[str]:
     """The videos of the `n_rows` rows that the index finds nearest to any query, of those that still hold."""
     with opened(source.store, record) as (index, rows):
         allowed_N = current(source, rows, among)
+        for condition in of_ids:
+            allowed_N &= condition.holds(rows).to_numpy()
         scores_QK, found_QK = search(index, record, queries_QD, min(n_rows, record.n_rows), allowed_N)
         sign = 1 if record.metric == "l2" else -1
         order = np.argsort(sign * scores_QK, axis=None, kind="stable")

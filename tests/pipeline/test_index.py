@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline import schema
 from pipeline.errors import DamagedJob, InputError, OtherRecipe
 from pipeline.results.index import KINDS, nearest_by_index, opened, read_record
 from pipeline.results.indexing import build_index
+from pipeline.results.newest import NewestRows
 from pipeline.results.sample import Reservoir
 from pipeline.results.search import LEVELS, METRICS, nearest
 from pipeline.results.snapshot import SnapshotRows, snapshot
@@ -136,6 +138,24 @@ def test_conditions_hold_inside_the_index(out: LocalStore) -> None:
         assert keys(nearest_by_index(newest(out), QUERY, level="clip", top=20, where=where)) == keys(exact)
     with pytest.raises(InputError, match=r"no column 'start_s'.*leave out --index"):
         nearest_by_index(newest(out), QUERY, level="clip", where=["start_s>1"])
+
+
+def test_a_condition_on_the_id_reads_nothing_more(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others than one video, which is what a page asks: right hits, and of the dataset only their rows are read."""
+    build_index(newest(out), level="clip", metric="cosine", kind="flat")
+    query, where = first_vector(out, "v003"), ["video_id!=v003"]
+    exact = nearest(newest(out), query, level="clip", top=2, where=where)
+    read, rows = [], NewestRows.rows
+
+    def spied(self: NewestRows, **how: object) -> Iterator[tuple[str, pa.Table]]:
+        for folder, table in rows(self, **how):  # type: ignore[arg-type]
+            read.extend(table["video_id"].to_pylist())
+            yield folder, table
+
+    monkeypatch.setattr(NewestRows, "rows", spied)
+    found = nearest_by_index(newest(out), query, level="clip", top=2, where=where)
+    assert keys(found) == keys(exact) and found.hits[0].score < 1
+    assert set(read) == {hit.video_id for hit in found.hits}
 
 
 def test_near_duplicates_are_left_out_of_what_an_index_gives(out: LocalStore) -> None:
