@@ -131,21 +131,18 @@ def embed(
         raise ValueError(f"{encoder.name} has no layer {unknown[0]!r}; there are {', '.join(encoder.layer_names)}")
     shard = ShardPlan(0, "", 0, (_look_at(path),))
     kept = _Kept(encoder, tuple(dict.fromkeys((*layers, *(["prob"] if recipe.scores else [])))), recipe.scores)
-    with (
-        tempfile.TemporaryDirectory(prefix="p3d-embed-") as scratch,
-        closing(
-            decode_apart(
-                shard.videos[0],
-                recipe.frame_spec,
-                recipe.sampling,
-                policy=DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe
-                limits=limits,
-                store_options=DEFAULTS,
-                scratch=Path(scratch),
-                timeout_s=timeout_s,
-            )
-        ) as messages,
-    ):
+    with closing(
+        decode_apart(
+            shard.videos[0],
+            recipe.frame_spec,
+            recipe.sampling,
+            policy=DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe
+            limits=limits,
+            store_options=DEFAULTS,
+            scratch=Path(tempfile.gettempdir()),  # a local file is read where it is: nothing is written
+            timeout_s=timeout_s,
+        )
+    ) as messages:
         rows = extract_shard(
             shard,
             ((0, message) for message in messages),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import os
 import sys
+import tempfile
 import threading
+import time
 import webbrowser
 from functools import partial
 from pathlib import Path
@@ -20,6 +24,13 @@ if TYPE_CHECKING:
     from pipeline.results.page.similar import Embed
 
 MIB = 1024**2
+MOMENT_S = 0.5  # for threads to end by themselves
+REDIRECT = """<!doctype html>
+<meta charset="utf-8"><meta name="referrer" content="no-referrer">
+<meta http-equiv="refresh" content="0; url={url}">
+<title>p3d</title>
+<p><a href="{url}">The page of p3d results serve</a></p>
+"""
 
 
 @click.command()
@@ -70,23 +81,46 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
     if source.pending:
         talk.say(f"{talk.count(source.pending, 'video')} still to be done and not shown")
 
-    def ready(url: str) -> None:
-        talk.show(url)
-        sys.stdout.flush()
-        if open_page:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()  # some stay until closed
+    with tempfile.TemporaryDirectory(prefix="p3d-open-") as private:
 
-    asyncio.run(
-        serve_until_stopped(
-            archive,
-            embed=_embed_of(source, device),
-            options=s3,
-            port=port,
-            dropped_bytes=drop_limit * MIB,
-            on_ready=ready,
+        def ready(url: str) -> None:
+            talk.show(url)
+            sys.stdout.flush()
+            if open_page:
+                _open(url, Path(private))
+
+        asyncio.run(
+            serve_until_stopped(
+                archive,
+                embed=_embed_of(source, device),
+                options=s3,
+                port=port,
+                dropped_bytes=drop_limit * MIB,
+                on_ready=ready,
+            )
         )
-    )
+    _leave()
     return 0
+
+
+def _open(url: str, private: Path) -> None:
+    """Show a URL in the browser by way of a file in a private folder: its arguments, which all users see, name that."""
+    path = private / "page.html"
+    path.touch(0o600)
+    path.write_text(REDIRECT.format(url=html.escape(url)))
+    threading.Thread(target=webbrowser.open, args=(path.as_uri(),), daemon=True).start()  # some stay until closed
+
+
+def _leave() -> None:
+    """End the process if a thread does not end: a network that computes for somebody who has gone cannot be stopped."""
+    until = time.monotonic() + MOMENT_S
+    for thread in threading.enumerate():
+        if thread is threading.current_thread() or thread.daemon:
+            continue
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def _embed_of(source: Rows, device: str) -> Embed | None:

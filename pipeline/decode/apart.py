@@ -5,7 +5,8 @@
 
 A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job; here it is not
 tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child whose
-parent is gone ends itself. It is a plain subprocess: one of `multiprocessing` would run the caller's main module anew.
+parent is gone ends itself; `end_children` ends them all at once. It is a plain subprocess: one of `multiprocessing`
+would run the caller's main module anew.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ TIMEOUT_S = 300.0  # the default of `--video-timeout`
 START_S = 60.0  # for a child to start, on a machine that has much else to do
 TIDY_S = 5.0  # for a child that has sent everything to end
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that `pipeline` is in
+_alive: set[subprocess.Popen[bytes]] = set()  # the children of all threads
 
 
 class _Sign(Enum):
@@ -106,6 +108,18 @@ def in_a_child(
                 yield message
 
 
+def end_children() -> None:
+    """Kill every child that there is now, whichever thread reads it: for a program whose end waits for no video.
+
+    For their readers they crashed. None of them writes anything after this.
+    """
+    children = list(_alive)
+    for child in children:
+        child.kill()
+    for child in children:
+        child.wait(TIDY_S)
+
+
 @contextlib.contextmanager
 def _child(said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
     """A child that waits for its request, and the pipe it answers through; it is gone afterwards, whatever happened."""
@@ -124,10 +138,12 @@ def _child(said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connectio
         finally:
             os.close(writes)  # ours: the pipe must end with the child
         with child:
+            _alive.add(child)
             try:
                 yield child, connection
             finally:
                 child.kill()
+                _alive.discard(child)
 
 
 def _died(child: subprocess.Popen[bytes], said: IO[bytes], started: bool) -> Failure:

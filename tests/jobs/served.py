@@ -9,16 +9,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from jobs.cli.serve import _embed_of
 from jobs.job import rows_of
-from jobs.searching import embedded, encoder_of
 from pipeline.results.page import server
 from pipeline.results.page.archive import Archive, read_archive
-from pipeline.results.query import Query
-from pipeline.results.search import Level
 from pipeline.store import DEFAULTS, Store
 from pipeline.types import VideoRef
 
@@ -86,13 +83,7 @@ class Served:
 def serving(store: Store, *, dropped_bytes: int = 10_000_000, layout: str = "pca") -> Iterator[Served]:
     """The page over an output, in a thread of this process."""
     source = rows_of(store)
-    archive, encoders = read_archive(source, layout=layout), []
-
-    def embed(path: Path) -> Mapping[Level, Query]:
-        if not encoders:
-            encoders.append(encoder_of(source))
-        return embedded(source, str(path), encoders[0])
-
+    archive, embed = read_archive(source, layout=layout), _embed_of(source, "auto")
     ready, ends, url = threading.Event(), [], []
 
     async def run() -> None:

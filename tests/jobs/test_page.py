@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -27,11 +28,10 @@ import jobs
 from jobs.job import rows_of
 from jobs.planning import JobSpec
 from pipeline.errors import InputError, Reason, VideoError
-from pipeline.results.page import archive, pictures, server
+from pipeline.results.page import archive, pictures, server, similar
 from pipeline.results.page.archive import Archive, read_archive
 from pipeline.results.page.content import open_content
 from pipeline.results.page.pictures import Pictures
-from pipeline.results.page.similar import Asked, Dropped, NobodyWaits, similar
 from pipeline.results.snapshot import snapshot
 from pipeline.store import DEFAULTS, LocalStore, open_store
 from pipeline.types import Failure, VideoRef
@@ -61,14 +61,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken.mp4").write_bytes(b"no video at all, but a sentence <b>in bold</b>")
     (root.parent / "secret.mp4").write_bytes(b"secret")
     return root
-
-
-@pytest.fixture(scope="module")
-def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    folder = tmp_path_factory.mktemp("out")
-    store = LocalStore(str(folder / "out"))
-    embed_all(str(films), store, JobSpec(None, str(small_weights)), folder)
-    return store
 
 
 @pytest.fixture(scope="module", params=["every vector at hand", "a sample of them"])
@@ -174,8 +166,11 @@ def test_ranges_are_those_of_the_file(page: Served, films: Path, asked: str, sta
     assert (reply.headers["content-type"], reply.headers["accept-ranges"]) == ("video/mp4", "bytes")
 
 
-def test_a_range_that_cannot_be(page: Served, films: Path) -> None:
-    """Beyond the end is 416; nonsense, several ranges or those of another version are the whole file; HEAD has none."""
+def test_what_ranges_and_versions_give(page: Served, films: Path) -> None:
+    """Beyond the end is 416; nonsense, several ranges or those of another version are the whole file; HEAD has none.
+
+    Who has this version already, and says so, is told 304 and gets no bytes.
+    """
     content, video = (films / "0.mp4").read_bytes(), page.id_of("0.mp4")
     beyond = page.ask("content", id=video, headers={"Range": f"bytes={len(content)}-"})
     assert (beyond.status, beyond.body, beyond.headers["content-range"]) == (416, b"", f"bytes */{len(content)}")
@@ -184,6 +179,10 @@ def test_a_range_that_cannot_be(page: Served, films: Path) -> None:
         assert page.ask("content", id=video, headers=headers).body == content
     for if_range, status in ((etag, 206), ('"another"', 200)):
         assert page.ask("content", id=video, headers={"Range": "bytes=0-1", "If-Range": if_range}).status == status
+    for named, status in ((etag, 304), (f'"another", W/{etag}', 304), ("*", 304), ('"another"', 200)):
+        reply = page.ask("content", id=video, headers={"If-None-Match": named, "Range": "bytes=0-"})
+        assert (reply.status, reply.headers["etag"]) == (status if status == 304 else 206, etag)
+        assert reply.body == (b"" if status == 304 else content)
     head = page.ask("content", id=video, method="HEAD")
     assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(content)))
 
@@ -351,7 +350,7 @@ def test_pictures_are_jpegs_of_the_second(page: Served, films: Path) -> None:
     broken = page.ask("picture", id=page.id_of("broken.mp4"))
     assert (broken.status, broken.json["reason"]) == (404, "not_a_video")
     frames = page.ask("api/frames", id=page.id_of("1.mp4"), t=["0", "0.2", "0.4"]).json
-    assert frames == {"seconds": [0, 0.2, 0.4], "failures": [None, None, None]}
+    assert frames == {"failures": [None, None, None]}
 
 
 def test_pictures_take_no_more_room_than_they_may(
@@ -429,12 +428,26 @@ def test_the_server_takes_only_so_many_requests(page: Served, monkeypatch: pytes
     assert page.ask("api/about").status == 200
 
 
-def test_a_search_that_nobody_waits_for_ends(page: Served) -> None:
-    """Once the one who asked has gone, the next step of the search is the last."""
-    gone = threading.Event()
-    gone.set()
-    with pytest.raises(NobodyWaits):
-        similar(page.archive, Asked(video_id=page.id_of("0.mp4")), Dropped(), gone)
+def test_a_search_that_nobody_waits_for_ends(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the one who asked has broken off the connection, the next step of the search is the last."""
+    began, ended, go_on = threading.Event(), threading.Event(), similar._go_on
+
+    def step(gone: threading.Event, *steps: int) -> None:
+        began.set()
+        assert gone.wait(20)  # the search takes as long as it takes the server to see it
+        try:
+            go_on(gone, *steps)
+        except similar.NobodyWaits:
+            ended.set()
+            raise
+
+    monkeypatch.setattr(similar, "_go_on", step)
+    parts = urlsplit(page.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as raw:
+        path = f"{parts.path}api/similar?id={page.id_of('0.mp4')}&level=clip"
+        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+        assert began.wait(20)
+    assert ended.wait(20)
 
 
 def test_a_snapshot_is_shown_too(out: LocalStore, tmp_path: Path) -> None:
@@ -489,6 +502,60 @@ def test_the_command_serves_until_it_is_interrupted(out: LocalStore) -> None:
             child.send_signal(signal.SIGINT)
             assert child.wait(20) == 0
             assert "Traceback" not in child.stderr.read()
+        finally:
+            child.kill()
+
+
+def test_its_end_does_not_wait_for_an_embedding(small_weights: Path, tmp_path: Path) -> None:
+    """Ctrl-C while a long file is being embedded: the process ends with 0, and so does the decoder; nothing is left."""
+    for name in ("films", "tmp"):
+        (tmp_path / name).mkdir()
+    moving.video(tmp_path / "films" / "short.mp4", 0, 16)
+    out = LocalStore(str(tmp_path / "out"))
+    embed_all(str(tmp_path / "films"), out, JobSpec(None, str(small_weights), clips="every:1"), tmp_path)
+    film = moving.video(tmp_path / "long.mp4", 1, 4000, hw=(48, 64))  # 3985 clips, most of a minute
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    command = [*P3D, "results", "serve", out.url, "--no-open"]
+    with subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            served = Served(child.stdout.readline().strip(), None)  # type: ignore[arg-type]
+
+            def send() -> None:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    served.ask("api/drop", method="POST", body=film.read_bytes(), name="long.mp4")
+
+            sending = threading.Thread(target=send)
+            sending.start()
+            while not (decoders := psutil.Process(child.pid).children()):
+                assert sending.is_alive()
+                time.sleep(0.05)
+            child.send_signal(signal.SIGINT)
+            assert child.wait(20) == 0
+            sending.join(20)
+            assert not psutil.wait_procs(decoders, timeout=20)[1] and not list((tmp_path / "tmp").iterdir())
+        finally:
+            child.kill()
+
+
+def test_the_browser_is_not_told_the_token_among_its_arguments(out: LocalStore, tmp_path: Path) -> None:
+    """It is started with a file that only its user may read, which leads to the page and goes with the server."""
+    browser, said = tmp_path / "browser", tmp_path / "said"
+    os.mkfifo(said)
+    browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{said}"\n')
+    browser.chmod(0o700)
+    env = {**os.environ, "BROWSER": f"{browser} %s"}
+    with subprocess.Popen([*P3D, "results", "serve", out.url], cwd=REPO, env=env, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            url = child.stdout.readline().decode().strip()
+            (argument,) = said.read_text().splitlines()
+            assert argument.startswith("file:///") and urlsplit(url).path.strip("/") not in argument
+            path = Path(urlsplit(argument).path)
+            assert [oct(one.stat().st_mode & 0o777) for one in (path, path.parent)] == ["0o600", "0o700"]
+            assert f'content="0; url={url}"' in path.read_text()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(20) == 0 and not path.parent.exists()
         finally:
             child.kill()
 

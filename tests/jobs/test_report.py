@@ -50,15 +50,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    """They, embedded."""
-    folder = tmp_path_factory.mktemp("out")
-    store = LocalStore(str(folder / "out"))
-    embed_all(str(films), store, JobSpec(None, str(small_weights)), folder)
-    return store
-
-
 class Page(HTMLParser):
     """A page taken apart: (tag, attributes) in order, and its text."""
 
@@ -239,7 +230,7 @@ def test_a_timeline_loses_no_clip_and_no_second(shards: list[ShardTime]) -> None
     assert line.mean * (line.ended_s - line.began_s) == pytest.approx(clips)
     assert min(line.clips_per_s) >= 0 and all(bar.value >= 0 for bar in found.stages)
     busy_s = sum(one.ended_s - one.began_s for one in shards)
-    assert sum(bar.value for bar in found.stages) == pytest.approx(busy_s)
+    assert sum(bar.value for bar in found.stages) == pytest.approx(busy_s, abs=1e-6)  # times of 1e6 s are rounded
     assert 0 <= found.network_share <= 1 and 0 <= found.idle_share <= 1
     assert sum(one.clips for one in found.machines) == clips
 

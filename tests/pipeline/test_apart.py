@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.apart import decode_apart
+from pipeline.decode.apart import decode_apart, end_children
 from pipeline.decode.messages import decode_messages
 from pipeline.errors import Reason, StoreDenied
 from pipeline.identity import local_row
@@ -123,6 +123,17 @@ def test_a_reader_that_stops_leaves_no_process(video: Path, tmp_path: Path) -> N
     assert psutil.pid_exists(start.pid)
     messages.close()
     assert not psutil.pid_exists(start.pid)
+
+
+def test_all_children_are_ended_at_once(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a child that hangs is told that it is gone, and no process is left."""
+    mischief(tmp_path, monkeypatch, "threading.Event().wait()")
+    both = [apart(video, tmp_path) for _ in range(2)]
+    pids = [next(messages).pid for messages in both]
+    end_children()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert all(isinstance(next(messages), Failure) for messages in both)
+    end_children()  # of none
 
 
 CALLER = """

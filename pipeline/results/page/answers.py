@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from pipeline.decode.apart import end_children
 from pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, Reason, StoreError, VideoError
 from pipeline.results.page.archive import Archive
 from pipeline.results.page.content import Content, open_content
 from pipeline.results.page.pictures import Pictures
-from pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, has_index, levels, similar
+from pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, levels, similar
 from pipeline.store import StoreOptions
 from pipeline.types import Failure, VideoRef
 
@@ -50,7 +51,7 @@ VIDEO_TYPES = {
 
 
 class Answers:
-    """All that the page may be asked. `close` ends its threads."""
+    """All that the page may be asked. `close` ends its children, and its threads as soon as they look up."""
 
     def __init__(
         self, archive: Archive, scratch: Path, options: StoreOptions, embed: Embed | None, dropped_bytes: int
@@ -68,6 +69,7 @@ class Answers:
     def close(self) -> None:
         for pool in (self._searching, self._looking, self._sending, self._embedding):
             pool.shutdown(wait=False, cancel_futures=True)
+        end_children()
 
     def routes(self, prefix: str) -> list[web.RouteDef]:
         found: dict[str, Handler] = {
@@ -97,7 +99,6 @@ class Answers:
             "failed": self.archive.n_failed,
             "pending": source.pending,
             "levels": list(levels(source)),
-            "indexed": [level for level in levels(source) if has_index(source, level)],
             "columns": [asdict(column) for column in self.archive.columns()],
             "drop_bytes": self.dropped_bytes if self.embed is not None else 0,
         }
@@ -118,9 +119,7 @@ class Answers:
     async def video(self, request: web.Request) -> web.StreamResponse:
         row = self._row(request)
         meaning = REASON_MEANING[Reason(str(row["reason"]))] if "reason" in row else None
-        at = self.archive.at[str(row["video_id"])]
-        cluster = int(self.archive.cluster_V[at])
-        return _json({"video": row, "meaning": meaning, "cluster": cluster if cluster >= 0 else None})
+        return _json({"video": row, "meaning": meaning})
 
     async def similar(self, request: web.Request) -> web.StreamResponse:
         query, gone = request.query, threading.Event()
@@ -164,8 +163,7 @@ class Answers:
         """Makes pictures of many seconds in one child, and says which of them there are."""
         seconds = [_number(text) for text in request.query.getall("t", [])][:MOST_FRAMES]
         found = await self._in(self._looking, self.pictures.of, self._ref(request), seconds)
-        told = [_failure(one) if isinstance(one, Failure) else None for one in found]
-        return _json({"seconds": seconds, "failures": told})
+        return _json({"failures": [_failure(one) if isinstance(one, Failure) else None for one in found]})
 
     async def picture(self, request: web.Request) -> web.StreamResponse:
         second = max(0.0, _number(request.query.get("t", "0")))
@@ -279,7 +277,6 @@ def _hits(answer: Answer, asked: Asked) -> dict[str, Any]:
             **{name: getattr(hit, name) for name in names},
             "cosine": hit.score,
             "query_start_s": answer.seconds[hit.query][0],
-            "query_end_s": answer.seconds[hit.query][1],
         }
         for hit in found.hits
     ]
@@ -297,6 +294,9 @@ def _headers(request: web.Request, response: web.StreamResponse, video: VideoRef
     kind = VIDEO_TYPES.get(Path(video.path).suffix.lower(), "application/octet-stream")
     response.headers.update({"Accept-Ranges": "bytes", "ETag": etag, "Content-Type": kind})
     response.headers["Cache-Control"] = "private, no-cache"
+    if any(one.value in ("*", video.version) for one in request.if_none_match or ()):
+        response.set_status(304)
+        return 0, 0
     wanted = _range(request, size, etag)
     start, end = wanted or (0, size)
     if wanted is not None:

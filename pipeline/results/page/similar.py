@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits, best first, and the seconds of the query that each of `Hit.query` means."""
+    """Hits, best first, and the seconds [start, end) of the query that each of `Hit.query` means."""
 
     found: Found
     seconds: tuple[tuple[float, float], ...]

@@ -1,0 +1,20 @@
+"""What several files of these tests start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.planning import JobSpec
+from pipeline.store import LocalStore
+from tests.jobs.embedded import embed_all
+
+
+@pytest.fixture(scope="module")
+def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """The videos of the module's own `films`, embedded."""
+    folder = tmp_path_factory.mktemp("out")
+    store = LocalStore(str(folder / "out"))
+    embed_all(str(films), store, JobSpec(None, str(small_weights)), folder)
+    return store
