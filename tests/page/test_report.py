@@ -14,7 +14,7 @@ from jobs.planning import JobSpec
 from pipeline.store import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
-from tests.page.conftest import no_serious_axe
+from tests.page.conftest import SEEN, no_serious_axe
 from tests.zoo import moving
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ NAMES = [
     b"a-very-long-name-" + b"x" * 200 + b".mp4",
     b"\xff.mp4",
 ]
+
+
+A4_ROOM = 687  # pixels of 1/96 inch between margins of 14 mm
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,31 @@ def test_it_is_readable_in_the_light(browser_page: Page, report: Path, seen: Cal
 def test_it_is_readable_in_the_dark(dark_page: Page, report: Path, seen: Callable[..., Path]) -> None:
     """The same for people who like it dark."""
     looked_at(dark_page, report, seen)
+
+
+# of elements that do not show all of their content; names of videos are cut after three lines on purpose
+CUT_OFF = """[...document.querySelectorAll('body *:not(.name)')].filter(one => {
+  const style = getComputedStyle(one);
+  return (style.overflowX !== 'visible' && one.scrollWidth > one.clientWidth + 1)
+    || (style.overflowY !== 'visible' && one.scrollHeight > one.clientHeight + 1);
+}).map(one => one.outerHTML.slice(0, 200))"""
+
+
+def test_on_paper_it_is_light_and_whole(browser: Browser, report: Path) -> None:
+    """Of somebody who likes it dark, too: black on white, no wider than A4 has room, and nothing is cut off."""
+    context = browser.new_context(viewport={"width": A4_ROOM, "height": 1000}, color_scheme="dark")
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.emulate_media(media="print")
+    page.screenshot(path=str(SEEN / "report-print.png"), full_page=True)
+    colours = page.evaluate(
+        "['backgroundColor', 'color'].map(name => getComputedStyle(document.documentElement)[name])"
+    )
+    assert colours == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(CUT_OFF) == []
+    assert page.locator("nav").is_hidden()
+    context.close()
 
 
 def test_it_prints_on_a4(browser: Browser, report: Path, tmp_path: Path) -> None:

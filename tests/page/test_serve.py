@@ -5,15 +5,18 @@ Each test runs at two sizes of window; nothing may appear on the console, and ev
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
 from jobs.planning import JobSpec
+from pipeline.results import search
 from pipeline.store import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
@@ -21,7 +24,7 @@ from tests.page import films
 from tests.page.conftest import EXPECTED, no_serious_axe, until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<\\script>\"'&.mp4"
 Look = Callable[..., Path]
@@ -195,6 +198,24 @@ def test_a_file_is_searched_by(page: Page, archive: Path, seen: Look) -> None:
     until(page, "document.querySelector('video')?.readyState >= 2")
 
 
+def test_a_file_is_dropped_on_the_page(page: Page, archive: Path, seen: Look) -> None:
+    """Dragged in from outside the browser: the page says what a drop does, takes the file, shows what is like it."""
+    file, drag = archive / "rings" / "rings-noon.mp4", page.context.new_cdp_session(page)
+
+    def dragged(kind: str) -> None:
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        drag.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 400, "data": data})
+
+    dragged("dragEnter")
+    page.wait_for_selector("#drop:not([hidden]):has-text('Drop a video')")
+    seen(page, "dragged")
+    dragged("dragOver")
+    dragged("drop")
+    page.wait_for_selector("#list .cosine")
+    assert (cards(page)[0], page.locator("#list .cosine").first.inner_text()) == (file.name, "1.000")
+    assert page.locator("#query .name").inner_text() == file.name and page.locator("#drop").is_hidden()
+
+
 def test_a_file_that_is_no_video_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
     """The reason stands where the hits would."""
     EXPECTED[page] = "status of 404"
@@ -231,6 +252,74 @@ def test_filters_and_the_map(page: Page, seen: Look) -> None:
     page.wait_for_selector("#chips li:has-text('cluster 1')")
     shown = int(page.locator("#legend button span").first.inner_text())
     until(page, f"document.querySelectorAll('#list li').length === {shown}")
+
+
+def test_the_map_lights_all_that_the_list_shows(browser_page: Page, served: Served) -> None:
+    """Also after "Show more", of which a page of six videos needs two for these."""
+
+    def fewer(route: Route) -> None:
+        reply = route.fetch()
+        route.fulfill(response=reply, body=reply.text().replace("const PAGE = 60;", "const PAGE = 6;"))
+
+    EXPECTED[browser_page] = "getImageData are faster"
+    browser_page.route(lambda url: url.endswith("/main.js"), fewer)
+    page = opened(browser_page, served)
+    page.fill("#text", ".")
+    page.wait_for_selector("#status:has-text('15 videos found')")
+    dim = []
+    for listed in (6, 12, 15):
+        until(page, f"document.querySelectorAll('#list li').length === {listed}")
+        dim.append(page.evaluate(DIM))
+        if listed < 15:
+            page.locator("#more").click()
+    assert dim[0] > dim[1] > dim[2] and dim[2] < 0.2 * dim[0], dim
+    assert page.locator("#more").is_hidden()
+
+
+# pixels of the map that have the colour of a point which is not lit
+DIM = """(() => {
+  const canvas = document.getElementById("canvas");
+  const bytes = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return bytes.filter((byte, at) => at % 4 === 3 && byte >= 62 && byte <= 66).length;
+})()"""
+
+
+def test_what_cannot_be_had_is_said(browser_page: Page, served: Served, seen: Look) -> None:
+    """Map, facts and name of a video that cannot be read: a sentence each where they would be, and it goes on."""
+    EXPECTED[browser_page] = "status of 500"
+
+    def fail(route: Route) -> None:
+        told = {"error": f"the disk of {urlsplit(route.request.url).path.rpartition('/')[2]} is gone"}
+        route.fulfill(status=500, content_type="application/json", body=json.dumps(told))
+
+    browser_page.route(lambda url: urlsplit(url).path.endswith(("api/map", "api/video")), fail)
+    page = opened(browser_page, served)
+    page.wait_for_selector("#map-note:has-text('There is no map: the disk of map is gone')")
+    assert page.locator("#map-note").get_attribute("role") == "status" and page.locator("#canvas").is_hidden()
+    page.locator(".card").nth(2).click()
+    page.wait_for_selector("#player [role=alert]:has-text('cannot be shown: the disk of video is gone')")
+    page.keyboard.press("s")
+    page.wait_for_selector("#query [role=alert]:has-text('name cannot be shown: the disk of video is gone')")
+    page.wait_for_selector("#list .cosine")
+    settled(page)
+    seen(page, "cannot")
+    no_serious_axe(page)
+
+
+def test_hits_that_near_copies_cut_short_are_said_to_be(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the best rows are copies of each other and no more were looked through, there may be more; else not."""
+    for pool, more in ((1000, False), (1, True)):
+        monkeypatch.setattr(search, "POOL", pool)
+        page.evaluate(
+            f"location.hash = 'like={page.evaluate(FIRST)}&level=clip&own=yes&distinct=0.99&t=0.1&pool={pool}'"
+        )
+        page.wait_for_selector("#status:has-text('most like it')")
+        until(
+            page, f"document.getElementById('status').textContent.includes('there may be more') === {str(more).lower()}"
+        )
+
+
+FIRST = "document.querySelector('.card').item.video_id"
 
 
 def test_the_keys_are_told(page: Page, seen: Look) -> None:

@@ -16,7 +16,7 @@ let about = null; // what the server says of the dataset
 let asking = new AbortController(); // of what the list is waiting for
 let sending = null; // of a file on its way
 const files = new Map(); // key of a dropped file -> the File, for as long as the page lives
-let shown = 0;
+let listed = []; // ids of the list, in order
 
 const state = () => new URLSearchParams(location.hash.slice(1));
 
@@ -81,13 +81,13 @@ async function render() {
 
 async function showVideos(params, signal, more) {
   const asked = new URLSearchParams(params);
-  asked.set("offset", more ? shown : 0);
+  asked.set("offset", more ? listed.length : 0);
   asked.set("limit", PAGE);
   const found = await get("api/videos", asked, signal);
   cards.show(found.videos, { ...ways, append: more });
-  shown = found.offset + found.videos.length;
-  $("more").hidden = shown >= found.total;
-  map.light(params.has("text") || params.has("where") || params.has("cluster") ? found.videos.map((one) => one.video_id) : [], null);
+  listed = [...(more ? listed : []), ...found.videos.map((one) => one.video_id)];
+  $("more").hidden = listed.length >= found.total;
+  map.light(params.has("text") || params.has("where") || params.has("cluster") ? listed : [], null);
   markPlaying();
   const narrowed = ["text", "where", "cluster", "failed"].some((name) => params.has(name));
   if (!found.total) say(narrowed ? "No video matches. Esc clears the search." : "There are no videos here yet.");
@@ -111,6 +111,7 @@ async function showSimilar(params, signal) {
   const noun = found.level === "clip" ? "clip" : "video";
   const how = found.indexed ? `by the index of ${found.indexed.toLocaleString("en")}` : `among ${count(found.rows, noun)}`;
   say(found.hits.length ? `The ${count(found.hits.length, noun)} most like it, ${how}, in ${found.seconds.toFixed(2)} s` : "Nothing is left. Loosen the filters, or show near-copies.");
+  if (found.hits.length && found.cut_short) $("status").append("; near-copies took the best places, so there may be more than these");
   if (!found.indexed && found.seconds > 3) $("status").append(el("span", {}, `; p3d results index OUT --level ${noun} makes this faster`));
 }
 
@@ -140,7 +141,7 @@ function showQuery(params) {
         name.replaceWith(titled(video.path));
         if (second === null) picture.src = pictureOf(id, (video.duration_s ?? 0) / 2);
       },
-      () => {},
+      (error) => what.isConnected && box.append(el("p", { className: "note wrong", role: "alert" }, `Its name cannot be shown: ${error.message}`)),
     );
   } else {
     const file = files.get(params.get("dropped"));
@@ -296,7 +297,7 @@ async function start() {
   player.setUp({ similar, onPlay: markPlaying, onClose: markPlaying });
   filters.setUp(about.columns, (condition) => changed((all) => all.append("where", condition)));
   listen();
-  await map.load({ play, similar, cluster: (number) => go(new URLSearchParams({ cluster: number })) }).catch((error) => say(error.message, true));
+  await map.load({ play, similar, cluster: (number) => go(new URLSearchParams({ cluster: number })) }).catch(map.fail);
   await render();
   document.body.classList.add("ready");
 }

@@ -35,6 +35,15 @@ export async function load(given) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
 
+/** Say why there is no map, where it would be. */
+export function fail(error) {
+  [points, at] = [null, new Map()];
+  $("map").hidden = false;
+  $("plane").hidden = true;
+  $("map-note").classList.add("wrong");
+  $("map-note").textContent = `There is no map: ${error.message}`;
+}
+
 export const clusterOf = (id) => (at.has(id) ? points.cluster[at.get(id)] : null);
 
 /** Show which videos are hits, and of what. */

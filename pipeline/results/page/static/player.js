@@ -49,15 +49,14 @@ export async function play(item) {
   close();
   open(item, item.reason ? null : contentOf(item.video_id));
   const mine = playing;
-  let told;
   try {
-    told = await get("api/video", new URLSearchParams({ id: item.video_id }));
+    const told = await get("api/video", new URLSearchParams({ id: item.video_id }));
+    if (playing !== mine) return;
+    if (item.reason) broken(told);
+    $("player").append(facts(told.video));
   } catch (error) {
-    told = { video: {}, meaning: error.message };
+    if (playing === mine) $("player").append(el("p", { className: "note wrong", role: "alert" }, `What is known of it cannot be shown: ${error.message}`));
   }
-  if (playing !== mine) return;
-  if (item.reason) broken(told);
-  $("player").append(facts(told.video));
 }
 
 /** Play a file that was dropped; it does not leave the browser again. */
