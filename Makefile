@@ -63,15 +63,16 @@ test-recipes: $(READY) .venv-recipes/.ready
 	@touch $@
 
 # what people look at, in a real browser (Debian's: apt-get install chromium) at two sizes of window, with axe-core from npm;
-# pictures in tests/page/seen/. In an environment of its own, which sees the packages of this one; a few minutes
+# pictures in tests/page/seen/. And the map by UMAP. In an environment of its own, which sees the packages of this one; a
+# few minutes
 test-page: $(READY) .venv-page/.ready
-	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page
+	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page tests/pipeline/test_plane.py
 
 .venv-page/.ready: tests/page/requirements.txt
 	$(PYTHON) -m venv .venv-page
-	.venv-page/bin/python -m pip install -q --disable-pip-version-check -r tests/page/requirements.txt
 	for folder in $$($(PY) -c 'import sys; print(*filter(lambda one: "site-packages" in one, sys.path))'); do \
 	  echo $$folder; done > $$(.venv-page/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	.venv-page/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r tests/page/requirements.txt
 	npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix .venv-page axe-core@4.14.1
 	@touch $@
 

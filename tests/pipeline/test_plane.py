@@ -37,6 +37,22 @@ def test_clusters_that_are_there_are_found() -> None:
     assert np.array_equal(plane.xy_S2, again.xy_S2) and np.array_equal(plane.cluster_S, again.cluster_S)
 
 
+def test_umap_keeps_neighbours_together() -> None:
+    """Where umap-learn is installed, as in `make test-page`: finite places, the same ones again, two heaps apart."""
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(3)
+    truth = np.repeat([0, 1], (40, 20))
+    vectors_ND = (3 * np.eye(2, 32)[truth] + 0.1 * rng.standard_normal((60, 32))).astype(np.float32)
+    plane = plane_of(np.arange(60), vectors_ND, "umap")
+    assert (plane.layout, plane.share, plane.xy_S2.dtype, plane.xy_S2.shape) == ("umap", None, np.float32, (60, 2))
+    assert np.isfinite(plane.xy_S2).all() and np.array_equal(plane.cluster_S, truth)
+    far_SS = np.linalg.norm(plane.xy_S2[:, None] - plane.xy_S2[None], axis=2)
+    np.fill_diagonal(far_SS, np.inf)
+    assert np.array_equal(truth[np.argsort(far_SS, axis=1)[:, :5]], np.repeat(truth[:, None], 5, axis=1))
+    assert np.array_equal(plane_of(np.arange(60), vectors_ND, "umap").xy_S2, plane.xy_S2)
+    assert plane_of(np.arange(3), vectors_ND[:3], "umap").xy_S2.shape == (3, 2)  # the fewest that have a map
+
+
 @settings(max_examples=60)
 @given(
     n_rows=st.integers(0, 12),
