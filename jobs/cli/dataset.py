@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def failures(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """The videos of OUT that have no rows: which, why, and how often they were tried.
+    """The videos of OUT that have no rows: which, why, and what to do about each reason.
 
     A video that a newer plan names is judged by that plan alone.
     """
@@ -36,7 +37,7 @@ def failures(
     import sys
 
     from jobs.job import read_job
-    from pipeline.errors import REASON_MEANING, InputError, Reason
+    from pipeline.errors import REASON_MEANING, REASON_REMEDY, InputError, Reason
     from pipeline.verify import current_failures
 
     store = talk.out_store(out, talk.options_of(typed))
@@ -59,10 +60,15 @@ def failures(
         for row in rows:
             counts[row["reason"]] = counts.get(row["reason"], 0) + 1
         for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-            talk.show(f"{count} {name}: {REASON_MEANING[Reason(name)]}")
+            talk.show(*_wrapped(f"{count} {name}: {REASON_MEANING[Reason(name)]}", ""))
+            talk.show(*_wrapped(f"what to do: {REASON_REMEDY[Reason(name)]}", "  "))
             for row in (row for row in rows if row["reason"] == name):
                 talk.show(f"    {row['path']}", f"        {row['detail']}")
     return 0
+
+
+def _wrapped(sentence: str, indent: str) -> list[str]:
+    return textwrap.wrap(sentence, 80, initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 @click.command()

@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from jobs import control
 from jobs.balance import Load
 from jobs.cli import VERBS, cli, talk
+from jobs.cli.dataset import _wrapped
 from jobs.cli.talk import EXIT_CODES, escape, human_bytes, human_time, table
 from pipeline.commit import commit_shard
+from pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
 from pipeline.store import LocalStore
 from tests.conftest import REPO, p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
@@ -205,7 +207,13 @@ def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:
 
 def test_failures_are_printed_as_table_csv_and_json(job: LocalStore) -> None:
     """The same failures in three forms; --reason filters; an unknown reason is a mistake."""
-    assert "2 truncated: the file ends before" in in_process("failures", job.url)[1]
+    printed = in_process("failures", job.url)[1].splitlines()
+    assert printed[0] == "2 truncated: the file ends before the frames it promises"
+    assert printed[1].startswith("  what to do: ") and len(printed) == 3 + 2 * 2
+    assert " ".join(printed[1:3]).split()[3:] == REASON_REMEDY[Reason.TRUNCATED].split()
+    for reason in Reason:  # whole words, such as the names of options, in 80 columns
+        lines = [*_wrapped(f"9999 {reason}: {REASON_MEANING[reason]}", ""), *_wrapped(REASON_REMEDY[reason], "  ")]
+        assert max(map(len, lines)) <= 80 and not any(line.endswith("-") for line in lines)
     csv = in_process("failures", job.url, "--csv")[1].splitlines()
     assert csv[0].startswith("video_id,path,uri")
     assert len(csv) == 3
