@@ -1,7 +1,8 @@
 """All videos of a dataset without their vectors, in memory: the table that the page looks through.
 
-One pass over videos/ and failures/, with every check of `NewestRows`. Memory: the columns, some 300 bytes a video, and
-the vectors of at most MAP_ROWS videos: of all, where there are no more, or of a sample for as long as the map is made.
+One pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns and ids, some 450 bytes a video
+(docs/page.md says how they were counted), and the vectors of at most MAP_ROWS videos: of all, where there are no more,
+or of a sample for as long as the map is made.
 V rows, S of them on the map, D feature dimension.
 """
 
