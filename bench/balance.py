@@ -3,8 +3,9 @@
     python -m bench.balance [--rounds 3]
 
 Eight processors are declared, and a decode sleeps instead of computing, so that two real cores are enough. One arm lets
-each worker have as many decodes as seem best; the other gives both four for ever. The network of one worker takes 2
-clips a second, that of the other as many as come.
+each worker have as many decodes as seem best; the other gives both four for ever. The network of one worker takes 7
+clips a second, that of the other as many as come. Then the same with two slow ones and with none, and what
+`p3d status` names as the limit meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +31,19 @@ from bench.rounds import REPO, Report, take_turns
 from jobs import decode_task, decoding, planning, scheduler
 from jobs.balance import Balance
 from jobs.cli import main
+from jobs.job import read_job
+from jobs.monitor import Status, read_status
 from jobs.parcels import Parcel
+from pipeline.errors import JobError
+from pipeline.store import open_store
 from pipeline.types import FLOAT32, INT64, UINT8, FrameBlock
 
 CPUS = 8
 BLOCK_S = 0.5  # that a decode sleeps for a block of 64 frames
-SLOW_S = 0.5  # that the slow network takes for a clip
-FIXED, CLAIM = "P3D_BENCH_FIXED", "P3D_BENCH_CLAIM"  # environment: no change of slots; a file that the slow one makes
+SLOW_S = 0.15  # that the slow network takes for a clip
+# environment: no change of slots; the files that slow workers make, by the start of their names; how many are slow
+FIXED, CLAIMS, SLOW = "P3D_BENCH_FIXED", "P3D_BENCH_CLAIMS", "P3D_BENCH_SLOW"
+KINDS = {"bound by decoding": 0, "bound by the network": 2, "one worker of each": 1}  # and how many are slow
 
 
 def sleepy(*given: Any) -> Iterator[Parcel]:
@@ -43,8 +54,16 @@ def sleepy(*given: Any) -> Iterator[Parcel]:
         yield (message,)
 
 
+def _claimed(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 class Uneven(NullWorker):
-    """The first that starts has the slow network."""
+    """The first that start have the slow network."""
 
     def setup(self) -> Any:
         import ray
@@ -55,9 +74,7 @@ class Uneven(NullWorker):
         decoding.RUN_VIDEOS = 1
         if os.environ.get(FIXED):
             Balance.sample = lambda balance, *_: balance.slots  # type: ignore[method-assign]
-        try:
-            os.close(os.open(os.environ[CLAIM], os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
+        if not any(_claimed(f"{os.environ[CLAIMS]}{n}") for n in range(int(os.environ[SLOW]))):
             return ready
         quick = self.encoder.encode
 
@@ -78,21 +95,55 @@ def measure() -> None:
     with tempfile.TemporaryDirectory(prefix="p3d-bench-") as name:
         folder = Path(name)
         source = corpus.make(folder / "videos", given.videos, (120, 160), 160, 16)
+        longer = corpus.make(folder / "longer", 48, (120, 160), 640, 16)
         path = weights.make(folder, "p3d63", 64)
-        n = 0
+        outs = (folder / f"out{n}" for n in count())
 
-        def arm(fixed: str) -> float:
-            nonlocal n
-            n += 1
-            os.environ |= {FIXED: fixed, CLAIM: str(folder / f"claim{n}")}
-            words = ("--weights", path, "--workers", 2, "--shard-videos", 3, "--decoder", "pyav")
-            return launch(source, str(folder / f"out{n}"), *words, module="bench.balance").clips_per_s
+        def job(out: Path, slow: int, fixed: str = "", videos: Path = source, shard: int = 4) -> float:
+            os.environ |= {FIXED: fixed, CLAIMS: str(out) + "-claim", SLOW: str(slow)}
+            words = ("--weights", path, "--workers", 2, "--shard-videos", shard, "--decoder", "pyav")
+            return launch(videos, str(out), *words, module="bench.balance").clips_per_s
 
         report = Report("balance", "Decodes where they are needed")
-        arms = {"four decodes each": lambda: arm("1"), "as many as needed": lambda: arm("")}
+        arms = {"four decodes each": lambda: job(next(outs), 1, "1"), "as many as needed": lambda: job(next(outs), 1)}
         found = take_turns(arms, given.rounds, "clips/s", warm=False)
         report.add(found.table("A worker with a slow network beside one with a fast one", "four decodes each"))
+        report.add(looks({name: partial(job, slow=slow, videos=longer, shard=6) for name, slow in KINDS.items()}, outs))
         print(report.write(given.out))
+
+
+def looks(kinds: dict[str, Callable[[Path], float]], outs: Iterator[Path]) -> str:
+    """What `p3d status` says of each kind of job while it runs."""
+    lines = [
+        "### What `p3d status` says",
+        "",
+        "| the job | named as the limit, in so many of the looks | decode slots of a worker, at first | at last |",
+        "| --- | --- | --- | --- |",
+    ]
+    for kind, job in kinds.items():
+        seen = watch(next(outs), job)
+        limits = ", ".join(f"{limit} {n}" for limit, n in Counter(one.limit for one in seen).most_common())
+        slots = [" and ".join(str(worker["load"]["slots"]) for worker in at.workers) for at in (seen[0], seen[-1])]
+        lines.append(f"| {kind} | {limits} of {len(seen)} | {slots[0]} | {slots[1]} |")
+    return "\n".join(lines)
+
+
+def watch(out: Path, job: Callable[[Path], float]) -> list[Status]:
+    """Look at a job every second, as `p3d status --watch` does, while both of its workers are busy."""
+    seen: list[Status] = []
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(job, out)
+        while not running.done():
+            time.sleep(1)
+            try:
+                store = open_store(str(out))
+                status = read_status(store, read_job(store))
+            except JobError:  # there is no job yet
+                continue
+            if sum(worker["limit"] is not None and worker["state"] == "busy" for worker in status.workers) == 2:
+                seen.append(status)
+        running.result()
+    return seen
 
 
 if __name__ == "__main__":

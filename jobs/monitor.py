@@ -132,7 +132,7 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
         bar = Table.grid()  # a bar alone ends without a new line
         bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
         parts.insert(1, bar)
-    parts.append(Text(f"shards {status.shards_done}/{status.shards_all} committed"))
+    parts.append(_shards(status))
     if status.workers:
         parts.append(_workers(status.workers))
         if sentence := _limit(status.workers):
@@ -147,6 +147,15 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     if status.sentence:
         parts.append(Text(escape(status.sentence)))
     return Group(*parts)
+
+
+def _shards(status: Status) -> Text:
+    line = Text(f"shards {status.shards_done}/{status.shards_all} committed")
+    if status.workers:
+        in_hand = sum(len(worker.get("shards", ())) for worker in status.workers)
+        queued = status.shards_all - status.shards_done - in_hand
+        line.append(f"  {in_hand} in hand  {max(queued, 0)} queued")
+    return line
 
 
 SENTENCES: dict[Limit, str] = {
@@ -173,8 +182,10 @@ def _limit(workers: list[dict[str, Any]]) -> str | None:
 
 def _workers(workers: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("worker", "device", "state", "shards", "videos", "clips", "network", "decoding"):
-        table.add_column(name, justify="right" if name in ("videos", "clips", "network") else "left", no_wrap=True)
+    for name in ("worker", "device", "state", "shards", "videos", "clips", "network", "queued", "decoding"):
+        table.add_column(
+            name, justify="left" if name in ("device", "state", "shards", "decoding") else "right", no_wrap=True
+        )
     for worker in workers:
         load = worker.get("load") or {}
         known = worker["state"] == "busy" and load.get("slots")
@@ -186,6 +197,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             str(worker["videos"]),
             str(worker["clips"]),
             f"{load['lanes']:.0%}" if known else "-",
+            f"{load.get('queued', 0.0):g}" if known else "-",
             f"{load['decoding']:.0%} of {load['slots']}" if known else "-",
         )
     return table

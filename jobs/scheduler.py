@@ -347,26 +347,33 @@ class Run:
         self.metrics.begin(key)
 
         def meaning(reply: Any) -> Event | None:
-            worker.in_hand.pop(key, None)
             if number not in self.workers:
                 return None  # the other shard that it had in hand told its death
             match reply:
-                case Done(videos, spent):
-                    self.metrics.done(key, spent)
-                    sums = count(videos, key.plan_seq, self.work.superseded)
-                    return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
                 case Trouble("device", detail):
                     ray.kill(worker.actor, no_restart=True)
                     return self._died(number, detail)
-                case Trouble(kind, detail):
-                    return ShardTrouble(number, key, kind, detail)  # type: ignore[arg-type] # the kinds are the same
+                case Done() | Trouble():
+                    worker.in_hand.pop(key, None)
+                    return self._ended(number, key, reply)
             return self._died(number, reply)
 
         call = worker.actor.run_shard.remote(manifest.shard(key.shard), manifest.user_columns(key.shard))
         self.pending[call] = meaning
 
+    def _ended(self, number: int, key: ShardKey, reply: Done | Trouble) -> Event:
+        if isinstance(reply, Trouble):
+            return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
+        self.metrics.done(key, reply.spent)
+        sums = count(reply.videos, key.plan_seq, self.work.superseded)
+        return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
+
     def _died(self, number: int, error: Any) -> Event:
-        self.workers.pop(number, None)
+        worker = self.workers.pop(number, None)
+        if worker is not None and worker.in_hand:
+            n_clips = sum(progress.clips for progress in worker.in_hand.values())
+            keys = " and ".join(map(str, sorted(worker.in_hand)))
+            self.log.add(f"worker {number} has died with shard {keys} in hand, {n_clips} clips of them computed")
         return WorkerDied(number, " ".join(str(error).split())[:300])
 
     def _check(self, key: ShardKey) -> Event:

@@ -34,6 +34,16 @@ class Use:
     wants: bool = True
     alone: bool = False
 
+    @property
+    def starting(self) -> int:
+        """Decodes that have no process yet: they wait for a processor, or for Ray."""
+        return self.running - self.begun - self.fetching - self.halted
+
+    @property
+    def queued(self) -> int:
+        """Decodes whose frames wait for their reader."""
+        return self.begun - self.at_work
+
 
 class Slots:
     """`n` slots, and the shards that use them, the oldest first. Each is in a thread of its own: look under `lock`."""

@@ -278,7 +278,7 @@ class ShardWorker:
         """
         use = self.slots.use
         lanes = min(self.lanes.under_way / self.lanes.n, 1.0)
-        self.slots.resize(self.balance.sample(lanes, use.at_work, use.fetching, most_decodes))
+        self.slots.resize(self.balance.sample(lanes, use, most_decodes))
         return self.in_hand.copy(), self.balance.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:

@@ -406,9 +406,11 @@ def run_job(out: str, job: JobRecord, mine: NextRun, as_json: bool) -> int:
         run = Run(store, job, plans, work, cluster, mine.epoch, options, on_progress=on_progress)
         mine.pulse.stop()
         finish = run.loop()
-    if finish.exit_code > 128:  # workers were killed at whatever they did; a run that took over would not like it
+    if finish.exit_code in (0, 3) or finish.exit_code > 128:
+        # workers were killed at whatever they wrote: ours just now, or those of a dead driver since the first sweep
         with contextlib.suppress(StoreError):
-            control.sweep_temps(store)
+            if control.newest_number(store) == mine.epoch.number:  # a run that took over would not like it
+                control.sweep_temps(store)
     talk.say(finish.sentence)
     if finish.exit_code not in (0, 3):
         talk.say(f"nothing that was committed is lost; go on with:  p3d resume {out}")

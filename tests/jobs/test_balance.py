@@ -7,6 +7,12 @@ from itertools import pairwise
 import pytest
 
 from jobs.balance import ENOUGH, REMEMBERED, Balance, Load
+from jobs.slots import Use
+
+
+def busy(n: int) -> Use:
+    """`n` slots that all decode."""
+    return Use(n, begun=n, at_work=n)
 
 
 def live(
@@ -21,7 +27,7 @@ def live(
         queued += min(decoding, n) * clips_per_s_a_slot
         taken = min(queued, network_clips_per_s)
         queued -= taken
-        n = balance.sample(taken / network_clips_per_s, min(decoding, n), 0, most)
+        n = balance.sample(taken / network_clips_per_s, Use(n, begun=n, at_work=min(decoding, n)), most)
     return balance
 
 
@@ -33,17 +39,21 @@ def test_the_slots_come_to_what_the_network_takes(slots: int, most: int, expecte
 
 
 def test_what_limits_is_named() -> None:
-    """A slow network is the network's; slots that cannot feed it are decoding's; the rest is what it is."""
+    """A slow network is the network's, with decodes queued; slots that cannot feed it are decoding's; the rest is what
+    it is."""
     assert live(10.0, 5.0, slots=1, most=1).load.limit == "network"
     assert live(1.0, 100.0, slots=4, most=4).load.limit == "decoding"
+    assert live(10.0, 5.0, slots=1, most=1).load.queued == 0.5  # its slot waits half of the time
+    assert live(1.0, 100.0, slots=4, most=4).load.queued == 0
     assert Load(0.2, 0.1, 0.85, 4).limit == "fetching"
     assert Load(0.2, 0.3, 0.1, 4).limit == "overhead"
 
 
 def test_slots_that_get_no_processor_bring_no_more() -> None:
-    """While some of its slots wait for a processor, a worker takes no more of them."""
+    """While some of its slots wait for a processor, a worker takes no more of them, and decoding is its limit."""
     balance = Balance(4, 1)
-    assert {balance.sample(0.1, 2, 0, 32) for _ in range(100)} == {4}
+    assert {balance.sample(0.1, Use(4, begun=2, at_work=2), 32) for _ in range(100)} == {4}
+    assert (balance.load.limit, balance.load.decoding, balance.load.starting) == ("decoding", 0.5, 0.5)
 
 
 def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
@@ -51,7 +61,7 @@ def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
     balance, seen = Balance(4, 1), []
     for _ in range(2 * REMEMBERED):  # four feed it, and three do not
         fed = balance.slots >= 4
-        seen.append(balance.sample(1.0 if fed else 0.8, balance.slots, 0, 4))
+        seen.append(balance.sample(1.0 if fed else 0.8, busy(balance.slots), 4))
     falls = [at for at, (before, now) in enumerate(pairwise(seen)) if now < before]
     assert len(falls) == 2 and falls[1] - falls[0] >= REMEMBERED
 
@@ -59,5 +69,5 @@ def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
 def test_one_look_changes_nothing() -> None:
     """The number changes on an average of several looks, and then not again before as many."""
     balance = Balance(4, 1)
-    seen = [balance.sample(0.1, balance.slots, 0, 32) for _ in range(2 * ENOUGH)]
+    seen = [balance.sample(0.1, busy(balance.slots), 32) for _ in range(2 * ENOUGH)]
     assert seen == [4] * (ENOUGH - 1) + [5] * ENOUGH + [6]

@@ -178,7 +178,7 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
             "eta_s": 65.0,
             "elapsed_s": 10.0,
             "failures": {"truncated": 2},
-            "workers": [{**worker, "limit": "decoding", "load": asdict(Load(0.34, 0.97, 0.0, 12))}],
+            "workers": [{**worker, "limit": "decoding", "load": asdict(Load(0.34, 0.97, 0.0, 12, queued=1.5))}],
         },
     )
     code, out, _ = in_process("status", job.url)
@@ -190,6 +190,8 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
         "ETA 1:05",
         "2 truncated",
         "97% of 12",
+        "34%     1.5  97%",
+        "1 in hand  0 queued",
         "limited by decoding, the network at work 34%",
     ):
         assert words in out
