@@ -347,6 +347,17 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, archive: Pat
     assert not list((out / "_job" / "tmp").glob("*"))
 
 
+def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """What a worker of a dead run left half-written, after this run had swept, is gone when the job is done."""
+    out = tmp_path / "out"
+    with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
+        wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
+        (out / "_job" / "tmp" / "1-0123456789abcdef.tmp").write_bytes(b"PAR1")
+        _, err = driver.communicate(timeout=100)
+    assert driver.returncode == 0, err
+    assert not list((out / "_job" / "tmp").glob("*"))
+
+
 @pytest.mark.fault(41)
 def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
     tmp_path: Path, archive: Path, small_weights: Path
