@@ -152,9 +152,9 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
 def _shards(status: Status) -> Text:
     line = Text(f"shards {status.shards_done}/{status.shards_all} committed")
     if status.workers:
-        in_hand = sum(len(worker.get("shards", ())) for worker in status.workers)
-        queued = status.shards_all - status.shards_done - in_hand
-        line.append(f"  {in_hand} in hand  {max(queued, 0)} queued")
+        left = status.shards_all - status.shards_done
+        in_hand = min(left, sum(len(worker.get("shards", ())) for worker in status.workers))  # as some seconds ago
+        line.append(f"  {in_hand} in hand  {left - in_hand} queued")
     return line
 
 
