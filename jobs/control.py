@@ -3,6 +3,7 @@
     epochs/000003.json       created once by each launch or resume: the newest one is in charge
     heartbeats/000003.json   replaced every few seconds: a counter, and the progress that `status` shows
     cancel/000003.json       asks that epoch to stop
+    submitted.json           a driver that was sent to a cluster and is to become the next epoch
 
 They make two schedulers at once *cheap*, not safe: safety is the commit protocol's. No clock of another machine is ever
 compared: a heartbeat is alive if its counter moves while we watch it.
@@ -150,6 +151,23 @@ class Pulse:
             with contextlib.suppress(StoreError):
                 if newest_number(self._store) > self._number:
                     raise AlreadyRunning(f"{self._store.url}: another run has taken over ({error})") from None
+
+
+def tell_submitted(store: Store, where: str, name: str, after: int) -> None:
+    """A driver was sent to `where` as `name` when epoch `after` was the newest; it has begun when there is another."""
+    submission = {"where": where, "name": name, "after": after}
+    store.replace("_job/submitted.json", (json.dumps(submission, indent=1) + "\n").encode())
+
+
+def not_begun(store: Store, newest: int) -> str:
+    """In a sentence, the driver that was submitted and has not begun; empty if there is none."""
+    try:
+        submission = json.loads(store.read("_job/submitted.json"))
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
+        return ""
+    if submission["after"] != newest:
+        return ""
+    return f"submitted to {submission['where']} as {submission['name']}; the driver has not begun"
 
 
 def ask_cancel(store: Store, number: int, *, now: bool) -> None:

@@ -25,12 +25,16 @@ from pipeline.config import JobRecord
 from pipeline.manifest import load_plans
 from pipeline.store import Store
 
+SUBMITTED = "submitted"
+UNDER_WAY = (SUBMITTED, control.RUNNING)
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a job stands. `state` is running, finished, stopped, dead (its process is gone) or not started.
+    """Where a job stands. `state` is submitted (to a cluster, whose driver has not begun), running, finished, stopped,
+    dead (its process is gone) or not started.
 
-    `exit_code` mirrors the job: that of its last run, or None while it runs. `limit` is what limits most
+    `exit_code` mirrors the job: that of its last run, or None while one is to come or runs. `limit` is what limits most
     of its workers.
     """
 
@@ -75,6 +79,9 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         state = "dead"
     if plans and names <= whole and state != control.RUNNING:
         state = "finished"
+    waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
+    if waiting and state != "finished":
+        state = SUBMITTED
     if "videos" in beat and (state == control.RUNNING or beat["shards"]["done"] == n_done):
         n_videos, done = beat["videos"]["all"], Totals(beat["videos"]["done"], beat["clips"], Counter(beat["failures"]))
         n_failed = beat["videos"]["failed"]
@@ -82,7 +89,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         work = survey(store, manifests(store, job))
         n_videos, done, n_failed = work.n_videos, work.done, work.done.failed
     running = state == control.RUNNING
-    code, sentence = (None, "") if running else _verdict(state, beat, done.failures)
+    code, sentence = (None, waiting) if state in UNDER_WAY else _verdict(state, beat, done.failures)
     return Status(
         out=store.url,
         state=state,
@@ -120,7 +127,7 @@ def _verdict(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[
 def render(status: Status, *, width: int, escape: Callable[[str], str]) -> RenderableType:
     """The picture of a job for a terminal of `width` columns."""
     head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
-    colour = {"running": "green", "finished": "cyan"}.get(status.state, "red")
+    colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
     share = status.videos_done / status.videos_all if status.videos_all else 0.0
     line = Text.assemble((status.state, colour), f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})")
     line.append(f"  {status.clips_done} clips", "default")

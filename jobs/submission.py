@@ -34,7 +34,8 @@ def submit(address: str, words: list[str], out: str) -> str:
     command = shlex.join(["python", "-P", "-m", "jobs.cli", *words])
     try:
         client, until = JobSubmissionClient(address), time.monotonic() + YOUNG_S
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it would tell of every package that it sends
+        for talker in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(talker).setLevel(logging.WARNING)  # they would tell of every package that is sent
         while True:
             try:
                 client.submit_job(
@@ -80,6 +81,12 @@ def openness(address: str) -> str:
     if url.scheme == "http":
         return f"the way to {url.hostname} is not encrypted: who listens sees the token; use https or an SSH tunnel"
     return ""
+
+
+def without_user(address: str) -> str:
+    """The address without a name and a password, to be kept in OUT."""
+    url = urlsplit(address)
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
 def _is_loopback(host: str) -> bool:

@@ -73,13 +73,15 @@ def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
 def run_away(address: str, store: Store, out: str, words: list[str], *, detach: bool) -> int | None:
     """Start the driver over there, and say how to go on. None if the caller may now watch until it ends."""
     from jobs import control
-    from jobs.submission import openness, state_of, submit
+    from jobs.submission import openness, state_of, submit, without_user
 
     if warning := openness(address):
         talk.say(f"warning: {warning}")
     before = control.newest_number(store)
     name = submit(address, words, store.url)
-    talk.say(f"submitted to {address} as {name}; this machine is not needed any more")
+    control.tell_submitted(store, without_user(address), name, before)
+    talk.say(f"submitted to {address} as {name}")
+    talk.say("this machine is not needed any more:")
     talk.say(f"  p3d status {out} --watch    how far it is")
     talk.say(f"  p3d cancel {out}            stop it, resumable")
     talk.say(f"  p3d jobs logs {out}         what happened")

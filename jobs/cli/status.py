@@ -7,13 +7,17 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import talk
 
+if TYPE_CHECKING:
+    from jobs.monitor import Status
+
 WATCH_S = 1.0
+BEGIN_S = 300.0  # how long a driver that was submitted is waited for
 
 
 @click.command()
@@ -39,25 +43,30 @@ def status(
     from rich.live import Live
 
     from jobs.job import read_job
-    from jobs.monitor import read_status, render
+    from jobs.monitor import SUBMITTED, UNDER_WAY, read_status, render
 
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
     now = read_status(store, job)
+    until = time.monotonic() + BEGIN_S
+
+    def under_way(status: Status) -> bool:
+        return status.state in UNDER_WAY and (status.state != SUBMITTED or time.monotonic() < until)
+
     console = Console(file=sys.stdout, no_color="NO_COLOR" in os.environ, highlight=False)
     try:
         if wait or (watch and not console.is_terminal):
-            while now.state == "running":
+            while under_way(now):
                 time.sleep(WATCH_S)
                 now = read_status(store, job)
         elif watch and not as_json:
             width = shutil.get_terminal_size().columns
             with Live(render(now, width=width, escape=talk.escape), console=console, auto_refresh=False) as live:
-                while now.state == "running":
+                while under_way(now):
                     time.sleep(WATCH_S)
                     now = read_status(store, job)
                     live.update(render(now, width=width, escape=talk.escape), refresh=True)
-            return (now.exit_code or 0) if mirror else 0
+            return _code(now) if mirror else 0
     except KeyboardInterrupt:
         talk.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
         return 0
@@ -65,7 +74,12 @@ def status(
         talk.show_json(asdict(now))
     else:
         console.print(render(now, width=console.width, escape=talk.escape))
-    return (now.exit_code or 0) if mirror or wait else 0
+    return _code(now) if mirror or wait else 0
+
+
+def _code(now: Status) -> int:
+    """Of the job; one that was submitted and did not begin while it was waited for is resumable."""
+    return 6 if now.state == "submitted" else now.exit_code or 0
 
 
 @click.command()
@@ -81,6 +95,9 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
     read_job(store)
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
+    if waiting := control.not_begun(store, epoch.number if epoch else 0):
+        talk.say(f"{store.url}: {waiting}, so nothing can be asked of it yet. Ask again when it has")
+        return 0
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
         talk.say(f"nothing is running at {store.url}")
         return 0

@@ -161,6 +161,38 @@ def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
     assert "10/10 videos (100%)" in out
 
 
+def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there is a newer run, `status` says so and waits, 6 if in vain; `cancel` says that nothing can be asked
+    yet; a run that began, or an output that is whole, is what it is."""
+    from jobs.cli import status
+
+    control.tell_submitted(job, "http://head:8265", "p3d-1", after=0)
+    code, out, _ = in_process("status", job.url, "--json")
+    found = json.loads(out)
+    assert (code, found["state"], found["exit_code"]) == (0, "submitted", None)
+    assert found["sentence"] == "submitted to http://head:8265 as p3d-1; the driver has not begun"
+    _, _, err = in_process("cancel", job.url)
+    assert "the driver has not begun" in err and "Ask again" in err
+    monkeypatch.setattr(status, "BEGIN_S", 0.0)
+    assert in_process("status", job.url, "--wait")[0] == 6
+    monkeypatch.setattr(status, "BEGIN_S", 60.0)
+    naps = []
+
+    def begin(seconds: float) -> None:
+        naps.append(seconds)
+        epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
+        control.beat(job, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": "cancelled"})
+
+    monkeypatch.setattr(status.time, "sleep", begin)
+    code, out, _ = in_process("status", job.url, "--wait")
+    assert (code, len(naps)) == (6, 1) and "cancelled" in out
+    assert "nothing is running" in in_process("cancel", job.url)[2]
+    manifest = planned(job, tuple("abcdefghij"))
+    control.tell_submitted(job, "http://head:8265", "p3d-2", after=1)
+    commit_shard(job, shard_rows(manifest, 2), recipe(), manifest.user_columns(2))
+    assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "finished"
+
+
 def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
     """What the heartbeat says is shown: rate, ETA, workers and what they are busy with; lines fit 80 columns."""
     epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
