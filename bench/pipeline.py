@@ -108,13 +108,14 @@ def _losses(where: str, jobs: list[Launched], decodes: list[Cost], encodes: list
 def orchestration(report: Report, folder: Path, weights_path: Path, rounds: int, videos: int) -> None:
     """A network of nothing over videos of one clip and of many: CPU seconds beyond decoding, a video and a clip."""
     few, many = 1, 20
-    sources = {n: corpus.make(folder / f"{n}-clips", videos, (120, 160), 16 * n, 16) for n in (few, many)}
+    counts = {few: 5 * videos, many: videos}  # several seconds of either, for processes that start are in it, too
+    sources = {n: corpus.make(folder / f"{n}-clips", counts[n], (120, 160), 16 * n, 16) for n in counts}
     jobs: dict[int, list[Launched]] = {few: [], many: []}
     decodes: dict[int, list[Cost]] = {few: [], many: []}
 
     def job(n: int) -> float:
         out = folder / uuid.uuid4().hex
-        options = ("--weights", weights_path, "--shard-videos", max(videos // 5, 1))
+        options = ("--weights", weights_path, "--shard-videos", 40)
         jobs[n].append(launch(sources[n], str(out), *options, module="bench.null"))
         shutil.rmtree(out)
         return 1e3 * jobs[n][-1].cpu_s / jobs[n][-1].videos
@@ -183,7 +184,7 @@ def main() -> int:
         for work in works:
             efficiency(report, work, rounds, folder, bucket)
         if given.only in (None, "null"):
-            orchestration(report, folder, small, rounds, 100 * size)
+            orchestration(report, folder, small, rounds, 200 * size)
     print(report.write(given.out))
     return 0
 
