@@ -44,6 +44,7 @@ KNOCKS = 4  # in a row without an answer, and the head is dead
 # Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
 OBJECT_STORE_BYTES = 512 * 1024**2  # at least
 OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
+PROCESSES_A_CORE = 4  # two that fetch or decode, a worker, and what asks the nodes at the start
 
 
 @dataclass(slots=True)
@@ -162,6 +163,8 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     _loopback_only()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
+    # a process that has nothing to do for a second is kept, up to so many: a new one takes a second of a processor
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_A_CORE * (cpus or usable_cpus())))
     with _private_folder() as scratch:
         try:
             ray.init(

@@ -9,9 +9,12 @@ import faulthandler
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.machine import is_alive
 from jobs.memory import memory_limit
@@ -19,9 +22,11 @@ from jobs.parcels import Parcel, parcels
 from pipeline.clips import Sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, Share
 from pipeline.decode.messages import decode_messages
+from pipeline.source import local_file
 from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef
+from pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef, VideoStart
 
+AT_ONCE = 8  # requests to a store of one run of short videos
 BLOCKS_AHEAD = 2  # parcels (8 to 13 MB at 160x160, or less) that a decode may be ahead of its reader
 MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
 
@@ -45,15 +50,20 @@ class DecodeSpec:
 
 
 def decode_video(
-    video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
+    video: VideoRef,
+    spec: DecodeSpec,
+    scratch: Path,
+    note: Path,
+    share: Share | None = None,
+    file: AbstractContextManager[str] | None = None,
 ) -> Iterator[DecodeMessage]:
     """The task: one video, or a share of it. If a fatal signal ends this process, the file `note` says which (same
-    machine only)."""
-    scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
-    _sweep(scratch)
+    machine only). A video whose `file` is here already is waited for by nobody."""
+    if file is None:
+        _tidy(scratch)
     mapped_too = spec.policy.decoder != "nvdec"
-    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno(), mapped_too=mapped_too):
-        faulthandler.enable(file)
+    with note.open("w") as last_words, memory_limit(spec.memory_bytes, last_words.fileno(), mapped_too=mapped_too):
+        faulthandler.enable(last_words)
         for message in decode_messages(
             video,
             spec.frames,
@@ -63,13 +73,12 @@ def decode_video(
             store_options=spec.store_options,
             scratch=scratch,
             share=share,
+            file=file,
         ):
-            if isinstance(message, VideoFetched) and (share is not None or not is_remote(video)):
-                continue  # nobody waits for it
-            yield message
-            if isinstance(message, VideoFetched):
-                for _ in range(BLOCKS_AHEAD):
-                    yield message  # here it halts this process, until its owner reads on
+            if not isinstance(message, VideoFetched):
+                yield message
+            elif is_remote(video) and share is None and file is None:
+                yield from _await_turn()
         faulthandler.disable()
     note.unlink(missing_ok=True)
 
@@ -82,14 +91,52 @@ def decode_video_task(
 
 
 def decode_run_task(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
-    """Several short videos, one after the other; each begins with its VideoStart."""
-    yield from parcels(
-        (message for video in videos for message in decode_video(video, spec, scratch, note)), of_a_run=True
-    )
+    """Several short videos, one after the other; each begins with its VideoStart. Those on S3 are fetched first."""
+    messages = _fetched_run if is_remote(videos[0]) else _run
+    yield from parcels(messages(videos, spec, scratch, note), of_a_run=True)
 
 
-def _sweep(scratch: Path) -> None:
-    """Remove the copies of decodes that were killed on this machine."""
+def _run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+    for video in videos:
+        yield from decode_video(video, spec, scratch, note)
+
+
+def _fetched_run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+    """All copies are fetched side by side, and then the turn to decode is waited for, once."""
+    _tidy(scratch)
+    yield VideoStart(os.getpid())
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # ends when all are here
+        copies = [_Copy(local_file(video, spec.store_options, scratch), pool) for video in videos]
+    yield from _await_turn()
+    for at, (video, copy) in enumerate(zip(videos, copies, strict=True)):
+        messages = decode_video(video, spec, scratch, note, file=copy)
+        if at == 0:
+            next(messages)  # its VideoStart was the first of all
+        yield from messages
+
+
+class _Copy(AbstractContextManager[str]):
+    """A `local_file` that a thread of the pool has entered beforehand; what is wrong with it is raised on entering."""
+
+    def __init__(self, file: AbstractContextManager[str], pool: ThreadPoolExecutor) -> None:
+        self.file, self.path = file, pool.submit(file.__enter__)
+
+    def __enter__(self) -> str:
+        return self.path.result()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self.file.__exit__(*raised)
+
+
+def _await_turn() -> Iterator[DecodeMessage]:
+    """The copy is here. The first is heard; behind the others this process halts, until its owner reads on."""
+    for _ in range(1 + BLOCKS_AHEAD):
+        yield VideoFetched()
+
+
+def _tidy(scratch: Path) -> None:
+    """Before the first copy of a task: the folder is there, and no copies of decodes that have ended here."""
+    scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
     for folder in scratch.glob(f"video-{platform.node()}-*"):
         pid = int(folder.name.rsplit("-", 2)[1])
         if pid == os.getpid() or not is_alive(pid):

@@ -9,8 +9,9 @@ The shards that a worker has in hand share its slots (`jobs.slots`); each is rea
 A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
 more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
 
-Short videos are decoded in runs, several by one task, for a task and its objects take longer than they do. Whatever
-goes wrong in a run convicts nobody: those of its videos that had not ended are decoded one by one.
+Short videos are decoded in runs, several by one task, for a task and its objects take longer than they do; those on S3
+are fetched side by side before the first is decoded. Whatever goes wrong in a run convicts nobody: those of its videos
+that had not ended are decoded one by one.
 
 When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
 (`jobs.sharing`), each with a copy of its own if it is on S3. They are read in turn, and ask Ray for no processor: the
@@ -216,11 +217,12 @@ class Decoding:
 
     def _run(self, slots: int) -> list[_Case]:
         """The next video, and those behind it that are short too; but half of what waits is left for all the slots."""
-        most = min(RUN_VIDEOS, len(self.waiting) // (2 * slots))
+        remote = is_remote(self.waiting[0].video)
+        most = min(RUN_VIDEOS, len(self.waiting) // (2 * slots * (FETCHED_AHEAD if remote else 1)))
         cases, size_bytes = [self.waiting.popleft()], 0
         if self._is_short(cases[0]):
             size_bytes = cases[0].video.size_bytes
-            while len(cases) < most and self._is_short(self.waiting[0]):
+            while len(cases) < most and self._is_short(self.waiting[0]) and is_remote(self.waiting[0].video) == remote:
                 size_bytes += self.waiting[0].video.size_bytes
                 if size_bytes > RUN_BYTES:
                     break
@@ -228,8 +230,7 @@ class Decoding:
         return cases
 
     def _is_short(self, case: _Case) -> bool:
-        here = not is_remote(case.video) and self.spec.policy.decoder != "nvdec"
-        return here and not case.single and case.video.size_bytes <= RUN_BYTES
+        return self.spec.policy.decoder != "nvdec" and not case.single and case.video.size_bytes <= RUN_BYTES
 
     def _submit_run(self, cases: list[_Case]) -> None:
         if len(cases) == 1:
@@ -239,9 +240,10 @@ class Decoding:
             case.attempts, case.whole = 1, True
         case = cases[0]
         case.notes += 1
-        note = self._note(case)
-        generator = _decode_run.remote(tuple(case.video for case in cases), self.spec, self.scratch, note)
-        self.streams[generator] = _Stream(case, note, None, fetching=False, run=True, rest=deque(cases[1:]))
+        note, fetching = self._note(case), is_remote(case.video)
+        task = _decode_run.options(num_cpus=0.5 if fetching else 1)
+        generator = task.remote(tuple(case.video for case in cases), self.spec, self.scratch, note)
+        self.streams[generator] = _Stream(case, note, None, fetching=fetching, run=True, rest=deque(cases[1:]))
 
     def _one_by_one(self, stream: _Stream) -> None:
         """A run is no more: those of its videos that had not ended begin again, by themselves."""

@@ -24,7 +24,7 @@ _AT_ONCE = (VideoStart, VideoFetched, StripeEnd, VideoEnd, Failure)
 def parcels(messages: Iterable[DecodeMessage], *, of_a_run: bool = False) -> Iterator[Parcel]:
     """The same messages in the same order, in parcels of at least one.
 
-    Of a run of videos only the very first message, from which deadlines count, goes at once.
+    Of a run of videos only the very first message, from which deadlines count, goes at once, and a VideoFetched.
     """
     held: list[DecodeMessage] = []
     at_once: tuple[type, ...] = _AT_ONCE
@@ -36,6 +36,6 @@ def parcels(messages: Iterable[DecodeMessage], *, of_a_run: bool = False) -> Ite
         late = time.monotonic() - since >= HELD_S
         if size_bytes >= PARCEL_BYTES or late or isinstance(message, at_once):
             yield tuple(held)
-            held, size_bytes, at_once = [], 0, () if of_a_run else _AT_ONCE
+            held, size_bytes, at_once = [], 0, (VideoFetched,) if of_a_run else _AT_ONCE
     if held:
         yield tuple(held)

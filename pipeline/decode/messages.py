@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,13 +33,17 @@ def decode_messages(
     store_options: StoreOptions,
     scratch: Path,
     share: Share | None = None,
+    file: AbstractContextManager[str] | None = None,
 ) -> Iterator[DecodeMessage]:
-    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes."""
+    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes.
+
+    `file` is the video's own `local_file`, where somebody has it already.
+    """
     sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
 
     def decoded() -> Iterator[DecodeMessage]:
-        with local_file(video, store_options, scratch) as path:
+        with file or local_file(video, store_options, scratch) as path:
             yield VideoFetched()
             yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
 

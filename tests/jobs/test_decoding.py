@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -203,6 +204,21 @@ class TestMischief:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_processes_that_wait_for_a_video_are_kept() -> None:
+    """Ray ends those beyond one a core when they have been idle for a second; a new one takes a second to come up."""
+
+    @ray.remote(num_cpus=0.5)
+    def who() -> int:
+        time.sleep(0.5)
+        return os.getpid()
+
+    pids = set(ray.get([who.remote() for _ in range(4)]))
+    assert len(pids) == 4
+    time.sleep(4)
+    assert all(map(_alive, pids))
+
+
+@pytest.mark.usefixtures("cluster")
 class TestRuns:
     """Twelve short videos, of which the first three are one run, in a real Ray."""
 
@@ -383,6 +399,9 @@ def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: Sha
     assert sizes([short] * 8, 4) == [1] * 8
     assert sizes([long, *[short] * 12], 1)[:2] == [1, 6]
     assert sizes([short] * 13, 1, single=True)[:2] == [1, 6]
+    remote = replace(short, uri="s3://bucket/v.mp4")
+    assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # as many again are fetched as decode
+    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # here and there do not mix
 
 
 def _alive(pid: int) -> bool:

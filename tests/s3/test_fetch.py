@@ -99,6 +99,7 @@ def gather(shard: ShardPlan, scratch: Path, made: DecodeSpec) -> dict[str, list[
 
 
 def assert_whole(messages: list[DecodeMessage]) -> None:
+    assert isinstance(messages[-1], VideoEnd), messages[-1]
     assert sum(len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)) == FRAMES
     assert isinstance(messages[-1], VideoEnd)
 
@@ -162,6 +163,68 @@ def test_reasons_and_outages_are_as_before(moto_front: Proxy, cluster: None, sha
         gather(shard, scratch, spec())
 
 
+@pytest.fixture
+def many(shard: ShardPlan, moto_front: Proxy) -> ShardPlan:
+    """Sixteen videos on S3, of which the first four are a run where one is decoded at a time."""
+    videos = [replace(video, video_id=f"{at}", path=f"{at}.mp4") for at, video in enumerate(shard.videos * 2)]
+    return replace(shard, videos=tuple(videos))
+
+
+def test_short_videos_are_fetched_side_by_side_by_one_task(
+    moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say what single decodes say, video by video; each is fetched once, those of a run within one round trip."""
+    begun, submit_run = list[int](), Decoding._submit_run
+    monkeypatch.setattr(
+        Decoding, "_submit_run", lambda made, cases: (begun.append(len(cases)), submit_run(made, cases))
+    )
+    moto_front.latency_s = 0.5
+    runs = gather(many, scratch, spec(decode_tasks=1))
+    assert begun[0] == 4 and sum(begun) == len(many.videos) > len(begun)
+    times = [request.at_s for request in moto_front.requests if request.method == "GET"]
+    assert len(times) == len(many.videos) and times[3] - times[0] < moto_front.latency_s
+    assert list(scratch.iterdir()) == []
+    moto_front.latency_s = 0.0
+    monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
+    singles = gather(many, scratch, spec(decode_tasks=1))
+    for path, messages in singles.items():
+        assert [type(message) for message in runs[path]] == [type(message) for message in messages]
+        pixels = [[m.frames_NHWC for m in of[path] if isinstance(m, FrameBlock)] for of in (runs, singles)]
+        assert np.array_equal(np.concatenate(pixels[0]), np.concatenate(pixels[1]))
+
+
+@pytest.mark.parametrize("fault", ["replaced", "silent"])
+def test_one_bad_object_of_a_run_fails_alone(
+    fault: str, moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path
+) -> None:
+    """An object that was replaced, or whose body never comes: the others of its run are whole."""
+    other = replace(many.videos[1], uri=many.videos[1].uri.replace("1.mp4", "7.mp4"))
+    videos = (many.videos[0], other, *many.videos[2:7], *many.videos[8:15])  # only one asks for 7.mp4
+    moto_front.faults = [
+        Fault("status", method="GET", key="/7.mp4", status=412, code="PreconditionFailed")
+        if fault == "replaced"
+        else Fault("silent", method="GET", key="/7.mp4", at=100)
+    ]
+    found = gather(replace(many, videos=videos), scratch, spec(decode_tasks=1, video_timeout_s=3.0))
+    failure = found.pop("1.mp4")[-1]
+    expected = {"replaced": Reason.SOURCE_CHANGED, "silent": Reason.DECODE_TIMEOUT}[fault]
+    assert isinstance(failure, Failure) and failure.reason == expected
+    assert len(found) == len(videos) - 1
+    for messages in found.values():
+        assert_whole(messages)
+
+
+def test_an_outage_in_a_run_blames_no_video(moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path) -> None:
+    """It is raised, and the copies that were there are swept."""
+    moto_front.faults = [Fault("status", key="/2.mp4", status=400, code="OddRequest")]
+    with pytest.raises(StoreError, match="does not take this request"):
+        gather(many, scratch, spec(decode_tasks=1))
+    until = time.monotonic() + 10  # the killed process may live a moment longer
+    while list(scratch.iterdir()) and time.monotonic() < until:
+        gather(replace(many, videos=many.videos[:1]), scratch, spec())
+    assert list(scratch.iterdir()) == []
+
+
 def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many as may decode, and not beyond the bytes; local videos are never started ahead."""
     started = []
@@ -192,7 +255,7 @@ def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
     for name in (f"video-{here}-{gone.pid}-a_b", f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"):
         (scratch / name).mkdir()
         (scratch / name / "video.mp4").touch()
-    decode_task._sweep(scratch)
+    decode_task._tidy(scratch)
     assert {path.name for path in scratch.iterdir()} == {f"video-{here}-{os.getppid()}-x", f"video-else-{gone.pid}-x"}
 
 
