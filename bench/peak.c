@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -49,6 +53,31 @@ static void bf16_loop(struct work *work)
 }
 #endif
 
+#if defined(__AMX_BF16__)
+#define TILE_MACS (16 * 16 * 32) /* of one product of tiles: 16 rows of 32 pairs with 16 columns of them */
+static void amx_loop(struct work *work)
+{
+    struct { unsigned char palette, start, reserved[14]; unsigned short bytes[16]; unsigned char rows[16]; } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    static const unsigned char zeros[16 * 64];
+    _tile_loadconfig(&shape);
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    _tile_loadd(4, zeros, 64); _tile_loadd(5, zeros, 64); _tile_loadd(6, zeros, 64); _tile_loadd(7, zeros, 64);
+    for (long n = 0; n < work->count; n++) {
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+    float out[16 * 16];
+    _tile_stored(0, out, 64);
+    _tile_release();
+    seen = out[0];
+}
+
+/* Linux lends the tiles to a process that asks for them. */
+int has_amx(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
+#else
+int has_amx(void) { return 0; }
+#endif
+
 static void copy_loop(struct work *work)
 {
     for (long n = 0; n < work->count; n++) memcpy(work->to, work->from, work->bytes);
@@ -82,7 +111,13 @@ static double spread(void (*run)(struct work *), long count, int threads)
 
 /* Multiply-adds done; 0 where the machine lacks the instruction. */
 double fma_fp32(long count, int threads) { return spread(fp32_loop, count, threads) * BYTES / sizeof(float); }
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+double fma_bf16(long count, int threads)
+{
+    if (has_amx()) return spread(amx_loop, count, threads) / SUMS * 4 * TILE_MACS;
+    return spread(bf16_loop, count, threads) * 32;
+}
+#elif defined(__AVX512BF16__)
 double fma_bf16(long count, int threads) { return spread(bf16_loop, count, threads) * 32; }
 #else
 double fma_bf16(long count, int threads) { (void)count, (void)threads; return 0; }

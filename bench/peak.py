@@ -1,8 +1,8 @@
 """The peak of this machine's arithmetic and the rate of its memory, by loops in C (`peak.c`), compiled where they run.
 
 Matrix products through torch are not the peak on every processor, so a share of them says little. Multiply-adds are
-counted, not operations: one is two FLOP. The bf16 loop is AVX-512's dot product of pairs; a processor without it has no
-figure, and on one with AMX it is not the peak, which `describe` says.
+counted, not operations: one is two FLOP. The bf16 loop is AMX's product of tiles where the processor has it, else
+AVX-512's dot product of pairs; a processor with neither has no figure. `describe` says which.
 """
 
 from __future__ import annotations
@@ -77,14 +77,13 @@ class Peak:
     def describe(self) -> str:
         """The instructions that were measured."""
         bits = self._loops.vector_bits()
-        flags = _flags()
-        bf16 = (
-            "bf16 by AVX512_BF16 dot products"
-            if "avx512_bf16" in flags
-            else "no bf16 instruction that is measured here"
-        )
-        amx = "; AMX is there too and is faster than that" if "amx_bf16" in flags else ""
-        return f"fp32 by {bits}-bit vectors, {bf16}{amx}"
+        if self._loops.has_amx():
+            bf16 = "bf16 by AMX products of tiles"
+        elif "avx512_bf16" in _flags():
+            bf16 = "bf16 by AVX512_BF16 dot products"
+        else:
+            bf16 = "no bf16 instruction that is measured here"
+        return f"fp32 by {bits}-bit vectors, {bf16}"
 
 
 def _flags() -> set[str]:

@@ -228,7 +228,9 @@ class Encoder:
         return {name: found[name if name in found else name[:4]] for name in layers}  # "res4f" is "res4"
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
-        """A copy on the device. The staging copy is ours because the caller's array may be read-only shared memory."""
+        """On the device. The staging copy is ours because the caller's array may be read-only shared memory."""
+        if self.device.type == "cpu" and array.flags.writeable and array.flags.c_contiguous:
+            return torch.from_numpy(array)
         dtype = torch.uint8 if array.dtype == np.uint8 else torch.int64
         staging = torch.empty(array.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         np.copyto(staging.numpy(), array)
