@@ -23,12 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from bench import corpus, weights
 from bench.family import Family
 from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
 
-ARMS = ("P3D", "plain loop", "loop of today", "DataLoader", "Ray Data", "Daft")
+HALF = "P3D bf16"  # where the processor has instructions for it
+ARMS = ("P3D", "plain loop", "loop of today", "DataLoader", "Ray Data", "Daft", HALF)  # those in fp32 first
 NEEDS = {"Ray Data": ("ray", "pandas"), "Daft": ("daft",)}
 Row = tuple[str, int]
 
@@ -44,15 +46,11 @@ class Ran:
 
 
 def command(arm: str, source: Path, out: Path, weights_path: Path, clips: str) -> list[str]:
-    if arm == "P3D":
+    if arm in ("P3D", HALF):
         start = "from jobs.cli import main; main()"
-        return [
-            sys.executable,
-            "-c",
-            start,
-            "launch",
-            *map(str, (source, out, "--weights", weights_path, "--clips", clips)),
-        ]
+        precision = ("--precision", "bf16") if arm == HALF else ()
+        words = (source, out, "--weights", weights_path, "--clips", clips, *precision)
+        return [sys.executable, "-c", start, "launch", *map(str, words)]
     return [sys.executable, "-m", "bench.peer_loops", arm, str(source), str(out), str(weights_path), clips]
 
 
@@ -90,11 +88,15 @@ def rows_of(out: Path) -> list[tuple[Row, np.ndarray]]:
 
 
 def compare(arm: str, found: list[tuple[Row, np.ndarray]], wanted: list[tuple[Row, np.ndarray]]) -> None:
-    """SystemExit unless the rows are those of the plain loop, to a relative 1e-4."""
+    """SystemExit unless the rows are those of the plain loop, to a relative 1e-4, in bf16 by a cosine of 0.999."""
     if [key for key, _ in found] != [key for key, _ in wanted]:
         raise SystemExit(f"{arm} has {len(found)} rows, the plain loop {len(wanted)}, or they are of other clips")
     for (key, mine), (_, its) in zip(found, wanted, strict=True):
-        if not np.allclose(mine, its, rtol=1e-4, atol=1e-4 * float(np.abs(its).max())):
+        if arm == HALF:
+            same = mine @ its > 0.999 * np.linalg.norm(mine) * np.linalg.norm(its)
+        else:
+            same = np.allclose(mine, its, rtol=1e-4, atol=1e-4 * float(np.abs(its).max()))
+        if not same:
             raise SystemExit(f"{arm}: the row of {key} differs by {np.abs(mine - its).max()}")
 
 
@@ -167,9 +169,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
     given = parser.parse_args()
-    missing = {arm for arm in given.arms if any(importlib.util.find_spec(one) is None for one in NEEDS.get(arm, ()))}
+    missing = set() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else {HALF}
+    missing |= {arm for arm in given.arms if any(importlib.util.find_spec(one) is None for one in NEEDS.get(arm, ()))}
     if missing:
-        print(f"left out: {', '.join(sorted(missing))}; pip install --no-deps -r bench/peers.txt", file=sys.stderr)
+        needs = "pip install --no-deps -r bench/peers.txt, and for bf16 a processor with instructions for it"
+        print(f"left out: {', '.join(sorted(missing))}; {needs}", file=sys.stderr)
     arms = [arm for arm in ARMS if arm in given.arms and arm not in missing]
     rounds, size = given.rounds or (5 if given.full else 2), 4 if given.full else 1
     report = Report("peers", "Peers")
@@ -185,7 +189,7 @@ def main() -> int:
             measure(report, "Decode-bound: 64x64, 1280x720, GOP 250", arms, few, many, [small, "every:50"], rounds)
         if given.only in (None, "kill"):
             source = corpus.make(folder / "kill", 200 * size, (240, 320), 80, 12)
-            kills(report, [arm for arm in arms if arm != "loop of today"], source, [small, "every:16"])
+            kills(report, [arm for arm in arms if arm not in ("loop of today", HALF)], source, [small, "every:16"])
     print(report.write(given.out))
     return 0
 
