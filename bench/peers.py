@@ -185,10 +185,10 @@ def main() -> int:
             own = weights.make(folder, "p3d63")
             measure(report, "Model-bound: P3D-63, 320x240", arms, few, many, [own, "every:16"], rounds)
         if given.only in (None, "decode"):
-            few, many = _two(folder / "decode", 8, 32 * size, (720, 1280), 250, 250)
+            few, many = _two(folder / "decode", 8, 96 * size, (720, 1280), 250, 250)
             measure(report, "Decode-bound: 64x64, 1280x720, GOP 250", arms, few, many, [small, "every:50"], rounds)
         if given.only in (None, "kill"):
-            source = corpus.make(folder / "kill", 200 * size, (240, 320), 80, 12)
+            source = corpus.make(folder / "kill", 600 * size, (240, 320), 80, 12)
             kills(report, [arm for arm in arms if arm not in ("loop of today", HALF)], source, [small, "every:16"])
     print(report.write(given.out))
     return 0
