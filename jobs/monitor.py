@@ -129,17 +129,19 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
     colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
     share = status.videos_done / status.videos_all if status.videos_all else 0.0
-    line = Text.assemble((status.state, colour), f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})")
-    line.append(f"  {status.clips_done} clips", "default")
-    line.append(f"  {status.videos_failed} failed", "red" if status.videos_failed else "default")
+    line = Text.assemble((status.state, colour))
     parts: list[RenderableType] = [head, line]
+    if status.plans:
+        line.append(f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})  {status.clips_done} clips")
+        line.append(f"  {status.videos_failed} failed", "red" if status.videos_failed else "default")
     if status.state == control.RUNNING:
         eta = "-" if status.eta_s is None else _clock(status.eta_s)
         line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
         bar = Table.grid()  # a bar alone ends without a new line
         bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
         parts.insert(1, bar)
-    parts.append(_shards(status))
+    if status.plans:
+        parts.append(_shards(status))
     if status.workers:
         parts.append(_workers(status.workers))
         if sentence := _limit(status.workers):

@@ -102,8 +102,8 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
         talk.say(f"nothing is running at {store.url}")
         return 0
     control.ask_cancel(store, epoch.number, now=now)
-    what = "stops at once" if now else "finishes its shards in flight, then stops"
-    talk.say(f"asked: the run on {epoch.host} {what}, within {control.HEARTBEAT_S:.0f} s of its next look")
+    what = "stops at once" if now else "finishes its shards in flight and stops"
+    talk.say(f"asked: the run on {epoch.host} {what}; it looks every {control.HEARTBEAT_S:.0f} s")
     talk.say(f"  p3d status {out} --wait    until it has")
     talk.say(f"  p3d resume {out}           to go on later")
     return 0

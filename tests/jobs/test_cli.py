@@ -171,6 +171,12 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
     found = json.loads(out)
     assert (code, found["state"], found["exit_code"]) == (0, "submitted", None)
     assert found["sentence"] == "submitted to http://head:8265 as p3d-1; the driver has not begun"
+    before = LocalStore(f"{job.url}-2")
+    before.create("job.json", job.read("job.json"))
+    control.tell_submitted(before, "http://head:8265", "p3d-1", after=0)
+    said = in_process("status", before.url)[1].split()
+    assert " ".join(said).endswith("submitted submitted to http://head:8265 as p3d-1; the driver has not begun")
+    assert "videos" not in said  # it has not planned
     _, _, err = in_process("cancel", job.url)
     assert "the driver has not begun" in err and "Ask again" in err
     monkeypatch.setattr(status, "BEGIN_S", 0.0)
