@@ -23,6 +23,8 @@ class View(Store):
     def _do(self, what: str, key: str, operation: Callable[[], Any], *, late: Callable[[], Any] | None = None) -> Any:
         world = self.world
         world.step(f"{what} {key}")
+        if what not in ("creates", "looks for"):  # it gave up for now: what comes later is another round of tries
+            world.current.notes.pop("tries", None)
         try:
             return self._happen(operation, late)
         except StoreUnknown:
