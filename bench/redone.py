@@ -3,9 +3,9 @@
     python -m bench.redone                two jobs of two workers each, some five kills a job: some six minutes
     python -m bench.redone --seed 7 --workers 1
 
-P3D-63 over videos of three clips in shards of 32, so that a shard takes ten seconds or so. A worker is killed at a random
-moment, then none until several shards are committed. The job's own log says what a worker
-had in hand, as it was heard at most a second before, which is what is done again. The job must end whole and verified.
+P3D-63 over videos of three clips in shards of 32, so that a shard takes ten seconds or so. A worker is killed at a
+random moment, then none until several shards are committed. The job's own log says what a worker had in hand, as it
+was heard at most a second before, which is what is done again. The job must end whole and verified.
 """
 
 from __future__ import annotations
