@@ -251,7 +251,7 @@ def test_3x3x3_filters_that_see_one_frame_give_the_2d_network(graph: str, stride
     frame = clips_of(1, 3, 1, 64, 70)
     with torch.inference_mode():
         static = deep.features(frame.expand(-1, -1, 16, -1, -1))
-        torch.testing.assert_close(static, flat.features(frame), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(static, flat.features(frame), rtol=1e-4, atol=5e-5)
         moving = clips_of(1, 3, 16, 64, 70)
         assert not torch.allclose(deep.features(moving), flat.features(moving), rtol=1e-2)
 

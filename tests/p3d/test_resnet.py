@@ -160,10 +160,11 @@ class TestStillClips:
     @pytest.mark.parametrize("graph", ["port", "caffe"])
     @pytest.mark.parametrize(("length", "side"), [(32, 64), (16, 97), (16, 160)])
     def test_still_clips_of_other_sizes_do_too(self, graph: str, length: int, side: int) -> None:
-        """32 frames, odd sides, and the size of the paper."""
+        """32 frames, odd sides, and the size of the paper, where some processors sum in another order in 3-D."""
         network, flat = tiny(graph=graph)
         with torch.inference_mode():
-            assert torch.equal(network.features(still(frames(1, side), length)), flat.features(frames(1, side)))
+            found, wanted = network.features(still(frames(1, side), length)), flat.features(frames(1, side))
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
     def test_a_whole_resnet50_from_its_file_does_too(self, resnet50: ResNet, resnet50_file: Path) -> None:
         """From the file to the scores, P3D-63 is ResNet-50 on a still clip."""
