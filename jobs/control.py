@@ -170,6 +170,12 @@ def not_begun(store: Store, newest: int) -> str:
     return f"submitted to {submission['where']} as {submission['name']}; the driver has not begun"
 
 
+def forget_submitted(store: Store) -> None:
+    """The driver that was submitted has ended without beginning: nobody is to wait for it."""
+    if not_begun(store, newest_number(store)):
+        store.delete("_job/submitted.json")
+
+
 def ask_cancel(store: Store, number: int, *, now: bool) -> None:
     """Ask an epoch to stop: after the shards in flight, or at once."""
     store.replace(f"_job/cancel/{number:06d}.json", json.dumps({"now": now}).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +28,27 @@ def is_away(address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def cluster_at(address: str | None) -> Iterator[Cluster | None]:
-    """The cluster that was named, joined; None for this machine, whose own is started when all else is ready."""
+def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
+    """The cluster that was named, joined; None for this machine, whose own is started when all else is ready.
+
+    A driver that was submitted and is refused, or fails, before it takes charge of `store` is waited for no longer.
+    """
     if address is None:
         yield None
         return
-    from jobs.cluster import joined_cluster
+    from jobs import control
+    from jobs.cluster import SUBMITTED, joined_cluster
+    from pipeline.errors import StoreError
 
-    with joined_cluster(address) as cluster:
-        there = cluster.machines
-        talk.say(f"joined {address}: {talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')}")
-        yield cluster
+    try:
+        with joined_cluster(address) as cluster:
+            there = cluster.machines
+            talk.say(f"joined {address}: {talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')}")
+            yield cluster
+    finally:
+        if SUBMITTED in os.environ:
+            with contextlib.suppress(StoreError):  # then `status` says so for longer; the next run ends it
+                control.forget_submitted(store)
 
 
 def refuse_to_detach(address: str | None, detach: bool) -> None:

@@ -271,7 +271,7 @@ def launch(
     if away.is_away(address):
         assert address is not None
         return _launch_away(address, detach, store, prepare(_spec(typed), s3))
-    with away.cluster_at(address) as cluster:
+    with away.cluster_at(address, store) as cluster:
         there = cluster.machines if cluster else None
         options = options_of_run(typed, there=there)
         prepared = prepare(_spec(typed), s3)
@@ -371,7 +371,7 @@ def next_run(
     from jobs import control
     from jobs.planning import refuse_unfit_device
 
-    with away.cluster_at(address) as cluster:
+    with away.cluster_at(address, store) as cluster:
         there = cluster.machines if cluster else None
         options = options_of_run(typed, control.newest_epoch(store), there)
         refuse_unfit_device(job.recipe, options.device, there)

@@ -70,6 +70,8 @@ def status(
     except KeyboardInterrupt:
         talk.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
         return 0
+    if wait and now.state == SUBMITTED:
+        talk.say(f"not waited for after {BEGIN_S:.0f} s; `ray job logs` on the cluster says why it has not begun")
     if as_json:
         talk.show_json(asdict(now))
     else:
@@ -95,11 +97,10 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
     read_job(store)
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
-    if waiting := control.not_begun(store, epoch.number if epoch else 0):
-        talk.say(f"{store.url}: {waiting}, so nothing can be asked of it yet. Ask again when it has")
-        return 0
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
-        talk.say(f"nothing is running at {store.url}")
+        waiting = control.not_begun(store, epoch.number if epoch else 0)
+        why = f", so nothing can be asked of it yet: {waiting}. Ask again when it has" if waiting else ""
+        talk.say(f"nothing is running at {store.url}{why}")
         return 0
     control.ask_cancel(store, epoch.number, now=now)
     what = "stops at once" if now else "finishes its shards in flight and stops"

@@ -119,6 +119,7 @@ def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
     words = ("launch", tmp_path / "nothing", tmp_path / "out", "--weights", small_weights, *LAUNCH)
     ran = p3d(*words, "--address", head.jobs_address, env=head.env)
     assert ran.code == 6 and "Its last words" in ran.err and f"{tmp_path}/nothing" in ran.err, ran.err
+    assert p3d("status", tmp_path / "out", "--json").json["state"] == "not started"  # nobody waits for it
 
 
 @pytest.mark.skipif(not LONG, reason="make chaos kills nodes")

@@ -193,6 +193,13 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
     code, out, _ = in_process("status", job.url, "--wait")
     assert (code, len(naps)) == (6, 1) and "cancelled" in out
     assert "nothing is running" in in_process("cancel", job.url)[2]
+    control.tell_submitted(job, "http://head:8265", "p3d-2", after=1)
+    control.beat(job, 1, {"counter": 2, "state": "running"})
+    assert "asked" in in_process("cancel", job.url)[2]  # the run that is there, whoever was submitted to follow it
+    control.beat(job, 1, {"counter": 3, "state": "stopped", "exit_code": 6, "sentence": "cancelled"})
+    assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "submitted"
+    control.forget_submitted(job)
+    assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "stopped"
     manifest = planned(job, tuple("abcdefghij"))
     control.tell_submitted(job, "http://head:8265", "p3d-2", after=1)
     commit_shard(job, shard_rows(manifest, 2), recipe(), manifest.user_columns(2))
