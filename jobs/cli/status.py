@@ -81,7 +81,9 @@ def status(
 
 def _code(now: Status) -> int:
     """Of the job; one that was submitted and did not begin while it was waited for is resumable."""
-    return 6 if now.state == "submitted" else now.exit_code or 0
+    from jobs.monitor import SUBMITTED
+
+    return 6 if now.state == SUBMITTED else now.exit_code or 0
 
 
 @click.command()
