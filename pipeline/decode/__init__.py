@@ -52,8 +52,8 @@ def open_frames(
     is the end of the last frame, in seconds from the first. A VideoShareable after a VideoInfo says that several
     decodes may share the video.
 
-    Where seeking is proved exact (`route.exact_seek`), GOPs that no clip needs are not decoded, and damage in them is
-    not seen; under `auto` PyAV then reads the others, and the VideoInfo says so.
+    Where seeking is proved exact (`route.exact_seek`) and the clips leave enough frames out (`seek.leaves_out`), those
+    are not decoded, and damage in them is not seen; under `auto` PyAV then reads the video, and the VideoInfo says so.
 
     With a `share`, only its frames come, and a StripeEnd after each of its stripes; VideoInfo and VideoEnd are those
     of the video. Nothing is judged then: any VideoError only says that the video must be decoded whole.
@@ -61,7 +61,7 @@ def open_frames(
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
     cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
-    found, name = _looked_at(path, spec, policy, limits)
+    found, name = _looked_at(path, spec, sampling, policy, limits)
     if share is not None:
         yield from _share(found, name, spec, sampling, limits, share)
         return
@@ -72,7 +72,7 @@ def open_frames(
         yield _end(promised, sampling)
         return
     may_restart = True
-    if name == "decord" and not (policy.decoder == "auto" and _leaves_out(found, sampling)):  # PyAV decodes less then
+    if name == "decord":
         try:
             reader = open_decord(found, spec)
             may_restart = False
@@ -90,9 +90,12 @@ def open_frames(
     yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart, may_share=name == "pyav")
 
 
-def _looked_at(path: str, spec: FrameSpec, policy: DecodePolicy, limits: DecodeLimits) -> tuple[Probe, RouteName]:
+def _looked_at(
+    path: str, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
+) -> tuple[Probe, RouteName]:
     """What is in the file and which route reads it; VideoError if none may."""
-    found = probe(path, limits)
+    takes_all = sampling.needs_every_frame and sampling.fps is None
+    found = probe(path, limits, not takes_all)
     if found.truncated and policy.partial == "fail":
         raise VideoError(Reason.TRUNCATED, found.truncated)
     if found.encrypted:
@@ -104,7 +107,10 @@ def _looked_at(path: str, spec: FrameSpec, policy: DecodePolicy, limits: DecodeL
             raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
         raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
     _check_resized(found, spec)
-    return found, route(found, policy, spec)[0]
+    name = route(found, policy, spec)[0]
+    if name == "decord" and policy.decoder == "auto" and _leaves_out(found, sampling):
+        name = "pyav"  # which decodes less then
+    return found, name
 
 
 def _share(
@@ -140,12 +146,15 @@ def _pyav(
 ) -> Iterator[VideoInfo | VideoShareable | FrameBlock | VideoEnd]:
     """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
 
-    If GOPs can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
+    If frames can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
     """
     promised = VideoEnd(found.n_frames, found.duration_s)
     if may_restart and _leaves_out(found, sampling):
         may_restart = False
         yield _info(found, "pyav", promised, sampling)
+        if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
+            yield VideoShareable()
+        may_share = False
         try:
             yield from seek_pyav(found, spec, _wanted(sampling, promised), limits)
             yield _end(promised, sampling)
@@ -178,7 +187,7 @@ def _pyav(
 
 
 def _leaves_out(found: Probe, sampling: Sampling) -> bool:
-    """Are there GOPs that no clip needs, and may they be left out?"""
+    """Are there enough frames that need not be decoded, and may they be left out?"""
     return exact_seek(found) and leaves_out(found, _wanted(sampling, VideoEnd(found.n_frames, found.duration_s)))
 
 

@@ -29,7 +29,7 @@ class KeyFrame(Enum):
     WITH_PARAMETERS = "with parameters"
 
 
-MOST_NALS = 64  # looked at before the first slice
+MOST_UNITS = 256  # NAL units or OBUs that are looked at in one packet
 HEAD_BYTES = 4096  # looked at for start codes and tables
 
 
@@ -49,11 +49,11 @@ def all_proved(kinds: set[KeyFrame]) -> bool:
 
 
 def _h264(extradata: bytes, packet: memoryview) -> KeyFrame:
-    return _by_nal(_nals(packet, extradata, 4), lambda head: head & 31, range(1, 6), (5,), (7, 8))
+    return _by_nal(nals(packet, extradata, 4), lambda head: head >> 8 & 31, range(1, 6), (5,), (7, 8))
 
 
 def _hevc(extradata: bytes, packet: memoryview) -> KeyFrame:
-    return _by_nal(_nals(packet, extradata, 21), lambda head: head >> 1 & 63, range(32), (19, 20), (32, 33, 34))
+    return _by_nal(nals(packet, extradata, 21), lambda head: head >> 9 & 63, range(32), (19, 20), (32, 33, 34))
 
 
 def _by_nal(
@@ -70,17 +70,22 @@ def _by_nal(
     return KeyFrame.UNPROVED
 
 
-def _nals(packet: memoryview, extradata: bytes, at_size: int) -> Iterator[int]:
-    """First byte of each NAL unit. Only the form of MP4 and Matroska, a length before each (its size in extradata)."""
+def nals(packet: memoryview, extradata: bytes, at_size: int) -> Iterator[int]:
+    """First two bytes of each NAL unit, as one number. Only the form of MP4 and Matroska, a length before each, whose
+    own size is in extradata; IndexError where the lengths do not add up to the packet."""
     if len(extradata) <= at_size or extradata[0] != 1:
         return
     n_bytes = (extradata[at_size] & 3) + 1
     at = 0
-    for _ in range(MOST_NALS):
-        if at + n_bytes >= len(packet):
+    for _ in range(MOST_UNITS):
+        if at == len(packet):
             return
-        yield packet[at + n_bytes]
-        at += n_bytes + int.from_bytes(packet[at : at + n_bytes], "big")
+        first, size = at + n_bytes, int.from_bytes(packet[at : at + n_bytes], "big")
+        at = first + size
+        if not size or at > len(packet):
+            break
+        yield packet[first] << 8 | packet[min(first + 1, at - 1)]
+    raise IndexError
 
 
 def _vp8(extradata: bytes, packet: memoryview) -> KeyFrame:
@@ -98,7 +103,7 @@ def _av1(extradata: bytes, packet: memoryview) -> KeyFrame:
     """OBUs: header byte (type 4 bits, extension, has_size), size in LEB128. Of the first frame header (type 3) or frame
     (6), the first bits are show_existing_frame, frame_type (2), show_frame."""
     at, found = 0, KeyFrame.CLEAN
-    for _ in range(MOST_NALS):
+    for _ in range(MOST_UNITS):
         header = packet[at]
         kind = header >> 3 & 15
         at += 2 if header & 4 else 1

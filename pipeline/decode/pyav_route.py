@@ -3,8 +3,8 @@
 It decodes no further than it is asked (a stalled reader costs nothing), applies the rotation, and is the judge of
 damage: a decode error, or a frame that FFmpeg had to conceal, is the end of what can be trusted.
 
-Where only some GOPs hold wanted frames and `route.exact_seek` holds, `seek_pyav` decodes only those. It judges nothing:
-each frame must come at the very time that the probe gave its number, and anything else is `Astray`.
+Where clips leave enough frames out and `route.exact_seek` holds, `seek_pyav` decodes only what the others need. It
+judges nothing: each frame must come at the very time that the probe gave its number, and anything else is `Astray`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
 from pipeline.decode.probe import Probe, packets, refuse_trouble_of_the_machine
-from pipeline.decode.seek import Astray, Source, gop_packets, joined, opened, wanted_gops
+from pipeline.decode.seek import Astray, Source, joined, needed_packets, number_at, opened, wanted_gops
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
-from pipeline.types import UINT8, FrameBlock, FrameSpec, VideoEnd
+from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
 
 SILENT_FRAMES = 1024  # decoded frames without a message, at most
 
@@ -83,7 +83,7 @@ def read_pyav(
 
 
 def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimits) -> Iterator[FrameBlock]:
-    """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only the GOPs that hold them.
+    """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only what they need.
 
     Empty blocks are signs of life, as those of `read_pyav`. Astray at the first doubt; blocks sent before are right.
     """
@@ -95,7 +95,7 @@ def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimit
         for first, end in joined(wanted_gops(found, numbers_M)):
             run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
             left = set(run_M.tolist())
-            for number, frame in _proved_frames(source, found, first, end):
+            for number, frame in _proved_frames(source, found, run_M, first, end):
                 silent += 1
                 if number in left:
                     left.remove(number)
@@ -104,37 +104,44 @@ def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimit
                 if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
                     yield block.take()
                     silent = 0
-                if not left:
-                    break
     if len(block):
         yield block.take()
 
 
-def _proved_frames(source: Source, found: Probe, first: int, end: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) of whole GOPs [first, end), each proved by its time; Astray otherwise."""
-    assert found.start_s_N is not None  # as above
-    number, scale = first, float(source.stream.time_base or 0)
+def _proved_frames(
+    source: Source, found: Probe, run_M: INT64, first: int, end: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of all that is decoded for `run_M`, in the GOPs [first, end), each proved by its time.
+
+    Astray unless just the frames whose packets were sent come, in order.
+    """
+    sent, last = set[int](), first - 1
     try:
-        for frame in _decoded(source.stream, gop_packets(source, found, first, end)):
-            if frame.is_corrupt or frame.pts is None or number >= end:
-                raise Astray(f"damaged data at frame {number}")
-            if (frame.pts - found.first_pts) * scale != found.start_s_N[number]:
-                raise Astray(f"frame {number} came at another time")
+        for frame in _decoded(source, found, run_M, first, end, sent):
+            if frame.is_corrupt:
+                raise Astray(f"damaged data after frame {last}")
+            number = number_at(found, source, frame.pts)
+            if number <= last or number not in sent:
+                raise Astray(f"frame {number} came after frame {last}")
+            sent.remove(number)
+            last = number
             yield number, frame
-            number += 1
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError as error:
-        raise Astray(f"invalid data at frame {number}") from error
-    if number < end:
-        raise Astray(f"the frames ended at {number} of [{first}, {end})")
+        raise Astray(f"invalid data after frame {last}") from error
+    if sent:
+        raise Astray(f"frame {min(sent)} did not come")
 
 
-def _decoded(stream: VideoStream, packets_of_gops: Iterator[av.Packet[Stream]]) -> Iterator[av.VideoFrame]:
-    """Their frames, to the last: the decoder is drained."""
-    for packet in packets_of_gops:
-        yield from stream.decode(packet)
-    yield from stream.decode(None)
+def _decoded(
+    source: Source, found: Probe, run_M: INT64, first: int, end: int, sent: set[int]
+) -> Iterator[av.VideoFrame]:
+    """The frames of the needed packets, to the last: the decoder is drained. `sent` gains each packet's frame."""
+    for number, packet in needed_packets(source, found, run_M, first, end):
+        sent.add(number)
+        yield from source.stream.decode(packet)
+    yield from source.stream.decode(None)
 
 
 def _one_thread(stream: VideoStream, limits: DecodeLimits) -> None:

@@ -1,6 +1,7 @@
-"""Only the GOPs that hold wanted frames, of a video where `route.exact_seek` holds.
+"""Only what the wanted frames need, of a video where `route.exact_seek` holds.
 
     wanted frames ──wanted_gops──> [first, end) of whole GOPs ──gop_packets──> their packets ──cut──> a file of them
+                                                                                     └──needed_packets──> fewer still
 
 The demuxer's seek is not trusted: it may land anywhere before the key frame, and packets are passed over until the one
 with the key frame's own time stamp comes. Whatever else comes is `Astray`, and the file is read from front to back.
@@ -24,6 +25,8 @@ from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import INT64
 
+LEAST_SPARED = 1 / 16  # of a video's frames: with less to gain it is decoded from front to back, and all of it judged
+
 
 class Astray(Exception):
     """The file is not as it was proved to be, or damaged: only a decode from front to back can say what it holds."""
@@ -39,10 +42,26 @@ def wanted_gops(found: Probe, numbers_M: INT64) -> list[tuple[int, int]]:
     return [(int(found.key_frames[at]), int(end_K[at])) for at in at_M]
 
 
+def spared_frames(found: Probe, numbers_M: INT64) -> int:
+    """How many frames need not be decoded for the sorted `numbers_M`: those of other GOPs, those after the last wanted
+    one of their GOP, and those that no other refers to. All of them but a few that reordering stores before it.
+
+    wanted 3 and 4 of a GOP of 8, 1 and 5 disposable      0 1 2 [3] [4] 5 6 7      1, 5, 6, 7
+    """
+    frames_N = np.arange(found.n_frames)
+    at_N = np.searchsorted(numbers_M, frames_N)
+    next_N = np.append(numbers_M, found.n_frames)[at_N]  # the first wanted one that is not before it
+    end_N = np.append(found.key_frames, found.n_frames)[np.searchsorted(found.key_frames, frames_N, side="right")]
+    spared_N = next_N >= end_N
+    if found.disposable_N is not None:
+        spared_N |= found.disposable_N & (next_N != frames_N)
+    return int(spared_N.sum())
+
+
 def leaves_out(found: Probe, wanted: Wanted) -> bool:
-    """Is there a GOP of which no frame is wanted? Asked where every frame has its time."""
+    """Are there enough frames that need not be decoded? Asked where every frame has its time."""
     assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek
-    return len(wanted_gops(found, wanted.of(found.start_s_N, found.end_s_N))) < len(found.key_frames)
+    return spared_frames(found, wanted.of(found.start_s_N, found.end_s_N)) >= LEAST_SPARED * found.n_frames
 
 
 def joined(gops: list[tuple[int, int]], most_frames: int | None = None) -> list[tuple[int, int]]:
@@ -62,6 +81,7 @@ class Source:
 
     container: InputContainer
     stream: VideoStream
+    tick_s: float
 
 
 @contextlib.contextmanager
@@ -71,7 +91,7 @@ def opened(found: Probe) -> Iterator[Source]:
         stream = container.streams[found.stream_index]
         if not isinstance(stream, VideoStream):
             raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
-        yield Source(container, stream)
+        yield Source(container, stream, float(stream.time_base or 0))
 
 
 def gop_packets(source: Source, found: Probe, first: int, end: int) -> Iterator[av.Packet[Stream]]:
@@ -98,6 +118,46 @@ def gop_packets(source: Source, found: Probe, first: int, end: int) -> Iterator[
             break
     if not begun:
         raise Astray(f"no key frame {first} at its time")
+
+
+def needed_packets(
+    source: Source, found: Probe, numbers_M: INT64, first: int, end: int
+) -> Iterator[tuple[int, av.Packet[Stream]]]:
+    """(frame number, packet) of what must be decoded in the GOPs [first, end) for the sorted `numbers_M`, all of them
+    frames there: of each GOP what comes before its last wanted packet, but for disposable frames that are not wanted.
+
+    It depends on the GOP and its wanted frames alone, so that a decode of more GOPs looks at the same packets of each.
+    Astray for a packet at a time that no frame has, or a frame without one.
+    """
+    numbers, in_gop = set(numbers_M.tolist()), set[int]()
+    disposable_N = found.disposable_N
+    key_frames = set(found.key_frames.tolist())
+    for packet in gop_packets(source, found, first, end):
+        number = number_at(found, source, packet.pts)
+        if number in key_frames:
+            at = int(np.searchsorted(found.key_frames, number)) + 1
+            after = int(found.key_frames[at]) if at < len(found.key_frames) else found.n_frames
+            in_gop = {wanted for wanted in numbers if wanted < after}
+        if number in in_gop:
+            in_gop.remove(number)
+            numbers.remove(number)
+        elif not in_gop or (disposable_N is not None and disposable_N[number]):
+            continue
+        yield number, packet
+        if not numbers:
+            return
+    raise Astray(f"frame {min(numbers)} has no packet")
+
+
+def number_at(found: Probe, source: Source, pts: int | None) -> int:
+    """The number of the frame that is shown at this very time stamp; Astray if there is none."""
+    assert found.start_s_N is not None  # exact_seek
+    if pts is not None:
+        start_s = (pts - found.first_pts) * source.tick_s
+        number = int(np.searchsorted(found.start_s_N, start_s))
+        if number < found.n_frames and found.start_s_N[number] == start_s:
+            return number
+    raise Astray(f"no frame is shown at the time stamp {pts}")
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.decode.decord_route import runs
 from pipeline.decode.probe import Probe
 from pipeline.decode.route import BLOCK_FRAMES, RouteName, exact_seek
+from pipeline.decode.seek import leaves_out
 from pipeline.decode.wanted import Wanted
 from pipeline.types import INT64, FrameBlock, StripeEnd
 
@@ -41,8 +42,8 @@ class Share:
 def can_be_shared(found: Probe, name: RouteName, wanted: Wanted) -> bool:
     """May several decodes share this video?
 
-    decord's videos may, being read from key frame to key frame anyway. PyAV's, where seeking is proved exact, and every
-    frame is wanted: then all of them are judged, by one decode or by several.
+    decord's videos may, being read from key frame to key frame anyway. PyAV's, where seeking is proved exact, and one
+    decode would look at the same packets: all, for every frame is wanted, or those that each GOP's wanted frames need.
     """
     if found.n_frames <= BLOCK_FRAMES or found.largest_gop > BLOCK_FRAMES:
         return False
@@ -51,7 +52,7 @@ def can_be_shared(found: Probe, name: RouteName, wanted: Wanted) -> bool:
     if name != "pyav" or not exact_seek(found):
         return False
     assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek
-    return len(wanted.of(found.start_s_N, found.end_s_N)) == found.n_frames
+    return leaves_out(found, wanted) or len(wanted.of(found.start_s_N, found.end_s_N)) == found.n_frames
 
 
 def stripes_of(found: Probe, wanted: Wanted, share: Share) -> list[INT64]:

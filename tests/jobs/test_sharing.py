@@ -228,6 +228,9 @@ FORMS: dict[str, Callable[[Path], Path]] = {
         ("vp9.webm", "every:16", None, 4, "auto"),
         ("vfr.mp4", "uniform:5", 60.0, 2, "decord"),
         *((name, "every:16", None, 3, "pyav") for name in FORMS),
+        ("b_frames.mp4", "every:50", None, 2, "auto"),
+        ("b_frames.mp4", "every:16", 7.0, 3, "auto"),
+        ("vfr.mp4", "uniform:5", None, 2, "pyav"),
     ],
 )
 def test_pixels_and_times_are_those_of_one_decode(

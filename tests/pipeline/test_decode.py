@@ -280,6 +280,7 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
         raise DecordGaveUp("something new")
 
     monkeypatch.setattr("pipeline.decode.read_decord", stops)
+    monkeypatch.setattr("pipeline.decode.seek.LEAST_SPARED", 2)  # PyAV would read sparse clips in the first place
     for sampling in (EVERY, SPARSE):
         seen = Seen(path, sampling)
         assert [info.route for info in seen.infos] == ["decord", "pyav"]
@@ -419,15 +420,19 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
         DecodePolicy(partial="yes")  # type: ignore[arg-type]
 
 
-def test_a_sparse_decode_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("least_spared", [0, 2], ids=["left out", "whole"])
+def test_a_sparse_decode_gives_signs_of_life(
+    least_spared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where few frames are wanted, empty blocks come in between, so that a deadline on silence is fair."""
     monkeypatch.setattr(pyav_route_module, "SILENT_FRAMES", 20)
+    monkeypatch.setattr("pipeline.decode.seek.LEAST_SPARED", least_spared)
     path = make.video(tmp_path / "long.mp4", "libx264", 200, options=NO_B)
-    sparse = parse_sampling("uniform:1", clip_frames=4)
+    sparse = parse_sampling("every:500", clip_frames=4)  # the first and the last four, all between them referred to
     messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy(decoder="pyav")))
     sizes = [len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)]
     assert len(sizes) >= 9
-    assert sum(sizes) == 4
+    assert sum(sizes) == 8
 
 
 def test_a_large_file_is_not_for_decord(tmp_path: Path) -> None:

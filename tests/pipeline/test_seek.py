@@ -19,13 +19,25 @@ from hypothesis import strategies as st
 
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
-from pipeline.decode import pyav_route as pyav_route_module
+from pipeline.decode import seek as seek_module
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
+from pipeline.decode.disposable import layer_of
 from pipeline.decode.keys import KeyFrame, all_proved, key_frame
 from pipeline.decode.probe import Probe
 from pipeline.decode.pyav_route import read_pyav, seek_pyav
 from pipeline.decode.route import exact_seek
-from pipeline.decode.seek import Astray, Source, cut, gop_packets, joined, opened, wanted_gops
+from pipeline.decode.seek import (
+    Astray,
+    Source,
+    cut,
+    gop_packets,
+    joined,
+    needed_packets,
+    number_at,
+    opened,
+    spared_frames,
+    wanted_gops,
+)
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
@@ -57,11 +69,12 @@ def put_together(messages: Iterable[object]) -> list[np.ndarray]:
 
 
 def assert_every_tail_is_the_same(path: Path | str, *, may_give_up: bool = False) -> int:
-    """From every key frame to the end, and only three frames from there, by each route; the number of key frames.
+    """From every key frame to the end, and only three frames from there, by each route; the number of key frames. Then
+    any frames, of which PyAV decodes no more than they need.
 
     decord may give up, if that is said: it cannot count some streams, and the video is then decoded whole.
     """
-    found = probe(str(path), LIMITS)
+    found = probe(str(path), LIMITS, disposable=True)
     assert exact_seek(found)
     whole = put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
     assert whole[0].tolist() == list(range(found.n_frames))
@@ -70,6 +83,11 @@ def assert_every_tail_is_the_same(path: Path | str, *, may_give_up: bool = False
             wanted = Numbers(numbers=tuple(range(key, end)))
             for got in routes(found, wanted, may_give_up=may_give_up):
                 assert all((mine == its[key:end]).all() for mine, its in zip(got, whole, strict=True)), (key, end)
+    for step in (1, 2, 3, 7):
+        some = np.flatnonzero(np.random.default_rng(step).integers(0, step + 1, found.n_frames) == 0)
+        for numbers_M in filter(len, (some, np.arange(step - 1, found.n_frames, step))):
+            got = put_together(seek_pyav(found, SPEC, Numbers(numbers=tuple(numbers_M.tolist())), LIMITS))
+            assert all((mine == its[numbers_M]).all() for mine, its in zip(got, whole, strict=True)), numbers_M
     return len(found.key_frames)
 
 
@@ -84,12 +102,19 @@ def routes(found: Probe, wanted: Wanted, *, may_give_up: bool) -> Iterator[list[
 
 
 X265 = "log-level=none:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+X264 = "keyint=9:min-keyint=9:scenecut=0:b-adapt=0:bframes=5:ref=4:open-gop=0:b-pyramid="
 ALTREF = {"deadline": "good", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
 FAST = {"preset": "ultrafast"}
 EXACT: dict[str, dict[str, object]] = {
     "intra.mp4": {"codec": "libx264", "n_frames": 12, "gop": 1, "options": FAST},
     "b.mp4": {"codec": "libx264", "gop": 7, "options": {"preset": "veryfast"}},
     "scenes.mkv": {"codec": "libx264", "options": {"preset": "veryfast", "x264-params": "scenecut=90:min-keyint=1"}},
+    "pyramid.mp4": {
+        "codec": "libx264",
+        "options": {"x264-params": X264 + "normal:weightp=2:direct=temporal"},
+    },
+    "strict.mkv": {"codec": "libx264", "options": {"x264-params": X264 + "strict:slices=4"}},
+    "fields.mp4": {"codec": "libx264", "options": {"x264-params": X264 + "none:tff=1:direct=spatial"}},
     "10bit.mkv": {"codec": "libx264", "gop": 10, "options": FAST, "pixel_format": "yuv420p10le"},
     "fragments.mp4": {
         "codec": "libx264",
@@ -107,6 +132,8 @@ EXACT: dict[str, dict[str, object]] = {
     "vfr.mkv": {"codec": "libx264", "gop": 7, "pts": [3 * i + i % 3 for i in range(N_FRAMES)], "options": FAST},
     "turned.mov": {"codec": "libx264", "gop": 7, "rotation": 180, "options": FAST},
     "hevc.mp4": {"codec": "libx265", "options": {**FAST, "x265-params": X265 + ":open-gop=0"}},
+    "hevc_pyramid.mkv": {"codec": "libx265", "options": {**FAST, "x265-params": X265 + ":open-gop=0:b-pyramid=1"}},
+    "hevc_layers.mp4": {"codec": "libx265", "options": {**FAST, "x265-params": X265 + ":open-gop=0:temporal-layers=3"}},
     "vp8.webm": {"codec": "libvpx", "gop": 10, "options": ALTREF},
     "vp9.webm": {"codec": "libvpx-vp9", "gop": 10, "options": ALTREF},
     "vp9.mp4": {"codec": "libvpx-vp9", "gop": 10, "options": ALTREF},
@@ -291,6 +318,55 @@ def test_only_the_wanted_gops_are_decoded(tmp_path: Path) -> None:
             assert sum(1 for packet in container.demux() if packet.size) == 18
 
 
+@pytest.mark.parametrize(
+    ("name", "disposable"),
+    [
+        *((name, True) for name in ("pyramid.mp4", "strict.mkv", "fields.mp4", "hevc.mp4", "hevc_layers.mp4")),
+        *((name, False) for name in ("10bit.mkv", "vp9.webm", "mpeg4.mp4")),
+    ],
+)
+def test_frames_that_no_other_refers_to_are_left_out(name: str, disposable: bool, tmp_path: Path) -> None:
+    """Of each GOP, PyAV is sent no packet after the last that is needed, and no disposable one that is not."""
+    found = probe(str(made(tmp_path / name, **EXACT[name])), LIMITS, disposable=True)
+    assert found.disposable_N is not None and found.disposable_N.any() == disposable
+    assert not found.disposable_N[found.key_frames].any()
+    keys = [*found.key_frames.tolist(), found.n_frames]
+    at = next(at for at, key in enumerate(keys) if keys[at + 1] >= key + 5)
+    first, second, end = keys[at : at + 3]
+    wanted_M = np.array([first + 2, second])
+    with opened(found) as source:
+        stored = [number_at(found, source, packet.pts) for packet in gop_packets(source, found, first, end)]
+        sent = [number for number, _ in needed_packets(source, found, wanted_M, first, end)]
+    before = stored[: stored.index(first + 2) + 1]
+    needed = [one for one in before if one == first + 2 or not found.disposable_N[one]]
+    assert sent == [*needed, second] and len(sent) < len(stored)
+    assert probe(found.path, LIMITS).disposable_N is None
+
+
+def test_how_many_frames_are_spared(tmp_path: Path) -> None:
+    """Those of other GOPs, those after the last wanted one, and disposable ones: each once."""
+    found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})), LIMITS)
+    assert spared_frames(found, np.array([6, 8, 13])) == 36 - 3 - 2
+    disposable_N = np.zeros(36, np.bool_)
+    disposable_N[[7, 8, 10, 12, 30]] = True
+    assert spared_frames(replace(found, disposable_N=disposable_N), np.array([6, 8, 13])) == 36 - 3 - 2 + 2
+    assert spared_frames(found, np.arange(36)) == 0 and spared_frames(found, np.empty(0, np.int64)) == 36
+
+
+@pytest.mark.usefixtures("small_too")
+@pytest.mark.parametrize("clips", ["every:20", "every:16"])
+def test_clips_that_leave_frames_out_are_read_by_pyav(clips: str, tmp_path: Path) -> None:
+    """Under `auto`, where there are enough of them; the frames are those of decord, with a rate as without."""
+    params = "keyint=50:min-keyint=50:scenecut=0:b-adapt=0:bframes=3"
+    path = made(tmp_path / "v.mp4", codec="libx264", n_frames=100, options={**FAST, "x264-params": params})
+    for fps, few in ((None, clips == "every:20"), (8.0, True)):
+        sampling = parse_sampling(clips, clip_frames=8 if few else 16, fps=fps)
+        policies = DecodePolicy("auto"), DecodePolicy("decord")
+        auto, decord = (list(open_frames(str(path), SPEC, sampling, policy=policy)) for policy in policies)
+        assert isinstance(auto[0], VideoInfo) and auto[0].route == ("pyav" if few else "decord")
+        assert all((a == b).all() for a, b in zip(put_together(auto), put_together(decord), strict=True))
+
+
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("clips", ["every:16", "uniform:20"])
 def test_nothing_is_decoded_ahead_of_a_reader_that_stalls(decoder: str, clips: str, tmp_path: Path) -> None:
@@ -357,16 +433,21 @@ def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(Astray):
             list(seek_pyav(other, SPEC, Numbers(numbers=(13, 14)), LIMITS))
 
-    def astray(source: Source, found: Probe, first: int, end: int) -> Iterator[object]:
-        yield from list(gop_packets(source, found, first, end))[:-1]
+    def all_but(lost: int) -> None:
+        def astray(source: Source, found: Probe, first: int, end: int) -> Iterator[object]:
+            packets = list(gop_packets(source, found, first, end))
+            yield from packets[:lost] + packets[lost + 1 :]
 
-    monkeypatch.setattr(pyav_route_module, "gop_packets", astray)
+        monkeypatch.setattr(seek_module, "gop_packets", astray)
+
     sparse = parse_sampling("every:30", clip_frames=6)
-    messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy()))
-    infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
-    assert len(infos) == 2, "it was not doubted"
-    numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
-    assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [*range(6), *range(30, 36)]
+    for lost in range(6):  # a packet of each run, which is a GOP
+        all_but(lost)
+        messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy()))
+        infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
+        assert len(infos) == 2, "it was not doubted"
+        numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
+        assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [*range(6), *range(30, 36)]
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "gif"])
@@ -375,6 +456,42 @@ def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pyt
 def test_any_bytes_have_an_answer(codec: str, extradata: bytes, packet: bytes) -> None:
     """No packet, however broken, makes the proof raise, or go on for ever."""
     assert isinstance(key_frame(codec, b"\x01" + extradata, memoryview(packet)), KeyFrame)
+    assert layer_of(codec, b"\x01" + extradata, memoryview(packet))[0] in range(-1, 7)
+
+
+H264_HEAD, HEVC_HEAD = b"\x01" + bytes(3) + b"\xff", b"\x01" + bytes(20) + b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("codec", "units", "layer", "disposable"),
+    [
+        ("h264", ["0190", "0190"], 0, True),
+        ("h264", ["0930", "0605", "0190"], 0, True),
+        ("h264", ["0190", "4190"], 0, False),  # a second field that is referred to
+        ("h264", ["6742", "0190"], 0, False),  # parameter sets, which count for what follows
+        ("h264", ["6842", "0190"], 0, False),
+        ("h264", ["0290"], 0, False),  # data partitions
+        ("h264", ["0590"], 0, False),
+        ("h264", ["0605"], 0, False),  # no slice
+        ("h264", ["0190", "1490"], 0, False),  # a second view
+        ("hevc", ["0001"], 0, True),
+        ("hevc", ["4601", "0003", "0003"], 2, True),
+        ("hevc", ["0401"], 0, True),
+        ("hevc", ["0001", "0201"], 0, False),
+        ("hevc", ["1001"], 0, False),  # leading pictures
+        ("hevc", ["2601"], 0, False),
+        ("hevc", ["0009"], 0, False),  # another view
+        ("hevc", ["4401", "0001"], 0, False),
+        ("vp9", ["0001"], 0, False),
+    ],
+)
+def test_what_packets_say_of_themselves(codec: str, units: list[str], layer: int, disposable: bool) -> None:
+    """Slices, and what stands beside them; a packet whose lengths do not add up says nothing."""
+    head = HEVC_HEAD if codec == "hevc" else H264_HEAD
+    packet = b"".join(len(bytes.fromhex(unit)).to_bytes(4, "big") + bytes.fromhex(unit) for unit in units)
+    assert layer_of(codec, head, memoryview(packet)) == (layer, disposable)
+    for broken in (packet[:-1], packet + b"\0", packet + bytes(4)):
+        assert layer_of(codec, head, memoryview(broken)) == (0, False)
 
 
 def test_parameter_sets_come_with_all_or_with_none() -> None:
