@@ -1,6 +1,6 @@
 """P3D beside the loops and tools that others use for the same job: clips/s, processor time, and what a kill costs.
 
-    pip install --no-deps -r bench/peers.txt; python -m bench.peers [--full] [--only model|decode|kill]
+    pip install --no-deps -r bench/peers.txt; python -m bench.peers [--full] [--only model|half|decode|kill]
 
 Every arm runs in a process of its own on a few videos and on many; its rate is that of the difference, so that nobody's
 start counts. All results are compared: an arm whose rows are not those of the plain loop ends the bench. The code of
@@ -164,7 +164,7 @@ def kills(report: Report, arms: list[str], source: Path, given: list[Path | str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", choices=("model", "decode", "kill"))
+    parser.add_argument("--only", choices=("model", "half", "decode", "kill"))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
@@ -184,9 +184,13 @@ def main() -> int:
             few, many = _two(folder / "model", 8, 32 * size, (240, 320), 80, 12)
             own = weights.make(folder, "p3d63")
             measure(report, "Model-bound: P3D-63, 320x240", arms, few, many, [own, "every:16"], rounds)
+        if given.only in (None, "half"):
+            few, many = _two(folder / "half", 8, 96 * size, (720, 1280), 96, 250)
+            measure(report, "Half decode: 64x64, 1280x720, every frame", arms, few, many, [small, "every:16"], rounds)
         if given.only in (None, "decode"):
-            few, many = _two(folder / "decode", 8, 96 * size, (720, 1280), 250, 250)
-            measure(report, "Decode-bound: 64x64, 1280x720, GOP 250", arms, few, many, [small, "every:50"], rounds)
+            few, many = _two(folder / "decode", 8, 96 * size, (1080, 1920), 250, 250)
+            heading = "Decode-bound: 64x64, 1920x1080, 16 of 50 frames"
+            measure(report, heading, arms, few, many, [small, "every:50"], rounds)
         if given.only in (None, "kill"):
             source = corpus.make(folder / "kill", 600 * size, (240, 320), 80, 12)
             kills(report, [arm for arm in arms if arm not in ("loop of today", HALF)], source, [small, "every:16"])

@@ -161,7 +161,7 @@ def _bucket(works: list[Work], folder: Path) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", choices=("model", "decode", "null"))
+    parser.add_argument("--only", choices=("model", "half", "decode", "null"))
     parser.add_argument("--s3", action="store_true", help="also from and to a SeaweedFS server (of the tests)")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
@@ -177,9 +177,12 @@ def main() -> int:
             source = corpus.make(folder / "small", 2 * SHARD * size, (240, 320), 40, 12)
             own = weights.make(folder, "p3d63")
             works.append(Work("Model-bound: P3D-63, 320x240, 3 clips a video", source, own, "every:16", SHARD, 10))
+        if given.only in (None, "half"):
+            source = corpus.make(folder / "720p", 3 * SHARD * size, (720, 1280), 96, 250)
+            works.append(Work("Half decode: 64x64, 1280x720, every frame", source, small, "every:16", SHARD, 40))
         if given.only in (None, "decode"):
-            source = corpus.make(folder / "720p", 3 * SHARD * size, (720, 1280), 250, 250)
-            works.append(Work("Decode-bound: 64x64, 1280x720, GOP 250", source, small, "every:50", SHARD, 40))
+            source = corpus.make(folder / "1080p", 3 * SHARD * size, (1080, 1920), 250, 250)
+            works.append(Work("Decode-bound: 64x64, 1920x1080, 16 of 50 frames", source, small, "every:50", SHARD, 40))
         bucket = stack.enter_context(_bucket(works, folder)) if (given.full or given.s3) and works else None
         for work in works:
             efficiency(report, work, rounds, folder, bucket)
