@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.machine import usable_cpus
+from jobs.machine import lanes_of, usable_cpus
 from jobs.planning import Prepared, default_batch, default_workers
 from jobs.trial import How, Tried, trial
 from p3d.encoder import Encoder, device_for
@@ -179,7 +179,7 @@ def _embed(prepared: Prepared, tried: list[Tried], cpus: int) -> tuple[str, floa
     """(device, clips/s of one worker's network, features and scores of one clip of each video that was decoded)."""
     device, recipe = str(device_for("auto")), prepared.recipe
     size, threads = default_batch(device), max(1, cpus // 2)
-    lanes = max(1, cpus // threads) if device == "cpu" else 1
+    lanes = lanes_of(device, cpus, threads)
     encoder = Encoder(
         prepared.weights,
         device=device,

@@ -30,6 +30,17 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def lanes_of(device: str, cpus: int, threads: int) -> int:
+    """Batches that a network computes at once: on a CPU as many as use its `cpus`, each with `threads` of its own.
+
+    Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a decode
+    has taken a core from one of them. On a GPU two: the frames of one travel while the other is computed.
+    """
+    if device == "cpu":
+        return max(1, cpus // threads)
+    return 2 if device.startswith("cuda") else 1
+
+
 def boot_id() -> str:
     """This boot, and this container's own numbering of processes; empty where Linux does not say."""
     return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.readlink()}" if BOOT_ID.exists() else ""

@@ -24,7 +24,7 @@ from jobs.balance import Balance, Load
 from jobs.decode_task import DecodeSpec
 from jobs.decoding import Decoding
 from jobs.job import Ended, ended, stored_weights
-from jobs.machine import code_digest, software, usable_cpus
+from jobs.machine import code_digest, lanes_of, software, usable_cpus
 from jobs.slots import Slots, Withdrawn
 from pipeline.commit import commit_shard
 from pipeline.config import Recipe, RunOptions
@@ -198,7 +198,8 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
-        self.lanes = Lanes(self._n_lanes())
+        mine = usable_cpus() // self.spec.options.workers
+        self.lanes = Lanes(lanes_of(device, mine, self.spec.options.threads))
         return Ready(device, platform.node(), os.getpid())
 
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
@@ -260,16 +261,6 @@ class ShardWorker:
     def drain(self) -> None:
         """Begin no other shard: those in hand that have not begun come back."""
         self.slots.drain()
-
-    def _n_lanes(self) -> int:
-        """Batches that the network computes at once: on a CPU as many as use all cores, each with its own threads.
-
-        Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a
-        decode has taken a core from one of them. On a GPU one, beside which the next batch is filled.
-        """
-        if str(self.encoder.device) != "cpu":
-            return 1
-        return max(1, usable_cpus() // (self.spec.options.threads * self.spec.options.workers))
 
     def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
         """The counters so far of the shards in hand, by (plan_seq, shard), and what the worker's parts do.

@@ -8,6 +8,9 @@ into its convolution and the first convolution's channels in the frames' own ord
 bit-identical whatever its neighbours and wherever it stands; it may still differ in the last bits between batch sizes,
 thread counts, torch versions and processors.
 
+Several threads may encode at once, each in a stream of its own: on a GPU the frames of one batch travel, from pinned
+memory, while another is computed.
+
 Precision: in bf16 and fp16 the convolutions, their folded weights and what lies between them have 16 bits. Normalising
 the frames, the averages, the classifier and all that comes out are float32. Nothing is cast on the way but the frames.
 
@@ -16,10 +19,13 @@ Shapes: N frames, B clips, T frames a clip, H height, W width, C channels, D fea
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Literal, overload
 
@@ -150,6 +156,8 @@ class Encoder:
             pack(folded)
             keep_freed_memory()
         self._network = folded.to(self.device)
+        self._of_thread = threading.local()
+        self._halving = threading.Lock()
 
     @overload
     def encode(self, frames_NHWC: Frames, index_BT: Index, probs: Literal[False] = False) -> Rows: ...
@@ -188,25 +196,40 @@ class Encoder:
         if unknown := [name for name in layers if name not in self.layer_names]:
             raise ValueError(f"{self.name} has no layer {unknown[0]!r}; there are {', '.join(self.layer_names)}")
         while True:
+            size = self.batch_size
             try:
-                return self._encode(frames_NHWC, index_BT, layers)
+                with self._own_stream():
+                    return self._encode(frames_NHWC, index_BT, layers, size)
             except torch.OutOfMemoryError as error:
-                if self.batch_size == 1:
+                if size == 1:
                     raise DeviceFull(f"{self.device} has no room for one clip of {self.name} ({error})") from None
-                self.batch_size //= 2
+                with self._halving:  # once, though several threads may have come to it
+                    self.batch_size = min(self.batch_size, size // 2)
             torch.cuda.empty_cache()  # not in the handler, where the error still holds what it had reached
 
-    def _encode(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str]) -> Mapping[str, Rows]:
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """What this thread copies and computes waits for nothing that another does. On a CPU it means nothing."""
+        if self.device.type == "mps":  # which has no streams
+            yield
+            return
+        streams = torch.get_device_module(self.device)
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = streams.Stream(self.device)
+        with streams.stream(self._of_thread.stream):
+            yield
+
+    def _encode(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str], size: int) -> Mapping[str, Rows]:
         clips = len(index_BT)
         if not clips:  # the shapes are those of a black clip, of which nothing is kept
             black = np.zeros((1, *self.recipe.crop_hw, self.recipe.channels), np.uint8)
-            of_one = self._encode(black, np.zeros((1, self.recipe.n_frames), np.int64), layers)
+            of_one = self._encode(black, np.zeros((1, self.recipe.n_frames), np.int64), layers, size)
             return MappingProxyType({name: rows[:0] for name, rows in of_one.items()})
         frames = self._to_device(frames_NHWC)
         all_BT = self._to_device(index_BT)
         batches = []
-        for start in range(0, clips, self.batch_size):
-            places = torch.arange(start, start + self.batch_size, device=self.device).clamp_(max=clips - 1)
+        for start in range(0, clips, size):
+            places = torch.arange(start, start + size, device=self.device).clamp_(max=clips - 1)
             # index_select copies whole frames; frames[index_BT] took fifteen times as long for the same bytes
             chosen_BT = all_BT[places]
             clips_BTHWC = frames.index_select(0, chosen_BT.flatten()).view(*chosen_BT.shape, *frames.shape[1:])
@@ -234,7 +257,7 @@ class Encoder:
         dtype = torch.uint8 if array.dtype == np.uint8 else torch.int64
         staging = torch.empty(array.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         np.copyto(staging.numpy(), array)
-        return staging.to(self.device)
+        return staging.to(self.device, non_blocking=True)  # torch keeps pinned memory until its copy has been made
 
     def _check(self, frames_NHWC: Frames, index_BT: Index) -> None:
         expected = (*self.recipe.crop_hw, self.recipe.channels)
@@ -260,14 +283,18 @@ def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe) -> Tensor:
     values_BTHWC = clips_BTHWC.float().contiguous()
     # Whole lines of pixels: on a CPU an inner loop over three channels takes nine times as long.
     lines_BTHL = values_BTHWC.flatten(-2)
-    mean_L, std_L = (
-        torch.tensor(values * clips_BTHWC.shape[3], dtype=torch.float32, device=clips_BTHWC.device)
-        for values in (recipe.mean, recipe.std)
-    )
-    lines_BTHL.div_(255 / recipe.value_range).sub_(mean_L)
+    width, device = clips_BTHWC.shape[3], clips_BTHWC.device
+    lines_BTHL.div_(255 / recipe.value_range).sub_(_line(recipe.mean, width, device))
     if any(std != 1 for std in recipe.std):
-        lines_BTHL.div_(std_L)
+        lines_BTHL.div_(_line(recipe.std, width, device))
     return values_BTHWC.permute(0, 4, 1, 2, 3)
+
+
+@functools.lru_cache(maxsize=16)
+def _line(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """A line of pixels that all have these values, made once: on a GPU each would be a copy that is waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(values * width, dtype=torch.float32, device=device)
 
 
 def golden_clip(recipe: ClipRecipe) -> tuple[Frames, Index]:

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -296,6 +298,51 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
         expected = encoder_of(1).encode(frames, index, probs=True)
         np.testing.assert_allclose(rows, expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
         np.testing.assert_allclose(probs, expected[1], rtol=1e-4)
+
+
+@pytest.mark.fault(9)
+def test_threads_that_run_out_of_memory_together_halve_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight clips do not fit twice: each thread had begun with eight, and four is what both go on with."""
+    encoder, together = with_room_for(4, monkeypatch), threading.Barrier(2)
+    narrow = encoder._network.features
+
+    def features(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) == 8:
+            together.wait(60)
+        return narrow(batch)
+
+    monkeypatch.setattr(encoder._network, "features", features)
+    frames, index = video(30, seeded().recipe), every(1, 8)
+    with ThreadPoolExecutor(2) as pool:
+        rows, others = pool.map(lambda _: encoder.encode(frames, index), range(2))
+    assert encoder.batch_size == 4 and np.array_equal(rows, others)
+
+
+def test_threads_encode_at_once_each_in_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are those of one thread, and no thread ever uses another's stream."""
+    encoder, frames = Encoder(seeded(), batch_size=2, threads=1), video(40, seeded().recipe)
+    expected, entered = encoder.encode(frames, every(3, 8)), list[tuple[int, object]]()
+    real = torch.cpu.stream
+
+    def seen(stream: object) -> object:
+        entered.append((threading.get_ident(), stream))
+        return real(stream)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.cpu, "stream", seen)
+    with ThreadPoolExecutor(2) as pool:
+        for rows in pool.map(lambda at: encoder.encode(frames, every(3, 8)[at : at + 2]), [0, 2, 4, 6] * 3):
+            assert {row.tobytes() for row in rows} <= {row.tobytes() for row in expected}
+    assert len({stream for _, stream in entered}) == len({thread for thread, _ in entered}) == len(set(entered)) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_threads_encode_at_once_on_a_gpu() -> None:
+    """Two threads, many batches: rows of one never get into those of the other."""
+    encoder, frames, index = Encoder(seeded(), device="cuda", batch_size=2), video(200, seeded().recipe), every(3, 60)
+    expected = encoder.encode(frames, index)
+    with ThreadPoolExecutor(2) as pool:
+        found = np.concatenate(list(pool.map(lambda at: encoder.encode(frames, index[at : at + 2]), range(0, 60, 2))))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.fault(9)
