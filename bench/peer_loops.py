@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import torch
 
 from bench import weights
+from bench.rule import sampling_of
 from jobs.machine import usable_cpus
 from jobs.planning import default_batch
 from p3d.encoder import Encoder, normalise
-from pipeline.clips import clip_spans, frame_numbers, parse_sampling
+from pipeline.clips import clip_spans, frame_numbers
 from pipeline.types import FLOAT32, UINT8, FrameSpec
 
 BATCH = default_batch("cpu")
@@ -35,7 +36,7 @@ class Clips:
     def __init__(self, weights_path: str, clips: str) -> None:
         recipe = weights.recipe_of(weights_path)
         self.spec = FrameSpec(recipe.crop_hw, recipe.resize_hw, recipe.short_side)
-        self.sampling = parse_sampling(clips, clip_frames=recipe.n_frames)
+        self.sampling = sampling_of(clips, recipe.n_frames)
 
     def of(self, path: str) -> Iterator[tuple[int, UINT8]]:
         """(index, frames_THWC) of each clip."""

@@ -28,6 +28,7 @@ import torch
 from bench import corpus, weights
 from bench.family import Family
 from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
+from bench.rule import options_of
 
 HALF = "P3D bf16"  # where the processor has instructions for it
 ARMS = ("P3D", "plain loop", "loop of today", "DataLoader", "Ray Data", "Daft", HALF)  # those in fp32 first
@@ -49,7 +50,7 @@ def command(arm: str, source: Path, out: Path, weights_path: Path, clips: str) -
     if arm in ("P3D", HALF):
         start = "from jobs.cli import main; main()"
         precision = ("--precision", "bf16") if arm == HALF else ()
-        words = (source, out, "--weights", weights_path, "--clips", clips, *precision)
+        words = (source, out, "--weights", weights_path, *options_of(clips), *precision)
         return [sys.executable, "-c", start, "launch", *map(str, words)]
     return [sys.executable, "-m", "bench.peer_loops", arm, str(source), str(out), str(weights_path), clips]
 
@@ -189,8 +190,8 @@ def main() -> int:
             measure(report, "Half decode: 64x64, 1280x720, every frame", arms, few, many, [small, "every:16"], rounds)
         if given.only in (None, "decode"):
             few, many = _two(folder / "decode", 8, 96 * size, (1080, 1920), 250, 250)
-            heading = "Decode-bound: 64x64, 1920x1080, 16 of 50 frames"
-            measure(report, heading, arms, few, many, [small, "every:50"], rounds)
+            heading = "Decode-bound: 64x64, 1920x1080, every third frame"
+            measure(report, heading, arms, few, many, [small, "every:48/3"], rounds)
         if given.only in (None, "kill"):
             source = corpus.make(folder / "kill", 600 * size, (240, 320), 80, 12)
             kills(report, [arm for arm in arms if arm not in ("loop of today", HALF)], source, [small, "every:16"])

@@ -25,6 +25,7 @@ from pathlib import Path
 from bench import corpus, stages, weights
 from bench.launching import Launched, launch
 from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
+from bench.rule import options_of
 from bench.stages import Cost
 
 SHARD = 64  # videos, the default of a job: with less, the ends of shards weigh more
@@ -59,7 +60,7 @@ def efficiency(report: Report, work: Work, rounds: int, out: Path, bucket: str |
         def arm() -> float:
             place = f"s3://{bucket}/{uuid.uuid4().hex}" if where == "S3" else str(out / uuid.uuid4().hex)
             source = f"s3://{bucket}/{work.source.name}" if where == "S3" else work.source
-            options = ("--weights", work.weights, "--clips", work.clips, "--shard-videos", work.shard_videos)
+            options = ("--weights", work.weights, *options_of(work.clips), "--shard-videos", work.shard_videos)
             jobs[where].append(launch(source, place, *options))
             shutil.rmtree(place, ignore_errors=True)
             return jobs[where][-1].clips_per_s
@@ -182,7 +183,9 @@ def main() -> int:
             works.append(Work("Half decode: 64x64, 1280x720, every frame", source, small, "every:16", SHARD, 40))
         if given.only in (None, "decode"):
             source = corpus.make(folder / "1080p", 3 * SHARD * size, (1080, 1920), 250, 250)
-            works.append(Work("Decode-bound: 64x64, 1920x1080, 16 of 50 frames", source, small, "every:50", SHARD, 40))
+            works.append(
+                Work("Decode-bound: 64x64, 1920x1080, every third frame", source, small, "every:48/3", SHARD, 40)
+            )
         bucket = stack.enter_context(_bucket(works, folder)) if (given.full or given.s3) and works else None
         for work in works:
             efficiency(report, work, rounds, folder, bucket)

@@ -16,9 +16,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.rule import sampling_of
 from jobs.machine import usable_cpus
 from jobs.planning import default_batch
-from pipeline.clips import Sampling, clip_spans, parse_sampling
+from pipeline.clips import Sampling, clip_spans
 from pipeline.decode import DecodePolicy, open_frames
 from pipeline.types import FrameSpec, VideoEnd
 
@@ -84,7 +85,7 @@ def _decode(paths: list[Path], weights: str, clips: str) -> None:
 
     recipe = recipe_of(weights)
     spec = FrameSpec(crop_hw=recipe.crop_hw, resize_hw=recipe.resize_hw, short_side=recipe.short_side)
-    sampling = parse_sampling(clips, clip_frames=recipe.n_frames)
+    sampling = sampling_of(clips, recipe.n_frames)
     _decode_one(paths[0], spec, sampling)
     cpu_s, started = _begin()
     n_clips = sum(_decode_one(path, spec, sampling) for path in paths)
