@@ -2,13 +2,15 @@
 
     python -m bench.routes                          720p, 360p and 320x240 at GOP 12, 60 and 250, every:16
     python -m bench.routes --minutes 10 --clips uniform:20 --sizes 240x320
+    python -m bench.routes --videos bikes.mp4 --clips every:50,every:48/3
     python -m bench.routes --quick --out FOLDER     two videos; JSON and Markdown into FOLDER
 
 One process on one core. The raw loops are the shortest that a user would write: container.decode + VideoReformatter
 (bilinear) + to_ndarray, and get_batch of 64 with width and height, from front to back; they know nothing of damage,
 times, memory or the frames that clips need, and they decode all frames whatever the clips are. So with sparse clips a
-route's share of the better raw loop says how many times faster it is than decoding everything. Seconds are those of
-the processor, all threads of the process together, so that neighbours on the machine do not count. Longer videos are
+route's share of the better raw loop says how many times faster it is than decoding everything. Beside them is the loop
+that is usually written for clips, decord's get_batch of each clip's frames, which skips what it can. Seconds are those
+of the processor, all threads of the process together, so that neighbours on the machine do not count. Longer videos are
 the packets of a clip of --frames, again and again.
 """
 
@@ -19,9 +21,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -30,8 +33,9 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from bench.rounds import Report, Rounds, Table, per_second, take_turns
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodePolicy, open_frames
+from bench.rule import sampling_of
+from pipeline.clips import clip_spans, frame_numbers
+from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
 from pipeline.errors import VideoError
 from pipeline.types import FrameBlock, FrameSpec
 from tests.zoo import make
@@ -89,10 +93,18 @@ def raw_decord(path: str, sampling: str) -> int:
     return sum(len(reader.get_batch(range(at, min(at + 64, len(reader)))).asnumpy()) for at in starts)
 
 
+def decord_clips(path: str, sampling: str) -> int:
+    """The frames of each clip, resized: decord decodes what lies between them, and seeks where it sees a key frame."""
+    height, width = SPEC.resize_hw or (0, 0)
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    clips = sampling_of(sampling, 16)
+    numbers = [frame_numbers(clips, span, len(reader)) for span in clip_spans(clips, len(reader))]
+    return sum(len(reader.get_batch(numbers_T).asnumpy()) for numbers_T in numbers)
+
+
 def ours(decoder: str) -> Callable[[str, str], int]:
     def decode(path: str, sampling: str) -> int:
-        clips = parse_sampling(sampling, clip_frames=16)
-        messages = open_frames(path, SPEC, clips, policy=DecodePolicy(decoder=decoder))  # type: ignore[arg-type]
+        messages = open_frames(path, SPEC, sampling_of(sampling, 16), policy=DecodePolicy(decoder=decoder))  # type: ignore[arg-type]
         return sum(len(message.frames_NHWC) for message in messages if isinstance(message, FrameBlock))
 
     return decode
@@ -101,6 +113,7 @@ def ours(decoder: str) -> Callable[[str, str], int]:
 CONTENDERS: dict[str, Callable[[str, str], int]] = {
     "raw pyav": raw_pyav,
     "raw decord": raw_decord,
+    "decord's clips": decord_clips,
     **{name: ours(name) for name in ROUTES},
 }
 
@@ -118,6 +131,15 @@ def measured(path: Path, sampling: str, n_frames: int, n_rounds: int) -> Rounds:
     return take_turns(arms, n_rounds, "frames/s of a core", warm=False)
 
 
+def made(given: argparse.Namespace, folder: Path, times: int) -> Iterator[tuple[str, Path]]:
+    """(name, path) of a video of each size and GOP, one at a time, unless videos were given."""
+    for size in [] if given.videos else given.sizes.split(","):
+        height, width = map(int, size.split("x"))
+        for gop in map(int, given.gops.split(",")):
+            clip = make_video(folder / "clip.mp4", (height, width), gop, given.frames)
+            yield f"{width}x{height}, GOP {gop}", make.looped(clip, folder / "long.mp4", times)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -125,7 +147,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0.0, help="of a video, at 25 frames/s; --frames by default")
     parser.add_argument("--gops", default="12,60,250")
     parser.add_argument("--sizes", default="720x1280,360x640,240x320", help="height x width, with commas between")
-    parser.add_argument("--clips", default="every:16")
+    parser.add_argument("--clips", default="every:16", help="rules, with commas between; /STEP for a frame step")
+    parser.add_argument("--videos", nargs="+", type=Path, default=[], help="these in place of made ones")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -134,22 +157,21 @@ def main() -> int:
         given.frames, given.gops, given.sizes = 300, "12,250", "240x320"
     times = max(1, round(given.minutes * 60 * 25 / given.frames))
     os.sched_setaffinity(0, {given.core})
-    report = Report("routes", f"Routes of a decode beside raw loops, {given.frames * times} frames a video, one core")
+    report = Report("routes", "Routes of a decode beside raw loops, one core")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in given.sizes.split(","):
-            height, width = map(int, size.split("x"))
-            for gop in map(int, given.gops.split(",")):
-                clip = make_video(Path(folder) / "clip.mp4", (height, width), gop, given.frames)
-                path = make.looped(clip, Path(folder) / "long.mp4", times)
-                for sampling in given.clips.split(","):
-                    found = measured(path, sampling, given.frames * times, given.rounds)
-                    best = max(RAW, key=lambda name: found.spread(name).median)
-                    heading = f"{width}x{height}, GOP {gop}, {sampling}"
-                    report.add(found.table(heading, best))
-                    shares = [str(found.ratio(name, best)) if name in found.of else "refused" for name in ROUTES]
-                    rows.append((heading, *(str(found.spread(name)) for name in RAW), *shares))
+        for name, path in chain(((path.name, path) for path in given.videos), made(given, Path(folder), times)):
+            n_frames = probe(str(path.absolute()), DecodeLimits()).n_frames
+            for sampling in given.clips.split(","):
+                found = measured(path.absolute(), sampling, n_frames, given.rounds)
+                best = max(RAW, key=lambda name: found.spread(name).median)
+                heading = f"{name}, {sampling}"
+                report.add(found.table(heading, best))
+                shares = [str(found.ratio(route, best)) if route in found.of else "refused" for route in ROUTES]
+                clips = str(found.ratio("auto", "decord's clips"))
+                rows.append((heading, *(str(found.spread(name)) for name in RAW), *shares, clips))
     columns = ("video", *(f"{name}, frames/s" for name in RAW), *(f"{name} over the better" for name in ROUTES))
+    columns = (*columns, "auto over decord's clips")
     report.add(Table("Each route over the better raw loop", columns, tuple(rows)))
     if given.out:
         print(report.write(given.out), file=sys.stderr)
