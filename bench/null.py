@@ -15,7 +15,6 @@ import numpy as np
 from jobs import scheduler
 from jobs.cli import main
 from jobs.workers import Ready, ShardWorker
-from pipeline.extract import Lanes
 from pipeline.types import FLOAT32, INT64, UINT8
 
 
@@ -36,7 +35,7 @@ class NullWorker(ShardWorker):
 
     def setup(self) -> Ready:
         self.encoder: Any = _Nothing(self.spec.options.batch_size, self.spec.recipe.feature_dim)
-        self.lanes = Lanes(self._n_lanes())
+        self.lanes = self.lanes_on("cpu")
         return Ready("cpu", platform.node(), os.getpid())
 
 

@@ -198,9 +198,12 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
-        mine = usable_cpus() // self.spec.options.workers
-        self.lanes = Lanes(lanes_of(device, mine, self.spec.options.threads))
+        self.lanes = self.lanes_on(device)
         return Ready(device, platform.node(), os.getpid())
+
+    def lanes_on(self, device: str) -> Lanes:
+        """As many as this worker's part of the machine has room for."""
+        return Lanes(lanes_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads))
 
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
         """Compute and commit a shard. Whatever goes wrong comes back as a record."""
