@@ -94,11 +94,10 @@ def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimit
         _one_thread(source.stream, limits)
         for first, end in joined(wanted_gops(found, numbers_M)):
             run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
-            left = set(run_M.tolist())
+            run = set(run_M.tolist())
             for number, frame in _proved_frames(source, found, run_M, first, end):
                 silent += 1
-                if number in left:
-                    left.remove(number)
+                if number in run:
                     start_s, end_s = float(found.start_s_N[number]), float(found.end_s_N[number])
                     block.add(number, start_s, end_s, scaler.picture(frame))
                 if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:

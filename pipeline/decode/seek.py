@@ -129,24 +129,23 @@ def needed_packets(
     It depends on the GOP and its wanted frames alone, so that a decode of more GOPs looks at the same packets of each.
     Astray for a packet at a time that no frame has, or a frame without one.
     """
-    numbers, in_gop = set(numbers_M.tolist()), set[int]()
-    disposable_N = found.disposable_N
-    key_frames = set(found.key_frames.tolist())
+    gops = {
+        gop: numbers_M[slice(*np.searchsorted(numbers_M, (gop, after)))] for gop, after in wanted_gops(found, numbers_M)
+    }
+    missing, in_gop = len(numbers_M), set[int]()
     for packet in gop_packets(source, found, first, end):
         number = number_at(found, source, packet.pts)
-        if number in key_frames:
-            at = int(np.searchsorted(found.key_frames, number)) + 1
-            after = int(found.key_frames[at]) if at < len(found.key_frames) else found.n_frames
-            in_gop = {wanted for wanted in numbers if wanted < after}
+        if number in gops:
+            in_gop = set(gops[number].tolist())
         if number in in_gop:
             in_gop.remove(number)
-            numbers.remove(number)
-        elif not in_gop or (disposable_N is not None and disposable_N[number]):
+            missing -= 1
+        elif not in_gop or (found.disposable_N is not None and found.disposable_N[number]):
             continue
         yield number, packet
-        if not numbers:
+        if not missing:
             return
-    raise Astray(f"frame {min(numbers)} has no packet")
+    raise Astray(f"{missing} frames of [{first}, {end}) have no packet")
 
 
 def number_at(found: Probe, source: Source, pts: int | None) -> int:
