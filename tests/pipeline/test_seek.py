@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
+from pipeline.decode import pyav_route as pyav_route_module
 from pipeline.decode import seek as seek_module
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
 from pipeline.decode.disposable import layer_of
@@ -343,6 +345,43 @@ def test_frames_that_no_other_refers_to_are_left_out(name: str, disposable: bool
     assert probe(found.path, LIMITS).disposable_N is None
 
 
+def test_below_the_highest_temporal_layer_none_is_disposable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a packet says: it speaks of its own layer, and a higher one may refer to it."""
+    path = str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"}))
+    says = iter([(0, False), (1, True), (0, True), (2, True), (2, False), (1, True)] * 6)
+    monkeypatch.setattr(importlib.import_module("pipeline.decode.probe"), "layer_of", lambda *_: next(says))
+    disposable_N = probe(path, LIMITS, disposable=True).disposable_N
+    assert disposable_N is not None and np.flatnonzero(disposable_N).tolist() == list(range(3, N_FRAMES, 6))
+
+
+@pytest.mark.parametrize("how", ["twice", "out of order", "never asked for"])
+def test_frames_that_come_otherwise_than_they_were_sent(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are doubted, though each of them has a time that the video has."""
+    path = made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})
+    found, real = probe(str(path), LIMITS), pyav_route_module._decoded
+
+    def otherwise(*given: object) -> Iterator[object]:
+        frames = list(real(*given))  # type: ignore[arg-type]
+        sent = given[-1]
+        assert isinstance(sent, set)
+        if how == "twice":
+            sent.add(6)
+            frames.insert(1, frames[0])
+        elif how == "out of order":
+            frames[:2] = frames[1::-1]
+        else:
+            sent.remove(7)
+        return iter(frames)
+
+    wanted = Numbers(numbers=(6, 7, 8))
+    assert put_together(seek_pyav(found, SPEC, wanted, LIMITS))[0].tolist() == [6, 7, 8]
+    monkeypatch.setattr(pyav_route_module, "_decoded", otherwise)
+    with pytest.raises(Astray, match="came after"):
+        list(seek_pyav(found, SPEC, wanted, LIMITS))
+
+
 def test_how_many_frames_are_spared(tmp_path: Path) -> None:
     """Those of other GOPs, those after the last wanted one, and disposable ones: each once."""
     found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})), LIMITS)
@@ -429,7 +468,8 @@ def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pyt
     path = made(tmp_path / "v.mp4", codec="libx264", gop=6, options=FAST)
     found = probe(str(path), LIMITS)
     wrong = replace(found, key_dts_K=found.key_dts_K + 512, key_pts_K=found.key_pts_K + 512)
-    for other in (wrong, replace(found, first_pts=found.first_pts + 512)):
+    shifted = [replace(found, first_pts=found.first_pts + ticks) for ticks in (512, 1)]  # by a frame, by less
+    for other in (wrong, *shifted):
         with pytest.raises(Astray):
             list(seek_pyav(other, SPEC, Numbers(numbers=(13, 14)), LIMITS))
 
