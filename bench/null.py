@@ -15,6 +15,7 @@ import numpy as np
 from jobs import scheduler
 from jobs.cli import main
 from jobs.workers import Ready, ShardWorker
+from p3d.fused import keep_freed_memory
 from pipeline.types import FLOAT32, INT64, UINT8
 
 
@@ -34,6 +35,7 @@ class NullWorker(ShardWorker):
     """A worker with no network."""
 
     def setup(self) -> Ready:
+        keep_freed_memory()  # as an Encoder does
         self.encoder: Any = _Nothing(self.spec.options.batch_size, self.spec.recipe.feature_dim)
         self.lanes = self.lanes_on("cpu")
         return Ready("cpu", platform.node(), os.getpid())

@@ -57,9 +57,11 @@ def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = Non
 
 
 @pytest.fixture
-def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` gives decord small pictures as well, which PyAV reads faster: the tests make no others."""
-    monkeypatch.setattr(importlib.import_module("pipeline.decode.route"), "SMALL_PIXELS", 0)
+def decord_if_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` gives decord all that it reads rightly, what PyAV reads faster too: the tests make little else."""
+    route = importlib.import_module("pipeline.decode.route")
+    monkeypatch.setattr(route, "SMALL_PIXELS", 0)
+    monkeypatch.setattr(route, "SLOWER_CODECS", frozenset())
 
 
 @pytest.fixture(scope="session")

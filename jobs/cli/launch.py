@@ -75,7 +75,7 @@ recipe_options = _apply(
     click.option(
         "--decoder",
         **_choice("auto", "decord", "pyav", "nvdec"),
-        help="auto: decord where it is right, else PyAV. nvdec: on an NVIDIA GPU, whose colours differ.",
+        help="auto: the faster of decord and PyAV that is right. nvdec: on an NVIDIA GPU, whose colours differ.",
     ),
     click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
 )

@@ -19,7 +19,7 @@ from pipeline.clips import Sampling, laid_over
 from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
 from pipeline.decode.nvdec_route import read_nvdec
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
-from pipeline.decode.probe import Probe, probe
+from pipeline.decode.probe import Probe, Source, probe, probed
 from pipeline.decode.pyav_route import read_pyav, seek_pyav
 from pipeline.decode.route import RouteName, exact_seek, route
 from pipeline.decode.seek import Astray, leaves_out
@@ -61,10 +61,15 @@ def open_frames(
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
     cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
-    found, name = _looked_at(path, spec, sampling, policy, limits)
-    if share is not None:
-        yield from _share(found, name, spec, sampling, limits, share)
-        return
+    takes_all = sampling.needs_every_frame and sampling.fps is None
+    with probed(path, limits, not takes_all) as (found, source):
+        name = _route_of(found, spec, sampling, policy, limits)
+        if share is not None:
+            yield from _share(found, source, name, spec, sampling, limits, share)
+            return
+        if name == "pyav":
+            yield from _pyav(found, source, spec, sampling, policy, limits)
+            return
     if name == "nvdec":
         promised = VideoEnd(found.n_frames, found.duration_s)
         yield _info(found, "nvdec", promised, sampling)
@@ -87,15 +92,13 @@ def open_frames(
             if policy.decoder == "decord":
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
         reader = None  # lets go of decord's frames before PyAV begins
-    yield from _pyav(found, spec, sampling, policy, limits, may_restart=may_restart, may_share=name == "pyav")
+    yield from _pyav(found, None, spec, sampling, policy, limits, may_restart=may_restart)
 
 
-def _looked_at(
-    path: str, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
-) -> tuple[Probe, RouteName]:
-    """What is in the file and which route reads it; VideoError if none may."""
-    takes_all = sampling.needs_every_frame and sampling.fps is None
-    found = probe(path, limits, not takes_all)
+def _route_of(
+    found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
+) -> RouteName:
+    """Which route reads the file; VideoError if none may."""
     if found.truncated and policy.partial == "fail":
         raise VideoError(Reason.TRUNCATED, found.truncated)
     if found.encrypted:
@@ -110,11 +113,17 @@ def _looked_at(
     name = route(found, policy, spec)[0]
     if name == "decord" and policy.decoder == "auto" and _leaves_out(found, sampling):
         name = "pyav"  # which decodes less then
-    return found, name
+    return name
 
 
 def _share(
-    found: Probe, name: RouteName, spec: FrameSpec, sampling: Sampling, limits: DecodeLimits, share: Share
+    found: Probe,
+    source: Source,
+    name: RouteName,
+    spec: FrameSpec,
+    sampling: Sampling,
+    limits: DecodeLimits,
+    share: Share,
 ) -> Iterator[VideoInfo | FrameBlock | StripeEnd | VideoEnd]:
     """One decode's share of a video."""
     promised = VideoEnd(found.n_frames, found.duration_s)
@@ -128,7 +137,7 @@ def _share(
         if name == "decord":
             yield from striped(read_decord(open_decord(found, spec), found, spec, mine), stripes)
         else:
-            yield from striped(seek_pyav(found, spec, mine, limits), stripes)
+            yield from striped(seek_pyav(found, spec, mine, limits, source), stripes)
     except (DecordGaveUp, Astray) as doubt:
         raise VideoError(Reason.CORRUPT_FRAMES, str(doubt)) from doubt
     yield _end(promised, sampling)
@@ -136,18 +145,20 @@ def _share(
 
 def _pyav(
     found: Probe,
+    source: Source | None,
     spec: FrameSpec,
     sampling: Sampling,
     policy: DecodePolicy,
     limits: DecodeLimits,
     *,
-    may_restart: bool,
-    may_share: bool,
+    may_restart: bool = True,
 ) -> Iterator[VideoInfo | VideoShareable | FrameBlock | VideoEnd]:
     """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
 
     If frames can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
+    The `source` that the probe opened is read once; None where decord has begun, and nothing is shared then.
     """
+    may_share = source is not None
     promised = VideoEnd(found.n_frames, found.duration_s)
     if may_restart and _leaves_out(found, sampling):
         may_restart = False
@@ -156,11 +167,11 @@ def _pyav(
             yield VideoShareable()
         may_share = False
         try:
-            yield from seek_pyav(found, spec, _wanted(sampling, promised), limits)
+            yield from seek_pyav(found, spec, _wanted(sampling, promised), limits, source)
             yield _end(promised, sampling)
             return
         except Astray:
-            pass
+            source = None
     if not may_restart and not sampling.needs_every_frame:
         for message in read_pyav(found, spec, NONE, policy, limits):
             if isinstance(message, VideoEnd):
@@ -171,7 +182,7 @@ def _pyav(
         yield _info(found, "pyav", promised, sampling)
         if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
             yield VideoShareable()
-        for message in read_pyav(found, spec, _wanted(sampling, promised), policy, limits):
+        for message in read_pyav(found, spec, _wanted(sampling, promised), policy, limits, source):
             if not isinstance(message, VideoEnd):
                 yield message
             elif sampling.needs_every_frame or _laid_over(sampling, message) == _laid_over(sampling, promised):
@@ -181,7 +192,7 @@ def _pyav(
                 promised = message
         if not may_restart:
             break
-        may_share = False
+        may_share, source = False, None
     sentence = f"the file had another number of frames when read again: {promised.n_frames}"
     raise VideoError(Reason.SOURCE_CHANGED, sentence)
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decode.probe import Probe
+from pipeline.decode.probe import Probe, Source
 from pipeline.decode.route import BLOCK_FRAMES, exact_seek, in_pieces
-from pipeline.decode.seek import Astray, Source, cut, joined, opened, wanted_gops
+from pipeline.decode.seek import Astray, cut, joined, opened, wanted_gops
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec

@@ -13,8 +13,8 @@ from typing import Literal
 class DecodePolicy:
     """`--decoder` and `--partial`.
 
-    decoder  auto: decord where its frames are proved right, PyAV elsewhere and where decord gives up; or one by name
-             (nvdec is never chosen by auto: a GPU's colours are not those of the others)
+    decoder  auto: decord where its frames are proved right and it is not slower, PyAV elsewhere and where decord gives
+             up; or one by name (nvdec is never chosen by auto: a GPU's colours are not those of the others)
     partial  fail: a damaged or cut video has no rows; keep: the frames before the damage are used, and marked
     """
 

@@ -130,18 +130,48 @@ def open_container(path: str) -> Iterator[InputContainer]:
         yield container
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that is open, and the stream that is read."""
+
+    container: InputContainer
+    stream: VideoStream
+
+    @property
+    def tick_s(self) -> float:
+        """Seconds of a tick of the stream's time base."""
+        return float(self.stream.time_base or 0)
+
+
 def probe(path: str, limits: DecodeLimits, disposable: bool = False) -> Probe:
     """Everything both routes need to know about a file; VideoError when it is no video that can be read.
 
     A cut file is not refused here (`Probe.truncated`): whether its frames are used is the policy's business. Which
     frames are `disposable` is asked only where it is of use, for it costs some 3 us a frame.
     """
+    with probed(path, limits, disposable) as (found, _):
+        return found
+
+
+@contextlib.contextmanager
+def probed(path: str, limits: DecodeLimits, disposable: bool = False) -> Iterator[tuple[Probe, Source]]:
+    """`probe`, and the file still open: to open it FFmpeg decodes its first frames, 9 ms of a 720p video."""
     absolute, _ = check_file(path, limits)
     with open_container(absolute) as container:
         stream = best_stream(container)
         check_limits(stream, container, limits)
-        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
-        return _Pass(container, stream, disposable).run(absolute, limits)
+        one_thread(stream, limits)
+        yield _Pass(container, stream, disposable).run(absolute, limits), Source(container, stream)
+
+
+def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
+    """How its decoder is to work: alone, and on no picture that is too large, in mid-stream too.
+
+    Frame threads would also hold the first picture back.
+    """
+    stream.codec_context.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
 
 
 def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> None:
@@ -277,7 +307,6 @@ class _Pass:
         )
 
     def _read(self) -> None:
-        self.stream.codec_context.thread_count = 1  # frame threads would hold the first picture back
         try:
             for packet in packets(self.container):
                 ours = packet.stream.index == self.stream.index  # `packet.stream_index` of an empty one is 0

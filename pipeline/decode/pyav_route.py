@@ -9,7 +9,9 @@ judges nothing: each frame must come at the very time that the probe gave its nu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from itertools import chain
 
 import av
 import numpy as np
@@ -19,8 +21,9 @@ from av.video.stream import VideoStream
 from pipeline.decode.decord_route import MESSAGE_FRAMES
 from pipeline.decode.picture import Scaler
 from pipeline.decode.policy import DecodeLimits, DecodePolicy
-from pipeline.decode.probe import Probe, packets, refuse_trouble_of_the_machine
-from pipeline.decode.seek import Astray, Source, joined, needed_packets, number_at, opened, wanted_gops
+from pipeline.decode.probe import Probe, Source, one_thread, packets, refuse_trouble_of_the_machine
+from pipeline.decode.route import exact_seek
+from pipeline.decode.seek import Astray, joined, needed_packets, number_at, opened, wanted_gops
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
@@ -38,9 +41,15 @@ class _Damage(Exception):
 
 
 def read_pyav(
-    found: Probe, spec: FrameSpec, wanted: Wanted, policy: DecodePolicy, limits: DecodeLimits
+    found: Probe,
+    spec: FrameSpec,
+    wanted: Wanted,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    source: Source | None = None,
 ) -> Iterator[FrameBlock | VideoEnd]:
-    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count.
+    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count. A `source` that is open is used
+    where it can be wound back (`route.exact_seek`).
 
     Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
     for the caller's deadline.
@@ -55,7 +64,7 @@ def read_pyav(
     held: av.VideoFrame | None = None  # the frame before, whose end is the start of the next one
     n_frames, silent, truncated = 0, 0, bool(found.truncated)
     try:
-        for frame in _good_frames(found, limits):
+        for frame in _good_frames(found, limits, source):
             start_s = clock.tick(frame)
             if held is not None and wanted.has(n_frames - 1, clock.before_s, start_s):
                 block.add(n_frames - 1, clock.before_s, start_s, scaler.picture(held))
@@ -82,7 +91,9 @@ def read_pyav(
     yield VideoEnd(n_frames, clock.end_s, truncated)
 
 
-def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimits) -> Iterator[FrameBlock]:
+def seek_pyav(
+    found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimits, source: Source | None = None
+) -> Iterator[FrameBlock]:
     """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only what they need.
 
     Empty blocks are signs of life, as those of `read_pyav`. Astray at the first doubt; blocks sent before are right.
@@ -90,12 +101,11 @@ def seek_pyav(found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimit
     assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek: every frame has a time
     scaler, block, silent = Scaler(spec, found.display_hw, found.turn), _Block(spec), 0
     numbers_M = wanted.of(found.start_s_N, found.end_s_N)
-    with opened(found) as source:
-        _one_thread(source.stream, limits)
+    with _opened(found, limits, source) as here:
         for first, end in joined(wanted_gops(found, numbers_M)):
             run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
             run = set(run_M.tolist())
-            for number, frame in _proved_frames(source, found, run_M, first, end):
+            for number, frame in _proved_frames(here, found, run_M, first, end):
                 silent += 1
                 if number in run:
                     start_s, end_s = float(found.start_s_N[number]), float(found.end_s_N[number])
@@ -143,26 +153,29 @@ def _decoded(
     yield from source.stream.decode(None)
 
 
-def _one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
-    """How its decoder is to work: alone, and on no picture that is too large, in mid-stream too."""
-    stream.codec_context.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+@contextlib.contextmanager
+def _opened(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[Source]:
+    """The source, or where there is none the file anew, with a decoder that works alone."""
+    if source is not None:
+        yield source
+        return
+    with opened(found) as anew:
+        one_thread(anew.stream, limits)
+        yield anew
 
 
-def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
+def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[av.VideoFrame]:
     """Presentable frames in order, up to the first damage (raised)."""
-    with opened(found) as source:
-        container, stream = source.container, source.stream
-        _one_thread(stream, limits)
+    again = _wound_back(found, source)
+    with _opened(found, limits, source if again else None) as here:
         n_sent = n_shown = 0
         try:
-            for packet in packets(container, stream):
+            for packet in again or packets(here.container, here.stream):
                 if packet.size:
                     n_sent += 1
                 elif packet.pts is not None or packet.dts is not None:
                     continue  # an empty sample; sent on, it would end the decoder as the flush does
-                for frame in _pictures(stream, packet, n_sent >= found.n_packets):
+                for frame in _pictures(here.stream, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
@@ -170,6 +183,19 @@ def _good_frames(found: Probe, limits: DecodeLimits) -> Iterator[av.VideoFrame]:
         except av.error.FFmpegError as error:
             refuse_trouble_of_the_machine(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
+
+
+def _wound_back(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]] | None:
+    """The packets of an open source from the first one on; None if only opening it anew is sure to give them all."""
+    if source is None or not exact_seek(found):
+        return None
+    try:
+        source.container.seek(int(found.key_dts_K[0]), stream=source.stream, backward=True, any_frame=False)
+        stored = packets(source.container, source.stream)
+        first = next(stored)
+    except av.error.FFmpegError:
+        return None
+    return chain([first], stored) if first.size and first.pts == found.key_pts_K[0] else None
 
 
 def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:

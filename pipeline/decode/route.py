@@ -2,7 +2,7 @@
 
 decord only where its frames were proved right (shared measurements over 84 generated and 127 public files; the tests
 here compare every clip): elsewhere it repeats, drops or misplaces frames without saying so, or never returns. PyAV,
-read from front to back, is right everywhere.
+read from front to back, is right everywhere, and of many codecs faster.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
-# Pixels of a picture below which `auto` takes PyAV: at 320x240 decord's own loop does 0.85 to 0.93 of PyAV's, and it is
-# level at 640x360 (docs/measurements.md).
+# Where `auto` takes PyAV, for decord is slower (docs/measurements.md): these codecs, by 5 to 15% on an Intel processor
+# and not faster on an AMD one, and pictures of fewer pixels, of which its own loop reads 0.85 to 0.93 of what PyAV's
+# does. HEVC and VP9 it reads as fast.
+SLOWER_CODECS = frozenset(("h264", "vp8", "mpeg4", "mjpeg"))
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
@@ -50,13 +52,22 @@ def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteNam
             raise VideoError(Reason.UNSUPPORTED, f"nvdec does not read this video: {objection}")
         return "nvdec", "asked for"
     objection = next(_objections(found, spec), "")
-    if not objection and policy.decoder == "auto" and found.coded_height * found.coded_width < SMALL_PIXELS:
-        return "pyav", "pictures of less than 400x300, which PyAV reads faster"
+    if not objection and policy.decoder == "auto" and (slower := _slower(found)):
+        return "pyav", slower
     if not objection:
         return "decord", f"{found.codec} in {found.container} with exact frames"
     if policy.decoder == "decord":
         raise VideoError(Reason.UNSUPPORTED, f"decord does not read this video rightly: {objection}")
     return "pyav", objection
+
+
+def _slower(found: Probe) -> str:
+    """Why PyAV reads this video faster than decord; empty if it does not."""
+    if found.codec in SLOWER_CODECS:
+        return f"{found.codec}, which PyAV reads faster"
+    if found.coded_height * found.coded_width < SMALL_PIXELS:
+        return "pictures of less than 400x300, which PyAV reads faster"
+    return ""
 
 
 def in_pieces(found: Probe) -> bool:

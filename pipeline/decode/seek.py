@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from pipeline.decode.probe import Probe, open_container, packets
+from pipeline.decode.probe import Probe, Source, open_container, packets
 from pipeline.decode.wanted import Wanted
 from pipeline.errors import Reason, VideoError
 from pipeline.types import INT64
@@ -75,15 +73,6 @@ def joined(gops: list[tuple[int, int]], most_frames: int | None = None) -> list[
     return runs
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file that is open, and the stream that is read."""
-
-    container: InputContainer
-    stream: VideoStream
-    tick_s: float
-
-
 @contextlib.contextmanager
 def opened(found: Probe) -> Iterator[Source]:
     """What was probed, open; VideoError if it is something else by now."""
@@ -91,7 +80,7 @@ def opened(found: Probe) -> Iterator[Source]:
         stream = container.streams[found.stream_index]
         if not isinstance(stream, VideoStream):
             raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no video any more")
-        yield Source(container, stream, float(stream.time_base or 0))
+        yield Source(container, stream)
 
 
 def gop_packets(source: Source, found: Probe, first: int, end: int) -> Iterator[av.Packet[Stream]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.decode import decord_route as decord_route_module
 from pipeline.decode import pyav_route as pyav_route_module
 from pipeline.decode.decord_route import DecordGaveUp, runs
 from pipeline.decode.messages import decode_messages
+from pipeline.decode.probe import Probe, Source, probed
 from pipeline.errors import Reason, VideoError
 from pipeline.extract import extract_shard
 from pipeline.listing import find
@@ -30,7 +33,7 @@ EVERY = parse_sampling("every:16", clip_frames=16)
 SPARSE = parse_sampling("uniform:3", clip_frames=4)
 AUTO = DecodePolicy()
 KEEP = DecodePolicy(partial="keep")
-pytestmark = pytest.mark.usefixtures("small_too")
+pytestmark = pytest.mark.usefixtures("decord_if_right")
 NO_B = {"preset": "ultrafast", "bf": "0"}
 
 
@@ -291,7 +294,13 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
 def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips laid out on a wrong count are laid out again on the true one; where all frames are sent, they need not."""
     path = make.video(tmp_path / "w.ts", "libx264", 40, options=X264)
-    monkeypatch.setattr("pipeline.decode.probe", lambda *a: replace(probe(*a), n_frames=45))
+
+    @contextmanager
+    def miscounted(*args: Any) -> Iterator[tuple[Probe, Source]]:
+        with probed(*args) as (found, source):
+            yield replace(found, n_frames=45), source
+
+    monkeypatch.setattr("pipeline.decode.probed", miscounted)
     sparse = Seen(path, SPARSE)
     assert [info.n_frames for info in sparse.infos] == [45, 40] and sparse.end.n_frames == 40
     assert sparse.written == needed_frames(SPARSE, 40).tolist()
@@ -481,11 +490,19 @@ def test_random_clips_go_through_decode_and_extract(tmp_path: Path) -> None:
     assert starts[0] == starts[1] and len(starts[0]) == 6 and starts[0][:3] != starts[0][3:]
 
 
-def test_small_pictures_go_where_they_are_read_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` reads less than 400x300 pixels by PyAV, which says so; decord by name reads them all the same."""
+def test_auto_takes_the_faster_of_two_that_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` reads small pictures, and codecs that decord is slow at, by PyAV, and says so; decord reads both."""
     monkeypatch.undo()
-    for hw, expected in (((240, 320), "pyav"), ((300, 400), "decord"), ((640, 160), "pyav"), ((720, 176), "decord")):
-        found = probe(str(make.video(tmp_path / "video.mp4", "libx264", 4, hw=hw)), DecodeLimits())
+    for codec, hw, expected in (
+        ("libx265", (240, 320), "pyav"),
+        ("libx265", (300, 400), "decord"),
+        ("libx265", (640, 160), "pyav"),
+        ("libx265", (720, 176), "decord"),
+        ("libx264", (300, 400), "pyav"),
+        ("mpeg4", (300, 400), "pyav"),
+    ):
+        options = QUIET_265 if codec == "libx265" else {}
+        found = probe(str(make.video(tmp_path / "video.mp4", codec, 4, hw=hw, options=options)), DecodeLimits())
         name, why = route(found, AUTO, SPEC)
         assert name == expected and ("faster" in why) == (expected == "pyav")
         assert route(found, DecodePolicy(decoder="decord"), SPEC)[0] == "decord"

@@ -109,7 +109,7 @@ def test_every_clip_is_that_of_the_reference(name: str) -> None:
     path = sample(name)
     frames_NHWC, start_s_N, end_s = reference(path)
     expected_route, n_frames = EXPECTED[name]
-    small = "faster" in route(probe(path, DecodeLimits()), DecodePolicy(), SPEC)[1]
+    faster = "faster" in route(probe(path, DecodeLimits()), DecodePolicy(), SPEC)[1]
     times = list(zip(start_s_N, np.append(start_s_N[1:], end_s), strict=True))
     for sampling in SAMPLINGS:
         info, found, end = decoded(path, sampling, DecodePolicy())
@@ -126,7 +126,7 @@ def test_every_clip_is_that_of_the_reference(name: str) -> None:
                 _, by_other, _ = decoded(path, sampling, DecodePolicy(decoder=other))  # type: ignore[arg-type] # one of them
             except VideoError as error:
                 assert (other, error.reason) == ("decord", Reason.UNSUPPORTED)
-                assert not small, "decord reads it; only for speed it is PyAV's"
+                assert not faster, "decord reads it; only for speed it is PyAV's"
                 continue
             assert by_other.keys() == found.keys()
             assert all((by_other[n][0] == found[n][0]).all() and by_other[n][1:] == found[n][1:] for n in found)

@@ -278,7 +278,7 @@ def test_key_frames_that_are_none(name: str, tmp_path: Path) -> None:
     assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
 
 
-@pytest.mark.usefixtures("small_too")
+@pytest.mark.usefixtures("decord_if_right")
 def test_decord_is_not_stopped_at_key_frames_that_are_none(tmp_path: Path) -> None:
     """Where they do not prove to be ones, decord reads a video of one run, and PyAV a longer one."""
     whole = make.looped(made(tmp_path / "w.mp4", codec="mpeg4", gop=9, hw=(128, 192)), tmp_path / "long.mp4", 8)
@@ -392,7 +392,7 @@ def test_how_many_frames_are_spared(tmp_path: Path) -> None:
     assert spared_frames(found, np.arange(36)) == 0 and spared_frames(found, np.empty(0, np.int64)) == 36
 
 
-@pytest.mark.usefixtures("small_too")
+@pytest.mark.usefixtures("decord_if_right")
 @pytest.mark.parametrize("clips", ["every:20", "every:16"])
 def test_clips_that_leave_frames_out_are_read_by_pyav(clips: str, tmp_path: Path) -> None:
     """Under `auto`, where there are enough of them; the frames are those of decord, with a rate as without."""
