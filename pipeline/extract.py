@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -215,12 +216,12 @@ class _Track:
 
     def take(self, block: FrameBlock) -> list[tuple[ClipSpan, list[_Kept]]]:
         """Add frames; the clips (span, T frames) that are now whole."""
-        for at, number in enumerate(block.numbers_N.tolist()):
+        times = block.start_s_N.tolist(), block.end_s_N.tolist()
+        for number, start_s, end_s, frame_HWC in zip(block.numbers_N.tolist(), *times, block.frames_NHWC, strict=True):
             if number <= self.last_number:
                 raise ValueError(f"frame {number} came after frame {self.last_number}")
-            start_s, end_s = float(block.start_s_N[at]), float(block.end_s_N[at])
             first, end = places(self.sampling, number, start_s, end_s)
-            self.kept.append(_Kept(number, end, start_s, end_s, block.frames_NHWC[at]))
+            self.kept.append(_Kept(number, end, start_s, end_s, frame_HWC))
             self.firsts.append(first)
             self.last_number, self.n_whole = number, whole_places(self.sampling, number, end_s)
         cut = []
@@ -271,8 +272,7 @@ class _Track:
             del self.kept[:gone], self.firsts[:gone]
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(NamedTuple):
     """A frame that a clip may still need: its number, the end of its places, its time and its pixels [H, W, 3]."""
 
     number: int
