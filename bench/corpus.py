@@ -7,6 +7,7 @@ each cut. Of two real films in the shared samples (bikes, nasa) it is 0.46 and 0
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,34 +22,56 @@ GRAIN = 2.0  # standard deviation, of 255
 SHAPES = ((8, 0.25), (32, 0.35), (128, 0.4))  # pixels across, share of the picture
 
 
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How FFmpeg is to code a film: `options` beside the length of a GOP."""
+
+    encoder: str
+    suffix: str = ".mp4"
+    options: dict[str, str] = field(default_factory=dict)
+    pixel_format: str = "yuv420p"
+
+
+_REALTIME = {"deadline": "realtime", "cpu-used": "8", "b": "3M"}
+CODECS = {
+    "h264": Codec("libx264", options={"preset": "veryfast", "crf": "23"}),
+    "hevc": Codec("libx265", options={"preset": "veryfast", "x265-params": "open-gop=0:log-level=none"}),
+    "vp8": Codec("libvpx", ".webm", _REALTIME),
+    "vp9": Codec("libvpx-vp9", ".webm", _REALTIME),
+    "mpeg4": Codec("mpeg4", options={"b": "4M"}),
+    "mjpeg": Codec("mjpeg", ".mov", {"q": "4"}, "yuvj420p"),
+    "prores": Codec("prores_ks", ".mov", pixel_format="yuv422p10le"),
+}
+
+
 def make(folder: Path, count: int, hw: tuple[int, int], n_frames: int, gop: int) -> Path:
     """`count` H.264 videos of `n_frames` frames in `folder`: one is encoded, the others are copies of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    first = folder / "video00000.mp4"
-    _write(first, hw, n_frames, gop)
+    first = film(folder / "video00000.mp4", hw, n_frames, gop)
     content = first.read_bytes()
     for number in range(1, count):
         (folder / f"video{number:05d}.mp4").write_bytes(content)
     return folder
 
 
-def _write(path: Path, hw: tuple[int, int], n_frames: int, gop: int) -> None:
+def film(path: Path, hw: tuple[int, int], n_frames: int, gop: int, codec: Codec = CODECS["h264"]) -> Path:
+    """One video; the codecs without B frames have none."""
     rng = np.random.default_rng(0)
     height, width = hw
     with av.open(str(path), "w") as output:
-        options = {"preset": "veryfast", "crf": "23", "g": str(gop)}
-        stream = output.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream = output.add_stream(codec.encoder, rate=FPS, options={**codec.options, "g": str(gop)})
+        stream.width, stream.height, stream.pix_fmt = width, height, codec.pixel_format
         for number in range(n_frames):
             if number % SCENE_FRAMES == 0:
                 scene = _Scene(rng, hw)
             planes = np.full((height * 3 // 2, width), 128, np.uint8)
             grainy = scene.luma(number % SCENE_FRAMES) + rng.normal(0, GRAIN, hw)
             planes[:height] = grainy.clip(16, 235)
-            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p").reformat(format=codec.pixel_format)
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
+    return path
 
 
 class _Scene:

@@ -21,8 +21,9 @@ import threading
 import time
 from pathlib import Path
 
+from bench import corpus
 from bench.rounds import Report, Table
-from bench.routes import SPEC, make_video
+from bench.routes import SPEC
 from pipeline.clips import parse_sampling
 from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
 from pipeline.decode.probe import Probe
@@ -110,7 +111,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for size in given.sizes.split(","):
             height, width = map(int, size.split("x"))
-            clip = make_video(Path(folder) / f"{size}.mp4", (height, width), 60, CLIP_FRAMES)
+            clip = corpus.film(Path(folder) / f"{size}.mp4", (height, width), CLIP_FRAMES, 60)
             for hours in map(float, given.hours.split(",")):
                 path = make.looped(clip, Path(folder) / "long.mp4", max(1, round(hours * 3600 * 25 / CLIP_FRAMES)))
                 found = probe(str(path), DecodeLimits())

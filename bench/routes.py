@@ -2,6 +2,7 @@
 
     python -m bench.routes                          720p, 360p and 320x240 at GOP 12, 60 and 250, every:16
     python -m bench.routes --minutes 10 --clips uniform:20 --sizes 240x320
+    python -m bench.routes --sizes 720x1280 --gops 50 --codecs h264,hevc,vp8,vp9,mpeg4,mjpeg
     python -m bench.routes --videos bikes.mp4 --clips every:50,every:48/3
     python -m bench.routes --quick --out FOLDER     two videos; JSON and Markdown into FOLDER
 
@@ -22,16 +23,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import av
 import decord
-import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from bench import corpus
 from bench.rounds import Report, Rounds, Table, per_second, take_turns
 from bench.rule import sampling_of
 from pipeline.clips import clip_spans, frame_numbers
@@ -43,33 +43,6 @@ from tests.zoo import make
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 RAW = ("raw pyav", "raw decord")
 ROUTES = ("decord", "pyav", "auto")
-
-
-def make_video(path: Path, hw: tuple[int, int], gop: int, n_frames: int) -> Path:
-    """A texture that drifts under a smaller one, with noise; x264 at speed `veryfast`, closed GOPs."""
-    rng = np.random.default_rng(0)
-    height, width = hw
-    coarse = rng.integers(0, 255, (height // 8 + 64, width // 8 + 64), np.uint8)
-    back = np.kron(coarse, np.ones((8, 8), np.uint8))
-    front = np.kron(rng.integers(0, 255, (8, 8), np.uint8), np.ones((height // 24, height // 24), np.uint8))
-    noise = rng.integers(-6, 6, (4, height * 3 // 2, width), np.int16)
-    keyint = f"keyint={gop}:min-keyint={gop}:scenecut=0"
-    with av.open(str(path), "w") as output:
-        options = {"preset": "veryfast", "x264-params": keyint, "threads": "1"}
-        stream = output.add_stream("libx264", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(n_frames):
-            dy, dx = (number * 2) % 256, (number * 3) % 256
-            picture = np.full((height * 3 // 2, width), 128, np.int16)
-            picture[:height] = back[dy : dy + height, dx : dx + width]
-            y, x = (number * 5) % (height - front.shape[0]), (number * 7) % (width - front.shape[1])
-            picture[y : y + front.shape[0], x : x + front.shape[1]] = front
-            picture += noise[number % 4]
-            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="yuv420p")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    return path
 
 
 def raw_pyav(path: str, sampling: str) -> int:
@@ -132,12 +105,15 @@ def measured(path: Path, sampling: str, n_frames: int, n_rounds: int) -> Rounds:
 
 
 def made(given: argparse.Namespace, folder: Path, times: int) -> Iterator[tuple[str, Path]]:
-    """(name, path) of a video of each size and GOP, one at a time, unless videos were given."""
+    """(name, path) of a video of each size, GOP and codec, one at a time, unless videos were given."""
     for size in [] if given.videos else given.sizes.split(","):
         height, width = map(int, size.split("x"))
         for gop in map(int, given.gops.split(",")):
-            clip = make_video(folder / "clip.mp4", (height, width), gop, given.frames)
-            yield f"{width}x{height}, GOP {gop}", make.looped(clip, folder / "long.mp4", times)
+            for name in given.codecs.split(","):
+                codec = corpus.CODECS[name]
+                clip = corpus.film(folder / f"clip{codec.suffix}", (height, width), given.frames, gop, codec)
+                long = make.looped(clip, folder / f"long{codec.suffix}", times)
+                yield f"{name} {width}x{height}, GOP {gop}", long
 
 
 def main() -> int:
@@ -147,6 +123,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0.0, help="of a video, at 25 frames/s; --frames by default")
     parser.add_argument("--gops", default="12,60,250")
     parser.add_argument("--sizes", default="720x1280,360x640,240x320", help="height x width, with commas between")
+    parser.add_argument("--codecs", default="h264", help=f"of {', '.join(corpus.CODECS)}, with commas between")
     parser.add_argument("--clips", default="every:16", help="rules, with commas between; /STEP for a frame step")
     parser.add_argument("--videos", nargs="+", type=Path, default=[], help="these in place of made ones")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))

@@ -74,6 +74,7 @@ X264 = {"preset": "ultrafast", "bf": "3"}
 CLOSED_GOPS = {"preset": "ultrafast", "x264-params": "keyint=50:min-keyint=50:scenecut=0"}
 OPEN_GOPS = {"preset": "ultrafast", "x264-params": "open-gop=1:keyint=50:min-keyint=50:scenecut=0:b-adapt=0:bframes=3"}
 QUIET_265 = {"preset": "ultrafast", "x265-params": "log-level=none"}
+CLOSED_265 = {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=0"}
 
 GOOD: dict[str, tuple[str, int, Callable[[Path], Path]]] = {
     "h264_b_frames.mp4": ("decord", 40, lambda p: make.video(p, "libx264", 40, options=X264)),
@@ -271,6 +272,51 @@ def test_no_good_frame_is_no_frames(tmp_path: Path) -> None:
     data[start:] = b"\xff" * (len(data) - start)
     whole.write_bytes(bytes(data))
     assert refused(whole).reason is refused(whole, KEEP).reason is Reason.NO_FRAMES
+
+
+def opened_while(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
+    """How often PyAV opens a file for all its frames."""
+    real, times = av.open, []
+    with monkeypatch.context() as patch:
+        patch.setattr(av, "open", lambda *args, **options: times.append(1) or real(*args, **options))
+        assert Seen(path, policy=DecodePolicy("pyav")).end.n_frames == 40
+    return len(times)
+
+
+def test_a_file_is_opened_once_where_it_can_be_wound_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a file costs as much as many frames of it; MPEG-TS has no index to go back by."""
+    for name, times in (("v.mp4", 1), ("v.mkv", 1), ("v.ts", 2)):
+        assert opened_while(monkeypatch, make.video(tmp_path / name, "libx264", 40, options=X264)) == times
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize(("codec", "options"), [("libx264", X264), ("libx265", CLOSED_265), ("mpeg4", {})])
+def test_a_file_wound_back_ends_as_one_opened_anew(
+    codec: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged anywhere, under both policies: the same frames and times to the bit, or the same words."""
+    whole, cases = make.video(tmp_path / "w.mp4", codec, 60, gop=20, noise=60, options=options), set[str]()
+    real = pyav_route_module._wound_back
+
+    def end(path: Path, partial: Any, *, anew: bool) -> tuple[object, ...]:
+        def wound_back(*args: Any) -> Any:
+            cases.add("wound back" if (found := real(*args)) else "opened anew")
+            return None if anew else found
+
+        monkeypatch.setattr(pyav_route_module, "_wound_back", wound_back)
+        try:
+            seen = Seen(path, policy=DecodePolicy("pyav", partial))
+        except VideoError as error:
+            cases.add(error.reason)
+            return error.reason, error.detail
+        return *(array.tobytes() for array in (seen.numbers_N, seen.start_s_N, seen.frames_NHWC)), seen.end
+
+    for tenth in range(1, 10):
+        for n_bytes in (1, 64, 4096):
+            path = make.damaged(whole, tmp_path / "damaged.mp4", tenth / 10, n_bytes)
+            for partial in ("fail", "keep"):
+                assert end(path, partial, anew=False) == end(path, partial, anew=True), (tenth, n_bytes, partial)
+    assert {"wound back", Reason.CORRUPT_FRAMES} <= cases
 
 
 def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
