@@ -11,7 +11,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,37 +50,17 @@ class DecodeSpec:
 
 
 def decode_video(
-    video: VideoRef,
-    spec: DecodeSpec,
-    scratch: Path,
-    note: Path,
-    share: Share | None = None,
-    file: AbstractContextManager[str] | None = None,
+    video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
 ) -> Iterator[DecodeMessage]:
     """The task: one video, or a share of it. If a fatal signal ends this process, the file `note` says which (same
-    machine only). A video whose `file` is here already is waited for by nobody."""
-    if file is None:
-        _tidy(scratch)
-    mapped_too = spec.policy.decoder != "nvdec"
-    with note.open("w") as last_words, memory_limit(spec.memory_bytes, last_words.fileno(), mapped_too=mapped_too):
-        faulthandler.enable(last_words)
-        for message in decode_messages(
-            video,
-            spec.frames,
-            spec.sampling,
-            policy=spec.policy,
-            limits=spec.limits,
-            store_options=spec.store_options,
-            scratch=scratch,
-            share=share,
-            file=file,
-        ):
+    machine only)."""
+    _tidy(scratch)
+    with _last_words(note, spec):
+        for message in _messages(video, spec, scratch, share):
             if not isinstance(message, VideoFetched):
                 yield message
-            elif is_remote(video) and share is None and file is None:
+            elif is_remote(video) and share is None:
                 yield from _await_turn()
-        faulthandler.disable()
-    note.unlink(missing_ok=True)
 
 
 def decode_video_task(
@@ -97,8 +77,10 @@ def decode_run_task(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Pat
 
 
 def _run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
-    for video in videos:
-        yield from decode_video(video, spec, scratch, note)
+    _tidy(scratch)
+    with _last_words(note, spec):
+        for video in videos:
+            yield from _of_a_run(video, spec, scratch)
 
 
 def _fetched_run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
@@ -108,11 +90,53 @@ def _fetched_run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, no
     with ThreadPoolExecutor(AT_ONCE) as pool:  # ends when all are here
         copies = [_Copy(local_file(video, spec.store_options, scratch), pool) for video in videos]
     yield from _await_turn()
-    for at, (video, copy) in enumerate(zip(videos, copies, strict=True)):
-        messages = decode_video(video, spec, scratch, note, file=copy)
-        if at == 0:
-            next(messages)  # its VideoStart was the first of all
-        yield from messages
+    with _last_words(note, spec):
+        for at, (video, copy) in enumerate(zip(videos, copies, strict=True)):
+            messages = _of_a_run(video, spec, scratch, copy)
+            if at == 0:
+                next(messages)  # its VideoStart was the first of all
+            yield from messages
+
+
+def _of_a_run(
+    video: VideoRef, spec: DecodeSpec, scratch: Path, copy: AbstractContextManager[str] | None = None
+) -> Iterator[DecodeMessage]:
+    """One whose copy, if it needs one, is here: nobody waits for it."""
+    return (message for message in _messages(video, spec, scratch, None, copy) if not isinstance(message, VideoFetched))
+
+
+def _messages(
+    video: VideoRef,
+    spec: DecodeSpec,
+    scratch: Path,
+    share: Share | None,
+    file: AbstractContextManager[str] | None = None,
+) -> Iterator[DecodeMessage]:
+    return decode_messages(
+        video,
+        spec.frames,
+        spec.sampling,
+        policy=spec.policy,
+        limits=spec.limits,
+        store_options=spec.store_options,
+        scratch=scratch,
+        share=share,
+        file=file,
+    )
+
+
+@contextmanager
+def _last_words(note: Path, spec: DecodeSpec) -> Iterator[None]:
+    """What is decoded meanwhile may end this process: by a fatal signal or by too much memory, of which `note` tells.
+
+    Of a run all videos together: it convicts none of them.
+    """
+    mapped_too = spec.policy.decoder != "nvdec"
+    with note.open("w") as words, memory_limit(spec.memory_bytes, words.fileno(), mapped_too=mapped_too):
+        faulthandler.enable(words)
+        yield
+        faulthandler.disable()
+    note.unlink(missing_ok=True)
 
 
 class _Copy(AbstractContextManager[str]):
