@@ -22,10 +22,10 @@ NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
-# Where `auto` takes PyAV, for decord is slower (docs/measurements.md): these codecs, by 5 to 15% on an Intel processor
+# Where `auto` takes PyAV, for decord is slower (docs/measurements.md): these codecs, by 4 to 12% on an Intel processor
 # and not faster on an AMD one, and pictures of fewer pixels, of which its own loop reads 0.85 to 0.93 of what PyAV's
-# does. HEVC and VP9 it reads as fast.
-SLOWER_CODECS = frozenset(("h264", "vp8", "mpeg4", "mjpeg"))
+# does. ProRes was not measured.
+SLOWER_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"))
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others

@@ -90,6 +90,7 @@ def run(
 
     remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(in_parcels)
     monkeypatch.setattr(decoding, "_decode_video", remote)
+    monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     found: dict[str, list[DecodeMessage]] = {}
@@ -222,7 +223,7 @@ def test_processes_that_wait_for_a_video_are_kept() -> None:
 
 @pytest.mark.usefixtures("cluster")
 class TestRuns:
-    """Twelve short videos, of which the first three are one run, in a real Ray."""
+    """Twelve short videos, of which the first six are one run, in a real Ray."""
 
     @pytest.fixture
     def shorts(self, shard: ShardPlan) -> ShardPlan:
@@ -250,7 +251,7 @@ class TestRuns:
         true = Decoding._submit_run
         monkeypatch.setattr(Decoding, "_submit_run", lambda made, cases: (begun.append(len(cases)), true(made, cases)))
         runs = self.read(shorts, tmp_path / "runs")
-        assert begun[0] == 3 and sum(begun) == len(shorts.videos) > len(begun)
+        assert begun[0] == 6 and sum(begun) == len(shorts.videos) > len(begun)
         monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
         singles = self.read(shorts, tmp_path / "singles")
         assert runs.keys() == singles.keys() == set(range(12))
@@ -384,7 +385,7 @@ class TestPlaces:
 
 
 def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: ShardPlan, tmp_path: Path) -> None:
-    """At most half of what waits, over the slots; none beside a long one, or one that was in a run that failed."""
+    """What waits, over the slots; none beside a long one, or one that was in a run that failed."""
     short, long = replace(shard.videos[0], size_bytes=1000), replace(shard.videos[0], size_bytes=decoding.RUN_BYTES)
     made = Decoding(shard, spec(), tmp_path)
 
@@ -397,13 +398,13 @@ def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: Sha
             taken.append(len(made._run(slots)))
         return taken
 
-    assert sizes([short] * 64, 2) == [16, 12, 9, 6, 5, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]
-    assert sizes([short] * 8, 4) == [1] * 8
-    assert sizes([long, *[short] * 12], 1)[:2] == [1, 6]
-    assert sizes([short] * 13, 1, single=True)[:2] == [1, 6]
+    assert sizes([short] * 64, 2) == [16, 16, 16, 8, 4, 2, 1, 1]
+    assert sizes([short] * 8, 4) == [2, 1, 1, 1, 1, 1, 1]
+    assert sizes([long, *[short] * 12], 1)[:2] == [1, 12]
+    assert sizes([short] * 13, 1, single=True)[:2] == [1, 12]
     remote = replace(short, uri="s3://bucket/v.mp4")
-    assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # as many again are fetched as decode
-    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # here and there do not mix
+    assert sizes([remote] * 64, 2)[:3] == [16, 12, 9]  # as many again are fetched as decode
+    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 15]  # here and there do not mix
 
 
 def _alive(pid: int) -> bool:

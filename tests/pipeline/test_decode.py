@@ -540,15 +540,16 @@ def test_auto_takes_the_faster_of_two_that_are_right(tmp_path: Path, monkeypatch
     """`auto` reads small pictures, and codecs that decord is slow at, by PyAV, and says so; decord reads both."""
     monkeypatch.undo()
     for codec, hw, expected in (
-        ("libx265", (240, 320), "pyav"),
-        ("libx265", (300, 400), "decord"),
-        ("libx265", (640, 160), "pyav"),
-        ("libx265", (720, 176), "decord"),
+        ("prores_ks", (240, 320), "pyav"),
+        ("prores_ks", (300, 400), "decord"),
+        ("prores_ks", (640, 160), "pyav"),
+        ("prores_ks", (720, 176), "decord"),
         ("libx264", (300, 400), "pyav"),
         ("mpeg4", (300, 400), "pyav"),
     ):
-        options = QUIET_265 if codec == "libx265" else {}
-        found = probe(str(make.video(tmp_path / "video.mp4", codec, 4, hw=hw, options=options)), DecodeLimits())
+        pixel_format = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
+        path = make.video(tmp_path / "video.mov", codec, 4, hw=hw, pixel_format=pixel_format)
+        found = probe(str(path), DecodeLimits())
         name, why = route(found, AUTO, SPEC)
         assert name == expected and ("faster" in why) == (expected == "pyav")
         assert route(found, DecodePolicy(decoder="decord"), SPEC)[0] == "decord"
