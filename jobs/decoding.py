@@ -216,9 +216,12 @@ class Decoding:
         return running < FETCHED_AHEAD * slots and size_bytes <= FETCHED_BYTES
 
     def _run(self, slots: int) -> list[_Case]:
-        """The next video, and those behind it that are short too, as far as the other slots get as many."""
+        """The next video, and those behind it that are short too, as far as the other slots get as many.
+
+        Of those on S3, half of what waits is left, for more of them are under way than are decoded.
+        """
         remote = is_remote(self.waiting[0].video)
-        most = min(RUN_VIDEOS, len(self.waiting) // (slots * (FETCHED_AHEAD if remote else 1)))
+        most = min(RUN_VIDEOS, len(self.waiting) // (slots * (2 * FETCHED_AHEAD if remote else 1)))
         cases, size_bytes = [self.waiting.popleft()], 0
         if self._is_short(cases[0]):
             size_bytes = cases[0].video.size_bytes

@@ -403,8 +403,8 @@ def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: Sha
     assert sizes([long, *[short] * 12], 1)[:2] == [1, 12]
     assert sizes([short] * 13, 1, single=True)[:2] == [1, 12]
     remote = replace(short, uri="s3://bucket/v.mp4")
-    assert sizes([remote] * 64, 2)[:3] == [16, 12, 9]  # as many again are fetched as decode
-    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 15]  # here and there do not mix
+    assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # as many again are fetched as decode
+    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # here and there do not mix
 
 
 def _alive(pid: int) -> bool:

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from hypothesis import HealthCheck, example, given, note, settings
+from hypothesis import HealthCheck, assume, example, given, note, settings
 from hypothesis import strategies as st
 
 from pipeline.clips import parse_sampling
@@ -238,6 +238,8 @@ def test_any_structure_of_gops(
             output.mux(stream.encode(frame))
             pts += steps[number]
         output.mux(stream.encode())
+    found = probe(str(path), LIMITS)
+    assume(found.n_frames >= found.n_promised)  # where a frame got lost in the making, nothing is proved
     note(f"{assert_every_tail_is_the_same(path, may_give_up=True)} key frames")
     # three clips of the whole, through the door that all use, are those of PyAV whatever decord makes of the pieces
     by_door, by_pyav = pictures(path, "auto"), pictures(path, "pyav")
