@@ -390,7 +390,7 @@ class TestShared:
         assert isinstance(expected[-1], Failure) if partial == "fail" else expected[-1].truncated
         made = Decoded(path, tmp_path, monkeypatch, policy=policy)
         assert len(made.started["whole"]) == 2 and "1" in made.started
-        # Ray may send the last decode to a process that was killed a moment ago, which is an attempt
+        # An attempt more was seen once, probably of a task that Ray sent to a process killed a moment ago
         messages = [replace(m, attempts=1) if isinstance(m, Failure) else m for m in made.messages]
         assert said(messages) == expected
 
