@@ -239,7 +239,7 @@ def test_any_structure_of_gops(
             pts += steps[number]
         output.mux(stream.encode())
     found = probe(str(path), LIMITS)
-    assume(found.n_frames >= found.n_promised)  # a file with 35 packets for 36 frames was drawn once; such seeks are not exact
+    assume(found.n_frames >= found.n_promised)  # one with 35 packets for 36 frames was drawn once
     note(f"{assert_every_tail_is_the_same(path, may_give_up=True)} key frames")
     # three clips of the whole, through the door that all use, are those of PyAV whatever decord makes of the pieces
     by_door, by_pyav = pictures(path, "auto"), pictures(path, "pyav")
