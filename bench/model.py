@@ -3,6 +3,7 @@
     python -m bench.model                P3D-199, two batch sizes, one thread and all: two or three minutes
     python -m bench.model --full         every network, both graphs of P3D-199, batches of 1 to 8: half an hour
     python -m bench.model --networks p3d63 --batches 1 4 --threads 2 --rounds 9
+    python -m bench.model --compile      and the same folded network through torch.compile instead of packed for oneDNN
 
 All arms of a table, the peak among them, take turns in one process (`rounds.py`). An arm begins with uint8 frames and
 ends with feature rows on the host, so preparing the clips counts. What the arms gave is compared before anything is
@@ -14,6 +15,7 @@ gives multiply-adds a CPU second instead, a core's worth, in which threads that 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +26,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job's worker, and
 
 import numpy as np
 import torch
+from torch import nn
 
 from bench.peak import Peak
 from bench.plain import PlainP3D, macs_of, plain_of
 from bench.rounds import Report, Rounds, Table, per_second, take_turns
-from p3d.encoder import Encoder, golden_clip
+from p3d.encoder import PRECISIONS, Encoder, golden_clip, normalise
+from p3d.model import fold
 from p3d.weights import Weights, random_weights
 
 SMALL = {"networks": ["p3d199"], "batches": [1, 2], "rounds": 7}
@@ -57,6 +61,30 @@ def plain_features(network: PlainP3D, weights: Weights, frames_NHWC: np.ndarray,
     return features
 
 
+def compiled_of(weights: Weights, precision: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The Encoder's network as torch.compile has it: folded, channels last, weights constant, no packing of ours."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True  # so that it, too, lays weights out for oneDNN, once
+    network = copy.deepcopy(weights.network).eval()
+    fold(network)
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv2d | nn.Conv3d):
+            conv.to(PRECISIONS[precision])
+            layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
+            conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
+    compiled = torch.compile(network.features, dynamic=False)
+
+    def features(frames_NHWC: np.ndarray, index_BT: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            clips_BTHWC = torch.from_numpy(frames_NHWC).index_select(0, torch.from_numpy(index_BT).flatten())
+            clips_BCTHW = normalise(clips_BTHWC.view(*index_BT.shape, *frames_NHWC.shape[1:]), weights.recipe)
+            found: np.ndarray = compiled(clips_BCTHW.to(PRECISIONS[precision])).float().numpy()
+        return found
+
+    return features
+
+
 def check_equal(plain: np.ndarray, found: np.ndarray, precision: str, arm: str) -> None:
     """SystemExit unless an arm computes what the plain network does."""
     if precision == "fp32":
@@ -82,7 +110,7 @@ def on_cores(threads: int) -> Iterator[None]:
 
 
 def arms_of(
-    named: str, batches: list[int], precisions: list[str], threads: int, clock: Clock
+    named: str, batches: list[int], precisions: list[str], threads: int, clock: Clock, compiled: bool
 ) -> dict[str, Callable[[], float]]:
     """An arm a batch and precision, and the plain one a batch: multiply-adds a second, in 1e9."""
     name, _, graph = named.partition(":")
@@ -104,10 +132,18 @@ def arms_of(
             arms[f"{precision}, {batch}"] = per_second(
                 lambda encoder=encoder, given=given: encoder.encode(*given), amount, clock
             )
+            if compiled:
+                its = compiled_of(weights, precision)
+                check_equal(true, its(*given), precision, f"{named} compiled {precision}, {batch}")
+                arms[f"compiled {precision}, {batch}"] = per_second(
+                    lambda its=its, given=given: its(*given), amount, clock
+                )
     return arms
 
 
-def table_of(named: str, threads: int, batches: list[int], precisions: list[str], rounds: int, cpu: bool) -> Table:
+def table_of(
+    named: str, threads: int, batches: list[int], precisions: list[str], rounds: int, cpu: bool, compiled: bool
+) -> Table:
     """One network on so many threads."""
     with on_cores(threads):
         cpu = cpu or threads == 1
@@ -115,13 +151,13 @@ def table_of(named: str, threads: int, batches: list[int], precisions: list[str]
         peak = Peak(threads, clock)
         unit = "GMAC a CPU second" if cpu else "GMAC/s"
         peaks = {f"peak {of}": lambda of=of: peak.macs_per_s(of) / 1e9 for of in precisions}
-        found = take_turns(peaks | arms_of(named, batches, precisions, threads, clock), rounds, unit)
+        found = take_turns(peaks | arms_of(named, batches, precisions, threads, clock, compiled), rounds, unit)
     rows = []
     for arm in found.of:
         precision, _, batch = arm.partition(", ")
         of_peak, to_plain = "", ""
         if batch:
-            precision = precision.removeprefix("plain ")
+            precision = precision.split()[-1]
             of_peak = _percent(found, arm, f"peak {precision}")
             to_plain = str(found.ratio(arm, f"plain fp32, {batch}"))
         rows.append((arm, str(found.spread(arm)), of_peak, to_plain))
@@ -152,6 +188,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of several threads")
+    parser.add_argument("--compile", action="store_true", help="an arm of torch.compile, too; minutes to compile")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     form = {**(FULL if given.full else SMALL), **{k: v for k, v in vars(given).items() if v is not None}}
@@ -160,7 +197,8 @@ def main() -> int:
     report.add(work_table(form["networks"]))
     for threads in form["threads"]:
         for named in form["networks"]:
-            report.add(table_of(named, threads, form["batches"], precisions, form["rounds"], given.clock == "cpu"))
+            how = (form["batches"], precisions, form["rounds"], given.clock == "cpu", given.compile)
+            report.add(table_of(named, threads, *how))
     print(f"\n{report.write(given.out)}")
     return 0
 

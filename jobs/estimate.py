@@ -2,6 +2,7 @@
 
     all videos ──sample──> probe: clips a byte ──> 32 of them ──trial──> seconds of decoding, frames
                                                    frames ──Encoder, as many lanes as a job has──> clips/s, rows
+                                                            on a GPU in batches of several sizes, too
                                                    rows ──the dataset's own writers──> bytes a row
 
 On a CPU decoding and the network share the cores, so their seconds add up; a GPU works beside the cores, so the slower
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.machine import lanes_of, usable_cpus
-from jobs.planning import Prepared, default_batch, default_workers
+from jobs.embed_trial import embed_trial
+from jobs.machine import usable_cpus
+from jobs.planning import Prepared, default_workers
 from jobs.trial import How, Tried, trial
-from p3d.encoder import Encoder, device_for
 from pipeline import schema
 from pipeline.clips import Sampling, clip_spans, laid_over
 from pipeline.commit import derived
@@ -42,7 +42,6 @@ SAMPLE = 500  # videos that are probed at most, drawn from the whole source with
 SAMPLE_S = 5.0  # after which no further one is
 TRIED = 32  # of them, that are decoded and embedded
 TRIED_S = 30.0  # after which no further one is
-TIMED_S = 5.0  # of the network, after one batch a lane to warm up; two batches a lane at least
 STARTUP_S = 9.0  # of Ray and the first worker, about
 MESSAGES_S = 0.010  # of a processor, that a video's messages take on their way; docs/performance.md
 
@@ -51,7 +50,8 @@ MESSAGES_S = 0.010  # of a processor, that a video's messages take on their way;
 class Estimate:
     """Counts of videos and shards are exact; clips, bytes and seconds are extrapolated.
 
-    `n_sampled` videos were probed and `n_tried` decoded. `clips_per_s` is what the network of one worker does alone,
+    `n_sampled` videos were probed and `n_tried` decoded. `clips_per_s` is what the network of one worker does alone in
+    batches of `batch_size` clips, and `by_batch` in others, 0 where they do not fit; none on a CPU.
     `decode_s_per_clip` and `network_s_per_clip` are processor seconds (the latter 0 on a GPU). `binding` is the stage
     that takes longest, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all.
     """
@@ -64,6 +64,8 @@ class Estimate:
     n_clips: int
     output_bytes: int
     clips_per_s: float
+    batch_size: int
+    by_batch: dict[int, float]
     decode_s_per_clip: float
     network_s_per_clip: float
     binding: str
@@ -100,9 +102,10 @@ def estimate(
     n_sampled, n_clips = _count(_probed(videos, sizes, order, recipe.sampling), tried, recipe, total)
     decode_s = sum(one.cpu_s for one in tried) * total / max(sum(one.video.size_bytes for one in tried), 1)
 
-    device, rate, features_ND, probs_NK = _embed(prepared, good, cpus)
+    network = embed_trial(prepared, good, cpus)
+    device, rate = network.device, network.clips_per_s
     n_shards = int(with_shards(videos, shard_videos)["shard"][-1].as_py()) + 1
-    output = _output_bytes(recipe, good, features_ND, probs_NK, n_clips, len(videos), n_shards)
+    output = _output_bytes(recipe, good, network.features_ND, network.probs_NK, n_clips, len(videos), n_shards)
     workers = workers or default_workers()
     on_cpu = device == "cpu"
     cores_s = (decode_s + MESSAGES_S * len(videos)) / cpus
@@ -111,6 +114,8 @@ def estimate(
     if output / n_shards > schema.MAX_OBJECT_BYTES / 2:
         size = f"{output / n_shards / 1024**3:.1f} GiB"
         warnings.append(f"a shard would be about {size}, and 4 is the most: use a smaller --shard-videos")
+    if network.faster is not None:
+        warnings.append(network.faster)
     return Estimate(
         n_videos=len(videos),
         n_shards=n_shards,
@@ -120,6 +125,8 @@ def estimate(
         n_clips=n_clips,
         output_bytes=output,
         clips_per_s=rate,
+        batch_size=network.batch_size,
+        by_batch=network.by_batch,
         decode_s_per_clip=decode_s / max(n_clips, 1),
         network_s_per_clip=cpus / rate if on_cpu else 0.0,
         binding="decoding" if cores_s > network_s else "network",
@@ -173,38 +180,6 @@ def _clips(one: Tried, recipe: Recipe) -> int:
         return 0
     sampling = recipe.sampling.for_video(one.video.video_id)
     return len(clip_spans(sampling, laid_over(sampling, one.end.n_frames, one.end.duration_s)))
-
-
-def _embed(prepared: Prepared, tried: list[Tried], cpus: int) -> tuple[str, float, FLOAT32, FLOAT32]:
-    """(device, clips/s of one worker's network, features and scores of one clip of each video that was decoded)."""
-    device, recipe = str(device_for("auto")), prepared.recipe
-    size, threads = default_batch(device), max(1, cpus // 2)
-    lanes = lanes_of(device, cpus, threads)
-    encoder = Encoder(
-        prepared.weights,
-        device=device,
-        batch_size=size,
-        threads=threads if device == "cpu" else None,
-        precision=recipe.precision,
-    )
-    crop = (*recipe.crop_hw, 3)
-    clips = [one.frames_NHWC for one in tried if len(one.frames_NHWC)] or [np.zeros((1, *crop), np.uint8)]
-    index_T = np.arange(recipe.clip_frames)
-
-    def batch(number: int) -> tuple[FLOAT32, FLOAT32]:
-        chosen = [clips[(number * size + at) % len(clips)] for at in range(size)]
-        starts = np.cumsum([0, *map(len, chosen[:-1])])
-        index_BT = np.stack([start + np.minimum(index_T, len(c) - 1) for start, c in zip(starts, chosen, strict=True)])
-        return encoder.encode(np.concatenate(chosen), index_BT, probs=True)
-
-    with ThreadPoolExecutor(lanes) as pool:
-        done = [batch(0), *pool.map(batch, range(1, lanes))]  # the first alone: it may settle how weights lie in memory
-        started, warm = time.monotonic(), len(done)
-        while len(done) < 3 * lanes or (time.monotonic() - started < TIMED_S and len(done) * size < len(clips)):
-            done += pool.map(batch, range(len(done), len(done) + lanes))
-        rate = (len(done) - warm) * size / (time.monotonic() - started)
-    rows = [np.concatenate(column)[: len(tried)] for column in zip(*done, strict=True)]
-    return device, rate, rows[0], rows[1] if recipe.scores else rows[1][:, :0]
 
 
 def _output_bytes(

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from p3d.fused import can_pack, keep_freed_memory, pack
-from p3d.model import P3D, fold_batch_norm
+from p3d.model import P3D, fold
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
 
@@ -137,7 +137,7 @@ class Encoder:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         folded = copy.deepcopy(network).eval()
-        fold_batch_norm(folded)
+        fold(folded)
         self._as_read = recipe
         if recipe.channel_order == "bgr":  # turning the filters once is turning every clip, for nothing
             stem = folded.get_submodule(folded.stem)
@@ -284,7 +284,9 @@ def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe) -> Tensor:
     # Whole lines of pixels: on a CPU an inner loop over three channels takes nine times as long.
     lines_BTHL = values_BTHWC.flatten(-2)
     width, device = clips_BTHWC.shape[3], clips_BTHWC.device
-    lines_BTHL.div_(255 / recipe.value_range).sub_(_line(recipe.mean, width, device))
+    if recipe.value_range != 255:
+        lines_BTHL.div_(255 / recipe.value_range)
+    lines_BTHL.sub_(_line(recipe.mean, width, device))
     if any(std != 1 for std in recipe.std):
         lines_BTHL.div_(_line(recipe.std, width, device))
     return values_BTHWC.permute(0, 4, 1, 2, 3)

@@ -28,9 +28,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from p3d.blocks import EXPANSION, KINDS, Bottleneck2D
+from p3d.blocks import EXPANSION, KINDS, BlockC, Bottleneck2D
 from p3d.fused import conv_relu
-from p3d.network import Network, NetworkConfig, Takes
+from p3d.network import Network, NetworkConfig, Takes, TemporalPool
 
 FEATURE_DIM: Final = 2048
 WIDTHS: Final = (64, 128, 256, 512)
@@ -126,7 +126,7 @@ class P3D(Network):
         self.layer2 = self._stage(1, second)
         self.layer3 = self._stage(2, third)
         self.layer4 = self._stage(3, "2" * config.blocks[3])
-        self.temporal_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=caffe)
+        self.temporal_pool = TemporalPool()
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(self.feature_dim, config.num_classes)
 
@@ -180,11 +180,12 @@ class P3D(Network):
         return logits_BK
 
 
-def fold_batch_norm(network: nn.Module) -> None:
+def fold(network: nn.Module) -> None:
     """Multiply every batch normalisation into the convolution before it, in place; the network must be in eval mode.
 
-    A convolution and its normalisation are neighbours among the children of their module in all our networks. The
-    arithmetic is done in float64 and rounded once, so that features move by rounding only (about 1e-6 relative).
+    The halving of block C goes into the convolution after it, which changes no bit. A convolution and its normalisation
+    are neighbours among the children of their module in all our networks. The arithmetic is done in float64 and rounded
+    once, so that features move by rounding only (about 1e-6 relative).
     """
     for module in list(network.modules()):
         children = list(module.named_children())
@@ -205,3 +206,5 @@ def fold_batch_norm(network: nn.Module) -> None:
             conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
             conv.bias = nn.Parameter(bias_C.to(conv.weight.dtype), requires_grad=False)
             setattr(module, name, nn.Identity())
+        if isinstance(module, BlockC):
+            module.fold_half()

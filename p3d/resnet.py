@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from p3d.fused import conv_add_relu, conv_relu
-from p3d.network import Network, NetworkConfig, Takes
+from p3d.network import Network, NetworkConfig, Takes, TemporalPool
 
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
@@ -148,7 +148,7 @@ class ResNet3D(_Residual):
         self.conv1 = nn.Conv3d(config.in_channels, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
         self.maxpool = nn.MaxPool3d((2, 3, 3), 2, padding=0 if caffe else (0, 1, 1), ceil_mode=caffe)
-        self.temporal_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=caffe)
+        self.temporal_pool = TemporalPool()
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """The global average after res5, (B, 2048); T is a multiple of 16."""

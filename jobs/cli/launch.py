@@ -170,6 +170,12 @@ def _cores(guess: Estimate) -> str:
     return f"{decoding}: {guess.useful_cores:.1f} cores keep a GPU busy"
 
 
+def _batches(guess: Estimate) -> list[tuple[str, str]]:
+    """What batches of several sizes gave, where they were tried."""
+    rates = [f"{size}: {rate:.0f}" if rate else f"{size}: no room" for size, rate in guess.by_batch.items()]
+    return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
+
+
 @click.command()
 @click.argument("src")
 @click.argument("out", required=False)
@@ -182,7 +188,8 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     """Say what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
 
     A sample of the videos is looked at, and 32 of them are decoded and embedded here, for half a minute at most: clips,
-    bytes and time follow from that. With OUT, a job with other settings there is refused as `launch` would.
+    bytes and time follow from that. On a GPU batches of several sizes are timed, too. With OUT, a job with other
+    settings there is refused as `launch` would.
     """
     from jobs.estimate import estimate
     from jobs.job import refuse_other_job
@@ -227,6 +234,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
                 ("output", talk.human_bytes(guess.output_bytes)),
                 ("time", f"about {talk.human_time(guess.seconds)}; most of it is {guess.binding}"),
                 ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
+                *_batches(guess),
                 ("", f"({_cores(guess)}, from {talk.count(guess.n_tried, 'video')} decoded here)"),
             ]
         )

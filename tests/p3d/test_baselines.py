@@ -13,7 +13,7 @@ from torch import nn
 from p3d import zoo
 from p3d.baselines import C3D, ConvPool, DeepVideo, GoogLeNet, SlowFusion
 from p3d.encoder import Encoder, check_golden, golden_features
-from p3d.model import fold_batch_norm
+from p3d.model import fold
 from p3d.network import Network
 from p3d.recipe import C3D_RGB, IMAGENET_BGR, IMAGENET_RGB
 from p3d.resnet import ResNet, ResNetConfig
@@ -269,7 +269,7 @@ def test_folding_changes_rounding_only(spacetime: bool) -> None:
     network, clips = tiny(spacetime), clips_of(1, 3, 16, 64, 64)
     with torch.inference_mode():
         plain = network.features(clips)
-        fold_batch_norm(network)
+        fold(network)
         folded = network.features(clips)
     assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d)]
     assert (folded - plain).norm() / plain.norm() < 1e-5

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from p3d import zoo
 from p3d.encoder import Encoder, golden_clip
 from p3d.fused import PackedConv, can_pack, conv_add_relu, conv_relu, pack
-from p3d.model import P3DConfig, fold_batch_norm
+from p3d.model import P3DConfig, fold
 from p3d.network import Network
 from p3d.weights import random_weights
 
@@ -29,7 +29,7 @@ def folded(network: Network) -> Network:
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    fold_batch_norm(network)
+    fold(network)
     return network
 
 

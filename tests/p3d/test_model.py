@@ -9,7 +9,7 @@ import torch
 
 from p3d import zoo
 from p3d.blocks import BlockA, BlockB, BlockC, Bottleneck2D
-from p3d.model import P3D, P3DConfig, fold_batch_norm
+from p3d.model import P3D, P3DConfig, fold
 
 # sha256 of the sorted "key<tab>AxBxC" lines of the public checkpoints' layout (RGB, 400 classes)
 KEYS_SHA256 = {
@@ -210,7 +210,7 @@ def test_folding_changes_rounding_only(graph: str) -> None:
     clips = random_clips(1, 3, 16, 64, 64)
     with torch.inference_mode():
         plain = network.features(clips)
-        fold_batch_norm(network)
+        fold(network)
         folded = network.features(clips)
     assert not [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d)]
     assert (folded - plain).norm() / plain.norm() < 1e-5
@@ -219,4 +219,4 @@ def test_folding_changes_rounding_only(graph: str) -> None:
 def test_folding_refuses_a_network_in_training_mode() -> None:
     """Statistics that still move cannot be folded."""
     with pytest.raises(ValueError, match="training"):
-        fold_batch_norm(tiny_network().train())
+        fold(tiny_network().train())
