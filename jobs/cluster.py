@@ -162,6 +162,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     _loopback_only()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # glibc gives a lane's own arena 64 MB, and a layer may be larger
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
     # a process that has nothing to do for a second is kept, up to so many: a new one takes a second of a processor
     os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_A_CORE * (cpus or usable_cpus())))

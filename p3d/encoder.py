@@ -99,7 +99,7 @@ class Encoder:
     `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. For
     the whole process too, on a CPU freed memory is kept (`fused.keep_freed_memory`), and on CUDA TF32 is turned off: it
     costs three digits. Threads that share their cores with other work want OMP_WAIT_POLICY=passive in the environment
-    before torch is imported.
+    before torch is imported, and several that encode at once MALLOC_ARENA_MAX=1 before Python begins.
     Raises ValueError for options that do not fit.
     """
 

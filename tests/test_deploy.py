@@ -237,6 +237,7 @@ def test_the_image_is_safe_as_it_is() -> None:
     )
     environment = dict(word.split("=", 1) for name, rest in found if name == "ENV" for word in rest.split())
     assert environment["RAY_AUTH_MODE"] == "token" and environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["MALLOC_ARENA_MAX"] == "1"
     users = [rest for name, rest in found if name == "USER"]
     assert users == ["1000"] and ["useradd", "--create-home", "--uid", "1000", "ray"] in commands()
 

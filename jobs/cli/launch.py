@@ -92,7 +92,7 @@ source_options = _apply(
 )
 run_options = _apply(
     click.option("--workers", type=click.IntRange(1), help="Default: one per GPU, else 1."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips at a time. Default: 32 on a GPU, 2 on a CPU."),
+    click.option("--batch-size", type=click.IntRange(1), help="Clips at a time. Default: 32 on a GPU, 4 on a CPU."),
     click.option("--threads", type=click.IntRange(1), help="Of a CPU worker's network. Default: half the cores."),
     click.option("--device", metavar="NAME", help="auto, cpu or cuda. Default: auto."),
     click.option(

@@ -11,7 +11,7 @@ import torch
 
 from jobs.cli.launch import _batches
 from jobs.embed_trial import EmbedTrial, embed_trial, rates_by_batch
-from jobs.planning import JobSpec, prepare
+from jobs.planning import JobSpec, default_batch, prepare
 from jobs.trial import Tried
 from p3d.encoder import Encoder, golden_clip
 from p3d.weights import resolve
@@ -77,7 +77,7 @@ def test_a_cpu_times_the_default_alone(small_weights: Path) -> None:
     video = VideoRef("id", "a.mp4", "file:///a.mp4", "", 1)
     tried = [Tried(video, 0.1, None, VideoEnd(16, 1.0, False), kept) for kept in (frames_NHWC, frames_NHWC[:5])]
     found = embed_trial(prepared, tried, cpus=2)
-    assert (found.by_batch, found.batch_size, found.probs_NK.shape) == ({}, 2, (2, 0))
+    assert (found.by_batch, found.batch_size, found.probs_NK.shape) == ({}, default_batch("cpu"), (2, 0))
     assert found.clips_per_s > 0
     encoder = Encoder(prepared.weights, batch_size=2)
     padded_BT = np.stack([index_BT[0], np.minimum(index_BT[0], 4)])
