@@ -165,9 +165,7 @@ def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, sm
     """`jobs.embed_file` gives what the job stored, every bit of every clip and of the video."""
     import jobs
 
-    found = jobs.embed_file(
-        archive / "video0.mp4", small_weights, device="cpu", batch_size=2, threads=threads(undisturbed)
-    )
+    found = jobs.embed_file(archive / "video0.mp4", small_weights, device="cpu", threads=threads(undisturbed))
     clips = [row for row in rows(undisturbed, "clips").to_pylist() if row["path"] == "video0.mp4"]
     assert np.array_equal(found.features_ND, np.array([row["embedding"] for row in clips], np.float32))
     assert [(row.start_s, row.end_s) for row in found.clips] == [(row["start_s"], row["end_s"]) for row in clips]
