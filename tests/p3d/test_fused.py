@@ -12,11 +12,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from p3d import zoo
 from p3d.encoder import Encoder, golden_clip
-from p3d.fused import PackedConv, can_pack, conv_add_relu, conv_relu, pack
+from p3d.fused import PackedConv, PackedPool, can_pack, conv_add_relu, conv_relu, pack
 from p3d.model import P3DConfig, fold
-from p3d.network import Network
+from p3d.network import Network, TemporalPool
 from p3d.weights import random_weights
 
+HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="no oneDNN of its own on this CPU")
 
 
@@ -87,6 +88,44 @@ def test_what_may_be_written_over() -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 16, 40, 40), (1, 8, 2, 2, 6), (1, 3, 4, 9, 12)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool3d((2, 3, 3), 2, ceil_mode=True),
+        nn.MaxPool3d((2, 3, 3), 2, padding=(0, 1, 1)),
+        TemporalPool(),
+    ],
+    ids=["caffe", "port", "time"],
+)
+@torch.inference_mode()
+def test_a_packed_pool_gives_the_plain_ones_bits(
+    pool: nn.MaxPool3d | TemporalPool, shape: tuple[int, ...], kind: torch.dtype
+) -> None:
+    """Zeros, numbers of every size and infinity, in even and in odd pictures, and where every place is the largest."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).relu() * torch.logspace(-8, 4, shape[-1])
+    x[0, 0, 0, 0, 0] = torch.inf
+    for at in range(9):
+        x[0, 1, at % 2, at // 3 % shape[3], at % 3 % shape[4]] += 1e4 * at
+    x = x.to(kind).contiguous(memory_format=torch.channels_last_3d)
+    found = PackedPool(pool)(x)
+    assert torch.equal(found, pool(x)) and found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@torch.inference_mode()
+def test_a_packed_relu_gives_numbers_alone() -> None:
+    """What is no number comes out as zero, of either sign, which is what lets a pooling compare bits."""
+    for kind in (torch.float32, torch.bfloat16) if HAS_BF16 else (torch.float32,):
+        conv = PackedConv(nn.Conv3d(3, 32, 1).to(kind))
+        x = clips(1, 4, 8, 8).to(kind)
+        x[0, :, 0, 0, 0], x[0, :, 0, 0, 1] = torch.nan, -torch.nan
+        addend = torch.zeros(1, 32, 4, 8, 8, dtype=kind).contiguous(memory_format=torch.channels_last_3d)
+        for out in (conv.relu(x), conv.add_relu(x, addend)):
+            assert (out >= 0).all() and not out.signbit().any()
+
+
 def test_what_cannot_be_packed_is_refused() -> None:
     """A normalisation that was not folded would be left out in silence, and padding of another kind computed wrong."""
     with pytest.raises(ValueError, match="bn1 of P3D must be folded"):
@@ -95,6 +134,8 @@ def test_what_cannot_be_packed_is_refused() -> None:
         PackedConv(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
     with pytest.raises(ValueError, match=r"padding = 'same'"):
         PackedConv(nn.Conv2d(1, 1, 3, padding="same"))
+    with pytest.raises(ValueError, match="cannot pack MaxPool3d"):
+        PackedPool(nn.MaxPool3d((2, 3, 3), 2))
     assert not can_pack(torch.device("meta"))
 
 
