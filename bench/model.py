@@ -35,7 +35,7 @@ from p3d.encoder import PRECISIONS, Encoder, golden_clip, normalise
 from p3d.model import fold
 from p3d.weights import Weights, random_weights
 
-SMALL = {"networks": ["p3d199"], "batches": [1, 2], "rounds": 7}
+SMALL = {"networks": ["p3d199"], "batches": [1, 4], "rounds": 7}
 FULL = {"networks": ["p3d63", "p3d131", "p3d199", "p3d199:port"], "batches": [1, 2, 4, 8], "rounds": 9}
 Clock = Callable[[], float]
 OUT = Path(__file__).with_name("out")
