@@ -2,8 +2,9 @@
 
     python -m bench.peer_loops ARM SRC OUT WEIGHTS CLIPS
 
-All arms decode with decord to the recipe's size, cut the same clips, use the same network and batch size, and write
-path, clip_index and embedding. None but P3D itself isolates a decoder, survives a kill or finds a bad file.
+All arms decode with decord to the recipe's size, cut the same clips, use the same network, and write path, clip_index and
+embedding. Those whose batches mix videos have P3D's batch; those that batch within a video have 2, for the Encoder fills up
+a batch, and five clips in fours would be eight. None but P3D itself isolates a decoder, survives a kill or finds a bad file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.clips import clip_spans, frame_numbers
 from pipeline.types import FLOAT32, UINT8, FrameSpec
 
 BATCH = default_batch("cpu")
+WITHIN = 2  # clips of one video
 
 
 class Clips:
@@ -49,8 +51,8 @@ class Clips:
             yield span.index, self.spec.crop(reader.get_batch(numbers_T).asnumpy())
 
 
-def encoder(weights_path: str, threads: int) -> Encoder:
-    return Encoder(weights.load(weights_path), batch_size=BATCH, threads=threads)
+def encoder(weights_path: str, threads: int, batch: int = BATCH) -> Encoder:
+    return Encoder(weights.load(weights_path), batch_size=batch, threads=threads)
 
 
 def features(model: Encoder, clips_BTHWC: UINT8) -> FLOAT32:
@@ -74,10 +76,10 @@ def write(out: str, name: str, rows: list[tuple[str, int, FLOAT32]]) -> None:
 
 def plain(src: str, out: str, weights_path: str, clips: str) -> None:
     """A loop over videos: decord, then our Encoder in batches within a video; a file a video."""
-    source, model = Clips(weights_path, clips), encoder(weights_path, usable_cpus())
+    source, model = Clips(weights_path, clips), encoder(weights_path, usable_cpus(), WITHIN)
     for path in _paths(src):
         found = list(source.of(path))
-        batches = [found[at : at + BATCH] for at in range(0, len(found), BATCH)]
+        batches = [found[at : at + WITHIN] for at in range(0, len(found), WITHIN)]
         done = np.concatenate([features(model, np.stack([clip for _, clip in batch])) for batch in batches])
         write(out, Path(path).stem, [(path, index, row) for (index, _), row in zip(found, done, strict=True)])
 
@@ -168,9 +170,9 @@ def daft(src: str, out: str, weights_path: str, clips: str) -> None:
     @df.cls(max_concurrency=usable_cpus(), use_process=True)
     class Embed:
         def __init__(self) -> None:
-            self.model = encoder(weights_path, 1)
+            self.model = encoder(weights_path, 1, WITHIN)
 
-        @df.method.batch(return_dtype=df.DataType.embedding(df.DataType.float32(), 2048), batch_size=BATCH)
+        @df.method.batch(return_dtype=df.DataType.embedding(df.DataType.float32(), 2048), batch_size=WITHIN)
         def __call__(self, clip: Any) -> Any:
             return list(features(self.model, np.stack(clip.to_pylist())))
 
