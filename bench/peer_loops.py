@@ -2,9 +2,10 @@
 
     python -m bench.peer_loops ARM SRC OUT WEIGHTS CLIPS
 
-All arms decode with decord to the recipe's size, cut the same clips, use the same network, and write path, clip_index and
-embedding. Those whose batches mix videos have P3D's batch; those that batch within a video have 2, for the Encoder fills up
-a batch, and five clips in fours would be eight. None but P3D itself isolates a decoder, survives a kill or finds a bad file.
+All arms decode with decord to the recipe's size, cut the same clips, use the same network, and write path, clip_index
+and embedding. Those whose batches mix videos have P3D's batch; those that batch within a video have 2, for the Encoder
+fills up a batch, and five clips in fours would be eight. None but P3D itself isolates a decoder, survives a kill or
+finds a bad file.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ def run(words: list[str], kill_after_s: float | None = None) -> tuple[float, flo
     """(seconds, processor seconds, MB) of a command, which is killed with all it started if it takes too long."""
     with tempfile.TemporaryFile("w+") as said:
         started = time.monotonic()
-        # several threads that encode want one heap; whose job sets that itself gains nothing by it
-        env = {"MALLOC_ARENA_MAX": "1", **os.environ, "PYTHONPATH": str(REPO)}
+        env = {**os.environ, "PYTHONPATH": str(REPO)}
         process = subprocess.Popen(words, stdout=said, stderr=said, cwd=REPO, env=env)
         family = Family(process)
         try:
