@@ -24,7 +24,7 @@ DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
 # Where `auto` takes PyAV, for decord is slower (docs/measurements.md): these codecs, by 4 to 12% on an Intel processor
 # and not faster on an AMD one, and pictures of fewer pixels, of which its own loop reads 0.85 to 0.93 of what PyAV's
-# does. ProRes was not measured.
+# does. With ProRes the two are level.
 SLOWER_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"))
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
