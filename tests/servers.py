@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -116,9 +117,16 @@ def weed(folder: Path) -> Iterator[Weed]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now; all are held while they are chosen, so that none is given twice."""
+    """Ports that are free now; all are held while they are chosen, so that none is given twice.
+
+    They lie below those that the kernel gives to outgoing connections (from 32768 on), and above those of Ray's workers
+    (to 19999): of a server's dozen the last is bound a second after the first, and one was taken meanwhile.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
+        while len(found) < count:
+            one, port = stack.enter_context(socket.socket()), secrets.choice(range(20_000, 32_000))
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
