@@ -3,8 +3,8 @@
     trial ──frames of a clip of each──> Encoder, as many lanes as a job has ──> clips/s, rows
                                         on a GPU in batches of several sizes, too
 
-A CPU's Encoder lays its weights out for the size that it meets first, and more clips at a time gain nothing there
-(docs/performance.md), so only the default is timed.
+A CPU's Encoder lays its weights out for the size that it meets first, so one Encoder cannot compare sizes there: only
+the default is timed, and docs/performance.md has what others give.
 """
 
 from __future__ import annotations
