@@ -42,7 +42,7 @@ sim: $(READY)
 # five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
 chaos: $(READY)
 	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos tests/jobs/test_end_to_end.py tests/jobs/test_outage.py \
-	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py tests/jobs/test_away.py
+	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py tests/jobs/test_remote.py
 
 # a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some ten minutes; `make test` takes two thousand
 fuzz: $(READY)
@@ -66,7 +66,7 @@ test-recipes: $(READY) .venv-recipes/.ready
 # pictures in tests/page/seen/. And the map by UMAP. In an environment of its own, which sees the packages of this one; a
 # few minutes
 test-page: $(READY) .venv-page/.ready
-	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page tests/pipeline/test_plane.py
+	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page tests/pipeline/test_projection.py
 
 .venv-page/.ready: tests/page/requirements.txt
 	$(PYTHON) -m venv .venv-page
@@ -78,8 +78,8 @@ test-page: $(READY) .venv-page/.ready
 
 # branch coverage of what every promise rests on, by the tests that are meant to hold it
 coverage: $(READY)
-	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clips.py \
-	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_config.py tests/jobs/test_state.py \
+	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clip_rules.py \
+	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_recipe.py tests/jobs/test_state.py \
 	  tests/jobs/test_planning.py tests/sim/test_power_loss.py
 	$(PY) -m coverage report
 

@@ -23,20 +23,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import jobs.cluster
+import p3d.jobs.scheduler.cluster
 from bench import corpus, weights
 from bench.launching import launch
 from bench.null import NullWorker
 from bench.rounds import REPO, Report, take_turns
-from jobs import decode_task, decoding, planning, scheduler
-from jobs.balance import Balance
-from jobs.cli import main
-from jobs.job import read_job
-from jobs.monitor import Status, read_status
-from jobs.parcels import Parcel
-from pipeline.errors import JobError
-from pipeline.store import open_store
-from pipeline.types import FLOAT32, INT64, UINT8, FrameBlock
+from p3d.jobs.cli import main
+from p3d.jobs.job import read_job
+from p3d.jobs.monitor.status import Status, read_status
+from p3d.jobs.planning import prepare as planning
+from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.worker import decode_task, decoding
+from p3d.jobs.worker.balance import Balance
+from p3d.jobs.worker.message_batches import Parcel
+from p3d.pipeline.errors import JobError
+from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock
 
 CPUS = 8
 BLOCK_S = 0.5  # that a decode sleeps for a block of 64 frames
@@ -153,7 +155,7 @@ if __name__ == "__main__":
         cloudpickle.register_pickle_by_value(sys.modules["__main__"])
         cloudpickle.register_pickle_by_value(sys.modules["bench.null"])
         scheduler.ShardWorker = Uneven  # type: ignore[misc]
-        jobs.cluster.usable_cpus = planning.usable_cpus = lambda: CPUS
+        p3d.jobs.scheduler.cluster.usable_cpus = planning.usable_cpus = lambda: CPUS
         main()
     else:
         measure()

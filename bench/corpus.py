@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.types import FLOAT32
+from p3d.pipeline.types import FLOAT32
 
 FPS = 25
 SCENE_FRAMES = 100

@@ -24,11 +24,12 @@ from pathlib import Path
 from bench import corpus
 from bench.rounds import Report, Table
 from bench.routes import SPEC
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
-from pipeline.decode.probe import Probe
-from pipeline.errors import VideoError
-from pipeline.types import FrameBlock
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import Probe, probe
+from p3d.pipeline.errors import VideoError
+from p3d.pipeline.types import FrameBlock
 from tests.zoo import make
 
 CLIP_FRAMES = 600

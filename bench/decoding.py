@@ -13,10 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.clips import parse_sampling  # noqa: E402 - after the path
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route  # noqa: E402
-from pipeline.errors import VideoError  # noqa: E402
-from pipeline.types import FrameSpec, VideoEnd, VideoInfo  # noqa: E402
+from p3d.pipeline.clips.rules import parse_sampling  # noqa: E402 - after the path
+from p3d.pipeline.decode.frames import open_frames  # noqa: E402
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy  # noqa: E402
+from p3d.pipeline.decode.probe import probe  # noqa: E402
+from p3d.pipeline.decode.routes.choice import route  # noqa: E402
+from p3d.pipeline.errors import VideoError  # noqa: E402
+from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo  # noqa: E402
 
 SAMPLES = ROOT.parent / "shared" / "videos"
 PAGE = ROOT / "docs" / "decoding.md"

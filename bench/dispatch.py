@@ -3,7 +3,7 @@
     python -m bench.dispatch                1 and 8 workers, 2 000 videos of 10 MB and of 100 kB, stub decodes
 
 The stubs send one clip of 8x8 pixels. Of files of 10 MB each is a task of its own; short ones go several to a task.
-The workers read the real `jobs.decoding.Decoding`; only the task is a stub. Each submits its own, so what a worker's
+The workers read the real `worker.decoding.Decoding`; only the task is a stub. Each submits its own, so what a worker's
 process pays bounds its videos/s wherever the decodes run, and workers add up; on this machine all share the cores. The
 last row is submission alone: tasks that Ray can never place, so that nothing else is done for them.
 """
@@ -25,12 +25,21 @@ import psutil
 import bench.dispatch as me  # by name: functions of a main module could not be told to Ray by value
 from bench.family import cpu_s
 from bench.rounds import REPO, Report, Rounds, Spread, Table
-from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec
-from jobs.parcels import Parcel, parcels
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef, VideoStart
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec
+from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import (
+    DecodeMessage,
+    FrameBlock,
+    FrameSpec,
+    ShardPlan,
+    VideoEnd,
+    VideoInfo,
+    VideoRef,
+    VideoStart,
+)
 
 SHARD_VIDEOS = 64
 LONG, SHORT = 10_000_000, 100_000  # bytes of a video
@@ -74,7 +83,7 @@ class Worker:
     def __init__(self) -> None:
         import ray
 
-        from jobs import decoding
+        from p3d.jobs.worker import decoding
 
         remote = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
@@ -132,7 +141,7 @@ def main() -> int:
     import ray
     from ray import cloudpickle
 
-    from jobs.cluster import local_cluster
+    from p3d.jobs.scheduler.cluster import local_cluster
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8])

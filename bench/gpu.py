@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from bench.model import frames_of
 from bench.plain import PlainP3D
 from bench.rounds import REPO, Report, Rounds, Table, per_second, take_turns
-from jobs.machine import lanes_of, usable_cpus
 from p3d.encoder import PRECISIONS, Encoder, check_precision, device_for, normalise
+from p3d.jobs.machine import lanes_of, usable_cpus
 from p3d.weights import random_weights
 
 TURNS = 4  # batches of one lane in one turn of an arm

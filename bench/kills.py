@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 
 
 def p3d(*args: object) -> subprocess.CompletedProcess[str]:

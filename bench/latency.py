@@ -36,7 +36,7 @@ from tests.s3.proxy import Proxy, proxy
 from tests.servers import weed
 from tests.zoo import make
 
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 
 
 def make_videos(folder: Path, given: argparse.Namespace) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from bench.family import Family
-from pipeline.schema import STATS_KEY
-from pipeline.store import Store, open_store
+from p3d.pipeline.dataset.schema import STATS_KEY
+from p3d.pipeline.storage.store import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Launched:
         return self.clips / self.seconds
 
 
-def launch(src: str | Path, out: str, *options: object, module: str = "jobs.cli") -> Launched:
+def launch(src: str | Path, out: str, *options: object, module: str = "p3d.jobs.cli") -> Launched:
     """Run it. SystemExit with what it said if it fails, or if it has fewer than two shards."""
-    start = "from jobs.cli import main; main()"
-    words = ["-c", start] if module == "jobs.cli" else ["-m", module]
+    start = "from p3d.jobs.cli import main; main()"
+    words = ["-c", start] if module == "p3d.jobs.cli" else ["-m", module]
     command = [sys.executable, *words, "launch", str(src), out, *map(str, options)]
     with tempfile.TemporaryFile("w+") as said:
         started = time.time()

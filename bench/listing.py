@@ -78,11 +78,11 @@ def stub(keys: int, folders: int, latency_s: float) -> None:
 
 def step(name: str, out: Path) -> None:
     """One measured step, in this process; prints JSON."""
-    from jobs.job import manifests, survey
-    from jobs.planning import add_plan
-    from pipeline.config import JobRecord
-    from pipeline.listing import find
-    from pipeline.store import LocalStore, StoreOptions
+    from p3d.jobs.job import manifests, survey
+    from p3d.jobs.planning.prepare import add_plan
+    from p3d.pipeline.recipe import JobRecord
+    from p3d.pipeline.sources.listing import find
+    from p3d.pipeline.storage.store import LocalStore, StoreOptions
     from tests.pipeline.rows import recipe
 
     store, job = LocalStore(str(out)), JobRecord(recipe(), "random:0", {})

@@ -4,7 +4,7 @@
     python bench/long_video.py --frames 12000 --hw 720x1280 --rounds 3
     python bench/long_video.py --frames 12000 --sleep 0.1 --tasks 1 2 4     each block takes 0.1 s more, without a core
 
-The decodes are those of a job (`jobs.decoding`, a Ray of our own); their reader only counts, so decoding is the slow
+The decodes are those of a job (`worker.decoding`, a Ray of our own); their reader only counts, so decoding is the slow
 side. A round has every number of tasks once, in an order that turns with the round; the ratio is the median over the
 rounds of what one round says. A minute of video is encoded once and then remuxed in a loop. Predicted for 2 tasks on 2
 idle cores: 1.7, because the reader takes part of a core, and some two seconds go by before both decode; for few seconds
@@ -34,15 +34,15 @@ import ray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jobs import decoding  # noqa: E402 - after the path
-from jobs.cluster import local_cluster  # noqa: E402
-from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video  # noqa: E402
-from jobs.decoding import Decoding  # noqa: E402
-from pipeline.clips import parse_sampling  # noqa: E402
-from pipeline.decode import DecodeLimits, DecodePolicy  # noqa: E402
-from pipeline.identity import local_row  # noqa: E402
-from pipeline.store import DEFAULTS  # noqa: E402
-from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo  # noqa: E402
+from p3d.jobs.scheduler.cluster import local_cluster  # noqa: E402
+from p3d.jobs.worker import decoding  # noqa: E402 - after the path
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_video  # noqa: E402
+from p3d.jobs.worker.decoding import Decoding  # noqa: E402
+from p3d.pipeline.clips.rules import parse_sampling  # noqa: E402
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy  # noqa: E402
+from p3d.pipeline.sources.identity import local_row  # noqa: E402
+from p3d.pipeline.storage.store import DEFAULTS  # noqa: E402
+from p3d.pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo  # noqa: E402
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 ENCODED = 1500  # frames

@@ -4,7 +4,7 @@
     python bench/memory.py --clips uniform:20 2 10
 
 Private memory by role, and once for all the shared memory that frames travel in (bounded by Ray's object store, see
-jobs/cluster.py); from /proc/PID/smaps_rollup, sampled every 0.5 s. Linux only.
+jobs/scheduler/cluster.py); from /proc/PID/smaps_rollup, sampled every 0.5 s. Linux only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import av
 import numpy as np
 import psutil
 
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
-ROLES = {"ray::decode": "decode task", "ray::ShardWorker": "worker", "jobs.cli": "driver"}
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
+ROLES = {"ray::decode": "decode task", "ray::ShardWorker": "worker", "p3d": "driver"}
 
 
 def make_video(path: Path, minutes: float) -> None:

@@ -16,7 +16,7 @@ import psutil
 
 from bench.family import cpu_s
 from bench.rounds import REPO, Report, Table
-from jobs.cluster import local_cluster
+from p3d.jobs.scheduler.cluster import local_cluster
 
 STREAMS = 2  # at a time
 

@@ -2,7 +2,7 @@
 
     python -m bench.metrics              from the repository's root; a Ray of its own, whose agent really is sent them
 
-The driver alone counts (`jobs/metrics.py`), so this is all that a job pays, besides Ray's own sending every 10 s.
+The driver alone counts (`scheduler/metrics.py`), so this is all that a job pays, besides Ray's own sending every 10 s.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-from jobs.cluster import local_cluster
-from jobs.metrics import Metrics
-from jobs.state import ShardDone, ShardKey
-from jobs.workers import Spent
-from pipeline.extract import Progress
+from p3d.jobs.scheduler.cluster import local_cluster
+from p3d.jobs.scheduler.metrics import Metrics
+from p3d.jobs.scheduler.state import ShardDone, ShardKey
+from p3d.jobs.worker.actor import Spent
+from p3d.pipeline.extract import Progress
 
 ROUNDS, TIMES = 20, 200
 ONE, OTHER = ShardKey(1, 0), ShardKey(1, 1)

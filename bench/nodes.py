@@ -2,7 +2,7 @@
 
     python -m bench.nodes                   3 rounds of 1, 2, 4 and 8 nodes, some ten minutes
     python -m bench.nodes --nodes 1 2       fewer
-    P3D_ADAPT=1 python -m bench.nodes       workers may give decode slots back, as they do (`jobs.balance`)
+    P3D_ADAPT=1 python -m bench.nodes       workers may give decode slots back, as they do (`p3d.jobs.worker.balance`)
 
 Every node is a raylet of its own with 2 CPUs and 1 GPU declared. Run, Scheduler, ShardWorker, decodes as Ray tasks and
 the commit to a folder are real; the network sleeps a second for a batch of 4 clips, a decode 0.3 s for a video.
@@ -28,19 +28,19 @@ import numpy as np
 import bench.nodes as me  # by name: functions of a main module could not be told to Ray by value
 from bench.dispatch import shard
 from bench.rounds import REPO, Report, Table, take_turns
-from jobs import scheduler
-from jobs.cluster import Cluster
-from jobs.control import Epoch
-from jobs.decode_task import BLOCKS_AHEAD, DecodeSpec
-from jobs.job import golden_key, look
-from jobs.machine import Machines
-from jobs.parcels import Parcel, parcels
-from jobs.state import WorkerReady
-from jobs.workers import Ready, ShardWorker
-from pipeline.config import JobRecord, RunOptions
-from pipeline.extract import Lanes
-from pipeline.store import LocalStore
-from pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, VideoEnd, VideoInfo, VideoRef, VideoStart
+from p3d.jobs.job import golden_key, look
+from p3d.jobs.machine import Machines
+from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler.cluster import Cluster
+from p3d.jobs.scheduler.control import Epoch
+from p3d.jobs.scheduler.state import WorkerReady
+from p3d.jobs.worker.actor import Ready, ShardWorker
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec
+from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.pipeline.extract import Lanes
+from p3d.pipeline.recipe import JobRecord, RunOptions
+from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, VideoEnd, VideoInfo, VideoRef, VideoStart
 from tests.pipeline.rows import DIM, planned, recipe
 
 BATCH, BATCH_S = 4, 1.0
@@ -78,7 +78,7 @@ class SleepingWorker(ShardWorker):
     def setup(self) -> Ready:
         import ray
 
-        from jobs import decoding
+        from p3d.jobs.worker import decoding
 
         decoding._decode_video = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
@@ -152,7 +152,7 @@ class Nodes:
 def main() -> int:
     from ray import cloudpickle
 
-    from jobs.cluster import _loopback_only
+    from p3d.jobs.scheduler.cluster import _loopback_only
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])

@@ -23,11 +23,11 @@ import torch
 
 from bench import weights
 from bench.rule import sampling_of
-from jobs.machine import usable_cpus
-from jobs.planning import default_batch
 from p3d.encoder import Encoder, normalise
-from pipeline.clips import clip_spans, frame_numbers
-from pipeline.types import FLOAT32, UINT8, FrameSpec
+from p3d.jobs.machine import usable_cpus
+from p3d.jobs.planning.prepare import default_batch
+from p3d.pipeline.clips.rules import clip_spans, frame_numbers
+from p3d.pipeline.types import FLOAT32, UINT8, FrameSpec
 
 BATCH = default_batch("cpu")
 WITHIN = 2  # clips of one video

@@ -48,7 +48,7 @@ class Ran:
 
 def command(arm: str, source: Path, out: Path, weights_path: Path, clips: str) -> list[str]:
     if arm in ("P3D", HALF):
-        start = "from jobs.cli import main; main()"
+        start = "from p3d.jobs.cli import main; main()"
         precision = ("--precision", "bf16") if arm == HALF else ()
         words = (source, out, "--weights", weights_path, *options_of(clips), *precision)
         return [sys.executable, "-c", start, "launch", *map(str, words)]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bench.rounds import REPO, Report, Table
 
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 FINISHED = (0, 3)
 
 

@@ -25,16 +25,17 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from p3d import zoo
-from p3d.blocks import Bottleneck2D
 from p3d.encoder import Encoder, normalise
-from p3d.model import P3D, P3DConfig
+from p3d.networks.blocks import Bottleneck2D
+from p3d.networks.model import P3D, P3DConfig
+from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodePolicy
+from p3d.pipeline.errors import VideoError
+from p3d.pipeline.sources.listing import VIDEO_EXTENSIONS
+from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
-from pipeline.clips import Sampling, clip_spans, frame_numbers
-from pipeline.decode import DecodePolicy, open_frames
-from pipeline.errors import VideoError
-from pipeline.listing import VIDEO_EXTENSIONS
-from pipeline.types import FrameBlock, FrameSpec, VideoEnd
 
 SIDE = 64  # pixels of a clip, and of a training image
 CLIPS_A_VIDEO = 12  # of which every third is kept for the comparison

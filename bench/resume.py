@@ -29,18 +29,18 @@ import numpy as np
 import psutil
 
 import p3d.weights
-from jobs.planning import JobSpec, add_plan, create_job, prepare
-from pipeline.clips import ClipSpan
-from pipeline.commit import commit_shard
-from pipeline.listing import find
-from pipeline.manifest import Manifest, load_plans
-from pipeline.store import LocalStore, Store, StoreOptions, open_store
-from pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
+from p3d.jobs.planning.prepare import JobSpec, add_plan, create_job, prepare
+from p3d.pipeline.clips.rules import ClipSpan
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.plans import Manifest, load_plans
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import LocalStore, Store, StoreOptions, open_store
+from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.s3.proxy import Proxy, proxy
 from tests.servers import weed
 from tests.zoo import make
 
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 LEFT = 10  # shards that are still to be done
 
 

@@ -34,10 +34,12 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from bench import corpus
 from bench.rounds import Report, Rounds, Table, per_second, take_turns
 from bench.rule import sampling_of
-from pipeline.clips import clip_spans, frame_numbers
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
-from pipeline.errors import VideoError
-from pipeline.types import FrameBlock, FrameSpec
+from p3d.pipeline.clips.rules import clip_spans, frame_numbers
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import probe
+from p3d.pipeline.errors import VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.clips import Sampling, parse_sampling
+from p3d.pipeline.clips.rules import Sampling, parse_sampling
 
 
 def sampling_of(word: str, clip_frames: int) -> Sampling:

@@ -4,7 +4,7 @@
     python -m bench.scheduler --only machine      one part of it: machine, run, ray
 
 machine   the pure Scheduler: microseconds an event
-run       the whole loop of `jobs.scheduler` over workers that are done at once, one answer a round, and a null store
+run       the whole loop of `scheduler.run` over workers that are done at once, one answer a round, and a null store
 ray       the same loop over real Ray actors that do nothing: processor time of the driver a shard
 
 Each part runs in a process of its own. The plan is a real one of 1 000 shards, given out again and again.
@@ -30,19 +30,19 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from bench.rounds import REPO, Report, Spread, Table
-from jobs import scheduler
-from jobs.balance import Load
-from jobs.cluster import Cluster
-from jobs.control import Epoch
-from jobs.job import Ended, Work, golden_key, look
-from jobs.machine import Machines
-from jobs.state import Dispatch, Scheduler, ShardDone, ShardKey, StartWorker, WorkerReady
-from jobs.workers import Done, Ready, Refused, ShardWorker, Spent, Trouble
-from pipeline.config import JobRecord, RunOptions
-from pipeline.extract import Progress
-from pipeline.manifest import Manifest
-from pipeline.store import ObjectInfo
-from pipeline.types import ShardPlan
+from p3d.jobs.job import Ended, Work, golden_key, look
+from p3d.jobs.machine import Machines
+from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler.cluster import Cluster
+from p3d.jobs.scheduler.control import Epoch
+from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, ShardKey, StartWorker, WorkerReady
+from p3d.jobs.worker.actor import Done, Ready, Refused, ShardWorker, Spent, Trouble
+from p3d.jobs.worker.balance import Load
+from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.extract import Progress
+from p3d.pipeline.recipe import JobRecord, RunOptions
+from p3d.pipeline.storage.store import ObjectInfo
+from p3d.pipeline.types import ShardPlan
 from tests.pipeline.rows import planned, recipe
 from tests.sim.store import MemoryStore
 from tests.sim.wiring import NoMetrics
@@ -113,7 +113,7 @@ class Answer:
 
 
 class NullRay:
-    """What `jobs.scheduler` asks of Ray, in this process; answers come one at a time, the oldest first."""
+    """What `p3d.jobs.scheduler.run` asks of Ray, in this process; answers come one at a time, the oldest first."""
 
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
@@ -232,7 +232,7 @@ def part_ray(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
     from ray import cloudpickle
 
     import bench.scheduler as me
-    from jobs.cluster import local_cluster
+    from p3d.jobs.scheduler.cluster import local_cluster
 
     cloudpickle.register_pickle_by_value(me)
     with local_cluster() as cluster, patch.object(scheduler, "ShardWorker", me.NullWorker):

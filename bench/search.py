@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.clips import ClipSpan
-from pipeline.commit import commit_shard
-from pipeline.config import JobRecord, Recipe
-from pipeline.manifest import Manifest, with_shards, write_plan
-from pipeline.store import LocalStore
-from pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
+from p3d.pipeline.clips.rules import ClipSpan
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.pipeline.rows import recipe, videos
 
 # the peak that the system keeps of a child counts its parent before exec; /proc knows better
@@ -36,7 +36,7 @@ P3D = """
 import atexit, os, pathlib
 status, note = pathlib.Path("/proc/self/status"), pathlib.Path(os.environ["P3D_PEAK"])
 atexit.register(lambda: note.write_text(status.read_text().split("VmHWM:")[1].split()[0]))
-from jobs.cli import main
+from p3d.jobs.cli import main
 main()
 """
 CLIPS = 100  # a video

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.rule import sampling_of
-from jobs.machine import usable_cpus
-from jobs.planning import default_batch
-from pipeline.clips import Sampling, clip_spans
-from pipeline.decode import DecodePolicy, open_frames
-from pipeline.types import FrameSpec, VideoEnd
+from p3d.jobs.machine import usable_cpus
+from p3d.jobs.planning.prepare import default_batch
+from p3d.pipeline.clips.rules import Sampling, clip_spans
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodePolicy
+from p3d.pipeline.types import FrameSpec, VideoEnd
 
 BATCH = default_batch("cpu")
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 HERE = Path(__file__).resolve().parent
 VIDEOS, OUT = HERE / "videos", HERE / "out"
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 N_FRAMES, HEIGHT, WIDTH, FPS = 48, 180, 240, 24
 
 

@@ -16,12 +16,12 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
-from jobs.cli.talk import EXIT_CODES  # noqa: E402
-from jobs.metrics import METRICS, PREFIX  # noqa: E402
 from p3d import zoo  # noqa: E402
-from pipeline import schema  # noqa: E402
-from pipeline.errors import REASON_MEANING  # noqa: E402
+from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
+from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
+from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
+from p3d.pipeline.dataset import schema  # noqa: E402
+from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
 

@@ -1,20 +1,24 @@
-"""The control plane: plans jobs, runs them on Ray, watches them, is the command line. Knows `p3d` and `pipeline`.
+"""The control plane: plans jobs, runs them on Ray, watches them, is the command line. Knows `p3d` and `p3d.pipeline`.
 
-From Python, `jobs.embed_file(path, weights)` embeds one video here and now, and `jobs.search(out, query)` finds what is
-like one. They are loaded when they are first asked for: importing this package costs neither torch nor Ray.
+From Python, `p3d.jobs.embed_file(path, weights)` embeds one video here and now, and `p3d.jobs.search(out, query)` finds
+the rows that are most similar to one. They are loaded when they are first used: importing this package loads neither
+torch nor Ray.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+if __name__ != "p3d.jobs":
+    raise ImportError(f"import p3d.jobs, not {__name__}: the folder jobs/ is a part of the package p3d")
+
 if TYPE_CHECKING:
-    from jobs.embedding import EmbeddedVideo, embed, embed_file
-    from jobs.searching import search
+    from p3d.jobs.api.embed import EmbeddedVideo, embed, embed_file
+    from p3d.jobs.api.search import search
 
 __all__ = ["EmbeddedVideo", "embed", "embed_file", "search"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module 'jobs' has no attribute {name!r}")
-    return getattr(import_module("jobs.searching" if name == "search" else "jobs.embedding"), name)
+        raise AttributeError(f"module 'p3d.jobs' has no attribute {name!r}")
+    return getattr(import_module("p3d.jobs.api.search" if name == "search" else "p3d.jobs.api.embed"), name)

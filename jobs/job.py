@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jobs.state import ShardKey, Totals
-from pipeline.commit import committed_names, derive, read_committed
-from pipeline.config import JobRecord, Recipe
-from pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
-from pipeline.manifest import Manifest, load_plans
-from pipeline.results.newest import NewestRows
-from pipeline.results.reading import sha256_of
-from pipeline.results.record import SNAPSHOT_KEY
-from pipeline.results.snapshot import SnapshotRows
-from pipeline.store import Store
-from pipeline.types import VideoOutcome
+from p3d.jobs.scheduler.state import ShardKey, Totals
+from p3d.pipeline.dataset.commit import committed_names, derive, read_committed
+from p3d.pipeline.dataset.files import sha256_of
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.plans import Manifest, load_plans
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
+from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import VideoOutcome
 
 if TYPE_CHECKING:
     from p3d.weights import Weights

@@ -69,17 +69,20 @@ def software() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """sha256 over the source of our three packages as this process imports them.
+    """sha256 over the source of `p3d` as this process imports it.
 
-    A user's own `jobs/` or `pipeline.py` in the working directory would shadow ours on a worker; this finds out.
+    Each file is hashed once under its dotted name, so a checkout, where `p3d/jobs` is a link, and an installed wheel
+    give the same digest. Another version of p3d on a worker's path gives another one.
     """
-    import jobs
     import p3d
-    import pipeline
 
+    root = Path(str(p3d.__file__)).parent
+    modules = dict[str, Path]()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for path in (Path(folder, name) for name in names if name.endswith(".py")):
+            modules[".".join(("p3d", *path.relative_to(root).with_suffix("").parts))] = path
     hasher = hashlib.sha256()
-    for package in (p3d, pipeline, jobs):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            hasher.update(f"{package.__name__}/{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for name, path in sorted(modules.items()):
+        hasher.update(f"{name}\0".encode() + path.read_bytes())
     return hasher.hexdigest()

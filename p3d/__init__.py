@@ -9,3 +9,17 @@ modules that need torch are imported by name (`from p3d import zoo`).
 
 Source: Qiu, Yao, Mei, "Learning Spatio-Temporal Representation with Pseudo-3D Residual Networks", ICCV 2017.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`__version__`, looked up when it is asked for: `importlib.metadata` takes longer to import than all of this."""
+    if name != "__version__":
+        raise AttributeError(f"module 'p3d' has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("p3d-embeddings")
+    except metadata.PackageNotFoundError:  # a checkout on the path, or the copy that Ray sends to a cluster's nodes
+        return "unknown"

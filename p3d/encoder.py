@@ -34,8 +34,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from p3d.fused import can_pack, keep_freed_memory, pack
-from p3d.model import P3D, fold
+from p3d.networks.fused import can_pack, keep_freed_memory, pack
+from p3d.networks.model import P3D, fold
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
 

@@ -22,9 +22,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from p3d.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
-from p3d.model import P3DConfig
-from p3d.network import Network, NetworkConfig
+from p3d.networks.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
+from p3d.networks.model import P3DConfig
+from p3d.networks.network import Network, NetworkConfig
+from p3d.networks.resnet import ResNetConfig
 from p3d.recipe import (
     C3D_RGB,
     CAFFE_FLOW,
@@ -37,7 +38,6 @@ from p3d.recipe import (
     PORT_RGB,
     ClipRecipe,
 )
-from p3d.resnet import ResNetConfig
 
 _BLOCKS: Final = {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3)}
 _VARIANTS: Final = {"": "ABC", "-a": "A", "-b": "B", "-c": "C", "-flow": "ABC"}

@@ -1,7 +1,7 @@
 """What can go wrong, in two kinds that must not be mixed.
 
 Trouble with **one video** is a value: a `Failure` row with a `Reason` from the closed set below. Inside the data plane
-it travels as `VideoError` up to one boundary (`pipeline.decode`), which turns it into that row.
+it travels as `VideoError` up to one boundary (`p3d.pipeline.decode.frames`), which turns it into that row.
 
 Trouble with **the job** is an exception with a sentence for people:
 

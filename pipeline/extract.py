@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.clips import (
+from p3d.pipeline.clips.rules import (
     Sampling,
     clip_spans,
     frame_numbers,
@@ -36,8 +36,8 @@ from pipeline.clips import (
     settled_spans,
     whole_places,
 )
-from pipeline.errors import Reason
-from pipeline.types import (
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.types import (
     FLOAT32,
     INT64,
     UINT8,
@@ -194,7 +194,7 @@ def _settle(
 class _Track:
     """One video on its way: the frames a later clip may still need, and the clips that were made.
 
-    Clips count places (`pipeline.clips.places`): the frames of the video, or the ticks that each of them is shown for.
+    Clips count places (`clips.rules.places`): the frames of the video, or the ticks that each of them is shown for.
     A frame is kept once, however many ticks it has.
     """
 

@@ -2,7 +2,7 @@
 
     VideoRef ──decode──> VideoStart, VideoFetched, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows
 
-A decode that only takes its share of a long video (`pipeline.decode.share`) sends StripeEnds between its FrameBlocks.
+A decode that only takes its share of a long video (`decode.gop_chunks`) sends StripeEnds between its FrameBlocks.
 
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
 frame of the video stream. Arrays carry their shape: N frames, H height, W width, C = 3 channels (R, G, B).
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import Reason
+from p3d.pipeline.errors import Reason
 
 UINT8 = npt.NDArray[np.uint8]
 INT64 = npt.NDArray[np.int64]

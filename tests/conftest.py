@@ -26,7 +26,7 @@ settings.load_profile("p3d")
 REPO = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"
 LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, and jobs that take minutes
-P3D = [sys.executable, "-c", "from jobs.cli import main; main()"]  # the console script, whatever PATH says
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, whatever PATH says
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = Non
 @pytest.fixture
 def decord_if_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` gives decord all that it reads rightly, what PyAV reads faster too: the tests make little else."""
-    route = importlib.import_module("pipeline.decode.route")
+    route = importlib.import_module("p3d.pipeline.decode.routes.choice")
     monkeypatch.setattr(route, "SMALL_PIXELS", 0)
     monkeypatch.setattr(route, "SLOWER_CODECS", frozenset())
 

@@ -18,7 +18,7 @@ import click
 import pytest
 import yaml
 
-from jobs.cli import cli
+from p3d.jobs.cli import cli
 from tests.conftest import REPO
 from tests.nodes import BIN
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import schema
-from pipeline.results.search import nearest
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.store import LocalStore
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.results.search.exact import nearest
+from p3d.pipeline.storage.store import LocalStore
 from tests.conftest import REPO
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest

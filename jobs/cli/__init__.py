@@ -1,6 +1,6 @@
 """The command line. Every verb is a module that loads when it is called, so that `p3d --help` answers at once.
 
-stdout is data, stderr is talk. A user's mistake is one sentence and an exit code from the table in `jobs.cli.talk`.
+stdout is data, stderr is talk. A user's mistake is one sentence and an exit code from the table in `cli.output`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
         if not isinstance(where, str):
             return LazyGroup(cmd_name, verbs=where, help=line)
         attribute = f"{cmd_name}_" if iskeyword(cmd_name) or hasattr(builtins, cmd_name) else cmd_name
-        command: click.Command = getattr(importlib.import_module(f"jobs.cli.{where}"), attribute)
+        command: click.Command = getattr(importlib.import_module(f"p3d.jobs.cli.{where}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -107,6 +107,6 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    from jobs.cli.talk import run_cli
+    from p3d.jobs.cli.output import run_cli
 
     sys.exit(run_cli(cli))

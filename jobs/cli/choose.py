@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 if TYPE_CHECKING:
-    from jobs.choosing import Trial
+    from p3d.jobs.planning.convention import Trial
     from p3d.weights import Weights
 
 
@@ -45,12 +45,12 @@ def choose(
     Public P3D files do not say what they were trained on, and a wrong convention gives wrong features and no error. The
     network runs eight times over the clips; the convention under which it is most often right is the file's own.
     """
-    from jobs.choosing import choose as try_all
-    from jobs.choosing import labelled_videos
-    from jobs.machine import usable_cpus
     from p3d import weights as files
     from p3d.encoder import device_for
-    from pipeline.errors import InputError
+    from p3d.jobs.machine import usable_cpus
+    from p3d.jobs.planning.convention import choose as try_all
+    from p3d.jobs.planning.convention import labelled_videos
+    from p3d.pipeline.errors import InputError
 
     try:
         device_for(device)
@@ -94,7 +94,7 @@ def _next(file: str, weights: Weights, best: Trial) -> str:
 
 
 def _lines(path: str) -> tuple[str, ...]:
-    from pipeline.errors import InputError
+    from p3d.pipeline.errors import InputError
 
     try:
         return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from jobs.cli import away, talk
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import remote as away
 
 
 @click.command()
@@ -22,7 +23,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     With OUT it is also proved that an object can be created there exactly once, which every result rests on. A launch
     asks the same. Exits 0 when nothing stands against a job, 6 otherwise.
     """
-    from jobs.cluster import inspect_nodes, joined_cluster, local_cluster
+    from p3d.jobs.scheduler.cluster import inspect_nodes, joined_cluster, local_cluster
 
     if away.is_away(address):
         raise click.UsageError(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 if TYPE_CHECKING:
-    from pipeline.config import JobRecord
-    from pipeline.store import Store
-    from pipeline.verify import Audit
+    from p3d.pipeline.dataset.verify import Audit
+    from p3d.pipeline.recipe import JobRecord
+    from p3d.pipeline.storage.store import Store
 
 
 @click.command()
@@ -36,9 +36,9 @@ def failures(
     import csv
     import sys
 
-    from jobs.job import read_job
-    from pipeline.errors import REASON_MEANING, REASON_REMEDY, InputError, Reason
-    from pipeline.verify import current_failures
+    from p3d.jobs.job import read_job
+    from p3d.pipeline.dataset.verify import current_failures
+    from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, InputError, Reason
 
     store = talk.out_store(out, talk.options_of(typed))
     read_job(store)
@@ -89,8 +89,8 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     """
     import sys
 
-    from jobs.job import read_job
-    from pipeline.verify import audit
+    from p3d.jobs.job import read_job
+    from p3d.pipeline.dataset.verify import audit
 
     store = talk.out_store(out, talk.options_of(typed))
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
@@ -130,8 +130,8 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
 
 def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
     """A snapshot is its own record: its files against their sha256, its rows against its counts."""
-    from pipeline.errors import InputError
-    from pipeline.results.record import problems_of, read_snapshot
+    from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
+    from p3d.pipeline.errors import InputError
 
     if mend:
         raise InputError(f"{store.url} is a snapshot, which nothing can repair; make it again from its source")
@@ -159,9 +159,9 @@ def _record(found: Audit) -> dict[str, Any]:
 
 def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     """Become the epoch in charge, mend, and look again."""
-    from jobs import control
-    from pipeline.repair import repair
-    from pipeline.verify import audit
+    from p3d.jobs.scheduler import control
+    from p3d.pipeline.dataset.repair import repair
+    from p3d.pipeline.dataset.verify import audit
 
     last = control.newest_epoch(store)
     epoch = control.claim(store, last.options if last else {}, takeover=False, say=talk.say)

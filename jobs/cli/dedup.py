@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
-    from pipeline.results.dedup import Match
+    from p3d.pipeline.results.duplicates import Match
 
 
 @click.command()
@@ -38,8 +38,8 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     number of videos; memory holds 512 MiB of vectors, one group of rows, and some 200 bytes a video. OUT may be a
     snapshot. Nothing is deleted: `p3d results snapshot OUT DEST --exclude FILE` makes a copy without chosen videos.
     """
-    from jobs.job import rows_of
-    from pipeline.results.dedup import find_duplicates
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.results.duplicates import find_duplicates
 
     source = rows_of(talk.out_store(out, talk.options_of(typed)))
     show_steps = sys.stderr.isatty() and not as_json

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 
 @click.command()
@@ -56,11 +56,11 @@ def evaluate(
     """
     if svm:
         return _probe(out, labels, folds, cost, seed, as_json, typed)
-    from jobs.job import rows_of
-    from pipeline.results.classes import class_names
-    from pipeline.results.evaluate import evaluate as hits_of
-    from pipeline.results.evaluate import refuse_without_scores
-    from pipeline.results.labels import read_labels
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.results.evaluation.classes import class_names
+    from p3d.pipeline.results.evaluation.labels import read_labels
+    from p3d.pipeline.results.evaluation.scores import evaluate as hits_of
+    from p3d.pipeline.results.evaluation.scores import refuse_without_scores
 
     store = talk.out_store(out, talk.options_of(typed))
     source = rows_of(store)
@@ -95,8 +95,8 @@ def evaluate(
 def _probe(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bool, typed: dict[str, Any]) -> int:
     """`--svm`."""
     talk.need("sklearn", "probe")
-    from jobs.job import rows_of
-    from pipeline.results.probing import probe, read_probe
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.results.evaluation.svm import probe, read_probe
 
     source = rows_of(talk.out_store(out, talk.options_of(typed)))
     given = read_probe(str(labels), labels.read_bytes())

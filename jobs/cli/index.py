@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 
 @click.command()
@@ -56,9 +56,9 @@ def index(
     --rebuild.
     """
     talk.need("faiss", "search")
-    from jobs.job import rows_of
-    from jobs.machine import usable_cpus
-    from pipeline.results.indexing import build_index
+    from p3d.jobs.job import rows_of
+    from p3d.jobs.machine import usable_cpus
+    from p3d.pipeline.results.search.index_build import build_index
 
     started = time.monotonic()
     source = rows_of(talk.out_store(out, talk.options_of(typed)))

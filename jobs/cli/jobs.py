@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 
 @click.command("list")
@@ -19,10 +19,10 @@ from jobs.cli import talk
 @talk.store_options
 def list_(root: str, as_json: bool, **typed: Any) -> int:
     """The jobs whose outputs are ROOT itself or folders directly in it, and how far each is."""
-    from jobs.job import read_job
-    from jobs.monitor import read_status
-    from jobs.outputs import outputs_below
-    from pipeline.errors import JobError
+    from p3d.jobs.job import read_job
+    from p3d.jobs.monitor.outputs import outputs_below
+    from p3d.jobs.monitor.status import read_status
+    from p3d.pipeline.errors import JobError
 
     found, broken = [], []
     for store in outputs_below(root, talk.options_of(typed)):
@@ -64,9 +64,9 @@ def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
 
     A running job writes its log every half minute. Ray's own logs are on its machines, in /tmp/ray.
     """
-    from jobs import control
-    from jobs.job import read_job
-    from jobs.runlog import read_log
+    from p3d.jobs.job import read_job
+    from p3d.jobs.scheduler import control
+    from p3d.jobs.scheduler.log import read_log
 
     store = talk.out_store(out, talk.options_of(typed))
     read_job(store)
@@ -90,9 +90,9 @@ def trace(out: str, output: Path, **typed: Any) -> int:
 
     Made from what was committed, so also for past jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
     """
-    from jobs.job import read_job
-    from jobs.trace import trace_events
-    from pipeline.results.times import shard_times
+    from p3d.jobs.job import read_job
+    from p3d.jobs.monitor.trace import trace_events
+    from p3d.pipeline.dataset.shard_times import shard_times
 
     store = talk.out_store(out, talk.options_of(typed))
     read_job(store)

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobs.cli import away, talk
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import remote as away
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobs.cluster import Cluster
-    from jobs.control import Epoch, Pulse
-    from jobs.estimate import Estimate
-    from jobs.machine import Machines
-    from jobs.planning import JobSpec, Prepared
-    from pipeline.config import JobRecord, Recipe, RunOptions
-    from pipeline.store import Store
+    from p3d.jobs.machine import Machines
+    from p3d.jobs.planning.estimate import Estimate
+    from p3d.jobs.planning.prepare import JobSpec, Prepared
+    from p3d.jobs.scheduler.cluster import Cluster
+    from p3d.jobs.scheduler.control import Epoch, Pulse
+    from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions
+    from p3d.pipeline.storage.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 LINE_EVERY_S = 10.0  # of the plain progress lines, where stderr is no terminal
@@ -143,15 +144,15 @@ run_options = _apply(
 
 def _spec(typed: dict[str, Any]) -> JobSpec:
     """The options that decide the numbers."""
-    from jobs.planning import JobSpec
+    from p3d.jobs.planning.prepare import JobSpec
 
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
 def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Machines | None = None) -> RunOptions:
     """The options that decide how fast and how patient; `last` is the run before, which a resume takes after."""
-    from jobs.planning import run_options
-    from pipeline.config import MaxFailures, RunOptions
+    from p3d.jobs.planning.prepare import run_options
+    from p3d.pipeline.recipe import MaxFailures, RunOptions
 
     given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
     given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": talk.options_of(typed)}
@@ -191,10 +192,10 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     bytes and time follow from that. On a GPU batches of several sizes are timed, too. With OUT, a job with other
     settings there is refused as `launch` would.
     """
-    from jobs.estimate import estimate
-    from jobs.job import refuse_other_job
-    from jobs.planning import prepare, refuse_unfit_device
-    from pipeline.listing import find
+    from p3d.jobs.job import refuse_other_job
+    from p3d.jobs.planning.estimate import estimate
+    from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
+    from p3d.pipeline.sources.listing import find
 
     s3 = talk.options_of(typed)
     prepared = prepare(_spec(typed))
@@ -268,10 +269,10 @@ def launch(
     With --address http://HEAD:8265 the weights are put into OUT and all else happens on the cluster: SRC and OUT must
     be named as its machines know them. Ctrl-C then only stops watching.
     """
-    from jobs import control
-    from jobs.job import refuse_other_job
-    from jobs.planning import add_plan, create_job, prepare, refuse_unfit_device
-    from pipeline.listing import find
+    from p3d.jobs.job import refuse_other_job
+    from p3d.jobs.planning.prepare import add_plan, create_job, prepare, refuse_unfit_device
+    from p3d.jobs.scheduler import control
+    from p3d.pipeline.sources.listing import find
 
     away.refuse_to_detach(address, detach)
     s3 = talk.options_of(typed)
@@ -301,8 +302,8 @@ def launch(
 
 def _launch_away(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
     """Put the weights into OUT, where the driver over there takes them from, and start it."""
-    from jobs.job import refuse_other_job, weights_key
-    from jobs.planning import create_job
+    from p3d.jobs.job import refuse_other_job, weights_key
+    from p3d.jobs.planning.prepare import create_job
 
     refuse_other_job(store, prepared.recipe)
     store.probe()
@@ -314,7 +315,7 @@ def _launch_away(address: str, detach: bool, store: Store, prepared: Prepared) -
 
 def run_verb_away(address: str, detach: bool, store: Store, **changed: str) -> int:
     """The same verb over there; then, unless detached, what `p3d status --watch` shows until it ends."""
-    from jobs.cli.status import status
+    from p3d.jobs.cli.status import status
 
     ctx = click.get_current_context()
     out, as_json = ctx.params["out"], ctx.params["as_json"]
@@ -344,7 +345,7 @@ def resume(
 
     Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
     """
-    from jobs.job import look, manifests, read_job
+    from p3d.jobs.job import look, manifests, read_job
 
     away.refuse_to_detach(address, detach)
     store = talk.out_store(out, talk.options_of(typed))
@@ -376,8 +377,8 @@ def next_run(
     out: str, store: Store, job: JobRecord, typed: dict[str, Any], address: str | None, takeover: bool
 ) -> Iterator[NextRun]:
     """Join the cluster that was named, settle the options, and take charge."""
-    from jobs import control
-    from jobs.planning import refuse_unfit_device
+    from p3d.jobs.planning.prepare import refuse_unfit_device
+    from p3d.jobs.scheduler import control
 
     with away.cluster_at(address, store) as cluster:
         there = cluster.machines if cluster else None
@@ -391,11 +392,11 @@ def next_run(
 
 def run_job(out: str, job: JobRecord, mine: NextRun, as_json: bool) -> int:
     """Run what is left, then report. On a cluster of our own, where none was joined."""
-    from jobs import control
-    from jobs.cluster import local_cluster, refuse_unfit
-    from jobs.job import derive_again, look, manifests
-    from jobs.scheduler import Run
-    from pipeline.errors import StoreError
+    from p3d.jobs.job import derive_again, look, manifests
+    from p3d.jobs.scheduler import control
+    from p3d.jobs.scheduler.cluster import local_cluster, refuse_unfit
+    from p3d.jobs.scheduler.run import Run
+    from p3d.pipeline.errors import StoreError
 
     store, options = mine.store, mine.options
     control.sweep_temps(store)
@@ -430,7 +431,7 @@ def report(out: str, store: Store, job: JobRecord, as_json: bool, *, over: bool 
     """What is in OUT now, and what to do next; `over` if the newest run is this one, which has ended."""
     from dataclasses import asdict
 
-    from jobs.monitor import read_status
+    from p3d.jobs.monitor.status import read_status
 
     now = read_status(store, job, over=over)
     if as_json:

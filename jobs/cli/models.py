@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 if TYPE_CHECKING:
-    from jobs.speed import Speeds
+    from p3d.jobs.planning.speed import Speeds
     from p3d.zoo import Description
 
 
@@ -25,7 +25,7 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
     multiply-adds of one clip of the network's own recipe (frames x height x width), up to its features.
     """
     from p3d import zoo
-    from pipeline.errors import InputError
+    from p3d.pipeline.errors import InputError
 
     try:
         described = [zoo.describe(name) for name in dict.fromkeys(names or zoo.NAMES)]
@@ -49,7 +49,7 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
 
 
 def _measured(described: list[Description]) -> Speeds:
-    from jobs.speed import measure
+    from p3d.jobs.planning.speed import measure
 
     return measure(tuple(one.name for one in described), tell=talk.say)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 
 @click.command()
@@ -45,8 +45,8 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
     Pictures are decoded from the sources, in processes of their own, none begun after 5 minutes. A source that is gone,
     changed, or on S3 and larger than 512 MiB, has a sentence in its place. --videos 0 --queries 0 opens no source.
     """
-    from jobs.reporting import make_report
-    from pipeline.results.report.page import render
+    from p3d.jobs.monitor.report import make_report
+    from p3d.pipeline.results.report.render import render
 
     store_options = talk.options_of(typed)
     to_stdout = str(output) == "-"
@@ -85,7 +85,7 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
 
 def _beside(path: Path) -> Path:
     """A name of its own beside the file to come. InputError where none can be written: said before the pictures."""
-    from pipeline.errors import InputError
+    from p3d.pipeline.errors import InputError
 
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -98,7 +98,7 @@ def _beside(path: Path) -> Path:
 
 def _write(part: Path, path: Path, page: bytes) -> None:
     """The whole file or none; InputError where it cannot be written."""
-    from pipeline.errors import InputError
+    from p3d.pipeline.errors import InputError
 
     try:
         part.write_bytes(page)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 
 @click.command()
@@ -49,9 +49,9 @@ def snapshot(
     still to be done (`p3d resume OUT`, or --skip-pending; a video that a retry has not come to is one of them, and its
     older row is not used in its place), 7 when OUT is damaged.
     """
-    from jobs.job import rows_of
-    from pipeline.filelist import read_ids
-    from pipeline.results.snapshot import snapshot as write_snapshot
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.dataset.snapshot import snapshot as write_snapshot
+    from p3d.pipeline.sources.lists import read_ids
 
     s3 = talk.options_of(typed)
     leave_out = frozenset[str]() if exclude is None else read_ids(str(exclude), exclude.read_bytes(), "video_id")

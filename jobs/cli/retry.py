@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from jobs.cli import away, talk
-from jobs.cli.launch import next_run, report, run_job, run_options, run_verb_away
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import remote as away
+from p3d.jobs.cli.launch import next_run, report, run_job, run_options, run_verb_away
 
 
 @click.command()
@@ -32,10 +33,10 @@ def retry(
     They become a new plan; each file is taken as it is now. Nothing that is committed changes: a video's state is that
     of the newest plan that names it. Interrupted, `p3d resume` goes on.
     """
-    from jobs.job import read_job
-    from jobs.planning import add_retry
-    from pipeline.errors import InputError, Reason
-    from pipeline.verify import current_failures
+    from p3d.jobs.job import read_job
+    from p3d.jobs.planning.prepare import add_retry
+    from p3d.pipeline.dataset.verify import current_failures
+    from p3d.pipeline.errors import InputError, Reason
 
     unknown = sorted(set(reasons) - set(Reason))
     if unknown:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
-    from pipeline.results.search import Found, Hit
+    from p3d.pipeline.results.search.exact import Found, Hit
 
 
 @click.command()
@@ -62,8 +62,8 @@ def search(
     """
     if index:
         talk.need("faiss", "search")
-    from jobs.job import rows_of
-    from jobs.searching import find, resolve
+    from p3d.jobs.api.search import find, resolve
+    from p3d.jobs.job import rows_of
 
     source = rows_of(talk.out_store(out, talk.options_of(typed)))
     asked = resolve(source, query, level=level, device=device)

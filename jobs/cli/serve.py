@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
-from jobs.cli.results import progress
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
-    from jobs.searching import Rows
-    from pipeline.results.page.similar import Embed
+    from p3d.jobs.api.search import Rows
+    from p3d.pipeline.results.page.similar import Embed
 
 MIB = 1024**2
 MOMENT_S = 0.5  # for threads to end by themselves
@@ -69,9 +69,9 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
     talk.need("aiohttp", "page")
     if layout == "umap":
         talk.need("umap", "umap")
-    from jobs.job import rows_of
-    from pipeline.results.page.archive import read_archive
-    from pipeline.results.page.server import serve_until_stopped
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.results.page.archive import read_archive
+    from p3d.pipeline.results.page.server import serve_until_stopped
 
     s3 = talk.options_of(typed)
     source = rows_of(talk.out_store(out, s3))
@@ -125,7 +125,7 @@ def _leave() -> None:
 
 def _embed_of(source: Rows, device: str) -> Embed | None:
     """What embeds a dropped file, with one network for all of them; None where OUT has no weights."""
-    from jobs.job import weights_key
+    from p3d.jobs.job import weights_key
 
     if source.store.head(weights_key(source.job.recipe)) is None:
         return None
@@ -133,7 +133,7 @@ def _embed_of(source: Rows, device: str) -> Embed | None:
 
     def embed(path: Path) -> Any:
         nonlocal encoder
-        from jobs.searching import embedded, encoder_of
+        from p3d.jobs.api.search import embedded, encoder_of
 
         encoder = encoder or encoder_of(source, device)
         return embedded(source, str(path), encoder)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 if TYPE_CHECKING:
-    from jobs.monitor import Status
+    from p3d.jobs.monitor.status import Status
 
 WATCH_S = 1.0
 BEGIN_S = 300.0  # how long a driver that was submitted is waited for
@@ -42,8 +42,8 @@ def status(
     from rich.console import Console
     from rich.live import Live
 
-    from jobs.job import read_job
-    from jobs.monitor import SUBMITTED, UNDER_WAY, read_status, render
+    from p3d.jobs.job import read_job
+    from p3d.jobs.monitor.status import SUBMITTED, UNDER_WAY, read_status, render
 
     store = talk.out_store(out, talk.options_of(typed))
     job = read_job(store)
@@ -81,7 +81,7 @@ def status(
 
 def _code(now: Status) -> int:
     """Of the job; one that was submitted and did not begin while it was waited for is resumable."""
-    from jobs.monitor import SUBMITTED
+    from p3d.jobs.monitor.status import SUBMITTED
 
     return 6 if now.state == SUBMITTED else now.exit_code or 0
 
@@ -92,8 +92,8 @@ def _code(now: Status) -> int:
 @talk.store_options
 def cancel(out: str, now: bool, **typed: Any) -> int:
     """Ask the run at OUT to stop: after the shards in flight, or with --now at once. Nothing that is done is lost."""
-    from jobs import control
-    from jobs.job import read_job
+    from p3d.jobs.job import read_job
+    from p3d.jobs.scheduler import control
 
     store = talk.out_store(out, talk.options_of(typed))
     read_job(store)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import talk
+from p3d.jobs.cli import output as talk
 
 if TYPE_CHECKING:
     from p3d.weights import Weights, WeightsFile
@@ -79,10 +79,10 @@ def import_(
 
     OUT is written whole or not at all, and never over other content. Exits 2 when FILE does not fit.
     """
+    from p3d.pipeline.errors import InputError
     from p3d.weights import to_bytes
     from p3d.weights.native import write
     from p3d.zoo import BASELINES
-    from pipeline.errors import InputError
 
     if out.suffix.lower() != ".safetensors":
         raise InputError(f"{out} must end in .safetensors, or no verb would know how to read it")
@@ -136,8 +136,8 @@ def show(file: Path, as_json: bool) -> int:
 
 
 def _identify(file: Path) -> WeightsFile:
+    from p3d.pipeline.errors import InputError
     from p3d.weights import WeightsError, identify
-    from pipeline.errors import InputError
 
     try:
         return identify(file)
@@ -146,8 +146,8 @@ def _identify(file: Path) -> WeightsFile:
 
 
 def _load(found: WeightsFile, **asked: Any) -> Weights:
+    from p3d.pipeline.errors import InputError
     from p3d.weights import Asked, WeightsError
-    from pipeline.errors import InputError
 
     try:
         return found.load(Asked(**asked))
@@ -162,7 +162,7 @@ def _named(typed: dict[str, Any]) -> dict[str, Any]:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     """A name a line; InputError for an empty line, which would move all that follow."""
-    from pipeline.errors import InputError
+    from p3d.pipeline.errors import InputError
 
     try:
         names = tuple(line.strip() for line in path.read_text("utf-8").splitlines())
@@ -177,8 +177,8 @@ def _in_convention(found: WeightsFile, weights: Weights, order: str | None, valu
     """The weights with the recipe that --channel-order and --range say. A file that has its own keeps it."""
     from dataclasses import replace
 
+    from p3d.pipeline.errors import InputError
     from p3d.recipe import in_convention
-    from pipeline.errors import InputError
 
     if order is None and value_range is None:
         return weights

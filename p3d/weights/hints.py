@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from p3d.blocks import Bottleneck3D
-from p3d.network import Network
+from p3d.networks.blocks import Bottleneck3D
+from p3d.networks.network import Network
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import Weights
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from p3d import zoo
-from p3d.network import NetworkConfig
+from p3d.networks.network import NetworkConfig
 from p3d.weights.record import WeightsError, check_asked, network_config
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
-from p3d.network import Network, NetworkConfig
+from p3d.networks.network import Network, NetworkConfig
 from p3d.recipe import ClipRecipe
 
 COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation: no feature depends on it

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from p3d import zoo
-from p3d.network import Network
+from p3d.networks.network import Network
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, network_config
 

@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.clips import Sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, Share, open_frames
-from pipeline.errors import Reason, StoreError, VideoError
-from pipeline.source import local_file
-from pipeline.store import StoreOptions
-from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoFetched, VideoRef, VideoStart
+from p3d.pipeline.clips.rules import Sampling
+from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.gop_chunks import Share
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, StoreError, VideoError
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoFetched, VideoRef, VideoStart
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from av.filter import Graph
 from av.filter.context import FilterContext
 from av.sidedata.sidedata import SideData
 
-from pipeline.errors import Reason, VideoError
-from pipeline.types import UINT8, FrameSpec
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import UINT8, FrameSpec
 
 
 @dataclass(frozen=True, slots=True)

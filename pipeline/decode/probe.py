@@ -20,13 +20,13 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from pipeline.decode.disposable import layer_of
-from pipeline.decode.keys import KeyFrame, all_proved, key_frame
-from pipeline.decode.picture import UPRIGHT, Orientation, orientation
-from pipeline.decode.policy import DecodeLimits
-from pipeline.decode.sniff import check_file, damaged_container, ends_early
-from pipeline.errors import Reason, VideoError
-from pipeline.types import BOOL, FLOAT64, INT64
+from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
+from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
+from p3d.pipeline.decode.policy import DecodeLimits
+from p3d.pipeline.decode.skippable import layer_of
+from p3d.pipeline.decode.sniff import check_file, damaged_container, ends_early
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
 # The demuxers a file may be read by. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
 # concat, dash, image2), and only containers of moving pictures are wanted.
@@ -50,9 +50,9 @@ class Probe:
     `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
     give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
-    `proved_keys` says that each of them is a clean start by its own bytes (`pipeline.decode.keys`); `key_pts_K` and
+    `proved_keys` says that each of them is a clean start by its own bytes (`decode.key_frames`); `key_pts_K` and
     `key_dts_K` are their time stamps as stored, `first_pts` is that of the first frame.
-    `disposable_N` says of each presentable frame whether no other refers to it (`pipeline.decode.disposable`); None
+    `disposable_N` says of each presentable frame whether no other refers to it (`p3d.pipeline.decode.skippable`); None
     where that was not asked, or the packets do not give each frame a time.
     `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
     `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.

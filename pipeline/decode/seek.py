@@ -18,10 +18,10 @@ import numpy as np
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from pipeline.decode.probe import Probe, Source, open_container, packets
-from pipeline.decode.wanted import Wanted
-from pipeline.errors import Reason, VideoError
-from pipeline.types import INT64
+from p3d.pipeline.decode.probe import Probe, Source, open_container, packets
+from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import INT64
 
 LEAST_SPARED = 1 / 16  # of a video's frames: with less to gain it is decoded from front to back, and all of it judged
 

@@ -10,8 +10,8 @@ import os
 import stat
 from typing import BinaryIO
 
-from pipeline.decode.policy import DecodeLimits
-from pipeline.errors import Reason, VideoError
+from p3d.pipeline.decode.policy import DecodeLimits
+from p3d.pipeline.errors import Reason, VideoError
 
 HEAD_BYTES = 4096
 

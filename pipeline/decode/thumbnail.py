@@ -21,16 +21,16 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from pipeline.decode.apart import in_a_child
-from pipeline.decode.messages import failures_as_values
-from pipeline.decode.picture import Scaler, orientation
-from pipeline.decode.policy import DecodeLimits
-from pipeline.decode.probe import ASSUMED_FPS, best_stream, check_limits, open_container, packets, pixel_aspect
-from pipeline.decode.sniff import check_file
-from pipeline.errors import Reason, VideoError
-from pipeline.source import local_file
-from pipeline.store import StoreOptions
-from pipeline.types import UINT8, Failure, FrameSpec, VideoRef
+from p3d.pipeline.decode.child import in_a_child
+from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.decode.messages import failures_as_values
+from p3d.pipeline.decode.picture import Scaler, orientation
+from p3d.pipeline.decode.policy import DecodeLimits
+from p3d.pipeline.decode.probe import ASSUMED_FPS, best_stream, check_limits, open_container, packets, pixel_aspect
+from p3d.pipeline.decode.sniff import check_file
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import UINT8, Failure, FrameSpec, VideoRef
 
 LONGEST_SIDE = 320
 TIMEOUT_S = 30.0  # for one picture; the first one's time includes fetching the video from S3

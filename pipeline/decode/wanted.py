@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import rate
-from pipeline.clips import Sampling, needed_frames, places
-from pipeline.types import FLOAT64, INT64
+from p3d.pipeline.clips import rate
+from p3d.pipeline.clips.rules import Sampling, needed_frames, places
+from p3d.pipeline.types import FLOAT64, INT64
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.types import FLOAT32
+from p3d.pipeline.types import FLOAT32
 
 
 class Reservoir:

@@ -1,7 +1,7 @@
 """The monkey: finds the processes of a running job by role and kills one, in mid-shard, and can prove it.
 
 A victim is frozen (SIGSTOP), looked at, and only then killed: what was seen is what it was doing when it died. A shard
-is in flight while a decode task of the run holds its note `...-<position>-<start>.crash` open (`jobs.decoding`).
+is in flight while a decode task of the run holds its note `...-<position>-<start>.crash` open (`worker.decoding`).
 """
 
 from __future__ import annotations

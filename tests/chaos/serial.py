@@ -11,16 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.job import manifests
-from jobs.planning import JobSpec, add_plan, create_job, default_batch, prepare, run_options
-from jobs.workers import WorkerSpec, encode_of
 from p3d.encoder import Encoder
-from pipeline.commit import commit_shard
-from pipeline.decode.messages import decode_messages
-from pipeline.extract import extract_shard
-from pipeline.listing import find
-from pipeline.store import DEFAULTS, open_store
-from pipeline.types import DecodeMessage, ShardPlan
+from p3d.jobs.job import manifests
+from p3d.jobs.planning.prepare import JobSpec, add_plan, create_job, default_batch, prepare, run_options
+from p3d.jobs.worker.actor import WorkerSpec, encode_of
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import DEFAULTS, open_store
+from p3d.pipeline.types import DecodeMessage, ShardPlan
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import Reason
+from p3d.pipeline.errors import Reason
 from tests.conftest import LONG, SHARED_VIDEOS, p3d
 from tests.zoo import cases, plants
 

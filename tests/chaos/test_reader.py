@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import schema
+from p3d.pipeline.dataset import schema
 from tests.chaos.reader import reading
 
 

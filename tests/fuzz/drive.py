@@ -1,7 +1,7 @@
 """Two warm processes decode thousands of broken files; one that crashes or hangs is replaced, and its file tried again.
 
-The rules are those of `jobs.decoding`: a note of a fatal signal convicts at the second time, a death without one at the
-third, silence at once. Between the broken files good ones are decoded, whose every frame is looked at: the innocents.
+The rules are those of `worker.decoding`: a note of a fatal signal counts at the second time, a death without one at
+the third, silence at once. Between the broken files good ones are decoded, and every frame of them is checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.memory import NOTE
+from p3d.jobs.worker.memory import NOTE
 from tests.conftest import REPO
 from tests.fuzz.mutate import DECOY, GOOD_FRAMES, MADE, fuzzed
 from tests.watch import opened

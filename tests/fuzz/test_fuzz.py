@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import Reason
+from p3d.pipeline.errors import Reason
 from tests.conftest import p3d
 from tests.fuzz.drive import GRACE_S, campaign
 from tests.fuzz.mutate import fuzzed

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.planning import JobSpec
-from pipeline.store import LocalStore
+from p3d.jobs.planning.prepare import JobSpec
+from p3d.pipeline.storage.store import LocalStore
 from tests.jobs.embedded import embed_all
 
 

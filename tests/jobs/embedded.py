@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.planning import JobSpec, add_plan, create_job, prepare
-from jobs.workers import encode_of
 from p3d.encoder import Encoder
-from pipeline.commit import commit_shard
-from pipeline.config import JobRecord
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.messages import decode_messages
-from pipeline.extract import extract_shard
-from pipeline.listing import find
-from pipeline.manifest import Manifest
-from pipeline.store import DEFAULTS, Store
+from p3d.jobs.planning.prepare import JobSpec, add_plan, create_job, prepare
+from p3d.jobs.worker.actor import encode_of
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import DEFAULTS, Store
 
 
 def embed_all(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from jobs.cli.serve import _embed_of
-from jobs.job import rows_of
-from pipeline.results.page import server
-from pipeline.results.page.archive import Archive, read_archive
-from pipeline.store import DEFAULTS, Store
-from pipeline.types import VideoRef
+from p3d.jobs.cli.serve import _embed_of
+from p3d.jobs.job import rows_of
+from p3d.pipeline.results.page import server
+from p3d.pipeline.results.page.archive import Archive, read_archive
+from p3d.pipeline.storage.store import DEFAULTS, Store
+from p3d.pipeline.types import VideoRef
 
 
 @dataclass(frozen=True)

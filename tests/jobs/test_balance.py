@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from jobs.balance import ENOUGH, REMEMBERED, Balance, Load
-from jobs.slots import Use
+from p3d.jobs.worker.balance import ENOUGH, REMEMBERED, Balance, Load
+from p3d.jobs.worker.concurrency import Use
 
 
 def busy(n: int) -> Use:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from jobs import control
-from jobs.balance import Load
-from jobs.cli import VERBS, cli, talk
-from jobs.cli.dataset import _wrapped
-from jobs.cli.talk import EXIT_CODES, escape, human_bytes, human_time, table
-from pipeline.commit import commit_shard
-from pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
-from pipeline.store import LocalStore
+from p3d.jobs.cli import VERBS, cli
+from p3d.jobs.cli import output as talk
+from p3d.jobs.cli.dataset import _wrapped
+from p3d.jobs.cli.output import EXIT_CODES, escape, human_bytes, human_time, table
+from p3d.jobs.scheduler import control
+from p3d.jobs.worker.balance import Load
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
+from p3d.pipeline.storage.store import LocalStore
 from tests.conftest import REPO, p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
 
@@ -164,7 +165,7 @@ def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
 def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until there is a newer run, `status` says so and waits, 6 if in vain; `cancel` says that nothing can be asked
     yet; a run that began, or an output that is whole, is what it is."""
-    from jobs.cli import status
+    from p3d.jobs.cli import status
 
     control.tell_submitted(job, "http://head:8265", "p3d-1", after=0)
     code, out, _ = in_process("status", job.url, "--json")
@@ -351,7 +352,7 @@ def test_names_cannot_drive_a_terminal() -> None:
 
 def test_exit_codes_are_documented() -> None:
     """Every code that an error maps to is in the table."""
-    from pipeline import errors
+    from p3d.pipeline import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)]
     assert {talk.exit_code(kind.__new__(kind)) for kind in kinds} <= EXIT_CODES.keys()

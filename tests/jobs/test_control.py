@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from jobs import control, machine
-from jobs.control import (
+from p3d.jobs import machine
+from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.control import (
     HEARTBEAT_S,
     RUNNING,
     Epoch,
@@ -34,9 +35,9 @@ from jobs.control import (
     newest_number,
     sweep_temps,
 )
-from pipeline import store as store_module
-from pipeline.errors import AlreadyRunning, StoreUnknown
-from pipeline.store import EXISTS, Created, LocalStore, Store, open_store
+from p3d.pipeline.errors import AlreadyRunning, StoreUnknown
+from p3d.pipeline.storage import store as store_module
+from p3d.pipeline.storage.store import EXISTS, Created, LocalStore, Store, open_store
 
 BOTH_PERIODS_S = 2 * HEARTBEAT_S
 ROUNDS = 100  # of two claims at once

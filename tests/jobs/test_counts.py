@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs.job import count, ended, look, survey
-from pipeline.commit import commit_shard
-from pipeline.manifest import Manifest, with_shards, write_plan
+from p3d.jobs.job import count, ended, look, survey
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
 from tests.pipeline.rows import planned, recipe, shard_rows, videos
 from tests.sim.store import MemoryStore
 

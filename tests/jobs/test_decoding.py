@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import ray
 
-from jobs import decode_task, decoding
-from jobs.cluster import local_cluster
-from jobs.decode_task import DecodeSpec
-from jobs.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
-from jobs.parcels import Parcel, parcels
-from jobs.slots import Place, Slots, Use
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.errors import Reason, StoreUnknown
-from pipeline.listing import find
-from pipeline.store import DEFAULTS, StoreOptions
-from pipeline.types import (
+from p3d.jobs.scheduler.cluster import local_cluster
+from p3d.jobs.worker import decode_task, decoding
+from p3d.jobs.worker.concurrency import Place, Slots, Use
+from p3d.jobs.worker.decode_task import DecodeSpec
+from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
+from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, StoreUnknown
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
+from p3d.pipeline.types import (
     DecodeMessage,
     Failure,
     FrameBlock,
@@ -194,7 +194,12 @@ class TestMischief:
     ) -> None:
         """A store that is gone is the job's trouble: it is raised, and no video fails for it (row 28)."""
         with pytest.raises(StoreUnknown, match="outage"):
-            run(shard, tmp_path, monkeypatch, "from pipeline.errors import StoreUnknown; raise StoreUnknown('outage')")
+            run(
+                shard,
+                tmp_path,
+                monkeypatch,
+                "from p3d.pipeline.errors import StoreUnknown; raise StoreUnknown('outage')",
+            )
 
     def test_nothing_is_left_behind(self, shard: ShardPlan, tmp_path: Path) -> None:
         """After a shard, scratch is empty: no note, no copy."""

@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.scheduler
-import jobs.workers
-from jobs.cli import cli
-from jobs.job import read_job
-from jobs.machine import usable_cpus
-from jobs.planning import default_batch
-from jobs.slots import Slots
-from jobs.workers import ShardWorker, Trouble, trouble_of
+import p3d.jobs.scheduler.run
+import p3d.jobs.worker.actor
 from p3d.encoder import DeviceFull
-from pipeline.store import open_store
-from pipeline.types import ShardPlan
-from pipeline.verify import audit
+from p3d.jobs.cli import cli
+from p3d.jobs.job import read_job
+from p3d.jobs.machine import usable_cpus
+from p3d.jobs.planning.prepare import default_batch
+from p3d.jobs.worker.actor import ShardWorker, Trouble, trouble_of
+from p3d.jobs.worker.concurrency import Slots
+from p3d.pipeline.dataset.verify import audit
+from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.types import ShardPlan
 
 
 def worker_that(mischief: Callable[[int], None]) -> type[ShardWorker]:
@@ -72,7 +72,7 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
             (seen / "tight").touch()
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(jobs.scheduler, "ShardWorker", worker_that(mischief))
+    monkeypatch.setattr(p3d.jobs.scheduler.run, "ShardWorker", worker_that(mischief))
     assert launch(archive, out, small_weights) == 0
     names = sorted(path.name.partition("-")[0] for path in seen.iterdir())
     assert names == ["failed"] * 3 + ["tight"]
@@ -115,7 +115,7 @@ def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkey
         worker.broken = lost
 
     monkeypatch.setattr(worker, "_extract", extract)
-    monkeypatch.setattr(jobs.workers, "commit_shard", lambda *_: pytest.fail("it was committed"))
+    monkeypatch.setattr(p3d.jobs.worker.actor, "commit_shard", lambda *_: pytest.fail("it was committed"))
     trouble = worker.run_shard(ShardPlan(1, "0" * 8, 0, ()), None)
     assert isinstance(trouble, Trouble) and trouble.kind == "device"
 

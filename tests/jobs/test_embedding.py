@@ -1,4 +1,4 @@
-"""`jobs.embed_file`: the rows of a job without the job, and errors in a sentence."""
+"""`p3d.jobs.embed_file`: the rows of a job without the job, and errors in a sentence."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-import jobs
 import p3d.weights
-from jobs.planning import JobSpec, prepare
-from jobs.workers import encode_of
+from p3d import jobs
 from p3d.encoder import Encoder
-from pipeline.config import Recipe
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.messages import decode_messages
-from pipeline.errors import BadVideo, InputError, Reason
-from pipeline.extract import extract_shard
-from pipeline.identity import local_row
-from pipeline.pool import pool
-from pipeline.store import DEFAULTS
-from pipeline.types import DecodeMessage, ShardPlan, ShardRows
+from p3d.jobs.planning.prepare import JobSpec, prepare
+from p3d.jobs.worker.actor import encode_of
+from p3d.pipeline.clips.pool import pool
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import BadVideo, InputError, Reason
+from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.recipe import Recipe
+from p3d.pipeline.sources.identity import local_row
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.types import DecodeMessage, ShardPlan, ShardRows
 from tests.conftest import REPO
 from tests.zoo import make
 
@@ -94,7 +94,10 @@ def test_layers_come_beside_the_rows(archive: Path, small_weights: Path, encoder
     """What was asked for is there by its name, a row a clip, and the features do not change."""
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
     path = archive / "more" / "video2.mp4"
-    plain, found = jobs.embed(path, encoder, recipe), jobs.embed(path, encoder, recipe, layers=("prob", "res5c"))
+    plain, found = (
+        jobs.embed(path, encoder, recipe),
+        jobs.embed(path, encoder, recipe, layers=("prob", "res5c")),
+    )
     assert not plain.layers and list(found.layers) == ["prob", "res5c"]
     assert found.layers["prob"].shape == (len(found.clips), 10)
     assert found.layers["res5c"].shape == (len(found.clips), 2048, 2, 2)
@@ -108,7 +111,7 @@ def test_a_decoder_that_began_again_leaves_no_stale_layer(
     archive: Path, small_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a second VideoInfo the layers are those of the clips that count."""
-    from jobs import embedding
+    from p3d.jobs.api import embed as embedding
 
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
     path = archive / "video0.mp4"
@@ -181,10 +184,10 @@ def test_an_encoder_of_another_network_is_refused(archive: Path, small_weights: 
 
 
 def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
-    """`import jobs` loads neither torch nor Ray, and `embed_file` not Ray."""
+    """`from p3d import jobs` loads neither torch nor Ray, and `embed_file` not Ray."""
     code = (
-        "import jobs, sys; assert not {'torch', 'ray', 'av'} & sys.modules.keys(); "
-        "jobs.embed_file; assert 'ray' not in sys.modules; jobs.nothing"
+        "import sys; from p3d import jobs; assert not {'torch', 'ray', 'av'} & sys.modules.keys(); "
+        "p3d.jobs.embed_file; assert 'ray' not in sys.modules; p3d.jobs.nothing"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert ran.stderr.strip().endswith("AttributeError: module 'jobs' has no attribute 'nothing'")

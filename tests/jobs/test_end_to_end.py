@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clips import clip_spans, parse_sampling
+from p3d.pipeline.clips.rules import clip_spans, parse_sampling
 from tests.conftest import LONG, P3D, REPO, SHARED_VIDEOS, p3d
 from tests.servers import SECRET_KEY
 
@@ -65,7 +65,7 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
 
     import p3d.weights
     from p3d.encoder import Encoder
-    from pipeline.types import FrameSpec
+    from p3d.pipeline.types import FrameSpec
 
     weights = p3d.weights.load(small_weights)
     row = next(r for r in rows(undisturbed, "clips").to_pylist() if r["path"] == "video0.mp4" and r["clip_index"] == 1)
@@ -162,8 +162,9 @@ def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
 
 
 def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, small_weights: Path) -> None:
-    """`jobs.embed_file` gives what the job stored, every bit of every clip and of the video."""
-    import jobs
+    """`p3d.jobs.embed_file` gives what the job stored, every bit of every clip and of the video."""
+
+    from p3d import jobs
 
     found = jobs.embed_file(archive / "video0.mp4", small_weights, device="cpu", threads=threads(undisturbed))
     clips = [row for row in rows(undisturbed, "clips").to_pylist() if row["path"] == "video0.mp4"]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import control, runlog
-from jobs.outputs import outputs_below
-from jobs.runlog import RunLog, read_log, told
-from jobs.state import (
+from p3d.jobs.monitor.outputs import outputs_below
+from p3d.jobs.monitor.trace import trace_events
+from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler import log as runlog
+from p3d.jobs.scheduler.log import RunLog, read_log, told
+from p3d.jobs.scheduler.state import (
     Checked,
     CheckFailed,
     Counted,
@@ -23,11 +25,10 @@ from jobs.state import (
     WorkerDied,
     WorkerReady,
 )
-from jobs.trace import trace_events
-from pipeline.commit import commit_shard
-from pipeline.errors import DamagedJob, InputError, StoreUnknown
-from pipeline.results.times import ShardTime, shard_times
-from pipeline.store import LocalStore, Store, StoreOptions, open_store
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
+from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown
+from p3d.pipeline.storage.store import LocalStore, Store, StoreOptions, open_store
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import planned, recipe, shard_rows
 

@@ -13,7 +13,7 @@ from tests.conftest import REPO
 
 CHILD = """
 import os, resource, sys, time
-from jobs.memory import memory_limit
+from p3d.jobs.worker.memory import memory_limit
 note = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 before, taken = resource.getrlimit(resource.RLIMIT_AS), []
 with memory_limit(100 << 20, note):

@@ -1,6 +1,6 @@
 """The numbers for Prometheus: their table, their arithmetic, and the dashboard that shows them.
 
-`tests/jobs/test_away.py` compares them, read over a real endpoint, with the dataset.
+`tests/jobs/test_remote.py` compares them, read over a real endpoint, with the dataset.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from jobs.balance import LIMITS, Load
-from jobs.metrics import METRICS, PREFIX, Metrics, output_tag
-from jobs.state import Checked, ShardDone, ShardKey, ShardTrouble, WorkerDied
-from jobs.workers import Spent
-from pipeline.errors import REASON_MEANING
-from pipeline.extract import Progress
+from p3d.jobs.scheduler.metrics import METRICS, PREFIX, Metrics, output_tag
+from p3d.jobs.scheduler.state import Checked, ShardDone, ShardKey, ShardTrouble, WorkerDied
+from p3d.jobs.worker.actor import Spent
+from p3d.jobs.worker.balance import LIMITS, Load
+from p3d.pipeline.errors import REASON_MEANING
+from p3d.pipeline.extract import Progress
 from tests.conftest import REPO
 
 UNITS = ("seconds", "bytes", "videos", "clips", "shards", "workers", "troubles", "paused")

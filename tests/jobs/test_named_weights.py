@@ -11,15 +11,16 @@ from typing import Any
 import click
 import pytest
 
-import jobs
 import p3d.weights
-from jobs import choosing, embedding, planning
-from jobs.cli import VERBS, LazyGroup, cli
-from jobs.workers import Refused, ShardWorker, WorkerSpec
-from p3d import zoo
+from p3d import jobs, zoo
 from p3d.encoder import Encoder, golden_features
+from p3d.jobs.api import embed as embedding
+from p3d.jobs.cli import VERBS, LazyGroup, cli
+from p3d.jobs.planning import convention as choosing
+from p3d.jobs.planning import prepare as planning
+from p3d.jobs.worker.actor import Refused, ShardWorker, WorkerSpec
+from p3d.pipeline.errors import InputError
 from p3d.weights import Weights, WeightsError
-from pipeline.errors import InputError
 from tests.conftest import REPO
 from tests.pipeline.rows import recipe
 
@@ -101,8 +102,8 @@ def test_a_worker_whose_weights_are_gone_or_changed_is_refused(tmp_path: Path, s
     """A resume whose OUT has lost its weights, or holds others under their name, computes nothing."""
     options = planning.run_options({}, device="cpu")
     given = (str(tmp_path), recipe(), options, (0.0,))
-    from jobs.job import weights_key
-    from jobs.machine import code_digest
+    from p3d.jobs.job import weights_key
+    from p3d.jobs.machine import code_digest
 
     worker = ShardWorker(WorkerSpec(*given, code_digest(), str(tmp_path)))
     assert isinstance(worker.setup(), Refused)

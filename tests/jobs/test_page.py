@@ -24,17 +24,17 @@ import boto3
 import psutil
 import pytest
 
-import jobs
-from jobs.job import rows_of
-from jobs.planning import JobSpec
-from pipeline.errors import InputError, Reason, VideoError
-from pipeline.results.page import archive, pictures, server, similar
-from pipeline.results.page.archive import Archive, read_archive
-from pipeline.results.page.content import open_content
-from pipeline.results.page.pictures import Pictures
-from pipeline.results.snapshot import snapshot
-from pipeline.store import DEFAULTS, LocalStore, open_store
-from pipeline.types import Failure, VideoRef
+from p3d import jobs
+from p3d.jobs.job import rows_of
+from p3d.jobs.planning.prepare import JobSpec
+from p3d.pipeline.dataset.snapshot import snapshot
+from p3d.pipeline.errors import InputError, Reason, VideoError
+from p3d.pipeline.results.page import archive, pictures, server, similar
+from p3d.pipeline.results.page.archive import Archive, read_archive
+from p3d.pipeline.results.page.content import open_content
+from p3d.pipeline.results.page.pictures import Pictures
+from p3d.pipeline.storage.store import DEFAULTS, LocalStore, open_store
+from p3d.pipeline.types import Failure, VideoRef
 from tests.conftest import P3D, REPO
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
@@ -562,7 +562,7 @@ def test_the_browser_is_not_told_the_token_among_its_arguments(out: LocalStore, 
 
 def test_without_weights_no_file_may_be_dropped(out: LocalStore, tmp_path: Path) -> None:
     """The page says so before anybody tries."""
-    from jobs.cli.serve import _embed_of
+    from p3d.jobs.cli.serve import _embed_of
 
     shutil.copytree(out.root, tmp_path / "out")
     store = LocalStore(str(tmp_path / "out"))

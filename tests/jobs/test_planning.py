@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.planning import run_options
-from pipeline.config import MaxFailures, RunOptions
-from pipeline.errors import InputError
-from pipeline.store import StoreOptions
+from p3d.jobs.planning.prepare import run_options
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.recipe import MaxFailures, RunOptions
+from p3d.pipeline.storage.store import StoreOptions
 
 CHOSEN = {
     "workers": 3,

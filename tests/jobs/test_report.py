@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import control
-from jobs.planning import JobSpec
-from jobs.reporting import make_report
-from pipeline.errors import REASON_REMEDY, Reason
-from pipeline.results.report.page import render, shown
-from pipeline.results.report.run import Run, RunFacts, timeline
-from pipeline.results.times import ShardTime
-from pipeline.store import DEFAULTS, LocalStore, open_store
+from p3d.jobs.monitor.report import make_report
+from p3d.jobs.planning.prepare import JobSpec
+from p3d.jobs.scheduler import control
+from p3d.pipeline.dataset.shard_times import ShardTime
+from p3d.pipeline.errors import REASON_REMEDY, Reason
+from p3d.pipeline.results.report.render import render, shown
+from p3d.pipeline.results.report.throughput import Run, RunFacts, timeline
+from p3d.pipeline.storage.store import DEFAULTS, LocalStore, open_store
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
 from tests.zoo import moving
@@ -137,8 +137,8 @@ def test_sources_that_are_gone_are_said(out: LocalStore, films: Path, tmp_path: 
 
 def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
     """For each query: the best clip of each other video, by the cosine that numpy gives."""
-    from jobs.job import rows_of
-    from pipeline import schema
+    from p3d.jobs.job import rows_of
+    from p3d.pipeline.dataset import schema
 
     rows: list[tuple[str, float, np.ndarray]] = []
     for folder, table in rows_of(out).rows():

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from jobs.cli import VERBS, Verbs, cli
-from pipeline.config import JobRecord
-from pipeline.errors import InputError
-from pipeline.filelist import read_ids
-from pipeline.manifest import with_shards, write_plan
-from pipeline.store import LocalStore
+from p3d.jobs.cli import VERBS, Verbs, cli
+from p3d.pipeline.dataset.plans import with_shards, write_plan
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.sources.lists import read_ids
+from p3d.pipeline.storage.store import LocalStore
 from tests.conftest import REPO, p3d
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import videos
@@ -41,8 +41,8 @@ def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], 
     """`p3d GROUP --help` has a line for each verb and loads no module of any; each verb has a help of its own."""
     code = (
         f"import sys; sys.argv = ['p3d', *{list(words)!r}, '--help']\n"
-        "from jobs.cli import cli\ncli(standalone_mode=False)\n"
-        "print(sorted(name for name in sys.modules if name.startswith(('jobs.cli.', 'pyarrow', 'pipeline'))))"
+        "from p3d.jobs.cli import cli\ncli(standalone_mode=False)\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('p3d.jobs.cli.', 'pyarrow', 'pipeline'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -57,8 +57,9 @@ def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], 
 def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
     """A snapshot can be made on a machine that has neither."""
     code = (
-        "import sys, jobs.cli.results, jobs.cli.evaluate, pipeline.results.snapshot, pipeline.results.evaluate;"
-        "import jobs.searching, jobs.cli.index, jobs.cli.search, jobs.cli.dedup, pipeline.results.indexing;"
+        "import sys, p3d.jobs.cli.results, p3d.jobs.cli.evaluate, p3d.jobs.cli.index, p3d.jobs.cli.search;"
+        "import p3d.jobs.api.search, p3d.jobs.cli.dedup, p3d.pipeline.dataset.snapshot;"
+        "import p3d.pipeline.results.evaluation.scores, p3d.pipeline.results.search.index_build;"
         "sys.exit(bool({'torch', 'ray', 'faiss', 'sklearn'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
@@ -234,6 +235,6 @@ def test_the_record_names_the_job(out: LocalStore, tmp_path: Path) -> None:
     """snapshot.json keeps what decides the numbers, so that rows can still be compared when OUT is gone."""
     code, _, said = in_process("results", "snapshot", out.url, str(tmp_path / "dest"))
     assert code == 0, said
-    from pipeline.results.record import read_snapshot
+    from p3d.pipeline.dataset.snapshot_record import read_snapshot
 
     assert read_snapshot(LocalStore(str(tmp_path / "dest"))).job == JobRecord(recipe_(), "random:0", {"numpy": "2"})

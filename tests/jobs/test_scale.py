@@ -10,8 +10,10 @@ import pytest
 from ray.exceptions import RayActorError
 
 from bench import scheduler as bench
-from jobs import runlog, scheduler, state
-from jobs.workers import Done
+from p3d.jobs.scheduler import log as runlog
+from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import state
+from p3d.jobs.worker.actor import Done
 
 SHARDS = 5000
 

@@ -23,8 +23,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import state
-from jobs.state import (
+from p3d.jobs.scheduler import state
+from p3d.jobs.scheduler.state import (
     FIRST_VIDEOS,
     Check,
     Checked,
@@ -50,7 +50,7 @@ from jobs.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from pipeline.config import MaxFailures, RunOptions
+from p3d.pipeline.recipe import MaxFailures, RunOptions
 
 ANY_NUMBER = MaxFailures(count=10**9)  # a job that no number of failed videos stops
 CANCEL = Stop(6, "cancelled", drain=True)
@@ -806,7 +806,7 @@ def test_of_a_done_shard_nothing_is_kept() -> None:
 
 def test_the_scheduler_works_without_asserts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under `python -O` a done shard leaves its worker, and the job ends."""
-    bare = ModuleType("jobs.state_without_asserts")
+    bare = ModuleType("p3d.jobs.state_without_asserts")
     monkeypatch.setitem(sys.modules, bare.__name__, bare)
     exec(compile(Path(state.__file__).read_text(), state.__file__, "exec", optimize=1), bare.__dict__)
     scheduler = bare.Scheduler([bare.ShardKey(1, 0)], n_workers=1, n_videos=1)

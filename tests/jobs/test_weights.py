@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import p3d.weights
-from jobs.cli.weights import FORMATS
+from p3d.jobs.cli.weights import FORMATS
 from p3d.recipe import CAFFE_RGB, PORT_RGB, in_convention
 from tests.jobs.test_cli import in_process
 from tests.p3d.test_resnet import ResNet

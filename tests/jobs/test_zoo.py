@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.messages import decode_messages
-from pipeline.errors import REASON_MEANING, Reason
-from pipeline.listing import find
-from pipeline.store import StoreOptions, open_store
-from pipeline.types import Failure, FrameSpec, VideoRef
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import REASON_MEANING, Reason
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import StoreOptions, open_store
+from p3d.pipeline.types import Failure, FrameSpec, VideoRef
 from tests.conftest import REPO, Ran, p3d
 from tests.s3.proxy import Fault, proxy
 from tests.zoo import cases, plants

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from p3d.model import P3DConfig
+from p3d.networks.model import P3DConfig
 
 
 @dataclass(frozen=True, slots=True)

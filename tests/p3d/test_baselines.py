@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from p3d import zoo
-from p3d.baselines import C3D, ConvPool, DeepVideo, GoogLeNet, SlowFusion
 from p3d.encoder import Encoder, check_golden, golden_features
-from p3d.model import fold
-from p3d.network import Network
+from p3d.networks.baselines import C3D, ConvPool, DeepVideo, GoogLeNet, SlowFusion
+from p3d.networks.model import fold
+from p3d.networks.network import Network
+from p3d.networks.resnet import ResNet, ResNetConfig
 from p3d.recipe import C3D_RGB, IMAGENET_BGR, IMAGENET_RGB
-from p3d.resnet import ResNet, ResNetConfig
 from p3d.weights import Weights, WeightsError, load, random_weights, save, to_bytes
 from tests.p3d.test_resnet import ResNet as PlainResNet
 

@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from p3d import zoo
 from p3d.encoder import Encoder, golden_clip
-from p3d.fused import PackedConv, PackedPool, can_pack, conv_add_relu, conv_relu, pack
-from p3d.model import P3DConfig, fold
-from p3d.network import Network, TemporalPool
+from p3d.networks.fused import PackedConv, PackedPool, can_pack, conv_add_relu, conv_relu, pack
+from p3d.networks.model import P3DConfig, fold
+from p3d.networks.network import Network, TemporalPool
 from p3d.weights import random_weights
 
 HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from p3d import zoo
-from p3d.blocks import BlockA, BlockB, BlockC, Bottleneck2D
-from p3d.model import P3D, P3DConfig, fold
+from p3d.networks.blocks import BlockA, BlockB, BlockC, Bottleneck2D
+from p3d.networks.model import P3D, P3DConfig, fold
 
 # sha256 of the sorted "key<tab>AxBxC" lines of the public checkpoints' layout (RGB, 400 classes)
 KEYS_SHA256 = {

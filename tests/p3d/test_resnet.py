@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from p3d.encoder import Encoder
-from p3d.model import P3D, P3DConfig
+from p3d.networks.model import P3D, P3DConfig
 from p3d.recipe import CAFFE_RGB, PORT_RGB
 from p3d.weights import Weights, WeightsError, identify, load, resolve, save
 from p3d.weights.resnet import flat_shapes, inflate

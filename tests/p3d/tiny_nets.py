@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from p3d import zoo
-from p3d.model import P3DConfig
-from p3d.network import GRAPHS, NetworkConfig
+from p3d.networks.model import P3DConfig
+from p3d.networks.network import GRAPHS, NetworkConfig
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
 from p3d.weights.record import COUNTER, expected_shapes

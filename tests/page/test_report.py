@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs.planning import JobSpec
-from pipeline.store import LocalStore
+from p3d.jobs.planning.prepare import JobSpec
+from p3d.pipeline.storage.store import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
 from tests.page.conftest import SEEN, no_serious_axe

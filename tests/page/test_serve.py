@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from jobs.planning import JobSpec
-from pipeline.results import search
-from pipeline.store import LocalStore
+from p3d.jobs.planning.prepare import JobSpec
+from p3d.pipeline.results.search import exact as search
+from p3d.pipeline.storage.store import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
 from tests.page import films

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clips import clip_spans
-from pipeline.config import JobRecord, Recipe
-from pipeline.errors import Reason
-from pipeline.listing import Found
-from pipeline.manifest import Manifest, with_shards, write_plan
-from pipeline.schema import MANIFEST
-from pipeline.store import Store
-from pipeline.types import FLOAT32, ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
+from p3d.pipeline.clips.rules import clip_spans
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.schema import MANIFEST
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import FLOAT32, ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
 
 DIM = 8
 CLASSES = 3

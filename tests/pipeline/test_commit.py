@@ -18,12 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import commit, schema
-from pipeline.commit import CommitUnknown, clips_key, commit_shard, committed_names, derive, read_committed, videos_key
-from pipeline.errors import DamagedJob, InputError, StoreMissing, StoreUnknown
-from pipeline.pool import maximum, mean, mean_probs, pool
-from pipeline.store import Created, LocalStore, open_store
-from pipeline.types import ShardRows
+from p3d.pipeline.clips.pool import maximum, mean, mean_probs, pool
+from p3d.pipeline.dataset import commit, schema
+from p3d.pipeline.dataset.commit import (
+    CommitUnknown,
+    clips_key,
+    commit_shard,
+    committed_names,
+    derive,
+    read_committed,
+    videos_key,
+)
+from p3d.pipeline.errors import DamagedJob, InputError, StoreMissing, StoreUnknown
+from p3d.pipeline.storage.store import Created, LocalStore, open_store
+from p3d.pipeline.types import ShardRows
 from tests.pipeline.rows import CLASSES, DIM, planned, recipe, shard_rows
 
 NAMES = ("a", "b", "c", "d", "e", "f")

@@ -14,18 +14,20 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.clips import Sampling, needed_frames, parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
-from pipeline.decode import decord_route as decord_route_module
-from pipeline.decode import pyav_route as pyav_route_module
-from pipeline.decode.decord_route import DecordGaveUp, runs
-from pipeline.decode.messages import decode_messages
-from pipeline.decode.probe import Probe, Source, probed
-from pipeline.errors import Reason, VideoError
-from pipeline.extract import extract_shard
-from pipeline.listing import find
-from pipeline.store import StoreOptions
-from pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.clips.rules import Sampling, needed_frames, parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import Probe, Source, probe, probed
+from p3d.pipeline.decode.routes import decord as decord_route_module
+from p3d.pipeline.decode.routes import pyav as pyav_route_module
+from p3d.pipeline.decode.routes.choice import route
+from p3d.pipeline.decode.routes.decord import DecordGaveUp, runs
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))
@@ -328,8 +330,8 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
         yield next(iter(real(*args)))
         raise DecordGaveUp("something new")
 
-    monkeypatch.setattr("pipeline.decode.read_decord", stops)
-    monkeypatch.setattr("pipeline.decode.seek.LEAST_SPARED", 2)  # PyAV would read sparse clips in the first place
+    monkeypatch.setattr("p3d.pipeline.decode.frames.read_decord", stops)
+    monkeypatch.setattr("p3d.pipeline.decode.seek.LEAST_SPARED", 2)  # PyAV would read sparse clips in the first place
     for sampling in (EVERY, SPARSE):
         seen = Seen(path, sampling)
         assert [info.route for info in seen.infos] == ["decord", "pyav"]
@@ -346,7 +348,7 @@ def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monke
         with probed(*args) as (found, source):
             yield replace(found, n_frames=45), source
 
-    monkeypatch.setattr("pipeline.decode.probed", miscounted)
+    monkeypatch.setattr("p3d.pipeline.decode.frames.probed", miscounted)
     sparse = Seen(path, SPARSE)
     assert [info.n_frames for info in sparse.infos] == [45, 40] and sparse.end.n_frames == 40
     assert sparse.written == needed_frames(SPARSE, 40).tolist()
@@ -481,7 +483,7 @@ def test_a_sparse_decode_gives_signs_of_life(
 ) -> None:
     """Where few frames are wanted, empty blocks come in between, so that a deadline on silence is fair."""
     monkeypatch.setattr(pyav_route_module, "SILENT_FRAMES", 20)
-    monkeypatch.setattr("pipeline.decode.seek.LEAST_SPARED", least_spared)
+    monkeypatch.setattr("p3d.pipeline.decode.seek.LEAST_SPARED", least_spared)
     path = make.video(tmp_path / "long.mp4", "libx264", 200, options=NO_B)
     sparse = parse_sampling("every:500", clip_frames=4)  # the first and the last four, all between them referred to
     messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy(decoder="pyav")))

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from av.filter import Graph
 
-from pipeline.clips import Sampling, clip_spans, frame_numbers, parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
-from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import probe
+from p3d.pipeline.decode.routes.choice import route
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))

@@ -10,14 +10,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from pipeline import schema
-from pipeline.commit import commit_shard
-from pipeline.config import JobRecord
-from pipeline.manifest import Manifest, with_shards, write_plan
-from pipeline.results import dedup
-from pipeline.results.dedup import find_duplicates
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.store import LocalStore
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.results import duplicates as dedup
+from p3d.pipeline.results.duplicates import find_duplicates
+from p3d.pipeline.storage.store import LocalStore
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import DIM, shard_rows, videos
 from tests.pipeline.test_snapshot import newest, recipe_

@@ -17,18 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import schema
-from pipeline.commit import commit_shard
-from pipeline.config import JobRecord, Recipe
-from pipeline.errors import DamagedJob, InputError
-from pipeline.manifest import Manifest, with_shards, write_plan
-from pipeline.results.classes import class_names, top_k
-from pipeline.results.evaluate import Hits, evaluate
-from pipeline.results.labels import Labels, read_labels
-from pipeline.results.newest import NewestRows
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.store import LocalStore
-from pipeline.types import FLOAT32
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.errors import DamagedJob, InputError
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.results.evaluation.classes import class_names, top_k
+from p3d.pipeline.results.evaluation.labels import Labels, read_labels
+from p3d.pipeline.results.evaluation.scores import Hits, evaluate
+from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.types import FLOAT32
 from tests.pipeline.rows import shard_rows, videos
 from tests.pipeline.test_snapshot import add_plan, newest, recipe_
 
@@ -186,7 +186,7 @@ def test_a_damaged_row_is_no_hit(out: LocalStore) -> None:
 @pytest.mark.parametrize("probs", [[0.5, 0.4, 0.0, 0.0], [np.nan, 1.0, 0.0, 0.0], [1.5, -0.5, 0.0, 0.0]])
 def test_rows_that_are_no_distribution_are_damage(out: LocalStore, probs: list[float]) -> None:
     """Whole files with impossible scores, made by other hands, are refused by verify and by every reader of rows."""
-    from pipeline.verify import audit
+    from p3d.pipeline.dataset.verify import audit
 
     name = next((out.root / "clips").iterdir()).stem
     path = out.root / "clips" / f"{name}.parquet"

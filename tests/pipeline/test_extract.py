@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clips import Sampling, clip_spans, frame_numbers, needed_frames
-from pipeline.errors import Reason
-from pipeline.extract import Lanes, Progress, extract_shard
-from pipeline.schema import check_rows, outcomes_json, parse_outcomes
-from pipeline.types import (
+from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, needed_frames
+from p3d.pipeline.dataset.schema import check_rows, outcomes_json, parse_outcomes
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.extract import Lanes, Progress, extract_shard
+from p3d.pipeline.types import (
     FLOAT32,
     INT64,
     UINT8,

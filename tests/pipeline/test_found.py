@@ -9,13 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe
-from pipeline.decode.decord_route import DecordGaveUp, read_decord
-from pipeline.decode.probe import refuse_trouble_of_the_machine
-from pipeline.decode.wanted import wanted_by
-from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec, VideoInfo
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import probe, refuse_trouble_of_the_machine
+from p3d.pipeline.decode.routes.decord import DecordGaveUp, read_decord
+from p3d.pipeline.decode.wanted import wanted_by
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
 from tests.zoo import cases, make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))

@@ -13,12 +13,13 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
-from pipeline.decode.probe import probe
-from pipeline.decode.route import route
-from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import probe
+from p3d.pipeline.decode.routes.choice import route
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec
 from tests.watch import Listener, Opened, listening, opened
 from tests.zoo import cases, hostile, make
 
@@ -105,7 +106,7 @@ def test_a_name_is_never_an_address(yard: Yard, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.fault(21)
 def test_only_known_demuxers_and_local_files_are_ever_opened(yard: Yard) -> None:
     """What the sniff lets through is opened with closed lists: no protocol but `file`, no demuxer that reads others."""
-    from pipeline.decode.probe import DEMUXERS
+    from p3d.pipeline.decode.probe import DEMUXERS
 
     readers_of_others = {"hls", "concat", "dash", "image2", "sdp", "rtsp", "rtp", "lavfi", "imf", "applehttp", "tee"}
     assert not readers_of_others & set(DEMUXERS.split(","))

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import schema
-from pipeline.errors import DamagedJob, InputError, OtherRecipe
-from pipeline.results.index import KINDS, nearest_by_index, opened, read_record
-from pipeline.results.indexing import build_index
-from pipeline.results.newest import NewestRows
-from pipeline.results.sample import Reservoir
-from pipeline.results.search import LEVELS, METRICS, nearest
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.store import LocalStore, Store, open_store
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.results.sample import Reservoir
+from p3d.pipeline.results.search.exact import LEVELS, METRICS, nearest
+from p3d.pipeline.results.search.index import KINDS, nearest_by_index, opened, read_record
+from p3d.pipeline.results.search.index_build import build_index
+from p3d.pipeline.storage.store import LocalStore, Store, open_store
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest, recipe_
 
@@ -168,7 +168,7 @@ def test_near_duplicates_are_left_out_of_what_an_index_gives(out: LocalStore) ->
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_snapshot_has_an_index_of_its_own(out: LocalStore, tmp_path: Path, level: str) -> None:
     """Index and search of a snapshot, by both levels; its own check does not mind the index."""
-    from pipeline.results.record import problems_of, read_snapshot
+    from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
 
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(newest(out), dest)

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError, StoreMissing
-from pipeline.identity import content_version, local_path, stat_version, video_id
-from pipeline.listing import Found, find
-from pipeline.schema import MANIFEST, OWN_COLUMNS
-from pipeline.store import StoreOptions, s3_uri
+from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS
+from p3d.pipeline.errors import InputError, StoreMissing
+from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
+from p3d.pipeline.sources.listing import Found, find
+from p3d.pipeline.storage.store import StoreOptions, s3_uri
 
 HERE = StoreOptions()
 TREE = ("a.mp4", "more/a.mp4", "more/deep/b.MKV", "z z.webm")
@@ -288,7 +288,7 @@ def test_one_object_is_a_source(tmp_path: Path, bucket: str, put: Put) -> None:
 
 def test_more_objects_than_one_page_are_all_rows(bucket: str, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing of several pages is complete and sorted."""
-    monkeypatch.setattr("pipeline.s3.PAGE_KEYS", 2)
+    monkeypatch.setattr("p3d.pipeline.storage.s3.store.PAGE_KEYS", 2)
     for number in range(5):
         put(f"v/{number}.mp4")
     assert column(find(f"s3://{bucket}/v", HERE), "path") == [f"{number}.mp4" for number in range(5)]

@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames
-from pipeline.errors import Reason, VideoError
-from pipeline.types import FrameBlock, FrameSpec, VideoInfo
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
 from tests.zoo import make
 
 EVERY = parse_sampling("every:4", clip_frames=4)

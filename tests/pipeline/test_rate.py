@@ -11,12 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import rate
-from pipeline.clips import Sampling, clip_spans, frame_numbers, laid_over, parse_sampling, places, whole_places
-from pipeline.decode import DecodePolicy, open_frames
-from pipeline.decode.wanted import wanted_by
-from pipeline.extract import extract_shard
-from pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.clips import rate
+from p3d.pipeline.clips.rules import (
+    Sampling,
+    clip_spans,
+    frame_numbers,
+    laid_over,
+    parse_sampling,
+    places,
+    whole_places,
+)
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodePolicy
+from p3d.pipeline.decode.wanted import wanted_by
+from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make
 
 rates = st.one_of(st.integers(1, 240).map(float), st.floats(0.1, 240), st.just(30000 / 1001))

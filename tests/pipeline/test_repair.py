@@ -9,16 +9,16 @@ from random import Random
 
 import pytest
 
-from jobs import control
-from jobs.cli import cli
-from jobs.cli.talk import run_cli
-from pipeline.commit import clips_key, commit_shard, failures_key, videos_key
-from pipeline.config import JobRecord
-from pipeline.errors import StoreUnknown
-from pipeline.manifest import Manifest
-from pipeline.repair import repair
-from pipeline.store import LocalStore, Store
-from pipeline.verify import audit
+from p3d.jobs.cli import cli
+from p3d.jobs.cli.output import run_cli
+from p3d.jobs.scheduler import control
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, failures_key, videos_key
+from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.repair import repair
+from p3d.pipeline.dataset.verify import audit
+from p3d.pipeline.errors import StoreUnknown
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.storage.store import LocalStore, Store
 from tests.conftest import p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
 
@@ -144,8 +144,8 @@ def test_a_repair_that_is_killed_is_finished_by_the_next(
     store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after any number of steps, the next repair and a resume give the undamaged dataset."""
-    monkeypatch.setattr("pipeline.commit.CREATE_TRIES", 1)
-    monkeypatch.setattr("pipeline.commit.PAUSE_S", 0.0)
+    monkeypatch.setattr("p3d.pipeline.dataset.commit.CREATE_TRIES", 1)
+    monkeypatch.setattr("p3d.pipeline.dataset.commit.PAUSE_S", 0.0)
     whole, rng, steps = files(store), Random(1), 0
     for steps in range(12):
         for key in (clips_key(manifest.shard(0).name), videos_key(manifest.shard(1).name)):

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import schema
-from pipeline.errors import DamagedJob, InputError
-from pipeline.results import search as search_module
-from pipeline.results.newest import NewestRows
-from pipeline.results.search import cosines, nearest
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.results.where import parse
-from pipeline.store import LocalStore
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.errors import DamagedJob, InputError
+from p3d.pipeline.results.search import exact as search_module
+from p3d.pipeline.results.search.exact import cosines, nearest
+from p3d.pipeline.results.search.where import parse
+from p3d.pipeline.storage.store import LocalStore
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest
 

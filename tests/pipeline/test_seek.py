@@ -18,17 +18,17 @@ from av.video.frame import PictureType
 from hypothesis import HealthCheck, assume, example, given, note, settings
 from hypothesis import strategies as st
 
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy, open_frames, probe, route
-from pipeline.decode import pyav_route as pyav_route_module
-from pipeline.decode import seek as seek_module
-from pipeline.decode.decord_route import DecordGaveUp, open_decord, read_decord
-from pipeline.decode.disposable import layer_of
-from pipeline.decode.keys import KeyFrame, all_proved, key_frame
-from pipeline.decode.probe import Probe
-from pipeline.decode.pyav_route import read_pyav, seek_pyav
-from pipeline.decode.route import exact_seek
-from pipeline.decode.seek import (
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode import seek as seek_module
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import Probe, probe
+from p3d.pipeline.decode.routes import pyav as pyav_route_module
+from p3d.pipeline.decode.routes.choice import exact_seek, route
+from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
+from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
+from p3d.pipeline.decode.seek import (
     Astray,
     Source,
     cut,
@@ -40,9 +40,10 @@ from pipeline.decode.seek import (
     spared_frames,
     wanted_gops,
 )
-from pipeline.decode.wanted import Wanted
-from pipeline.errors import Reason, VideoError
-from pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.decode.skippable import layer_of
+from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
 from tests.pipeline.test_decode_shared import GOOD, sample
 from tests.zoo import make
 
@@ -296,7 +297,7 @@ def test_a_long_file_is_given_to_decord_in_pieces(tmp_path: Path, monkeypatch: p
     whole = made(tmp_path / "w.mp4", codec="libx264", gop=7, options={"preset": "veryfast"})
     found = probe(str(make.looped(whole, tmp_path / "long.mp4", 9)), LIMITS)
     reader, by_pyav = open_decord(found, SPEC), put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
-    monkeypatch.setattr("pipeline.decode.decord_route.in_pieces", exact_seek)
+    monkeypatch.setattr("p3d.pipeline.decode.routes.decord.in_pieces", exact_seek)
     monkeypatch.setattr(reader, "get_batch", None)
     by_decord = put_together(read_decord(reader, found, SPEC, ALL))
     assert all((mine == its).all() for mine, its in zip(by_decord, by_pyav, strict=True))
@@ -351,7 +352,7 @@ def test_below_the_highest_temporal_layer_none_is_disposable(tmp_path: Path, mon
     """Whatever a packet says: it speaks of its own layer, and a higher one may refer to it."""
     path = str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"}))
     says = iter([(0, False), (1, True), (0, True), (2, True), (2, False), (1, True)] * 6)
-    monkeypatch.setattr(importlib.import_module("pipeline.decode.probe"), "layer_of", lambda *_: next(says))
+    monkeypatch.setattr(importlib.import_module("p3d.pipeline.decode.probe"), "layer_of", lambda *_: next(says))
     disposable_N = probe(path, LIMITS, disposable=True).disposable_N
     assert disposable_N is not None and np.flatnonzero(disposable_N).tolist() == list(range(3, N_FRAMES, 6))
 

@@ -17,10 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import schema
-from pipeline.commit import clips_key, commit_shard, derive, failures_key, videos_key
-from pipeline.config import JobRecord, Recipe
-from pipeline.errors import (
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset import snapshot_parts as parts
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.plans import Manifest, load_plans, with_shards, write_plan
+from p3d.pipeline.dataset.schema import open_parquet, read_footer, write_parquet
+from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
+from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY, SnapshotRecord, problems_of, read_snapshot
+from p3d.pipeline.errors import (
     AlreadyRunning,
     DamagedJob,
     InputError,
@@ -29,13 +34,8 @@ from pipeline.errors import (
     StoreUnknown,
     Unfinished,
 )
-from pipeline.manifest import Manifest, load_plans, with_shards, write_plan
-from pipeline.results import parts
-from pipeline.results.newest import NewestRows
-from pipeline.results.record import SNAPSHOT_KEY, SnapshotRecord, problems_of, read_snapshot
-from pipeline.results.snapshot import SnapshotRows, snapshot
-from pipeline.schema import open_parquet, read_footer, write_parquet
-from pipeline.store import Created, LocalStore, Store, open_store
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.store import Created, LocalStore, Store, open_store
 from tests.conftest import REPO
 from tests.pipeline.rows import DIM, recipe, shard_rows, videos
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import Reason, VideoError
-from pipeline.listing import find
-from pipeline.source import local_file
-from pipeline.store import StoreOptions
-from pipeline.types import VideoRef
+from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import VideoRef
 
 HERE = StoreOptions()
 Fetch = Callable[[VideoRef], bytes]

@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.decode import DecodeLimits
-from pipeline.decode.thumbnail import Thumbnail, jpeg_of, thumbnails, thumbnails_apart
-from pipeline.errors import Reason
-from pipeline.identity import local_row
-from pipeline.store import DEFAULTS
-from pipeline.types import Failure, VideoRef
+from p3d.pipeline.decode.policy import DecodeLimits
+from p3d.pipeline.decode.thumbnail import Thumbnail, jpeg_of, thumbnails, thumbnails_apart
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.sources.identity import local_row
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.types import Failure, VideoRef
 from tests.zoo import make
 
 
@@ -126,7 +126,7 @@ def test_a_child_that_hangs_or_crashes_is_a_value(tmp_path: Path, monkeypatch: p
     for body, reason in (("os.abort()", Reason.DECODER_CRASH), ("threading.Event().wait()", Reason.DECODE_TIMEOUT)):
         (tmp_path / "sitecustomize.py").write_text(
             "import os, threading\n"
-            "import pipeline.decode.thumbnail as thumbnail\n"
+            "import p3d.pipeline.decode.thumbnail as thumbnail\n"
             "whole = thumbnail._thumbnail\n"
             "def broken(path, second, *given):\n"
             f"    if second == 1.0:\n        {body}\n"

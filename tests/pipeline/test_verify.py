@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.commit import clips_key, commit_shard, failures_key, videos_key
-from pipeline.config import JobRecord
-from pipeline.errors import DamagedJob
-from pipeline.manifest import Manifest
-from pipeline.store import LocalStore
-from pipeline.verify import Audit, audit, current_failures
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, failures_key, videos_key
+from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.verify import Audit, audit, current_failures
+from p3d.pipeline.errors import DamagedJob
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.storage.store import LocalStore
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 NAMES = tuple("abcdefghij")
@@ -51,12 +51,12 @@ def test_reading_leaves_no_thread_behind(store: LocalStore, manifest: Manifest) 
     """What a verb reads leaves no thread of Arrow's, which would abort the process if it ended a moment too soon."""
     script = """
 import os, sys
-from pipeline import verify
-from pipeline.commit import derive
-from pipeline.config import JobRecord
-from pipeline.manifest import Manifest, load_plans
-from pipeline.results.newest import NewestRows
-from pipeline.store import LocalStore
+from p3d.pipeline.dataset import verify
+from p3d.pipeline.dataset.commit import derive
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.dataset.plans import Manifest, load_plans
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.storage.store import LocalStore
 from tests.pipeline.rows import recipe
 before = set(os.listdir("/proc/self/task"))
 store, job = LocalStore(sys.argv[1]), JobRecord(recipe(), "random:0", {})

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import s3, s3_body, s3_client, s3_errors
-from pipeline.s3 import S3Store
-from pipeline.s3_client import client_for
-from pipeline.store import DEFAULTS, StoreOptions
+from p3d.pipeline.storage.s3 import body as s3_body
+from p3d.pipeline.storage.s3 import client as s3_client
+from p3d.pipeline.storage.s3 import errors as s3_errors
+from p3d.pipeline.storage.s3 import store as s3
+from p3d.pipeline.storage.s3.client import client_for
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from tests.s3.proxy import Proxy, proxy
 from tests.servers import Weed
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 import pytest
 
-from pipeline import s3_body
-from pipeline.errors import StoreChanged, StoreCorrupt, StoreFull, StoreMissing, StoreUnknown
-from pipeline.s3 import S3Store
-from pipeline.s3_client import client_for
-from pipeline.store import DEFAULTS, StoreOptions, open_store
+from p3d.pipeline.errors import StoreChanged, StoreCorrupt, StoreFull, StoreMissing, StoreUnknown
+from p3d.pipeline.storage.s3 import body as s3_body
+from p3d.pipeline.storage.s3.client import client_for
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions, open_store
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 

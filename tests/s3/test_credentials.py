@@ -11,10 +11,10 @@ from typing import Any
 import boto3
 import pytest
 
-from pipeline.errors import StoreDenied
-from pipeline.s3 import S3Store
-from pipeline.s3_client import client_for
-from pipeline.store import DEFAULTS, EXISTS, ObjectInfo
+from p3d.pipeline.errors import StoreDenied
+from p3d.pipeline.storage.s3.client import client_for
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.store import DEFAULTS, EXISTS, ObjectInfo
 from tests.conftest import LONG, P3D, p3d
 from tests.jobs.test_outage import wait_for
 from tests.s3.conftest import new_store

@@ -8,8 +8,7 @@ import pytest
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline import s3_errors
-from pipeline.errors import (
+from p3d.pipeline.errors import (
     InputError,
     JobError,
     StoreChanged,
@@ -21,7 +20,8 @@ from pipeline.errors import (
     StoreUnknown,
     StoreUnsafe,
 )
-from pipeline.s3_errors import SECRETIVE, Trouble, from_botocore, from_reply
+from p3d.pipeline.storage.s3 import errors as s3_errors
+from p3d.pipeline.storage.s3.errors import SECRETIVE, Trouble, from_botocore, from_reply
 
 PLACE = "s3://bucket/key"
 SECRETS = (

@@ -17,19 +17,28 @@ import numpy as np
 import pytest
 import ray
 
-from jobs import decode_task, decoding
-from jobs.cluster import local_cluster
-from jobs.decode_task import DecodeSpec
-from jobs.decoding import Decoding
-from jobs.parcels import Parcel, parcels
-from jobs.sharing import Pace
-from jobs.slots import Use
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.errors import Reason, StoreError
-from pipeline.listing import find
-from pipeline.store import DEFAULTS
-from pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoFetched, VideoRef
+from p3d.jobs.scheduler.cluster import local_cluster
+from p3d.jobs.worker import decode_task, decoding
+from p3d.jobs.worker.concurrency import Use
+from p3d.jobs.worker.decode_task import DecodeSpec
+from p3d.jobs.worker.decoding import Decoding
+from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.jobs.worker.parallel_decode import Pace
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, StoreError
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.types import (
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    FrameSpec,
+    ShardPlan,
+    VideoEnd,
+    VideoFetched,
+    VideoRef,
+)
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 from tests.zoo import make

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import s3, s3_client, s3_errors
-from pipeline.errors import StoreUnknown, StoreUnsafe
-from pipeline.s3 import S3Store
-from pipeline.store import CREATED, EXISTS, StoreOptions
+from p3d.pipeline.errors import StoreUnknown, StoreUnsafe
+from p3d.pipeline.storage.s3 import client as s3_client
+from p3d.pipeline.storage.s3 import errors as s3_errors
+from p3d.pipeline.storage.s3 import store as s3
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.store import CREATED, EXISTS, StoreOptions
 from tests.conftest import p3d
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy

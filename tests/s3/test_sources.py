@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import s3_body
-from pipeline.clips import parse_sampling
-from pipeline.decode import DecodeLimits, DecodePolicy
-from pipeline.decode.messages import decode_messages
-from pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
-from pipeline.listing import find
-from pipeline.manifest import Manifest, with_shards, write_plan
-from pipeline.s3 import S3Store
-from pipeline.s3_client import client_for
-from pipeline.source import local_file
-from pipeline.store import DEFAULTS, LocalStore, StoreOptions, open_store, s3_uri
-from pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.s3 import body as s3_body
+from p3d.pipeline.storage.s3.client import client_for
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.store import DEFAULTS, LocalStore, StoreOptions, open_store, s3_uri
+from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 from tests.servers import ACCESS_KEY

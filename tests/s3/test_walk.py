@@ -8,12 +8,13 @@ from collections import Counter
 import boto3
 import pytest
 
-from pipeline import s3, s3_walk
-from pipeline.errors import StoreUnknown
-from pipeline.listing import find
-from pipeline.s3 import S3Store
-from pipeline.s3_walk import walk
-from pipeline.store import ObjectInfo, StoreOptions
+from p3d.pipeline.errors import StoreUnknown
+from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.s3 import store as s3
+from p3d.pipeline.storage.s3 import walk as s3_walk
+from p3d.pipeline.storage.s3.store import S3Store
+from p3d.pipeline.storage.s3.walk import walk
+from p3d.pipeline.storage.store import ObjectInfo, StoreOptions
 from tests.s3.proxy import Fault, Proxy
 
 ODD = [

@@ -1,4 +1,4 @@
-"""Ray, for drivers and workers of one world: `jobs.scheduler` is given this module's FakeRay and finds nothing missing.
+"""Ray, for drivers and workers of one world: `scheduler.run` is given this module's FakeRay and finds nothing missing.
 
 A worker is the real ShardWorker with made-up rows in place of decoding and network. It can be killed at any step, die
 between its commit and its answer, or be cut off: its driver hears that it is dead, and it goes on and commits later.
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 
-from jobs import workers
-from jobs.balance import Balance
-from jobs.decoding import Decoding
-from jobs.job import weights_key
-from jobs.slots import Slots
-from jobs.workers import Ready, Refused, ShardWorker, Trouble, WorkerSpec
-from pipeline.clips import clip_spans
-from pipeline.errors import StoreDenied, StoreUnknown
-from pipeline.extract import Progress
-from pipeline.types import ClipRow, ShardPlan, ShardRows
+from p3d.jobs.job import weights_key
+from p3d.jobs.worker import actor as workers
+from p3d.jobs.worker.actor import Ready, Refused, ShardWorker, Trouble, WorkerSpec
+from p3d.jobs.worker.balance import Balance
+from p3d.jobs.worker.concurrency import Slots
+from p3d.jobs.worker.decoding import Decoding
+from p3d.pipeline.clips.rules import clip_spans
+from p3d.pipeline.errors import StoreDenied, StoreUnknown
+from p3d.pipeline.extract import Progress
+from p3d.pipeline.types import ClipRow, ShardPlan, ShardRows
 from tests.pipeline.rows import CLASSES, DIM, distributions, outcome, recipe
 from tests.sim.view import View
 from tests.sim.world import Process, World
@@ -170,7 +170,7 @@ class Call:
 
 
 class FakeRay:
-    """The five calls that `jobs.scheduler` makes."""
+    """The five calls that `p3d.jobs.scheduler.run` makes."""
 
     def __init__(self, world: World, store: Any) -> None:
         self.world, self.store = world, store

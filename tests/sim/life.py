@@ -11,15 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-import jobs.cli.launch
-import jobs.cli.talk
-import jobs.cluster
-from jobs import control, job, planning
-from pipeline import commit, manifest, schema, verify
-from pipeline.config import RunOptions
-from pipeline.errors import JobError, OtherRecipe
-from pipeline.listing import Found
-from pipeline.store import StoreOptions
+import p3d.jobs.cli.launch
+import p3d.jobs.cli.output
+import p3d.jobs.scheduler.cluster
+from p3d.jobs import job
+from p3d.jobs.planning import prepare as planning
+from p3d.jobs.scheduler import control
+from p3d.pipeline.dataset import commit, schema, verify
+from p3d.pipeline.dataset import plans as manifest
+from p3d.pipeline.errors import JobError, OtherRecipe
+from p3d.pipeline.recipe import RunOptions
+from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.storage.store import StoreOptions
 from tests.pipeline.rows import recipe, videos
 from tests.sim.cluster import FakeRay, frames_of, orphan
 from tests.sim.view import View
@@ -198,8 +201,8 @@ class Life(World):
         record = job.read_job(store)
         known = job.manifests(self.store, record)
         pulse = SimpleNamespace(stop=lambda: None)
-        code = jobs.cli.launch.run_job(
-            "OUT", record, jobs.cli.launch.NextRun(store, options, epoch, pulse, None), False
+        code = p3d.jobs.cli.launch.run_job(
+            "OUT", record, p3d.jobs.cli.launch.NextRun(store, options, epoch, pulse, None), False
         )  # type: ignore[arg-type]
         if code in FINISHED:  # a run that says so has done all of the plans there were
             committed, whole = commit.committed_names(self.store)
@@ -246,7 +249,7 @@ def source(names: tuple[str, ...]) -> pa.Table:
 
 
 def newest_plans(plans: dict[int, manifest.Manifest]) -> dict[str, int]:
-    """The newest plan that names each video, told in other words than `jobs.job` does."""
+    """The newest plan that names each video, told in other words than `p3d.jobs.job` does."""
     named = [(name, seq) for seq, plan in plans.items() for name in plan.videos["video_id"].to_pylist()]
     return {name: max(seq for other, seq in named if other == name) for name, _ in named}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import schema
-from pipeline.config import JobRecord, PlanRecord, Recipe
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 
 write_parquet, open_parquet = schema.write_parquet, schema.open_parquet
 WRITTEN: dict[Any, bytes] = {}

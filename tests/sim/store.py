@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import StoreMissing, StoreUnknown
-from pipeline.store import CREATED, EXISTS, Created, ObjectInfo, Store, aside_key, control_key
+from p3d.pipeline.errors import StoreMissing, StoreUnknown
+from p3d.pipeline.storage.store import CREATED, EXISTS, Created, ObjectInfo, Store, aside_key, control_key
 
 KINDS = ("before", "after", "crash before", "crash after")
 

@@ -1,7 +1,7 @@
 """The life of one job, from a seed: users launch, resume, retry and cancel in a hostile world; then the world heals.
 
-Real code: `jobs.state`, `jobs.scheduler`, `jobs.control`, `jobs.job`, `jobs.planning`, `run_job` of the command line,
-the worker's `run_shard`, the whole commit protocol and the audit. Not real: Ray, the network, decoding, time, and the
+Real code: `scheduler.state`, `scheduler.run`, `scheduler.control`, `jobs.job`, `planning.prepare`, `run_job`, the
+worker's `run_shard`, the whole commit protocol and the audit. Not real: Ray, the network, decoding, time, and the
 store, which keeps S3's promise or a folder's in memory.
 """
 

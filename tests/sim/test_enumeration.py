@@ -14,15 +14,15 @@ from itertools import count
 
 import pytest
 
-from jobs import control
-from jobs.job import derive_again, manifests, survey
-from pipeline import commit, schema
-from pipeline.commit import clips_key, commit_shard, derive
-from pipeline.config import JobRecord
-from pipeline.errors import JobError, NoSuchJob, StoreMissing
-from pipeline.listing import Found
-from pipeline.store import CREATED, EXISTS, Store
-from pipeline.verify import audit
+from p3d.jobs.job import derive_again, manifests, survey
+from p3d.jobs.scheduler import control
+from p3d.pipeline.dataset import commit, schema
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
+from p3d.pipeline.dataset.verify import audit
+from p3d.pipeline.errors import JobError, NoSuchJob, StoreMissing
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.storage.store import CREATED, EXISTS, Store
 from tests.pipeline.rows import recipe, shard_rows, videos
 from tests.sim.store import KINDS, Died, FaultyStore, MemoryStore
 
@@ -47,7 +47,7 @@ class Attempts:
 
 def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
     """What `p3d launch` does to the store, in its order; the network and Ray are left out."""
-    from jobs.planning import add_plan
+    from p3d.jobs.planning.prepare import add_plan
 
     store.probe()
     epoch = control.claim(store, {}, takeover=True, say=print)
@@ -260,7 +260,7 @@ def deletes_on_recovery(patch: pytest.MonkeyPatch) -> None:
 
 def plan_record_first(patch: pytest.MonkeyPatch) -> None:
     """A plan's record is created before the manifest parts it names."""
-    from pipeline import manifest
+    from p3d.pipeline.dataset import plans as manifest
 
     true = manifest.write_plan
 
@@ -271,19 +271,19 @@ def plan_record_first(patch: pytest.MonkeyPatch) -> None:
             store.create(key, scratch.objects[key])
         return plan
 
-    patch.setattr("jobs.planning.write_plan", write)
+    patch.setattr("p3d.jobs.planning.prepare.write_plan", write)
 
 
 def one_name_for_all_plans(patch: pytest.MonkeyPatch) -> None:
     """Shards are named by their number alone, so that a second plan meets the first one's."""
-    from pipeline.types import ShardPlan
+    from p3d.pipeline.types import ShardPlan
 
     patch.setattr(ShardPlan, "name", property(lambda self: f"00000000-{self.shard:09d}"))
 
 
 def writes_when_nothing_is_left(patch: pytest.MonkeyPatch) -> None:
     """A resume with nothing to do still claims an epoch."""
-    patch.setattr("jobs.job.Work.nothing_left", property(lambda self: False))
+    patch.setattr("p3d.jobs.job.Work.nothing_left", property(lambda self: False))
 
 
 def commits_half(patch: pytest.MonkeyPatch) -> None:

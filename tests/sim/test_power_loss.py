@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from jobs import control
-from pipeline import store as store_module
-from pipeline.errors import StoreError
-from pipeline.store import CREATED, EXISTS, LocalStore
+from p3d.jobs.scheduler import control
+from p3d.pipeline.errors import StoreError
+from p3d.pipeline.storage import store as store_module
+from p3d.pipeline.storage.store import CREATED, EXISTS, LocalStore
 from tests.sim.disk import FOLDER, Disk
 from tests.sim.store import Died
 

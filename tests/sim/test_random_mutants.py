@@ -11,12 +11,16 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import control, job, planning, workers
-from pipeline import commit, manifest
-from pipeline.commit import Committed, clips_key
-from pipeline.errors import JobError, Reason, StoreUnknown
-from pipeline.store import CREATED
-from pipeline.types import Failure, VideoOutcome
+from p3d.jobs import job
+from p3d.jobs.planning import prepare as planning
+from p3d.jobs.scheduler import control
+from p3d.jobs.worker import actor as workers
+from p3d.pipeline.dataset import commit
+from p3d.pipeline.dataset import plans as manifest
+from p3d.pipeline.dataset.commit import Committed, clips_key
+from p3d.pipeline.errors import JobError, Reason, StoreUnknown
+from p3d.pipeline.storage.store import CREATED
+from p3d.pipeline.types import Failure, VideoOutcome
 from tests.sim import cluster
 from tests.sim.story import live
 

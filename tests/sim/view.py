@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.commit import CREATE_TRIES
-from pipeline.errors import StoreUnknown
-from pipeline.store import EXISTS, Created, ObjectInfo, Store, unless_swept
+from p3d.pipeline.dataset.commit import CREATE_TRIES
+from p3d.pipeline.errors import StoreUnknown
+from p3d.pipeline.storage.store import EXISTS, Created, ObjectInfo, Store, unless_swept
 from tests.sim.witness import Witness
 from tests.sim.world import World
 

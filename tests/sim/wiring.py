@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import jobs.cli.launch
-import jobs.cli.talk
-import jobs.cluster
-from jobs import control, job, planning, scheduler, workers
-from jobs.machine import Machines
-from pipeline import commit, manifest, schema, verify
-from pipeline import store as store_module
-from pipeline.config import JobRecord, PlanRecord, Recipe
+import p3d.jobs.cli.launch
+import p3d.jobs.cli.output
+import p3d.jobs.scheduler.cluster
+from p3d.jobs import job
+from p3d.jobs.machine import Machines
+from p3d.jobs.planning import prepare as planning
+from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.worker import actor as workers
+from p3d.pipeline.dataset import commit, schema, verify
+from p3d.pipeline.dataset import plans as manifest
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
+from p3d.pipeline.storage import store as store_module
 from tests.sim import memory
 from tests.sim.cluster import trouble_of
 from tests.sim.life import Life
@@ -92,11 +97,11 @@ def real_code_of(life: Life) -> Iterator[None]:
         (scheduler, "endpoint", str),
         (scheduler, "signal", Signals(life)),
         (workers, "trouble_of", partial(trouble_of, life)),
-        (jobs.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
-        (jobs.cluster, "refuse_unfit", quiet),
-        (jobs.cli.talk, "say", quiet),
-        (jobs.cli.launch, "report", lambda *_, **__: 0),
-        (jobs.cli.launch, "_progress_bar", lambda _: contextlib.nullcontext()),
+        (p3d.jobs.scheduler.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
+        (p3d.jobs.scheduler.cluster, "refuse_unfit", quiet),
+        (p3d.jobs.cli.output, "say", quiet),
+        (p3d.jobs.cli.launch, "report", lambda *_, **__: 0),
+        (p3d.jobs.cli.launch, "_progress_bar", lambda _: contextlib.nullcontext()),
     ):
         yield
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import schema
-from pipeline.config import PlanRecord
-from pipeline.errors import StoreMissing
-from pipeline.store import Created, ObjectInfo
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.errors import StoreMissing
+from p3d.pipeline.recipe import PlanRecord
+from p3d.pipeline.storage.store import Created, ObjectInfo
 from tests.sim.store import MemoryStore
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.errors import Reason
+from p3d.pipeline.errors import Reason
 from tests.zoo import make
 
 FAST = {"preset": "ultrafast", "bf": "0"}

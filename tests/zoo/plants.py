@@ -97,7 +97,7 @@ def _in_the_network(module: ModuleType) -> None:
     module.Encoder.encode = encode  # type: ignore[attr-defined]
 
 
-PLANTS = {"pipeline.decode.messages": _at_the_door, "p3d.encoder": _in_the_network}
+PLANTS = {"p3d.pipeline.decode.messages": _at_the_door, "p3d.encoder": _in_the_network}
 
 
 class Planter(importlib.abc.MetaPathFinder):

@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from pipeline.decode.apart import end_children
-from pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, Reason, StoreError, VideoError
-from pipeline.results.page.archive import Archive
-from pipeline.results.page.content import Content, open_content
-from pipeline.results.page.pictures import Pictures
-from pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, levels, similar
-from pipeline.store import StoreOptions
-from pipeline.types import Failure, VideoRef
+from p3d.pipeline.decode.child import end_children
+from p3d.pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, Reason, StoreError, VideoError
+from p3d.pipeline.results.page.archive import Archive
+from p3d.pipeline.results.page.content import Content, open_content
+from p3d.pipeline.results.page.pictures import Pictures
+from p3d.pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, levels, similar
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import Failure, VideoRef
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

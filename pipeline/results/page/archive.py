@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema
-from pipeline.results import where as conditions_of
-from pipeline.results.newest import NewestRows
-from pipeline.results.page.plane import Plane, plane_of
-from pipeline.results.sample import Reservoir
-from pipeline.results.search import SLACK
-from pipeline.results.snapshot import SnapshotRows
-from pipeline.types import BOOL, FLOAT32, INT64
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.results.page.projection import Plane, plane_of
+from p3d.pipeline.results.sample import Reservoir
+from p3d.pipeline.results.search import where as conditions_of
+from p3d.pipeline.results.search.exact import SLACK
+from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
 MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice that while it is made
 SUGGESTED = 30  # values of a column, at most

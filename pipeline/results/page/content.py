@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Protocol
 
-from pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
-from pipeline.identity import local_path, stat_version
-from pipeline.source import check_local, head_of
-from pipeline.store import ObjectInfo, StoreOptions, split_s3_uri
-from pipeline.types import VideoRef
+from p3d.pipeline.decode.fetch import check_local, head_of
+from p3d.pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
+from p3d.pipeline.sources.identity import local_path, stat_version
+from p3d.pipeline.storage.store import ObjectInfo, StoreOptions, split_s3_uri
+from p3d.pipeline.types import VideoRef
 
 ANOTHER = "is not the file that was embedded (other size or time)"
 
@@ -63,7 +63,7 @@ class S3Content:
         return self.info.size_bytes
 
     def read(self, start: int, end: int) -> bytes:
-        from pipeline.s3 import S3Store
+        from p3d.pipeline.storage.s3.store import S3Store
 
         try:
             return S3Store(f"s3://{self.bucket}", self.options).read_range(self.info, start, end)

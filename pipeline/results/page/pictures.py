@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.decode.thumbnail import thumbnails_apart
-from pipeline.errors import Reason, VideoError
-from pipeline.source import pinned
-from pipeline.store import StoreOptions
-from pipeline.types import Failure, VideoRef
+from p3d.pipeline.decode.fetch import pinned
+from p3d.pipeline.decode.thumbnail import thumbnails_apart
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import Failure, VideoRef
 
 KEPT_BYTES = 256 * 1024**2
 KEPT_FAILURES = 10_000

@@ -24,11 +24,11 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from pipeline.errors import InputError
-from pipeline.results.page.answers import Answers
-from pipeline.results.page.archive import Archive
-from pipeline.results.page.similar import Embed
-from pipeline.store import StoreOptions
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.results.page.answers import Answers
+from p3d.pipeline.results.page.archive import Archive
+from p3d.pipeline.results.page.similar import Embed
+from p3d.pipeline.storage.store import StoreOptions
 
 LOOPBACK = "127.0.0.1"
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")  # any port: one forwarded by ssh has another
@@ -131,12 +131,12 @@ def _listening(port: int) -> socket.socket:
 
 def _static() -> list[str]:
     """The names of all that the page is made of."""
-    folder = resources.files("pipeline.results.page") / "static"
+    folder = resources.files("p3d.pipeline.results.page") / "static"
     return sorted(one.name for one in folder.iterdir() if Path(one.name).suffix in TYPES)
 
 
 def _file(name: str) -> Handler:
-    content = (resources.files("pipeline.results.page") / "static" / name).read_bytes()
+    content = (resources.files("p3d.pipeline.results.page") / "static" / name).read_bytes()
 
     async def send(_: web.Request) -> web.StreamResponse:
         headers = {"Cache-Control": "no-cache"}

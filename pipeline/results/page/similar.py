@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedJob, InputError, OtherRecipe
-from pipeline.results.index import nearest_by_index, read_record
-from pipeline.results.newest import NewestRows
-from pipeline.results.page.archive import Archive
-from pipeline.results.query import Query, clip_at, stored
-from pipeline.results.search import LEVELS, POOL, Found, Level, nearest
-from pipeline.results.snapshot import SnapshotRows
-from pipeline.types import FLOAT32
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.results.page.archive import Archive
+from p3d.pipeline.results.search.exact import LEVELS, POOL, Found, Level, nearest
+from p3d.pipeline.results.search.index import nearest_by_index, read_record
+from p3d.pipeline.results.search.query import Query, clip_at, stored
+from p3d.pipeline.types import FLOAT32
 
 DROPPED_BYTES = 256 * 1024**2  # of vectors of dropped files that are kept; the oldest go first
 MOST_HITS = 200

@@ -2,7 +2,7 @@
 
     rows ──facts──> counts, histograms, failures, a sample of videos ──┐
          ──neighbours──> a few clips and what is like them ────────────┼─> page.html (Jinja2) ──> report.html
-    footers, epochs (jobs.reporting) ──timeline──> RunFacts ───────────┤
+    footers, epochs (p3d.jobs.monitor.report) ──timeline──> RunFacts ───────────┤
     sources ──pictures──> thumbnails, where they are still there ──────┘
 
 Jinja2 comes with torch. It escapes every value, and the plots are SVG that it fills in: a plotting library's would be

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pipeline.results.newest import NewestRows
-from pipeline.results.sample import Reservoir
-from pipeline.results.snapshot import SnapshotRows
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.results.sample import Reservoir
 
 Rows = NewestRows | SnapshotRows
 DURATIONS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import schema
-from pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled
-from pipeline.results.sample import Reservoir
-from pipeline.results.search import cosines
-from pipeline.results.snapshot import SnapshotRows
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled
+from p3d.pipeline.results.sample import Reservoir
+from p3d.pipeline.results.search.exact import cosines
 
 CLIPS = 8192  # of the sample: 64 MiB of 2048 float32
 SHARDS = 32  # read for it, drawn at random

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
-from pipeline.errors import StoreError, VideoError
-from pipeline.results.report.facts import Sampled
-from pipeline.source import pinned
-from pipeline.store import StoreOptions
-from pipeline.types import Failure, VideoRef
+from p3d.pipeline.decode.fetch import pinned
+from p3d.pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
+from p3d.pipeline.errors import StoreError, VideoError
+from p3d.pipeline.results.report.facts import Sampled
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import Failure, VideoRef
 
 LONGEST_SIDE = 240
 CHILDREN = 4  # at a time

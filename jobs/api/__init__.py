@@ -1,0 +1,1 @@
+"""What Python callers use: embed one file, search a dataset."""

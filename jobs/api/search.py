@@ -1,0 +1,168 @@
+"""What in a dataset is like a video: the query becomes vectors, and `p3d.pipeline.results` finds their neighbours.
+
+    QUERY ── a file that exists ──────> embed with OUT's weights, recipe, batch and threads ──┐
+          ── video_id, uri or path ───> the rows that OUT has of it ──────────────────────────┴─> queries_QD ──> Found
+
+Neither needs Ray. Only the first needs torch, and it decodes in a process of its own: a file that crashes or hangs its
+decoder is an error in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from p3d.jobs.job import rows_of, stored_weights, weights_key
+from p3d.pipeline.clips.pool import pool as pool_clips
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.commit import clips_key
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.recipe import Recipe
+from p3d.pipeline.results.search.exact import Found, Level, Metric, nearest
+from p3d.pipeline.results.search.index import nearest_by_index
+from p3d.pipeline.results.search.query import Query, clip_at, stored
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions, open_store
+from p3d.pipeline.types import FLOAT32
+
+if TYPE_CHECKING:
+    from p3d.encoder import Encoder
+
+Rows = NewestRows | SnapshotRows
+
+
+def search(
+    out: str | Path,
+    query: str | Path,
+    *,
+    level: Level | None = None,
+    metric: Metric = "cosine",
+    top: int = 10,
+    where: Sequence[str] = (),
+    distinct: float | None = None,
+    index: bool = False,
+    device: str = "auto",
+    encoder: Encoder | None = None,
+    s3: StoreOptions = DEFAULTS,
+) -> Found:
+    """The rows of the dataset at `out` that are nearest to `query`, best first.
+
+    `query` is a video file, or the video_id, uri or path of a video of `out`; "@12.5s" after it means its clip at that
+    second. Without `level`, a video is compared with videos and a clip with clips. `metric` is "cosine" (higher is
+    nearer) or "l2" (distance). `where` are conditions such as "duration_s>=60"; of rows whose cosine is `distinct` or
+    more only the best is a hit, and none that is so near to the query. With `index`, candidates come
+    from what `p3d results index` made, and their scores from the rows. For many files make one `encoder` with
+    `p3d.jobs.api.search.encoder_of`, or the weights are loaded for each.
+
+    Raises InputError for what cannot be (BadVideo for a file without rows), NoSuchJob, DamagedJob, StoreError.
+    """
+    source = rows_of(open_store(str(out), s3))
+    asked = resolve(source, str(query), level=level, device=device, encoder=encoder)
+    return find(source, asked, level=level, metric=metric, top=top, where=where, distinct=distinct, index=index)
+
+
+def find(
+    source: Rows,
+    query: Query,
+    *,
+    level: Level | None = None,
+    metric: Metric = "cosine",
+    top: int = 10,
+    where: Sequence[str] = (),
+    distinct: float | None = None,
+    index: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Found:
+    """`search` for a query that is resolved already."""
+    look = nearest_by_index if index else nearest
+    chosen = level or query.level
+    features_QD = query.features_QD
+    return look(
+        source, features_QD, level=chosen, metric=metric, top=top, where=where, distinct=distinct, on_step=on_step
+    )
+
+
+def resolve(
+    source: Rows, text: str, *, level: Level | None = None, device: str = "auto", encoder: Encoder | None = None
+) -> Query:
+    """What a QUERY means. `level` is what it will be compared with; a second in it means one clip all the same."""
+    name, at_s = text, None
+    if not Path(text).is_file() and not source.find(text) and (match := re.fullmatch(r"(.+)@([0-9.]+)s", text)):
+        name, at_s = match[1], _second(text, match[2])
+    wants_clips = at_s is not None or level == "clip"
+    if Path(name).is_file():
+        query = embedded(source, name, encoder or encoder_of(source, device))["clip" if wants_clips else "video"]
+    else:
+        query = stored(source, name, wants_clips)
+    return query if at_s is None else clip_at(query, name, at_s)
+
+
+def _second(text: str, number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise InputError(f"{text!r} ends in no time; write it as VIDEO@12.5s") from None
+
+
+def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
+    """A file, embedded as the job of the dataset does it, and rounded as its rows are: its clips, and the whole."""
+    from p3d.jobs.api.embed import embed
+
+    recipe = source.job.recipe
+    found = embed(path, encoder, recipe)
+    features_ND = _rounded(found.features_ND, recipe)
+    pooled_D = _rounded(pool_clips(features_ND, recipe.pool)[0], recipe)
+    return {
+        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), "clip"),
+        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), "video"),
+    }
+
+
+def _rounded(features: FLOAT32, recipe: Recipe) -> FLOAT32:
+    return features.astype(recipe.embedding_dtype).astype(np.float32)
+
+
+def encoder_of(source: Rows, device: str = "auto") -> Encoder:
+    """The network of a dataset with its own weights, and the batch and threads that its rows were computed with.
+
+    InputError where OUT has no weights, or this machine cannot compute as the recipe says.
+    """
+    from p3d.encoder import Encoder, device_for
+    from p3d.jobs.planning.prepare import refuse_unfit_device, run_options
+
+    recipe, store = source.job.recipe, source.store
+    key = weights_key(recipe)
+    if store.head(key) is None:
+        raise InputError(f"{store.url} has no weights to embed a file with; restore {key}, or search by a video of it")
+    refuse_unfit_device(recipe, device)
+    weights = stored_weights(store, recipe)
+    kind = device_for(device).type
+    last = _settings_of(source, kind)
+    options = run_options({}, workers=1, device=device, batch_size=last.get("batch_size"), threads=last.get("threads"))
+    return Encoder(
+        weights,
+        device=options.device,
+        batch_size=options.batch_size,
+        threads=options.threads if kind == "cpu" else None,
+        precision=recipe.precision,
+    )
+
+
+def _settings_of(source: Rows, kind: str) -> dict[str, int]:
+    """Batch and threads of the first shard that is done, as its footer says, if it ran on this kind of device.
+
+    A snapshot's files say nothing of either.
+    """
+    if isinstance(source, SnapshotRows) or not source.pieces:
+        return {}
+    with source.store.open(clips_key(source.pieces[0])) as content, schema.open_parquet(content) as file:
+        stats = json.loads(schema.read_footer(file).get(schema.STATS_KEY, "{}"))
+    if str(stats.get("device", "")).partition(":")[0] != kind:
+        return {}
+    return {name: stats[name] for name in ("batch_size", "threads") if name in stats}

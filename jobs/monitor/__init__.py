@@ -1,0 +1,1 @@
+"""The progress of a job as read from its output alone: status, timeline, report."""

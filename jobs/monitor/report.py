@@ -1,0 +1,114 @@
+"""What `p3d results report` is made from: the rows and sources by `p3d.pipeline.results.report`, the runs from here.
+
+Reads the store alone, of a running job too; needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p3d.jobs.job import rows_of
+from p3d.jobs.monitor.status import read_status
+from p3d.jobs.scheduler import control
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
+from p3d.pipeline.errors import DamagedJob
+from p3d.pipeline.results.report.facts import Rows, gather
+from p3d.pipeline.results.report.neighbours import find_neighbours
+from p3d.pipeline.results.report.pictures import take_pictures
+from p3d.pipeline.results.report.render import Report
+from p3d.pipeline.results.report.throughput import Run, RunFacts, timeline
+from p3d.pipeline.storage.store import Store, StoreOptions
+
+RUNS = 12  # the newest ones are shown
+NEIGHBOURS = 4  # of each query
+
+
+def make_report(
+    store: Store,
+    options: StoreOptions,
+    *,
+    videos: int = 24,
+    queries: int = 4,
+    seed: int = 0,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Everything a report shows of the job, or the snapshot, at a store: bounded samples, drawn by `seed`.
+
+    `videos` are those of the contact sheet, `queries` the clips whose neighbours are looked for; with neither, no
+    source is opened. NoSuchJob, DamagedJob.
+    """
+
+    def told(what: str) -> Callable[[int, int], None] | None:
+        return None if on_step is None else lambda done, count: on_step(what, done, count)
+
+    source = rows_of(store)
+    rng = np.random.default_rng(seed)
+    facts = gather(source, sample=videos, rng=rng, on_step=told("rows"))
+    like = find_neighbours(source, queries=queries, top=NEIGHBOURS, rng=rng, on_step=told("clips"))
+    wanted = [(one, one.duration_s / 2) for one in facts.sample]
+    wanted += [(clip.video, clip.middle_s) for query, others in like.found for clip in (query, *others)]
+    return Report(
+        out=store.url,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        job=source.job,
+        plans=tuple(source.plans.items()),
+        run=_run(store, source),
+        facts=facts,
+        neighbours=like,
+        pictures=take_pictures(wanted, options),
+        seed=seed,
+    )
+
+
+def _run(store: Store, source: Rows) -> RunFacts | None:
+    """None for a snapshot, which says nothing of runs."""
+    if not isinstance(source, NewestRows):
+        return None
+    status = read_status(store, source.job)
+    trouble, shards = "", list[ShardTime]()
+    try:
+        shards = shard_times(store)
+    except DamagedJob as error:
+        trouble = str(error)
+    return RunFacts(
+        state=status.state,
+        sentence=status.sentence,
+        runs=tuple(_runs(store)),
+        software=tuple(sorted(source.job.versions.items())),
+        timeline=timeline(shards),
+        trouble=trouble,
+    )
+
+
+def _runs(store: Store) -> list[Run]:
+    """The newest runs, oldest first."""
+    found = []
+    for key in sorted(info.key for info in store.list("_job/epochs/"))[-RUNS:]:
+        try:
+            epoch = control.Epoch(**json.loads(store.read(key)))
+        except (ValueError, TypeError):
+            found.append(Run(int(Path(key).stem), "", "", "its record cannot be read", ()))
+            continue
+        beat = control.heartbeat(store, epoch.number) or {}
+        state = str(beat.get("state", "unknown"))
+        state = "dead" if state == control.RUNNING and epoch.died_here() else state
+        found.append(Run(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options))))
+    return found
+
+
+def _flat(options: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """(name, value) of all that is set, in words."""
+    found: list[tuple[str, str]] = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{before}{name}.")
+        elif value is not None and value is not False:
+            found.append((before + name, f"{value:g}" if isinstance(value, float) else str(value)))
+    return found

@@ -1,0 +1,217 @@
+"""The progress of a job, read from its store alone: no cluster, no scheduler, no database.
+
+A listing of clips/ says which shards are committed; the newest heartbeat says how it goes. Deleting `_job/` loses no
+data: without a heartbeat, the sums are read from the footers of the committed shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from p3d.jobs.job import manifests, survey
+from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.state import Totals
+from p3d.jobs.worker.balance import Limit
+from p3d.pipeline.dataset.commit import committed_names
+from p3d.pipeline.dataset.plans import load_plans
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.storage.store import Store
+
+SUBMITTED = "submitted"
+UNDER_WAY = (SUBMITTED, control.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a job stands. `state` is submitted (to a cluster, whose driver has not begun), running, finished, stopped,
+    dead (its process is gone) or not started.
+
+    `exit_code` mirrors the job: that of its last run, or None while one is to come or runs. `limit` is what limits most
+    of its workers.
+    """
+
+    out: str
+    state: str
+    model: str
+    weights: str
+    clips: str
+    plans: int
+    shards_all: int
+    shards_done: int
+    videos_all: int
+    videos_done: int
+    videos_failed: int
+    clips_done: int
+    failures: dict[str, int] = field(default_factory=dict)
+    exit_code: int | None = None
+    sentence: str = ""
+    clips_per_s: float = 0.0
+    eta_s: float | None = None
+    elapsed_s: float | None = None
+    host: str = ""
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    limit: str | None = None
+    outage: str = ""
+
+
+def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
+    """Look once; `over` is known to the run itself, whose last heartbeat a full disk may have swallowed.
+
+    A run whose heartbeat says running may be dead: on this machine its process is asked, elsewhere only a heartbeat
+    that moves between two looks can tell (`status --watch` says when it stopped moving).
+    """
+    plans = load_plans(store)
+    committed, whole = committed_names(store)
+    names = {f"{plan.plan8}-{at:09d}" for plan in plans for at in range(plan.n_shards)}
+    epoch = control.newest_epoch(store)
+    beat = (control.heartbeat(store, epoch.number) if epoch else None) or {}
+    n_done, n_all = len(names & committed), len(names)
+    state = beat.get("state", "not started")
+    if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
+        state = "dead"
+    if plans and names <= whole and state != control.RUNNING:
+        state = "finished"
+    waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
+    if waiting and state != "finished":
+        state = SUBMITTED
+    if "videos" in beat and (state == control.RUNNING or beat["shards"]["done"] == n_done):
+        n_videos, done = beat["videos"]["all"], Totals(beat["videos"]["done"], beat["clips"], Counter(beat["failures"]))
+        n_failed = beat["videos"]["failed"]
+    else:
+        work = survey(store, manifests(store, job))
+        n_videos, done, n_failed = work.n_videos, work.done, work.done.failed
+    running = state == control.RUNNING
+    code, sentence = (None, waiting) if state in UNDER_WAY else _verdict(state, beat, done.failures)
+    return Status(
+        out=store.url,
+        state=state,
+        model=job.recipe.model,
+        weights=job.weights_origin,
+        clips=job.recipe.clips,
+        plans=len(plans),
+        shards_all=n_all,
+        shards_done=n_done,
+        videos_all=n_videos,
+        videos_done=done.videos,
+        videos_failed=n_failed,
+        clips_done=done.clips,
+        failures=dict(done.failures),
+        exit_code=code,
+        sentence=sentence,
+        clips_per_s=beat.get("clips_per_s", 0.0),
+        eta_s=beat.get("eta_s") if running else None,
+        elapsed_s=beat.get("elapsed_s"),
+        host=epoch.host if epoch else "",
+        workers=beat.get("workers", []) if running else [],
+        limit=limit_of(beat.get("workers", [])) if running else None,
+        outage=beat.get("outage", "") if running else "",
+    )
+
+
+def _verdict(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[int, str]:
+    if state == "finished":
+        return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
+    if state == "dead":
+        return 6, "the process that ran it is gone; `p3d resume` goes on"
+    return beat.get("exit_code", 6), beat.get("sentence", "not started; `p3d resume` starts it")
+
+
+def render(status: Status, *, width: int, escape: Callable[[str], str]) -> RenderableType:
+    """The picture of a job for a terminal of `width` columns."""
+    head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
+    colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
+    share = status.videos_done / status.videos_all if status.videos_all else 0.0
+    line = Text.assemble((status.state, colour))
+    parts: list[RenderableType] = [head, line]
+    if status.plans:
+        line.append(f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})  {status.clips_done} clips")
+        line.append(f"  {status.videos_failed} failed", "red" if status.videos_failed else "default")
+    if status.state == control.RUNNING:
+        eta = "-" if status.eta_s is None else _clock(status.eta_s)
+        line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
+        bar = Table.grid()  # a bar alone ends without a new line
+        bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
+        parts.insert(1, bar)
+    if status.plans:
+        parts.append(_shards(status))
+    if status.workers:
+        parts.append(_workers(status.workers))
+        if sentence := _limit(status.workers):
+            parts.append(Text(sentence))
+    if status.failures:
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in sorted(status.failures.items(), key=lambda x: -x[1])
+        )
+        parts.append(Text(f"failures: {reasons}", "red"))
+    if status.outage:
+        parts.append(Text(escape(f"paused: {status.outage}"), "yellow"))
+    if status.sentence:
+        parts.append(Text(escape(status.sentence)))
+    return Group(*parts)
+
+
+def _shards(status: Status) -> Text:
+    line = Text(f"shards {status.shards_done}/{status.shards_all} committed")
+    if status.workers:
+        left = status.shards_all - status.shards_done
+        in_hand = min(left, sum(len(worker.get("shards", ())) for worker in status.workers))  # as some seconds ago
+        line.append(f"  {in_hand} in hand  {left - in_hand} queued")
+    return line
+
+
+SENTENCES: dict[Limit, str] = {
+    "network": "limited by the network, at work {lanes} of the time: more or faster devices",
+    "decoding": "limited by decoding, the network at work {lanes} of the time: more cores",
+    "fetching": "limited by fetching videos, the network at work {lanes} of the time",
+    "overhead": "limited by neither network ({lanes} of the time) nor decoding ({decoding})",
+}
+
+
+def limit_of(workers: list[dict[str, Any]]) -> Limit | None:
+    """What limits most of the workers; None while none has worked."""
+    limits = Counter(worker["limit"] for worker in workers if worker.get("limit") and worker["state"] == "busy")
+    return limits.most_common(1)[0][0] if limits else None
+
+
+def _limit(workers: list[dict[str, Any]]) -> str | None:
+    if (limit := limit_of(workers)) is None:
+        return None
+    loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
+    shares = {name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("lanes", "decoding")}
+    return SENTENCES[limit].format(**shares)
+
+
+def _workers(workers: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("worker", "device", "state", "shards", "videos", "clips", "network", "queued", "decoding"):
+        table.add_column(
+            name, justify="left" if name in ("device", "state", "shards", "decoding") else "right", no_wrap=True
+        )
+    for worker in workers:
+        load = worker.get("load") or {}
+        known = worker["state"] == "busy" and load.get("slots")
+        table.add_row(
+            str(worker["worker"]),
+            worker["device"],
+            worker["state"],
+            " ".join(worker.get("shards", ())) or "-",
+            str(worker["videos"]),
+            str(worker["clips"]),
+            f"{load['lanes']:.0%}" if known else "-",
+            f"{load.get('queued', 0.0):g}" if known else "-",
+            f"{load['decoding']:.0%} of {load['slots']}" if known else "-",
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

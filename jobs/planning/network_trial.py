@@ -1,0 +1,120 @@
+"""The frames of a few videos embedded for real, to learn how fast the network of one worker is: `p3d plan` asks.
+
+    trial ──frames of a clip of each──> Encoder, as many lanes as a job has ──> clips/s, rows
+                                        on a GPU in batches of several sizes, too
+
+A CPU's Encoder lays its weights out for the size that it meets first, so one Encoder cannot compare sizes there: only
+the default is timed, and docs/performance.md has what others give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from statistics import median
+
+import numpy as np
+
+from p3d.encoder import Encoder, device_for
+from p3d.jobs.machine import lanes_of
+from p3d.jobs.planning.decode_trial import Tried
+from p3d.jobs.planning.prepare import Prepared, default_batch
+from p3d.pipeline.types import FLOAT32, INT64, UINT8
+
+TIMED_S = 5.0  # of the network, after one batch a lane to warm up; two batches a lane at least
+GPU_BATCHES = (8, 16, 32, 64, 128)  # clips
+ROUNDS = 3  # of all sizes in turn, after one to warm up
+WORTH = 1.05  # times the clips/s of the default batch, to speak of another
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedTrial:
+    """What one worker's network made of a clip of each video, and how fast.
+
+    `clips_per_s` is with batches of `batch_size` clips, the default, and `by_batch` with others, 0 where they do not
+    fit; empty on a CPU. `features_ND` and `probs_NK` are float32, N videos; K is 0 if the recipe stores no scores.
+    """
+
+    device: str
+    batch_size: int
+    clips_per_s: float
+    by_batch: dict[int, float]
+    features_ND: FLOAT32
+    probs_NK: FLOAT32
+
+    @property
+    def faster(self) -> str | None:
+        """A sentence about a size of batch that is worth asking for, if there is one."""
+        own = self.by_batch.get(self.batch_size) or self.clips_per_s
+        size = max(self.by_batch, key=self.by_batch.__getitem__, default=self.batch_size)
+        gain = self.by_batch.get(size, 0.0) / own
+        if gain < WORTH:
+            return None
+        return f"--batch-size {size} is {gain:.2f} times as fast here as the {self.batch_size} that launch takes"
+
+
+def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial:
+    """Embed what was decoded, on the device that a job would take, in as many lanes of a worker of `cpus` cores."""
+    device, recipe = str(device_for("auto")), prepared.recipe
+    size, threads = default_batch(device), max(1, cpus // 2)
+    lanes = lanes_of(device, cpus, threads)
+    encoder = Encoder(
+        prepared.weights,
+        device=device,
+        batch_size=size,
+        threads=threads if device == "cpu" else None,
+        precision=recipe.precision,
+    )
+    black_NHWC = np.zeros((1, *recipe.crop_hw, 3), np.uint8)
+    clips = [one.frames_NHWC for one in tried if len(one.frames_NHWC)] or [black_NHWC]
+
+    def batch(number: int, size: int) -> tuple[FLOAT32, FLOAT32]:
+        return encoder.encode(*_batch(clips, recipe.clip_frames, number * size, size), probs=True)
+
+    with ThreadPoolExecutor(lanes) as pool:
+
+        def turn(first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
+            return list(pool.map(batch, range(first, first + lanes), repeat(size)))
+
+        done = [batch(0, size)]  # alone: it may settle how weights lie in memory
+        done += pool.map(batch, range(1, lanes), repeat(size))
+        started, warm = time.monotonic(), len(done)
+        while len(done) < 3 * lanes or (time.monotonic() - started < TIMED_S and len(done) * size < len(clips)):
+            done += turn(len(done), size)
+        rate = (len(done) - warm) * size / (time.monotonic() - started)
+        by_batch = {} if device == "cpu" else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(0, size), lanes)
+    features_ND, probs_NK = (np.concatenate(rows)[: len(tried)] for rows in zip(*done, strict=True))
+    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0])
+
+
+def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UINT8, INT64]:
+    """Frames and clip indices of `size` clips from the `first` on, again from the beginning after the last."""
+    chosen = [clips[(first + at) % len(clips)] for at in range(size)]
+    starts = np.cumsum([0, *map(len, chosen[:-1])])
+    within_T = np.arange(n_frames)
+    index_BT = np.stack([start + np.minimum(within_T, len(c) - 1) for start, c in zip(starts, chosen, strict=True)])
+    return np.concatenate(chosen), index_BT
+
+
+def rates_by_batch(
+    encoder: Encoder, sizes: tuple[int, ...], turn: Callable[[int], object], lanes: int
+) -> dict[int, float]:
+    """Clips/s of each of the rising `sizes`: median of rounds in turn, 0 from the first on that does not fit.
+
+    `turn(size)` encodes a batch of `size` in each of the `lanes` at once.
+    """
+    taken: dict[int, list[float]] = {size: [] for size in sizes}
+    for number in range(ROUNDS + 1):
+        for size, seconds in taken.items():
+            encoder.batch_size = size
+            started = time.monotonic()
+            turn(size)
+            if encoder.batch_size < size:  # the device was full
+                taken = {fits: taken[fits] for fits in taken if fits < size}
+                break
+            if number:
+                seconds.append(time.monotonic() - started)
+    return {size: lanes * size / median(taken[size]) if size in taken else 0.0 for size in sizes}

@@ -1,0 +1,253 @@
+"""Names and options -> a Recipe, its weights and a Plan: the one place where the network meets the data plane.
+
+p3d's ClipRecipe (what a set of weights was trained on) becomes pipeline's FrameSpec (what to do with a picture) here,
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import p3d.weights
+from p3d.encoder import check_precision, device_for, golden_features
+from p3d.jobs.job import golden_key, read_job, weights_key
+from p3d.jobs.machine import Machines, software, usable_cpus
+from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, with_shards, write_plan
+from p3d.pipeline.dataset.verify import current_failures
+from p3d.pipeline.decode.routes.nvdec import not_here
+from p3d.pipeline.errors import InputError, StoreMissing
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, RunOptions
+from p3d.pipeline.sources.listing import Found, look_again
+from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions, open_store
+from p3d.pipeline.types import FrameSpec
+from p3d.recipe import ClipRecipe
+from p3d.weights import Weights
+
+_ANEW = ("max_failures", "decode_tasks", "s3")  # decided for every run; a resume keeps the other options
+MAX_DECODE_TASKS = (
+    32  # a worker; each holds 100 to 300 MB, and parcels in Ray's shared memory (jobs/scheduler/cluster.py)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a user chooses that decides the numbers, in the words of the command line."""
+
+    model: str | None
+    weights: str
+    graph: str | None = None
+    clips: str = "every:16"
+    frame_step: int = 1
+    fps: float | None = None
+    pool: str = "mean"
+    decoder: str = "auto"
+    partial: str = "fail"
+    embedding_dtype: str = "float32"
+    precision: str = "fp32"
+    scores: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe with the weights it names: `content` is the safetensors file that all workers will load."""
+
+    recipe: Recipe
+    weights: Weights
+    content: bytes
+    origin: str
+
+
+def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
+    """Load the weights that were named and fix the recipe. InputError with a sentence if either cannot be.
+
+    The weights may be an object on S3 (`s3://bucket/key`), read as `s3` says.
+    """
+    if spec.model is None and spec.weights.startswith("random:"):
+        raise InputError("random weights fit any network: say which with --model (see `p3d models`)")
+    with _weights_here(spec.weights, s3 or StoreOptions()) as named:
+        try:
+            weights = p3d.weights.resolve(named, name=spec.model, graph=spec.graph)
+        except ValueError as error:
+            raise InputError(str(error).replace(named, spec.weights)) from None
+    return fix(weights, spec)
+
+
+@contextlib.contextmanager
+def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
+    """What was named, with an object of S3 as a temporary file of the same name."""
+    if not named.startswith("s3://"):
+        yield named
+        return
+    folder, _, name = named.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="p3d-weights-") as scratch:
+        path = Path(scratch) / unquote(name)
+        try:
+            open_store(folder, s3).download(unquote(name), path)
+        except StoreMissing:
+            raise InputError(f"there is no weights file {named}") from None
+        yield str(path)
+
+
+def fix(weights: Weights, spec: JobSpec) -> Prepared:
+    """The recipe of loaded weights. InputError with a sentence if there can be none."""
+    if weights.config.in_channels != 3:
+        raise InputError(
+            f"{weights.name} takes optical flow, which nothing here computes from a video; use an RGB network"
+        )
+    if spec.precision not in weights.network.precisions:
+        known = " or ".join(weights.network.precisions)
+        raise InputError(f"{weights.name} runs in {known}, not in {spec.precision}")
+    content = p3d.weights.to_bytes(weights)
+    clip = weights.recipe
+    recipe = Recipe(
+        model=weights.name,
+        graph=weights.config.graph,
+        weights_sha256=hashlib.sha256(content).hexdigest(),
+        feature_dim=weights.network.feature_dim,
+        clip_frames=clip.n_frames,
+        resize_hw=clip.resize_hw,
+        short_side=clip.short_side,
+        crop_hw=clip.crop_hw,
+        clips=spec.clips,
+        frame_step=spec.frame_step,
+        fps=spec.fps,
+        decoder=spec.decoder,
+        partial=spec.partial,
+        precision=spec.precision,
+        pool=spec.pool,
+        embedding_dtype=spec.embedding_dtype,
+        num_classes=weights.config.num_classes,
+        scores=spec.scores,
+    )
+    return Prepared(recipe, weights, content, weights.origin)
+
+
+def frame_spec(clip: ClipRecipe) -> FrameSpec:
+    """What to do with a picture, so that it is what the weights were trained on."""
+    return FrameSpec(crop_hw=clip.crop_hw, resize_hw=clip.resize_hw, short_side=clip.short_side)
+
+
+def create_job(store: Store, prepared: Prepared) -> JobRecord:
+    """Put the weights, the golden features and job.json into OUT, job.json last. The same again changes nothing."""
+    recipe = prepared.recipe
+    store.create(weights_key(recipe), prepared.content)
+    golden = golden_features(prepared.weights)
+    record = {"features": [float(value) for value in golden], "what": "features of the golden clip, CPU, float32"}
+    store.create(golden_key(recipe), json.dumps(record).encode())
+    job = JobRecord(recipe, prepared.origin, software())
+    if store.create("job.json", job.to_json()) == EXISTS:
+        job = read_job(store)
+        recipe.refuse_other(job.recipe, store.url)
+    return job
+
+
+def add_plan(store: Store, job: JobRecord, found: Found, *, shard_videos: int, limit: int | None) -> PlanRecord | None:
+    """Plan what no earlier plan names in this version; None if there is nothing new."""
+    plans = load_plans(store)
+    videos = found.videos if limit is None else found.videos.slice(0, limit)
+    if plans:
+        known = known_versions(store, plans)
+        ids, marks = videos["video_id"].to_pylist(), videos["version"].to_pylist()
+        videos = videos.filter([known.get(one) != mark for one, mark in zip(ids, marks, strict=True)])
+    if not videos.num_rows:
+        return None
+    seq = max((plan.seq for plan in plans), default=0) + 1
+    return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), found.n_skipped)
+
+
+def add_retry(
+    store: Store, job: JobRecord, reasons: frozenset[str], s3: StoreOptions, *, shard_videos: int
+) -> PlanRecord | None:
+    """Plan once more the videos that are failures now, all or those of `reasons`; None if there are none.
+
+    Each source is looked at again, so that a file which was replaced or brought back is taken as it is now. Ids and
+    the user's columns stay. A video that a newer plan already names is not failed now, but pending.
+    """
+    plans = {plan.seq: plan for plan in load_plans(store)}
+    failed: dict[int, set[str]] = {}
+    for row in current_failures(store):
+        if row["plan_seq"] not in plans:
+            continue  # a newer plan came just now: write_plan will find it
+        if not reasons or row["reason"] in reasons:
+            failed.setdefault(row["plan_seq"], set()).add(row["video_id"])
+    if not failed:
+        return None
+    tables = []
+    for seq, ids in sorted(failed.items()):
+        videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
+        tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
+    again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
+    return write_plan(store, max(plans) + 1, job.recipe.digest, with_shards(again, shard_videos), 0)
+
+
+def default_workers() -> int:
+    """One worker a GPU; one on a machine without."""
+    import torch
+
+    return torch.cuda.device_count() or 1
+
+
+def default_batch(device: str) -> int:
+    """Clips at a time: 32 on a GPU, 4 on a CPU; docs/performance.md has what more and fewer give there, and hold."""
+    return 4 if device == "cpu" else 32
+
+
+def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = None) -> None:
+    """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device.
+
+    Nor if it cannot decode as the recipe says. Machines that are not this one say so themselves, when a worker starts.
+    """
+    if there is not None:
+        return
+    try:
+        check_precision(recipe.precision, device_for(device))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if recipe.decoder == "nvdec" and (why := not_here()):
+        raise InputError(f"--decoder nvdec: {why}. Use auto, decord or pyav")
+
+
+def most_decodes(machines: Machines) -> int:
+    """Videos that one worker may decode at once, where all others leave it their processors."""
+    return min(max(1, machines.cpus), MAX_DECODE_TASKS)
+
+
+def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
+    """The options of a run: what was given, else what the last run of this output had, else the defaults.
+
+    `--max-failures` and the number of decode tasks are decided anew. `there` is a cluster that is not this machine,
+    whose cores and GPUs then count. InputError for a device that is not here.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _ANEW}
+    given["s3"] = given.get("s3", StoreOptions()).or_those_of(last.get("s3", {}))
+    device = given.get("device", kept.get("device", "auto"))
+    if ":" in device:
+        raise InputError(
+            f"--device {device}: each worker gets a GPU of its own; CUDA_VISIBLE_DEVICES says which there are"
+        )
+    try:
+        kind = device_for(device).type if there is None else "cuda" if there.gpus and device != "cpu" else "cpu"
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    machines = there or Machines(usable_cpus(), usable_cpus(), default_workers())
+    workers = given.get("workers", kept.get("workers", max(1, machines.gpus)))
+    defaults = {
+        "workers": workers,
+        "batch_size": default_batch(kind),
+        "threads": max(1, machines.node_cpus // 2),  # of a machine, not of its workers: their number changes no row
+        "decode_tasks": min(max(1, machines.cpus // workers), MAX_DECODE_TASKS),
+        "device": device,
+    }
+    return RunOptions(**{**defaults, **kept, **given})

@@ -1,0 +1,252 @@
+"""A Ray cluster to run on: one of our own on this machine, gone with the run, or one that is there already.
+
+    (nothing)            local_cluster    Ray on this machine's loopback
+    auto, HOST:PORT      joined_cluster   a node of a running cluster becomes its driver; the code goes along
+    ray://HOST:PORT      joined_cluster   the same from outside, through Ray's client server
+    http://HOST:PORT     p3d.jobs.scheduler.submission  a driver is started over there
+
+Ray puts the driver's working directory first on its workers' path, so a user's own `jobs/` or `pipeline.py` there
+would shadow ours (measured). Hence paths are made absolute first, and Ray starts from a private empty folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from p3d.jobs.machine import Machines, is_alive, usable_cpus
+from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections
+from p3d.pipeline.errors import ClusterError
+from p3d.pipeline.storage.store import StoreOptions
+
+Answer = TypeVar("Answer")
+ASK_S = 60.0  # for a node to answer
+RUN_PREFIX = "p3d-run-"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
+LOOK_S = 5.0  # between two looks at what nodes there are
+KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
+KNOCKS = 4  # in a row without an answer, and the head is dead
+# Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
+OBJECT_STORE_BYTES = 512 * 1024**2  # at least
+OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
+PROCESSES_A_CORE = 4  # two that fetch or decode, a worker, and what asks the nodes at the start
+
+
+@dataclass(slots=True)
+class Cluster:
+    """What there is to run on; `scratch` is the private folder of this run."""
+
+    machines: Machines
+    scratch: Path
+    node: Any = None  # Ray's record of the processes that it started for us, if it did
+    head: tuple[str, int] | None = None  # where the head of a cluster that is not ours listens
+    asked: float = field(default_factory=time.monotonic)
+    unheard: int = 0
+
+    def watch(self) -> None:
+        """A thread of its own: nodes of another's cluster come and go. Ray's answer may take as long as the head is
+        silent, and after a minute Ray ends the process; whoever knocks has ended it before."""
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                self.machines = _machines()
+            except Exception:  # noqa: BLE001 - Ray has no class for it, and `dead` finds out about the head
+                return
+
+    def dead(self) -> str:
+        """Which of the processes that Ray cannot do without has ended; empty while all run.
+
+        Ray itself would not say: calls that are under way simply never come back. The head of another's cluster is
+        knocked at, now and then; it is given up when it did not open several times.
+        """
+        if self.node is not None:
+            ended = {name for name, _ in self.node.dead_processes()}
+            return " and ".join(name for name in ("raylet", "gcs_server") if name in ended)
+        if self.head is None or time.monotonic() - self.asked < KNOCK_S:
+            return ""
+        self.asked = time.monotonic()
+        self.unheard = 0 if self.answers() else self.unheard + 1
+        return "head" if self.unheard >= KNOCKS else ""
+
+    def answers(self) -> bool:
+        """Does the head of another's cluster open now? Asked before Ray is made to wait for it."""
+        try:
+            if self.head is not None:
+                socket.create_connection(self.head, timeout=KNOCK_S).close()
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str) -> Iterator[Cluster]:
+    """Join a cluster as its driver, and leave it at the end; this version's code goes along to its nodes.
+
+    ClusterError with a sentence if there is none, or it does not let us in.
+    """
+    if address != "auto":
+        refuse_silent(address)  # Ray would try for many minutes
+    with _private_folder() as scratch:
+        try:
+            ray.init(
+                address=address,
+                # a driver that was submitted has the code already, and Ray would not have it twice
+                runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="p3d",
+            )
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
+                "of this version of Ray and Python, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
+            ) from error
+        cluster = Cluster(_machines(), scratch, head=_head(address))
+        threading.Thread(target=cluster.watch, name="watch", daemon=True).start()
+        yield cluster
+
+
+def _machines() -> Machines:
+    total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
+    return Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)))
+
+
+def refuse_silent(address: str) -> None:
+    """ClusterError if nothing listens at HOST:PORT, whatever scheme is before it."""
+    url = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        where = (url.hostname or "", url.port or {"http": 80, "https": 443}[url.scheme])
+    except (ValueError, KeyError):
+        raise ClusterError(f"--address {address}: HOST:PORT was expected") from None
+    try:
+        socket.create_connection(where, timeout=KNOCK_S).close()
+    except OSError as error:
+        raise ClusterError(f"nothing answers at {address} ({error.strerror or error})") from None
+
+
+def _head(address: str) -> tuple[str, int]:
+    """Where the head listens: its client server for ray://, else its control store."""
+    where = address.removeprefix("ray://") if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+    host, _, port = where.rpartition(":")
+    return host, int(port)
+
+
+def code_folders() -> list[str]:
+    """The folder of `p3d` as this process imports it, which is all that a cluster's nodes need of our code.
+
+    Ray packs it with its links dereferenced, so the nodes get one real folder from a checkout, too.
+    """
+    import p3d
+
+    return [str(Path(str(p3d.__file__)).parent)]
+
+
+@contextlib.contextmanager
+def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
+    """Start Ray here, on loopback, without a dashboard; stop it at the end, and remove the private folder."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    _loopback_only()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # glibc gives a lane's own arena 64 MB, and a layer may be larger
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
+    # a process that has nothing to do for a second is kept, up to so many: a new one takes a second of a processor
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_A_CORE * (cpus or usable_cpus())))
+    with _private_folder() as scratch:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus or usable_cpus(),
+                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_A_CORE),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="p3d",
+            )
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"Ray could not start on this machine ({' '.join(str(error).split())}). Usual reasons: little memory, "
+                "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
+            ) from error
+        resources, node = ray.cluster_resources(), ray._private.worker._global_node
+        n_cpus = int(resources.get("CPU", 0))
+        yield Cluster(Machines(n_cpus, n_cpus, int(resources.get("GPU", 0))), scratch, node)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """This run's own folder, from which Ray is started; Ray and the folder are gone afterwards."""
+    _sweep_dead_runs()
+    before = Path.cwd()
+    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
+    (scratch / "empty").mkdir()
+    os.chdir(scratch / "empty")
+    try:
+        yield scratch
+    finally:
+        ray.shutdown()
+        os.chdir(before)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _loopback_only() -> None:
+    """Ray on Linux listens on all interfaces; told that clusters are not wanted, as on a Mac, on 127.0.0.1 alone."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when ray was imported
+
+
+def _sweep_dead_runs() -> None:
+    """Remove the private folders of runs on this machine whose process is gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*-*"):
+        pid = folder.name.removeprefix(RUN_PREFIX).partition("-")[0]
+        if pid.isdigit() and not is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> None:
+    """ClusterError with a sentence for each node that cannot do its part."""
+    if problems := inspect_nodes(out_url, key, source, options)[1]:
+        raise ClusterError("; ".join(problems))
+
+
+def inspect_nodes(out_url: str, key: str, source: str, options: StoreOptions) -> tuple[list[NodeReport], list[str]]:
+    """What each node reports, and what stands against the job there."""
+    question = (out_url, key, source, options)
+    reports, silent = ask_nodes(look_here, *question)
+    return reports, silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
+
+
+def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Answer], list[str]]:
+    """The answers of all nodes that are alive, and a sentence for each one that did not answer."""
+    asked = {
+        ray.remote(num_cpus=0, max_retries=0)(question)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(*about): node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    ray.wait(list(asked), num_returns=len(asked), timeout=ASK_S)
+    answers, silent = list[Answer](), list[str]()
+    for reference, host in asked.items():
+        try:
+            answers.append(ray.get(reference, timeout=0))
+        except GetTimeoutError:
+            silent.append(f"{host} did not answer within {ASK_S:g} s")
+        except RayError as error:
+            silent.append(f"{host} could not answer: {' '.join(str(error).split())[:300]}")
+    return answers, silent

@@ -1,0 +1,198 @@
+"""The control objects of an output, all under OUT/_job/: who runs it now, how it goes, whether to stop.
+
+    epochs/000003.json       created once by each launch or resume: the newest one is in charge
+    heartbeats/000003.json   replaced every few seconds: a counter, and the progress that `status` shows
+    cancel/000003.json       asks that epoch to stop
+    submitted.json           a driver that was sent to a cluster and is to become the next epoch
+
+They make two schedulers at once *cheap*, not safe: safety is the commit protocol's. No clock of another machine is ever
+compared: a heartbeat is alive if its counter moves while we watch it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p3d.jobs.machine import boot_id, is_alive
+from p3d.pipeline.errors import AlreadyRunning, StoreError, StoreMissing, StoreUnknown
+from p3d.pipeline.storage.store import CREATED, Store
+
+HEARTBEAT_S = 5.0
+WATCHED_PERIODS = 2
+RUNNING = "running"
+CLAIM_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One run of a job, as its record says. `options` are the RunOptions it started with, as a dict."""
+
+    number: int
+    host: str
+    boot_id: str
+    pid: int
+    started: str
+    options: dict[str, Any]
+    token: str = ""  # tells our own record from another's, when the answer to its creation was lost
+
+    def died_here(self) -> bool:
+        """True if it ran on this very boot of this host, and its process is gone."""
+        if (self.host, self.boot_id) != (platform.node(), boot_id()) or not self.boot_id:
+            return False
+        return not is_alive(self.pid)
+
+
+def newest_epoch(store: Store) -> Epoch | None:
+    """The run in charge, live or not; None before the first."""
+    keys = [info.key for info in store.list("_job/epochs/")]
+    return Epoch(**json.loads(store.read(max(keys)))) if keys else None
+
+
+def newest_number(store: Store) -> int:
+    """The number of the newest epoch, 0 before the first. One listing."""
+    return max((int(Path(info.key).stem) for info in store.list("_job/epochs/")), default=0)
+
+
+def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
+    """The last heartbeat of an epoch."""
+    try:
+        beat: dict[str, Any] = json.loads(store.read(f"_job/heartbeats/{number:06d}.json"))
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
+        return None
+    return beat
+
+
+def beat(store: Store, number: int, snapshot: dict[str, Any]) -> None:
+    """Replace an epoch's heartbeat; `snapshot` holds the growing `counter` and the `state`."""
+    store.replace(f"_job/heartbeats/{number:06d}.json", (json.dumps(snapshot, indent=1) + "\n").encode())
+
+
+def is_live(store: Store, epoch: Epoch, *, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Watch an epoch's heartbeat for two periods; False at once if it ended, or died on this machine."""
+    before = heartbeat(store, epoch.number)
+    if epoch.died_here() or (before is not None and before["state"] != RUNNING):
+        return False
+    sleep(HEARTBEAT_S * WATCHED_PERIODS)
+    after = heartbeat(store, epoch.number)
+    return after is not None and after["state"] == RUNNING and (before is None or after["counter"] != before["counter"])
+
+
+def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callable[[str], None]) -> Epoch:
+    """Become the epoch in charge. AlreadyRunning if another one is live, unless `takeover`, or if we lost the race."""
+    last = newest_epoch(store)
+    if last is not None and not takeover:
+        if not last.died_here() and (heartbeat(store, last.number) or {}).get("state", RUNNING) == RUNNING:
+            say(f"looking for {HEARTBEAT_S * WATCHED_PERIODS:.0f} s whether the run on {last.host} is still alive ...")
+        if is_live(store, last):
+            raise AlreadyRunning(
+                f"{store.url} is being worked on by process {last.pid} on {last.host}; watch it with "
+                f"`p3d status {store.url} --watch`, stop it with `p3d cancel`, or take over with --takeover"
+            )
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    number, token = (last.number if last else 0) + 1, uuid.uuid4().hex
+    epoch = Epoch(number, platform.node(), boot_id(), os.getpid(), started, options, token)
+    key = f"_job/epochs/{epoch.number:06d}.json"
+    content = (json.dumps({name: getattr(epoch, name) for name in Epoch.__slots__}, indent=1) + "\n").encode()
+    for tries_left in reversed(range(CLAIM_TRIES)):
+        try:
+            if store.create(key, content) != CREATED and store.read(key) != content:
+                raise AlreadyRunning(
+                    f"another run of {store.url} started at this moment; watch it with `p3d status --watch`"
+                )
+            beat(store, epoch.number, {"counter": 0, "state": RUNNING})
+            break
+        except StoreUnknown:  # the run that is in charge until now may have swept the file that was just written
+            if not tries_left:
+                raise
+    return epoch
+
+
+class Pulse:
+    """Beats from a thread while the epoch in charge prepares: planning, the store and Ray's start may take long.
+
+    A context manager; `stop` ends it early, when the run beats for itself.
+    """
+
+    def __init__(self, store: Store, number: int) -> None:
+        self._store, self._number = store, number
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(store, number), name="pulse", daemon=True)
+
+    def _beat(self, store: Store, number: int) -> None:
+        counter = 0
+        while not self._ended.wait(HEARTBEAT_S):
+            counter += 1
+            with contextlib.suppress(StoreError):  # the run itself finds out
+                beat(store, number, {"counter": counter, "state": RUNNING})
+
+    def stop(self) -> None:
+        """No beat comes after this."""
+        self._ended.set()
+        self._thread.join()
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """A write that failed because a newer run swept it away was no outage: AlreadyRunning."""
+        self.stop()
+        if isinstance(error, StoreUnknown):
+            with contextlib.suppress(StoreError):
+                if newest_number(self._store) > self._number:
+                    raise AlreadyRunning(f"{self._store.url}: another run has taken over ({error})") from None
+
+
+def tell_submitted(store: Store, where: str, name: str, after: int) -> None:
+    """A driver was sent to `where` as `name` when epoch `after` was the newest; it has begun when there is another."""
+    submission = {"where": where, "name": name, "after": after}
+    store.replace("_job/submitted.json", (json.dumps(submission, indent=1) + "\n").encode())
+
+
+def not_begun(store: Store, newest: int) -> str:
+    """In a sentence, the driver that was submitted and has not begun; empty if there is none."""
+    try:
+        submission = json.loads(store.read("_job/submitted.json"))
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
+        return ""
+    if submission["after"] != newest:
+        return ""
+    return f"submitted to {submission['where']} as {submission['name']}; the driver has not begun"
+
+
+def forget_submitted(store: Store) -> None:
+    """The driver that was submitted has ended without beginning: nobody is to wait for it."""
+    if not_begun(store, newest_number(store)):
+        store.delete("_job/submitted.json")
+
+
+def ask_cancel(store: Store, number: int, *, now: bool) -> None:
+    """Ask an epoch to stop: after the shards in flight, or at once."""
+    store.replace(f"_job/cancel/{number:06d}.json", json.dumps({"now": now}).encode())
+
+
+def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
+    """The request to stop, if there is one."""
+    try:
+        request: dict[str, Any] = json.loads(store.read(f"_job/cancel/{number:06d}.json"))
+    except (StoreMissing, ValueError):  # a power loss may leave an empty file
+        return None
+    return request
+
+
+def sweep_temps(store: Store) -> int:
+    """Remove temporary files that dead runs left in OUT/_job/tmp; only the epoch in charge may. How many there were."""
+    leftovers = [info.key for info in store.list("_job/tmp/")]
+    for key in leftovers:
+        store.delete(key)
+    return len(leftovers)

@@ -1,0 +1,106 @@
+"""The log of a run: one line for each thing that happened, in OUT/_job/logs/, for `p3d jobs logs`.
+
+    _job/logs/000003.log     replaced now and then while run 3 works: its newest lines, oldest first
+
+The log is for people and nothing rests on it: a write that fails is tried again with the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+
+from p3d.jobs.scheduler.state import (
+    Checked,
+    CheckFailed,
+    Event,
+    PlacesFound,
+    ShardDone,
+    ShardTrouble,
+    Stop,
+    TryAgain,
+    WorkerDied,
+    WorkerReady,
+    WorkerRefused,
+    WorkerUnready,
+)
+from p3d.pipeline.errors import StoreError, StoreMissing
+from p3d.pipeline.storage.store import Store
+
+LINES = 5000  # kept of a run, about half a megabyte
+WRITE_S = 30.0  # between two writes while the run works
+
+
+class RunLog:
+    """The newest lines of one run, and when they were last written."""
+
+    def __init__(self, store: Store, number: int) -> None:
+        self.store, self.key = store, log_key(number)
+        self.lines: deque[str] = deque(maxlen=LINES)
+        self.dropped = 0
+        self.written, self.changed = time.monotonic(), False
+
+    def add(self, sentence: str) -> None:
+        """One line, with the time of this machine in UTC."""
+        self.dropped += len(self.lines) == LINES
+        self.lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {' '.join(sentence.split())}")
+        self.changed = True
+
+    def hear(self, event: Event) -> None:
+        """A line for an event of the scheduler, if it is one that people want to know of."""
+        if sentence := told(event):
+            self.add(sentence)
+
+    def write(self, *, now: bool = False) -> None:
+        """Replace the log's object, if there is anything new and the last time is a while ago."""
+        if not self.changed or (not now and time.monotonic() - self.written < WRITE_S):
+            return
+        self.written = time.monotonic()
+        head = [f"({self.dropped} older lines were dropped)"] if self.dropped else []
+        with contextlib.suppress(StoreError):
+            self.store.replace(self.key, ("\n".join([*head, *self.lines]) + "\n").encode(errors="backslashreplace"))
+            self.changed = False
+
+
+def told(event: Event) -> str:
+    """An event in words; empty for those that say nothing new."""
+    match event:
+        case WorkerReady(worker):
+            return f"worker {worker} is ready"
+        case WorkerRefused(worker, detail):
+            return f"worker {worker} must not be used: {detail}"
+        case WorkerUnready(worker, detail):
+            return f"worker {worker} could not start: {detail}"
+        case WorkerDied(worker, detail):
+            return f"worker {worker} died: {detail}"
+        case ShardDone(worker, shard, n_videos, n_clips, failures):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in failures)
+            return f"worker {worker} committed shard {shard}: {n_videos} videos, {n_clips} clips" + (
+                f"; failed: {reasons}" if reasons else ""
+            )
+        case ShardTrouble(worker, shard, kind, detail):
+            return f"worker {worker} could not do shard {shard} ({kind}): {detail}"
+        case Checked(shard, committed):
+            return f"shard {shard} of a worker that died is {'committed' if committed else 'not committed'}"
+        case CheckFailed(shard, detail):
+            return f"whether shard {shard} is committed could not be seen: {detail}"
+        case PlacesFound(n_workers):
+            return f"nodes have joined: there is room for {n_workers} workers"
+        case TryAgain():
+            return "trying the store that failed again"
+        case Stop(_, why):
+            return f"stopping: {why}"
+    return ""
+
+
+def log_key(number: int) -> str:
+    return f"_job/logs/{number:06d}.log"
+
+
+def read_log(store: Store, number: int) -> str:
+    """The log of a run as it was last written; empty if it wrote none."""
+    try:
+        return store.read(log_key(number)).decode(errors="replace")
+    except StoreMissing:
+        return ""

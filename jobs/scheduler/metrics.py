@@ -1,0 +1,212 @@
+"""The numbers of a run for Prometheus: the table of their names, and the one class that counts.
+
+    events of the scheduler ──hear──────────┐
+    progress of shards ──look, done─────────┤ Metrics, in the driver ──every 10 s──> Ray's agent on its node
+    the heartbeat's snapshot ──show─────────┘                                          http://NODE:PORT/metrics
+
+All of it is counted in the driver, which hears of everything anyway. Workers are killed when a run ends, and Ray sends
+what was counted every 10 s only, so their last numbers would be lost; each would also bring a series of its own.
+
+Names follow Prometheus (base units last, `_total` for what only grows); Ray puts `ray_` before them. Tags are closed
+sets, so a run has fewer than a hundred series whatever the archive: its output, reasons of failures, stages, states. No
+path of a video is ever a tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from p3d.jobs.scheduler.control import RUNNING
+from p3d.jobs.scheduler.state import Checked, Event, ShardDone, ShardKey, ShardTrouble, WorkerDied
+from p3d.jobs.worker.balance import LIMITS
+from p3d.pipeline.extract import Progress
+
+if TYPE_CHECKING:
+    from p3d.jobs.worker.actor import Spent
+
+PREFIX = "ray_"  # that Ray puts before every name
+OUTPUT = "output"  # the tag that all have; `job` is Prometheus' own
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One line of the table. `tags` beside `output`; `buckets` are the upper bounds of a histogram, in its unit."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    meaning: str
+    tags: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+VIDEOS = Metric("p3d_videos_total", "counter", "videos in shards that were committed, failed ones included")
+CLIPS = Metric("p3d_clips_total", "counter", "clips in shards that were committed")
+SHARDS = Metric("p3d_shards_total", "counter", "shards that were committed")
+FAILED = Metric("p3d_failed_videos_total", "counter", "videos without rows in shards that were committed", ("reason",))
+ENCODED = Metric(
+    "p3d_encoded_clips_total", "counter", "clips that the network computed, also for shards in work and for ones lost"
+)
+READ = Metric("p3d_read_bytes_total", "counter", "size of the videos in shards that were committed")
+WRITTEN = Metric("p3d_written_bytes_total", "counter", "size of the clips files that were committed")
+STAGES = Metric(
+    "p3d_stage_seconds_total",
+    "counter",
+    "`fetch` and `decode`: of decodes that ended, where `decode` includes waiting for the reader, and fetching where a "
+    "video is shared; `encode`: of the network, a lane on average; `commit`: writing and deriving. Each is summed over "
+    "what runs side by side",
+    ("stage",),
+)
+WAIT = Metric(
+    "p3d_wait_seconds_total",
+    "counter",
+    "of the shards in hand. `frames`: none to put into a batch, so decoding bounds the job; `device`: a batch was at "
+    "hand and the network was not free, so the network bounds it",
+    ("kind",),
+)
+COMMIT = Metric(
+    "p3d_commit_seconds",
+    "histogram",
+    "one shard from its last feature to its three files",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0),
+)
+SHARD = Metric(
+    "p3d_shard_seconds",
+    "histogram",
+    "one shard from the first decode to its commit",
+    buckets=(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0),
+)
+TROUBLE = Metric(
+    "p3d_troubles_total",
+    "counter",
+    "`died`: a worker; `outage`, `store`, `internal`, `job`: a shard that came back undone",
+    ("kind",),
+)
+SHARDS_QUEUED = Metric("p3d_queued_shards", "gauge", "shards that nobody works on yet")
+SHARDS_AT_WORK = Metric("p3d_working_shards", "gauge", "shards that workers have in hand")
+VIDEOS_LEFT = Metric("p3d_left_videos", "gauge", "videos of the job that are not done yet")
+WORKERS = Metric("p3d_workers", "gauge", "workers by what they do: starting, idle, busy", ("state",))
+LIMITED = Metric("p3d_limited_workers", "gauge", "busy workers by what limits them, as in `p3d status`", ("limit",))
+ETA = Metric("p3d_eta_seconds", "gauge", "what is left at the rate of this run so far")
+PAUSED = Metric("p3d_paused", "gauge", "1 while the job waits for a store that does not answer")
+
+METRICS = (
+    *(VIDEOS, CLIPS, SHARDS, FAILED, ENCODED, READ, WRITTEN, STAGES, WAIT, COMMIT, SHARD, TROUBLE),
+    *(SHARDS_QUEUED, SHARDS_AT_WORK, VIDEOS_LEFT, WORKERS, LIMITED, ETA, PAUSED),
+)
+WORKER_STATES = ("starting", "idle", "busy")
+
+
+class Metrics:
+    """The numbers of one run. A record costs about 2 microseconds; without an agent of Ray they go nowhere."""
+
+    def __init__(self, out_url: str) -> None:
+        from ray.util import metrics as of_ray
+
+        def of(metric: Metric) -> Any:
+            tags = (OUTPUT, *metric.tags)
+            if metric.kind == "histogram":
+                return of_ray.Histogram(metric.name, metric.meaning, list(metric.buckets), tags)
+            return (of_ray.Counter if metric.kind == "counter" else of_ray.Gauge)(metric.name, metric.meaning, tags)
+
+        self.output = output_tag(out_url)
+        self.series = {metric.name: of(metric) for metric in METRICS}
+        self.seen: dict[ShardKey, Progress] = {}  # shards in work -> their counters at the last look
+
+    def hear(self, event: Event) -> None:
+        """What an event of the scheduler adds to the totals."""
+        match event:
+            case ShardDone(_, _, n_videos, n_clips, failures):
+                self._committed(n_videos, n_clips, failures)
+            case Checked(shard, True, n_videos, n_clips, failures):
+                self.seen.pop(shard, None)
+                self._committed(n_videos, n_clips, failures)
+            case WorkerDied():
+                self._add(TROUBLE, 1, kind="died")
+            case ShardTrouble(kind=kind) if kind != "withdrawn":  # that is a drain, and no trouble
+                self._add(TROUBLE, 1, kind=kind)
+
+    def _committed(self, n_videos: int, n_clips: int, failures: Iterable[tuple[str, int]]) -> None:
+        self._add(SHARDS, 1)
+        self._add(VIDEOS, n_videos)
+        self._add(CLIPS, n_clips)
+        for reason, n_failed in failures:
+            self._add(FAILED, n_failed, reason=reason)
+
+    def begin(self, shard: ShardKey) -> None:
+        """A shard is given to a worker, perhaps not for the first time: its counters begin at 0."""
+        self.seen[shard] = Progress()
+
+    def look(self, in_hand: Mapping[ShardKey, Progress]) -> None:
+        """The counters of shards in work: what they grew by is added. One that has ended meanwhile says nothing."""
+        for shard, now in in_hand.items():
+            if shard in self.seen:
+                self._grow(self.seen[shard], now)
+                self.seen[shard] = now
+
+    def _grow(self, before: Progress, now: Progress) -> None:
+        grown = Progress(*(getattr(now, field.name) - getattr(before, field.name) for field in fields(Progress)))
+        self._add(ENCODED, grown.clips)
+        self._add(STAGES, grown.encode_s, stage="encode")
+        self._add(WAIT, grown.wait_s, kind="frames")
+        self._add(WAIT, grown.full_s, kind="device")
+
+    def done(self, shard: ShardKey, spent: Spent) -> None:
+        """A worker has committed a shard."""
+        self.look({shard: spent.progress})
+        self.seen.pop(shard, None)
+        for stage, seconds in (("fetch", spent.fetch_s), ("decode", spent.decode_s), ("commit", spent.commit_s)):
+            self._add(STAGES, seconds, stage=stage)
+        self._add(READ, spent.read_bytes)
+        self._add(WRITTEN, spent.written_bytes)
+        self.series[COMMIT.name].observe(spent.commit_s, {OUTPUT: self.output})
+        self.series[SHARD.name].observe(spent.shard_s, {OUTPUT: self.output})
+
+    def show(self, snapshot: dict[str, Any]) -> None:
+        """How it stands, from the progress that the heartbeat tells; all zero at the end."""
+        states = Counter(worker["state"] for worker in snapshot["workers"])
+        limits = Counter(worker["limit"] for worker in snapshot["workers"] if worker["state"] == "busy")
+        at_work = sum(len(worker["shards"]) for worker in snapshot["workers"])
+        left, over = snapshot["shards"]["all"] - snapshot["shards"]["done"], snapshot["state"] != RUNNING
+        now = {
+            SHARDS_QUEUED: left - at_work,
+            SHARDS_AT_WORK: at_work,
+            VIDEOS_LEFT: snapshot["videos"]["all"] - snapshot["videos"]["done"],
+            PAUSED: bool(snapshot["outage"]),
+        }
+        if over or snapshot["eta_s"] is not None:  # until it is known there is no number for it
+            now[ETA] = snapshot["eta_s"]
+        for metric, value in now.items():
+            self.series[metric.name].set(0 if over else value, {OUTPUT: self.output})
+        for state in WORKER_STATES:
+            self.series[WORKERS.name].set(0 if over else states[state], {OUTPUT: self.output, "state": state})
+        for limit in LIMITS:
+            self.series[LIMITED.name].set(0 if over else limits[limit], {OUTPUT: self.output, "limit": limit})
+
+    def _add(self, metric: Metric, value: float, **tags: str) -> None:
+        if value > 0:  # Ray refuses a growth of 0
+            self.series[metric.name].inc(value, {OUTPUT: self.output, **tags})
+
+
+def output_tag(out_url: str) -> str:
+    """The output's own name, for people, and 8 hex of its whole address, so that no two are one series."""
+    name = re.sub(r"[^\w.-]+", "-", out_url.rstrip("/").rpartition("/")[2])[:40]
+    return f"{name}-{hashlib.sha256(out_url.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def endpoint() -> str:
+    """Where the numbers of this driver can be read; empty if its node has no agent, or it is no node's (ray://)."""
+    import ray
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        return ""
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == here and node.get("MetricsExportPort"):
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return ""

@@ -1,0 +1,287 @@
+"""ShardWorker: the Ray actor that owns a device and turns shards into committed rows.
+
+driver ──run_shard──> ShardWorker ──submits, streams from──> decode_video (`p3d.jobs.worker.decoding`)
+                          │ encode, commit
+                          └──────> Done | Trouble
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from p3d.jobs.job import Ended, ended, stored_weights
+from p3d.jobs.machine import code_digest, lanes_of, software, usable_cpus
+from p3d.jobs.worker.balance import Balance, Load
+from p3d.jobs.worker.concurrency import Slots, Withdrawn
+from p3d.jobs.worker.decode_task import DecodeSpec
+from p3d.jobs.worker.decoding import Decoding
+from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.routes.nvdec import not_here
+from p3d.pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
+from p3d.pipeline.extract import Encode, Lanes, Progress, extract_shard
+from p3d.pipeline.recipe import Recipe, RunOptions
+from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
+
+if TYPE_CHECKING:
+    from p3d.encoder import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything a worker needs to start, on any machine."""
+
+    out_url: str
+    recipe: Recipe
+    options: RunOptions
+    golden: tuple[float, ...]
+    code: str
+    scratch: str
+
+    @property
+    def decoding(self) -> DecodeSpec:
+        """The part that concerns decoding."""
+        recipe, options = self.recipe, self.options
+        return DecodeSpec(
+            recipe.frame_spec,
+            recipe.sampling,
+            DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe and DecodePolicy
+            DecodeLimits(options.max_duration_s, options.max_pixels, options.max_file_bytes),
+            options.s3,
+            options.decode_tasks,
+            options.video_timeout_s,
+            options.max_decode_memory,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker that may be used: its device, and where it is."""
+
+    device: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker that must not be used, and why; `outage` if only because a store did not answer just now."""
+
+    detail: str
+    outage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a shard took: its last counters, seconds (of all its decodes where they are decodes'), and the bytes
+    of its videos and of its rows."""
+
+    progress: Progress
+    fetch_s: float
+    decode_s: float
+    commit_s: float
+    shard_s: float
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A shard that is committed and derived, how each of its videos ended, and what it took."""
+
+    videos: tuple[Ended, ...]
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A shard that is not done, while the worker lives on; kinds as in `p3d.jobs.scheduler.state.ShardTrouble`.
+
+    One more is `device`: what is left of the device in this process cannot be trusted, so the worker must go.
+    """
+
+    kind: str
+    detail: str
+
+
+def is_of_device(error: Exception) -> bool:
+    """Is the device in this process not to be trusted any more?"""
+    detail = f"{type(error).__name__}: {error}"  # torch < 2.8 says it in words
+    return type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error")
+
+
+def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
+    """What `extract_shard` asks of the network: features, and scores where the job stores them."""
+
+    def with_scores(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+        return encoder.encode(frames_NHWC, index_BT, probs=True)
+
+    def without(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+        features_BD = encoder.encode(frames_NHWC, index_BT)
+        return features_BD, np.empty((len(features_BD), 0), np.float32)
+
+    return with_scores if recipe.scores else without
+
+
+def trouble_of(error: Exception) -> Trouble:
+    """What an error of a shard means for it and its worker."""
+    from p3d.encoder import DeviceFull
+
+    match error:
+        case StoreUnknown() | StoreDenied():
+            return Trouble("outage", str(error))
+        case StoreError():
+            return Trouble("store", str(error))
+        case JobError():
+            return Trouble("job", str(error))
+        case DeviceFull():
+            return Trouble("store", f"{platform.node()}: {error}. Free its memory, then resume")
+    detail = f"{type(error).__name__}: {error}"
+    if is_of_device(error):
+        return Trouble("device", f"{platform.node()}: {detail}")
+    return Trouble("internal", detail)
+
+
+class ShardWorker:
+    """The actor that owns a device: decodes, encodes and commits shards.
+
+    It may have more than one in hand, each in a thread of its own (so calls need one more, for `progress`): they share
+    the decode slots, of which the older has the first choice, and the lanes of the network.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.store = open_store(spec.out_url, spec.options.s3)
+        self.slots = Slots(spec.options.decode_tasks)
+        # alone on its processors, a worker has nobody to leave them to
+        self.balance = Balance(self.slots.n, 1 if spec.options.workers > 1 else self.slots.n)
+        self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
+        self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
+        here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
+        home = spec.scratch if here else None
+        self.scratch = Path(tempfile.mkdtemp(prefix="p3d-worker-", dir=home))
+
+    def setup(self) -> Ready | Refused:
+        """Load the weights and prove code and device; the network is not used otherwise."""
+        from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for
+
+        if code_digest() != self.spec.code:
+            return Refused(
+                f"the worker on {platform.node()} imports other code of p3d, pipeline or jobs than the driver; "
+                "install the same version there, and check that no folder of these names is on its path"
+            )
+        if self.spec.recipe.decoder == "nvdec" and (why := not_here()):
+            return Refused(f"--decoder nvdec on {platform.node()}: {why}")
+        try:
+            device = str(device_for(self.spec.options.device))
+            self.encoder = Encoder(
+                stored_weights(self.store, self.spec.recipe),
+                device=device,
+                batch_size=self.spec.options.batch_size,
+                threads=self.spec.options.threads if device == "cpu" else None,
+                precision=self.spec.recipe.precision,
+            )
+            check_golden(self.encoder, np.array(self.spec.golden, np.float32))
+        except (StoreUnknown, StoreDenied) as error:
+            return Refused(str(error), outage=True)
+        except (GoldenMismatch, ValueError, JobError) as error:
+            return Refused(str(error))
+        self.lanes = self.lanes_on(device)
+        return Ready(device, platform.node(), os.getpid())
+
+    def lanes_on(self, device: str) -> Lanes:
+        """As many as this worker's part of the machine has room for."""
+        return Lanes(lanes_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads))
+
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
+        """Compute and commit a shard. Whatever goes wrong comes back as a record."""
+        progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
+        try:
+            with self.slots.place() as place:
+                place.await_turn()
+                started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, place)
+                rows = self._extract(decoding, progress)
+            if self.broken is not None:  # while another shard used it
+                raise self.broken
+            computed = time.monotonic()
+            committed = commit_shard(self.store, rows, self.spec.recipe, user_columns)
+            now = time.monotonic()
+            times = (decoding.fetch_s, decoding.decode_s, now - computed, now - started)
+        except Withdrawn:
+            return Trouble("withdrawn", "not begun")
+        except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
+            return trouble_of(error)
+        finally:
+            del self.in_hand[shard.plan_seq, shard.shard]
+        read_bytes = sum(max(video.size_bytes, 0) for video in shard.videos)
+        return Done(ended(committed.outcomes), Spent(progress, *times, read_bytes, committed.size_bytes))
+
+    def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
+        started, recipe = time.monotonic(), self.spec.recipe
+        with contextlib.closing(decoding.messages()) as messages:
+            rows = extract_shard(
+                decoding.shard,
+                messages,
+                self._trusted(encode_of(self.encoder, recipe)),
+                sampling=recipe.sampling,
+                batch_size=self.spec.options.batch_size,
+                feature_dim=recipe.feature_dim,
+                n_scores=recipe.n_scores,
+                embedding_dtype=recipe.embedding_dtype,
+                progress=progress,
+                lanes=self.lanes,
+            )
+        rows.stats.update(self._stats(progress, time.monotonic() - started))
+        return rows
+
+    def _trusted(self, encode: Encode) -> Encode:
+        """`encode`, but never again once the device has failed, whichever shard it failed in."""
+
+        def trusted(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
+            if self.broken is not None:
+                raise self.broken
+            try:
+                return encode(frames_NHWC, index_BT)
+            except Exception as error:
+                if is_of_device(error):
+                    self.broken = error
+                raise
+
+        return trusted
+
+    def drain(self) -> None:
+        """Begin no other shard: those in hand that have not begun come back."""
+        self.slots.drain()
+
+    def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
+        """The counters so far of the shards in hand, by (plan_seq, shard), and what the worker's parts do.
+
+        It decodes no more than `most_decodes` videos at once from now on, and as many as seem best.
+        """
+        use = self.slots.use
+        lanes = min(self.lanes.under_way / self.lanes.n, 1.0)
+        self.slots.resize(self.balance.sample(lanes, use, most_decodes))
+        return self.in_hand.copy(), self.balance.load
+
+    def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
+        """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
+        realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
+        realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes.n, "software": software()}
+        options = {"threads": self.spec.options.threads, "decode_tasks": self.slots.n}
+        when = {
+            "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+            "shard_s": round(seconds, 3),
+        }
+        return {**asdict(progress), **when, **realised, **options}

@@ -1,0 +1,507 @@
+"""The decodes of one worker: a Ray task each, in a process that may die, streaming to the actor that owns it.
+
+A decode is a process of its own because native decoders crash and hang on real archives: one that dies is tried again
+and convicted only on evidence, one that hangs is killed, and neither takes another video with it. Retries are ours,
+counted per video; Ray's own are off.
+
+The shards that a worker has in hand share its slots (`worker.concurrency`); each is read by a thread of its own.
+
+A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
+more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
+
+Short videos are decoded in runs, several by one task, for a task and its objects take longer than they do; those on S3
+are fetched side by side before the first is decoded. Whatever goes wrong in a run convicts nobody: those of its videos
+that had not ended are decoded one by one.
+
+When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
+(`worker.parallel_decode`), each with a copy of its own if it is on S3. They are read in turn, and ask Ray for no
+processor: the slots here bound them, and one that waited for a processor while another held it for later would wait for
+ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+
+from p3d.jobs.worker.concurrency import Place, Slots, Use
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_run_task, decode_video_task, is_remote
+from p3d.jobs.worker.memory import NOTE
+from p3d.jobs.worker.message_batches import Parcel
+from p3d.jobs.worker.parallel_decode import WORTH_S, Pace, Shared, Unlike
+from p3d.pipeline.decode.gop_chunks import Share
+from p3d.pipeline.errors import Reason, StoreError
+from p3d.pipeline.types import (
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    ShardPlan,
+    VideoEnd,
+    VideoFetched,
+    VideoInfo,
+    VideoRef,
+    VideoShareable,
+    VideoStart,
+)
+
+FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
+RUN_VIDEOS = 16  # decoded by one task, at most
+RUN_BYTES = 4 * 1024**2  # of all their files
+STRIPE_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
+FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
+CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
+MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
+DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
+GPU_SHARE = 0.005  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
+POLL_S = 0.5
+TURN_S = 0.05  # between two looks at the slots, where another shard has them
+SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
+
+
+def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
+    """What a worker asks of its GPU, so that its decodes find room on it too where they need one."""
+    return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
+
+
+_decode_video: Any = ray.remote(
+    num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
+)(decode_video_task)
+_decode_run: Any = ray.remote(
+    num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
+)(decode_run_task)
+
+
+@dataclass(slots=True)
+class _Case:
+    """One video of the shard: how often its decode was started, how it died, and how it gets on.
+
+    `pace` where it may be shared, `shared` while it is. The decode that sharing stops, and the shares, are no attempts.
+    """
+
+    at: int
+    video: VideoRef
+    attempts: int = 0
+    crashes: int = 0
+    deaths: int = 0
+    notes: int = 0
+    info: VideoInfo | None = None
+    pace: Pace | None = None
+    shared: Shared | None = None
+    unborn: int = 0  # shares whose process never began
+    fetch_s: float = 0.0  # how long its copy took
+    whole: bool = False  # it must be decoded by one: sharing it failed, or is not worth it
+    single: bool = False  # it must not be in a run, for one failed
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A decode that runs: its generator, its fatal-signal note, and since when it has been silent.
+
+    One of a `run` of videos goes on with the `rest` after the `case`. One of a video on S3 is `fetching` a copy, then
+    `halted` until another has ended, then decoding; one of a local video decodes from the start.
+    """
+
+    case: _Case
+    note: Path
+    share: Share | None
+    fetching: bool
+    halted: bool = False
+    began: float = 0.0  # to fetch, or else to decode; monotonic seconds
+    silent_since: float | None = None  # None until its process has begun, and while it is halted
+    opened: bool = False
+    ended: bool = False
+    run: bool = False
+    rest: deque[_Case] = field(default_factory=deque)
+
+    @property
+    def decodes(self) -> bool:
+        """Has its process begun, and no copy to fetch or to wait with?"""
+        return self.silent_since is not None and not self.fetching and not self.halted
+
+
+@dataclass(slots=True)
+class Decoding:
+    """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own.
+
+    Shards that one worker has in hand share its slots, each from its `place`. `fetch_s` and `decode_s` are the
+    seconds of those that ended by themselves, waits for their reader included.
+    """
+
+    shard: ShardPlan
+    spec: DecodeSpec
+    scratch: Path
+    place: Place | None = None
+    streams: dict[Any, _Stream] = field(default_factory=dict)
+    waiting: deque[_Case] = field(default_factory=deque)
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+
+    def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
+        """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
+        waiting = self.waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
+        suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
+        place = self.place or Place(Slots(self.spec.decode_tasks))
+        try:
+            while waiting or suspects or self.streams:
+                self._take_slots(place, suspects)
+                generators = [generator for generator in self.streams if self._is_read(generator)]
+                if not generators:  # another shard of this worker has all slots
+                    time.sleep(TURN_S)
+                    continue
+                ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
+                place.tell(replace(place.use, at_work=max(0, place.use.begun - len(ready))))
+                if not ready:
+                    ready = self._wait(generators, TURN_S if waiting and place.others.running else POLL_S)
+                for generator in ready:
+                    yield from self._next(generator, suspects)
+                for generator in generators:
+                    if generator not in ready and self._overdue(generator):
+                        yield from self._kill(generator, suspects)
+        finally:
+            for generator in list(self.streams):
+                self._end(generator)
+            place.tell(Use(wants=False))  # what was read is still to be embedded; the slots are the next shard's
+
+    def _take_slots(self, place: Place, suspects: deque[_Case]) -> None:
+        """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
+        waiting = self.waiting
+        with place.slots.lock:
+            others, n = place.others, place.slots.n
+            if place.may_start:
+                while waiting and self._room_for(waiting[0].video, others, n):
+                    self._submit_run(self._run(n))
+                if suspects and not self.streams and not others.running:
+                    self._submit(suspects.popleft())
+            if place.may_go_on:
+                self._go_on(n - others.begun)
+            if not waiting and not others.wants and not others.alone:
+                # shares ask Ray for no processor, so there are never more than this worker's part of them
+                self._share_out(min(n, self.spec.decode_tasks) - others.running)
+            place.tell(self._use(bool(waiting or suspects)))
+
+    def _use(self, wants: bool) -> Use:
+        streams = self.streams.values()
+        begun = sum(stream.decodes for stream in streams)
+        return Use(
+            running=len(streams),
+            begun=begun,
+            at_work=begun,
+            fetching=sum(stream.fetching and stream.silent_since is not None for stream in streams),
+            halted=sum(stream.halted for stream in streams),
+            size_bytes=sum(stream.case.video.size_bytes for stream in streams),
+            wants=wants,
+            alone=any(stream.case.crashes + stream.case.deaths for stream in streams),
+        )
+
+    def _room_for(self, video: VideoRef, others: Use, slots: int) -> bool:
+        """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
+        running = len(self.streams) + others.running
+        if running < slots or not is_remote(video):
+            return running < slots
+        size_bytes = video.size_bytes + others.size_bytes + sum(s.case.video.size_bytes for s in self.streams.values())
+        return running < FETCHED_AHEAD * slots and size_bytes <= FETCHED_BYTES
+
+    def _run(self, slots: int) -> list[_Case]:
+        """The next video, and those behind it that are short too, as far as the other slots get as many.
+
+        Of those on S3, half of what waits is left, for more of them are under way than are decoded.
+        """
+        remote = is_remote(self.waiting[0].video)
+        most = min(RUN_VIDEOS, len(self.waiting) // (slots * (2 * FETCHED_AHEAD if remote else 1)))
+        cases, size_bytes = [self.waiting.popleft()], 0
+        if self._is_short(cases[0]):
+            size_bytes = cases[0].video.size_bytes
+            while len(cases) < most and self._is_short(self.waiting[0]) and is_remote(self.waiting[0].video) == remote:
+                size_bytes += self.waiting[0].video.size_bytes
+                if size_bytes > RUN_BYTES:
+                    break
+                cases.append(self.waiting.popleft())
+        return cases
+
+    def _is_short(self, case: _Case) -> bool:
+        return self.spec.policy.decoder != "nvdec" and not case.single and case.video.size_bytes <= RUN_BYTES
+
+    def _submit_run(self, cases: list[_Case]) -> None:
+        if len(cases) == 1:
+            self._submit(cases[0])
+            return
+        for case in cases:
+            case.attempts, case.whole = 1, True
+        case = cases[0]
+        case.notes += 1
+        note, fetching = self._note(case), is_remote(case.video)
+        task = _decode_run.options(num_cpus=0.5 if fetching else 1)
+        generator = task.remote(tuple(case.video for case in cases), self.spec, self.scratch, note)
+        self.streams[generator] = _Stream(case, note, None, fetching=fetching, run=True, rest=deque(cases[1:]))
+
+    def _one_by_one(self, stream: _Stream) -> None:
+        """A run is no more: those of its videos that had not ended begin again, by themselves."""
+        stream.note.unlink(missing_ok=True)
+        for case in reversed([*([] if stream.ended else [stream.case]), *stream.rest]):
+            case.attempts, case.single, case.whole = 0, True, False
+            case.info = case.pace = None
+            self.waiting.appendleft(case)
+
+    def _note(self, case: _Case) -> Path:
+        return self.scratch / f"{self.shard.name}-{case.at}-{case.notes}.crash"
+
+    def _submit(self, case: _Case) -> None:
+        case.attempts += 1
+        fetching = is_remote(case.video)
+        gpus = GPU_SHARE if self.spec.policy.decoder == "nvdec" else 0
+        self._start(case, None, _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus))
+
+    def _submit_share(self, case: _Case, share: Share) -> Any:
+        options = {"num_cpus": 0, "_generator_backpressure_num_objects": STRIPE_AHEAD}
+        return self._start(case, share, _decode_video.options(**options))
+
+    def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
+        case.notes += 1
+        note = self._note(case)
+        generator = task.remote(case.video, self.spec, self.scratch, note, share)
+        self.streams[generator] = _Stream(case, note, share, fetching=share is None and is_remote(case.video))
+        return generator
+
+    def _share_out(self, slots: int) -> None:
+        """Give the slots that are free to the video that will take longest, if that at least doubles its decodes."""
+        room = slots - len(self.streams)
+        cases = {id(stream.case): stream.case for stream in self.streams.values() if not stream.ended}.values()
+        now = time.monotonic()
+        left = [
+            (case.pace.left_s(now), case)
+            for case in cases
+            if case.pace and room >= (len(case.shared.decodes) if case.shared else 1)
+        ]
+        left_s, longest = max(left, key=lambda pair: pair[0], default=(0.0, None))
+        if longest is not None and left_s >= self._worth_s(longest, room + 1):
+            self._share(longest, room)
+
+    def _worth_s(self, case: _Case, n_decodes: int) -> float:
+        """What must be left of a video for so many decodes; each fetches a copy, and all at once take longer for it."""
+        if is_remote(case.video) and n_decodes * case.video.size_bytes > FETCHED_BYTES:
+            return inf
+        return WORTH_S + 2 * n_decodes * case.fetch_s
+
+    def _share(self, case: _Case, room: int) -> None:
+        """Stop its decodes where their reader is, and go on with `room` more."""
+        assert case.info is not None and case.pace is not None  # it began, and may be shared
+        mine = [generator for generator, stream in self.streams.items() if stream.case is case]
+        for generator in mine:
+            self._end(generator)
+        case.attempts = 0
+        first, n_decodes = case.pace.last + 1, len(mine) + room
+        shares = [Share(first, index, n_decodes) for index in range(n_decodes)]
+        case.pace = Pace(case.info.n_frames, time.monotonic(), first, case.pace.last)
+        decodes = deque(self._submit_share(case, share) for share in shares)
+        case.shared = Shared(case.info, case.pace.last, decodes)
+
+    def _is_read(self, generator: Any) -> bool:
+        stream = self.streams[generator]
+        shared = stream.case.shared
+        return not stream.halted and (shared is None or shared.decodes[0] is generator)
+
+    def _wait(self, generators: list[Any], timeout_s: float) -> list[Any]:
+        started = time.monotonic()
+        ready, _ = ray.wait(generators, num_returns=1, timeout=timeout_s)
+        for generator in generators:
+            if (pace := self.streams[generator].case.pace) is not None:
+                pace.waited_s += time.monotonic() - started
+        return ready  # type: ignore[no-any-return] # Ray's generators have no type
+
+    def _go_on(self, slots: int) -> None:
+        """Let those that have their copy decode, as far as there is room, the first first."""
+        room = slots - sum(stream.decodes for stream in self.streams.values())
+        for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
+            stream.halted, stream.began = False, time.monotonic()
+            stream.silent_since = stream.began
+
+    def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+        """The messages that are ready, or what follows from the end or the death of the stream."""
+        stream = self.streams[generator]
+        try:
+            parcel: Parcel = ray.get(next(generator))
+        except StopIteration:
+            yield from self._over(self.streams.pop(generator), suspects, None)
+            return
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, StoreError):
+                raise cause from None
+            if stream.case.shared is None:
+                raise
+            yield from self._over(self.streams.pop(generator), suspects, error)
+            return
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
+            yield from self._over(self.streams.pop(generator), suspects, error)
+            return
+        stream.silent_since = time.monotonic()
+        for message in parcel:
+            if generator in self.streams:  # unless one before it was the end of this decode
+                yield from self._heard(stream, message, suspects)
+
+    def _heard(
+        self, stream: _Stream, message: DecodeMessage, suspects: deque[_Case]
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        stream.opened = stream.opened or isinstance(message, VideoInfo)
+        stream.ended = isinstance(message, (VideoEnd, Failure))
+        if isinstance(message, VideoStart):
+            if stream.began and stream.rest:
+                stream.case, stream.opened = stream.rest.popleft(), False
+            else:
+                stream.began = time.monotonic()
+        if stream.ended:  # the next of a run has begun, wherever its VideoStart is
+            now = time.monotonic()
+            self.decode_s, stream.began = self.decode_s + now - stream.began, now
+        if stream.case.shared:
+            yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
+        elif not isinstance(message, VideoFetched):
+            yield stream.case.at, self._noted(stream.case, message)
+        elif stream.fetching:
+            stream.fetching, stream.halted, stream.silent_since = False, True, None
+            stream.case.fetch_s = time.monotonic() - stream.began
+            self.fetch_s += stream.case.fetch_s
+
+    def _noted(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
+        """A message of a decode of the whole video, with what is known here; how it gets on is noted."""
+        match message:
+            case Failure():
+                return Failure(message.reason, message.detail, case.attempts)
+            case VideoInfo():  # not the first one: decord gave up, or the count was wrong
+                case.whole = case.whole or case.info is not None
+                case.info, case.pace = message, None
+            case VideoShareable() if case.info and not case.whole:
+                case.pace = Pace(case.info.n_frames, time.monotonic())
+            case FrameBlock() if case.pace and len(message.numbers_N):
+                case.pace.last = int(message.numbers_N[-1])
+        return message
+
+    def _of_a_share(
+        self, case: _Case, shared: Shared, message: DecodeMessage, suspects: deque[_Case]
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        try:
+            block = shared.take(message)
+        except Unlike:
+            self._start_over(case, shared, suspects)
+            return
+        if case.pace:
+            case.pace.last = shared.last
+            case.pace = case.pace if shared.end is None else None
+        self._listen(shared)
+        if block is not None:
+            yield case.at, block
+
+    def _listen(self, shared: Shared) -> None:
+        """Whoever's turn it is was not silent while it was not read."""
+        stream = self.streams[shared.decodes[0]]
+        if stream.silent_since is not None:
+            stream.silent_since = time.monotonic()
+
+    def _start_over(self, case: _Case, shared: Shared, suspects: deque[_Case]) -> None:
+        """Something is wrong in a share: the video is decoded whole, and alone, for that alone can judge it."""
+        for generator in shared.decodes:
+            if generator in self.streams:
+                self._end(generator)
+        case.info = case.pace = case.shared = None
+        case.whole = True
+        suspects.append(case)
+
+    def _over(
+        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        """A decode is no more, by itself or not, and has left `streams`."""
+        case, shared = stream.case, stream.case.shared
+        if stream.run:
+            self._one_by_one(stream)
+            return
+        if shared is None:
+            if error is not None or not stream.ended:
+                yield from self._died(stream, suspects, error)
+            return
+        stream.note.unlink(missing_ok=True)
+        if stream.silent_since is None and stream.share and case.unborn < MOST_ATTEMPTS:
+            case.unborn += 1  # Ray may send a task to a process that was killed a moment ago
+            shared.decodes[0] = self._submit_share(case, stream.share)
+            return
+        try:
+            if error is not None:
+                raise Unlike(str(error))
+            end = shared.drop_first()
+        except Unlike:
+            self._start_over(case, shared, suspects)
+            return
+        if end is None:
+            self._listen(shared)
+        else:
+            case.shared = None
+            yield case.at, end
+
+    def _died(
+        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+    ) -> Iterator[tuple[int, DecodeMessage]]:
+        """A decode process is gone. A note of too much memory convicts at once; a fatal signal's at the second time;
+        unknown deaths at the third.
+
+        The loss of a node is nobody's fault, but not for ever either.
+        """
+        case = stream.case
+        innocent = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
+        note = stream.note.read_text() if stream.note.exists() else ""
+        stream.note.unlink(missing_ok=True)
+        if note.startswith(NOTE):
+            detail = f"its decode took {note.removeprefix(NOTE).strip()} (max_decode_memory)"
+            yield case.at, Failure(Reason.DECODE_MEMORY, detail, case.attempts)
+            return
+        if note:
+            case.crashes += 1
+        elif not innocent:
+            case.deaths += 1
+        if case.crashes >= CRASHES_WITH_NOTE or case.deaths >= DEATHS:
+            if isinstance(error, OutOfMemoryError):
+                detail = f"its process was ended {case.deaths} times because the machine ran out of memory"
+                yield case.at, Failure(Reason.DECODE_MEMORY, detail, case.attempts)
+                return
+            how = note.strip().splitlines()[0] if note else f"its process was killed {case.deaths} times"
+            yield case.at, Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how}", case.attempts)
+        else:
+            suspects.append(case)
+
+    def _overdue(self, generator: Any) -> bool:
+        """Silent for too long? Until the first frames, time to fetch and index the whole file is allowed on top."""
+        stream = self.streams[generator]
+        if stream.silent_since is None:
+            return False
+        reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
+        return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
+
+    def _kill(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+        """It hangs; only while it is closed, if all frames are there."""
+        stream = self._end(generator)
+        if stream.run:
+            self._one_by_one(stream)
+        elif stream.case.shared:
+            yield from self._over(stream, suspects, None)
+        elif not stream.ended:
+            detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
+            yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)
+
+    def _end(self, generator: Any) -> _Stream:
+        """Kill its process. What it copied is swept by the next task there, for it may live a moment longer."""
+        stream = self.streams.pop(generator)
+        ray.cancel(generator, force=True)
+        stream.note.unlink(missing_ok=True)
+        return stream

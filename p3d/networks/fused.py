@@ -1,0 +1,171 @@
+"""A convolution and what follows it as one step; and how a CPU takes that step.
+
+    blocks.py, resnet.py --conv_relu, conv_add_relu--> norm(conv(x)), an addition, a ReLU
+    folded network --pack--> the same network, each convolution a PackedConv, which does all of it in one kernel,
+                             and each pooling of 16-bit numbers a PackedPool
+
+A plain convolution is followed by its normalisation, addition and ReLU as passes of their own over memory. A packed one
+is oneDNN's, called as torch's own compiler calls it: its weights lie in the kernel's layout once and for all, and sum
+and ReLU happen while the numbers are still in registers. Called through torch, weights are laid out anew in each call,
+and with one clip, or one thread, many convolutions are not oneDNN's at all but a loop several times slower.
+docs/performance.md has the figures.
+
+Packed is what runs on a CPU where oneDNN has kernels of its own: everywhere but on ARM, where torch hands them to
+another library, which cannot add. Shapes: B clips, C channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+
+from p3d.networks.network import TemporalPool
+
+M_TRIM_THRESHOLD: Final = -1  # glibc's malloc.h
+M_MMAP_THRESHOLD: Final = -3
+
+
+def conv_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor) -> Tensor:
+    """r(norm(conv(x))), r = ReLU."""
+    if isinstance(conv, PackedConv):
+        return conv.relu(x_BCTHW)
+    return F.relu(norm(conv(x_BCTHW)), inplace=True)
+
+
+def conv_add_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
+    """r(norm(conv(x)) + addend). The addend is used up: a packed convolution writes over it, unless it is x itself."""
+    if isinstance(conv, PackedConv):
+        return conv.add_relu(x_BCTHW, addend_BCTHW)
+    return F.relu(norm(conv(x_BCTHW)) + addend_BCTHW, inplace=True)
+
+
+class PackedConv(nn.Module):
+    """A convolution that oneDNN computes in a layout of its own choice, for inference, on a CPU.
+
+    The layout follows from the shape of what it is first called with, and so the weights are packed then. Other shapes
+    give the same numbers, in more time. Takes and gives tensors that are channels last in memory.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"cannot pack a convolution with {conv.padding_mode = }, {conv.padding = }")
+        self.weight: Tensor | None = conv.weight.detach()  # until it is packed
+        self.packed: Tensor | None = None
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.how = (conv.padding, conv.stride, conv.dilation, conv.groups)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self._run(x_BCTHW, "none")
+
+    def relu(self, x_BCTHW: Tensor) -> Tensor:
+        """r(conv(x))."""
+        return self._run(x_BCTHW, "relu")
+
+    def add_relu(self, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
+        """r(conv(x) + addend), written over the addend unless that is x."""
+        ops = torch.ops.mkldnn
+        ending: tuple[Any, ...] = (self._packed(x_BCTHW), self.bias, *self.how, "add", 1.0, "relu", [], "")
+        if addend_BCTHW is x_BCTHW:
+            out_BCTHW: Tensor = ops._convolution_pointwise.binary(x_BCTHW, addend_BCTHW, *ending)
+        else:
+            out_BCTHW = ops._convolution_pointwise_.binary(addend_BCTHW, x_BCTHW, *ending)
+        return out_BCTHW
+
+    def _run(self, x_BCTHW: Tensor, after: str) -> Tensor:
+        packed = self._packed(x_BCTHW)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(x_BCTHW, packed, self.bias, *self.how, after, [], "")
+        return out
+
+    def _packed(self, x_BCTHW: Tensor) -> Any:
+        weight = self.weight  # looked at once: another thread may pack it meanwhile, which comes to the same
+        if weight is not None:
+            ops: Any = torch._C._nn  # its type stubs lack the last argument
+            reorder = ops.mkldnn_reorder_conv3d_weight if x_BCTHW.ndim == 5 else ops.mkldnn_reorder_conv2d_weight
+            self.packed = reorder(weight.to_mkldnn(), *self.how, x_BCTHW.shape)
+            self.weight = None  # after `packed` is there
+        return self.packed
+
+
+class PackedPool(nn.Module):
+    """Max pooling of 2x1x1, or of 2x3x3 in steps of 2, of what a packed ReLU gave, in 16 bits.
+
+    None of those numbers is negative, and such are ordered as their bits are (IEEE 754; what is no number is zero after
+    oneDNN's ReLU): integers are compared, two to three times as fast as bfloat16. Raises ValueError for other poolings.
+    """
+
+    def __init__(self, pool: nn.MaxPool3d | TemporalPool) -> None:
+        super().__init__()
+        self.plain = pool  # for sizes that are odd
+        self.in_space = isinstance(pool, nn.MaxPool3d)
+        if isinstance(pool, nn.MaxPool3d):
+            rounded = (0, True), ((0, 1, 1), False)
+            if (pool.kernel_size, pool.stride) != ((2, 3, 3), 2) or (pool.padding, pool.ceil_mode) not in rounded:
+                raise ValueError(f"cannot pack {pool}")
+            self.padded = pool.padding != 0
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if x_BCTHW.element_size() != 2 or any(size % 2 for size in x_BCTHW.shape[2:]):
+            out: Tensor = self.plain(x_BCTHW)
+            return out
+        bits_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1).view(torch.int16)
+        if not self.in_space:
+            out_BTHWC = torch.maximum(bits_BTHWC[:, 0::2], bits_BTHWC[:, 1::2])
+        else:
+            b, t, h, w, c = bits_BTHWC.shape
+            out_BTHWC = bits_BTHWC.new_empty(b, t // 2, h // 2, w // 2, c)
+            for clip_THWC, out_THWC in zip(bits_BTHWC, out_BTHWC, strict=True):
+                for number, out_HWC in enumerate(out_THWC):  # frame by frame: that much a core keeps at hand
+                    larger_HWC = torch.maximum(clip_THWC[2 * number], clip_THWC[2 * number + 1])
+                    self._halve(self._halve(larger_HWC, 0), 1, out_HWC)
+        return out_BTHWC.view(x_BCTHW.dtype).permute(0, 4, 1, 2, 3)
+
+    def _halve(self, x_HWC: Tensor, dim: int, out_HWC: Tensor | None = None) -> Tensor:
+        """The largest of each three neighbours in `dim`, in steps of two from the first on, or from the padding."""
+        even, odd = (x_HWC[::2], x_HWC[1::2]) if dim == 0 else (x_HWC[:, ::2], x_HWC[:, 1::2])
+        out_HWC = torch.maximum(even, odd, out=out_HWC)
+        count = even.shape[dim] - 1
+        third, of = (odd.narrow(dim, 0, count), 1) if self.padded else (even.narrow(dim, 1, count), 0)
+        reached = out_HWC.narrow(dim, of, count)
+        torch.maximum(reached, third, out=reached)
+        return out_HWC
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether packed convolutions run on this device."""
+    onednn: Any = torch.backends.mkldnn  # untyped
+    return device.type == "cpu" and onednn.is_available() and not torch.ops.mkldnn._is_mkldnn_acl_supported()
+
+
+def pack(network: nn.Module) -> None:
+    """Put a PackedConv in the place of every convolution of a folded network. Raises ValueError if it is not folded.
+
+    In P3D and its 3x3x3 kin, whose poolings follow a ReLU, a PackedPool takes the place of each.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
+                raise ValueError(f"{name} of {type(module).__name__} must be folded before its convolution is packed")
+            if isinstance(child, nn.Conv2d | nn.Conv3d):
+                setattr(module, name, PackedConv(child))
+            if isinstance(child, TemporalPool) or (isinstance(child, nn.MaxPool3d) and child.kernel_size == (2, 3, 3)):
+                setattr(module, name, PackedPool(child))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what this process frees, up to 1 GiB, instead of giving it back to the system each time.
+
+    A layer's output is tens of megabytes, and memory that comes from the system anew is zeroed page by page: thousands
+    of page faults an encode. Other C libraries have no such option, and there nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take

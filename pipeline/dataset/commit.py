@@ -1,0 +1,217 @@
+"""The commit protocol, whole: one shard, one object, created once.
+
+The clips file *is* the commit: a complete Parquet object created only if absent. Its existence says that the shard is
+done, so there is no marker that could disagree with the data. The videos and failures files are pure functions of it,
+and anyone may make them, any number of times.
+
+    rows ──check──> temp file ──create──> created            derive from the very file that was accepted
+                                          exists             adopt: derive from the stored object, discard ours
+                                          unknown, then HEAD there: adopt · absent: again, bounded · else CommitUnknown
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from p3d.pipeline.clips.pool import mean_probs, pool
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown
+from p3d.pipeline.recipe import Recipe
+from p3d.pipeline.storage.store import CREATED, Store
+from p3d.pipeline.types import FLOAT32, ShardPlan, ShardRows, VideoOutcome
+
+CREATE_TRIES = 4  # of a create whose answer never came
+PAUSE_S = 0.5  # before the second try; doubles
+
+
+class CommitUnknown(StoreUnknown):
+    """The store would not say whether the shard is committed; it stays open and a resume looks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the store now holds for a shard. `adopted` when somebody else's rows were there first."""
+
+    adopted: bool
+    n_clips: int
+    size_bytes: int
+    outcomes: tuple[VideoOutcome, ...]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed videos by reason."""
+        return Counter(str(outcome.failure.reason) for outcome in self.outcomes if outcome.failure)
+
+
+def clips_key(name: str) -> str:
+    return f"clips/{name}.parquet"
+
+
+def videos_key(name: str) -> str:
+    return f"videos/{name}.parquet"
+
+
+def failures_key(name: str) -> str:
+    return f"failures/{name}.parquet"
+
+
+def commit_shard(store: Store, rows: ShardRows, recipe: Recipe, user_columns: pa.Table) -> Committed:
+    """Make the shard's rows durable and visible, once. CommitUnknown if the store would not say; may be repeated."""
+    schema.check_rows(rows, recipe.feature_dim, recipe.clip_frames, recipe.n_scores)
+    with store.temp_file() as path:
+        _write_clips(path, rows, recipe)
+        created = _create(store, clips_key(rows.shard.name), path)
+        return derive(store, rows.shard, recipe, user_columns, clips=path if created else None)
+
+
+def derive(
+    store: Store, shard: ShardPlan, recipe: Recipe, user_columns: pa.Table, *, clips: Path | None = None
+) -> Committed:
+    """Create the videos and failures files of a committed shard, from its clips file and nothing else.
+
+    `clips` is a local copy of the bytes that the store accepted; without it the stored object is read back.
+    `user_columns` are the shard's manifest rows (immutable too): `video_id` and the user's own columns.
+    """
+    content = clips.read_bytes() if clips is not None else store.read(clips_key(shard.name))
+    with _reading(shard.name):
+        file = schema.open_parquet(io.BytesIO(content))
+        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        columns = ["embedding", "probs"] if recipe.scores else ["embedding"]
+        table = file.read(columns=columns, use_threads=False)
+        features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+        probs_RK = schema.probs_of(table, recipe.n_scores)
+    for key, table, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, user_columns):
+        with store.temp_file() as path:
+            schema.write_parquet(path, table, footer)
+            _create(store, key, path)
+    return Committed(clips is None, len(features_RD), len(content), outcomes)
+
+
+def derived(
+    shard: ShardPlan,
+    clips: bytes,
+    outcomes: tuple[VideoOutcome, ...],
+    features_RD: FLOAT32,
+    probs_RK: FLOAT32,
+    recipe: Recipe,
+    user_columns: pa.Table,
+) -> list[tuple[str, pa.Table, dict[str, str]]]:
+    """(key, rows, footer) of the two files that follow from a clips file; outcomes, features and scores are in it."""
+    source = {"sha256": hashlib.sha256(clips).hexdigest(), "size_bytes": len(clips), "writer": pa.cpp_version}
+    footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
+    return [
+        (videos_key(shard.name), videos_table(shard, outcomes, features_RD, probs_RK, recipe, user_columns), footer),
+        (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq), footer),
+    ]
+
+
+def videos_table(
+    shard: ShardPlan,
+    outcomes: tuple[VideoOutcome, ...],
+    features_RD: FLOAT32,
+    probs_RK: FLOAT32,
+    recipe: Recipe,
+    user_columns: pa.Table,
+) -> pa.Table:
+    """The rows of a shard's videos file: pool(stored clips), bit for bit (invariant I5)."""
+    videos, first = [], 0
+    for outcome in outcomes:
+        if outcome.failure is None:
+            of_video = slice(first, first + outcome.n_clips)
+            videos.append(pooled(features_RD[of_video], probs_RK[of_video], recipe))
+            first = of_video.stop
+    pools = len(recipe.pool.split("+"))
+    columns = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, pools, recipe.n_scores)
+    known = schema.video_columns(outcomes, shard.plan_seq)
+    table = pa.table([*known, *vector_columns(videos, columns)], schema=columns)
+    kept = pa.array([outcome.failure is None for outcome in outcomes])
+    own = user_columns.filter(kept)
+    for name in own.column_names:
+        if name != "video_id":
+            table = table.append_column(own.schema.field(name), own[name])
+    return table
+
+
+def pooled(features_ND: FLOAT32, probs_NK: FLOAT32, recipe: Recipe) -> list[FLOAT32]:
+    """What follows from the clips of one video: its vectors, in the order of their columns in videos/."""
+    vectors = pool(features_ND, recipe.pool)
+    return [*vectors, mean_probs(probs_NK)] if recipe.scores else vectors
+
+
+def vector_columns(videos: list[list[FLOAT32]], columns: pa.Schema) -> list[pa.Array]:
+    """The vector columns of videos/ from the vectors of each video, as `pooled` gives them."""
+    kinds = [field.type for field in columns if pa.types.is_fixed_size_list(field.type)]
+    return [
+        schema.vector_array(np.array([one[at] for one in videos], np.float32).reshape(-1, kind.list_size), kind)
+        for at, kind in enumerate(kinds)
+    ]
+
+
+def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:
+    """Build the commit object and read it again before anybody can see it."""
+    table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
+    footer = _footer(rows.shard) | {
+        schema.OUTCOMES_KEY: schema.outcomes_json(rows.outcomes),
+        schema.STATS_KEY: json.dumps(rows.stats),
+    }
+    schema.write_parquet(path, table, footer)
+    if path.stat().st_size > schema.MAX_OBJECT_BYTES:
+        raise InputError(
+            f"shard {rows.shard.name} would be one object of {path.stat().st_size / 1024**3:.1f} GiB (at most 4); "
+            "launch at a new output with a smaller --shard-videos, a larger --clips stride or --embedding-dtype float16"
+        )
+    with schema.open_parquet(path) as file:
+        if file.metadata.num_rows != table.num_rows or not footer.items() <= schema.read_footer(file).items():
+            raise StoreUnknown(f"{path}: the shard that was written does not read back; is the disk failing?")
+
+
+def _footer(shard: ShardPlan) -> dict[str, str]:
+    return {schema.SHARD_KEY: json.dumps({"plan_seq": shard.plan_seq, "plan8": shard.plan8, "shard": shard.shard})}
+
+
+def _create(store: Store, key: str, path: Path) -> bool:
+    """Create with the outcome table above; True if ours was accepted, False if another is there."""
+    for attempt in range(CREATE_TRIES):
+        try:
+            return store.create(key, path) == CREATED
+        except StoreUnknown:
+            with contextlib.suppress(StoreUnknown):
+                if store.head(key) is not None:
+                    return False
+            time.sleep(PAUSE_S * 2**attempt)
+    raise CommitUnknown(f"{store.url}/{key}: the store did not say whether it took the shard; resume to look again")
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise DamagedJob(f"clips/{name}.parquet is damaged ({error}); run verify") from None
+
+
+def read_committed(store: Store, name: str) -> Committed:
+    """What a committed shard says of itself, from its footer. StoreMissing if it is not committed."""
+    with _reading(name), store.open(clips_key(name)) as content, schema.open_parquet(content) as file:
+        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        return Committed(True, file.metadata.num_rows, content.seek(0, io.SEEK_END), outcomes)
+
+
+def committed_names(store: Store) -> tuple[set[str], set[str]]:
+    """Stems of the shards that are committed, and of those whose derived files are there too."""
+    stems = [
+        {info.key.removeprefix(folder).removesuffix(".parquet") for info in store.list(folder)}
+        for folder in ("clips/", "videos/", "failures/")
+    ]
+    return stems[0], stems[0] & stems[1] & stems[2]

@@ -1,0 +1,53 @@
+"""What reading needs: an object as a local file, its digest, and damage that is told by its key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from p3d.pipeline.errors import DamagedJob, StoreMissing
+from p3d.pipeline.storage.store import LocalStore, Store
+
+FOLDERS = ("clips", "videos", "failures")
+UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+
+
+@contextlib.contextmanager
+def local_path(store: Store, key: str) -> Iterator[Path]:
+    """The object as a local file: where it lies, or a copy that is gone afterwards. StoreError if it cannot be had."""
+    if isinstance(store, LocalStore):
+        store.open(key).close()  # it says what is wrong, where something is
+        yield store.root / key
+        return
+    with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
+        path = Path(folder) / "object"
+        store.download(key, path)
+        yield path
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 hex of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def reading(store: Store, key: str, remedy: str) -> Iterator[None]:
+    """Whatever is wrong with the object becomes a DamagedJob that names it and says what to do."""
+    try:
+        yield
+    except StoreMissing as error:
+        raise DamagedJob(f"{error}, and it should. {remedy}") from None
+    except UNREADABLE as error:
+        raise DamagedJob(f"{store.url}/{key} is damaged: {error}. {remedy}") from None
+
+
+def check(holds: bool, otherwise: str) -> None:
+    """ValueError with the sentence unless it holds."""
+    if not holds:
+        raise ValueError(otherwise)

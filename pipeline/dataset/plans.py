@@ -1,0 +1,189 @@
+"""A plan's immutable manifest: rows -> shards -> Parquet parts, and back.
+
+    listing.Found ──with_shards──> rows ──write_plan──> OUT/plans/<seq>.json ──load_plans──> PlanRecord ──> Manifest
+
+Shards are fixed runs of rows, so the number of workers may change at any time; a plan's record is created last, so
+the plan exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS, read_parquet, write_parquet
+from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing
+from p3d.pipeline.recipe import PartRecord, PlanRecord
+from p3d.pipeline.storage.store import EXISTS, Store
+from p3d.pipeline.types import ShardPlan, VideoRef
+
+PART_ROWS = 1_000_000
+SHARD_BYTES = 16 * 1024**3  # source bytes after which a shard is closed early, however few its videos
+
+
+def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
+    """The table with its `shard` column: runs of `shard_videos` rows, fewer where their bytes pass SHARD_BYTES."""
+    shards, shard, rows_in, bytes_in = np.empty(videos.num_rows, np.int32), 0, 0, 0
+    for row, size in enumerate(videos["size_bytes"].to_numpy().tolist()):
+        if rows_in and (rows_in >= shard_videos or bytes_in + size > SHARD_BYTES):
+            shard, rows_in, bytes_in = shard + 1, 0, 0
+        shards[row] = shard
+        rows_in, bytes_in = rows_in + 1, bytes_in + max(size, 0)
+    at = MANIFEST.get_field_index("shard")
+    return videos.add_column(at, MANIFEST.field("shard"), pa.array(shards))
+
+
+def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
+    """sha256 over the recipe's digest, the plan's number and the rows in order, in a canonical encoding of values.
+
+    The number is in it because shards are named by this digest: the same videos planned again are other shards.
+    """
+    hasher = hashlib.sha256(f"{recipe_digest} {seq}\n".encode())
+    for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
+        for row in _rows(batch):
+            hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
+    return hasher.hexdigest()
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except ValueError as error:
+        raise InputError(f"a column of the list cannot be kept ({error}); cast nanoseconds to microseconds") from None
+    return rows
+
+
+def _as_numbers(videos: pa.Table) -> pa.Table:
+    """Nanoseconds of the user's columns as integers, because Python's own types end at microseconds."""
+    for at, field in enumerate(videos.schema):
+        if pa.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":
+            videos = videos.set_column(at, field.name, videos[field.name].cast(pa.int64()))
+    return videos
+
+
+def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
+    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Repeating it changes nothing.
+
+    The record is created once for each number, so of two runs that plan at the same moment one gets AlreadyRunning, and
+    what it planned does not count.
+    """
+    whole = plan_digest(recipe_digest, seq, videos)
+    folder = f"plans/{seq:04d}-{whole[:8]}"
+    parts = []
+    for at, part in enumerate(_parts(videos)):
+        name = f"manifest-{at:05d}.parquet"
+        with store.temp_file() as path:
+            write_parquet(path, part, {})
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if store.create(f"{folder}/{name}", path) == EXISTS:
+                sha256 = hashlib.sha256(store.read(f"{folder}/{name}")).hexdigest()
+        shards = part["shard"]
+        parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
+    size_bytes = pc.sum(pc.max_element_wise(videos["size_bytes"], 0)).as_py()
+    plan = PlanRecord(
+        seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
+    )
+    if store.create(plan.key, plan.to_json()) == EXISTS:
+        theirs = PlanRecord.from_json(store.read(plan.key), f"{store.url}/{plan.key}")
+        if theirs.digest != plan.digest:
+            raise AlreadyRunning(f"another run of {store.url} planned at this moment; give the same command again")
+        return theirs
+    return plan
+
+
+def _parts(videos: pa.Table) -> Iterator[pa.Table]:
+    """Runs of at most PART_ROWS rows that end where a shard ends."""
+    start = 0
+    shards = videos["shard"].to_numpy()
+    while start < len(shards):
+        end = min(start + PART_ROWS, len(shards))
+        while end < len(shards) and shards[end] == shards[end - 1]:
+            end -= 1
+        yield videos.slice(start, end - start)
+        start = end
+
+
+def load_plans(store: Store) -> list[PlanRecord]:
+    """Every plan of an output, by seq. DamagedJob if one was edited."""
+    plans = []
+    for info in store.list("plans/"):
+        if not info.key.endswith(".json"):
+            continue
+        plan = PlanRecord.from_json(store.read(info.key), f"{store.url}/{info.key}")
+        if info.key != plan.key:
+            raise DamagedJob(f"{store.url}/{info.key} is not the record of that number; restore it")
+        plans.append(plan)
+    plans.sort(key=lambda plan: plan.seq)
+    return plans
+
+
+def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
+    """One manifest part, proved against its digest in the plan's record."""
+    key = f"{plan.folder}/{part.name}"
+    try:
+        content = store.read(key)
+    except StoreMissing:
+        raise DamagedJob(f"{store.url}/{key} is missing; restore it, or start at another output") from None
+    if hashlib.sha256(content).hexdigest() != part.sha256:
+        raise DamagedJob(f"{store.url}/{key} is not the file that was planned; restore it, or start at another output")
+    return read_parquet(io.BytesIO(content))
+
+
+def check_digest(plan: PlanRecord, videos: pa.Table) -> None:
+    """DamagedJob unless the rows of all parts give the plan's digest."""
+    if plan_digest(plan.recipe_digest, plan.seq, videos) != plan.digest:
+        raise DamagedJob(f"{plan.folder}: the manifest does not match the digest in {plan.key}; restore it")
+
+
+class Manifest:
+    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes a video)."""
+
+    def __init__(self, store: Store, plan: PlanRecord) -> None:
+        self.plan = plan
+        self.videos = pa.concat_tables([read_part(store, plan, part) for part in plan.parts])
+        check_digest(plan, self.videos)
+        steps = np.flatnonzero(np.diff(self.videos["shard"].to_numpy())) + 1
+        self._first_rows: list[int] = [0, *steps.tolist(), self.videos.num_rows]
+        if len(self._first_rows) - 1 != plan.n_shards:
+            raise DamagedJob(f"{plan.folder}: the manifest has {len(self._first_rows) - 1} shards, not {plan.n_shards}")
+
+    def rows(self, shard: int) -> pa.Table:
+        """The shard's rows, all columns."""
+        first, end = self._first_rows[shard], self._first_rows[shard + 1]
+        return self.videos.slice(first, end - first)
+
+    def user_columns(self, shard: int) -> pa.Table:
+        """The shard's rows, the user's own columns and `video_id` only.
+
+        Copied, because a slice is pickled with the buffers of its whole part: 52 MB of a million rows, for each shard
+        that is given out.
+        """
+        own = [name for name in self.videos.column_names if name == "video_id" or name not in OWN_COLUMNS]
+        rows = self.rows(shard).select(own)
+        return rows.take(np.arange(rows.num_rows))
+
+    def n_videos(self, shard: int) -> int:
+        return self._first_rows[shard + 1] - self._first_rows[shard]
+
+    def shard(self, shard: int) -> ShardPlan:
+        rows = self.rows(shard)
+        values = zip(*(rows[field.name].to_pylist() for field in fields(VideoRef)), strict=True)
+        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(VideoRef(*row) for row in values))
+
+
+def known_versions(store: Store, plans: list[PlanRecord]) -> dict[str, str]:
+    """video_id -> version of the newest plan that names it."""
+    known: dict[str, str] = {}
+    for plan in plans:
+        videos = Manifest(store, plan).videos
+        known.update(zip(videos["video_id"].to_pylist(), videos["version"].to_pylist(), strict=True))
+    return known

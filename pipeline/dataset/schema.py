@@ -1,0 +1,304 @@
+"""The Arrow schemas of the dataset: the only place where a column is named.
+
+    clips/     one row per clip:  where it is in the video, and its embedding [and class probabilities]
+    videos/    one row per video: what the video is, and its pooled embedding(s) [and probabilities] + the user's own
+               columns
+    failures/  one row per video that has no rows: the reason, and a sentence
+
+`embedding` is `fixed_size_list<float32 not null>[D]` (or float16), which DuckDB, Polars, pandas, LanceDB and FAISS read
+as it is; `probs`, only with `--scores`, is `fixed_size_list<float32 not null>[K]`. The footer of a clips file carries
+what its rows cannot say: `p3d.outcomes`, one JSON record per video of the shard, and `p3d.stats`. R clip rows, V
+videos, D feature dimension, K classes; `n_scores` is K where scores are stored, and 0 elsewhere (`Recipe.n_scores`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
+
+OUTCOMES_KEY = "p3d.outcomes"
+STATS_KEY = "p3d.stats"
+SHARD_KEY = "p3d.shard"  # {"plan_seq", "plan8", "shard"} of every data file
+SOURCE_KEY = "p3d.clips"  # of a derived file: {"sha256", "size_bytes"} of the clips object it was made from
+ROW_GROUP_ROWS = 4096
+MAX_OBJECT_BYTES = 4 * 1024**3
+SUM_ERROR = 1e-3  # by which a row of probabilities may miss 1
+# every float16 as float32, by its bits: numpy converts a row in three times the time of looking it up here
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+MANIFEST = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+_VIDEO_FIELDS = [
+    pa.field("video_id", pa.string(), nullable=False),
+    pa.field("path", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("plan_seq", pa.int32(), nullable=False),
+    pa.field("version", pa.string(), nullable=False),
+    pa.field("n_clips", pa.int32(), nullable=False),
+    pa.field("n_frames", pa.int64(), nullable=False),
+    pa.field("duration_s", pa.float64(), nullable=False),
+    pa.field("fps", pa.float64(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("rotation", pa.int32(), nullable=False),
+    pa.field("codec", pa.string(), nullable=False),
+    pa.field("stream_index", pa.int32(), nullable=False),
+    pa.field("route", pa.string(), nullable=False),
+    pa.field("truncated", pa.bool_(), nullable=False),
+    pa.field("claimed_frames", pa.int64()),  # by the container's own count, if it has one
+    pa.field("resampled_fps", pa.float64()),  # of --fps; null without
+    pa.field("resampled_frames", pa.int64()),
+]
+FAILURES = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("plan_seq", pa.int32(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+    ]
+)
+OWN_COLUMNS = frozenset(
+    [*MANIFEST.names, *FAILURES.names, *(field.name for field in _VIDEO_FIELDS), "embedding", "embedding_max", "probs"]
+)
+
+
+def embedding_type(dim: int, dtype: str) -> pa.DataType:
+    """`fixed_size_list<float32 | float16 not null>[dim]`."""
+    value = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.list_(pa.field("element", value, nullable=False), dim)
+
+
+def _probs_fields(n_scores: int) -> list[pa.Field]:
+    return [pa.field("probs", embedding_type(n_scores, "float32"), nullable=False)] if n_scores else []
+
+
+def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
+    """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
+
+    Frames are the video's own, counted from 0; where videos/ has a `resampled_fps`, frame k is the one on screen at
+    k / resampled_fps. Seconds are true either way, and never beyond `duration_s`.
+    """
+    return pa.schema(
+        [
+            pa.field("video_id", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("plan_seq", pa.int32(), nullable=False),
+            pa.field("clip_index", pa.int32(), nullable=False),
+            pa.field("start_frame", pa.int64(), nullable=False),
+            pa.field("end_frame", pa.int64(), nullable=False),
+            pa.field("start_s", pa.float64(), nullable=False),
+            pa.field("end_s", pa.float64(), nullable=False),
+            pa.field("n_padded", pa.int32(), nullable=False),
+            pa.field("embedding", embedding_type(dim, dtype), nullable=False),
+            *_probs_fields(n_scores),
+        ]
+    )
+
+
+def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
+    """Columns of videos/, without the user's own; a second embedding column for `--pool mean+max`."""
+    vectors = [pa.field("embedding", embedding_type(dim, dtype), nullable=False)]
+    if pools == 2:
+        vectors.append(pa.field("embedding_max", embedding_type(dim, dtype), nullable=False))
+    return pa.schema([*_VIDEO_FIELDS, *vectors, *_probs_fields(n_scores)])
+
+
+def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
+    """[N, W] float32 -> an Arrow array of the type of a vector column, rounded to it."""
+    values = np.ascontiguousarray(vectors_NW, kind.value_type.to_pandas_dtype()).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
+
+
+def probs_of(table: pa.Table, n_scores: int) -> FLOAT32:
+    """The class probabilities of rows, [N, K] float32; K is 0 where none are stored."""
+    return features_of(table["probs"], n_scores) if n_scores else np.empty((table.num_rows, 0), np.float32)
+
+
+def sound_probs(probs_NK: FLOAT32) -> BOOL:
+    """Which rows are distributions: finite, in [0, 1], with a sum of 1 within SUM_ERROR. [N]; all are if K is 0."""
+    if not probs_NK.shape[1]:
+        return np.ones(len(probs_NK), np.bool_)
+    inside_N = ((probs_NK >= 0) & (probs_NK <= 1)).all(axis=1)  # written so that nan is not
+    sound_N: BOOL = inside_N & (np.abs(probs_NK.sum(axis=1, dtype=np.float64) - 1) <= SUM_ERROR)
+    return sound_N
+
+
+def features_of(column: pa.ChunkedArray | pa.Array, dim: int) -> FLOAT32:
+    """Arrow column of vectors -> [N, D] float32; zero copy for one float32 chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    if values.dtype == np.float16:
+        values = _HALVES[values.view(np.uint16)]
+    return np.asarray(values, np.float32).reshape(-1, dim)
+
+
+def clips_table(rows: ShardRows, dim: int, dtype: str, n_scores: int) -> pa.Table:
+    """The rows of a shard's clips file."""
+    schema = clips_schema(dim, dtype, n_scores)
+    spans = [clip.span for clip in rows.clips]
+    columns: list[Any] = [
+        [clip.video_id for clip in rows.clips],
+        [clip.path for clip in rows.clips],
+        [rows.shard.plan_seq] * len(spans),
+        [span.index for span in spans],
+        [span.start_frame for span in spans],
+        [span.end_frame for span in spans],
+        [clip.start_s for clip in rows.clips],
+        [clip.end_s for clip in rows.clips],
+        [span.n_padded for span in spans],
+        vector_array(rows.features_RD, schema.field("embedding").type),
+    ]
+    if n_scores:
+        columns.append(vector_array(rows.probs_RK, schema.field("probs").type))
+    return pa.table(
+        [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, schema, strict=True)], schema
+    )
+
+
+def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> list[pa.Array]:
+    """The columns of videos/ before the embeddings, for the outcomes that have rows."""
+    records = [
+        # VideoEnd comes last: its frame count and duration are the true ones
+        {**asdict(o.video), **asdict(o.info), **asdict(o.end), "n_clips": o.n_clips, "plan_seq": plan_seq}
+        for o in outcomes
+        if o.info and o.end
+    ]
+    return [pa.array([record[field.name] for record in records], field.type) for field in _VIDEO_FIELDS]
+
+
+def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> pa.Table:
+    """The rows of a shard's failures file."""
+    records = [{**asdict(o.video), **asdict(o.failure), "plan_seq": plan_seq} for o in outcomes if o.failure]
+    columns = [pa.array([record[field.name] for record in records], field.type) for field in FAILURES]
+    return pa.table(columns, schema=FAILURES)
+
+
+def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> None:
+    """Invariants I1, I2 and I6 of a shard before anything is written. ValueError names the video.
+
+    Every video of the shard has one outcome, in order; clip rows are grouped by video in the same order with indices
+    0 .. n - 1; every feature is finite and not all zero; every row of scores is a distribution; times and frames
+    increase within a clip and never go back.
+    """
+    if [o.video for o in rows.outcomes] != list(rows.shard.videos):
+        raise ValueError(f"shard {rows.shard.name}: outcomes are not those of its {len(rows.shard.videos)} videos")
+    if rows.features_RD.shape != (len(rows.clips), dim) or rows.features_RD.dtype != np.float32:
+        raise ValueError(
+            f"features are {rows.features_RD.shape} {rows.features_RD.dtype}, not {len(rows.clips)} x {dim}"
+        )
+    if rows.probs_RK.shape != (len(rows.clips), n_scores) or rows.probs_RK.dtype != np.float32:
+        raise ValueError(f"scores are {rows.probs_RK.shape} {rows.probs_RK.dtype}, not {len(rows.clips)} x {n_scores}")
+    expected = [(o.video.video_id, at) for o in rows.outcomes for at in range(o.n_clips)]
+    if [(clip.video_id, clip.span.index) for clip in rows.clips] != expected:
+        raise ValueError(f"shard {rows.shard.name}: clip rows do not follow its outcomes")
+    good_R = np.isfinite(rows.features_RD).all(1) & (rows.features_RD != 0).any(1)
+    for clip, good, sound in zip(rows.clips, good_R, sound_probs(rows.probs_RK), strict=True):
+        span = clip.span
+        if not sound:
+            raise ValueError(f"{clip.video_id} clip {span.index}: its class probabilities are no distribution")
+        if not good or not (0 <= span.start_frame < span.end_frame and 0 <= clip.start_s < clip.end_s):
+            raise ValueError(f"{clip.video_id} clip {span.index}: {good = }, {span}, [{clip.start_s}, {clip.end_s}) s")
+        if not 0 <= span.n_padded < clip_frames:
+            raise ValueError(f"{clip.video_id} clip {span.index}: {span.n_padded = } of {clip_frames} frames")
+    for before, after in zip(rows.clips, rows.clips[1:], strict=False):
+        if before.video_id == after.video_id and before.span.start_frame > after.span.start_frame:
+            raise ValueError(f"{after.video_id} clip {after.span.index} starts before the one before it")
+
+
+def outcomes_json(outcomes: tuple[VideoOutcome, ...]) -> str:
+    """The footer record of a shard: one typed record per video, in manifest order."""
+    return json.dumps([asdict(outcome) for outcome in outcomes], separators=(",", ":"))
+
+
+def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
+    """The inverse of `outcomes_json`; ValueError, KeyError or TypeError where it is not one."""
+    return tuple(
+        VideoOutcome(
+            video=VideoRef(**o["video"]),
+            n_clips=o["n_clips"],
+            info=VideoInfo(**o["info"]) if o["info"] else None,
+            end=VideoEnd(**o["end"]) if o["end"] else None,
+            failure=Failure(**{**o["failure"], "reason": Reason(o["failure"]["reason"])}) if o["failure"] else None,
+        )
+        for o in json.loads(text)
+    )
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A data file to be written, as house rules have it: zstd 1, byte stream split for embeddings, page checksums.
+
+    Without page checksums 272 of 300 single-bit flips read back silently; with them none. Float16 is written plain:
+    DuckDB (2.0) does not read its byte stream split. A column of the user's is never written as a dictionary: that
+    could hold values of rows which were left out.
+    """
+    lists = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
+    vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
+    floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps", "resampled_fps")]
+    keys = [name for name in ("video_id", "path", "codec", "route", "reason") if name in schema.names]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=keys,
+        column_encoding={
+            **{f"{v}.list.element": "BYTE_STREAM_SPLIT" for v in vectors},
+            **dict.fromkeys(floats, "PLAIN"),
+        },
+        write_page_checksum=True,
+    )
+
+
+def write_parquet(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
+    """One data file of a shard, with its footer keys."""
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(footer)
+
+
+def read_footer(file: pq.ParquetFile) -> dict[str, str]:
+    """Footer keys of ours, decoded."""
+    metadata = file.metadata.metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"p3d.")}
+
+
+def open_parquet(source: Any, *, buffer_bytes: int = 0) -> pq.ParquetFile:
+    """A data file whose pages are checked against their checksums as they are read; read it with `use_threads=False`.
+
+    With `buffer_bytes`, a column of a row group is read in such pieces and not whole, for row groups that are large.
+
+    A thread of Arrow's may hold the Python object it reads from for a moment longer than the read lasts; if the
+    interpreter ends in that moment the process is aborted (2 of 60 exits after `pq.read_table`).
+    """
+    return pq.ParquetFile(
+        source, page_checksum_verification=True, memory_map=False, pre_buffer=False, buffer_size=buffer_bytes
+    )
+
+
+def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """All rows of a data file, or of some of its columns."""
+    with open_parquet(source) as file:
+        return file.read(columns=columns, use_threads=False)

@@ -1,0 +1,75 @@
+"""When and where each shard of a dataset was computed, and what took the time: from the footers of its clips files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.commit import clips_key, committed_names
+from p3d.pipeline.errors import DamagedJob
+from p3d.pipeline.storage.store import Store
+
+READERS = 16  # footers at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTime:
+    """When and where a shard was computed; seconds, of the clock of its own machine (since 1970).
+
+    `encode_s`, `wait_s` and `full_s` as in `p3d.pipeline.extract.Progress`; 0 where an older version did not write it.
+    `settings` are what the rows depend on, in words.
+    """
+
+    name: str
+    host: str
+    pid: int
+    device: str
+    ended_s: float
+    shard_s: float
+    encode_s: float
+    wait_s: float
+    videos: int
+    failed: int
+    clips: int
+    frames: int
+    full_s: float
+    settings: str
+
+    @property
+    def began_s(self) -> float:
+        return self.ended_s - self.shard_s
+
+
+def shard_times(store: Store) -> list[ShardTime]:
+    """Of all committed shards, the first that ended first. DamagedJob for a footer that does not say it."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda name: _read(store, name), sorted(committed_names(store)[0]))
+        return sorted(found, key=lambda shard: (shard.ended_s, shard.name))
+
+
+def _read(store: Store, name: str) -> ShardTime:
+    try:
+        with store.open(clips_key(name)) as content, schema.open_parquet(content) as file:
+            stats = json.loads(schema.read_footer(file)[schema.STATS_KEY])
+        return ShardTime(
+            name,
+            stats["host"],
+            stats["pid"],
+            stats["device"],
+            datetime.fromisoformat(stats["ended"]).timestamp(),
+            stats["shard_s"],
+            stats["encode_s"],
+            stats["wait_s"],
+            stats["videos"],
+            stats["failed"],
+            stats["clips"],
+            stats.get("frames", 0),
+            stats.get("full_s", 0.0),
+            sys.intern(f"batch {stats.get('batch_size', '?')}, threads {stats.get('threads', '?')}"),
+        )
+    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueError and OSError
+        raise DamagedJob(f"{clips_key(name)}: its footer does not say when it was made ({error}); run verify") from None

@@ -1,0 +1,134 @@
+"""snapshot.json: what a snapshot holds, and the proof of every file in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.files import FOLDERS, UNREADABLE, check, local_path, sha256_of
+from p3d.pipeline.errors import DamagedJob, InputError
+from p3d.pipeline.recipe import JobRecord, Recipe, digest
+from p3d.pipeline.storage.store import Store
+
+SNAPSHOT_KEY = "snapshot.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a snapshot, and how to prove it. `n_rows` is None for the weights."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+    n_rows: int | None
+
+    @property
+    def folder(self) -> str:
+        return self.key.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows of each folder; what is not there: ids that were excluded, videos still to be done, superseded rows."""
+
+    videos: int
+    clips: int
+    failures: int
+    excluded: int
+    pending: int
+    superseded: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """snapshot.json. `versions` wrote it; those that computed the rows are in `job`. `plans`: plan_seq -> digest."""
+
+    source: str
+    created_at: str
+    job: JobRecord
+    plans: dict[str, str]
+    with_clips: bool
+    counts: Counts
+    files: tuple[FileRecord, ...]
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        record = dataclasses.asdict(self)
+        job = record.pop("job")
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **record,
+            "recipe": job["recipe"],
+            "recipe_digest": self.job.recipe.digest,
+            "weights_sha256": self.job.recipe.weights_sha256,
+            "weights_origin": self.job.weights_origin,
+            "job_versions": self.job.versions,
+        }
+
+    def to_json(self) -> bytes:
+        record = self.to_dict()
+        return (json.dumps(record | {"digest": digest(record)}, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, place: str) -> SnapshotRecord:
+        """DamagedJob unless it is the record of a snapshot, as it was written."""
+        try:
+            given = json.loads(content)
+            stated = given.pop("digest")
+            check(stated == digest(given), "it does not match its own digest")
+            check(given["schema_version"] == SCHEMA_VERSION, f"its schema version is {given['schema_version']}")
+            return cls(
+                source=given["source"],
+                created_at=given["created_at"],
+                job=JobRecord(Recipe.from_dict(given["recipe"]), given["weights_origin"], given["job_versions"]),
+                plans=given["plans"],
+                with_clips=given["with_clips"],
+                counts=Counts(**given["counts"]),
+                files=tuple(FileRecord(**one) for one in given["files"]),
+                versions=given["versions"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+            raise DamagedJob(f"{place}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
+
+
+def read_snapshot(store: Store) -> SnapshotRecord:
+    """The record of the snapshot at a store. StoreMissing if there is none, DamagedJob if it was edited."""
+    return SnapshotRecord.from_json(store.read(SNAPSHOT_KEY), store.url)
+
+
+def problems_of(store: Store, record: SnapshotRecord, on_step: Callable[[int, int], None] | None = None) -> list[str]:
+    """A sentence for each file that is not as recorded, each that is not recorded, each sum that does not come out."""
+    found = {info.key: info.size_bytes for folder in (*FOLDERS, "weights") for info in store.list(f"{folder}/")}
+    problems = [f"{key} belongs to no snapshot" for key in sorted(found.keys() - {one.key for one in record.files})]
+    for done, one in enumerate(record.files):
+        problems += [f"{one.key} {what}" for what in _problems_of_file(store, one, found)]
+        if on_step is not None:
+            on_step(done + 1, len(record.files))
+    for folder in FOLDERS:
+        n_rows = sum(one.n_rows or 0 for one in record.files if one.folder == folder)
+        counted = getattr(record.counts, folder)
+        if n_rows != counted:
+            problems.append(f"{folder}/ has {n_rows} rows in its files, and {counted} in the counts")
+    return problems
+
+
+def _problems_of_file(store: Store, one: FileRecord, found: dict[str, int]) -> list[str]:
+    if one.key not in found:
+        return ["is gone"]
+    if found[one.key] != one.size_bytes:
+        return [f"has {found[one.key]} bytes, not {one.size_bytes}"]
+    try:
+        with local_path(store, one.key) as path:
+            if sha256_of(path) != one.sha256:
+                return ["is not the file that was written: its sha256 differs"]
+            if one.n_rows is not None:
+                with schema.open_parquet(path) as file:
+                    check(file.metadata.num_rows == one.n_rows, f"{file.metadata.num_rows} rows, not {one.n_rows}")
+    except UNREADABLE as error:
+        return [f"cannot be read: {error}"]
+    return []

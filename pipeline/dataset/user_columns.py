@@ -1,0 +1,55 @@
+"""One schema for the users' own columns of all plans, so that videos/ is one table.
+
+Plans may come from lists with other columns, or with another type for the same one. A column that some plans lack is
+null there. Numbers meet in the wider type where no value changes by it; whatever else differs becomes text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3d.pipeline.dataset.schema import OWN_COLUMNS
+from p3d.pipeline.errors import InputError
+
+
+def own_fields(manifests: list[pa.Table]) -> list[pa.Field]:
+    """The user's columns of all manifests, in the order in which they first appear, without metadata."""
+    names = [name for table in manifests for name in table.column_names if name not in OWN_COLUMNS]
+    return [
+        pa.field(name, _common(name, [table[name] for table in manifests if name in table.column_names]))
+        for name in dict.fromkeys(names)
+    ]
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns: cast, and null where it has none."""
+    have = set(table.column_names)
+    columns = [
+        _cast(table[field.name], field.type) if field.name in have else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _common(name: str, columns: list[pa.ChunkedArray]) -> pa.DataType:
+    """A type that holds every value of all columns."""
+    wanted = [pa.schema([pa.field(name, column.type)]) for column in columns]
+    candidates: list[pa.DataType] = [pa.string()]
+    with contextlib.suppress(pa.ArrowException):
+        candidates.insert(0, pa.unify_schemas(wanted, promote_options="permissive").field(0).type)
+    for candidate in candidates:
+        try:
+            for column in columns:
+                _cast(column, candidate)
+        except pa.ArrowException:
+            continue
+        return candidate
+    kinds = sorted({str(column.type) for column in columns})
+    raise InputError(f"column {name!r} is {' and '.join(kinds)} in different plans, and no one type holds them all")
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type.equals(kind) else pc.cast(column, kind)

@@ -1,0 +1,291 @@
+"""Audit an output against its plans, from the store alone (invariants I1 to I7 of the reliability page).
+
+The classes are Jepsen's: of the videos that the manifest names, some are ok, some failed with a reason, some pending
+(their shard is not committed yet: resume). Everything else is damage: lost, duplicated, unexpected, changed.
+
+    quick  listings and footers: every video accounted for, every file whole and made from the clips that are there
+    deep   also every page against its checksum and every pooled row computed again, so a flipped bit is found
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.commit import clips_key, derived, failures_key, videos_key
+from p3d.pipeline.dataset.plans import Manifest, load_plans
+from p3d.pipeline.errors import DamagedJob, StoreMissing
+from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import ShardPlan, VideoOutcome
+
+FOLDERS = ("clips/", "videos/", "failures/")
+MAX_PROBLEMS = 1000  # sentences kept; all are counted
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+
+
+@dataclass(slots=True)
+class Audit:
+    """Counts of videos (`unexpected` also counts alien files), and a sentence for each problem found.
+
+    `underived` counts videos and failures files that a kill left unmade; like `pending`, a resume settles them.
+    """
+
+    manifest: int = 0
+    ok: int = 0
+    failed: int = 0
+    pending: int = 0
+    underived: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    unexpected: int = 0
+    changed: int = 0
+    clips: int = 0
+    shards: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
+    bad_shards: set[str] = field(default_factory=set)  # names of shards whose clips file cannot be trusted
+    bad_derived: set[str] = field(default_factory=set)  # keys of videos and failures files that are wrong or missing
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.lost or self.duplicated or self.unexpected or self.changed or self.problems)
+
+    def problem(self, sentence: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(sentence)
+
+
+def audit(
+    store: Store, job: JobRecord, *, deep: bool = True, on_shard: Callable[[int, int], None] | None = None
+) -> Audit:
+    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called as it goes.
+
+    DamagedJob if the plans themselves cannot be trusted.
+    """
+    found = {info.key: info.size_bytes for folder in FOLDERS for info in store.list(folder)}
+    result, expected = Audit(), set[str]()
+    plans = load_plans(store)
+    n_shards, done = sum(plan.n_shards for plan in plans), 0
+    for plan in plans:
+        if plan.recipe_digest != job.recipe.digest:
+            raise DamagedJob(f"{store.url}/{plan.folder} was made for another recipe than job.json holds")
+        manifest = Manifest(store, plan)
+        for at in range(plan.n_shards):
+            shard = manifest.shard(at)
+            expected |= {clips_key(shard.name), videos_key(shard.name), failures_key(shard.name)}
+            if not _absent(shard, found, result):
+                (_audit_rows if deep else _audit_footers)(store, job.recipe, manifest, shard, found, result)
+            done += 1
+            if on_shard is not None:
+                on_shard(done, n_shards)
+    for key in sorted(found.keys() - expected):
+        result.unexpected += 1
+        result.problem(f"{key} belongs to no plan of this output")
+    return result
+
+
+def _absent(shard: ShardPlan, found: dict[str, int], result: Audit) -> bool:
+    """True if the shard has no clips file: pending, or lost where files that were made from it are there."""
+    result.manifest += len(shard.videos)
+    made = [key for key in (videos_key(shard.name), failures_key(shard.name)) if key in found]
+    if clips_key(shard.name) not in found:
+        if made:
+            result.lost += len(shard.videos)
+            result.problem(f"{clips_key(shard.name)} is gone, but {' and '.join(made)} were made from it")
+            result.bad_shards.add(shard.name)
+        else:
+            result.pending += len(shard.videos)
+        return True
+    result.shards += 1
+    return False
+
+
+def _audit_footers(
+    store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
+) -> None:
+    """What the footers of a shard's three files say, against the plan, the listing and each other."""
+    key = clips_key(shard.name)
+    try:
+        with store.open(key) as content, schema.open_parquet(content) as file:
+            footer = schema.read_footer(file)
+            outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
+            n_clips, columns = file.metadata.num_rows, file.schema_arrow
+            _note_software(footer, result)
+    except _UNREADABLE as error:
+        return _bad_shard(shard, f"{key} is damaged: {error}", result)
+    if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
+        return _bad_shard(shard, f"{key} has other columns than this job writes", result)
+    _check_ids(shard, outcomes, result)
+    result.clips += n_clips
+    if n_clips != sum(outcome.n_clips for outcome in outcomes):
+        _bad_shard(shard, f"{key} has {n_clips} rows, and its outcomes have another number", result)
+    n_failed = sum(outcome.failure is not None for outcome in outcomes)
+    for other, n_rows in ((videos_key(shard.name), len(outcomes) - n_failed), (failures_key(shard.name), n_failed)):
+        if other not in found:
+            result.underived += 1
+            result.bad_derived.add(other)
+            continue
+        try:
+            with store.open(other) as content, schema.open_parquet(content) as file:
+                stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])["size_bytes"]
+                rows = file.metadata.num_rows
+        except _UNREADABLE as error:
+            _bad_derived(other, n_rows, f"{other} is damaged: {error}", result)
+            continue
+        if (rows, stated) != (n_rows, found[key]):
+            _bad_derived(other, n_rows, f"{other} does not belong to the clips that are stored now", result)
+    return None
+
+
+def _note_software(footer: dict[str, str], result: Audit) -> None:
+    for package, version in json.loads(footer[schema.STATS_KEY]).get("software", {}).items():
+        shards = result.software.setdefault(package, {})
+        shards[version] = shards.get(version, 0) + 1
+
+
+def _bad_shard(shard: ShardPlan, sentence: str, result: Audit) -> None:
+    result.changed += len(shard.videos)
+    result.bad_shards.add(shard.name)
+    result.problem(sentence)
+
+
+def _bad_derived(key: str, n_rows: int, sentence: str, result: Audit) -> None:
+    result.changed += n_rows or 1
+    result.bad_derived.add(key)
+    result.problem(sentence)
+
+
+def _audit_rows(
+    store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
+) -> None:
+    """Every page of a shard's three files, and what follows from its clips."""
+    content = store.read(clips_key(shard.name))
+    try:
+        file = schema.open_parquet(io.BytesIO(content))
+        footer = schema.read_footer(file)
+        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
+        table = file.read(use_threads=False)
+        _note_software(footer, result)
+    except _UNREADABLE as error:
+        return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
+    if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
+        return _bad_shard(shard, f"{clips_key(shard.name)} has other columns than this job writes", result)
+    _check_ids(shard, outcomes, result)
+    _check_clips(shard, outcomes, table, recipe, result)
+    if shard.name in result.bad_shards:
+        return None
+    features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+    probs_RK, own = schema.probs_of(table, recipe.n_scores), manifest.user_columns(shard.shard)
+    vouchers: list[bool | None] = []
+    for key, rows, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, own):
+        vouchers.append(_check_derived(store, key, rows, footer, result))
+    if False in vouchers and True not in vouchers:  # nothing says that these are the bytes which were committed
+        result.bad_shards.add(shard.name)
+    return None
+
+
+def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Audit) -> None:
+    """I1: outcomes name exactly the manifest's videos."""
+    planned = {video.video_id for video in shard.videos}
+    seen = Counter(outcome.video.video_id for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            result.failed += 1
+            reason = str(outcome.failure.reason)
+            result.reasons[reason] = result.reasons.get(reason, 0) + 1
+        else:
+            result.ok += 1
+    for name, count, ids in (
+        ("lost", "lost", planned - seen.keys()),
+        ("unexpected", "unexpected", seen.keys() - planned),
+        ("twice in its shard", "duplicated", {video_id for video_id, n in seen.items() if n > 1}),
+    ):
+        if ids:
+            setattr(result, count, getattr(result, count) + len(ids))
+            result.bad_shards.add(shard.name)
+            result.problem(f"{clips_key(shard.name)}: {len(ids)} videos are {name}, such as {sorted(ids)[0]}")
+
+
+def _check_clips(
+    shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], table: pa.Table, recipe: Recipe, result: Audit
+) -> None:
+    """I2 and I6: clip indices 0 .. n - 1 of each video, once, in order; times that increase; usable vectors."""
+    rows = list(zip(table["video_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
+    expected = [(o.video.video_id, at) for o in outcomes for at in range(o.n_clips)]
+    result.clips += len(rows)
+    if rows != expected:
+        twice = len(rows) - len(set(rows))
+        result.duplicated += twice
+        result.lost += len({video for video, _ in set(expected) - set(rows)})
+        result.unexpected += len({video for video, _ in set(rows) - set(expected)})
+        result.bad_shards.add(shard.name)
+        result.problem(f"{clips_key(shard.name)}: clip rows are not those of its outcomes ({twice} twice)")
+    features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
+    usable = bool(np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all())
+    usable = usable and bool(schema.sound_probs(schema.probs_of(table, recipe.n_scores)).all())
+    times = all(
+        pc.all(pc.less(table[start], table[end])).as_py() is not False
+        for start, end in (("start_frame", "end_frame"), ("start_s", "end_s"))
+    )
+    if not (usable and times):
+        result.changed += 1
+        result.bad_shards.add(shard.name)
+        result.problem(f"{clips_key(shard.name)}: {usable = }, {times = }: rows hold impossible values")
+
+
+def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str], result: Audit) -> bool | None:
+    """I5: a derived file says which clips object it was made from, and holds what is made from it now.
+
+    Written by this version of Arrow, it must be the same to the byte; by another, the same in schema and values.
+    Returns whether it was made from these very clips, None where it cannot say.
+    """
+    try:
+        content = store.read(key)
+        file = schema.open_parquet(io.BytesIO(content))
+        stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])
+        table, writer = file.read(use_threads=False), stated["writer"]
+    except StoreMissing:
+        result.underived += 1
+        result.bad_derived.add(key)
+        return None
+    except _UNREADABLE as error:
+        _bad_derived(key, rows.num_rows, f"{key} is damaged: {error}", result)
+        return None
+    if stated != json.loads(footer[schema.SOURCE_KEY]) | {"writer": writer}:
+        _bad_derived(key, rows.num_rows, f"{key} was made from other clips than those that are stored now", result)
+        return False
+    same = table.schema.equals(rows.schema) and table.combine_chunks().equals(rows.combine_chunks())
+    if writer == pa.cpp_version:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "again"
+            schema.write_parquet(path, rows, footer)
+            same = path.read_bytes() == content
+    if not (same and file.metadata.created_by.endswith(f" {writer}")):
+        _bad_derived(key, rows.num_rows, f"{key} does not hold what its clips give", result)
+    return True
+
+
+def current_failures(store: Store) -> list[dict[str, Any]]:
+    """The rows of failures/ that still hold: a video's state is that of the newest plan that names it."""
+    plans = load_plans(store)
+    newest: dict[str, int] = {}
+    if len(plans) > 1:
+        for plan in plans:
+            newest.update(dict.fromkeys(Manifest(store, plan).videos["video_id"].to_pylist(), plan.seq))
+    rows: list[dict[str, Any]] = []
+    for info in store.list("failures/"):
+        rows += schema.read_parquet(io.BytesIO(store.read(info.key))).to_pylist()
+    return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]

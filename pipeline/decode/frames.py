@@ -1,0 +1,242 @@
+"""From a file to its frames: one door, `open_frames`.
+
+    path ──sniff──> regular, binary file ──probe──> what is in it ──route──> decord | pyav | nvdec
+                                                                          ──> VideoInfo, FrameBlock..., VideoEnd
+
+Whatever is wrong with a file is a `VideoError` with a reason and a sentence; anything else that is raised is a defect
+of this program or of the machine, and goes through. A native decoder may still hang or crash on a file that was never
+seen before: the caller runs this in a process of its own, under a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from p3d.pipeline.clips.rules import Sampling, laid_over
+from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, striped, stripes_of
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import Probe, Source, probe, probed
+from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
+from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
+from p3d.pipeline.decode.routes.nvdec import read_nvdec
+from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
+from p3d.pipeline.decode.seek import Astray, leaves_out
+from p3d.pipeline.decode.wanted import NONE, Wanted, wanted_by
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import FrameBlock, FrameSpec, StripeEnd, VideoEnd, VideoInfo, VideoShareable
+
+__all__ = ["DecodeLimits", "DecodePolicy", "Probe", "Share", "open_frames", "probe", "route"]
+
+_DEFAULT_LIMITS = DecodeLimits()
+MOST_RESIZED_PIXELS = 16 * 1024 * 1024
+
+
+def open_frames(
+    path: str,
+    spec: FrameSpec,
+    sampling: Sampling,
+    *,
+    policy: DecodePolicy,
+    limits: DecodeLimits = _DEFAULT_LIMITS,
+    share: Share | None = None,
+) -> Iterator[VideoInfo | VideoShareable | FrameBlock | StripeEnd | VideoEnd]:
+    """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
+
+    Only frames that the clips need are sent (`decode.wanted`), and all of them where the clips leave none out;
+    numbers and times are the video's own, with `sampling.fps` too. A **second VideoInfo** means: forget the blocks so
+    far and start again. It comes at most once: when what the clips were laid out on turned out wrong (it then carries
+    the true count and duration), or when decord, or a decode that left GOPs out, gave up half way. VideoEnd.duration_s
+    is the end of the last frame, in seconds from the first. A VideoShareable after a VideoInfo says that several
+    decodes may share the video.
+
+    Where seeking is proved exact (`route.exact_seek`) and the clips leave enough frames out (`seek.leaves_out`), those
+    are not decoded, and damage in them is not seen; under `auto` PyAV then reads the video, and the VideoInfo says so.
+
+    With a `share`, only its frames come, and a StripeEnd after each of its stripes; VideoInfo and VideoEnd are those
+    of the video. Nothing is judged then: any VideoError only says that the video must be decoded whole.
+
+    Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
+    cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
+    """
+    takes_all = sampling.needs_every_frame and sampling.fps is None
+    with probed(path, limits, not takes_all) as (found, source):
+        name = _route_of(found, spec, sampling, policy, limits)
+        if share is not None:
+            yield from _share(found, source, name, spec, sampling, limits, share)
+            return
+        if name == "pyav":
+            yield from _pyav(found, source, spec, sampling, policy, limits)
+            return
+    if name == "nvdec":
+        promised = VideoEnd(found.n_frames, found.duration_s)
+        yield _info(found, "nvdec", promised, sampling)
+        yield from read_nvdec(found, spec, _wanted(sampling, promised))
+        yield _end(promised, sampling)
+        return
+    may_restart = True
+    if name == "decord":
+        try:
+            reader = open_decord(found, spec)
+            may_restart = False
+            promised = VideoEnd(found.n_frames, found.duration_s)
+            yield _info(found, "decord", promised, sampling)
+            if can_be_shared(found, name, _wanted(sampling, promised)):
+                yield VideoShareable()
+            yield from read_decord(reader, found, spec, _wanted(sampling, promised))
+            yield _end(promised, sampling)
+            return
+        except DecordGaveUp as gave_up:
+            if policy.decoder == "decord":
+                raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
+        reader = None  # lets go of decord's frames before PyAV begins
+    yield from _pyav(found, None, spec, sampling, policy, limits, may_restart=may_restart)
+
+
+def _route_of(
+    found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
+) -> RouteName:
+    """Which route reads the file; VideoError if none may."""
+    if found.truncated and policy.partial == "fail":
+        raise VideoError(Reason.TRUNCATED, found.truncated)
+    if found.encrypted:
+        raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
+    if not found.n_frames:
+        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
+    if not (found.coded_height and found.coded_width):
+        if found.size_refused:
+            raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
+        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
+    _check_resized(found, spec)
+    name = route(found, policy, spec)[0]
+    if name == "decord" and policy.decoder == "auto" and _leaves_out(found, sampling):
+        name = "pyav"  # which decodes less then
+    return name
+
+
+def _share(
+    found: Probe,
+    source: Source,
+    name: RouteName,
+    spec: FrameSpec,
+    sampling: Sampling,
+    limits: DecodeLimits,
+    share: Share,
+) -> Iterator[VideoInfo | FrameBlock | StripeEnd | VideoEnd]:
+    """One decode's share of a video."""
+    promised = VideoEnd(found.n_frames, found.duration_s)
+    wanted = _wanted(sampling, promised)
+    if not can_be_shared(found, name, wanted):
+        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
+    stripes = stripes_of(found, wanted, share)
+    mine = Wanted(None, None, np.concatenate(stripes))
+    yield _info(found, name, promised, sampling)
+    try:
+        if name == "decord":
+            yield from striped(read_decord(open_decord(found, spec), found, spec, mine), stripes)
+        else:
+            yield from striped(seek_pyav(found, spec, mine, limits, source), stripes)
+    except (DecordGaveUp, Astray) as doubt:
+        raise VideoError(Reason.CORRUPT_FRAMES, str(doubt)) from doubt
+    yield _end(promised, sampling)
+
+
+def _pyav(
+    found: Probe,
+    source: Source | None,
+    spec: FrameSpec,
+    sampling: Sampling,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    *,
+    may_restart: bool = True,
+) -> Iterator[VideoInfo | VideoShareable | FrameBlock | VideoEnd]:
+    """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
+
+    If frames can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
+    The `source` that the probe opened is read once; None where decord has begun, and nothing is shared then.
+    """
+    may_share = source is not None
+    promised = VideoEnd(found.n_frames, found.duration_s)
+    if may_restart and _leaves_out(found, sampling):
+        may_restart = False
+        yield _info(found, "pyav", promised, sampling)
+        if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
+            yield VideoShareable()
+        may_share = False
+        try:
+            yield from seek_pyav(found, spec, _wanted(sampling, promised), limits, source)
+            yield _end(promised, sampling)
+            return
+        except Astray:
+            source = None
+    if not may_restart and not sampling.needs_every_frame:
+        for message in read_pyav(found, spec, NONE, policy, limits):
+            if isinstance(message, VideoEnd):
+                promised = message
+            else:
+                yield message  # empty: a sign of life
+    for _ in range(2):
+        yield _info(found, "pyav", promised, sampling)
+        if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
+            yield VideoShareable()
+        for message in read_pyav(found, spec, _wanted(sampling, promised), policy, limits, source):
+            if not isinstance(message, VideoEnd):
+                yield message
+            elif sampling.needs_every_frame or _laid_over(sampling, message) == _laid_over(sampling, promised):
+                yield _end(message, sampling)
+                return
+            else:
+                promised = message
+        if not may_restart:
+            break
+        may_share, source = False, None
+    sentence = f"the file had another number of frames when read again: {promised.n_frames}"
+    raise VideoError(Reason.SOURCE_CHANGED, sentence)
+
+
+def _leaves_out(found: Probe, sampling: Sampling) -> bool:
+    """Are there enough frames that need not be decoded, and may they be left out?"""
+    return exact_seek(found) and leaves_out(found, _wanted(sampling, VideoEnd(found.n_frames, found.duration_s)))
+
+
+def _check_resized(found: Probe, spec: FrameSpec) -> None:
+    """A picture of one row resized by its short side would be millions of columns wide."""
+    height, width = spec.target_hw(*found.display_hw)
+    if height * width > MOST_RESIZED_PIXELS:
+        raise VideoError(
+            Reason.TOO_LARGE,
+            f"{found.coded_width}x{found.coded_height} pixels would be {width}x{height} after the resize",
+        )
+
+
+def _laid_over(sampling: Sampling, end: VideoEnd) -> int:
+    return laid_over(sampling, end.n_frames, end.duration_s)
+
+
+def _wanted(sampling: Sampling, promised: VideoEnd) -> Wanted:
+    return wanted_by(sampling, _laid_over(sampling, promised))
+
+
+def _end(end: VideoEnd, sampling: Sampling) -> VideoEnd:
+    return end if sampling.fps is None else replace(end, resampled_frames=_laid_over(sampling, end))
+
+
+def _info(found: Probe, name: RouteName, promised: VideoEnd, sampling: Sampling) -> VideoInfo:
+    height, width = found.shown_hw
+    return VideoInfo(
+        n_frames=promised.n_frames,
+        width=width,
+        height=height,
+        rotation=found.turn.degrees,
+        fps=found.fps,
+        duration_s=promised.duration_s,
+        container=found.container,
+        codec=found.codec,
+        stream_index=found.stream_index,
+        route=name,
+        resampled_fps=sampling.fps,
+        claimed_frames=found.n_promised or None,
+    )

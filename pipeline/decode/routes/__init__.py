@@ -1,0 +1,1 @@
+"""One module per decoder, and the rules that choose between them (`choice`)."""

@@ -1,0 +1,290 @@
+"""Frames by PyAV: one stream decoded from front to back, pulled by the reader, right for every container.
+
+It decodes no further than it is asked (a stalled reader costs nothing), applies the rotation, and is the judge of
+damage: a decode error, or a frame that FFmpeg had to conceal, is the end of what can be trusted.
+
+Where clips leave enough frames out and `route.exact_seek` holds, `seek_pyav` decodes only what the others need. It
+judges nothing: each frame must come at the very time that the probe gave its number, and anything else is `Astray`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import chain
+
+import av
+import numpy as np
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from p3d.pipeline.decode.picture import Scaler
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, refuse_trouble_of_the_machine
+from p3d.pipeline.decode.routes.choice import exact_seek
+from p3d.pipeline.decode.routes.decord import MESSAGE_FRAMES
+from p3d.pipeline.decode.seek import Astray, joined, needed_packets, number_at, opened, wanted_gops
+from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
+
+SILENT_FRAMES = 1024  # decoded frames without a message, at most
+
+
+class _Damage(Exception):
+    """The stream cannot be trusted from here on; `tail` when nothing was to come after it."""
+
+    def __init__(self, words: str, tail: bool) -> None:
+        super().__init__(words)
+        self.words = words
+        self.tail = tail
+
+
+def read_pyav(
+    found: Probe,
+    spec: FrameSpec,
+    wanted: Wanted,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    source: Source | None = None,
+) -> Iterator[FrameBlock | VideoEnd]:
+    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count. A `source` that is open is used
+    where it can be wound back (`route.exact_seek`).
+
+    Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
+    for the caller's deadline.
+
+    Damage is VideoError (corrupt_frames, or truncated at the end of the file) under `partial="fail"`; under "keep"
+    it ends the video after the last good frame, with `truncated=True`. No good frame at all is no_frames either way.
+    Holds one block of cropped frames, one decoded picture and the decoder's own references.
+    """
+    scaler = Scaler(spec, found.display_hw, found.turn)
+    clock = _Clock(found)
+    block = _Block(spec)
+    held: av.VideoFrame | None = None  # the frame before, whose end is the start of the next one
+    n_frames, silent, truncated = 0, 0, bool(found.truncated)
+    try:
+        for frame in _good_frames(found, limits, source):
+            start_s = clock.tick(frame)
+            if held is not None and wanted.has(n_frames - 1, clock.before_s, start_s):
+                block.add(n_frames - 1, clock.before_s, start_s, scaler.picture(held))
+            silent += 1
+            if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
+                yield block.take()
+                silent = 0
+            held = frame
+            n_frames += 1
+    except _Damage as damage:
+        if n_frames and policy.partial == "fail":
+            reason = Reason.TRUNCATED if damage.tail else Reason.CORRUPT_FRAMES
+            sentence = f"{damage.words} after {n_frames} of {found.n_frames} frames"
+            raise VideoError(reason, sentence) from damage.__cause__
+        if not n_frames:
+            raise VideoError(Reason.NO_FRAMES, f"{damage.words} before any frame was decoded") from damage.__cause__
+        truncated = True
+    if not n_frames:
+        raise VideoError(Reason.NO_FRAMES, f"no frame came out of {found.n_packets} packets")
+    if held is not None and wanted.has(n_frames - 1, clock.now_s, clock.end_s):
+        block.add(n_frames - 1, clock.now_s, clock.end_s, scaler.picture(held))
+    if len(block):
+        yield block.take()
+    yield VideoEnd(n_frames, clock.end_s, truncated)
+
+
+def seek_pyav(
+    found: Probe, spec: FrameSpec, wanted: Wanted, limits: DecodeLimits, source: Source | None = None
+) -> Iterator[FrameBlock]:
+    """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only what they need.
+
+    Empty blocks are signs of life, as those of `read_pyav`. Astray at the first doubt; blocks sent before are right.
+    """
+    assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek: every frame has a time
+    scaler, block, silent = Scaler(spec, found.display_hw, found.turn), _Block(spec), 0
+    numbers_M = wanted.of(found.start_s_N, found.end_s_N)
+    with _opened(found, limits, source) as here:
+        for first, end in joined(wanted_gops(found, numbers_M)):
+            run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
+            run = set(run_M.tolist())
+            for number, frame in _proved_frames(here, found, run_M, first, end):
+                silent += 1
+                if number in run:
+                    start_s, end_s = float(found.start_s_N[number]), float(found.end_s_N[number])
+                    block.add(number, start_s, end_s, scaler.picture(frame))
+                if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
+                    yield block.take()
+                    silent = 0
+    if len(block):
+        yield block.take()
+
+
+def _proved_frames(
+    source: Source, found: Probe, run_M: INT64, first: int, end: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of all that is decoded for `run_M`, in the GOPs [first, end), each proved by its time.
+
+    Astray unless just the frames whose packets were sent come, in order.
+    """
+    sent, last = set[int](), first - 1
+    try:
+        for frame in _decoded(source, found, run_M, first, end, sent):
+            if frame.is_corrupt:
+                raise Astray(f"damaged data after frame {last}")
+            number = number_at(found, source, frame.pts)
+            if number <= last or number not in sent:
+                raise Astray(f"frame {number} came after frame {last}")
+            sent.remove(number)
+            last = number
+            yield number, frame
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise Astray(f"invalid data after frame {last}") from error
+    if sent:
+        raise Astray(f"frame {min(sent)} did not come")
+
+
+def _decoded(
+    source: Source, found: Probe, run_M: INT64, first: int, end: int, sent: set[int]
+) -> Iterator[av.VideoFrame]:
+    """The frames of the needed packets, to the last: the decoder is drained. `sent` gains each packet's frame."""
+    for number, packet in needed_packets(source, found, run_M, first, end):
+        sent.add(number)
+        yield from source.stream.decode(packet)
+    yield from source.stream.decode(None)
+
+
+@contextlib.contextmanager
+def _opened(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[Source]:
+    """The source, or where there is none the file anew, with a decoder that works alone."""
+    if source is not None:
+        yield source
+        return
+    with opened(found) as anew:
+        one_thread(anew.stream, limits)
+        yield anew
+
+
+def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[av.VideoFrame]:
+    """Presentable frames in order, up to the first damage (raised)."""
+    again = _wound_back(found, source)
+    with _opened(found, limits, source if again else None) as here:
+        n_sent = n_shown = 0
+        try:
+            for packet in again or packets(here.container, here.stream):
+                if packet.size:
+                    n_sent += 1
+                elif packet.pts is not None or packet.dts is not None:
+                    continue  # an empty sample; sent on, it would end the decoder as the flush does
+                for frame in _pictures(here.stream, packet, n_sent >= found.n_packets):
+                    if frame.is_corrupt:
+                        raise _Damage("damaged data", n_shown >= found.n_frames - 1)
+                    n_shown += 1
+                    yield frame
+        except av.error.FFmpegError as error:
+            refuse_trouble_of_the_machine(error, found.path)
+            raise _Damage("invalid data", n_sent >= found.n_packets) from error
+
+
+def _wound_back(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]] | None:
+    """The packets of an open source from the first one on; None if only opening it anew is sure to give them all."""
+    if source is None or not exact_seek(found):
+        return None
+    try:
+        source.container.seek(int(found.key_dts_K[0]), stream=source.stream, backward=True, any_frame=False)
+        stored = packets(source.container, source.stream)
+        first = next(stored)
+    except av.error.FFmpegError:
+        return None
+    return chain([first], stored) if first.size and first.pts == found.key_pts_K[0] else None
+
+
+def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
+    """What a packet decodes to. Whatever a decoder says of it is about its data: decoders read no files.
+
+    They have many words for damage: GIF's is "operation not permitted", others name an external library or a bug.
+    """
+    context = stream.codec_context
+    try:
+        return stream.decode(packet)
+    except av.error.MemoryError:
+        raise
+    except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
+        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {context.name}: {error.strerror}") from error
+    except av.error.ArgumentError as error:
+        if not context.width:  # what FFmpeg leaves of a size that it refused
+            limit = context.options.get("max_pixels")
+            sentence = f"a picture is larger than the limit of {limit} pixels (max_pixels)"
+            raise VideoError(Reason.TOO_LARGE, sentence) from error
+        raise _Damage("invalid data", tail) from error
+    except av.error.FFmpegError as error:
+        raise _Damage("invalid data", tail) from error
+
+
+class _Clock:
+    """When each frame is shown, in seconds from the first one.
+
+    By its pts. One that is missing, or does not come after the frame before, is placed one frame (1/fps) later, so
+    that times always rise: h264 in AVI and some recorders need it.
+    """
+
+    def __init__(self, found: Probe) -> None:
+        self._step_s = 1 / found.fps
+        self._first: int | None = None
+        self._scale = 0.0  # seconds of a tick of the stream's time base: a Fraction, slow to make for every frame
+        self._last_duration_s = 0.0
+        self.before_s = 0.0
+        self.now_s = -self._step_s
+
+    def tick(self, frame: av.VideoFrame) -> float:
+        """Start of this frame; `before_s` is then that of the frame before."""
+        if self._first is None:
+            self._scale = float(frame.time_base or 0)
+        scale = self._scale
+        self.before_s = self.now_s
+        start_s = self.now_s + self._step_s
+        if frame.pts is not None and scale:
+            if self._first is None:
+                self._first = frame.pts - round(start_s / scale)
+            by_pts_s = (frame.pts - self._first) * scale
+            start_s = by_pts_s if by_pts_s > self.before_s else start_s
+        self.now_s = start_s
+        self._last_duration_s = (frame.duration or 0) * scale
+        return start_s
+
+    @property
+    def end_s(self) -> float:
+        """End of the frame that was ticked last: its own duration, 1/fps where it has none."""
+        return self.now_s + (self._last_duration_s if self._last_duration_s > 0 else self._step_s)
+
+
+class _Block:
+    """Frames waiting to be sent; each is copied once, from the scaler's picture to where it travels from."""
+
+    def __init__(self, spec: FrameSpec) -> None:
+        self._frame_shape = (*spec.crop_hw, 3)
+        self._start_over(0)
+
+    def _start_over(self, room: int) -> None:
+        self._numbers: list[int] = []
+        self._start_s: list[float] = []
+        self._end_s: list[float] = []
+        self._frames_NHWC: UINT8 = np.empty((room, *self._frame_shape), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: int, start_s: float, end_s: float, frame_HWC: UINT8) -> None:
+        if not self._numbers:
+            self._start_over(MESSAGE_FRAMES)
+        self._frames_NHWC[len(self._numbers)] = frame_HWC
+        self._numbers.append(number)
+        self._start_s.append(start_s)
+        self._end_s.append(end_s)
+
+    def take(self) -> FrameBlock:
+        """All of them as one message, and start anew."""
+        numbers_N = np.array(self._numbers, np.int64)
+        start_s_N, end_s_N = np.array(self._start_s, np.float64), np.array(self._end_s, np.float64)
+        block = FrameBlock(numbers_N, start_s_N, end_s_N, self._frames_NHWC[: len(numbers_N)])
+        self._start_over(0)
+        return block

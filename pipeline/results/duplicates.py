@@ -1,0 +1,260 @@
+"""Near-duplicate videos of a whole archive: pairs by their video vectors, evidence by their clips, clusters of both.
+
+    pass 1..n   videos/   a block of vectors x all that follow ──> pairs above the threshold ──> clusters
+    pass n+1    clips/    some clips of each video in a cluster (probes)
+    pass n+2    clips/    every clip of its likest video against these probes ──> which second is like which
+
+Memory: BLOCK_BYTES of vectors, PROBE_BYTES of probes, one row group, and some 200 bytes a video; time grows with the
+square of the number of videos. A cluster is whatever hangs together by pairs, so its ends need not be alike: each video
+states its own evidence. Legend: B rows of the block, N rows of a group, P probes, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.types import FLOAT32
+
+BLOCK_BYTES = 256 * 1024**2
+PROBE_BYTES = 256 * 1024**2
+PROBES = 8  # clips of a video that are looked for in the other, evenly spaced; fewer where memory would not do
+
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Seconds [start_s, end_s) of a video are like those of the other, with this cosine."""
+
+    cosine: float
+    start_s: float
+    end_s: float
+    other_start_s: float
+    other_end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A video of a cluster, and the one of it that it is likest to, with the cosine of their vectors.
+
+    `matches` has the likest clips of the two, by time; empty where the dataset has no clips.
+    """
+
+    video_id: str
+    path: str
+    uri: str
+    n_clips: int
+    duration_s: float
+    like_id: str
+    like_path: str
+    cosine: float
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Clusters of two or more, the largest first, their videos in plan order; `n_videos` were compared."""
+
+    clusters: tuple[tuple[Member, ...], ...]
+    n_videos: int
+    n_pairs: int
+
+
+def find_duplicates(
+    source: NewestRows | SnapshotRows, *, threshold: float, on_step: OnStep | None = None
+) -> Duplicates:
+    """Videos whose vectors have a cosine of `threshold` or more. DamagedJob where a row is not what it should be."""
+    pairs = _Pairs(threshold)
+    _compare_all(source, pairs, on_step)
+    clusters = pairs.clusters()
+    names = pairs.names
+    like = {at: pairs.likest[at] for cluster in clusters for at in cluster}
+    found = _facts(source, frozenset(names[at] for at in like))
+    evidence = _Evidence({names[at]: names[other] for at, (_, other) in like.items()}, source.job.recipe.feature_dim)
+    if source.with_clips and like:
+        evidence.gather(source, found, on_step)
+
+    def member(at: int) -> Member:
+        cosine, other = like[at]
+        path, uri, n_clips, duration_s = found[names[at]]
+        matches = evidence.matches_of(names[at])
+        other_id = names[other]
+        return Member(names[at], path, uri, n_clips, duration_s, other_id, found[other_id][0], cosine, matches)
+
+    return Duplicates(tuple(tuple(map(member, cluster)) for cluster in clusters), len(names), pairs.n_pairs)
+
+
+class _Pairs:
+    """Pairs of videos, by number in plan order: what hangs together, and the likest partner of each."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.n_pairs = threshold, 0
+        self.names: list[str] = []
+        self.likest: dict[int, tuple[float, int]] = {}
+        self._parent: dict[int, int] = {}
+
+    def add(self, first_B: FLOAT32, at: int, second_N: FLOAT32, second_at: int) -> None:
+        """Unit vectors of rows `at`.. and `second_at`..: their pairs, each once."""
+        cosine_BN = first_B @ second_N.T
+        ones, others = np.nonzero(cosine_BN >= self.threshold)
+        for one, other in zip(ones.tolist(), others.tolist(), strict=True):
+            a, b, cosine = at + one, second_at + other, min(1.0, float(cosine_BN[one, other]))
+            if a < b:
+                self.n_pairs += 1
+                self._join(a, b)
+                for mine, theirs in ((a, b), (b, a)):
+                    if cosine > self.likest.get(mine, (-2.0, 0))[0]:
+                        self.likest[mine] = (cosine, theirs)
+
+    def clusters(self) -> list[list[int]]:
+        found: dict[int, list[int]] = {}
+        for one in sorted(self.likest):
+            found.setdefault(self._root(one), []).append(one)
+        return sorted(found.values(), key=lambda cluster: (-len(cluster), cluster[0]))
+
+    def _join(self, a: int, b: int) -> None:
+        a, b = self._root(a), self._root(b)
+        self._parent[max(a, b)] = min(a, b)
+
+    def _root(self, one: int) -> int:
+        while (parent := self._parent.get(one, one)) != one:
+            self._parent[one] = self._parent.get(parent, parent)
+            one = parent
+        return one
+
+
+def _compare_all(source: NewestRows | SnapshotRows, pairs: _Pairs, on_step: OnStep | None) -> None:
+    """Every pair of videos once: a block of rows is held while all rows from it on come by."""
+    dim, first = source.job.recipe.feature_dim, 0
+    size = max(1, BLOCK_BYTES // (4 * dim))
+    while True:
+        block: list[FLOAT32] = []
+        held, at = 0, 0
+        for ids, vectors_ND in _vectors(source, dim, on_step and partial(on_step, f"videos from {first}")):
+            if first == 0:
+                pairs.names += ids
+            fresh = vectors_ND[max(0, first - at) :]
+            fresh_at = max(first, at)
+            if len(fresh):
+                new = fresh[: size - held]  # rows that the block takes; each is compared with those before it, too
+                if len(new):
+                    block.append(new)
+                    held += len(new)
+                start = first
+                for part in block:
+                    pairs.add(part, start, fresh, fresh_at)
+                    start += len(part)
+            at += len(vectors_ND)
+        first += size
+        if first >= at:
+            return
+
+
+def _vectors(
+    source: NewestRows | SnapshotRows, dim: int, on_step: Callable[[int, int], None] | None
+) -> Iterator[tuple[list[str], FLOAT32]]:
+    """(ids, unit vectors) of the videos, as they come."""
+    for folder, table in source.rows(clips=False, on_step=on_step):
+        if folder == "videos" and table.num_rows:
+            yield table["video_id"].to_pylist(), _unit(table, dim)
+
+
+def _unit(table: pa.Table, dim: int) -> FLOAT32:
+    features_ND = schema.features_of(table["embedding"], dim)
+    found_ND: FLOAT32 = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    return found_ND
+
+
+def _facts(source: NewestRows | SnapshotRows, ids: frozenset[str]) -> dict[str, tuple[str, str, int, float]]:
+    """(path, uri, n_clips, duration_s) of some videos."""
+    found = {}
+    for folder, table in source.rows(clips=False, only=ids) if ids else ():
+        if folder == "videos":
+            columns = [table[name].to_pylist() for name in ("video_id", "path", "uri", "n_clips", "duration_s")]
+            found.update({row[0]: row[1:] for row in zip(*columns, strict=True)})
+    return found
+
+
+@dataclass(slots=True)
+class _Probes:
+    """Some clips of a video, the best match of each in the other video so far."""
+
+    start_s: list[float]
+    end_s: list[float]
+    vectors_PD: FLOAT32
+    best: list[Match | None]
+
+
+class _Evidence:
+    """Which second of a video is like which of the one that it is likest to."""
+
+    def __init__(self, like: dict[str, str], dim: int) -> None:
+        self.like, self.dim = like, dim
+        self._asked: dict[str, list[str]] = {}  # video -> those that are likest to it
+        for one, other in like.items():
+            self._asked.setdefault(other, []).append(one)
+        self._probes: dict[str, _Probes] = {}
+
+    def gather(
+        self, source: NewestRows | SnapshotRows, facts: dict[str, tuple[str, str, int, float]], on_step: OnStep | None
+    ) -> None:
+        """Two passes over the clips of the clusters' videos."""
+        per_video = max(1, min(PROBES, PROBE_BYTES // (4 * self.dim * len(self.like))))
+        wanted = {one: _spread(facts[one][2], per_video) for one in self.like}
+        for what, use in (("probes", partial(self._take, wanted)), ("evidence", self._match)):
+            ids = frozenset(self.like)
+            for folder, table in source.rows(only=ids, on_step=on_step and partial(on_step, what)):
+                if folder == "clips" and table.num_rows:
+                    use(table)
+
+    def matches_of(self, video_id: str) -> tuple[Match, ...]:
+        probes = self._probes.get(video_id)
+        return tuple(one for one in probes.best if one is not None) if probes else ()
+
+    def _take(self, wanted: dict[str, frozenset[int]], table: pa.Table) -> None:
+        for video_id, rows in _by_video(table):
+            keep = [at for at in rows if table["clip_index"][at].as_py() in wanted[video_id]]
+            chosen = table.take(pa.array(keep, pa.int64()))
+            starts, ends = chosen["start_s"].to_pylist(), chosen["end_s"].to_pylist()
+            vectors_PD = _unit(chosen, self.dim)
+            if (known := self._probes.get(video_id)) is not None:  # a video may lie in two row groups
+                starts, ends = known.start_s + starts, known.end_s + ends
+                vectors_PD = np.concatenate([known.vectors_PD, vectors_PD])
+            self._probes[video_id] = _Probes(starts, ends, vectors_PD, [None] * len(starts))
+
+    def _match(self, table: pa.Table) -> None:
+        unit_ND, starts, ends = _unit(table, self.dim), table["start_s"].to_pylist(), table["end_s"].to_pylist()
+        for video_id, rows in _by_video(table):
+            for asking in self._asked.get(video_id, ()):
+                probes = self._probes[asking]
+                cosine_PN = probes.vectors_PD @ unit_ND[rows.start : rows.stop].T
+                for at, best in enumerate(cosine_PN.argmax(axis=1).tolist()):
+                    cosine, there = min(1.0, float(cosine_PN[at, best])), rows.start + best
+                    before = probes.best[at]
+                    if before is None or cosine > before.cosine:
+                        probes.best[at] = Match(
+                            cosine, probes.start_s[at], probes.end_s[at], starts[there], ends[there]
+                        )
+
+
+def _by_video(table: pa.Table) -> Iterator[tuple[str, range]]:
+    """(video_id, its rows); rows of a video lie together."""
+    ids = table["video_id"].to_pylist()
+    start = 0
+    for at in range(1, len(ids) + 1):
+        if at == len(ids) or ids[at] != ids[start]:
+            yield ids[start], range(start, at)
+            start = at
+
+
+def _spread(n_clips: int, n: int) -> frozenset[int]:
+    """At most n of the clips, evenly spaced, the first and the last among them."""
+    return frozenset(np.linspace(0, n_clips - 1, min(n, n_clips)).round().astype(int).tolist())

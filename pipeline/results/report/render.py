@@ -1,0 +1,190 @@
+"""A Report -> one HTML file, by page.html beside this module. Everything that comes from outside is escaped there.
+
+Names are hostile: Jinja2 escapes every value, and before it `shown` makes control characters, characters that turn the
+direction of text, and broken text visible. The page's own policy (Content-Security-Policy) forbids scripts and network.
+"""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from p3d.pipeline.decode.thumbnail import Thumbnail
+from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY
+from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.results.report.facts import Facts, Sampled, largest
+from p3d.pipeline.results.report.neighbours import Neighbours
+from p3d.pipeline.results.report.pictures import Pictures
+from p3d.pipeline.results.report.throughput import RunFacts, Throughput
+
+LONGEST_TEXT = 300  # characters of a name or a detail
+PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput, in units of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a page shows. `run` is None for a snapshot."""
+
+    out: str
+    made: str
+    job: JobRecord
+    plans: tuple[tuple[str, str], ...]
+    run: RunFacts | None
+    facts: Facts
+    neighbours: Neighbours
+    pictures: Pictures
+    seed: int
+
+    @property
+    def n_pictures(self) -> int:
+        """Thumbnails that could be made."""
+        return sum(isinstance(one, Thumbnail) for one in self.pictures.values())
+
+
+def render(report: Report) -> str:
+    """The page. Its size is that of the thumbnails and some 60 kB, whatever the size of the archive."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("p3d.pipeline.results.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_final,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(clock=clock, lasting=human_time, uri=data_uri)
+    environment.globals.update(largest=largest)
+    return environment.get_template("page.html").render(
+        report=report,
+        run=report.run,
+        facts=report.facts,
+        recipe=recipe_rows(report.job),
+        meaning=REASON_MEANING,
+        remedy=REASON_REMEDY,
+        plot=None if report.run is None or report.run.timeline is None else plot(report.run.timeline.throughput),
+        picture=lambda video, at_s: _picture(report.pictures, video, at_s),
+    )
+
+
+def shown(text: str) -> str:
+    """Text in which nothing hides: control, direction and broken characters as \\xNN or \\uNNNN, and not too long."""
+    if len(text) > LONGEST_TEXT:
+        text = text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return "".join(
+        character.encode("ascii", "backslashreplace").decode()
+        if unicodedata.category(character) in ("Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else f"\\x{ord(character):02x}"
+        if unicodedata.category(character) == "Cc"
+        else character
+        for character in text
+    )
+
+
+def _final(value: Any) -> Any:
+    """What Jinja2 is given to escape."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return shown(value)
+    return value
+
+
+def recipe_rows(job: JobRecord) -> list[tuple[str, str]]:
+    """What decides the numbers, in words."""
+    recipe = job.recipe
+    height, width = recipe.crop_hw
+    resize = f"{recipe.resize_hw[0]} x {recipe.resize_hw[1]}" if recipe.resize_hw else f"short side {recipe.short_side}"
+    return [
+        ("network", f"{recipe.model} (graph {recipe.graph})"),
+        ("weights", job.weights_origin),
+        ("weights sha256", recipe.weights_sha256),
+        ("features", f"{recipe.feature_dim} {recipe.embedding_dtype}, pooled by {recipe.pool}"),
+        ("clips", f"{recipe.clips} of {recipe.clip_frames} frames, frame step {recipe.frame_step}"),
+        ("frame rate", "the video's own" if recipe.fps is None else f"resampled to {recipe.fps:g} a second"),
+        ("frames", f"resized to {resize}, middle {height} x {width} (height x width)"),
+        ("decoder", f"{recipe.decoder}, damaged videos: {recipe.partial}"),
+        ("precision", recipe.precision),
+        ("scores", f"{recipe.num_classes} classes" if recipe.scores else "not stored"),
+        ("recipe digest", recipe.digest),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A filled line in units of PLOT_WIDTH x PLOT_HEIGHT, and what is written at its axes: (place, text)."""
+
+    path: Markup
+    mean_y: float
+    y_ticks: tuple[tuple[float, str], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    table: tuple[tuple[str, str], ...]
+
+
+def plot(of: Throughput) -> Plot:
+    """Steps, one for each bin; the table has every tenth of the time."""
+    bins = of.clips_per_s
+    top = _round_up(max(bins) or 1.0)
+    step, bottom = (PLOT_WIDTH - PLOT_LEFT - 8) / len(bins), PLOT_HEIGHT - 24
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - 8) * value / top, 1)
+
+    corners = [f"M{PLOT_LEFT} {bottom}"]
+    for at, value in enumerate(bins):
+        corners.append(f"V{y(value)}H{PLOT_LEFT + step * (at + 1):.1f}")
+    length_s = of.ended_s - of.began_s
+    tenth = max(1, len(bins) // 10)
+    return Plot(
+        path=Markup("".join(corners) + f"V{bottom}Z"),
+        mean_y=y(of.mean),
+        y_ticks=tuple((y(value), f"{value:g}") for value in (0, top / 2, top)),
+        x_ticks=tuple(
+            (PLOT_LEFT + step * len(bins) * share, human_time(length_s * share)) for share in (0, 1 / 3, 2 / 3, 1)
+        ),
+        table=tuple(
+            (
+                f"{human_time(length_s * at / len(bins))} to {human_time(length_s * (at + tenth) / len(bins))}",
+                f"{sum(bins[at : at + tenth]) / len(bins[at : at + tenth]):.2f}",
+            )
+            for at in range(0, len(bins), tenth)
+        ),
+    )
+
+
+def _round_up(value: float) -> float:
+    """The next 1, 2, 4, 5 or 10 times a power of ten."""
+    power = 1.0
+    while power * 10 <= value:
+        power *= 10
+    while power > value:
+        power /= 10
+    return next(power * step for step in (1, 2, 4, 5, 10) if power * step >= value)
+
+
+def human_time(seconds: float) -> str:
+    """`1.5 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def clock(at_s: float) -> str:
+    """A moment as people write it, in UTC."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def data_uri(picture: Thumbnail) -> Markup:
+    """The picture itself, for an `src`: base64 needs no escaping."""
+    return Markup("data:image/jpeg;base64,") + Markup(base64.b64encode(picture.jpeg).decode())
+
+
+def _picture(pictures: Pictures, video: Sampled, at_s: float) -> Thumbnail | str:
+    """A thumbnail, or why there is none."""
+    return pictures.get((video.video_id, at_s), "no picture was asked for")

@@ -1,0 +1,1 @@
+"""Nearest rows: the query, conditions on columns, exact search, and an index."""

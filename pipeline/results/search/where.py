@@ -1,0 +1,66 @@
+"""Conditions on columns, as they are typed: `codec=h264`, `duration_s>=60`, `label!=cat`. All of them must hold.
+
+A condition is one column, one of = != < <= > >=, and a value, which is read as the column's own type. Rows where the
+column is null satisfy none. There is no `and`, `or` or function, so that a condition can neither be slow nor do harm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3d.pipeline.errors import InputError
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`column` `operator` `value`, the value of the column's type."""
+
+    column: str
+    operator: str
+    value: pa.Scalar
+
+    def holds(self, table: pa.Table) -> pa.ChunkedArray:
+        """Which rows satisfy it; none is null."""
+        return pc.fill_null(_OPERATORS[self.operator](table[self.column], self.value), False)
+
+
+def parse(texts: Iterable[str], schema: pa.Schema) -> tuple[Condition, ...]:
+    """Conditions on the columns of a table. InputError, with what there is, for one that cannot be."""
+    known = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    return tuple(_parse(text, schema, known) for text in texts)
+
+
+def holding(conditions: Iterable[Condition], table: pa.Table) -> pa.Table:
+    """The rows that satisfy all of them."""
+    for condition in conditions:
+        table = table.filter(condition.holds(table))
+    return table
+
+
+def _parse(text: str, schema: pa.Schema, known: list[str]) -> Condition:
+    match = re.fullmatch(r"\s*([^=!<>]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", text, re.S)
+    if match is None:
+        raise InputError(f"condition {text!r} is not like codec=h264 or duration_s>=60, with = != < <= > or >=")
+    column, operator, value = match.groups()
+    if column not in known:
+        raise InputError(f"condition {text!r}: there is no column {column!r}; there are {', '.join(known)}")
+    kind = schema.field(column).type
+    try:
+        return Condition(column, operator, pc.cast(pa.scalar(value), kind))
+    except pa.ArrowException:
+        raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is none") from None

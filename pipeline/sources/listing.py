@@ -1,0 +1,265 @@
+"""Sources -> rows: which videos a folder, an `s3://` prefix, one file or a list holds.
+
+Rows keep the order of the sorted walk or of the list. Nothing is passed over in silence: files of other kinds and links
+to folders are named in `skipped`, and a folder that cannot be read refuses the plan.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3d.pipeline.dataset.schema import MANIFEST
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.sources.identity import local_path, local_row, local_row_again, readable, s3_row
+from p3d.pipeline.sources.listing_buffer import FIELDS, Spool, batch_of
+from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
+from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions, open_store, split_s3_uri
+from p3d.pipeline.types import VideoRef
+
+VIDEO_EXTENSIONS = frozenset(
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .wmv .asf .flv .f4v .3gp "
+    ".3g2 .ogv .ogm .gif .mxf .y4m .h264 .264 .avc .h265 .265 .hevc .ivf .dv .mjpg .mjpeg .nut .rm .rmvb".split()
+)
+CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
+HEAD_THREADS = 32  # of HEAD requests for a list of S3 keys
+MAX_SKIPPED = 1000  # names of other files that are kept
+BATCH = 1000  # files of one folder at a time
+TELL_S = 10.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a source holds: `videos` has the MANIFEST columns but `shard`, and the user's.
+
+    `skipped` names other files, at most MAX_SKIPPED of the `n_skipped` there are.
+    """
+
+    videos: pa.Table
+    skipped: tuple[str, ...]
+    n_skipped: int = 0
+
+
+def find(source: str, options: StoreOptions, *, id_column: str | None = None, tell: Tell = lambda _: None) -> Found:
+    """The videos of a folder, an `s3://` prefix, one file, or a text, CSV or Parquet list (local or on S3).
+
+    A text list has one path a line. A CSV or Parquet list has them in a column named uri, path, video or file; its
+    other columns are kept. Relative paths are relative to the list. `tell` hears how far a long listing is.
+    InputError with a remedy if nothing fits.
+    """
+    if CREDENTIAL.match(source):
+        raise InputError("the source holds a credential; use a plain path or s3:// and let botocore find credentials")
+    is_list = source.lower().endswith(LIST_EXTENSIONS)
+    if id_column is not None and not source.lower().endswith((".csv", ".parquet")):
+        raise InputError(f"--id-column {id_column} needs a CSV or Parquet list, and {source} is neither")
+    if source.startswith("s3://"):
+        found = (
+            _from_list(source, _read_s3(source, options), options, id_column)
+            if is_list
+            else _walk_s3(source, options, tell)
+        )
+    elif "://" in source and not source.startswith("file://"):
+        raise InputError(f"{source}: only local paths and s3:// are supported")
+    else:
+        named = os.fsdecode(local_path(source)) if source.startswith("file://") else source
+        path = Path(os.path.abspath(named))  # noqa: PTH100 - resolve() would follow links
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if is_list and path.is_file():
+            found = _from_list(str(path), path.read_bytes(), options, id_column)
+        else:
+            found = (
+                _walk_folder(path, tell) if path.is_dir() else _table([local_row(path.parent, os.fsencode(path.name))])
+            )
+    if not found.videos.num_rows:
+        raise InputError(
+            f"no videos in {source} ({found.n_skipped} other files); known extensions are "
+            f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ..., anything else goes through a .txt, .csv or .parquet list"
+        )
+    if is_list:  # the names of a walk are distinct
+        _refuse_duplicates(found.videos)
+    return found
+
+
+def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
+    """The same rows of a manifest (without `shard`), with size, time, ETag and version as their files have them now."""
+    rows = [VideoRef(**row) for row in videos.select([field.name for field in FIELDS]).to_pylist()]
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
+        again = _table(list(pool.map(_Lookup("", options).again, rows))).videos
+    for at, field in enumerate(FIELDS):
+        videos = videos.set_column(videos.schema.get_field_index(field.name), field, again[at])
+    return videos
+
+
+class _Sorter:
+    """Videos to the spool, other names to a list of which only the beginning is kept. Thread-safe."""
+
+    def __init__(self, spool: Spool, tell: Tell) -> None:
+        self.spool, self.tell = spool, tell
+        self.skipped: list[str] = []
+        self.n_skipped = self.n_seen = 0
+        self.told = time.monotonic()
+        self.lock = threading.Lock()
+
+    def take(self, rows: list[VideoRef], others: list[str]) -> None:
+        self.spool.write(rows)
+        with self.lock:
+            self.n_seen += len(rows) + len(others)
+            self.n_skipped += len(others)
+            self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
+            if time.monotonic() - self.told > TELL_S:
+                self.told = time.monotonic()
+                self.tell(f"listed {self.n_seen} files so far, {self.spool.n_rows} of them videos ...")
+
+    def found(self) -> Found:
+        return Found(self.spool.table(), tuple(sorted(self.skipped)), self.n_skipped)
+
+
+def _walk_folder(root: Path, tell: Tell) -> Found:
+    base = os.fsencode(root)
+    with Spool() as spool:
+        sorter = _Sorter(spool, tell)
+        for directory, folders, names in os.walk(base, onerror=_refuse_unreadable):
+            folders.sort()
+            below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
+            links = [os.path.relpath(folder, base) for folder in below if os.path.islink(folder)]  # noqa: PTH114 - bytes
+            sorter.take([], [f"{readable(link)}/ (a link to a folder)" for link in links])
+            files = [os.path.relpath(os.path.join(directory, name), base) for name in sorted(names)]  # noqa: PTH118
+            for at in range(0, len(files), BATCH):
+                batch = files[at : at + BATCH]
+                rows = [local_row(root, name) for name in batch if _is_video(name)]
+                sorter.take(rows, [readable(name) for name in batch if not _is_video(name)])
+        return sorter.found()
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """A folder that cannot be read would lose its videos without a word."""
+    raise InputError(f"{os.fsdecode(error.filename)} cannot be read ({error.strerror}); mend that, or plan without it")
+
+
+def _is_video(name: bytes | str) -> bool:
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - bytes or text
+    return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
+
+
+def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> Found:
+    from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
+    from p3d.pipeline.storage.s3.walk import walk
+
+    bucket, prefix = split_s3_uri(source)
+    store = S3Store(f"s3://{bucket}", options)
+    root = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
+    with Spool() as spool:
+        sorter = _Sorter(spool, tell)
+
+        def take(objects: list[ObjectInfo]) -> None:
+            names = [info.key.removeprefix(root) for info in objects]
+            listed = list(zip(names, objects, strict=True))
+            rows = [s3_row(bucket, info.key, name, info) for name, info in listed if _is_video(name)]
+            sorter.take(rows, [name for name in names if name and not name.endswith("/") and not _is_video(name)])
+
+        walk(store, root, take)
+        if not sorter.n_seen and prefix and (info := store.head(prefix)) is not None:  # one object
+            return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
+        return sorter.found()
+
+
+def _read_s3(source: str, options: StoreOptions) -> bytes:
+    bucket, key = split_s3_uri(source)
+    return open_store(f"s3://{bucket}", options).read(key)
+
+
+def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> Found:
+    listed = read_list(source, content, id_column)
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
+        videos = _table(list(pool.map(_Lookup(source, options).row, listed.entries))).videos
+    if listed.ids is not None:
+        videos = videos.set_column(0, MANIFEST.field("video_id"), listed.ids)
+    if listed.own is not None:
+        for field in listed.own.schema:
+            videos = videos.append_column(field, listed.own[field.name])
+    return Found(videos, ())
+
+
+class _Lookup:
+    """Turns the entries of one list into rows; thread-safe."""
+
+    def __init__(self, source: str, options: StoreOptions) -> None:
+        self.source, self.options = source, options
+        self.base = source.rpartition("/")[0] or "/"
+        self.stores: dict[str, Store] = {}
+
+    def row(self, entry: str) -> VideoRef:
+        """Entries with a scheme are URIs, percent-decoded like a source; others are paths relative to the list."""
+        scheme = re.match(r"([a-z][a-z0-9+.-]*)://", entry, re.IGNORECASE)
+        if scheme and (scheme[1] not in ("s3", "file") or CREDENTIAL.match(entry)):
+            raise InputError(f"{self.source} has an entry {scheme[0]}...; only local paths and s3:// are supported")
+        if entry.startswith("s3://"):
+            try:
+                return self._s3_row(*split_s3_uri(entry), entry)
+            except InputError as error:
+                raise InputError(f"{self.source}: {error}") from None
+        if scheme:
+            return local_row(Path(self.base), local_path(entry))
+        if self.base.startswith("s3://"):
+            if entry.startswith("/"):
+                raise InputError(
+                    f"{self.source}: {entry} is an absolute path, and a list on S3 has relative ones or s3://"
+                )
+            bucket, folder = split_s3_uri(self.base)
+            return self._s3_row(bucket, f"{folder}/{_utf8(self.source, entry)}".removeprefix("/"), entry)
+        return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
+
+    def again(self, row: VideoRef) -> VideoRef:
+        """The row as its source is now; its id and its path stay."""
+        if not row.uri.startswith("s3://"):
+            return local_row_again(row)
+        now = self._s3_row(*split_s3_uri(row.uri), row.path)
+        return replace(now, video_id=row.video_id, path=row.path)
+
+    def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
+        if not key:
+            raise InputError(f"{name} names no object in its bucket")
+        if bucket not in self.stores:
+            self.stores[bucket] = open_store(f"s3://{bucket}", self.options)
+        return s3_row(bucket, key, name, self.stores[bucket].head(key))
+
+
+def _utf8(source: str, entry: str) -> str:
+    """The entry, if it is UTF-8 as every S3 key is."""
+    raw = os.fsencode(entry)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        shown = raw.decode("utf-8", "backslashreplace")
+        raise InputError(f"{source}: {shown} is not UTF-8, and every S3 key is") from None
+
+
+def _table(rows: list[VideoRef]) -> Found:
+    return Found(pa.Table.from_batches([batch_of(rows)]), ())
+
+
+def _refuse_duplicates(videos: pa.Table) -> None:
+    counts = pc.value_counts(videos["video_id"].combine_chunks())
+    twice = (
+        [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
+        if len(counts) < len(videos)
+        else []
+    )
+    if twice:
+        paths = videos.filter(pc.equal(videos["video_id"], twice[0]))["path"].to_pylist()
+        raise InputError(
+            f"{len(twice)} videos are listed more than once, the first as {paths[:3]} (id {twice[0]}); "
+            "remove the repeats, or give each row an id of its own with --id-column"
+        )

@@ -1,0 +1,1 @@
+"""Objects on S3: the store, its client, bodies that resume, errors in words, parallel listings."""

@@ -1,0 +1,244 @@
+"""S3Store: the store behind `s3://`, on boto3.
+
+A request is tried again at once for a hiccup, and for a bounded time when the server is busy; credentials that were
+refused are read once more; a body that breaks off is gone on with (`storage.s3.body`). What is left becomes
+a store error with a sentence (`storage.s3.errors`). Clients are shared within a process (`storage.s3.client`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import io
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, StoreUnsafe
+from p3d.pipeline.storage.s3.body import Body
+from p3d.pipeline.storage.s3.client import client_for, forget
+from p3d.pipeline.storage.s3.errors import cut_off, from_botocore, from_reply
+from p3d.pipeline.storage.store import (
+    CREATED,
+    DEFAULTS,
+    EXISTS,
+    Created,
+    ObjectInfo,
+    Store,
+    StoreOptions,
+    aside_key,
+    control_key,
+    s3_uri,
+    split_s3_uri,
+    writing,
+)
+
+RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
+PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
+LONGEST_PAUSE_S = 4.0
+PAGE_KEYS = 1000  # of a listing; servers give no more
+# botocore takes a reply whose content never came for one that says nothing; these always say this
+SAYS = {"list_objects_v2": "IsTruncated", "copy_object": "CopyObjectResult"}
+
+Page = tuple[list[ObjectInfo], list[str]]  # of a listing: objects, and the prefixes that a delimiter cut off
+
+
+class S3Store(Store):
+    """A prefix in a bucket, by boto3. An object is created by one PutObject with `If-None-Match: *`."""
+
+    def __init__(self, url: str, options: StoreOptions = DEFAULTS) -> None:
+        bucket, prefix = split_s3_uri(url.rstrip("/") if url.count("/") > 2 else url + "/")
+        if not bucket:
+            raise InputError(f"{url}: an S3 place is s3://bucket or s3://bucket/prefix")
+        self.bucket = bucket
+        self.prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        self.options = options
+        self.url = s3_uri(bucket, self.prefix).rstrip("/")
+        self._always = {"Bucket": bucket} | ({"RequestPayer": "requester"} if options.requester_pays else {})
+        self._written = {"ServerSideEncryption": options.sse, "SSEKMSKeyId": options.sse_kms_key_id}
+
+    def __reduce__(self) -> tuple[type[S3Store], tuple[str, StoreOptions]]:
+        return S3Store, (self.url, self.options)
+
+    def create(self, key: str, source: bytes | Path) -> Created:
+        checksum = {"ChecksumAlgorithm": "SHA256"}
+        if self.options.checksums == "when_required":
+            checksum = {"ContentMD5": _md5(source)}  # every server knows this one
+        try:
+            self._put(key, source, IfNoneMatch="*", **checksum)
+        except StoreChanged:  # 412: somebody, perhaps our own lost try, was first
+            return EXISTS
+        return CREATED
+
+    def read(self, key: str) -> bytes:
+        content = io.BytesIO()
+        self._body(key, content).fetch()
+        return content.getvalue()
+
+    def open(self, key: str) -> BinaryIO:
+        if (info := self.head(key)) is None:
+            raise StoreMissing(f"{self._place(key)} does not exist")
+        return io.BufferedReader(_Ranges(self, info), RANGE_BYTES)
+
+    def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object that is still the one of `info`."""
+        content = io.BytesIO()
+        self._body(info.key, content, etag=info.etag, start=start, end=end).fetch()
+        return content.getvalue()
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            reply = self._head(key)
+        except StoreMissing:
+            return None
+        return ObjectInfo(key, reply["ContentLength"], _ns(reply["LastModified"]), reply["ETag"])
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for objects, _ in self.pages(prefix):
+            yield from objects
+
+    def pages(self, prefix: str = "", *, delimiter: str = "", patience_s: float = 0.0) -> Iterator[Page]:
+        """Pages of at most PAGE_KEYS (objects, prefixes that `delimiter` cuts off).
+
+        One that fails is asked for again, for `patience_s` at least, and the listing goes on from there.
+        """
+        asked = {"Prefix": self.prefix + prefix, "MaxKeys": PAGE_KEYS} | ({"Delimiter": delimiter} if delimiter else {})
+        while True:
+            page = self._ask("list_objects_v2", prefix, patience_s, **asked)
+            yield (
+                [
+                    ObjectInfo(
+                        item["Key"].removeprefix(self.prefix), item["Size"], _ns(item["LastModified"]), item["ETag"]
+                    )
+                    for item in page.get("Contents", ())
+                ],
+                [item["Prefix"].removeprefix(self.prefix) for item in page.get("CommonPrefixes", ())],
+            )
+            if not page.get("IsTruncated"):
+                return
+            token = page["NextContinuationToken"]
+            if asked.get("ContinuationToken") == token:
+                raise StoreUnsafe(f"{self._place(prefix)}: the server lists this in circles")
+            asked["ContinuationToken"] = token
+
+    def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
+        with writing(path), path.open("wb") as file:  # botocore's errors are no OSErrors
+            self._body(key, file, etag=etag).fetch()
+
+    def replace(self, key: str, content: bytes) -> None:
+        control_key(key)
+        self._put(key, content)
+
+    def delete(self, key: str) -> None:
+        control_key(key)
+        self._ask("delete_object", key, Key=self.prefix + key)
+
+    def set_aside(self, key: str) -> str:
+        aside = aside_key(key)
+        encrypted: dict[str, Any] = {name: value for name, value in self._written.items() if value is not None}
+        source = {"Bucket": self.bucket, "Key": self.prefix + key}
+        self._ask("copy_object", key, Key=self.prefix + aside, CopySource=source, **encrypted)
+        self._ask("delete_object", key, Key=self.prefix + key)
+        return aside
+
+    @contextlib.contextmanager
+    def temp_file(self) -> Iterator[Path]:
+        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="p3d-") as folder:
+            yield Path(folder) / "object.tmp"
+
+    def _head(self, key: str) -> Any:
+        try:
+            return self._ask("head_object", key, Key=self.prefix + key)
+        except StoreDenied:  # a reply to HEAD has no words; one to GET tells expired credentials from a refusal
+            with contextlib.suppress(StoreMissing):
+                self._ask("get_object", key, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
+            return self._ask("head_object", key, Key=self.prefix + key)
+
+    def _place(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    def _put(self, key: str, source: bytes | Path, **how: Any) -> None:
+        how |= {name: value for name, value in self._written.items() if value is not None}
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as body:
+            self._ask("put_object", key, Key=self.prefix + key, Body=body, **how)
+
+    def _body(
+        self, key: str, sink: BinaryIO, *, etag: str | None = None, start: int = 0, end: int | None = None
+    ) -> Body:
+        get = functools.partial(self._ask, "get_object", key, Key=self.prefix + key)
+        return Body(get, sink, self._place(key), etag, self.options.checksums == "when_supported", start, end)
+
+    def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
+        """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
+        began, pause_s, renewed = time.monotonic(), PAUSE_S, False
+        while True:
+            client = None
+            try:
+                client = client_for(self.options)
+                reply = getattr(client, operation)(**self._always, **params)
+                if SAYS.get(operation, "ResponseMetadata") in reply:
+                    return reply
+                trouble = cut_off(self._place(key))
+            except ClientError as error:
+                trouble = from_reply(error, self._place(key))
+            except BotoCoreError as error:
+                trouble = from_botocore(error, self._place(key))
+            if trouble.renew and not renewed:
+                forget(client)
+                renewed = True
+            elif trouble.patience_s and (  # twice at least, however long the first time took
+                pause_s == PAUSE_S or time.monotonic() - began + pause_s < max(trouble.patience_s, least_patience_s)
+            ):
+                time.sleep(random.uniform(pause_s / 2, pause_s))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                raise trouble.error
+            if "Body" in params:
+                params["Body"].seek(0)
+
+
+class _Ranges(io.RawIOBase):
+    """An S3 object as a raw seekable file: every read is one ranged GET."""
+
+    def __init__(self, store: S3Store, info: ObjectInfo) -> None:
+        self.store, self.info, self.at = store, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.info.size_bytes}[whence]
+        self.at = base + offset
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.at + len(buffer), self.info.size_bytes)
+        if end <= self.at:
+            return 0
+        content = self.store.read_range(self.info, self.at, end)
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+
+def _ns(when: Any) -> int:
+    return int(when.timestamp() * 1e9)
+
+
+def _md5(source: bytes | Path) -> str:
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return base64.b64encode(digest.digest()).decode()

@@ -1,0 +1,168 @@
+"""A decode in a process of its own: the same messages, and a crash or a hang is a value."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from p3d.pipeline.clips.rules import Sampling
+from p3d.pipeline.decode.child import decode_apart, end_children
+from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.errors import Reason, StoreDenied
+from p3d.pipeline.sources.identity import local_row
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, VideoEnd, VideoStart
+from tests.conftest import REPO
+from tests.zoo import make
+
+SPEC, SAMPLING = FrameSpec((64, 64), (72, 108)), Sampling("every", 16, 16)
+
+
+def given(scratch: Path) -> dict[str, object]:
+    return {"policy": DecodePolicy(), "limits": DecodeLimits(), "store_options": DEFAULTS, "scratch": scratch}
+
+
+def apart(path: Path, scratch: Path, timeout_s: float = 60) -> Iterator[DecodeMessage]:
+    video = local_row(path.parent, os.fsencode(path.name))
+    return decode_apart(video, SPEC, SAMPLING, timeout_s=timeout_s, **given(scratch))
+
+
+def plain(message: DecodeMessage) -> object:
+    """A message that can be compared; the process that sent it does not count."""
+    if isinstance(message, FrameBlock):
+        return message.numbers_N.tolist(), message.start_s_N.tolist(), message.frames_NHWC.tobytes()
+    return "start" if isinstance(message, VideoStart) else message
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make.video(tmp_path_factory.mktemp("apart") / "video.mp4", "libx264", 100, gop=12)
+
+
+def test_the_messages_are_those_of_this_process(video: Path, tmp_path: Path) -> None:
+    """A good video gives the same messages, pixels included, and a broken one the same failure."""
+    broken = make.damaged(video, tmp_path / "broken.mp4", 0.0, 64)
+    for path in (video, broken):
+        row = local_row(path.parent, os.fsencode(path.name))
+        expected = [plain(message) for message in decode_messages(row, SPEC, SAMPLING, **given(tmp_path))]
+        assert [plain(message) for message in apart(path, tmp_path)] == expected
+    assert isinstance(expected[-1], Failure)
+
+
+def mischief(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Children do `body` after their first message; only they read the folder's sitecustomize."""
+    lines = "\n    ".join(["yield VideoStart(os.getpid())", *body.splitlines(), "yield None"])
+    (folder / "sitecustomize.py").write_text(
+        "import ctypes, faulthandler, os, signal, threading\n"
+        "import p3d.pipeline.decode.messages as messages\n"
+        "from p3d.pipeline.types import VideoStart\n"
+        f"def decode_messages(*given, **named):\n    {lines}\n"
+        "messages.decode_messages = decode_messages\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize(
+    ("body", "reason", "detail"),
+    [
+        (
+            "faulthandler._sigsegv()",
+            Reason.DECODER_CRASH,
+            "the decoder crashed: Fatal Python error: Segmentation fault",
+        ),
+        ("os._exit(3)", Reason.DECODER_CRASH, "the decoder crashed: exit code 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", Reason.DECODE_MEMORY, "its process was killed"),
+        ("threading.Event().wait()", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),
+        ("ctypes.PyDLL(None).sleep(20)", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),  # no thread of its can run
+    ],
+)
+def test_a_crash_and_a_hang_are_failures(
+    body: str, reason: Reason, detail: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the child, the caller lives, is told why, and no process is left."""
+    mischief(tmp_path, monkeypatch, body)
+    started = time.monotonic()
+    start, failure = apart(video, tmp_path, timeout_s=1 if reason is Reason.DECODE_TIMEOUT else 60)
+    assert isinstance(start, VideoStart) and isinstance(failure, Failure)
+    assert failure.reason is reason and failure.detail.startswith(detail)
+    assert not psutil.pid_exists(start.pid)
+    assert time.monotonic() - started < 15  # of the 20 s that one of them would sleep
+
+
+def test_trouble_with_the_store_is_not_the_videos(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A StoreError of the child is raised here, with its sentence."""
+    mischief(tmp_path, monkeypatch, "from p3d.pipeline.errors import StoreDenied\nraise StoreDenied('no, not you')")
+    with pytest.raises(StoreDenied, match="no, not you"):
+        list(apart(video, tmp_path))
+
+
+def test_a_child_that_cannot_start_convicts_no_video(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installation that is broken is an error of this program, with what the child said last."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'no library\\n')\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"exit code 9\): no library"):
+        list(apart(video, tmp_path))
+
+
+def test_a_reader_that_stops_leaves_no_process(video: Path, tmp_path: Path) -> None:
+    """Closing the messages kills the child."""
+    messages = apart(video, tmp_path)
+    start = next(messages)
+    assert psutil.pid_exists(start.pid)
+    messages.close()
+    assert not psutil.pid_exists(start.pid)
+
+
+def test_all_children_are_ended_at_once(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a child that hangs is told that it is gone, and no process is left."""
+    mischief(tmp_path, monkeypatch, "threading.Event().wait()")
+    both = [apart(video, tmp_path) for _ in range(2)]
+    pids = [next(messages).pid for messages in both]
+    end_children()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert all(isinstance(next(messages), Failure) for messages in both)
+    end_children()  # of none
+
+
+CALLER = """
+import os, sys, time
+from pathlib import Path
+from tests.pipeline.test_apart import apart
+messages = apart(Path(sys.argv[1]), Path(sys.argv[2]))
+print(next(messages).pid, flush=True)
+if sys.argv[3] == "read":
+    print(type(list(messages)[-1]).__name__)
+time.sleep(60 * (sys.argv[3] == "wait"))
+"""
+
+
+def test_a_child_does_not_outlive_its_parent(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parent killed by kill -9 leaves no hanging decoder behind; nor does its main module run twice."""
+    script = tmp_path / "caller.py"
+    script.write_text(CALLER)  # without `if __name__ == "__main__"`
+    command = [sys.executable, str(script), str(video), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    ran = subprocess.run([*command, "read"], capture_output=True, text=True, env=env, timeout=60, check=True)
+    assert ran.stdout.split()[1:] == [VideoEnd.__name__]
+    hang = tmp_path / "hang"
+    hang.mkdir()
+    mischief(hang, monkeypatch, "threading.Event().wait()")
+    env["PYTHONPATH"] = os.pathsep.join([str(REPO), str(hang)])
+    with subprocess.Popen([*command, "wait"], stdout=subprocess.PIPE, env=env) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+    assert not child.is_running()
