@@ -32,12 +32,12 @@ from p3d.jobs.cli import main
 from p3d.jobs.job import read_job
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.jobs.planning import prepare as planning
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.worker import decode_task, decoding
 from p3d.jobs.worker.balance import Balance
 from p3d.jobs.worker.message_batches import Parcel
 from p3d.pipeline.errors import JobError
-from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock
 
 CPUS = 8

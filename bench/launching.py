@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from bench.family import Family
 from p3d.pipeline.dataset.schema import STATS_KEY
-from p3d.pipeline.storage.store import Store, open_store
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.storage.urls import open_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ def step(name: str, out: Path) -> None:
     from p3d.jobs.planning.prepare import add_plan
     from p3d.pipeline.recipe import JobRecord
     from p3d.pipeline.sources.listing import find
-    from p3d.pipeline.storage.store import LocalStore, StoreOptions
+    from p3d.pipeline.storage.local import LocalStore
+    from p3d.pipeline.storage.store import StoreOptions
     from tests.pipeline.rows import recipe
 
     store, job = LocalStore(str(out)), JobRecord(recipe(), "random:0", {})

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from p3d.jobs.scheduler.cluster import local_cluster
 from p3d.jobs.scheduler.metrics import Metrics
-from p3d.jobs.scheduler.state import ShardDone, ShardKey
+from p3d.jobs.scheduler.state import ShardDone
+from p3d.jobs.shards import ShardKey
 from p3d.jobs.worker.actor import Spent
 from p3d.pipeline.extract import Progress
 

@@ -30,7 +30,7 @@ from bench.dispatch import shard
 from bench.rounds import REPO, Report, Table, take_turns
 from p3d.jobs.job import golden_key, look
 from p3d.jobs.machine import Machines
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import WorkerReady
@@ -39,7 +39,7 @@ from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec
 from p3d.jobs.worker.message_batches import Parcel, parcels
 from p3d.pipeline.extract import Lanes
 from p3d.pipeline.recipe import JobRecord, RunOptions
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, VideoEnd, VideoInfo, VideoRef, VideoStart
 from tests.pipeline.rows import DIM, planned, recipe
 
@@ -109,7 +109,7 @@ def clips_per_s(nodes: int, shards_each: int) -> float:
         options = RunOptions(nodes, BATCH, 1, SLOTS, device="cuda")
         epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
         with patch.object(scheduler, "ShardWorker", me.SleepingWorker):
-            run = scheduler.Run(store, job, {1: manifest}, look(store, {1: manifest}), cluster, epoch, options)
+            run = scheduler.RayLoop(store, job, {1: manifest}, look(store, {1: manifest}), cluster, epoch, options)
             began, handle = list[float](), run.state.handle
 
             def looking(event: Any) -> Any:

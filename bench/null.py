@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from p3d.jobs.cli import main
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.worker.actor import Ready, ShardWorker
 from p3d.networks.fused import keep_freed_memory
 from p3d.pipeline.types import FLOAT32, INT64, UINT8

@@ -34,7 +34,9 @@ from p3d.pipeline.clips.rules import ClipSpan
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.sources.listing import find
-from p3d.pipeline.storage.store import LocalStore, Store, StoreOptions, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.s3.proxy import Proxy, proxy
 from tests.servers import weed

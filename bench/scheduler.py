@@ -1,10 +1,10 @@
-"""The driver alone: shards a second through the real `Run` and its Scheduler, and what its memory grows by.
+"""The driver alone: shards a second through the real `RayLoop` and its Scheduler, and what its memory grows by.
 
     python -m bench.scheduler                     100 000 shards of 64 videos, 8 and 1 000 workers; 20 000 over real Ray
     python -m bench.scheduler --only machine      one part of it: machine, run, ray
 
 machine   the pure Scheduler: microseconds an event
-run       the whole loop of `scheduler.run` over workers that are done at once, one answer a round, and a null store
+run       the whole loop of `scheduler.loop` over workers that are done at once, one answer a round, and a null store
 ray       the same loop over real Ray actors that do nothing: processor time of the driver a shard
 
 Each part runs in a process of its own. The plan is a real one of 1 000 shards, given out again and again.
@@ -30,12 +30,13 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from bench.rounds import REPO, Report, Spread, Table
-from p3d.jobs.job import Ended, Work, golden_key, look
+from p3d.jobs.job import Work, golden_key, look
 from p3d.jobs.machine import Machines
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch
-from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, ShardKey, StartWorker, WorkerReady
+from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, StartWorker, WorkerReady
+from p3d.jobs.shards import Ended, ShardKey
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardWorker, Spent, Trouble
 from p3d.jobs.worker.balance import Load
 from p3d.pipeline.dataset.plans import Manifest
@@ -113,7 +114,7 @@ class Answer:
 
 
 class NullRay:
-    """What `p3d.jobs.scheduler.run` asks of Ray, in this process; answers come one at a time, the oldest first."""
+    """What `p3d.jobs.scheduler.loop` asks of Ray, in this process; answers come one at a time, the oldest first."""
 
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
@@ -152,7 +153,7 @@ def without_ray() -> Iterator[None]:
         yield
 
 
-def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.Run:
+def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.RayLoop:
     """A run that has so many shards to do, and nothing but a store that forgets."""
     store, job = MemoryStore(), JobRecord(recipe(), "random:0", {})
     manifest = planned(store, [f"{n:032x}" for n in range(PLANNED * shard_videos)], shard_videos=shard_videos)
@@ -163,10 +164,10 @@ def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) ->
     epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
     options = RunOptions(workers, 2, 1, 1)
     manifests: Any = {1: Repeated(manifest)}
-    return scheduler.Run(NullStore(store.objects), job, manifests, work, cluster, epoch, options)
+    return scheduler.RayLoop(NullStore(store.objects), job, manifests, work, cluster, epoch, options)
 
 
-def watched(run: scheduler.Run, shards: int) -> list[tuple[int, float]]:
+def watched(run: scheduler.RayLoop, shards: int) -> list[tuple[int, float]]:
     """Let it run to the end; (shards done, MB of this process) on the way."""
     looks, seen, handle = deque(int(share * shards) for share in LOOKS), list[tuple[int, float]](), run.state.handle
 

@@ -27,7 +27,7 @@ from p3d.pipeline.clips.rules import ClipSpan
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
 from p3d.pipeline.recipe import JobRecord, Recipe
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.pipeline.rows import recipe, videos
 

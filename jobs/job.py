@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from p3d.jobs.scheduler.state import ShardKey, Totals
+from p3d.jobs.shards import ShardKey, Totals, count, ended
 from p3d.pipeline.dataset.commit import committed_names, derive, read_committed
 from p3d.pipeline.dataset.files import sha256_of
 from p3d.pipeline.dataset.newest import NewestRows
@@ -26,7 +26,6 @@ from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import VideoOutcome
 
 if TYPE_CHECKING:
     from p3d.weights import Weights
@@ -153,31 +152,6 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
             if newest[video_id] != seq
         },
     )
-
-
-class Ended(NamedTuple):
-    """How a video of a shard ended: what a driver needs of a VideoOutcome, which takes 20 times as long to unpickle."""
-
-    video_id: str
-    n_clips: int
-    reason: str | None  # of its failure
-
-
-def ended(outcomes: Iterable[VideoOutcome]) -> tuple[Ended, ...]:
-    """In the order of the shard."""
-    return tuple(Ended(o.video.video_id, o.n_clips, str(o.failure.reason) if o.failure else None) for o in outcomes)
-
-
-def count(videos: Iterable[Ended], plan_seq: int, superseded: dict[str, int]) -> Totals:
-    """The sums over a shard's videos, without those that a newer plan names."""
-    sums = Totals()
-    for video_id, n_clips, reason in videos:
-        if superseded.get(video_id, plan_seq) == plan_seq:
-            sums.videos += 1
-            sums.clips += n_clips
-            if reason is not None:
-                sums.failures[reason] += 1
-    return sums
 
 
 def count_done(store: Store, work: Work) -> Totals:

@@ -102,6 +102,37 @@ def test_every_module_imports_only_what_it_may(module: str) -> None:
             assert any(below(module, user) for user in users.split()), library
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_every_import_follows_the_order(module: str) -> None:
+    """Within a package, imports go to the same part or to one that stands before it in the order."""
+    package, part = package_of(module), part_of(module)
+    order = ORDER[package].split()
+    for name in imported(MODULES[module]):
+        if name in MODULES and package_of(name) == package and part and part_of(name) not in ("", part):
+            assert order.index(part_of(name)) < order.index(part), f"{module} imports {name}"
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    """Modules can be sorted so that each imports only those before it, imports inside functions included."""
+    waiting = {module: imported(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    while free := [
+        module
+        for module, needs in waiting.items()
+        if not needs & waiting.keys() or not any(module in others for others in waiting.values())
+    ]:
+        for module in free:
+            del waiting[module]
+    assert not waiting, f"circles among {sorted(waiting)}"
+
+
+@pytest.mark.parametrize("top", TOP)
+def test_the_top_of_a_package_can_be_taken_in_at_a_glance(top: str) -> None:
+    """At most ten modules or folders stand at the top of a package, and each is in the order."""
+    names = {path.name.partition(".")[0] for path in (REPO / top).iterdir() if not path.is_symlink()} - NOT_COUNTED
+    assert len(names) <= MOST_AT_THE_TOP
+    assert names == set(ORDER["p3d" if top == "p3d" else f"p3d.{top}"].split())
+
+
 def test_the_parser_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     """An import that hides in a function or behind `from` is found too, by its full name."""
     path = tmp_path / "hidden.py"

@@ -18,7 +18,7 @@ import pytest
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.results.search.exact import nearest
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest

@@ -28,7 +28,8 @@ from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.results.search.exact import Found, Level, Metric, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
 from p3d.pipeline.results.search.query import Query, clip_at, stored
-from p3d.pipeline.storage.store import DEFAULTS, StoreOptions, open_store
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32
 
 if TYPE_CHECKING:

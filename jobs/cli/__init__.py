@@ -1,6 +1,6 @@
 """The command line. Every verb is a module that loads when it is called, so that `p3d --help` answers at once.
 
-stdout is data, stderr is talk. A user's mistake is one sentence and an exit code from the table in `cli.output`.
+stdout is data, stderr is output. A user's mistake is one sentence and an exit code from the table in `cli.output`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WEIGHTS: Verbs = {
     "choose": ("choose", "Find a file's graph, channel order and range by labelled videos."),
 }
 VERBS: Verbs = {
-    "plan": ("launch", "Say what a launch would do; writes nothing."),
+    "plan": ("plan", "Say what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
     "resume": ("launch", "Go on with the job at OUT."),
     "retry": ("retry", "Try the failed videos of OUT once more."),

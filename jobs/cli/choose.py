@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
     from p3d.jobs.planning.convention import Trial
@@ -59,22 +59,22 @@ def choose(
         raise InputError(str(error)) from None
     names = _lines(class_names) if class_names else weights.class_names
     videos = labelled_videos(labelled, names, weights.config.num_classes, limit=limit)
-    found = try_all(weights, videos, clips=clips, device=device, threads=max(1, usable_cpus() // 2), tell=talk.say)
+    found = try_all(weights, videos, clips=clips, device=device, threads=max(1, usable_cpus() // 2), tell=output.say)
     best = found.trials[0]
     then = _next(file, weights, best)
     if as_json:
         trials = [{**asdict(trial), "right": trial.n_right} for trial in found.trials]
         record = {"videos": found.n_videos, "clips": found.n_clips, "trials": trials, "warnings": found.warnings}
-        talk.show_json({**record, "next": then})
+        output.show_json({**record, "next": then})
         return 0
     rows = [("top-1", "right", "graph", "channels", "range")]
     for trial in found.trials:
         share, of = f"{trial.n_right / found.n_videos:.0%}", f"{trial.n_right} of {found.n_videos}"
         rows.append((share, of, trial.graph, trial.channel_order, str(trial.value_range)))
-    talk.show(*talk.table(rows, right=(0, 1, 4)))
+    output.show(*output.table(rows, right=(0, 1, 4)))
     for sentence in found.warnings:
-        talk.say(f"warning: {sentence}")
-    talk.show("", f"next:  {then}")
+        output.say(f"warning: {sentence}")
+    output.show("", f"next:  {then}")
     return 0
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
-from p3d.jobs.cli import remote as away
+from p3d.jobs.cli import output, remote
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 
 @click.command()
@@ -16,7 +16,7 @@ from p3d.jobs.cli import remote as away
 @click.option("--source", metavar="SRC", help="A folder or s3://bucket/prefix that every node must reach.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--address", metavar="WHERE", help="A Ray cluster to ask: auto, HOST:PORT or ray://HOST:PORT.")
-@talk.store_options
+@store_options
 def check(out: str | None, source: str | None, as_json: bool, address: str | None, **typed: Any) -> int:
     """Ask every node whether it could do its part of a job: code, packages, decoders, space; OUT and SRC, if given.
 
@@ -25,15 +25,15 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     """
     from p3d.jobs.scheduler.cluster import inspect_nodes, joined_cluster, local_cluster
 
-    if away.is_away(address):
+    if remote.is_away(address):
         raise click.UsageError(
             f"--address {address}: the nodes are asked from a node. Run `p3d cluster check --address auto` on the head "
             "(`ray exec`, `kubectl exec`), or give ray://HEAD:10001; a launch at this address asks them itself"
         )
-    s3 = talk.options_of(typed)
+    s3 = store_options_of(typed)
     url, key = "", "_job/preflight"
     if out is not None:
-        store = talk.out_store(out, s3)
+        store = out_store(out, s3)
         store.probe()
         store.replace(key, b"")
         url = store.url
@@ -44,25 +44,27 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
         if out is not None:
             store.delete(key)
     if as_json:
-        talk.show_json({"gpus": cluster.machines.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems})
+        output.show_json(
+            {"gpus": cluster.machines.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems}
+        )
         return 6 if problems else 0
     head = ("node", "cores", "scratch", "decoders", "torch", "av")
     rows = [
         (
             node.host,
             str(node.cpus),
-            f"{talk.human_bytes(node.scratch_bytes)} free",
+            f"{output.human_bytes(node.scratch_bytes)} free",
             " ".join(node.decoders),
             node.software["torch"],
             node.software["av"],
         )
         for node in nodes
     ]
-    talk.show(*talk.table([head, *rows], right=(1, 2)))
+    output.show(*output.table([head, *rows], right=(1, 2)))
     there = cluster.machines
-    talk.show(f"{talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')} in all")
+    output.show(f"{output.count(there.cpus, 'core')}, {output.count(there.gpus, 'GPU')} in all")
     for sentence in problems:
-        talk.say(sentence)
+        output.say(sentence)
     if not problems:
-        talk.say("nothing stands against a job here")
+        output.say("nothing stands against a job here")
     return 6 if problems else 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 if TYPE_CHECKING:
     from p3d.pipeline.dataset.verify import Audit
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--reason", help="Only failures with this reason.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@talk.store_options
+@store_options
 def failures(
     out: str,
     reason: str | None,
@@ -40,13 +41,13 @@ def failures(
     from p3d.pipeline.dataset.verify import current_failures
     from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, InputError, Reason
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     read_job(store)
     if reason is not None and reason not in set(Reason):
         raise InputError(f"--reason {reason} is none of {', '.join(Reason)}")
     rows = [row for row in current_failures(store) if reason in (None, row["reason"])]
     if as_json:
-        talk.show_json({"failures": rows})
+        output.show_json({"failures": rows})
     elif as_csv:
         writer = csv.DictWriter(
             sys.stdout, ["video_id", "path", "uri", "plan_seq", "version", "reason", "detail", "attempts"]
@@ -54,16 +55,16 @@ def failures(
         writer.writeheader()
         writer.writerows(rows)
     elif not rows:
-        talk.say("no failures")
+        output.say("no failures")
     else:
         counts: dict[str, int] = {}
         for row in rows:
             counts[row["reason"]] = counts.get(row["reason"], 0) + 1
         for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-            talk.show(*_wrapped(f"{count} {name}: {REASON_MEANING[Reason(name)]}", ""))
-            talk.show(*_wrapped(f"what to do: {REASON_REMEDY[Reason(name)]}", "  "))
+            output.show(*_wrapped(f"{count} {name}: {REASON_MEANING[Reason(name)]}", ""))
+            output.show(*_wrapped(f"what to do: {REASON_REMEDY[Reason(name)]}", "  "))
             for row in (row for row in rows if row["reason"] == name):
-                talk.show(f"    {row['path']}", f"        {row['detail']}")
+                output.show(f"    {row['path']}", f"        {row['detail']}")
     return 0
 
 
@@ -76,7 +77,7 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
 @click.option("--deep", is_flag=True, help="Read every row against its checksum; compute every pooled row again.")
 @click.option("--repair", "mend", is_flag=True, help="Mend what --deep finds; damaged files move to _job/damaged/.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@talk.store_options
+@store_options
 def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int:
     """Check OUT against its plans: every video accounted for once, every file whole.
 
@@ -92,7 +93,7 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
         return _verify_snapshot(store, mend, as_json)
     job = read_job(store)
@@ -108,23 +109,27 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
     found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
     if as_json:
-        talk.show_json(_record(found))
+        output.show_json(_record(found))
     else:
-        talk.show(*talk.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
+        output.show(
+            *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
+        )
         for sentence in found.problems:
-            talk.say(sentence)
+            output.say(sentence)
         for package, shards in found.software.items():
             if len(shards) > 1:
-                which = ", ".join(f"{version} ({talk.count(n, 'shard')})" for version, n in sorted(shards.items()))
-                talk.say(f"written by more than one {package}: {which}")
+                which = ", ".join(f"{version} ({output.count(n, 'shard')})" for version, n in sorted(shards.items()))
+                output.say(f"written by more than one {package}: {which}")
         if found.damaged:
-            talk.say(f"damage found: `p3d verify {out} --repair` mends what can be mended, `p3d resume` does the rest")
+            output.say(
+                f"damage found: `p3d verify {out} --repair` mends what can be mended, `p3d resume` does the rest"
+            )
         elif found.pending or found.underived:
-            talk.say(f"not finished: `p3d resume {out}` goes on")
+            output.say(f"not finished: `p3d resume {out}` goes on")
         else:
-            rows = f"{talk.count(found.clips, 'clip')} of {talk.count(found.ok, 'video')}"
+            rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
             how = "every row read" if deep else "footers read; --deep reads every row"
-            talk.say(f"clean: {rows} in {talk.count(found.shards, 'shard')}, all accounted for ({how})")
+            output.say(f"clean: {rows} in {output.count(found.shards, 'shard')}, all accounted for ({how})")
     return 7 if found.damaged else 6 if found.pending or found.underived else 0
 
 
@@ -138,16 +143,16 @@ def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
     record = read_snapshot(store)
     problems, counts = problems_of(store, record), asdict(record.counts)
     if as_json:
-        talk.show_json({"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)})
+        output.show_json({"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)})
         return 7 if problems else 0
-    talk.show(*talk.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
+    output.show(*output.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
     for sentence in problems:
-        talk.say(sentence)
-    files = talk.count(len(record.files), "file")
+        output.say(sentence)
+    files = output.count(len(record.files), "file")
     if problems:
-        talk.say(f"damage found in a snapshot of {record.source}: make it again")
+        output.say(f"damage found in a snapshot of {record.source}: make it again")
     else:
-        talk.say(f"clean: a snapshot of {record.source} in {files}, every byte as it was written {record.created_at}")
+        output.say(f"clean: a snapshot of {record.source} in {files}, every byte as it was written {record.created_at}")
     return 7 if problems else 0
 
 
@@ -164,25 +169,25 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     from p3d.pipeline.dataset.verify import audit
 
     last = control.newest_epoch(store)
-    epoch = control.claim(store, last.options if last else {}, takeover=False, say=talk.say)
+    epoch = control.claim(store, last.options if last else {}, takeover=False, say=output.say)
     with control.Pulse(store, epoch.number):
         done = repair(store, job.recipe, audit(store, job))
     sentence = f"repaired; `p3d resume {out}` computes what was set aside"
     control.beat(store, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": sentence})
     found = audit(store, job)
     if as_json:
-        talk.show_json(_record(found) | {"repair": asdict(done)})
+        output.show_json(_record(found) | {"repair": asdict(done)})
     else:
         for key, aside in done.moved:
-            talk.show(f"moved     {key} -> {aside}")
+            output.show(f"moved     {key} -> {aside}")
         for key in done.derived:
-            talk.show(f"made      {key}")
+            output.show(f"made      {key}")
         for name in done.reopened:
-            talk.show(f"open now  shard {name}")
+            output.show(f"open now  shard {name}")
         for problem in found.problems:
-            talk.say(f"left as it is: {problem}")
+            output.say(f"left as it is: {problem}")
         if found.pending:
-            talk.say(f"{talk.count(found.pending, 'video')} to be computed:  p3d resume {out}")
+            output.say(f"{output.count(found.pending, 'video')} to be computed:  p3d resume {out}")
         elif not found.damaged:
-            talk.say("clean" if done.moved or done.derived else "nothing to repair")
+            output.say("clean" if done.moved or done.derived else "nothing to repair")
     return 7 if found.damaged else 6 if found.pending else 0

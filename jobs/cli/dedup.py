@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     help="From which likeness of their vectors on two videos are near-duplicates.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, with every match.")
-@talk.store_options
+@store_options
 def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     """Near-duplicate videos of OUT: clusters, and for each video which it is likest to, how much, and which seconds.
 
@@ -41,11 +42,11 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.duplicates import find_duplicates
 
-    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    source = rows_of(out_store(out, store_options_of(typed)))
     show_steps = sys.stderr.isatty() and not as_json
     found = find_duplicates(source, threshold=threshold, on_step=progress if show_steps else None)
     if as_json:
-        talk.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
+        output.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
         return 0
     rows = [("cluster", "path", "seconds", "cosine", "likest to", "best match", "video_id")]
     for number, cluster in enumerate(found.clusters, 1):
@@ -54,14 +55,14 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
             shown = "-" if best is None else _shown(best)
             seconds, cosine = f"{one.duration_s:.1f}", f"{one.cosine:.4f}"
             rows.append((str(number), one.path, seconds, cosine, one.like_path, shown, one.video_id))
-    talk.show(*(talk.table(rows, right=(0, 2, 3)) if found.clusters else []))
+    output.show(*(output.table(rows, right=(0, 2, 3)) if found.clusters else []))
     n_in = sum(map(len, found.clusters))
-    talk.say(
-        f"{talk.count(found.n_videos, 'video')} compared: {n_in} in {talk.count(len(found.clusters), 'cluster')}, "
-        f"{talk.count(found.n_pairs, 'pair')} of cosine {threshold:g} or more"
+    output.say(
+        f"{output.count(found.n_videos, 'video')} compared: {n_in} in {output.count(len(found.clusters), 'cluster')}, "
+        f"{output.count(found.n_pairs, 'pair')} of cosine {threshold:g} or more"
     )
     if source.pending:
-        talk.say(f"{talk.count(source.pending, 'video')} still to be done and not compared")
+        output.say(f"{output.count(source.pending, 'video')} still to be done and not compared")
     return 0
 
 

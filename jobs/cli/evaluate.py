@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 
@@ -29,7 +30,7 @@ from p3d.jobs.cli.results import progress
 @click.option("--cost", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="C of --svm.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds of --svm.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; rates in [0, 1].")
-@talk.store_options
+@store_options
 def evaluate(
     out: str,
     labels: Path,
@@ -62,7 +63,7 @@ def evaluate(
     from p3d.pipeline.results.evaluation.scores import evaluate as hits_of
     from p3d.pipeline.results.evaluation.scores import refuse_without_scores
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     source = rows_of(store)
     refuse_without_scores(source)
     recipe = source.job.recipe
@@ -70,35 +71,35 @@ def evaluate(
     show_steps = sys.stderr.isatty() and not as_json
     hits = hits_of(source, known, top=top, on_step=partial(progress, "read") if show_steps else None)
     if as_json:
-        talk.show_json({"out": store.url, "labels": str(labels), "n_classes": recipe.num_classes, **asdict(hits)})
+        output.show_json({"out": store.url, "labels": str(labels), "n_classes": recipe.num_classes, **asdict(hits)})
         return 0
     rates = (hits.clip_hit1, hits.video_hit1, hits.video_hit_top)
     head = ("videos", "clips", "clip hit@1", "video hit@1", f"video hit@{top}")
     shown = ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates]
-    talk.show(*talk.table([head, (str(hits.videos), str(hits.clips), *shown)], right=(0, 1, 2, 3, 4)))
+    output.show(*output.table([head, (str(hits.videos), str(hits.clips), *shown)], right=(0, 1, 2, 3, 4)))
     for number, what in (
         (hits.unlabelled, "left out without a label"),
         (hits.failed, "left out because they failed, labelled or not"),
         (hits.pending, "left out because they are still to be done"),
     ):
         if number:
-            talk.say(f"{talk.count(number, 'video')} {what}")
+            output.say(f"{output.count(number, 'video')} {what}")
     if hits.unknown_labels:
-        talk.say(f"{talk.count(hits.unknown_labels, 'label')} of no video that is done here")
+        output.say(f"{output.count(hits.unknown_labels, 'label')} of no video that is done here")
     if hits.clip_hit1 is None:
-        talk.say("no clip hit@1: the snapshot at OUT has no clips")
+        output.say("no clip hit@1: the snapshot at OUT has no clips")
     if top >= recipe.num_classes:
-        talk.say(f"hit@{top} is always 100 %: there are {recipe.num_classes} classes; choose a smaller --top")
+        output.say(f"hit@{top} is always 100 %: there are {recipe.num_classes} classes; choose a smaller --top")
     return 0
 
 
 def _probe(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bool, typed: dict[str, Any]) -> int:
     """`--svm`."""
-    talk.need("sklearn", "probe")
+    output.need("sklearn", "probe")
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.evaluation.svm import probe, read_probe
 
-    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    source = rows_of(out_store(out, store_options_of(typed)))
     given = read_probe(str(labels), labels.read_bytes())
     show_steps = sys.stderr.isatty() and not as_json
     found = probe(
@@ -106,16 +107,16 @@ def _probe(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: 
     )
     if as_json:
         settings = {"cost": cost} if found.fixed else {"cost": cost, "folds": folds, "seed": seed}
-        talk.show_json({"out": source.store.url, "labels": str(labels), **settings, **asdict(found)})
+        output.show_json({"out": source.store.url, "labels": str(labels), **settings, **asdict(found)})
         return 0
     kind = "split" if found.fixed else "fold"
     rows = [(kind, "accuracy", "classes", "trained", "tested")]
     for at, one in enumerate(found.splits, 1):
         rows.append((str(at), f"{100 * one.accuracy:.1f}", str(one.n_classes), str(one.n_train), str(one.n_test)))
     rows.append(("mean", f"{100 * found.mean:.1f}", "", "", ""))
-    talk.show(*talk.table(rows, right=(1, 2, 3, 4)))
+    output.show(*output.table(rows, right=(1, 2, 3, 4)))
     if found.unlabelled:
-        talk.say(f"{talk.count(found.unlabelled, 'video')} left out without a label")
+        output.say(f"{output.count(found.unlabelled, 'video')} left out without a label")
     if found.unknown_labels:
-        talk.say(f"{talk.count(found.unknown_labels, 'label')} of no video that is done here")
+        output.say(f"{output.count(found.unknown_labels, 'label')} of no video that is done here")
     return 0

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 
@@ -31,7 +32,7 @@ from p3d.jobs.cli.results import progress
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Of FAISS; without it, all cores.")
 @click.option("--rebuild", is_flag=True, help="Make it anew, and not only add what is new.")
 @click.option("--json", "as_json", is_flag=True, help="The index's record on stdout.")
-@talk.store_options
+@store_options
 def index(
     out: str,
     level: Any,
@@ -55,13 +56,13 @@ def index(
     weights or settings is refused. Of a video that was replaced, older rows stay in the index, which skips them, until
     --rebuild.
     """
-    talk.need("faiss", "search")
+    output.need("faiss", "search")
     from p3d.jobs.job import rows_of
     from p3d.jobs.machine import usable_cpus
     from p3d.pipeline.results.search.index_build import build_index
 
     started = time.monotonic()
-    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    source = rows_of(out_store(out, store_options_of(typed)))
     show_steps = sys.stderr.isatty() and not as_json
     record = build_index(
         source,
@@ -75,21 +76,21 @@ def index(
     )
     if as_json:
         shown = {name: value for name, value in asdict(record).items() if name != "pieces"}
-        talk.show_json({"out": source.store.url, **shown, "pending": source.pending})
+        output.show_json({"out": source.store.url, **shown, "pending": source.pending})
         return 0
     recall = "-" if record.recall_at_10 is None else f"{record.recall_at_10:.3f} on {record.sample} rows"
     lists = f", {record.nprobe} of {record.nlist} lists looked through" if record.nlist else ""
-    talk.show(
-        *talk.table(
+    output.show(
+        *output.table(
             [
                 ("rows", str(record.n_rows)),
                 ("kind", f"{record.kind} ({record.factory}{lists})"),
-                ("size", talk.human_bytes(record.index_bytes)),
+                ("size", output.human_bytes(record.index_bytes)),
                 ("recall@10", recall),
             ]
         )
     )
-    talk.say(f"{source.store.url}/{record.index_key}, in {talk.human_time(time.monotonic() - started)}")
+    output.say(f"{source.store.url}/{record.index_key}, in {output.human_time(time.monotonic() - started)}")
     if source.pending:
-        talk.say(f"{talk.count(source.pending, 'video')} still to be done; index OUT again to add them")
+        output.say(f"{output.count(source.pending, 'video')} still to be done; index OUT again to add them")
     return 0

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 
 @click.command("list")
 @click.argument("root")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@talk.store_options
+@store_options
 def list_(root: str, as_json: bool, **typed: Any) -> int:
     """The jobs whose outputs are ROOT itself or folders directly in it, and how far each is."""
     from p3d.jobs.job import read_job
@@ -25,13 +26,13 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
     from p3d.pipeline.errors import JobError
 
     found, broken = [], []
-    for store in outputs_below(root, talk.options_of(typed)):
+    for store in outputs_below(root, store_options_of(typed)):
         try:
             found.append(read_status(store, read_job(store)))
         except JobError as error:
             broken.append(f"{store.url}: {error}")
     if as_json:
-        talk.show_json({"jobs": [asdict(status) for status in found], "unreadable": broken})
+        output.show_json({"jobs": [asdict(status) for status in found], "unreadable": broken})
     elif found:
         head = ("output", "state", "network", "videos", "failed", "clips", "left")
         rows = [
@@ -42,15 +43,15 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
                 f"{status.videos_done}/{status.videos_all}",
                 str(status.videos_failed),
                 str(status.clips_done),
-                talk.human_time(status.eta_s),
+                output.human_time(status.eta_s),
             )
             for status in found
         ]
-        talk.show(*talk.table([head, *rows], right=(3, 4, 5, 6)))
+        output.show(*output.table([head, *rows], right=(3, 4, 5, 6)))
     for sentence in broken:
-        talk.say(sentence)
+        output.say(sentence)
     if not found and not broken:
-        talk.say(f"no output is in {root}")
+        output.say(f"no output is in {root}")
     return 0
 
 
@@ -58,7 +59,7 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
 @click.argument("out")
 @click.option("--run", "number", type=click.IntRange(1), metavar="N", help="The Nth run. Default: the newest.")
 @click.option("--tail", type=click.IntRange(1), metavar="N", help="The last N lines only.")
-@talk.store_options
+@store_options
 def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
     """What happened in a run of the job at OUT: workers that came and went, shards, troubles. Times are UTC.
 
@@ -68,24 +69,26 @@ def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
     from p3d.jobs.scheduler import control
     from p3d.jobs.scheduler.log import read_log
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     read_job(store)
     newest = control.newest_number(store)
     if (number or 1) > newest:
-        talk.say(f"{store.url} has had {talk.count(newest, 'run')}" if newest else f"{store.url} was never run")
+        output.say(f"{store.url} has had {output.count(newest, 'run')}" if newest else f"{store.url} was never run")
         return 2
     lines = read_log(store, number or newest).splitlines()
     if not lines:
-        talk.say(f"run {number or newest} wrote no log, or none yet")
-    talk.show(*lines[-tail if tail else 0 :])
+        output.say(f"run {number or newest} wrote no log, or none yet")
+    output.show(*lines[-tail if tail else 0 :])
     return 0
 
 
 @click.command()
 @click.argument("out")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write; - for stdout.")
-@talk.store_options
-def trace(out: str, output: Path, **typed: Any) -> int:
+@click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path), required=True, help="The file to write; - for stdout."
+)
+@store_options
+def trace(out: str, file: Path, **typed: Any) -> int:
     """The timeline of the job at OUT as a Chrome trace: which worker did which shard when, and what it waited for.
 
     Made from what was committed, so also for past jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
@@ -94,14 +97,14 @@ def trace(out: str, output: Path, **typed: Any) -> int:
     from p3d.jobs.monitor.trace import trace_events
     from p3d.pipeline.dataset.shard_times import shard_times
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     read_job(store)
     shards = shard_times(store)
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": list(trace_events(shards))})
-    if str(output) == "-":
+    if str(file) == "-":
         sys.stdout.write(text + "\n")
     else:
-        output.write_text(text + "\n")
+        file.write_text(text + "\n")
         workers = len({(shard.host, shard.pid) for shard in shards})
-        talk.say(f"{output}: {talk.count(len(shards), 'shard')} of {talk.count(workers, 'worker process')}")
+        output.say(f"{file}: {output.count(len(shards), 'shard')} of {output.count(workers, 'worker process')}")
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
     from p3d.jobs.planning.speed import Speeds
@@ -33,7 +33,7 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
         raise InputError(str(error)) from None
     speeds = _measured(described) if measure else None
     if as_json:
-        talk.show_json(_record(described, speeds))
+        output.show_json(_record(described, speeds))
         return 0
     rows = [("model", "layers", "parameters", "MB", "GMAC", "dim", "clip", *(("clips/s",) if speeds else ()))]
     for one in described:
@@ -41,22 +41,22 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
         clip = "x".join(map(str, (one.n_frames, *one.crop_hw)))
         row = (one.name, str(one.layers), f"{one.params:,}", f"{one.size_mb:.0f}", f"{one.gmacs:.1f}")
         rows.append((*row, str(one.feature_dim), clip, *speed))
-    talk.show(*talk.table(rows, right=(1, 2, 3, 4, 5, 7)))
+    output.show(*output.table(rows, right=(1, 2, 3, 4, 5, 7)))
     if speeds:
-        talk.say(f"clips/s on {_where(speeds)}, median of interleaved rounds; frames are decoded elsewhere")
-    talk.say("no weights are shipped: --weights takes a file, or random:SEED to try the machinery")
+        output.say(f"clips/s on {_where(speeds)}, median of interleaved rounds; frames are decoded elsewhere")
+    output.say("no weights are shipped: --weights takes a file, or random:SEED to try the machinery")
     return 0
 
 
 def _measured(described: list[Description]) -> Speeds:
     from p3d.jobs.planning.speed import measure
 
-    return measure(tuple(one.name for one in described), tell=talk.say)
+    return measure(tuple(one.name for one in described), tell=output.say)
 
 
 def _where(speeds: Speeds) -> str:
     if speeds.device == "cpu":
-        return f"cpu, {talk.count(speeds.threads, 'thread')}, one clip at a time"
+        return f"cpu, {output.count(speeds.threads, 'thread')}, one clip at a time"
     return f"{speeds.device}, {speeds.batch_size} clips at a time"
 
 

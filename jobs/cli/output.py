@@ -1,4 +1,4 @@
-"""How the command line talks: exit codes, errors as one sentence, JSON, escaped names, options that verbs share."""
+"""What the command line prints: exit codes, one message per error, tables, JSON, escaped names."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from p3d.pipeline import errors
 from p3d.pipeline.errors import JobError
-from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, SSE, Store, StoreOptions, open_store
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES: dict[int, str] = {
     0: "all done, no failures",
@@ -130,57 +127,3 @@ def need(module: str, extra: str) -> None:
     """InputError, with the command that installs it, unless an optional package is here."""
     if importlib.util.find_spec(module) is None:
         raise errors.InputError(f"this needs {module}, which is not installed: pip install 'p3d-embeddings[{extra}]'")
-
-
-STORE_OPTIONS = (
-    "profile",
-    "region",
-    "endpoint_url",
-    "addressing_style",
-    "checksums",
-    "requester_pays",
-    "sse",
-    "sse_kms_key_id",
-)
-
-
-def store_options(verb: F) -> F:
-    """The options of verbs that touch S3."""
-    for option in (
-        click.option("--profile", help="AWS profile; credentials come from botocore's own chain."),
-        click.option("--region", help="S3 region."),
-        click.option("--endpoint-url", help="S3 server other than AWS, such as http://127.0.0.1:9000."),
-        click.option(
-            "--addressing-style", type=click.Choice(ADDRESSING), default="auto", help="Bucket in path or host."
-        ),
-        click.option(
-            "--checksums",
-            type=click.Choice(CHECKSUMS),
-            default="when_supported",
-            help="when_required: for servers without S3's newer checksums, or whose ETags are no MD5.",
-        ),
-        click.option("--requester-pays", is_flag=True, help="Pay for reading from a requester-pays bucket."),
-        click.option("--sse", type=click.Choice(SSE), help="Encryption of what is written to S3."),
-        click.option("--sse-kms-key-id", help="KMS key, with --sse aws:kms."),
-    ):
-        verb = option(verb)
-    return verb
-
-
-def options_of(typed: dict[str, Any]) -> StoreOptions:
-    """The options above, taken from what was typed. InputError for what cannot be, or carries a password."""
-    return StoreOptions(
-        endpoint_url=typed["endpoint_url"],
-        region=typed["region"],
-        profile=typed["profile"],
-        addressing=typed["addressing_style"],
-        checksums=typed["checksums"],
-        requester_pays=typed["requester_pays"],
-        sse=typed["sse"],
-        sse_kms_key_id=typed["sse_kms_key_id"],
-    )
-
-
-def out_store(out: str, options: StoreOptions) -> Store:
-    """The store of an OUT argument."""
-    return open_store(out, options)

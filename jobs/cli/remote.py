@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
     from p3d.jobs.scheduler.cluster import Cluster
@@ -43,7 +43,7 @@ def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
     try:
         with joined_cluster(address) as cluster:
             there = cluster.machines
-            talk.say(f"joined {address}: {talk.count(there.cpus, 'core')}, {talk.count(there.gpus, 'GPU')}")
+            output.say(f"joined {address}: {output.count(there.cpus, 'core')}, {output.count(there.gpus, 'GPU')}")
             yield cluster
     finally:
         if SUBMITTED in os.environ:
@@ -87,15 +87,15 @@ def run_away(address: str, store: Store, out: str, words: list[str], *, detach: 
     from p3d.jobs.scheduler.submission import openness, state_of, submit, without_user
 
     if warning := openness(address):
-        talk.say(f"warning: {warning}")
+        output.say(f"warning: {warning}")
     before = control.newest_number(store)
     name = submit(address, words, store.url)
     control.tell_submitted(store, without_user(address), name, before)
-    talk.say(f"submitted to {address} as {name}")
-    talk.say("this machine is not needed any more:")
-    talk.say(f"  p3d status {out} --watch    how far it is")
-    talk.say(f"  p3d cancel {out}            stop it, resumable")
-    talk.say(f"  p3d jobs logs {out}         what happened")
+    output.say(f"submitted to {address} as {name}")
+    output.say("this machine is not needed any more:")
+    output.say(f"  p3d status {out} --watch    how far it is")
+    output.say(f"  p3d cancel {out}            stop it, resumable")
+    output.say(f"  p3d jobs logs {out}         what happened")
     if detach:
         return 0
     while control.newest_number(store) == before:
@@ -103,24 +103,9 @@ def run_away(address: str, store: Store, out: str, words: list[str], *, detach: 
         if ended:
             if not last:
                 return None
-            talk.say(f"{ended}, before it began to work. Its last words:")
+            output.say(f"{ended}, before it began to work. Its last words:")
             for line in last.splitlines():
-                talk.say(f"  {line}")
+                output.say(f"  {line}")
             return 6
         time.sleep(POLL_S)
     return None
-
-
-def address_options(verb: Any) -> Any:
-    """Where to run."""
-    for option in (  # the last one is shown first
-        click.option("--detach", is_flag=True, help="With http://: return once it is submitted."),
-        click.option(
-            "--address",
-            metavar="WHERE",
-            help="A Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or http://HEAD:8265 to run the driver there, too. "
-            "Default: this machine.",
-        ),
-    ):
-        verb = option(verb)
-    return verb

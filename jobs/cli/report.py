@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 
@@ -18,6 +19,7 @@ from p3d.jobs.cli.results import progress
 @click.option(
     "-o",
     "--output",
+    "file",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     help="The file to write, such as report.html; - for stdout.",
@@ -30,8 +32,8 @@ from p3d.jobs.cli.results import progress
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
 @click.option("--json", "as_json", is_flag=True, help="What was written, as one JSON object on stdout.")
-@talk.store_options
-def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json: bool, **typed: Any) -> int:
+@store_options
+def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, **typed: Any) -> int:
     """One HTML file about the job at OUT, during it or after: what ran, how fast, where the time went, what failed.
 
     It also has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
@@ -48,13 +50,13 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
     from p3d.jobs.monitor.report import make_report
     from p3d.pipeline.results.report.render import render
 
-    store_options = talk.options_of(typed)
-    to_stdout = str(output) == "-"
+    store_options = store_options_of(typed)
+    to_stdout = str(file) == "-"
     if to_stdout and as_json:
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
-    part = None if to_stdout else _beside(output)
+    part = None if to_stdout else _beside(file)
     made = make_report(
-        talk.out_store(out, store_options),
+        out_store(out, store_options),
         store_options,
         videos=videos,
         queries=queries,
@@ -67,19 +69,19 @@ def report(out: str, output: Path, videos: int, queries: int, seed: int, as_json
         sys.stdout.buffer.write(page)
         sys.stdout.flush()
     else:
-        _write(part, output, page)
+        _write(part, file, page)
     counts = {"pictures": made.n_pictures, "without_picture": missing}
     facts = made.facts
     if as_json:
         n = {"videos": facts.n_videos, "failed": facts.n_failed, "pending": facts.n_pending, "clips": facts.n_clips}
-        talk.show_json({"out": made.out, "report": str(output), "size_bytes": len(page), **n, **counts})
+        output.show_json({"out": made.out, "report": str(file), "size_bytes": len(page), **n, **counts})
         return 0
-    talk.say(
-        f"{'the report' if to_stdout else output}: {talk.human_bytes(len(page))}, "
-        f"{talk.count(facts.n_videos, 'video')}, {facts.n_failed} failed, {talk.count(made.n_pictures, 'picture')}"
+    output.say(
+        f"{'the report' if to_stdout else file}: {output.human_bytes(len(page))}, "
+        f"{output.count(facts.n_videos, 'video')}, {facts.n_failed} failed, {output.count(made.n_pictures, 'picture')}"
     )
     if missing:
-        talk.say(f"{talk.count(missing, 'picture')} could not be made; the report says why")
+        output.say(f"{output.count(missing, 'picture')} could not be made; the report says why")
     return 0
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 
 @click.command()
@@ -24,7 +25,7 @@ from p3d.jobs.cli import output as talk
 @click.option("--clips/--no-clips", default=True, show_default=True, help="With the rows of clips/.")
 @click.option("--skip-pending", is_flag=True, help="Leave out videos that are still to be done.")
 @click.option("--json", "as_json", is_flag=True, help="snapshot.json on stdout.")
-@talk.store_options
+@store_options
 def snapshot(
     out: str,
     dest: str,
@@ -35,7 +36,7 @@ def snapshot(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Write a clean copy of the dataset at OUT to DEST: for takedown, compaction, or to give away.
+    """Write a clean copy of the dataset at OUT to DEST: for takedown, compaction, or to give remote.
 
     DEST gets the newest row of each video, in plan order, in few large files; with --exclude, nothing of the videos
     named there but how many they are. OUT may be a snapshot, too. DEST is a folder or s3://bucket/prefix and must be
@@ -53,9 +54,9 @@ def snapshot(
     from p3d.pipeline.dataset.snapshot import snapshot as write_snapshot
     from p3d.pipeline.sources.lists import read_ids
 
-    s3 = talk.options_of(typed)
+    s3 = store_options_of(typed)
     leave_out = frozenset[str]() if exclude is None else read_ids(str(exclude), exclude.read_bytes(), "video_id")
-    source, target = rows_of(talk.out_store(out, s3), leave_out), talk.out_store(dest, s3)
+    source, target = rows_of(out_store(out, s3), leave_out), out_store(dest, s3)
     record = write_snapshot(
         source,
         target,
@@ -66,11 +67,11 @@ def snapshot(
     )
     counts = record.counts
     if as_json:
-        talk.show_json({**record.to_dict(), "dest": target.url, "n_unknown": len(source.unknown)})
+        output.show_json({**record.to_dict(), "dest": target.url, "n_unknown": len(source.unknown)})
         return 0
-    size = talk.human_bytes(sum(one.size_bytes for one in record.files))
+    size = output.human_bytes(sum(one.size_bytes for one in record.files))
     rows = [("videos", str(counts.videos)), ("clips", str(counts.clips)), ("failures", str(counts.failures))]
-    talk.show(*talk.table([*rows, ("files", f"{len(record.files)} ({size})")]))
+    output.show(*output.table([*rows, ("files", f"{len(record.files)} ({size})")]))
     for number, what in (
         (counts.excluded, "excluded: nothing of them is there"),
         (len(source.unknown), "to exclude that OUT does not name"),
@@ -78,12 +79,12 @@ def snapshot(
         (counts.superseded, "older rows of the plans left out: a newer plan names the video"),
     ):
         if number:
-            talk.say(f"{number} {what}")
+            output.say(f"{number} {what}")
     if clips and not record.with_clips:
-        talk.say("no clips: the snapshot at OUT has none")
+        output.say("no clips: the snapshot at OUT has none")
     if not any(one.folder == "weights" for one in record.files):
-        talk.say("no weights: OUT has none")
-    talk.say(f"every file read back; {target.url}/snapshot.json says what is there")
+        output.say("no weights: OUT has none")
+    output.say(f"every file read back; {target.url}/snapshot.json says what is there")
     return 0
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from p3d.jobs.cli import output as talk
-from p3d.jobs.cli import remote as away
-from p3d.jobs.cli.launch import next_run, report, run_job, run_options, run_verb_away
+from p3d.jobs.cli import output, remote
+from p3d.jobs.cli.launch import next_run, report, run_and_report, run_verb_away
+from p3d.jobs.cli.options import address_options, out_store, run_options, store_options, store_options_of
 
 
 @click.command()
@@ -16,8 +16,8 @@ from p3d.jobs.cli.launch import next_run, report, run_job, run_options, run_verb
 @click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only these failures; may be repeated.")
 @click.option("--shard-videos", type=click.IntRange(1, 100_000), default=64, show_default=True, help="As of `launch`.")
 @run_options
-@away.address_options
-@talk.store_options
+@address_options
+@store_options
 def retry(
     out: str,
     reasons: tuple[str, ...],
@@ -41,17 +41,17 @@ def retry(
     unknown = sorted(set(reasons) - set(Reason))
     if unknown:
         raise InputError(f"--reason {unknown[0]} is none of {', '.join(Reason)}")
-    away.refuse_to_detach(address, detach)
-    store = talk.out_store(out, talk.options_of(typed))
+    remote.refuse_to_detach(address, detach)
+    store = out_store(out, store_options_of(typed))
     job = read_job(store)
     if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
-        talk.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
+        output.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return report(out, store, job, as_json)
-    if away.is_away(address):
+    if remote.is_away(address):
         assert address is not None
         return run_verb_away(address, detach, store)
     with next_run(out, store, job, typed, address, takeover) as run:
         added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=shard_videos)
         if added is not None:
-            talk.say(f"{talk.count(added.n_videos, 'video')} once more, in {talk.count(added.n_shards, 'shard')}")
-        return run_job(out, job, run, as_json)
+            output.say(f"{output.count(added.n_videos, 'video')} once more, in {output.count(added.n_shards, 'shard')}")
+        return run_and_report(out, job, run, as_json)

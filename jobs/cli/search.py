@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--index", is_flag=True, help="Candidates from the index that `p3d results index` made.")
 @click.option("--device", default="auto", show_default=True, help="Where a file is embedded: auto, cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@talk.store_options
+@store_options
 def search(
     out: str,
     query: str,
@@ -61,11 +62,11 @@ def search(
     Without --index every row is read and checked, by groups of 4096. Only the newest row of each video counts.
     """
     if index:
-        talk.need("faiss", "search")
+        output.need("faiss", "search")
     from p3d.jobs.api.search import find, resolve
     from p3d.jobs.job import rows_of
 
-    source = rows_of(talk.out_store(out, talk.options_of(typed)))
+    source = rows_of(out_store(out, store_options_of(typed)))
     asked = resolve(source, query, level=level, device=device)
     show_steps = sys.stderr.isatty() and not as_json
     found = find(
@@ -82,7 +83,7 @@ def search(
     level = level or asked.level
     spans = asked.seconds
     if as_json:
-        talk.show_json(
+        output.show_json(
             {
                 "out": source.store.url,
                 "query": query,
@@ -97,7 +98,7 @@ def search(
             }
         )
         return 0
-    talk.show(*_lines(found, metric, level, spans))
+    output.show(*_lines(found, metric, level, spans))
     _footer(found, level, source.pending)
     return 0
 
@@ -125,7 +126,7 @@ def _lines(found: Found, metric: str, level: str, spans: tuple[tuple[float, floa
         times = (_span(hit.start_s, hit.end_s),) if by_clip else ()
         asked = (_span(*spans[hit.query]),) if many else ()
         rows.append((str(at + 1), f"{hit.score:.4f}", hit.path, *times, *asked, hit.video_id))
-    return talk.table(rows, right=(0, 1)) if found.hits else []
+    return output.table(rows, right=(0, 1)) if found.hits else []
 
 
 def _span(start_s: float, end_s: float) -> str:
@@ -134,13 +135,17 @@ def _span(start_s: float, end_s: float) -> str:
 
 def _footer(found: Found, level: str, pending: int) -> None:
     rate = found.n_rows / max(found.seconds, 1e-9)
-    compared = f"{talk.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
-    talk.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)
+    compared = f"{output.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
+    output.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)
     if found.n_new:
-        talk.say(f"{talk.count(found.n_new, 'video')} came after the index and were compared in full; index OUT again")
+        output.say(
+            f"{output.count(found.n_new, 'video')} came after the index and were compared in full; index OUT again"
+        )
     if not found.hits:
-        talk.say("nothing is left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits")
+        output.say(
+            "nothing is left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits"
+        )
     elif found.cut_short:
-        talk.say("near-duplicates took the best places; there may be more distinct hits than are shown")
+        output.say("near-duplicates took the best places; there may be more distinct hits than are shown")
     if pending:
-        talk.say(f"{talk.count(pending, 'video')} still to be done and not searched")
+        output.say(f"{output.count(pending, 'video')} still to be done and not searched")

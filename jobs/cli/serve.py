@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ REDIRECT = """<!doctype html>
     metavar="MIB",
     help="The largest file that may be dropped.",
 )
-@talk.store_options
+@store_options
 def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_limit: int, **typed: Any) -> int:
     """A page on this machine to look around in OUT: search, play, drop a file, see the whole on a map.
 
@@ -66,25 +67,25 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
     OUT names and no other file, as long as they are what was embedded. From another machine:
     ssh -L 8000:127.0.0.1:PORT HOST. Ctrl-C ends it. It shows OUT as it was at the start. OUT may be a snapshot, too.
     """
-    talk.need("aiohttp", "page")
+    output.need("aiohttp", "page")
     if layout == "umap":
-        talk.need("umap", "umap")
+        output.need("umap", "umap")
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.page.archive import read_archive
     from p3d.pipeline.results.page.server import serve_until_stopped
 
-    s3 = talk.options_of(typed)
-    source = rows_of(talk.out_store(out, s3))
+    s3 = store_options_of(typed)
+    source = rows_of(out_store(out, s3))
     steps = partial(progress, "read") if sys.stderr.isatty() else None
     archive = read_archive(source, layout=layout, on_step=steps)
-    talk.say(f"{talk.count(archive.rows.num_rows, 'video')} of {source.store.url}; Ctrl-C ends the page")
+    output.say(f"{output.count(archive.rows.num_rows, 'video')} of {source.store.url}; Ctrl-C ends the page")
     if source.pending:
-        talk.say(f"{talk.count(source.pending, 'video')} still to be done and not shown")
+        output.say(f"{output.count(source.pending, 'video')} still to be done and not shown")
 
     with tempfile.TemporaryDirectory(prefix="p3d-open-") as private:
 
         def ready(url: str) -> None:
-            talk.show(url)
+            output.show(url)
             sys.stdout.flush()
             if open_page:
                 _open(url, Path(private))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 if TYPE_CHECKING:
     from p3d.jobs.monitor.status import Status
@@ -26,7 +27,7 @@ BEGIN_S = 300.0  # how long a driver that was submitted is waited for
 @click.option("--wait", is_flag=True, help="Wait for the end, silently, and exit with the job's code.")
 @click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@talk.store_options
+@store_options
 def status(
     out: str,
     watch: bool,
@@ -45,7 +46,7 @@ def status(
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.status import SUBMITTED, UNDER_WAY, read_status, render
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     job = read_job(store)
     now = read_status(store, job)
     until = time.monotonic() + BEGIN_S
@@ -61,21 +62,21 @@ def status(
                 now = read_status(store, job)
         elif watch and not as_json:
             width = shutil.get_terminal_size().columns
-            with Live(render(now, width=width, escape=talk.escape), console=console, auto_refresh=False) as live:
+            with Live(render(now, width=width, escape=output.escape), console=console, auto_refresh=False) as live:
                 while under_way(now):
                     time.sleep(WATCH_S)
                     now = read_status(store, job)
-                    live.update(render(now, width=width, escape=talk.escape), refresh=True)
+                    live.update(render(now, width=width, escape=output.escape), refresh=True)
             return _code(now) if mirror else 0
     except KeyboardInterrupt:
-        talk.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
+        output.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
         return 0
     if wait and now.state == SUBMITTED:
-        talk.say(f"not waited for after {BEGIN_S:.0f} s; `ray job logs` on the cluster says why it has not begun")
+        output.say(f"not waited for after {BEGIN_S:.0f} s; `ray job logs` on the cluster says why it has not begun")
     if as_json:
-        talk.show_json(asdict(now))
+        output.show_json(asdict(now))
     else:
-        console.print(render(now, width=console.width, escape=talk.escape))
+        console.print(render(now, width=console.width, escape=output.escape))
     return _code(now) if mirror or wait else 0
 
 
@@ -89,24 +90,24 @@ def _code(now: Status) -> int:
 @click.command()
 @click.argument("out")
 @click.option("--now", is_flag=True, help="Abandon the shards in flight; they are computed again by a resume.")
-@talk.store_options
+@store_options
 def cancel(out: str, now: bool, **typed: Any) -> int:
     """Ask the run at OUT to stop: after the shards in flight, or with --now at once. Nothing that is done is lost."""
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
 
-    store = talk.out_store(out, talk.options_of(typed))
+    store = out_store(out, store_options_of(typed))
     read_job(store)
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
         waiting = control.not_begun(store, epoch.number if epoch else 0)
         why = f", so nothing can be asked of it yet: {waiting}. Ask again when it has" if waiting else ""
-        talk.say(f"nothing is running at {store.url}{why}")
+        output.say(f"nothing is running at {store.url}{why}")
         return 0
     control.ask_cancel(store, epoch.number, now=now)
     what = "stops at once" if now else "finishes its shards in flight and stops"
-    talk.say(f"asked: the run on {epoch.host} {what}; it looks every {control.HEARTBEAT_S:.0f} s")
-    talk.say(f"  p3d status {out} --wait    until it has")
-    talk.say(f"  p3d resume {out}           to go on later")
+    output.say(f"asked: the run on {epoch.host} {what}; it looks every {control.HEARTBEAT_S:.0f} s")
+    output.say(f"  p3d status {out} --wait    until it has")
+    output.say(f"  p3d resume {out}           to go on later")
     return 0

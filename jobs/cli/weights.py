@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
     from p3d.weights import Weights, WeightsFile
@@ -102,11 +102,11 @@ def import_(
         raise InputError(f"{out} could not be written ({error}); nothing is left of it") from None
     record = _record(out, content, "native", weights)
     if as_json:
-        talk.show_json(record)
+        output.show_json(record)
     else:
-        talk.show(*_lines(record, weights))
+        output.show(*_lines(record, weights))
     if inflates:
-        talk.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
+        output.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
     return 0
 
 
@@ -129,9 +129,9 @@ def show(file: Path, as_json: bool) -> int:
     record = _record(file, file.read_bytes(), found.format, weights)
     said = hints(weights)
     if as_json:
-        talk.show_json(record | {"hints": asdict(said)})
+        output.show_json(record | {"hints": asdict(said)})
         return 0
-    talk.show(*_lines(record, weights, *sentences(said, weights.recipe)))
+    output.show(*_lines(record, weights, *sentences(said, weights.recipe)))
     return 0
 
 
@@ -229,7 +229,7 @@ def _lines(record: dict[str, Any], weights: Weights, *hinted: str) -> list[str]:
     colours = recipe.channel_order if recipe.channels == 3 else "flow"
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
     rows = [
-        ("file", f"{record['file']} ({talk.human_bytes(record['size_bytes'])})"),
+        ("file", f"{record['file']} ({output.human_bytes(record['size_bytes'])})"),
         ("sha256", record["sha256"]),
         ("format", FORMATS.get(record["format"], record["format"])),
         ("network", f"{config.name}, graph {config.graph}, stride on the {config.stride_on}"),
@@ -238,4 +238,4 @@ def _lines(record: dict[str, Any], weights: Weights, *hinted: str) -> list[str]:
         ("inputs", f"{colours}, 0..{recipe.value_range}, mean {mean}, std {std}"),
         ("origin", record["origin"]),
     ]
-    return talk.table([*rows, *(("hint", sentence) for sentence in hinted)])
+    return output.table([*rows, *(("hint", sentence) for sentence in hinted)])

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.storage.store import Store, StoreOptions, open_store
+from p3d.pipeline.storage.store import Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 
 JOB = "job.json"
 

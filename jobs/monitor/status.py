@@ -18,7 +18,7 @@ from rich.text import Text
 
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
-from p3d.jobs.scheduler.state import Totals
+from p3d.jobs.shards import Totals
 from p3d.jobs.worker.balance import Limit
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans

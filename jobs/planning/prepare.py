@@ -29,7 +29,8 @@ from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, RunOptions
 from p3d.pipeline.sources.listing import Found, look_again
-from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions, open_store
+from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FrameSpec
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights

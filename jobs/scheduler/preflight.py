@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from p3d.jobs.machine import code_digest, software, usable_cpus
 from p3d.pipeline.errors import JobError
-from p3d.pipeline.storage.store import StoreOptions, open_store, split_s3_uri
+from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.storage.urls import open_store
 
 SCRATCH_BYTES = 2 * 1024**3  # free, at least, where videos from S3 are copied to
 DECODERS = ("decord", "av")

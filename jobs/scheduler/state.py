@@ -20,43 +20,16 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
+from p3d.jobs.shards import ShardKey, Totals
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import MaxFailures
 
 FIRST_VIDEOS = 200  # of the default hopelessness rule
 STORY_EVENTS = 10_000  # kept for story()
 CHECKED_AT_ONCE = 100  # open shards and workers that `check` looks at for each event
-
-
-class ShardKey(NamedTuple):
-    """Which shard: its plan's sequence number, and its place in that plan."""
-
-    plan_seq: int
-    shard: int
-
-    def __str__(self) -> str:
-        return f"{self.plan_seq}/{self.shard}"
-
-
-@dataclass(slots=True)
-class Totals:
-    """Running sums over the whole job, earlier runs included."""
-
-    videos: int = 0
-    clips: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> int:
-        return sum(self.failures.values())
-
-    def add(self, more: Totals) -> None:
-        self.videos += more.videos
-        self.clips += more.clips
-        self.failures.update(more.failures)
 
 
 # ---- events -----------------------------------------------------------------------------------------------------

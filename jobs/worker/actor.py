@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from p3d.jobs.job import Ended, ended, stored_weights
+from p3d.jobs.job import stored_weights
 from p3d.jobs.machine import code_digest, lanes_of, software, usable_cpus
+from p3d.jobs.shards import Ended, ended
 from p3d.jobs.worker.balance import Balance, Load
 from p3d.jobs.worker.concurrency import Slots, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
@@ -32,7 +33,7 @@ from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from p3d.pipeline.extract import Encode, Lanes, Progress, extract_shard
 from p3d.pipeline.recipe import Recipe, RunOptions
-from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from p3d.pipeline.errors import DamagedJob, StoreMissing
-from p3d.pipeline.storage.store import LocalStore, Store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Store
 
 FOLDERS = ("clips", "videos", "failures")
 UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)

@@ -33,7 +33,8 @@ from p3d.pipeline.dataset.snapshot_record import (
     read_snapshot,
 )
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, OtherRecipe, StoreCorrupt, Unfinished
-from p3d.pipeline.storage.store import EXISTS, LocalStore, Store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import EXISTS, Store
 
 BUFFER_BYTES = 1024**2  # of a row group's column at a time: it may have 512 MiB
 SHOWN_IDS = 5  # of those that are not known, in a message

@@ -13,7 +13,8 @@ from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.schema import open_parquet, parquet_writer
 from p3d.pipeline.dataset.snapshot_record import FileRecord
 from p3d.pipeline.errors import AlreadyRunning, StoreCorrupt
-from p3d.pipeline.storage.store import EXISTS, Store, writing
+from p3d.pipeline.storage.local import writing
+from p3d.pipeline.storage.store import EXISTS, Store
 
 GROUP_BYTES = 512 * 1024**2  # of a row group in memory: 64k rows of 2048 float32, or
 GROUP_ROWS = 128 * 1024  # of 2048 float16

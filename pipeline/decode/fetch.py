@@ -19,7 +19,9 @@ from pathlib import Path
 
 from p3d.pipeline.errors import Reason, StoreChanged, StoreCorrupt, StoreDenied, StoreMissing, StoreNoBucket, VideoError
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version
-from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions, open_store, split_s3_uri
+from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import VideoRef
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from p3d.pipeline.decode.blocks import BLOCK_FRAMES, runs
 from p3d.pipeline.decode.probe import Probe
-from p3d.pipeline.decode.routes.choice import BLOCK_FRAMES, RouteName, exact_seek
-from p3d.pipeline.decode.routes.decord import runs
+from p3d.pipeline.decode.routes.choice import RouteName, exact_seek
 from p3d.pipeline.decode.seek import leaves_out
 from p3d.pipeline.decode.wanted import Wanted
 from p3d.pipeline.types import INT64, FrameBlock, StripeEnd

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from p3d.pipeline.storage.store import ObjectInfo, s3_uri
+from p3d.pipeline.storage.s3.uri import s3_uri
+from p3d.pipeline.storage.store import ObjectInfo
 from p3d.pipeline.types import VideoRef
 
 

@@ -23,7 +23,9 @@ from p3d.pipeline.errors import InputError
 from p3d.pipeline.sources.identity import local_path, local_row, local_row_again, readable, s3_row
 from p3d.pipeline.sources.listing_buffer import FIELDS, Spool, batch_of
 from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
-from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions, open_store, split_s3_uri
+from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import VideoRef
 
 VIDEO_EXTENSIONS = frozenset(

@@ -19,7 +19,8 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.sources.listing import find
-from p3d.pipeline.storage.store import DEFAULTS, open_store
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import DecodeMessage, ShardPlan
 
 

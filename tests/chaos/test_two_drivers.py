@@ -104,7 +104,7 @@ def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
     with (
         reading(out, tmp_path / "seen.json") as seen,
         p3d_running(
-            *words, said=tmp_path / "said", first="import p3d.jobs.scheduler.run as s; s.SILENT_S = 5"
+            *words, said=tmp_path / "said", first="import p3d.jobs.scheduler.loop as s; s.SILENT_S = 5"
         ) as running,
     ):
         wait_for(lambda: commits(out) >= 1 and any(map(note_of, running.of("task"))), running=running)

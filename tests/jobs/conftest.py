@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p3d.jobs.planning.prepare import JobSpec
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.embedded import embed_all
 
 

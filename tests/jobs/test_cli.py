@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from p3d.jobs.cli import VERBS, cli
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import VERBS, cli, output
 from p3d.jobs.cli.dataset import _wrapped
 from p3d.jobs.cli.output import EXIT_CODES, escape, human_bytes, human_time, table
 from p3d.jobs.scheduler import control
 from p3d.jobs.worker.balance import Load
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO, p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
 
@@ -124,7 +123,7 @@ def in_process(*args: str) -> tuple[int, str, str]:
     argv, sys.argv = sys.argv, ["p3d", *args]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = talk.run_cli(cli)
+            code = output.run_cli(cli)
     finally:
         sys.argv = argv
     return code, out.getvalue(), err.getvalue()
@@ -355,7 +354,7 @@ def test_exit_codes_are_documented() -> None:
     from p3d.pipeline import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.JobError)]
-    assert {talk.exit_code(kind.__new__(kind)) for kind in kinds} <= EXIT_CODES.keys()
+    assert {output.exit_code(kind.__new__(kind)) for kind in kinds} <= EXIT_CODES.keys()
 
 
 def test_words_for_people() -> None:

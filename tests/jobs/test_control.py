@@ -36,8 +36,10 @@ from p3d.jobs.scheduler.control import (
     sweep_temps,
 )
 from p3d.pipeline.errors import AlreadyRunning, StoreUnknown
-from p3d.pipeline.storage import store as store_module
-from p3d.pipeline.storage.store import EXISTS, Created, LocalStore, Store, open_store
+from p3d.pipeline.storage import local as store_module
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import EXISTS, Created, Store
+from p3d.pipeline.storage.urls import open_store
 
 BOTH_PERIODS_S = 2 * HEARTBEAT_S
 ROUNDS = 100  # of two claims at once

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-import p3d.jobs.scheduler.run
+import p3d.jobs.scheduler.loop
 import p3d.jobs.worker.actor
 from p3d.encoder import DeviceFull
 from p3d.jobs.cli import cli
@@ -20,7 +20,7 @@ from p3d.jobs.planning.prepare import default_batch
 from p3d.jobs.worker.actor import ShardWorker, Trouble, trouble_of
 from p3d.jobs.worker.concurrency import Slots
 from p3d.pipeline.dataset.verify import audit
-from p3d.pipeline.storage.store import open_store
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
 
 
@@ -72,7 +72,7 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
             (seen / "tight").touch()
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(p3d.jobs.scheduler.run, "ShardWorker", worker_that(mischief))
+    monkeypatch.setattr(p3d.jobs.scheduler.loop, "ShardWorker", worker_that(mischief))
     assert launch(archive, out, small_weights) == 0
     names = sorted(path.name.partition("-")[0] for path in seen.iterdir())
     assert names == ["failed"] * 3 + ["tight"]

@@ -17,18 +17,19 @@ from p3d.jobs.scheduler.state import (
     CheckFailed,
     Counted,
     ShardDone,
-    ShardKey,
     ShardTrouble,
     Stop,
-    Totals,
     TryAgain,
     WorkerDied,
     WorkerReady,
 )
+from p3d.jobs.shards import ShardKey, Totals
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown
-from p3d.pipeline.storage.store import LocalStore, Store, StoreOptions, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import planned, recipe, shard_rows
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from p3d.encoder import Encoder, golden_clip
-from p3d.jobs.cli.launch import _batches
+from p3d.jobs.cli.plan import _batches
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.network_trial import EmbedTrial, embed_trial, rates_by_batch
 from p3d.jobs.planning.prepare import JobSpec, default_batch, prepare

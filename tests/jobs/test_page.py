@@ -33,7 +33,9 @@ from p3d.pipeline.results.page import archive, pictures, server, similar
 from p3d.pipeline.results.page.archive import Archive, read_archive
 from p3d.pipeline.results.page.content import open_content
 from p3d.pipeline.results.page.pictures import Pictures
-from p3d.pipeline.storage.store import DEFAULTS, LocalStore, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import Failure, VideoRef
 from tests.conftest import P3D, REPO
 from tests.jobs.embedded import embed_all

@@ -40,7 +40,8 @@ from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import RunOptions
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.sources.listing import find
-from p3d.pipeline.storage.store import DEFAULTS, open_store
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import (
     DecodeMessage,
     Failure,

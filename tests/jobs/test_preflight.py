@@ -18,7 +18,8 @@ from ray._private import ray_constants
 from p3d.jobs.scheduler.cluster import inspect_nodes, refuse_unfit
 from p3d.jobs.scheduler.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from p3d.pipeline.errors import ClusterError
-from p3d.pipeline.storage.store import DEFAULTS, open_store
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from tests.conftest import p3d
 
 HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, "c0de", ("decord", "av"), "", "")

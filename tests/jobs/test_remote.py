@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from p3d.jobs.cli import cli
-from p3d.jobs.cli import remote as away
+from p3d.jobs.cli import cli, remote
 from p3d.jobs.machine import Machines
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.planning.prepare import JobSpec, prepare, run_options
@@ -25,7 +24,8 @@ from p3d.jobs.scheduler.metrics import METRICS, output_tag
 from p3d.jobs.scheduler.submission import openness
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import ClusterError, InputError
-from p3d.pipeline.storage.store import StoreOptions, open_store
+from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from tests.conftest import LONG, P3D, p3d
 from tests.nodes import TOKEN, Nodes, nodes
 from tests.servers import free_ports
@@ -230,7 +230,7 @@ def test_a_command_line_is_said_again_as_it_was_typed() -> None:
     @click.option("--keep/--drop", default=True)
     @click.option("--secret")
     def verb(**_: object) -> None:
-        seen.append(away.words_again(click.get_current_context(), src="/abs/-x", secret=None))
+        seen.append(remote.words_again(click.get_current_context(), src="/abs/-x", secret=None))
 
     CliRunner().invoke(
         verb, ["--rate", "2", "--reason", "a", "--reason", "b", "--flag", "--drop", "--secret", "s", "--", "-x"]

@@ -24,7 +24,9 @@ from p3d.pipeline.dataset.shard_times import ShardTime
 from p3d.pipeline.errors import REASON_REMEDY, Reason
 from p3d.pipeline.results.report.render import render, shown
 from p3d.pipeline.results.report.throughput import Run, RunFacts, timeline
-from p3d.pipeline.storage.store import DEFAULTS, LocalStore, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
 from tests.zoo import moving

@@ -21,7 +21,7 @@ from p3d.pipeline.dataset.plans import with_shards, write_plan
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.lists import read_ids
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO, p3d
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import videos

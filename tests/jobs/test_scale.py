@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 
 from bench import scheduler as bench
 from p3d.jobs.scheduler import log as runlog
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.scheduler import state
 from p3d.jobs.worker.actor import Done
 

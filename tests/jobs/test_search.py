@@ -16,14 +16,14 @@ import pytest
 
 from p3d import jobs
 from p3d.jobs.api.search import _settings_of, encoder_of, find, resolve
-from p3d.jobs.cli import output as talk
+from p3d.jobs.cli import output
 from p3d.jobs.job import rows_of, weights_key
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.errors import BadVideo, DamagedJob, InputError
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.results.search.exact import LEVELS
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
@@ -229,9 +229,9 @@ def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named() -> None:
     """What an optional package is for, and how to get it, instead of an ImportError."""
-    talk.need("json", "search")
+    output.need("json", "search")
     with pytest.raises(InputError, match=r"needs no_such_package.*pip install 'p3d-embeddings\[search\]'"):
-        talk.need("no_such_package", "search")
+        output.need("no_such_package", "search")
 
 
 def test_a_query_of_another_precision_is_refused(out: LocalStore) -> None:

@@ -38,18 +38,17 @@ from p3d.jobs.scheduler.state import (
     PlacesFound,
     Scheduler,
     ShardDone,
-    ShardKey,
     ShardTrouble,
     StartWorker,
     Stop,
     StopWorker,
-    Totals,
     TryAgain,
     WorkerDied,
     WorkerReady,
     WorkerRefused,
     WorkerUnready,
 )
+from p3d.jobs.shards import ShardKey, Totals
 from p3d.pipeline.recipe import MaxFailures, RunOptions
 
 ANY_NUMBER = MaxFailures(count=10**9)  # a job that no number of failed videos stops

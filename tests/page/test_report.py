@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from p3d.jobs.planning.prepare import JobSpec
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
 from tests.page.conftest import SEEN, no_serious_axe

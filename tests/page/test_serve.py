@@ -17,7 +17,7 @@ import pytest
 
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.results.search import exact as search
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
 from tests.page import films

@@ -30,7 +30,9 @@ from p3d.pipeline.dataset.commit import (
     videos_key,
 )
 from p3d.pipeline.errors import DamagedJob, InputError, StoreMissing, StoreUnknown
-from p3d.pipeline.storage.store import Created, LocalStore, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Created
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardRows
 from tests.pipeline.rows import CLASSES, DIM, planned, recipe, shard_rows
 

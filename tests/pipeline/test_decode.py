@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from p3d.pipeline.clips.rules import Sampling, needed_frames, parse_sampling
+from p3d.pipeline.decode.blocks import runs
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
@@ -22,7 +23,7 @@ from p3d.pipeline.decode.probe import Probe, Source, probe, probed
 from p3d.pipeline.decode.routes import decord as decord_route_module
 from p3d.pipeline.decode.routes import pyav as pyav_route_module
 from p3d.pipeline.decode.routes.choice import route
-from p3d.pipeline.decode.routes.decord import DecordGaveUp, runs
+from p3d.pipeline.decode.routes.decord import DecordGaveUp
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.sources.listing import find

@@ -17,7 +17,7 @@ from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.results import duplicates as dedup
 from p3d.pipeline.results.duplicates import find_duplicates
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import DIM, shard_rows, videos
 from tests.pipeline.test_snapshot import newest, recipe_

@@ -27,7 +27,7 @@ from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.results.evaluation.classes import class_names, top_k
 from p3d.pipeline.results.evaluation.labels import Labels, read_labels
 from p3d.pipeline.results.evaluation.scores import Hits, evaluate
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import FLOAT32
 from tests.pipeline.rows import shard_rows, videos
 from tests.pipeline.test_snapshot import add_plan, newest, recipe_

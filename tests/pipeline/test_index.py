@@ -19,7 +19,9 @@ from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search.exact import LEVELS, METRICS, nearest
 from p3d.pipeline.results.search.index import KINDS, nearest_by_index, opened, read_record
 from p3d.pipeline.results.search.index_build import build_index
-from p3d.pipeline.storage.store import LocalStore, Store, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.storage.urls import open_store
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest, recipe_
 

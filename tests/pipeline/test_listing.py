@@ -24,7 +24,8 @@ from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS
 from p3d.pipeline.errors import InputError, StoreMissing
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
 from p3d.pipeline.sources.listing import Found, find
-from p3d.pipeline.storage.store import StoreOptions, s3_uri
+from p3d.pipeline.storage.s3.uri import s3_uri
+from p3d.pipeline.storage.store import StoreOptions
 
 HERE = StoreOptions()
 TREE = ("a.mp4", "more/a.mp4", "more/deep/b.MKV", "z z.webm")

@@ -35,7 +35,9 @@ from p3d.pipeline.dataset.plans import (
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError
 from p3d.pipeline.recipe import PlanRecord
-from p3d.pipeline.storage.store import Created, LocalStore, Store, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Created, Store
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import VideoRef
 from tests.pipeline.rows import videos
 

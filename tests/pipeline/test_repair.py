@@ -18,7 +18,8 @@ from p3d.pipeline.dataset.repair import repair
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import StoreUnknown
 from p3d.pipeline.recipe import JobRecord
-from p3d.pipeline.storage.store import LocalStore, Store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Store
 from tests.conftest import p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
 

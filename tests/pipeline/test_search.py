@@ -19,7 +19,7 @@ from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.search import exact as search_module
 from p3d.pipeline.results.search.exact import cosines, nearest
 from p3d.pipeline.results.search.where import parse
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest
 

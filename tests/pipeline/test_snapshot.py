@@ -35,7 +35,9 @@ from p3d.pipeline.errors import (
     Unfinished,
 )
 from p3d.pipeline.recipe import JobRecord, Recipe
-from p3d.pipeline.storage.store import Created, LocalStore, Store, open_store
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import Created, Store
+from p3d.pipeline.storage.urls import open_store
 from tests.conftest import REPO
 from tests.pipeline.rows import DIM, recipe, shard_rows, videos
 

@@ -13,18 +13,12 @@ from pathlib import Path
 import pytest
 
 from p3d.pipeline.errors import InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
-from p3d.pipeline.storage import store as store_module
+from p3d.pipeline.storage import local as store_module
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.s3 import errors as s3_errors
-from p3d.pipeline.storage.store import (
-    CREATED,
-    EXISTS,
-    LocalStore,
-    Store,
-    StoreOptions,
-    open_store,
-    s3_uri,
-    split_s3_uri,
-)
+from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
+from p3d.pipeline.storage.store import CREATED, EXISTS, Store, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -237,7 +231,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     """Writing to a file system without space says so, with the path, and leaves nothing (row 36)."""
     script = f"""
 mount -t tmpfs -o size=64k none {tmp_path} && exec {os.sys.executable} -c '
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.errors import StoreFull
 try:
     LocalStore("{tmp_path}/out").create("clips/a", bytes(1 << 20))

@@ -11,7 +11,7 @@ import pytest
 
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.evaluation.svm import _drawn, probe, read_probe
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.test_cli import in_process
 from tests.pipeline.test_dedup import commit, vectors
 from tests.pipeline.test_snapshot import newest

@@ -15,7 +15,7 @@ from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.verify import Audit, audit, current_failures
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.recipe import JobRecord
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 NAMES = tuple("abcdefghij")
@@ -56,7 +56,7 @@ from p3d.pipeline.dataset.commit import derive
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.newest import NewestRows
-from p3d.pipeline.storage.store import LocalStore
+from p3d.pipeline.storage.local import LocalStore
 from tests.pipeline.rows import recipe
 before = set(os.listdir("/proc/self/task"))
 store, job = LocalStore(sys.argv[1]), JobRecord(recipe(), "random:0", {})

@@ -18,7 +18,8 @@ from p3d.pipeline.errors import StoreChanged, StoreCorrupt, StoreFull, StoreMiss
 from p3d.pipeline.storage.s3 import body as s3_body
 from p3d.pipeline.storage.s3.client import client_for
 from p3d.pipeline.storage.s3.store import S3Store
-from p3d.pipeline.storage.store import DEFAULTS, StoreOptions, open_store
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 

@@ -21,10 +21,13 @@ from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
 from p3d.pipeline.sources.listing import find
+from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.s3 import body as s3_body
 from p3d.pipeline.storage.s3.client import client_for
 from p3d.pipeline.storage.s3.store import S3Store
-from p3d.pipeline.storage.store import DEFAULTS, LocalStore, StoreOptions, open_store, s3_uri
+from p3d.pipeline.storage.s3.uri import s3_uri
+from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
+from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy

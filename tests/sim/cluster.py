@@ -1,4 +1,4 @@
-"""Ray, for drivers and workers of one world: `scheduler.run` is given this module's FakeRay and finds nothing missing.
+"""Ray, for drivers and workers of one world: `scheduler.loop` is given this module's FakeRay and finds nothing missing.
 
 A worker is the real ShardWorker with made-up rows in place of decoding and network. It can be killed at any step, die
 between its commit and its answer, or be cut off: its driver hears that it is dead, and it goes on and commits later.
@@ -170,7 +170,7 @@ class Call:
 
 
 class FakeRay:
-    """The five calls that `p3d.jobs.scheduler.run` makes."""
+    """The five calls that `p3d.jobs.scheduler.loop` makes."""
 
     def __init__(self, world: World, store: Any) -> None:
         self.world, self.store = world, store

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from p3d.pipeline.storage import store as store_module
+from p3d.pipeline.storage import local as store_module
 from tests.sim.store import Died
 
 FOLDER = "folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
 from functools import partial
@@ -11,12 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-import p3d.jobs.cli.launch
-import p3d.jobs.cli.output
-import p3d.jobs.scheduler.cluster
 from p3d.jobs import job
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.run import ClaimedRun, run_job
 from p3d.pipeline.dataset import commit, schema, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.errors import JobError, OtherRecipe
@@ -201,9 +200,9 @@ class Life(World):
         record = job.read_job(store)
         known = job.manifests(self.store, record)
         pulse = SimpleNamespace(stop=lambda: None)
-        code = p3d.jobs.cli.launch.run_job(
-            "OUT", record, p3d.jobs.cli.launch.NextRun(store, options, epoch, pulse, None), False
-        )  # type: ignore[arg-type]
+        claimed = ClaimedRun(store, options, epoch, pulse, None)  # type: ignore[arg-type]
+        quiet = lambda _: contextlib.nullcontext()  # noqa: E731
+        code = run_job("OUT", record, claimed, say=lambda _: None, show_progress=quiet) or 0
         if code in FINISHED:  # a run that says so has done all of the plans there were
             committed, whole = commit.committed_names(self.store)
             left = [name for name, (seq, _) in self.store.shards.items() if seq in known and name not in whole]

@@ -1,6 +1,6 @@
 """The life of one job, from a seed: users launch, resume, retry and cancel in a hostile world; then the world heals.
 
-Real code: `scheduler.state`, `scheduler.run`, `scheduler.control`, `jobs.job`, `planning.prepare`, `run_job`, the
+Real code: `scheduler.state`, `scheduler.loop`, `scheduler.control`, `jobs.job`, `planning.prepare`, `run_job`, the
 worker's `run_shard`, the whole commit protocol and the audit. Not real: Ray, the network, decoding, time, and the
 store, which keeps S3's promise or a folder's in memory.
 """

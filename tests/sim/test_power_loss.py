@@ -14,8 +14,9 @@ import pytest
 
 from p3d.jobs.scheduler import control
 from p3d.pipeline.errors import StoreError
-from p3d.pipeline.storage import store as store_module
-from p3d.pipeline.storage.store import CREATED, EXISTS, LocalStore
+from p3d.pipeline.storage import local as store_module
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import CREATED, EXISTS
 from tests.sim.disk import FOLDER, Disk
 from tests.sim.store import Died
 

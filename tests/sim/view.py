@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from p3d.pipeline.dataset.commit import CREATE_TRIES
 from p3d.pipeline.errors import StoreUnknown
-from p3d.pipeline.storage.store import EXISTS, Created, ObjectInfo, Store, unless_swept
+from p3d.pipeline.storage.local import unless_swept
+from p3d.pipeline.storage.store import EXISTS, Created, ObjectInfo, Store
 from tests.sim.witness import Witness
 from tests.sim.world import World
 

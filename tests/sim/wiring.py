@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import p3d.jobs.cli.launch
-import p3d.jobs.cli.output
 import p3d.jobs.scheduler.cluster
 from p3d.jobs import job
 from p3d.jobs.machine import Machines
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
-from p3d.jobs.scheduler import run as scheduler
+from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.worker import actor as workers
 from p3d.pipeline.dataset import commit, schema, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
+from p3d.pipeline.storage import local as local_module
 from p3d.pipeline.storage import store as store_module
 from tests.sim import memory
 from tests.sim.cluster import trouble_of
@@ -78,6 +77,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (JobRecord, "from_json", memory.job_record),
         (PlanRecord, "from_json", memory.plan_record),
         (store_module, "uuid", uuid),
+        (local_module, "uuid", uuid),
         (control, "uuid", uuid),
         (control, "os", SimpleNamespace(getpid=lambda: life.current.number)),
         (control, "platform", SimpleNamespace(node=lambda: life.current.host)),
@@ -99,9 +99,6 @@ def real_code_of(life: Life) -> Iterator[None]:
         (workers, "trouble_of", partial(trouble_of, life)),
         (p3d.jobs.scheduler.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
         (p3d.jobs.scheduler.cluster, "refuse_unfit", quiet),
-        (p3d.jobs.cli.output, "say", quiet),
-        (p3d.jobs.cli.launch, "report", lambda *_, **__: 0),
-        (p3d.jobs.cli.launch, "_progress_bar", lambda _: contextlib.nullcontext()),
     ):
         yield
 

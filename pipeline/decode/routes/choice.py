@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from p3d.pipeline.decode.blocks import BLOCK_FRAMES
 from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.errors import Reason, VideoError
@@ -31,7 +32,6 @@ MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
 # Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
 # up to 519 were right on this CPU; the bug depends on its vector width, so the shape is checked while reading too).
 MIN_RESIZED_WIDTH = 100
-BLOCK_FRAMES = 256  # decord is read in runs of at most this many frames, then released
 MAX_BLOCK_BYTES = 256 * 1024**2  # of such a run, resized
 MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of all the file it is given at its first read
 # From so many frames on, giving decord each run as a file of its own costs less than to seek: it reads all packets from

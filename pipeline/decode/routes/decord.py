@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from p3d.pipeline.decode.blocks import BLOCK_FRAMES, MESSAGE_FRAMES, runs
 from p3d.pipeline.decode.probe import Probe, Source
-from p3d.pipeline.decode.routes.choice import BLOCK_FRAMES, exact_seek, in_pieces
+from p3d.pipeline.decode.routes.choice import exact_seek, in_pieces
 from p3d.pipeline.decode.seek import Astray, cut, joined, opened, wanted_gops
 from p3d.pipeline.decode.wanted import Wanted
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
 
-MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
 # The share of frames that decord may replace by a neighbour before it raises. -1, its default, replaces any number in
 # silence; 0 is ignored (video_reader.cc); by its rule, 0.0001 would let one through in 10 000 frames. A string, so
 # that a point is in it: Python writes 1e-09 without one, and video_reader.cc treats whole numbers as a count.
@@ -171,24 +171,6 @@ def _read(reader: Any, found: Probe, spec: FrameSpec, run_M: INT64, first: int, 
             cropped_NHWC = spec.cropped(frames_NHWC)
             parts.append((part_N, np.array(cropped_NHWC if len(part_N) == stop - at else cropped_NHWC[part_N - at])))
     return parts
-
-
-def runs(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:
-    """[first, end) runs that cover all frames: as many whole GOPs as fit into `limit` frames.
-
-    A GOP longer than the limit is a run of its own, except in a video of at most `limit` frames, which is one run.
-
-        key frames 0 50 100 ... 250 300, 340 frames, limit 256      [0, 250) [250, 340)
-    """
-    if n_frames <= limit:
-        return [(0, n_frames)]
-    found, first = [], 0
-    starts = [int(k) for k in key_frames if k > 0]
-    for this_end, next_end in zip(starts, [*starts[1:], n_frames], strict=True):
-        if next_end - first > limit:
-            found.append((first, this_end))
-            first = this_end
-    return [*found, (first, n_frames)]
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,11 +18,11 @@ import numpy as np
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
 from p3d.pipeline.decode.picture import Scaler
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, refuse_trouble_of_the_machine
 from p3d.pipeline.decode.routes.choice import exact_seek
-from p3d.pipeline.decode.routes.decord import MESSAGE_FRAMES
 from p3d.pipeline.decode.seek import Astray, joined, needed_packets, number_at, opened, wanted_gops
 from p3d.pipeline.decode.wanted import Wanted
 from p3d.pipeline.errors import Reason, VideoError

@@ -16,7 +16,8 @@ from typing import Protocol
 from p3d.pipeline.decode.fetch import check_local, head_of
 from p3d.pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
 from p3d.pipeline.sources.identity import local_path, stat_version
-from p3d.pipeline.storage.store import ObjectInfo, StoreOptions, split_s3_uri
+from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.storage.store import ObjectInfo, StoreOptions
 from p3d.pipeline.types import VideoRef
 
 ANOTHER = "is not the file that was embedded (other size or time)"

@@ -22,9 +22,11 @@ from typing import Any, BinaryIO
 from botocore.exceptions import BotoCoreError, ClientError
 
 from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, StoreUnsafe
+from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.s3.body import Body
 from p3d.pipeline.storage.s3.client import client_for, forget
 from p3d.pipeline.storage.s3.errors import cut_off, from_botocore, from_reply
+from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
 from p3d.pipeline.storage.store import (
     CREATED,
     DEFAULTS,
@@ -35,9 +37,6 @@ from p3d.pipeline.storage.store import (
     StoreOptions,
     aside_key,
     control_key,
-    s3_uri,
-    split_s3_uri,
-    writing,
 )
 
 RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it

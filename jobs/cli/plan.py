@@ -1,0 +1,98 @@
+"""`p3d plan`: what a launch would do, and how long it would take. Writes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p3d.jobs.cli import output
+from p3d.jobs.cli.options import job_spec, out_store, recipe_options, source_options, store_options, store_options_of
+
+if TYPE_CHECKING:
+    from p3d.jobs.planning.estimate import Estimate
+    from p3d.pipeline.recipe import Recipe
+
+
+def _rate(recipe: Recipe) -> str:
+    return "" if recipe.fps is None else f", at {recipe.fps:g} frames/s"
+
+
+def _cores(guess: Estimate) -> str:
+    """What decoding asks of the processor."""
+    decoding = f"{guess.decode_s_per_clip * 1e3:.1f} ms of a core to decode a clip"
+    if guess.useful_cores is None:
+        return f"{decoding}, {guess.network_s_per_clip * 1e3:.0f} to embed it"
+    return f"{decoding}: {guess.useful_cores:.1f} cores keep a GPU busy"
+
+
+def _batches(guess: Estimate) -> list[tuple[str, str]]:
+    """What batches of several sizes gave, where they were tried."""
+    rates = [f"{size}: {rate:.0f}" if rate else f"{size}: no room" for size, rate in guess.by_batch.items()]
+    return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", required=False)
+@recipe_options
+@source_options
+@click.option("--workers", type=click.IntRange(1), help="To estimate the time for. Default: one per GPU, else 1.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@store_options
+def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
+    """Say what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
+
+    A sample of the videos is looked at, and 32 of them are decoded and embedded here, for half a minute at most: clips,
+    bytes and time follow from that. On a GPU batches of several sizes are timed, too. With OUT, a job with other
+    settings there is refused as `launch` would.
+    """
+    from p3d.jobs.job import refuse_other_job
+    from p3d.jobs.planning.estimate import estimate
+    from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
+    from p3d.pipeline.sources.listing import find
+
+    s3 = store_options_of(typed)
+    prepared = prepare(job_spec(typed))
+    recipe = prepared.recipe
+    refuse_unfit_device(recipe, "auto")
+    if out is not None:
+        refuse_other_job(out_store(out, s3), recipe)
+    found = find(src, s3, id_column=typed["id_column"], tell=output.say)
+    guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers, s3=s3)
+    if as_json:
+        output.show_json(
+            {
+                "recipe": recipe.to_dict(),
+                **guess.to_dict(),
+                "skipped": list(found.skipped),
+                "n_skipped": found.n_skipped,
+            }
+        )
+        return 0
+    sampled = (
+        f"about, from {output.count(guess.n_sampled, 'video')}"
+        if guess.n_sampled
+        else "unknown: no video could be sampled"
+    )
+    size = output.human_bytes(guess.size_bytes)
+    skipped = f": {', '.join(found.skipped[:3])}" if found.skipped else ""
+    output.show(
+        *output.table(
+            [
+                ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
+                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
+                ("videos", f"{guess.n_videos} ({size}) in {output.count(guess.n_shards, 'shard')}"),
+                ("skipped", f"{output.count(found.n_skipped, 'other file')}{skipped}"),
+                ("clips", f"{guess.n_clips} ({sampled})"),
+                ("output", output.human_bytes(guess.output_bytes)),
+                ("time", f"about {output.human_time(guess.seconds)}; most of it is {guess.binding}"),
+                ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
+                *_batches(guess),
+                ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
+            ]
+        )
+    )
+    for sentence in guess.warnings:
+        output.say(sentence)
+    return 0

@@ -1,0 +1,476 @@
+"""The Ray loop: results become events, commands become calls. All decisions are in `p3d.jobs.scheduler.state`.
+
+    RayLoop.loop():   wait for a result, a signal, a cancel or a newer epoch  ->  Scheduler.handle  ->  carry out
+
+It also keeps the heartbeat: the whole progress of the job, so that `status` needs neither Ray nor this process.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from p3d.jobs.job import Work, count_done, golden_of
+from p3d.jobs.machine import code_digest
+from p3d.jobs.planning.prepare import most_decodes
+from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.cluster import Cluster
+from p3d.jobs.scheduler.log import RunLog
+from p3d.jobs.scheduler.metrics import Metrics, endpoint
+from p3d.jobs.scheduler.state import (
+    Check,
+    Checked,
+    CheckFailed,
+    Command,
+    Counted,
+    Dispatch,
+    Drain,
+    Event,
+    Finish,
+    PlacesFound,
+    Scheduler,
+    ShardDone,
+    ShardTrouble,
+    StartWorker,
+    Stop,
+    StopWorker,
+    TryAgain,
+    WorkerDied,
+    WorkerReady,
+    WorkerRefused,
+    WorkerUnready,
+)
+from p3d.jobs.shards import ShardKey, Totals, count, ended
+from p3d.jobs.worker.actor import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec
+from p3d.jobs.worker.balance import Load
+from p3d.jobs.worker.decoding import gpus_of_a_worker
+from p3d.pipeline.dataset.commit import Committed, derive
+from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.errors import (
+    DamagedJob,
+    InputError,
+    JobError,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreUnknown,
+)
+from p3d.pipeline.extract import Progress
+from p3d.pipeline.recipe import JobRecord, RunOptions
+from p3d.pipeline.storage.store import Store
+
+SHARDS_EACH = 2  # that a worker has in hand, so that it need not wait for a commit or for us
+POLL_S = 0.25
+PROGRESS_S = 1.0  # between two looks at the workers' counters
+SILENT_S = 60.0  # a busy worker that does not answer such a look for so long is given up: paused, or hung for good
+TRY_AGAIN_S = 5.0  # after a store failed; doubles
+LONGEST_TRY_S = 60.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    """An actor, and what it was last heard to do."""
+
+    actor: Any
+    ready: bool = False
+    device: str = ""
+    host: str = ""
+    in_hand: dict[ShardKey, Progress] = field(default_factory=dict)  # the oldest first
+    load: Load = field(default_factory=Load)
+
+    @property
+    def state(self) -> str:
+        return "busy" if self.in_hand else "idle" if self.ready else "starting"
+
+
+class RayLoop:
+    """One run of a job on a cluster, from the first worker to the verdict."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: JobRecord,
+        manifests: dict[int, Manifest],
+        work: Work,
+        cluster: Cluster,
+        epoch: control.Epoch,
+        options: RunOptions,
+        *,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        gpus = cluster.machines.gpus
+        on_gpus = gpus > 0 and options.device != "cpu"
+        self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
+        if self.gpus_each and options.workers > gpus:  # Ray would let the others wait for ever
+            raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
+        self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also takes those that join
+        self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
+        self.cluster, self.options, self.on_progress = cluster, options, on_progress
+        self.spec = WorkerSpec(
+            store.url,
+            job.recipe,
+            options,
+            tuple(golden_of(store, job.recipe).tolist()),
+            code_digest(),
+            str(cluster.scratch),
+        )
+        self.state = Scheduler(
+            work.todo,
+            n_workers=options.workers,
+            n_videos=work.n_videos,
+            shards_each=SHARDS_EACH,
+            counting=True,
+            max_failures=options.max_failures,
+            shard_attempts=options.shard_attempts,
+            worker_deaths=options.worker_deaths,
+        )
+        self.before = Totals()  # what earlier runs did, as far as it is counted
+        self.counted: SimpleQueue[Event] = SimpleQueue()
+        threading.Thread(target=self._count, name="count", daemon=True).start()
+        self.workers: dict[int, _Worker] = {}
+        self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
+        self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
+        self.lost = False  # has Ray died?
+        self.signals: list[int] = []
+        self.log = RunLog(store, epoch.number)
+        self.metrics = Metrics(store.url)
+        self.counter = 0
+        self.lost_at: float | None = None  # when a store was last heard to work, while one fails
+        self.why_lost = ""
+        self.full = ""  # why no heartbeat can be written any more: waiting does not mend a full disk
+        self.try_at, self.try_s = 0.0, TRY_AGAIN_S
+        self.started = time.monotonic()
+        self.beaten = self.asked = float("-inf")
+
+    def loop(self) -> Finish:
+        """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.log.add(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
+            if where := endpoint():
+                self.log.add(f"its numbers for Prometheus are at {where}")
+            self._carry_out(self.state.start())
+            while self.state.finished is None:
+                for event in self._results():
+                    self._handle(event)
+                for event in [*self._outside(), *self._outages()]:
+                    self._handle(event)
+                self._heartbeat()
+            return self.state.finished
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for worker in self.workers.values():
+                self._kill(worker.actor)
+            finish = self.state.finished or Finish(1, "stopped by an internal error; resumable")
+            self._beat("finished" if finish.exit_code in (0, 3) else "stopped", finish)
+            self.log.add(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
+            self.log.write(now=True)
+
+    def _handle(self, event: Event) -> None:
+        """One event, and those that are known at once when its commands are carried out."""
+        events = deque([event])
+        while events:
+            self.log.hear(events[0])
+            self.metrics.hear(events[0])
+            events.extend(self._carry_out(self.state.handle(events.popleft())))
+            self.state.check()
+
+    # -- what happens
+
+    def _results(self) -> Iterator[Event]:
+        """Wait a moment for results of calls. Each is looked at when the one before it has been handled, for what it
+        says of a worker is done here at once: no shard is given to one that is gone."""
+        refs = [*self.pending, *self.asking]
+        if not refs:
+            time.sleep(POLL_S)
+            return
+        ray.wait(refs, num_returns=1, timeout=POLL_S)
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        for ref in ready:
+            if (event := self._result(ref)) is not None:
+                yield event
+
+    def _result(self, ref: Any) -> Event | None:
+        if (asked := self.asking.pop(ref, None)) is not None:
+            try:
+                worker, (said, load) = self.workers[asked[0]], ray.get(ref)
+            except (RayError, KeyError):
+                return None  # the call in `pending` tells the death
+            worker.in_hand.update((key, said[key]) for key in worker.in_hand if key in said)
+            worker.load = load
+            self.metrics.look(worker.in_hand)
+            return None
+        meaning = self.pending.pop(ref)
+        try:
+            return meaning(ray.get(ref))
+        except RayTaskError:
+            raise  # our own defect: it came out of the worker's code
+        except RayError as error:  # also of Ray's memory monitor and of a lost node, which are no RayActorError
+            return meaning(error)
+
+    def _outside(self) -> list[Event]:
+        """Signals and the death of Ray at once; cancel requests and newer epochs at every heartbeat."""
+        events: list[Event] = []
+        if not self.counted.empty():
+            events.append(self.counted.get())
+            self.before = events[0].before if isinstance(events[0], Counted) else Totals()
+        if self.signals:
+            number = self.signals[0]
+            name = signal.Signals(number).name
+            events.append(Stop(128 + number, f"interrupted by {name}; shards in flight were abandoned"))
+        if dead := self.cluster.dead():
+            self.lost = True
+            how = "killed, or this machine ran out of memory"
+            events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
+        if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
+            if self.follows and self.cluster.machines.gpus > self.state.n_workers:
+                events.append(PlacesFound(self.cluster.machines.gpus))
+            try:
+                if (newest := control.newest_number(self.store)) > self.epoch.number:
+                    events.append(
+                        Stop(5, f"superseded: run {newest} of this output has taken over from run {self.epoch.number}")
+                    )
+                elif request := control.cancel_asked(self.store, self.epoch.number):
+                    events.append(Stop(6, "cancelled", drain=not request.get("now")))
+            except (StoreUnknown, StoreDenied):
+                pass  # the heartbeat finds out whether this lasts
+        return events
+
+    def _outages(self) -> list[Event]:
+        """A store that fails pauses the job: one shard is tried now and then, and when patience is spent, it stops."""
+        if self.full:
+            return [Stop(6, self.full)]
+        now = time.monotonic()
+        why = self.why_lost or self.state.outage
+        if not why:
+            self.lost_at = None
+            return []
+        if self.lost_at is None:
+            self.lost_at, self.try_s = now, TRY_AGAIN_S
+            self.try_at = now + self.try_s
+        patience = self.options.store_patience_s
+        if now - self.lost_at > patience and (self.why_lost or not self.state.in_flight):
+            return [Stop(6, f"a store did not answer for {patience:g} s, no video is blamed for it; the last: {why}")]
+        if now < self.try_at or self.why_lost:
+            return []
+        self.try_s = min(2 * self.try_s, LONGEST_TRY_S)
+        self.try_at = now + self.try_s
+        return [TryAgain()]
+
+    def _count(self) -> None:
+        """A thread: read the footers of all shards that were committed before, however long that takes."""
+        while True:
+            try:
+                return self.counted.put(Counted(count_done(self.store, self.work)))
+            except (StoreUnknown, StoreDenied):
+                time.sleep(TRY_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait for it for ever
+                code = 7 if isinstance(error, DamagedJob) else 6 if isinstance(error, JobError) else 1
+                return self.counted.put(Stop(code, str(error) or type(error).__name__))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+    # -- what to do
+
+    def _carry_out(self, commands: list[Command]) -> list[Event]:
+        """Do as told; events that are known at once come back."""
+        events: list[Event] = []
+        for command in commands:
+            match command:
+                case StartWorker(number) if not self.cluster.answers():  # Ray would wait, and then end this process
+                    events.append(WorkerUnready(number, "the head of the cluster does not answer"))
+                case StartWorker(number):
+                    self._start(number)
+                case Dispatch(number, key):
+                    self._dispatch(number, key)
+                case Check(key):
+                    events.append(self._check(key))
+                case Drain(number):
+                    self.workers[number].actor.drain.remote()
+                case StopWorker(number):
+                    self._kill(self.workers.pop(number).actor)
+                case Finish():
+                    pass
+        return events
+
+    def _kill(self, actor: Any) -> None:
+        """End a worker at the end of a run. Without its head Ray would wait for it, and then end this process."""
+        if not self.lost:
+            ray.kill(actor, no_restart=True)
+
+    def _start(self, number: int) -> None:
+        actor = (
+            ray.remote(ShardWorker)
+            .options(
+                # no CPU is reserved: on a machine with one core no decode could start beside the worker
+                num_cpus=0,
+                num_gpus=self.gpus_each,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=SHARDS_EACH + 1,
+            )
+            .remote(self.spec)
+        )
+        self.workers[number] = _Worker(actor)
+
+        def meaning(reply: Any) -> Event:
+            if isinstance(reply, Ready):
+                worker = self.workers[number]
+                worker.ready, worker.device, worker.host = True, reply.device, reply.host
+                return WorkerReady(number)
+            if not isinstance(reply, Refused):
+                return self._died(number, reply)
+            if not reply.outage:
+                return WorkerRefused(number, reply.detail)
+            ray.kill(self.workers.pop(number).actor, no_restart=True)
+            return WorkerUnready(number, reply.detail)
+
+        self.pending[actor.setup.remote()] = meaning
+
+    def _dispatch(self, number: int, key: ShardKey) -> None:
+        worker, manifest = self.workers[number], self.manifests[key.plan_seq]
+        worker.in_hand[key] = Progress()
+        self.metrics.begin(key)
+
+        def meaning(reply: Any) -> Event | None:
+            if number not in self.workers:
+                return None  # the other shard that it had in hand told its death
+            match reply:
+                case Trouble("device", detail):
+                    ray.kill(worker.actor, no_restart=True)
+                    return self._died(number, detail)
+                case Done() | Trouble():
+                    worker.in_hand.pop(key, None)
+                    return self._ended(number, key, reply)
+            return self._died(number, reply)
+
+        call = worker.actor.run_shard.remote(manifest.shard(key.shard), manifest.user_columns(key.shard))
+        self.pending[call] = meaning
+
+    def _ended(self, number: int, key: ShardKey, reply: Done | Trouble) -> Event:
+        if isinstance(reply, Trouble):
+            return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
+        self.metrics.done(key, reply.spent)
+        sums = count(reply.videos, key.plan_seq, self.work.superseded)
+        return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
+
+    def _died(self, number: int, error: Any) -> Event:
+        worker = self.workers.pop(number, None)
+        if worker is not None and worker.in_hand:
+            n_clips = sum(progress.clips for progress in worker.in_hand.values())
+            keys = " and ".join(map(str, sorted(worker.in_hand)))
+            self.log.add(f"worker {number} has died with shard {keys} in hand, {n_clips} clips of them computed")
+        return WorkerDied(number, " ".join(str(error).split())[:300])
+
+    def _check(self, key: ShardKey) -> Event:
+        """A worker died with this shard: is it committed after all?"""
+        manifest = self.manifests[key.plan_seq]
+        shard = manifest.shard(key.shard)
+        try:
+            found: Committed = derive(self.store, shard, self.job.recipe, manifest.user_columns(key.shard))
+        except StoreMissing:
+            return Checked(key, committed=False)
+        except (StoreUnknown, StoreDenied) as error:
+            return CheckFailed(key, str(error))
+        except StoreError as error:
+            return Stop(6, str(error))
+        sums = count(ended(found.outcomes), key.plan_seq, self.work.superseded)
+        return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
+
+    def _most_decodes(self) -> int:
+        """Of one worker at once. Those on a GPU have their share of it from the start."""
+        nvdec = self.job.recipe.decoder == "nvdec"
+        return self.options.decode_tasks if nvdec else most_decodes(self.cluster.machines)
+
+    # -- what others see
+
+    def _heartbeat(self) -> None:
+        now = time.monotonic()
+        if now - self.asked >= PROGRESS_S:
+            self.asked = now
+            unanswered = dict(self.asking.values())
+            for number, worker in self.workers.items():
+                if worker.state == "busy" and number not in unanswered:
+                    self.asking[worker.actor.progress.remote(self._most_decodes())] = (number, now)
+                elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
+                    ray.kill(worker.actor, no_restart=True)  # its call in `pending` then tells the death
+            snapshot = self.snapshot(control.RUNNING)
+            self.metrics.show(snapshot)
+            if self.on_progress is not None:
+                self.on_progress(snapshot)
+        if time.monotonic() - self.beaten < control.HEARTBEAT_S:
+            return
+        self._beat(control.RUNNING)
+        self.log.write()
+
+    def _beat(self, state: str, finish: Finish | None = None) -> None:
+        """Write the heartbeat; `why_lost` says why it could not be, for as long as it cannot."""
+        self.beaten = time.monotonic()
+        self.counter += 1
+        snapshot = self.snapshot(state)
+        self.metrics.show(snapshot)
+        if finish is not None:
+            snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
+        try:
+            control.beat(self.store, self.epoch.number, snapshot)
+            self.why_lost = ""
+        except StoreFull as error:
+            self.full = str(error)
+        except StoreError as error:
+            self.why_lost = str(error)
+        if self.on_progress is not None and finish is not None:
+            self.on_progress(snapshot)
+
+    def snapshot(self, state: str) -> dict[str, Any]:
+        """The progress of the whole job as JSON; times are seconds, rates per second of this run."""
+        totals, flying = self.state.totals, [p for w in self.workers.values() for p in w.in_hand.values()]
+        elapsed = time.monotonic() - self.started
+        videos = totals.videos + sum(progress.videos for progress in flying)
+        clips = totals.clips + sum(progress.clips for progress in flying)
+        done_here = videos - self.before.videos
+        left = self.work.n_videos - videos
+        return {
+            "schema_version": 1,
+            "epoch": self.epoch.number,
+            "counter": self.counter,
+            "state": state,
+            "outage": self.why_lost or self.state.outage,
+            "elapsed_s": round(elapsed, 3),
+            "shards": {"all": self.work.n_shards, "done": self.work.n_shards - len(self.state.open)},
+            "videos": {
+                "all": self.work.n_videos,
+                "done": videos,
+                "failed": totals.failed + sum(progress.failed for progress in flying),
+            },
+            "clips": clips,
+            "clips_per_s": round((clips - self.before.clips) / elapsed, 3) if elapsed > 0 else 0.0,
+            "eta_s": round(elapsed * left / done_here, 1) if done_here > 0 else None,
+            "failures": dict(Counter(totals.failures)),
+            "workers": [
+                {
+                    "worker": number,
+                    "state": worker.state,
+                    "device": worker.device,
+                    "host": worker.host,
+                    "shards": [str(key) for key in worker.in_hand],
+                    "videos": sum(progress.videos for progress in worker.in_hand.values()),
+                    "clips": sum(progress.clips for progress in worker.in_hand.values()),
+                    "load": asdict(worker.load),
+                    "limit": worker.load.limit if worker.load.slots else None,
+                }
+                for number, worker in sorted(self.workers.items())
+            ],
+        }

@@ -1,0 +1,18 @@
+"""From a URL to a store: the one place that knows which kinds of store there are."""
+
+from __future__ import annotations
+
+from p3d.pipeline.errors import InputError
+from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
+
+
+def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
+    """`s3://bucket/prefix` or a folder (which need not exist yet)."""
+    if url.startswith("s3://"):
+        from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
+
+        return S3Store(url, options)
+    if "://" in url and not url.startswith("file://"):
+        raise InputError(f"{url}: only folders and s3:// are supported")
+    return LocalStore(url)
