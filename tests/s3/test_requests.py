@@ -15,7 +15,7 @@ import pytest
 from p3d.pipeline.errors import StoreUnknown, StoreUnsafe
 from p3d.pipeline.storage.s3 import client as s3_client
 from p3d.pipeline.storage.s3 import errors as s3_errors
-from p3d.pipeline.storage.s3 import store as s3
+from p3d.pipeline.storage.s3 import retry as s3
 from p3d.pipeline.storage.s3.store import S3Store
 from p3d.pipeline.storage.store import CREATED, EXISTS, StoreOptions
 from tests.conftest import p3d

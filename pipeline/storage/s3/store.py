@@ -12,20 +12,15 @@ import contextlib
 import functools
 import hashlib
 import io
-import random
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, StoreUnsafe
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.s3.body import Body
-from p3d.pipeline.storage.s3.client import client_for, forget
-from p3d.pipeline.storage.s3.errors import cut_off, from_botocore, from_reply
+from p3d.pipeline.storage.s3.retry import ask
 from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
 from p3d.pipeline.storage.store import (
     CREATED,
@@ -40,11 +35,7 @@ from p3d.pipeline.storage.store import (
 )
 
 RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
-PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
-LONGEST_PAUSE_S = 4.0
 PAGE_KEYS = 1000  # of a listing; servers give no more
-# botocore takes a reply whose content never came for one that says nothing; these always say this
-SAYS = {"list_objects_v2": "IsTruncated", "copy_object": "CopyObjectResult"}
 
 Page = tuple[list[ObjectInfo], list[str]]  # of a listing: objects, and the prefixes that a delimiter cut off
 
@@ -176,31 +167,7 @@ class S3Store(Store):
 
     def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
         """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
-        began, pause_s, renewed = time.monotonic(), PAUSE_S, False
-        while True:
-            client = None
-            try:
-                client = client_for(self.options)
-                reply = getattr(client, operation)(**self._always, **params)
-                if SAYS.get(operation, "ResponseMetadata") in reply:
-                    return reply
-                trouble = cut_off(self._place(key))
-            except ClientError as error:
-                trouble = from_reply(error, self._place(key))
-            except BotoCoreError as error:
-                trouble = from_botocore(error, self._place(key))
-            if trouble.renew and not renewed:
-                forget(client)
-                renewed = True
-            elif trouble.patience_s and (  # twice at least, however long the first time took
-                pause_s == PAUSE_S or time.monotonic() - began + pause_s < max(trouble.patience_s, least_patience_s)
-            ):
-                time.sleep(random.uniform(pause_s / 2, pause_s))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            else:
-                raise trouble.error
-            if "Body" in params:
-                params["Body"].seek(0)
+        return ask(self.options, operation, self._place(key), least_patience_s, **self._always, **params)
 
 
 class _Ranges(io.RawIOBase):
