@@ -93,6 +93,7 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/codespell -D - -D tests/words/plain.txt
 	$(PY) docs/generate.py --check
 
 docs: $(READY)

@@ -35,7 +35,7 @@ from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.worker import decode_task, decoding
 from p3d.jobs.worker.balance import Balance
-from p3d.jobs.worker.message_batches import Parcel
+from p3d.jobs.worker.message_batches import MessageBatch
 from p3d.pipeline.errors import JobError
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock
@@ -48,7 +48,7 @@ FIXED, CLAIMS, SLOW = "P3D_BENCH_FIXED", "P3D_BENCH_CLAIMS", "P3D_BENCH_SLOW"
 KINDS = {"bound by decoding": 0, "bound by the network": 2, "one worker of each": 1}  # and how many are slow
 
 
-def sleepy(*given: Any) -> Iterator[Parcel]:
+def sleepy(*given: Any) -> Iterator[MessageBatch]:
     """`decode_video`, whose time is slept."""
     for message in decode_task.decode_video(*given):
         if isinstance(message, FrameBlock):
@@ -73,9 +73,9 @@ class Uneven(NullWorker):
         ready = super().setup()
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
         decoding._decode_video = ray.remote(num_cpus=1, max_retries=0, **options)(sleepy)
-        decoding.RUN_VIDEOS = 1
+        decoding.GROUP_VIDEOS = 1
         if os.environ.get(FIXED):
-            Balance.sample = lambda balance, *_: balance.slots  # type: ignore[method-assign]
+            Balance.sample = lambda balance, *_: balance.concurrency  # type: ignore[method-assign]
         if not any(_claimed(f"{os.environ[CLAIMS]}{n}") for n in range(int(os.environ[SLOW]))):
             return ready
         quick = self.encoder.encode
@@ -125,8 +125,10 @@ def looks(kinds: dict[str, Callable[[Path], float]], outs: Iterator[Path]) -> st
     for kind, job in kinds.items():
         seen = watch(next(outs), job)
         limits = ", ".join(f"{limit} {n}" for limit, n in Counter(one.limit for one in seen).most_common())
-        slots = [" and ".join(str(worker["load"]["slots"]) for worker in at.workers) for at in (seen[0], seen[-1])]
-        lines.append(f"| {kind} | {limits} of {len(seen)} | {slots[0]} | {slots[1]} |")
+        concurrency = [
+            " and ".join(str(worker["load"]["concurrency"]) for worker in at.workers) for at in (seen[0], seen[-1])
+        ]
+        lines.append(f"| {kind} | {limits} of {len(seen)} | {concurrency[0]} | {concurrency[1]} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ import bench.dispatch as me  # by name: functions of a main module could not be 
 from bench.family import cpu_s
 from bench.rounds import REPO, Report, Rounds, Spread, Table
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec
-from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.storage.store import StoreOptions
@@ -43,7 +43,7 @@ from p3d.pipeline.types import (
 
 SHARD_VIDEOS = 64
 LONG, SHORT = 10_000_000, 100_000  # bytes of a video
-SLOTS = 2  # decodes at a time of each worker
+CONCURRENCY = 2  # decodes at a time of each worker
 WHO = ("worker", "decode processes", "Ray's own")
 
 
@@ -55,14 +55,16 @@ def black(video: VideoRef) -> list[DecodeMessage]:
     return [VideoStart(os.getpid()), info, block, VideoEnd(16, 0.64)]
 
 
-def nothing(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[Parcel]:
+def nothing(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[MessageBatch]:
     """A stub of the task of one video."""
-    yield from parcels(black(video))
+    yield from message_batches(black(video))
 
 
-def nothing_of_a_run(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+def nothing_of_a_run(
+    videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path
+) -> Iterator[MessageBatch]:
     """A stub of the task of several."""
-    yield from parcels((message for video in videos for message in black(video)), of_a_run=True)
+    yield from message_batches((message for video in videos for message in black(video)), of_a_group=True)
 
 
 def shard(number: int, n_videos: int = SHARD_VIDEOS, size_bytes: int = LONG) -> ShardPlan:
@@ -74,7 +76,9 @@ def shard(number: int, n_videos: int = SHARD_VIDEOS, size_bytes: int = LONG) -> 
 def decode_spec() -> DecodeSpec:
     sampling = parse_sampling("every:16", clip_frames=16)
     frames = FrameSpec((160, 160), (182, 242))
-    return DecodeSpec(frames, sampling, DecodePolicy("auto", "fail"), DecodeLimits(), StoreOptions(), SLOTS, 300.0)
+    return DecodeSpec(
+        frames, sampling, DecodePolicy("auto", "fail"), DecodeLimits(), StoreOptions(), CONCURRENCY, 300.0
+    )
 
 
 class Worker:
@@ -88,7 +92,7 @@ class Worker:
         remote = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
         )
-        decoding._decode_video, decoding._decode_run = remote(nothing), remote(nothing_of_a_run)
+        decoding._decode_video, decoding._decode_group = remote(nothing), remote(nothing_of_a_run)
         self.task, self.decoding = decoding._decode_video, decoding.Decoding
 
     def pid(self) -> int:

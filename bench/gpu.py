@@ -24,7 +24,7 @@ from bench.model import frames_of
 from bench.plain import PlainP3D
 from bench.rounds import REPO, Report, Rounds, Table, per_second, take_turns
 from p3d.encoder import PRECISIONS, Encoder, check_precision, device_for, normalise
-from p3d.jobs.machine import lanes_of, usable_cpus
+from p3d.jobs.machine import inference_threads_of, usable_cpus
 from p3d.weights import random_weights
 
 TURNS = 4  # batches of one lane in one turn of an arm
@@ -121,14 +121,14 @@ def network_arm(encoder: Encoder, device: Device, batch: int, frames: tuple) -> 
 
 def encoder_arm(encoder: Encoder, device: Device, batch: int, frames: tuple) -> Callable[[], float]:  # type: ignore[type-arg]
     """Clips/s of the Encoder as a worker calls it: frames come from the host, rows go there, lanes overlap."""
-    lanes = lanes_of(device.device.type, usable_cpus(), max(1, usable_cpus() // 2))
-    pool = ThreadPoolExecutor(lanes)
+    inference_threads = inference_threads_of(device.device.type, usable_cpus(), max(1, usable_cpus() // 2))
+    pool = ThreadPoolExecutor(inference_threads)
 
-    def lane(_: int) -> None:
+    def thread(_: int) -> None:
         for _ in range(TURNS):
             encoder.encode(*frames)
 
-    return per_second(lambda: list(pool.map(lane, range(lanes))), lanes * TURNS * batch)
+    return per_second(lambda: list(pool.map(thread, range(inference_threads))), inference_threads * TURNS * batch)
 
 
 def table_of(name: str, precision: str, batches: list[int], device: Device, rounds: int) -> Table:

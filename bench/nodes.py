@@ -36,8 +36,8 @@ from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import WorkerReady
 from p3d.jobs.worker.actor import Ready, ShardWorker
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec
-from p3d.jobs.worker.message_batches import Parcel, parcels
-from p3d.pipeline.extract import Lanes
+from p3d.jobs.worker.message_batches import MessageBatch, message_batches
+from p3d.pipeline.extract import InferenceThreads
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, VideoEnd, VideoInfo, VideoRef, VideoStart
@@ -47,11 +47,13 @@ BATCH, BATCH_S = 4, 1.0
 DECODE_S = 0.3  # of a video; one decode at a time is enough for the network, with something to spare
 CLIPS = 2  # of a video
 SHARD_VIDEOS = 8
-SLOTS = 2  # decodes at a time of each worker
+CONCURRENCY = 2  # decodes at a time of each worker
 ADAPT = bool(os.environ.get("P3D_ADAPT"))
 
 
-def sleep_and_send(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None) -> Iterator[Parcel]:
+def sleep_and_send(
+    video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Any = None
+) -> Iterator[MessageBatch]:
     """A decode that takes its time, and no core."""
     yield (VideoStart(os.getpid()),)
     time.sleep(DECODE_S)
@@ -59,7 +61,7 @@ def sleep_and_send(video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path,
     times = np.arange(n) / 25
     info = VideoInfo(n, 8, 8, 0, 25.0, n / 25, "mp4", "h264", 0, "none")
     block = FrameBlock(np.arange(n), times, times + 0.04, np.zeros((n, 8, 8, 3), np.uint8))
-    yield from parcels(iter([info, block, VideoEnd(n, n / 25)]))
+    yield from message_batches(iter([info, block, VideoEnd(n, n / 25)]))
 
 
 class Sleeper:
@@ -83,12 +85,12 @@ class SleepingWorker(ShardWorker):
         decoding._decode_video = ray.remote(
             num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
         )(sleep_and_send)
-        decoding.RUN_VIDEOS = 1  # a task a video, as for videos that are not short
+        decoding.GROUP_VIDEOS = 1  # a task a video, as for videos that are not short
         self.encoder: Any = Sleeper()
-        self.lanes = Lanes(1)
+        self.inference_threads = InferenceThreads(1)
         if not ADAPT:
-            self.balance.least = SLOTS
-        for _ in decoding.Decoding(shard(0, 2 * SLOTS), self.spec.decoding, self.scratch).messages():
+            self.balance.least = CONCURRENCY
+        for _ in decoding.Decoding(shard(0, 2 * CONCURRENCY), self.spec.decoding, self.scratch).messages():
             pass  # the processes that decode are there
         here = Path(self.spec.scratch) / "ready"
         here.mkdir(exist_ok=True)
@@ -105,8 +107,8 @@ def clips_per_s(nodes: int, shards_each: int) -> float:
         n_videos = nodes * shards_each * SHARD_VIDEOS
         manifest = planned(store, [f"{at:032x}" for at in range(n_videos)], shard_videos=SHARD_VIDEOS)
         store.create(golden_key(job.recipe), b'{"features": [1.0]}')
-        cluster: Any = Cluster(Machines(SLOTS * nodes, SLOTS, nodes), Path(folder))
-        options = RunOptions(nodes, BATCH, 1, SLOTS, device="cuda")
+        cluster: Any = Cluster(Machines(CONCURRENCY * nodes, CONCURRENCY, nodes), Path(folder))
+        options = RunOptions(nodes, BATCH, 1, CONCURRENCY, device="cuda")
         epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
         with patch.object(scheduler, "ShardWorker", me.SleepingWorker):
             run = scheduler.RayLoop(store, job, {1: manifest}, look(store, {1: manifest}), cluster, epoch, options)
@@ -131,7 +133,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.of = {"num_cpus": SLOTS, "num_gpus": 1, "object_store_memory": 100 * 1024**2}
+        self.of = {"num_cpus": CONCURRENCY, "num_gpus": 1, "object_store_memory": 100 * 1024**2}
         self.cluster = Cluster(initialize_head=True, connect=True, head_node_args=self.of)
         self.more: list[Any] = []
 

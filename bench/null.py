@@ -37,7 +37,7 @@ class NullWorker(ShardWorker):
     def setup(self) -> Ready:
         keep_freed_memory()  # as an Encoder does
         self.encoder: Any = _Nothing(self.spec.options.batch_size, self.spec.recipe.feature_dim)
-        self.lanes = self.lanes_on("cpu")
+        self.inference_threads = self.inference_threads_on("cpu")
         return Ready("cpu", platform.node(), os.getpid())
 
 

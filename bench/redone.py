@@ -42,11 +42,11 @@ def one_job(source: Path, out: Path, weights_path: Path, shards: int, workers: i
             os.kill(rng.choice(victims), signal.SIGKILL)
             allowed = commits(out) + workers + 1
             print(f"a worker killed at {commits(out)} of {shards} commits", file=sys.stderr, flush=True)
-    verdict = p3d("verify", out, "--deep", "--json")
-    if running.process.returncode or verdict.code:
-        raise SystemExit(f"exit codes {running.process.returncode}, {verdict.code}: {running.talk[-2000:]}")
+    verified = p3d("verify", out, "--deep", "--json")
+    if running.process.returncode or verified.code:
+        raise SystemExit(f"exit codes {running.process.returncode}, {verified.code}: {running.talk[-2000:]}")
     log = "\n".join(path.read_text() for path in sorted((out / "_job" / "logs").glob("*.log")))
-    print(json.dumps({name: verdict.json[name] for name in ("ok", "lost", "duplicated", "changed")}), file=sys.stderr)
+    print(json.dumps({name: verified.json[name] for name in ("ok", "lost", "duplicated", "changed")}), file=sys.stderr)
     return [line for line in log.splitlines() if DIED.search(line)]
 
 

@@ -37,7 +37,7 @@ from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, StartWorker, WorkerReady
 from p3d.jobs.shards import Ended, ShardKey
-from p3d.jobs.worker.actor import Done, Ready, Refused, ShardWorker, Spent, Trouble
+from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, Spent
 from p3d.jobs.worker.balance import Load
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.extract import Progress
@@ -102,7 +102,7 @@ class NullWorker(ShardWorker):
     def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
         return {}, Load()
 
-    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | ShardError:
         return Done(tuple(Ended(video.video_id, 1, None) for video in shard.videos), NOTHING)
 
 

@@ -75,10 +75,10 @@ def show_neighbours() -> None:
     # random filters give every video a large common part; what tells them apart is what is left without it
     vectors = vectors - vectors.mean(0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    likeness = vectors @ vectors.T
+    similarity = vectors @ vectors.T
     for at, name in enumerate(names):
-        nearest = [other for other in np.argsort(-likeness[at]) if other != at][:2]
-        print(f"  {name:12} " + "   ".join(f"{names[other]:12} {likeness[at, other]:+.2f}" for other in nearest))
+        nearest = [other for other in np.argsort(-similarity[at]) if other != at][:2]
+        print(f"  {name:12} " + "   ".join(f"{names[other]:12} {similarity[at, other]:+.2f}" for other in nearest))
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def lanes_of(device: str, cpus: int, threads: int) -> int:
+def inference_threads_of(device: str, cpus: int, threads: int) -> int:
     """Batches that a network computes at once: on a CPU as many as use its `cpus`, each with `threads` of its own.
 
     Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a decode

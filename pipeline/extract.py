@@ -6,8 +6,8 @@
 
 A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
 shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Batches may be
-encoded in `lanes`, threads beside the one that takes messages: the next batch fills meanwhile. Shards that are
-extracted at the same time may share them.
+encoded by `inference_threads` while the thread that takes messages fills the next one. Shards that are extracted at the
+same time may share them.
 
 Legend: N frames, B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without
 `--scores`), R rows.
@@ -32,15 +32,16 @@ from p3d.pipeline.clips.rules import (
     frame_numbers,
     grid_span,
     laid_over,
-    places,
     settled_spans,
-    whole_places,
+    ticks_of,
+    whole_ticks,
 )
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.types import (
     FLOAT32,
     INT64,
     UINT8,
+    ChunkEnd,
     ClipRow,
     ClipSpan,
     DecodeMessage,
@@ -48,7 +49,6 @@ from p3d.pipeline.types import (
     FrameBlock,
     ShardPlan,
     ShardRows,
-    StripeEnd,
     VideoEnd,
     VideoFetched,
     VideoInfo,
@@ -84,7 +84,7 @@ class Progress:
         self.failed += isinstance(now, Failure) - isinstance(before, Failure)
 
 
-class Lanes:
+class InferenceThreads:
     """`n` threads that compute a batch each."""
 
     def __init__(self, n: int) -> None:
@@ -116,12 +116,12 @@ def extract_shard(
     n_scores: int,
     embedding_dtype: str,
     progress: Progress | None = None,
-    lanes: Lanes | None = None,
+    inference_threads: InferenceThreads | None = None,
 ) -> ShardRows:
     """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
 
-    `encode` is called by as many threads at once as there are `lanes`; without any, by the caller's own. Each lane
-    holds one batch of frames of each shard that shares it.
+    `encode` is called by as many threads at once as there are `inference_threads`; without any, by the caller. Each
+    thread holds one batch of frames of each shard that uses it.
 
     A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
     or scores are not finite, or whose features are all zero, becomes a failure. ValueError if the messages of a video
@@ -130,10 +130,10 @@ def extract_shard(
     progress = progress or Progress()
     tracks: dict[int, _Track] = {}
     ends: dict[int, VideoEnd | Failure] = {}
-    with _Batch(encode, batch_size, progress, lanes) as batch:
+    with _Batch(encode, batch_size, progress, inference_threads) as batch:
         for at, message in _timed(messages, progress):
             match message:
-                case VideoStart() | VideoFetched() | VideoShareable() | StripeEnd():
+                case VideoStart() | VideoFetched() | VideoShareable() | ChunkEnd():
                     continue
                 case VideoInfo():
                     tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))
@@ -194,7 +194,7 @@ def _settle(
 class _Track:
     """One video on its way: the frames a later clip may still need, and the clips that were made.
 
-    Clips count places (`clips.rules.places`): the frames of the video, or the ticks that each of them is shown for.
+    Clips count places (`clips.rules.ticks_of`): the frames of the video, or the ticks that each of them is shown for.
     A frame is kept once, however many ticks it has.
     """
 
@@ -220,10 +220,10 @@ class _Track:
         for number, start_s, end_s, frame_HWC in zip(block.numbers_N.tolist(), *times, block.frames_NHWC, strict=True):
             if number <= self.last_number:
                 raise ValueError(f"frame {number} came after frame {self.last_number}")
-            first, end = places(self.sampling, number, start_s, end_s)
+            first, end = ticks_of(self.sampling, number, start_s, end_s)
             self.kept.append(_Kept(number, end, start_s, end_s, frame_HWC))
             self.firsts.append(first)
-            self.last_number, self.n_whole = number, whole_places(self.sampling, number, end_s)
+            self.last_number, self.n_whole = number, whole_ticks(self.sampling, number, end_s)
         cut = []
         while (span := self._next_whole()) is not None:
             cut.append(self._cut(span, max(self.n_promised, span.end_frame)))
@@ -231,11 +231,11 @@ class _Track:
 
     def finish(self, end: VideoEnd) -> list[tuple[ClipSpan, list[_Kept]]]:
         """The clips that could only be known with the last frame."""
-        n_places = laid_over(self.sampling, end.n_frames, end.duration_s)
-        spans = clip_spans(self.sampling, n_places)
+        n_ticks = laid_over(self.sampling, end.n_frames, end.duration_s)
+        spans = clip_spans(self.sampling, n_ticks)
         if [clip[0] for clip in self.clips] != spans[: len(self.clips)]:
-            raise ValueError(f"clips were cut for {self.n_promised} frames, but the video has {n_places}")
-        return [self._cut(span, n_places, end.duration_s) for span in spans[len(self.clips) :]]
+            raise ValueError(f"clips were cut for {self.n_promised} frames, but the video has {n_ticks}")
+        return [self._cut(span, n_ticks, end.duration_s) for span in spans[len(self.clips) :]]
 
     def _next_whole(self) -> ClipSpan | None:
         """The next clip that no later frame can change, if its frames are there."""
@@ -245,9 +245,9 @@ class _Track:
         spans = self.promised
         return spans[at] if at < len(spans) and spans[at].end_frame <= self.n_whole else None
 
-    def _cut(self, span: ClipSpan, n_places: int, duration_s: float = float("inf")) -> tuple[ClipSpan, list[_Kept]]:
-        numbers_T = frame_numbers(self.sampling, span, n_places).tolist()
-        frames = [self._at(span, place, n_places) for place in numbers_T]
+    def _cut(self, span: ClipSpan, n_ticks: int, duration_s: float = float("inf")) -> tuple[ClipSpan, list[_Kept]]:
+        numbers_T = frame_numbers(self.sampling, span, n_ticks).tolist()
+        frames = [self._at(span, tick, n_ticks) for tick in numbers_T]
         start_s, end_s = frames[0].start_s, frames[-1].end_s
         if self.sampling.fps is not None:
             start_s = numbers_T[0] / self.sampling.fps
@@ -257,11 +257,11 @@ class _Track:
         self.probs.append(None)
         return span, frames
 
-    def _at(self, span: ClipSpan, place: int, n_places: int) -> _Kept:
+    def _at(self, span: ClipSpan, tick: int, n_ticks: int) -> _Kept:
         """The frame that stands at a place: the last that begins there or before."""
-        at = bisect_right(self.firsts, place) - 1
-        if at < 0 or self.kept[at].end <= place:
-            raise ValueError(f"clip {span.index} needs frame {place} of {n_places}, which was not sent")
+        at = bisect_right(self.firsts, tick) - 1
+        if at < 0 or self.kept[at].end <= tick:
+            raise ValueError(f"clip {span.index} needs frame {tick} of {n_ticks}, which was not sent")
         return self.kept[at]
 
     def forget(self) -> None:
@@ -288,10 +288,12 @@ class _Batch:
     No more batches are under way than there are lanes; a lane that fails is heard of at the next full batch.
     """
 
-    def __init__(self, encode: Encode, size: int, progress: Progress, lanes: Lanes | None) -> None:
-        self.encode, self.size, self.progress, self.lanes = encode, size, progress, lanes
+    def __init__(
+        self, encode: Encode, size: int, progress: Progress, inference_threads: InferenceThreads | None
+    ) -> None:
+        self.encode, self.size, self.progress, self.inference_threads = encode, size, progress, inference_threads
         self.frames: list[UINT8] = []
-        self.places: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
+        self.position_of: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
         self.index: list[list[int]] = []
         self.owners: list[_Owner] = []
         self.running: dict[Future[_Encoded], list[_Owner]] = {}
@@ -306,7 +308,7 @@ class _Batch:
 
     def add(self, track: _Track, clips: list[tuple[ClipSpan, list[_Kept]]]) -> None:
         for span, frames_T in clips:
-            self.index.append([self._place(track, kept) for kept in frames_T])
+            self.index.append([self._position(track, kept) for kept in frames_T])
             self.owners.append((track, span.index))
             if len(self.owners) == self.size:
                 self._flush()
@@ -319,21 +321,21 @@ class _Batch:
         while self.running:
             self._take()
 
-    def _place(self, track: _Track, kept: _Kept) -> int:
-        place = self.places.setdefault((id(track), kept.number), len(self.frames))
-        if place == len(self.frames):
+    def _position(self, track: _Track, kept: _Kept) -> int:
+        position = self.position_of.setdefault((id(track), kept.number), len(self.frames))
+        if position == len(self.frames):
             self.frames.append(kept.frame_HWC)
-        return place
+        return position
 
     def _flush(self) -> None:
         frames, index_BT, owners = self.frames, np.array(self.index, np.int64), self.owners
-        self.frames, self.places, self.index, self.owners = [], {}, [], []
-        if self.lanes is None:
+        self.frames, self.position_of, self.index, self.owners = [], {}, [], []
+        if self.inference_threads is None:
             self._settle(owners, self._run(frames, index_BT))
             return
-        if len(self.running) == self.lanes.n:
+        if len(self.running) == self.inference_threads.n:
             self._take()
-        self.running[self.lanes.submit(partial(self._run, frames, index_BT))] = owners
+        self.running[self.inference_threads.submit(partial(self._run, frames, index_BT))] = owners
 
     def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
         """In a lane: one batch, and the seconds it took."""
@@ -351,7 +353,7 @@ class _Batch:
 
     def _settle(self, owners: list[_Owner], encoded: _Encoded) -> None:
         features_BD, probs_BK, seconds = encoded
-        self.progress.encode_s += seconds / (self.lanes.n if self.lanes else 1)
+        self.progress.encode_s += seconds / (self.inference_threads.n if self.inference_threads else 1)
         for (track, at), feature_D, prob_K in zip(owners, features_BD, probs_BK, strict=True):
             track.features[at], track.probs[at] = feature_D, prob_K
         self.progress.clips += len(owners)

@@ -162,11 +162,11 @@ class VideoShareable:
 
 
 @dataclass(frozen=True, slots=True)
-class StripeEnd:
+class ChunkEnd:
     """A decode of a share has sent a stripe of its video; the next one is with the next decode."""
 
 
-DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBlock | StripeEnd | VideoEnd | Failure
+DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd | Failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import numpy as np
 from p3d.encoder import Encoder, device_for
 from p3d.jobs.planning.prepare import JobSpec, fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
-from p3d.pipeline.decode.child import TIMEOUT_S, decode_apart
+from p3d.pipeline.decode.child import TIMEOUT_S, decode_in_child
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
@@ -132,7 +132,7 @@ def embed(
     shard = ShardPlan(0, "", 0, (_look_at(path),))
     kept = _Kept(encoder, tuple(dict.fromkeys((*layers, *(["prob"] if recipe.scores else [])))), recipe.scores)
     with closing(
-        decode_apart(
+        decode_in_child(
             shard.videos[0],
             recipe.frame_spec,
             recipe.sampling,

@@ -25,7 +25,7 @@ from p3d.pipeline.dataset.newest import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe
-from p3d.pipeline.results.search.exact import Found, Level, Metric, nearest
+from p3d.pipeline.results.search.exact import Level, Metric, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
@@ -51,7 +51,7 @@ def search(
     device: str = "auto",
     encoder: Encoder | None = None,
     s3: StoreOptions = DEFAULTS,
-) -> Found:
+) -> SearchResult:
     """The rows of the dataset at `out` that are nearest to `query`, best first.
 
     `query` is a video file, or the video_id, uri or path of a video of `out`; "@12.5s" after it means its clip at that
@@ -79,7 +79,7 @@ def find(
     distinct: float | None = None,
     index: bool = False,
     on_step: Callable[[int, int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """`search` for a query that is resolved already."""
     look = nearest_by_index if index else nearest
     chosen = level or query.level

@@ -25,7 +25,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     """
     from p3d.jobs.scheduler.cluster import inspect_nodes, joined_cluster, local_cluster
 
-    if remote.is_away(address):
+    if remote.runs_remotely(address):
         raise click.UsageError(
             f"--address {address}: the nodes are asked from a node. Run `p3d cluster check --address auto` on the head "
             "(`ray exec`, `kubectl exec`), or give ray://HEAD:10001; a launch at this address asks them itself"
@@ -34,7 +34,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     url, key = "", "_job/preflight"
     if out is not None:
         store = out_store(out, s3)
-        store.probe()
+        store.prove_create_once()
         store.replace(key, b"")
         url = store.url
     try:

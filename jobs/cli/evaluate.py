@@ -56,7 +56,7 @@ def evaluate(
     three of UCF101; their accuracies and the mean are printed. Without it, --folds stratified folds are drawn.
     """
     if svm:
-        return _probe(out, labels, folds, cost, seed, as_json, typed)
+        return _svm(out, labels, folds, cost, seed, as_json, typed)
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.evaluation.classes import class_names
     from p3d.pipeline.results.evaluation.labels import read_labels
@@ -93,16 +93,16 @@ def evaluate(
     return 0
 
 
-def _probe(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bool, typed: dict[str, Any]) -> int:
+def _svm(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bool, typed: dict[str, Any]) -> int:
     """`--svm`."""
     output.need("sklearn", "probe")
     from p3d.jobs.job import rows_of
-    from p3d.pipeline.results.evaluation.svm import probe, read_probe
+    from p3d.pipeline.results.evaluation.svm import evaluate_svm, read_split
 
     source = rows_of(out_store(out, store_options_of(typed)))
-    given = read_probe(str(labels), labels.read_bytes())
+    given = read_split(str(labels), labels.read_bytes())
     show_steps = sys.stderr.isatty() and not as_json
-    found = probe(
+    found = evaluate_svm(
         source, given, folds=folds, cost=cost, seed=seed, on_step=partial(progress, "read") if show_steps else None
     )
     if as_json:

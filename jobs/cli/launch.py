@@ -64,9 +64,9 @@ def launch(
     remote.refuse_to_detach(address, detach)
     s3 = store_options_of(typed)
     store = out_store(out, s3)
-    if remote.is_away(address):
+    if remote.runs_remotely(address):
         assert address is not None
-        return _launch_away(address, detach, store, prepare(job_spec(typed), s3))
+        return _launch_remotely(address, detach, store, prepare(job_spec(typed), s3))
     with remote.cluster_at(address, store) as cluster:
         there = cluster.machines if cluster else None
         options = options_of_run(typed, there=there)
@@ -74,7 +74,7 @@ def launch(
         refuse_unfit_device(prepared.recipe, options.device, there)
         refuse_other_job(store, prepared.recipe)
         found = find(src, s3, id_column=typed["id_column"], tell=output.say)
-        store.probe()
+        store.prove_create_once()
         epoch = control.claim(store, options.to_dict(), takeover=takeover, say=output.say)
         with control.Pulse(store, epoch.number) as pulse:
             job = create_job(store, prepared)
@@ -87,27 +87,27 @@ def launch(
             return run_and_report(out, job, ClaimedRun(store, options, epoch, pulse, cluster), as_json)
 
 
-def _launch_away(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
+def _launch_remotely(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
     """Put the weights into OUT, where the driver over there takes them from, and start it."""
     from p3d.jobs.job import refuse_other_job, weights_key
     from p3d.jobs.planning.prepare import create_job
 
     refuse_other_job(store, prepared.recipe)
-    store.probe()
+    store.prove_create_once()
     create_job(store, prepared)
     src = remote.absolute(click.get_current_context().params["src"])
     weights = f"{store.url}/{weights_key(prepared.recipe)}"
-    return run_verb_away(address, detach, store, src=src, weights=weights)
+    return run_verb_remotely(address, detach, store, src=src, weights=weights)
 
 
-def run_verb_away(address: str, detach: bool, store: Store, **changed: str) -> int:
+def run_verb_remotely(address: str, detach: bool, store: Store, **changed: str) -> int:
     """The same verb over there; then, unless detached, what `p3d status --watch` shows until it ends."""
     from p3d.jobs.cli.status import status
 
     ctx = click.get_current_context()
     out, as_json = ctx.params["out"], ctx.params["as_json"]
     words = remote.words_again(ctx, out=store.url, **changed, address="auto", detach=None, as_json=None)
-    code = remote.run_away(address, store, out, words, detach=detach)
+    code = remote.run_remote_driver(address, store, out, words, detach=detach)
     if code is not None:
         return code
     s3 = {name: value for name, value in ctx.params.items() if name in STORE_OPTIONS}
@@ -141,9 +141,9 @@ def resume(
     if work.nothing_left and work.n_shards:
         output.say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return report(out, store, job, as_json)
-    if remote.is_away(address):
+    if remote.runs_remotely(address):
         assert address is not None
-        return run_verb_away(address, detach, store)
+        return run_verb_remotely(address, detach, store)
     with next_run(out, store, job, typed, address, takeover) as run:
         return run_and_report(out, job, run, as_json)
 

@@ -22,7 +22,7 @@ POLL_S = 1.0
 SUBMITTED_TO = ("http://", "https://")
 
 
-def is_away(address: str | None) -> bool:
+def runs_remotely(address: str | None) -> bool:
     """Is the driver to run over there, too?"""
     return address is not None and address.startswith(SUBMITTED_TO)
 
@@ -53,7 +53,7 @@ def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
 
 def refuse_to_detach(address: str | None, detach: bool) -> None:
     """UsageError for --detach with a driver that is here."""
-    if detach and not is_away(address):
+    if detach and not runs_remotely(address):
         raise click.UsageError("--detach needs --address http://HEAD:8265: somebody else has to run the driver")
 
 
@@ -81,7 +81,7 @@ def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
     return [str(ctx.info_name), *options, "--", *arguments]
 
 
-def run_away(address: str, store: Store, out: str, words: list[str], *, detach: bool) -> int | None:
+def run_remote_driver(address: str, store: Store, out: str, words: list[str], *, detach: bool) -> int | None:
     """Start the driver over there, and say how to go on. None if the caller may now watch until it ends."""
     from p3d.jobs.scheduler import control
     from p3d.jobs.scheduler.submission import openness, state_of, submit, without_user

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from p3d.jobs.cli import output, remote
-from p3d.jobs.cli.launch import next_run, report, run_and_report, run_verb_away
+from p3d.jobs.cli.launch import next_run, report, run_and_report, run_verb_remotely
 from p3d.jobs.cli.options import address_options, out_store, run_options, store_options, store_options_of
 
 
@@ -47,9 +47,9 @@ def retry(
     if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
         output.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return report(out, store, job, as_json)
-    if remote.is_away(address):
+    if remote.runs_remotely(address):
         assert address is not None
-        return run_verb_away(address, detach, store)
+        return run_verb_remotely(address, detach, store)
     with next_run(out, store, job, typed, address, takeover) as run:
         added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=shard_videos)
         if added is not None:

@@ -14,7 +14,7 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
-    from p3d.pipeline.results.search.exact import Found, Hit
+    from p3d.pipeline.results.search.exact import Hit, SearchResult
 
 
 @click.command()
@@ -111,7 +111,7 @@ def _record(hit: Hit, metric: str, spans: tuple[tuple[float, float], ...]) -> di
     return {**record, "query_start_s": start_s, "query_end_s": end_s}
 
 
-def _lines(found: Found, metric: str, level: str, spans: tuple[tuple[float, float], ...]) -> list[str]:
+def _lines(found: SearchResult, metric: str, level: str, spans: tuple[tuple[float, float], ...]) -> list[str]:
     by_clip, many = level == "clip", len(spans) > 1
     head = (
         "",
@@ -133,7 +133,7 @@ def _span(start_s: float, end_s: float) -> str:
     return f"{start_s:.2f}-{end_s:.2f}"
 
 
-def _footer(found: Found, level: str, pending: int) -> None:
+def _footer(found: SearchResult, level: str, pending: int) -> None:
     rate = found.n_rows / max(found.seconds, 1e-9)
     compared = f"{output.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
     output.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)

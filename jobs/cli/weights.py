@@ -147,10 +147,10 @@ def _identify(file: Path) -> WeightsFile:
 
 def _load(found: WeightsFile, **asked: Any) -> Weights:
     from p3d.pipeline.errors import InputError
-    from p3d.weights import Asked, WeightsError
+    from p3d.weights import ImportOptions, WeightsError
 
     try:
-        return found.load(Asked(**asked))
+        return found.load(ImportOptions(**asked))
     except WeightsError as error:
         raise InputError(str(error)) from None
 

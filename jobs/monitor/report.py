@@ -23,7 +23,7 @@ from p3d.pipeline.results.report.facts import Rows, gather
 from p3d.pipeline.results.report.neighbours import find_neighbours
 from p3d.pipeline.results.report.pictures import take_pictures
 from p3d.pipeline.results.report.render import Report
-from p3d.pipeline.results.report.throughput import Run, RunFacts, timeline
+from p3d.pipeline.results.report.throughput import RunFacts, RunRecord, timeline
 from p3d.pipeline.storage.store import Store, StoreOptions
 
 RUNS = 12  # the newest ones are shown
@@ -87,19 +87,19 @@ def _run(store: Store, source: Rows) -> RunFacts | None:
     )
 
 
-def _runs(store: Store) -> list[Run]:
+def _runs(store: Store) -> list[RunRecord]:
     """The newest runs, oldest first."""
     found = []
     for key in sorted(info.key for info in store.list("_job/epochs/"))[-RUNS:]:
         try:
             epoch = control.Epoch(**json.loads(store.read(key)))
         except (ValueError, TypeError):
-            found.append(Run(int(Path(key).stem), "", "", "its record cannot be read", ()))
+            found.append(RunRecord(int(Path(key).stem), "", "", "its record cannot be read", ()))
             continue
         beat = control.heartbeat(store, epoch.number) or {}
         state = str(beat.get("state", "unknown"))
         state = "dead" if state == control.RUNNING and epoch.died_here() else state
-        found.append(Run(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options))))
+        found.append(RunRecord(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options))))
     return found
 
 

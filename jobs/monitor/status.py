@@ -89,7 +89,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         work = survey(store, manifests(store, job))
         n_videos, done, n_failed = work.n_videos, work.done, work.done.failed
     running = state == control.RUNNING
-    code, sentence = (None, waiting) if state in UNDER_WAY else _verdict(state, beat, done.failures)
+    code, sentence = (None, waiting) if state in UNDER_WAY else _outcome(state, beat, done.failures)
     return Status(
         out=store.url,
         state=state,
@@ -116,7 +116,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     )
 
 
-def _verdict(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[int, str]:
+def _outcome(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[int, str]:
     if state == "finished":
         return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
     if state == "dead":
@@ -185,7 +185,9 @@ def _limit(workers: list[dict[str, Any]]) -> str | None:
     if (limit := limit_of(workers)) is None:
         return None
     loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
-    shares = {name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("lanes", "decoding")}
+    shares = {
+        name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("inference_threads", "decoding")
+    }
     return SENTENCES[limit].format(**shares)
 
 
@@ -197,7 +199,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
         )
     for worker in workers:
         load = worker.get("load") or {}
-        known = worker["state"] == "busy" and load.get("slots")
+        known = worker["state"] == "busy" and load.get("concurrency")
         table.add_row(
             str(worker["worker"]),
             worker["device"],
@@ -205,9 +207,9 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             " ".join(worker.get("shards", ())) or "-",
             str(worker["videos"]),
             str(worker["clips"]),
-            f"{load['lanes']:.0%}" if known else "-",
+            f"{load['inference_threads']:.0%}" if known else "-",
             f"{load.get('queued', 0.0):g}" if known else "-",
-            f"{load['decoding']:.0%} of {load['slots']}" if known else "-",
+            f"{load['decoding']:.0%} of {load['concurrency']}" if known else "-",
         )
     return table
 

@@ -24,7 +24,7 @@ from p3d.encoder import Encoder, device_for
 from p3d.jobs.planning.prepare import default_batch, frame_spec
 from p3d.networks.network import GRAPHS
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers
-from p3d.pipeline.decode.child import TIMEOUT_S, decode_apart
+from p3d.pipeline.decode.child import TIMEOUT_S, decode_in_child
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.sources.listing import find
@@ -160,7 +160,7 @@ def _decoded(
     for one in labelled:
         with tempfile.TemporaryDirectory(prefix="p3d-choose-") as scratch:
             frames: dict[int, UINT8] = {}
-            for message in decode_apart(
+            for message in decode_in_child(
                 one.video,
                 frame_spec(weights.recipe),
                 sampling,

@@ -34,7 +34,7 @@ from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.sources.identity import local_path
-from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import FLOAT32, ClipRow, ShardPlan, ShardRows, VideoEnd, VideoOutcome, VideoRef
 
@@ -80,7 +80,7 @@ class Estimate:
 
 
 def estimate(
-    found: Found,
+    found: SourceListing,
     prepared: Prepared,
     *,
     limit: int | None,

@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 
 from p3d.encoder import Encoder, device_for
-from p3d.jobs.machine import lanes_of
+from p3d.jobs.machine import inference_threads_of
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch
 from p3d.pipeline.types import FLOAT32, INT64, UINT8
@@ -60,7 +60,7 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
     """Embed what was decoded, on the device that a job would take, in as many lanes of a worker of `cpus` cores."""
     device, recipe = str(device_for("auto")), prepared.recipe
     size, threads = default_batch(device), max(1, cpus // 2)
-    lanes = lanes_of(device, cpus, threads)
+    inference_threads = inference_threads_of(device, cpus, threads)
     encoder = Encoder(
         prepared.weights,
         device=device,
@@ -74,18 +74,24 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
     def batch(number: int, size: int) -> tuple[FLOAT32, FLOAT32]:
         return encoder.encode(*_batch(clips, recipe.clip_frames, number * size, size), probs=True)
 
-    with ThreadPoolExecutor(lanes) as pool:
+    with ThreadPoolExecutor(inference_threads) as pool:
 
         def turn(first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
-            return list(pool.map(batch, range(first, first + lanes), repeat(size)))
+            return list(pool.map(batch, range(first, first + inference_threads), repeat(size)))
 
         done = [batch(0, size)]  # alone: it may settle how weights lie in memory
-        done += pool.map(batch, range(1, lanes), repeat(size))
+        done += pool.map(batch, range(1, inference_threads), repeat(size))
         started, warm = time.monotonic(), len(done)
-        while len(done) < 3 * lanes or (time.monotonic() - started < TIMED_S and len(done) * size < len(clips)):
+        while len(done) < 3 * inference_threads or (
+            time.monotonic() - started < TIMED_S and len(done) * size < len(clips)
+        ):
             done += turn(len(done), size)
         rate = (len(done) - warm) * size / (time.monotonic() - started)
-        by_batch = {} if device == "cpu" else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(0, size), lanes)
+        by_batch = (
+            {}
+            if device == "cpu"
+            else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(0, size), inference_threads)
+        )
     features_ND, probs_NK = (np.concatenate(rows)[: len(tried)] for rows in zip(*done, strict=True))
     return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0])
 
@@ -100,11 +106,11 @@ def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UI
 
 
 def rates_by_batch(
-    encoder: Encoder, sizes: tuple[int, ...], turn: Callable[[int], object], lanes: int
+    encoder: Encoder, sizes: tuple[int, ...], turn: Callable[[int], object], inference_threads: int
 ) -> dict[int, float]:
     """Clips/s of each of the rising `sizes`: median of rounds in turn, 0 from the first on that does not fit.
 
-    `turn(size)` encodes a batch of `size` in each of the `lanes` at once.
+    `turn(size)` encodes a batch of `size` in each of the `inference_threads` at once.
     """
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(ROUNDS + 1):
@@ -117,4 +123,4 @@ def rates_by_batch(
                 break
             if number:
                 seconds.append(time.monotonic() - started)
-    return {size: lanes * size / median(taken[size]) if size in taken else 0.0 for size in sizes}
+    return {size: inference_threads * size / median(taken[size]) if size in taken else 0.0 for size in sizes}

@@ -28,7 +28,7 @@ from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, RunOptions
-from p3d.pipeline.sources.listing import Found, look_again
+from p3d.pipeline.sources.listing import SourceListing, look_again
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FrameSpec
@@ -153,7 +153,9 @@ def create_job(store: Store, prepared: Prepared) -> JobRecord:
     return job
 
 
-def add_plan(store: Store, job: JobRecord, found: Found, *, shard_videos: int, limit: int | None) -> PlanRecord | None:
+def add_plan(
+    store: Store, job: JobRecord, found: SourceListing, *, shard_videos: int, limit: int | None
+) -> PlanRecord | None:
     """Plan what no earlier plan names in this version; None if there is nothing new."""
     plans = load_plans(store)
     videos = found.videos if limit is None else found.videos.slice(0, limit)

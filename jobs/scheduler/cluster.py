@@ -39,8 +39,8 @@ ASK_S = 60.0  # for a node to answer
 RUN_PREFIX = "p3d-run-"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
 LOOK_S = 5.0  # between two looks at what nodes there are
-KNOCK_S = 5.0  # between two knocks at another's head, and how long one may take
-KNOCKS = 4  # in a row without an answer, and the head is dead
+PROBE_S = 5.0  # between two knocks at another's head, and how long one may take
+PROBES = 4  # in a row without an answer, and the head is dead
 # Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
 OBJECT_STORE_BYTES = 512 * 1024**2  # at least
 OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
@@ -77,17 +77,17 @@ class Cluster:
         if self.node is not None:
             ended = {name for name, _ in self.node.dead_processes()}
             return " and ".join(name for name in ("raylet", "gcs_server") if name in ended)
-        if self.head is None or time.monotonic() - self.asked < KNOCK_S:
+        if self.head is None or time.monotonic() - self.asked < PROBE_S:
             return ""
         self.asked = time.monotonic()
         self.unheard = 0 if self.answers() else self.unheard + 1
-        return "head" if self.unheard >= KNOCKS else ""
+        return "head" if self.unheard >= PROBES else ""
 
     def answers(self) -> bool:
         """Does the head of another's cluster open now? Asked before Ray is made to wait for it."""
         try:
             if self.head is not None:
-                socket.create_connection(self.head, timeout=KNOCK_S).close()
+                socket.create_connection(self.head, timeout=PROBE_S).close()
         except OSError:
             return False
         return True
@@ -135,7 +135,7 @@ def refuse_silent(address: str) -> None:
     except (ValueError, KeyError):
         raise ClusterError(f"--address {address}: HOST:PORT was expected") from None
     try:
-        socket.create_connection(where, timeout=KNOCK_S).close()
+        socket.create_connection(where, timeout=PROBE_S).close()
     except OSError as error:
         raise ClusterError(f"nothing answers at {address} ({error.strerror or error})") from None
 

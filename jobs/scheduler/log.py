@@ -15,12 +15,12 @@ from p3d.jobs.scheduler.state import (
     Checked,
     CheckFailed,
     Event,
-    PlacesFound,
     ShardDone,
     ShardTrouble,
     Stop,
     TryAgain,
     WorkerDied,
+    WorkerLimitRaised,
     WorkerReady,
     WorkerRefused,
     WorkerUnready,
@@ -85,7 +85,7 @@ def told(event: Event) -> str:
             return f"shard {shard} of a worker that died is {'committed' if committed else 'not committed'}"
         case CheckFailed(shard, detail):
             return f"whether shard {shard} is committed could not be seen: {detail}"
-        case PlacesFound(n_workers):
+        case WorkerLimitRaised(n_workers):
             return f"nodes have joined: there is room for {n_workers} workers"
         case TryAgain():
             return "trying the store that failed again"

@@ -37,7 +37,6 @@ from p3d.jobs.scheduler.state import (
     Drain,
     Event,
     Finish,
-    PlacesFound,
     Scheduler,
     ShardDone,
     ShardTrouble,
@@ -46,12 +45,13 @@ from p3d.jobs.scheduler.state import (
     StopWorker,
     TryAgain,
     WorkerDied,
+    WorkerLimitRaised,
     WorkerReady,
     WorkerRefused,
     WorkerUnready,
 )
 from p3d.jobs.shards import ShardKey, Totals, count, ended
-from p3d.jobs.worker.actor import Done, Ready, Refused, ShardWorker, Trouble, WorkerSpec
+from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.balance import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
 from p3d.pipeline.dataset.commit import Committed, derive
@@ -236,7 +236,7 @@ class RayLoop:
             events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
             if self.follows and self.cluster.machines.gpus > self.state.n_workers:
-                events.append(PlacesFound(self.cluster.machines.gpus))
+                events.append(WorkerLimitRaised(self.cluster.machines.gpus))
             try:
                 if (newest := control.newest_number(self.store)) > self.epoch.number:
                     events.append(
@@ -349,10 +349,10 @@ class RayLoop:
             if number not in self.workers:
                 return None  # the other shard that it had in hand told its death
             match reply:
-                case Trouble("device", detail):
+                case ShardError("device", detail):
                     ray.kill(worker.actor, no_restart=True)
                     return self._died(number, detail)
-                case Done() | Trouble():
+                case Done() | ShardError():
                     worker.in_hand.pop(key, None)
                     return self._ended(number, key, reply)
             return self._died(number, reply)
@@ -360,8 +360,8 @@ class RayLoop:
         call = worker.actor.run_shard.remote(manifest.shard(key.shard), manifest.user_columns(key.shard))
         self.pending[call] = meaning
 
-    def _ended(self, number: int, key: ShardKey, reply: Done | Trouble) -> Event:
-        if isinstance(reply, Trouble):
+    def _ended(self, number: int, key: ShardKey, reply: Done | ShardError) -> Event:
+        if isinstance(reply, ShardError):
             return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
         self.metrics.done(key, reply.spent)
         sums = count(reply.videos, key.plan_seq, self.work.superseded)
@@ -469,7 +469,7 @@ class RayLoop:
                     "videos": sum(progress.videos for progress in worker.in_hand.values()),
                     "clips": sum(progress.clips for progress in worker.in_hand.values()),
                     "load": asdict(worker.load),
-                    "limit": worker.load.limit if worker.load.slots else None,
+                    "limit": worker.load.limit if worker.load.concurrency else None,
                 }
                 for number, worker in sorted(self.workers.items())
             ],

@@ -112,7 +112,7 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacesFound:
+class WorkerLimitRaised:
     """There is room for so many workers now: nodes have joined. Fewer than before are no event; their workers die."""
 
     n_workers: int
@@ -142,7 +142,7 @@ Event = (
     | Checked
     | CheckFailed
     | Counted
-    | PlacesFound
+    | WorkerLimitRaised
     | TryAgain
     | Stop
 )
@@ -273,7 +273,7 @@ class Scheduler:
                 else:
                     self._again(shard, "its worker died")
                     if counts:
-                        self._vain_death()
+                        self._count_fruitless_death()
             case CheckFailed(shard, detail):
                 self.checking.pop(shard, None)
                 self.attempts[shard] -= 1  # nobody knows whether it failed
@@ -283,7 +283,7 @@ class Scheduler:
                 self.counting = False
                 self.totals.add(before)
                 self._stop_if_hopeless()
-            case PlacesFound(n_workers):
+            case WorkerLimitRaised(n_workers):
                 self.n_workers = max(self.n_workers, n_workers)
             case TryAgain():
                 self.trials = int(bool(self.outage) and not self.in_flight)
@@ -304,9 +304,9 @@ class Scheduler:
     def validate(self) -> None:
         """AssertionError where the state contradicts itself. True after every event."""
         flying = [shard for shards in self.in_flight.values() for shard in shards]
-        places = [*self.queue, *flying, *self.checking, *self.stuck]
-        known = set(places)
-        assert len(places) == len(known), f"a shard is in two places: {Counter(places).most_common(1)}"
+        states = [*self.queue, *flying, *self.checking, *self.stuck]
+        known = set(states)
+        assert len(states) == len(known), f"a shard is in two places: {Counter(states).most_common(1)}"
         assert known == self.open, f"shards lost: {self.open ^ known}"
         assert not self.idle & self.in_flight.keys(), "a worker is idle and busy"
         assert all(0 < len(shards) <= self.shards_each for shards in self.in_flight.values()), "a worker has too much"
@@ -336,14 +336,14 @@ class Scheduler:
         self.draining.discard(worker)
         shards = self.in_flight.pop(worker, [])
         if not shards:
-            self._vain_death()
+            self._count_fruitless_death()
         if len(shards) > 1:
             self.alone.update(shards)
         for shard in shards:
             self.checking[shard] = shard == shards[0]
         return [Check(shard) for shard in shards]
 
-    def _vain_death(self) -> None:
+    def _count_fruitless_death(self) -> None:
         """A worker died, and the store holds nothing that it did since the last commit anywhere."""
         self._deaths += 1
         if self._deaths >= max(self.worker_deaths, 2 * self.n_workers):  # losing a node of many at once is one event
@@ -440,9 +440,9 @@ class Scheduler:
             self.attempts[shard] += 1
             commands.append(Dispatch(worker, shard))
         if not self.queue and not self.in_flight and not self.checking and not self.counting:
-            return [*commands, *self._end(*self._verdict())]
-        places = min(self.n_workers, self.trials) if self.outage else self.n_workers
-        wanted = min(places, len(self.queue) + len(self.in_flight))
+            return [*commands, *self._end(*self._outcome())]
+        states = min(self.n_workers, self.trials) if self.outage else self.n_workers
+        wanted = min(states, len(self.queue) + len(self.in_flight))
         while len(self.starting) + len(self.idle) + len(self.in_flight) < wanted:
             self.starting.add(self._next_worker)
             commands.append(StartWorker(self._next_worker))
@@ -462,7 +462,7 @@ class Scheduler:
         room = [worker for worker, shards in in_flight.items() if len(shards) < most and alone.isdisjoint(shards)]
         return min(room, key=lambda worker: (len(in_flight[worker]), worker), default=None)
 
-    def _verdict(self) -> tuple[int, str]:
+    def _outcome(self) -> tuple[int, str]:
         if self.stuck:
             shard, detail = next(iter(self.stuck.items()))
             return (1 if self._internal else 6), (

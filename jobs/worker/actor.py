@@ -21,17 +21,17 @@ import numpy as np
 import pyarrow as pa
 
 from p3d.jobs.job import stored_weights
-from p3d.jobs.machine import code_digest, lanes_of, software, usable_cpus
+from p3d.jobs.machine import code_digest, inference_threads_of, software, usable_cpus
 from p3d.jobs.shards import Ended, ended
 from p3d.jobs.worker.balance import Balance, Load
-from p3d.jobs.worker.concurrency import Slots, Withdrawn
+from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import Decoding
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
-from p3d.pipeline.extract import Encode, Lanes, Progress, extract_shard
+from p3d.pipeline.extract import Encode, InferenceThreads, Progress, extract_shard
 from p3d.pipeline.recipe import Recipe, RunOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
@@ -107,7 +107,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ShardError:
     """A shard that is not done, while the worker lives on; kinds as in `p3d.jobs.scheduler.state.ShardTrouble`.
 
     One more is `device`: what is left of the device in this process cannot be trusted, so the worker must go.
@@ -136,23 +136,23 @@ def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
     return with_scores if recipe.scores else without
 
 
-def trouble_of(error: Exception) -> Trouble:
+def shard_error_of(error: Exception) -> ShardError:
     """What an error of a shard means for it and its worker."""
     from p3d.encoder import DeviceFull
 
     match error:
         case StoreUnknown() | StoreDenied():
-            return Trouble("outage", str(error))
+            return ShardError("outage", str(error))
         case StoreError():
-            return Trouble("store", str(error))
+            return ShardError("store", str(error))
         case JobError():
-            return Trouble("job", str(error))
+            return ShardError("job", str(error))
         case DeviceFull():
-            return Trouble("store", f"{platform.node()}: {error}. Free its memory, then resume")
+            return ShardError("store", f"{platform.node()}: {error}. Free its memory, then resume")
     detail = f"{type(error).__name__}: {error}"
     if is_of_device(error):
-        return Trouble("device", f"{platform.node()}: {detail}")
-    return Trouble("internal", detail)
+        return ShardError("device", f"{platform.node()}: {detail}")
+    return ShardError("internal", detail)
 
 
 class ShardWorker:
@@ -165,9 +165,9 @@ class ShardWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.store = open_store(spec.out_url, spec.options.s3)
-        self.slots = Slots(spec.options.decode_tasks)
+        self.concurrency = DecodeConcurrency(spec.options.decode_tasks)
         # alone on its processors, a worker has nobody to leave them to
-        self.balance = Balance(self.slots.n, 1 if spec.options.workers > 1 else self.slots.n)
+        self.balance = Balance(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
@@ -199,20 +199,22 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
-        self.lanes = self.lanes_on(device)
+        self.inference_threads = self.inference_threads_on(device)
         return Ready(device, platform.node(), os.getpid())
 
-    def lanes_on(self, device: str) -> Lanes:
+    def inference_threads_on(self, device: str) -> InferenceThreads:
         """As many as this worker's part of the machine has room for."""
-        return Lanes(lanes_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads))
+        return InferenceThreads(
+            inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
+        )
 
-    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | Trouble:
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | ShardError:
         """Compute and commit a shard. Whatever goes wrong comes back as a record."""
         progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
         try:
-            with self.slots.place() as place:
-                place.await_turn()
-                started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, place)
+            with self.concurrency.turn() as turn:
+                turn.await_turn()
+                started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, turn)
                 rows = self._extract(decoding, progress)
             if self.broken is not None:  # while another shard used it
                 raise self.broken
@@ -221,9 +223,9 @@ class ShardWorker:
             now = time.monotonic()
             times = (decoding.fetch_s, decoding.decode_s, now - computed, now - started)
         except Withdrawn:
-            return Trouble("withdrawn", "not begun")
+            return ShardError("withdrawn", "not begun")
         except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
-            return trouble_of(error)
+            return shard_error_of(error)
         finally:
             del self.in_hand[shard.plan_seq, shard.shard]
         read_bytes = sum(max(video.size_bytes, 0) for video in shard.videos)
@@ -242,7 +244,7 @@ class ShardWorker:
                 n_scores=recipe.n_scores,
                 embedding_dtype=recipe.embedding_dtype,
                 progress=progress,
-                lanes=self.lanes,
+                inference_threads=self.inference_threads,
             )
         rows.stats.update(self._stats(progress, time.monotonic() - started))
         return rows
@@ -264,23 +266,27 @@ class ShardWorker:
 
     def drain(self) -> None:
         """Begin no other shard: those in hand that have not begun come back."""
-        self.slots.drain()
+        self.concurrency.drain()
 
     def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
         """The counters so far of the shards in hand, by (plan_seq, shard), and what the worker's parts do.
 
         It decodes no more than `most_decodes` videos at once from now on, and as many as seem best.
         """
-        use = self.slots.use
-        lanes = min(self.lanes.under_way / self.lanes.n, 1.0)
-        self.slots.resize(self.balance.sample(lanes, use, most_decodes))
+        use = self.concurrency.use
+        inference_threads = min(self.inference_threads.under_way / self.inference_threads.n, 1.0)
+        self.concurrency.resize(self.balance.sample(inference_threads, use, most_decodes))
         return self.in_hand.copy(), self.balance.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
-        realised |= {"batch_size": self.encoder.batch_size, "lanes": self.lanes.n, "software": software()}
-        options = {"threads": self.spec.options.threads, "decode_tasks": self.slots.n}
+        realised |= {
+            "batch_size": self.encoder.batch_size,
+            "inference_threads": self.inference_threads.n,
+            "software": software(),
+        }
+        options = {"threads": self.spec.options.threads, "decode_tasks": self.concurrency.n}
         when = {
             "ended": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
             "shard_s": round(seconds, 3),

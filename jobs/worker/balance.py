@@ -29,10 +29,10 @@ class Load:
     fetch a copy, those that have no process yet. `queued` is a number: decodes whose frames wait for the network, on
     average."""
 
-    lanes: float = 0.0
+    inference_threads: float = 0.0
     decoding: float = 0.0
     fetching: float = 0.0
-    slots: int = 0
+    concurrency: int = 0
     starting: float = 0.0
     queued: float = 0.0
 
@@ -40,7 +40,7 @@ class Load:
     def limit(self) -> Limit:
         """`network`, `decoding` or `fetching`; `overhead` where none of them is always at work: then the worker waits
         for the store or for a shard. A decode that waits for a processor is limited by decoding."""
-        if self.lanes >= AT_WORK:
+        if self.inference_threads >= AT_WORK:
             return "network"
         if self.decoding + self.starting >= AT_WORK:
             return "decoding"
@@ -50,8 +50,8 @@ class Load:
 class Balance:
     """The last samples, and the number of slots that follows from them; `least` is what it never goes below."""
 
-    def __init__(self, slots: int, least: int) -> None:
-        self.slots, self.least = slots, least
+    def __init__(self, concurrency: int, least: int) -> None:
+        self.concurrency, self.least = concurrency, least
         self.samples: deque[Load] = deque(maxlen=SAMPLES)
         self.too_few, self.forget_in = 0, 0  # slots with which the network stood still, and samples until it is tried
 
@@ -59,10 +59,10 @@ class Balance:
     def load(self) -> Load:
         """The average of the samples since the number of slots last changed."""
         return Load(
-            round(self._mean("lanes"), 3),
+            round(self._mean("inference_threads"), 3),
             round(self._mean("decoding"), 3),
             round(self._mean("fetching"), 3),
-            self.slots,
+            self.concurrency,
             round(self._mean("starting"), 3),
             round(self._mean("queued"), 1),
         )
@@ -70,23 +70,23 @@ class Balance:
     def _mean(self, name: str) -> float:
         return float(sum(getattr(sample, name) for sample in self.samples)) / max(len(self.samples), 1)
 
-    def sample(self, lanes: float, use: Use, most: int) -> int:
+    def sample(self, inference_threads: float, use: Use, most: int) -> int:
         """One more look: the share of lanes at work, and what the slots are used for. -> how many to have."""
-        n = max(self.slots, 1)
+        n = max(self.concurrency, 1)
         decoding, fetching, starting = (min(part / n, 1.0) for part in (use.at_work, use.fetching, use.starting))
-        self.samples.append(Load(lanes, decoding, fetching, self.slots, starting, use.queued))
+        self.samples.append(Load(inference_threads, decoding, fetching, self.concurrency, starting, use.queued))
         self.forget_in -= 1
         if self.forget_in <= 0:
             self.too_few = 0
-        wanted = self.slots
+        wanted = self.concurrency
         if len(self.samples) >= ENOUGH:
             if self.load.limit == "decoding" and self.load.decoding >= AT_WORK:
-                wanted = self.slots + max(1, self.slots // 4)
-                self.too_few, self.forget_in = self.slots, REMEMBERED
-            elif self.load.limit == "network" and self.slots - 1 > self.too_few:
-                wanted = max(self.slots - 1, min(self.least, self.slots))
+                wanted = self.concurrency + max(1, self.concurrency // 4)
+                self.too_few, self.forget_in = self.concurrency, REMEMBERED
+            elif self.load.limit == "network" and self.concurrency - 1 > self.too_few:
+                wanted = max(self.concurrency - 1, min(self.least, self.concurrency))
         wanted = min(wanted, max(most, 1))
-        if wanted != self.slots:
-            self.slots = wanted
+        if wanted != self.concurrency:
+            self.concurrency = wanted
             self.samples.clear()
-        return self.slots
+        return self.concurrency

@@ -45,26 +45,26 @@ class Use:
         return self.begun - self.at_work
 
 
-class Slots:
+class DecodeConcurrency:
     """`n` slots, and the shards that use them, the oldest first. Each is in a thread of its own: look under `lock`."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.lock = threading.Condition()
         self.draining = False
-        self.places: list[Place] = []
+        self.turns: list[ShardTurn] = []
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
+    def turn(self) -> Iterator[ShardTurn]:
         """For one shard, for as long as it is decoded."""
-        place = Place(self)
+        turn = ShardTurn(self)
         with self.lock:
-            self.places.append(place)
+            self.turns.append(turn)
         try:
-            yield place
+            yield turn
         finally:
             with self.lock:
-                self.places.remove(place)
+                self.turns.remove(turn)
                 self.lock.notify_all()
 
     def resize(self, n: int) -> None:
@@ -77,7 +77,7 @@ class Slots:
     def use(self) -> Use:
         """What all shards use together."""
         with self.lock:
-            return _sum([place.use for place in self.places])
+            return _sum([turn.use for turn in self.turns])
 
     def drain(self) -> None:
         """Let no shard begin any more."""
@@ -86,43 +86,45 @@ class Slots:
             self.lock.notify_all()
 
 
-class Place:
+class ShardTurn:
     """One shard at the slots."""
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots, self.use = slots, Use()
+    def __init__(self, concurrency: DecodeConcurrency) -> None:
+        self.concurrency, self.use = concurrency, Use()
 
     def await_turn(self) -> None:
         """Wait until there is a slot that no older shard has a video for. Withdrawn if it is not to begin at all."""
-        slots = self.slots
-        with slots.lock:
-            slots.lock.wait_for(lambda: slots.draining or (self.may_start and self.others.running < slots.n))
-            if slots.draining:
+        concurrency = self.concurrency
+        with concurrency.lock:
+            concurrency.lock.wait_for(
+                lambda: concurrency.draining or (self.may_start and self.others.running < concurrency.n)
+            )
+            if concurrency.draining:
                 raise Withdrawn
 
     def tell(self, use: Use) -> None:
-        with self.slots.lock:
+        with self.concurrency.lock:
             self.use = use
-            self.slots.lock.notify_all()
+            self.concurrency.lock.notify_all()
 
     @property
     def others(self) -> Use:
         """What all other shards use together; it wants more if any of them does."""
-        return _sum([place.use for place in self.slots.places if place is not self])
+        return _sum([turn.use for turn in self.concurrency.turns if turn is not self])
 
     @property
     def may_start(self) -> bool:
         """Has no older shard a video to start, or one that must be alone?"""
-        return not any(place.use.wants or place.use.alone for place in self._older())
+        return not any(turn.use.wants or turn.use.alone for turn in self._older())
 
     @property
     def may_go_on(self) -> bool:
         """Does no older shard have a copy that waits for a slot?"""
-        return not any(place.use.halted for place in self._older())
+        return not any(turn.use.halted for turn in self._older())
 
-    def _older(self) -> list[Place]:
-        places = self.slots.places
-        return places[: places.index(self)] if self in places else []
+    def _older(self) -> list[ShardTurn]:
+        turns = self.concurrency.turns
+        return turns[: turns.index(self)] if self in turns else []
 
 
 def _sum(uses: list[Use]) -> Use:

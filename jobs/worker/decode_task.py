@@ -18,7 +18,7 @@ from typing import Any
 
 from p3d.jobs.machine import is_alive
 from p3d.jobs.worker.memory import memory_limit
-from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.gop_chunks import Share
@@ -66,25 +66,27 @@ def decode_video(
 
 def decode_video_task(
     video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
-) -> Iterator[Parcel]:
+) -> Iterator[MessageBatch]:
     """`decode_video`, in as few objects of Ray as need be."""
-    yield from parcels(decode_video(video, spec, scratch, note, share))
+    yield from message_batches(decode_video(video, spec, scratch, note, share))
 
 
-def decode_run_task(videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+def decode_group_task(
+    videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path
+) -> Iterator[MessageBatch]:
     """Several short videos, one after the other; each begins with its VideoStart. Those on S3 are fetched first."""
-    messages = _fetched_run if is_remote(videos[0]) else _run
-    yield from parcels(messages(videos, spec, scratch, note), of_a_run=True)
+    messages = _fetched_group if is_remote(videos[0]) else _group
+    yield from message_batches(messages(videos, spec, scratch, note), of_a_group=True)
 
 
-def _run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+def _group(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
     _tidy(scratch)
     with _last_words(note, spec):
         for video in videos:
-            yield from _of_a_run(video, spec, scratch)
+            yield from _of_a_group(video, spec, scratch)
 
 
-def _fetched_run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+def _fetched_group(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
     """All copies are fetched side by side, and then the turn to decode is waited for, once."""
     _tidy(scratch)
     yield VideoStart(os.getpid())
@@ -93,13 +95,13 @@ def _fetched_run(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, no
     yield from _await_turn()
     with _last_words(note, spec):
         for at, (video, copy) in enumerate(zip(videos, copies, strict=True)):
-            messages = _of_a_run(video, spec, scratch, copy)
+            messages = _of_a_group(video, spec, scratch, copy)
             if at == 0:
                 next(messages)  # its VideoStart was the first of all
             yield from messages
 
 
-def _of_a_run(
+def _of_a_group(
     video: VideoRef, spec: DecodeSpec, scratch: Path, copy: AbstractContextManager[str] | None = None
 ) -> Iterator[DecodeMessage]:
     """One whose copy, if it needs one, is here: nobody waits for it."""

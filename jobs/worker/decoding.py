@@ -39,10 +39,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from p3d.jobs.worker.concurrency import Place, Slots, Use
-from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_run_task, decode_video_task, is_remote
+from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_group_task, decode_video_task, is_remote
 from p3d.jobs.worker.memory import NOTE
-from p3d.jobs.worker.message_batches import Parcel
+from p3d.jobs.worker.message_batches import MessageBatch
 from p3d.jobs.worker.parallel_decode import WORTH_S, Pace, Shared, Unlike
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.errors import Reason, StoreError
@@ -60,9 +60,9 @@ from p3d.pipeline.types import (
 )
 
 FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
-RUN_VIDEOS = 16  # decoded by one task, at most
-RUN_BYTES = 4 * 1024**2  # of all their files
-STRIPE_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
+GROUP_VIDEOS = 16  # decoded by one task, at most
+GROUP_BYTES = 4 * 1024**2  # of all their files
+CHUNK_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
 FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
 CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
 MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
@@ -81,9 +81,9 @@ def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
 _decode_video: Any = ray.remote(
     num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
 )(decode_video_task)
-_decode_run: Any = ray.remote(
+_decode_group: Any = ray.remote(
     num_cpus=1, num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BLOCKS_AHEAD
-)(decode_run_task)
+)(decode_group_task)
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class _Case:
 class _Stream:
     """A decode that runs: its generator, its fatal-signal note, and since when it has been silent.
 
-    One of a `run` of videos goes on with the `rest` after the `case`. One of a video on S3 is `fetching` a copy, then
+    One of a `group` of videos goes on with the `rest` after the `case`. One of a video on S3 is `fetching` a copy, then
     `halted` until another has ended, then decoding; one of a local video decodes from the start.
     """
 
@@ -125,7 +125,7 @@ class _Stream:
     silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
-    run: bool = False
+    group: bool = False
     rest: deque[_Case] = field(default_factory=deque)
 
     @property
@@ -138,14 +138,14 @@ class _Stream:
 class Decoding:
     """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own.
 
-    Shards that one worker has in hand share its slots, each from its `place`. `fetch_s` and `decode_s` are the
+    Shards that one worker has in hand share its slots, each from its `turn`. `fetch_s` and `decode_s` are the
     seconds of those that ended by themselves, waits for their reader included.
     """
 
     shard: ShardPlan
     spec: DecodeSpec
     scratch: Path
-    place: Place | None = None
+    turn: ShardTurn | None = None
     streams: dict[Any, _Stream] = field(default_factory=dict)
     waiting: deque[_Case] = field(default_factory=deque)
     fetch_s: float = 0.0
@@ -154,45 +154,45 @@ class Decoding:
     def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
         """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
         waiting = self.waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
-        suspects: deque[_Case] = deque()  # their process died without a note: tried again alone
-        place = self.place or Place(Slots(self.spec.decode_tasks))
+        alone_later: deque[_Case] = deque()  # their process died without a note: tried again alone
+        turn = self.turn or ShardTurn(DecodeConcurrency(self.spec.decode_tasks))
         try:
-            while waiting or suspects or self.streams:
-                self._take_slots(place, suspects)
+            while waiting or alone_later or self.streams:
+                self._start_decodes(turn, alone_later)
                 generators = [generator for generator in self.streams if self._is_read(generator)]
                 if not generators:  # another shard of this worker has all slots
                     time.sleep(TURN_S)
                     continue
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
-                place.tell(replace(place.use, at_work=max(0, place.use.begun - len(ready))))
+                turn.tell(replace(turn.use, at_work=max(0, turn.use.begun - len(ready))))
                 if not ready:
-                    ready = self._wait(generators, TURN_S if waiting and place.others.running else POLL_S)
+                    ready = self._wait(generators, TURN_S if waiting and turn.others.running else POLL_S)
                 for generator in ready:
-                    yield from self._next(generator, suspects)
+                    yield from self._next(generator, alone_later)
                 for generator in generators:
                     if generator not in ready and self._overdue(generator):
-                        yield from self._kill(generator, suspects)
+                        yield from self._kill(generator, alone_later)
         finally:
             for generator in list(self.streams):
                 self._end(generator)
-            place.tell(Use(wants=False))  # what was read is still to be embedded; the slots are the next shard's
+            turn.tell(Use(wants=False))  # what was read is still to be embedded; the slots are the next shard's
 
-    def _take_slots(self, place: Place, suspects: deque[_Case]) -> None:
+    def _start_decodes(self, turn: ShardTurn, alone_later: deque[_Case]) -> None:
         """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
         waiting = self.waiting
-        with place.slots.lock:
-            others, n = place.others, place.slots.n
-            if place.may_start:
+        with turn.concurrency.lock:
+            others, n = turn.others, turn.concurrency.n
+            if turn.may_start:
                 while waiting and self._room_for(waiting[0].video, others, n):
-                    self._submit_run(self._run(n))
-                if suspects and not self.streams and not others.running:
-                    self._submit(suspects.popleft())
-            if place.may_go_on:
+                    self._submit_group(self._group(n))
+                if alone_later and not self.streams and not others.running:
+                    self._submit(alone_later.popleft())
+            if turn.may_go_on:
                 self._go_on(n - others.begun)
             if not waiting and not others.wants and not others.alone:
                 # shares ask Ray for no processor, so there are never more than this worker's part of them
                 self._share_out(min(n, self.spec.decode_tasks) - others.running)
-            place.tell(self._use(bool(waiting or suspects)))
+            turn.tell(self._use(bool(waiting or alone_later)))
 
     def _use(self, wants: bool) -> Use:
         streams = self.streams.values()
@@ -208,35 +208,35 @@ class Decoding:
             alone=any(stream.case.crashes + stream.case.deaths for stream in streams),
         )
 
-    def _room_for(self, video: VideoRef, others: Use, slots: int) -> bool:
+    def _room_for(self, video: VideoRef, others: Use, concurrency: int) -> bool:
         """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
         running = len(self.streams) + others.running
-        if running < slots or not is_remote(video):
-            return running < slots
+        if running < concurrency or not is_remote(video):
+            return running < concurrency
         size_bytes = video.size_bytes + others.size_bytes + sum(s.case.video.size_bytes for s in self.streams.values())
-        return running < FETCHED_AHEAD * slots and size_bytes <= FETCHED_BYTES
+        return running < FETCHED_AHEAD * concurrency and size_bytes <= FETCHED_BYTES
 
-    def _run(self, slots: int) -> list[_Case]:
+    def _group(self, concurrency: int) -> list[_Case]:
         """The next video, and those behind it that are short too, as far as the other slots get as many.
 
         Of those on S3, half of what waits is left, for more of them are under way than are decoded.
         """
         remote = is_remote(self.waiting[0].video)
-        most = min(RUN_VIDEOS, len(self.waiting) // (slots * (2 * FETCHED_AHEAD if remote else 1)))
+        most = min(GROUP_VIDEOS, len(self.waiting) // (concurrency * (2 * FETCHED_AHEAD if remote else 1)))
         cases, size_bytes = [self.waiting.popleft()], 0
         if self._is_short(cases[0]):
             size_bytes = cases[0].video.size_bytes
             while len(cases) < most and self._is_short(self.waiting[0]) and is_remote(self.waiting[0].video) == remote:
                 size_bytes += self.waiting[0].video.size_bytes
-                if size_bytes > RUN_BYTES:
+                if size_bytes > GROUP_BYTES:
                     break
                 cases.append(self.waiting.popleft())
         return cases
 
     def _is_short(self, case: _Case) -> bool:
-        return self.spec.policy.decoder != "nvdec" and not case.single and case.video.size_bytes <= RUN_BYTES
+        return self.spec.policy.decoder != "nvdec" and not case.single and case.video.size_bytes <= GROUP_BYTES
 
-    def _submit_run(self, cases: list[_Case]) -> None:
+    def _submit_group(self, cases: list[_Case]) -> None:
         if len(cases) == 1:
             self._submit(cases[0])
             return
@@ -245,9 +245,9 @@ class Decoding:
         case = cases[0]
         case.notes += 1
         note, fetching = self._note(case), is_remote(case.video)
-        task = _decode_run.options(num_cpus=0.5 if fetching else 1)
+        task = _decode_group.options(num_cpus=0.5 if fetching else 1)
         generator = task.remote(tuple(case.video for case in cases), self.spec, self.scratch, note)
-        self.streams[generator] = _Stream(case, note, None, fetching=fetching, run=True, rest=deque(cases[1:]))
+        self.streams[generator] = _Stream(case, note, None, fetching=fetching, group=True, rest=deque(cases[1:]))
 
     def _one_by_one(self, stream: _Stream) -> None:
         """A run is no more: those of its videos that had not ended begin again, by themselves."""
@@ -267,7 +267,7 @@ class Decoding:
         self._start(case, None, _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus))
 
     def _submit_share(self, case: _Case, share: Share) -> Any:
-        options = {"num_cpus": 0, "_generator_backpressure_num_objects": STRIPE_AHEAD}
+        options = {"num_cpus": 0, "_generator_backpressure_num_objects": CHUNK_AHEAD}
         return self._start(case, share, _decode_video.options(**options))
 
     def _start(self, case: _Case, share: Share | None, task: Any) -> Any:
@@ -277,9 +277,9 @@ class Decoding:
         self.streams[generator] = _Stream(case, note, share, fetching=share is None and is_remote(case.video))
         return generator
 
-    def _share_out(self, slots: int) -> None:
+    def _share_out(self, concurrency: int) -> None:
         """Give the slots that are free to the video that will take longest, if that at least doubles its decodes."""
-        room = slots - len(self.streams)
+        room = concurrency - len(self.streams)
         cases = {id(stream.case): stream.case for stream in self.streams.values() if not stream.ended}.values()
         now = time.monotonic()
         left = [
@@ -323,20 +323,20 @@ class Decoding:
                 pace.waited_s += time.monotonic() - started
         return ready  # type: ignore[no-any-return] # Ray's generators have no type
 
-    def _go_on(self, slots: int) -> None:
+    def _go_on(self, concurrency: int) -> None:
         """Let those that have their copy decode, as far as there is room, the first first."""
-        room = slots - sum(stream.decodes for stream in self.streams.values())
+        room = concurrency - sum(stream.decodes for stream in self.streams.values())
         for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
             stream.halted, stream.began = False, time.monotonic()
             stream.silent_since = stream.began
 
-    def _next(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+    def _next(self, generator: Any, alone_later: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """The messages that are ready, or what follows from the end or the death of the stream."""
         stream = self.streams[generator]
         try:
-            parcel: Parcel = ray.get(next(generator))
+            message_batch: MessageBatch = ray.get(next(generator))
         except StopIteration:
-            yield from self._over(self.streams.pop(generator), suspects, None)
+            yield from self._over(self.streams.pop(generator), alone_later, None)
             return
         except RayTaskError as error:
             cause = error.cause
@@ -344,18 +344,18 @@ class Decoding:
                 raise cause from None
             if stream.case.shared is None:
                 raise
-            yield from self._over(self.streams.pop(generator), suspects, error)
+            yield from self._over(self.streams.pop(generator), alone_later, error)
             return
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
-            yield from self._over(self.streams.pop(generator), suspects, error)
+            yield from self._over(self.streams.pop(generator), alone_later, error)
             return
         stream.silent_since = time.monotonic()
-        for message in parcel:
+        for message in message_batch:
             if generator in self.streams:  # unless one before it was the end of this decode
-                yield from self._heard(stream, message, suspects)
+                yield from self._heard(stream, message, alone_later)
 
     def _heard(
-        self, stream: _Stream, message: DecodeMessage, suspects: deque[_Case]
+        self, stream: _Stream, message: DecodeMessage, alone_later: deque[_Case]
     ) -> Iterator[tuple[int, DecodeMessage]]:
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
@@ -368,7 +368,7 @@ class Decoding:
             now = time.monotonic()
             self.decode_s, stream.began = self.decode_s + now - stream.began, now
         if stream.case.shared:
-            yield from self._of_a_share(stream.case, stream.case.shared, message, suspects)
+            yield from self._of_a_share(stream.case, stream.case.shared, message, alone_later)
         elif not isinstance(message, VideoFetched):
             yield stream.case.at, self._noted(stream.case, message)
         elif stream.fetching:
@@ -391,12 +391,12 @@ class Decoding:
         return message
 
     def _of_a_share(
-        self, case: _Case, shared: Shared, message: DecodeMessage, suspects: deque[_Case]
+        self, case: _Case, shared: Shared, message: DecodeMessage, alone_later: deque[_Case]
     ) -> Iterator[tuple[int, DecodeMessage]]:
         try:
             block = shared.take(message)
         except Unlike:
-            self._start_over(case, shared, suspects)
+            self._start_over(case, shared, alone_later)
             return
         if case.pace:
             case.pace.last = shared.last
@@ -411,26 +411,26 @@ class Decoding:
         if stream.silent_since is not None:
             stream.silent_since = time.monotonic()
 
-    def _start_over(self, case: _Case, shared: Shared, suspects: deque[_Case]) -> None:
+    def _start_over(self, case: _Case, shared: Shared, alone_later: deque[_Case]) -> None:
         """Something is wrong in a share: the video is decoded whole, and alone, for that alone can judge it."""
         for generator in shared.decodes:
             if generator in self.streams:
                 self._end(generator)
         case.info = case.pace = case.shared = None
         case.whole = True
-        suspects.append(case)
+        alone_later.append(case)
 
     def _over(
-        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+        self, stream: _Stream, alone_later: deque[_Case], error: Exception | None
     ) -> Iterator[tuple[int, DecodeMessage]]:
         """A decode is no more, by itself or not, and has left `streams`."""
         case, shared = stream.case, stream.case.shared
-        if stream.run:
+        if stream.group:
             self._one_by_one(stream)
             return
         if shared is None:
             if error is not None or not stream.ended:
-                yield from self._died(stream, suspects, error)
+                yield from self._died(stream, alone_later, error)
             return
         stream.note.unlink(missing_ok=True)
         if stream.silent_since is None and stream.share and case.unborn < MOST_ATTEMPTS:
@@ -442,7 +442,7 @@ class Decoding:
                 raise Unlike(str(error))
             end = shared.drop_first()
         except Unlike:
-            self._start_over(case, shared, suspects)
+            self._start_over(case, shared, alone_later)
             return
         if end is None:
             self._listen(shared)
@@ -451,7 +451,7 @@ class Decoding:
             yield case.at, end
 
     def _died(
-        self, stream: _Stream, suspects: deque[_Case], error: Exception | None
+        self, stream: _Stream, alone_later: deque[_Case], error: Exception | None
     ) -> Iterator[tuple[int, DecodeMessage]]:
         """A decode process is gone. A note of too much memory convicts at once; a fatal signal's at the second time;
         unknown deaths at the third.
@@ -459,7 +459,7 @@ class Decoding:
         The loss of a node is nobody's fault, but not for ever either.
         """
         case = stream.case
-        innocent = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
+        node_lost = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
         note = stream.note.read_text() if stream.note.exists() else ""
         stream.note.unlink(missing_ok=True)
         if note.startswith(NOTE):
@@ -468,7 +468,7 @@ class Decoding:
             return
         if note:
             case.crashes += 1
-        elif not innocent:
+        elif not node_lost:
             case.deaths += 1
         if case.crashes >= CRASHES_WITH_NOTE or case.deaths >= DEATHS:
             if isinstance(error, OutOfMemoryError):
@@ -478,7 +478,7 @@ class Decoding:
             how = note.strip().splitlines()[0] if note else f"its process was killed {case.deaths} times"
             yield case.at, Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how}", case.attempts)
         else:
-            suspects.append(case)
+            alone_later.append(case)
 
     def _overdue(self, generator: Any) -> bool:
         """Silent for too long? Until the first frames, time to fetch and index the whole file is allowed on top."""
@@ -488,13 +488,13 @@ class Decoding:
         reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
         return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
-    def _kill(self, generator: Any, suspects: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+    def _kill(self, generator: Any, alone_later: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """It hangs; only while it is closed, if all frames are there."""
         stream = self._end(generator)
-        if stream.run:
+        if stream.group:
             self._one_by_one(stream)
         elif stream.case.shared:
-            yield from self._over(stream, suspects, None)
+            yield from self._over(stream, alone_later, None)
         elif not stream.ended:
             detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
             yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)

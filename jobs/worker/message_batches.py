@@ -12,16 +12,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from p3d.pipeline.types import DecodeMessage, Failure, FrameBlock, StripeEnd, VideoEnd, VideoFetched, VideoStart
+from p3d.pipeline.types import ChunkEnd, DecodeMessage, Failure, FrameBlock, VideoEnd, VideoFetched, VideoStart
 
-Parcel = tuple[DecodeMessage, ...]
-PARCEL_BYTES = 8 * 1024**2  # of frames, from which on a parcel goes: two blocks of 64 at 160x160
+MessageBatch = tuple[DecodeMessage, ...]
+MESSAGE_BATCH_BYTES = 8 * 1024**2  # of frames, from which on a parcel goes: two blocks of 64 at 160x160
 HELD_S = 0.25  # since its first message, after which it goes with the next
 # Deadlines count from the first; the second halts a decode; after the third another is read; then nothing comes.
-_AT_ONCE = (VideoStart, VideoFetched, StripeEnd, VideoEnd, Failure)
+_AT_ONCE = (VideoStart, VideoFetched, ChunkEnd, VideoEnd, Failure)
 
 
-def parcels(messages: Iterable[DecodeMessage], *, of_a_run: bool = False) -> Iterator[Parcel]:
+def message_batches(messages: Iterable[DecodeMessage], *, of_a_group: bool = False) -> Iterator[MessageBatch]:
     """The same messages in the same order, in parcels of at least one.
 
     Of a run of videos only the very first message, from which deadlines count, goes at once, and a VideoFetched.
@@ -34,8 +34,8 @@ def parcels(messages: Iterable[DecodeMessage], *, of_a_run: bool = False) -> Ite
         held.append(message)
         size_bytes += message.frames_NHWC.nbytes if isinstance(message, FrameBlock) else 0
         late = time.monotonic() - since >= HELD_S
-        if size_bytes >= PARCEL_BYTES or late or isinstance(message, at_once):
+        if size_bytes >= MESSAGE_BATCH_BYTES or late or isinstance(message, at_once):
             yield tuple(held)
-            held, size_bytes, at_once = [], 0, (VideoFetched,) if of_a_run else _AT_ONCE
+            held, size_bytes, at_once = [], 0, (VideoFetched,) if of_a_group else _AT_ONCE
     if held:
         yield tuple(held)

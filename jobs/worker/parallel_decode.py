@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from p3d.pipeline.types import DecodeMessage, FrameBlock, StripeEnd, VideoEnd, VideoFetched, VideoInfo, VideoStart
+from p3d.pipeline.types import ChunkEnd, DecodeMessage, FrameBlock, VideoEnd, VideoFetched, VideoInfo, VideoStart
 
 BELIEVED_S = 1.0  # of decoding, before its speed is believed
 # What must be left of a video, in seconds at its present speed. Sharing it costs a second or two: the processes start,
@@ -68,7 +68,7 @@ class Shared:
             case FrameBlock() if not len(message.numbers_N) or message.numbers_N[0] > self.last:
                 self.last = int(message.numbers_N[-1]) if len(message.numbers_N) else self.last
                 return message
-            case StripeEnd():
+            case ChunkEnd():
                 self.decodes.rotate(-1)
             case VideoEnd() if self.end in (None, message):
                 self.end, self.ended = message, True

@@ -22,11 +22,11 @@ from p3d import zoo
 from p3d.recipe import ClipRecipe
 from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
-from p3d.weights.record import Asked, Weights, WeightsError, network_config
+from p3d.weights.record import ImportOptions, Weights, WeightsError, network_config
 from p3d.weights.seeded import random_weights
 
 __all__ = [
-    "Asked",
+    "ImportOptions",
     "Weights",
     "WeightsError",
     "WeightsFile",
@@ -50,7 +50,7 @@ class WeightsFile:
     format: str
     tensors: Mapping[str, Tensor] | None = None
 
-    def load(self, asked: Asked) -> Weights:
+    def load(self, asked: ImportOptions) -> Weights:
         """See `load` below."""
         name, temporal, seed = asked.name, asked.temporal, asked.seed
         if name is not None and name not in zoo.NAMES:
@@ -108,7 +108,7 @@ def load(
     with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
     """
     return identify(path).load(
-        Asked(
+        ImportOptions(
             name=name,
             graph=graph,
             stride_on=stride_on,

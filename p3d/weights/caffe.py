@@ -28,7 +28,7 @@ from torch import Tensor
 
 from p3d import zoo
 from p3d.weights.recognise import recognise
-from p3d.weights.record import Asked, Weights, WeightsError, assemble
+from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble
 
 LARGEST_BYTES: Final = 1 << 30  # P3D-199 has 267 MB; protobuf itself ends at 2 GiB
 _MOST_FIELDS: Final = 1_000_000  # P3D-199 needs some ten thousand; bounds the time that a hostile file takes
@@ -84,7 +84,7 @@ class Layer:
 
 def load(
     path: Path,
-    asked: Asked,
+    asked: ImportOptions,
 ) -> Weights:
     """The weights in a caffemodel; the layers' names tell the network, and the rest is the authors' unless told.
 

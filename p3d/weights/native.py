@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from p3d.recipe import ClipRecipe
-from p3d.weights.record import COUNTER, Asked, Weights, WeightsError, assemble, check_asked, network_config
+from p3d.weights.record import COUNTER, ImportOptions, Weights, WeightsError, assemble, check_asked, network_config
 
 FORMAT_VERSION: Final = 1
 _KEY: Final = "p3d"
@@ -80,7 +80,7 @@ def read_foreign(path: Path) -> dict[str, Tensor] | None:
 
 def load(
     path: Path,
-    asked: Asked,
+    asked: ImportOptions,
 ) -> Weights:
     """The weights that `save` wrote; what is asked for must be what the file says. Raises WeightsError and OSError."""
     try:

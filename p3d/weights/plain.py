@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from p3d import zoo
-from p3d.weights.record import Asked, Weights, WeightsError, assemble, network_config, sha256_of
+from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble, network_config, sha256_of
 
 _STRIDE_ON: Final = {"resnet50": "3x3", "resnet101": "3x3", "resnet152": "3x3", "c3d": "1x1"}
 
@@ -21,7 +21,7 @@ _STRIDE_ON: Final = {"resnet50": "3x3", "resnet101": "3x3", "resnet152": "3x3", 
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    asked: Asked,
+    asked: ImportOptions,
 ) -> Weights:
     """The network `asked.name`, which is no P3D, of `tensors` that were read from `path`.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from p3d import zoo
 from p3d.weights import guard
 from p3d.weights.recognise import recognise
-from p3d.weights.record import Asked, Weights, WeightsError, assemble, sha256_of
+from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble, sha256_of
 
 _PREFIX: Final = "module."
 _LARGEST_CLAIM: Final = 1 << 30  # four times P3D-199: what a small file's tensors may say they are
@@ -47,7 +47,7 @@ _DAMAGE: Final = (
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    asked: Asked,
+    asked: ImportOptions,
 ) -> Weights:
     """A P3D of `tensors`, which were read from `path`: the keys tell the network (of the ABC mix), the rest is assumed
     to be the port's.

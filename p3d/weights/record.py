@@ -60,7 +60,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ImportOptions:
     """What a caller says of a file, for every loader; None leaves it to the file, or to the convention of its format.
 
     `name` is of the zoo. `temporal` and `seed` say which filters in time to make of a 2-D network, which has none.

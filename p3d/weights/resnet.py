@@ -37,7 +37,7 @@ from p3d import zoo
 from p3d.networks.model import P3DConfig
 from p3d.recipe import PORT_RGB
 from p3d.weights.record import (
-    Asked,
+    ImportOptions,
     Weights,
     WeightsError,
     assemble,
@@ -66,7 +66,7 @@ def fits(tensors: Mapping[str, Tensor]) -> bool:
 def load(
     path: Path,
     tensors: Mapping[str, Tensor],
-    asked: Asked,
+    asked: ImportOptions,
 ) -> Weights:
     """A P3D with the 2-D filters of `tensors`, which were read from `path`; `asked.name` may be a variant.
 

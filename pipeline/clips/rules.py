@@ -100,7 +100,7 @@ def laid_over(sampling: Sampling, n_frames: int, duration_s: float) -> int:
     return n_frames if sampling.fps is None or n_frames < 1 else rate.n_ticks(sampling.fps, duration_s)
 
 
-def places(sampling: Sampling, number: int, start_s: float, end_s: float) -> tuple[int, int]:
+def ticks_of(sampling: Sampling, number: int, start_s: float, end_s: float) -> tuple[int, int]:
     """Where frame `number`, on screen [start_s, end_s), stands among those the clips are laid over: [first, end).
 
     Of two frames that claim one place the later has it: the first frame is given tick 0 before it is known whether
@@ -111,7 +111,7 @@ def places(sampling: Sampling, number: int, start_s: float, end_s: float) -> tup
     return rate.first_tick(sampling.fps, start_s), max(rate.first_tick(sampling.fps, end_s), 1 - min(number, 1))
 
 
-def whole_places(sampling: Sampling, number: int, end_s: float) -> int:
+def whole_ticks(sampling: Sampling, number: int, end_s: float) -> int:
     """How many places no later frame can change once frame `number` has come, which ends at `end_s`."""
     return number + 1 if sampling.fps is None else rate.whole_ticks(sampling.fps, end_s)
 

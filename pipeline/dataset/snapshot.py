@@ -155,7 +155,7 @@ def snapshot(
             "them out with --skip-pending"
         )
     refuse_used(source.store, dest)
-    dest.probe()
+    dest.prove_create_once()
     with_clips = clips and source.with_clips
     files, n_clips = _copy(source, dest, with_clips, on_step)
     counts = {folder: sum(one.n_rows or 0 for one in files if one.folder == folder) for folder in FOLDERS}

@@ -8,7 +8,7 @@ MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
 BLOCK_FRAMES = 256  # decord is read in runs of at most this many frames, then released
 
 
-def runs(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:
+def chunk_bounds(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:
     """[first, end) runs that cover all frames: as many whole GOPs as fit into `limit` frames.
 
     A GOP longer than the limit is a run of its own, except in a video of at most `limit` frames, which is one run.

@@ -50,7 +50,7 @@ class _Sign(Enum):
     DONE = 2
 
 
-def decode_apart(
+def decode_in_child(
     video: VideoRef,
     spec: FrameSpec,
     sampling: Sampling,

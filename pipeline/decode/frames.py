@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from p3d.pipeline.clips.rules import Sampling, laid_over
-from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, striped, stripes_of
+from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, chunked, chunks_of
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, Source, probe, probed
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
@@ -26,7 +26,7 @@ from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
 from p3d.pipeline.decode.seek import Astray, leaves_out
 from p3d.pipeline.decode.wanted import NONE, Wanted, wanted_by
 from p3d.pipeline.errors import Reason, VideoError
-from p3d.pipeline.types import FrameBlock, FrameSpec, StripeEnd, VideoEnd, VideoInfo, VideoShareable
+from p3d.pipeline.types import ChunkEnd, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoShareable
 
 __all__ = ["DecodeLimits", "DecodePolicy", "Probe", "Share", "open_frames", "probe", "route"]
 
@@ -42,7 +42,7 @@ def open_frames(
     policy: DecodePolicy,
     limits: DecodeLimits = _DEFAULT_LIMITS,
     share: Share | None = None,
-) -> Iterator[VideoInfo | VideoShareable | FrameBlock | StripeEnd | VideoEnd]:
+) -> Iterator[VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
     Only frames that the clips need are sent (`decode.wanted`), and all of them where the clips leave none out;
@@ -124,20 +124,20 @@ def _share(
     sampling: Sampling,
     limits: DecodeLimits,
     share: Share,
-) -> Iterator[VideoInfo | FrameBlock | StripeEnd | VideoEnd]:
+) -> Iterator[VideoInfo | FrameBlock | ChunkEnd | VideoEnd]:
     """One decode's share of a video."""
     promised = VideoEnd(found.n_frames, found.duration_s)
     wanted = _wanted(sampling, promised)
     if not can_be_shared(found, name, wanted):
         raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
-    stripes = stripes_of(found, wanted, share)
-    mine = Wanted(None, None, np.concatenate(stripes))
+    chunks = chunks_of(found, wanted, share)
+    mine = Wanted(None, None, np.concatenate(chunks))
     yield _info(found, name, promised, sampling)
     try:
         if name == "decord":
-            yield from striped(read_decord(open_decord(found, spec), found, spec, mine), stripes)
+            yield from chunked(read_decord(open_decord(found, spec), found, spec, mine), chunks)
         else:
-            yield from striped(seek_pyav(found, spec, mine, limits, source), stripes)
+            yield from chunked(seek_pyav(found, spec, mine, limits, source), chunks)
     except (DecordGaveUp, Astray) as doubt:
         raise VideoError(Reason.CORRUPT_FRAMES, str(doubt)) from doubt
     yield _end(promised, sampling)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from p3d.pipeline.decode.blocks import BLOCK_FRAMES, runs
+from p3d.pipeline.decode.blocks import BLOCK_FRAMES, chunk_bounds
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek
 from p3d.pipeline.decode.seek import leaves_out
 from p3d.pipeline.decode.wanted import Wanted
-from p3d.pipeline.types import INT64, FrameBlock, StripeEnd
+from p3d.pipeline.types import INT64, ChunkEnd, FrameBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,20 @@ def can_be_shared(found: Probe, name: RouteName, wanted: Wanted) -> bool:
     return leaves_out(found, wanted) or len(wanted.of(found.start_s_N, found.end_s_N)) == found.n_frames
 
 
-def stripes_of(found: Probe, wanted: Wanted, share: Share) -> list[INT64]:
+def chunks_of(found: Probe, wanted: Wanted, share: Share) -> list[INT64]:
     """The wanted frame numbers of each stripe of a share; a first one without any, so that there is always one."""
     assert found.start_s_N is not None and found.end_s_N is not None  # can_be_shared: every frame has a time
     numbers_M = wanted.of(found.start_s_N, found.end_s_N)
     numbers_M = numbers_M[np.searchsorted(numbers_M, share.first) :]
-    starts_R = np.array([first for first, _ in runs(found.key_frames, found.n_frames)])
-    stripe_M = np.searchsorted(starts_R, numbers_M, side="right")
-    stripes = np.split(numbers_M, np.flatnonzero(np.diff(stripe_M)) + 1)
-    return stripes[share.index :: share.n_decodes] or [numbers_M[:0]]
+    starts_R = np.array([first for first, _ in chunk_bounds(found.key_frames, found.n_frames)])
+    chunk_M = np.searchsorted(starts_R, numbers_M, side="right")
+    chunks = np.split(numbers_M, np.flatnonzero(np.diff(chunk_M)) + 1)
+    return chunks[share.index :: share.n_decodes] or [numbers_M[:0]]
 
 
-def striped(blocks: Iterator[FrameBlock], stripes: list[INT64]) -> Iterator[FrameBlock | StripeEnd]:
+def chunked(blocks: Iterator[FrameBlock], chunks: list[INT64]) -> Iterator[FrameBlock | ChunkEnd]:
     """The same frames, with a StripeEnd after the last one of each stripe; ValueError if other frames come."""
-    ends = iter(stripes)
+    ends = iter(chunks)
     left_M = next(ends)
     for block in blocks:
         if not len(block.numbers_N):
@@ -80,7 +80,7 @@ def striped(blocks: Iterator[FrameBlock], stripes: list[INT64]) -> Iterator[Fram
             yield _cut(block, slice(None, n))
             block, left_M = _cut(block, slice(n, None)), left_M[n:]
             if not len(left_M):
-                yield StripeEnd()
+                yield ChunkEnd()
                 left_M = next(ends, left_M)
     if len(left_M):
         raise ValueError(f"frame {left_M[0]} did not come")

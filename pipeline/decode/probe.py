@@ -52,7 +52,7 @@ class Probe:
     False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
     `proved_keys` says that each of them is a clean start by its own bytes (`decode.key_frames`); `key_pts_K` and
     `key_dts_K` are their time stamps as stored, `first_pts` is that of the first frame.
-    `disposable_N` says of each presentable frame whether no other refers to it (`p3d.pipeline.decode.skippable`); None
+    `skippable_N` says of each presentable frame whether no other refers to it (`p3d.pipeline.decode.skippable`); None
     where that was not asked, or the packets do not give each frame a time.
     `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
     `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
@@ -87,7 +87,7 @@ class Probe:
     first_pts: int
     start_s_N: FLOAT64 | None
     end_s_N: FLOAT64 | None
-    disposable_N: BOOL | None = None
+    skippable_N: BOOL | None = None
 
     @property
     def shown_hw(self) -> tuple[int, int]:
@@ -143,25 +143,25 @@ class Source:
         return float(self.stream.time_base or 0)
 
 
-def probe(path: str, limits: DecodeLimits, disposable: bool = False) -> Probe:
+def probe(path: str, limits: DecodeLimits, skippable: bool = False) -> Probe:
     """Everything both routes need to know about a file; VideoError when it is no video that can be read.
 
     A cut file is not refused here (`Probe.truncated`): whether its frames are used is the policy's business. Which
-    frames are `disposable` is asked only where it is of use, for it costs some 3 us a frame.
+    frames are `skippable` is asked only where it is of use, for it costs some 3 us a frame.
     """
-    with probed(path, limits, disposable) as (found, _):
+    with probed(path, limits, skippable) as (found, _):
         return found
 
 
 @contextlib.contextmanager
-def probed(path: str, limits: DecodeLimits, disposable: bool = False) -> Iterator[tuple[Probe, Source]]:
+def probed(path: str, limits: DecodeLimits, skippable: bool = False) -> Iterator[tuple[Probe, Source]]:
     """`probe`, and the file still open: to open it FFmpeg decodes its first frames, 9 ms of a 720p video."""
     absolute, _ = check_file(path, limits)
     with open_container(absolute) as container:
         stream = best_stream(container)
         check_limits(stream, container, limits)
         one_thread(stream, limits)
-        yield _Pass(container, stream, disposable).run(absolute, limits), Source(container, stream)
+        yield _Pass(container, stream, skippable).run(absolute, limits), Source(container, stream)
 
 
 def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
@@ -236,11 +236,11 @@ def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeL
 class _Pass:
     """The one pass over the packets of all streams; takes up to 49 bytes a frame, 16 of which the Probe keeps."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, disposable: bool) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream, skippable: bool) -> None:
         self.container = container
         self.stream = stream
-        self.asks_disposable = disposable
-        self.disposable = array("b")  # the layer of each packet of `pts` that may be; -1
+        self.asks_skippable = skippable
+        self.skippable = array("b")  # the layer of each packet of `pts` that may be; -1
         self.top_layer = 0
         self.pts = array("q")  # of presentable packets that have one, in stored order
         self.durations = array("q")  # the same packets
@@ -303,7 +303,7 @@ class _Pass:
             first_pts=min(self.pts, default=0),
             start_s_N=start_s_N,
             end_s_N=end_s_N,
-            disposable_N=self._disposable(order_N) if start_s_N is not None else None,
+            skippable_N=self._skippable(order_N) if start_s_N is not None else None,
         )
 
     def _read(self) -> None:
@@ -358,9 +358,9 @@ class _Pass:
                 self.keys.append(len(self.pts))
                 self.key_dts.append(packet.pts if packet.dts is None else packet.dts)
                 self.key_kinds.add(key_frame(self.codec, self.extradata, memoryview(packet)))
-            if self.asks_disposable:
+            if self.asks_skippable:
                 layer, may_be = layer_of(self.codec, self.extradata, memoryview(packet))
-                self.disposable.append(layer if may_be else -1)
+                self.skippable.append(layer if may_be else -1)
                 self.top_layer = max(self.top_layer, layer)
             self.pts.append(packet.pts)
             self.durations.append(packet.duration or 0)
@@ -369,12 +369,12 @@ class _Pass:
         """Places in stored order, as they are shown."""
         return np.argsort(np.frombuffer(self.pts, np.int64), kind="stable") if self.pts else _NONE
 
-    def _disposable(self, order_N: INT64) -> BOOL | None:
-        if not self.asks_disposable:
+    def _skippable(self, order_N: INT64) -> BOOL | None:
+        if not self.asks_skippable:
             return None
-        layer_N = np.frombuffer(self.disposable, np.int8)[order_N]
-        disposable_N: BOOL = (layer_N == self.top_layer) & (layer_N >= 0)
-        return disposable_N
+        layer_N = np.frombuffer(self.skippable, np.int8)[order_N]
+        skippable_N: BOOL = (layer_N == self.top_layer) & (layer_N >= 0)
+        return skippable_N
 
     def _times(self, order_N: INT64, time_base: Fraction, fps: float) -> tuple[FLOAT64 | None, FLOAT64 | None]:
         shown_N = np.frombuffer(self.pts, np.int64)[order_N] if self.pts else _NONE

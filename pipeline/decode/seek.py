@@ -51,8 +51,8 @@ def spared_frames(found: Probe, numbers_M: INT64) -> int:
     next_N = np.append(numbers_M, found.n_frames)[at_N]  # the first wanted one that is not before it
     end_N = np.append(found.key_frames, found.n_frames)[np.searchsorted(found.key_frames, frames_N, side="right")]
     spared_N = next_N >= end_N
-    if found.disposable_N is not None:
-        spared_N |= found.disposable_N & (next_N != frames_N)
+    if found.skippable_N is not None:
+        spared_N |= found.skippable_N & (next_N != frames_N)
     return int(spared_N.sum())
 
 
@@ -129,7 +129,7 @@ def needed_packets(
         if number in in_gop:
             in_gop.remove(number)
             missing -= 1
-        elif not in_gop or (found.disposable_N is not None and found.disposable_N[number]):
+        elif not in_gop or (found.skippable_N is not None and found.skippable_N[number]):
             continue
         yield number, packet
         if not missing:

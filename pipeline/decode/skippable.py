@@ -18,7 +18,7 @@ from p3d.pipeline.decode.key_frames import nals
 # What may stand beside the slices: notes, delimiters and filling. Parameter sets count for the frames that follow.
 _H264_BESIDE = frozenset((6, 9, 12))
 _HEVC_BESIDE = frozenset((35, 38, 39, 40))
-_HEVC_DISPOSABLE = frozenset((0, 2, 4))
+_HEVC_SKIPPABLE = frozenset((0, 2, 4))
 
 
 def layer_of(codec: str, extradata: bytes, packet: memoryview) -> tuple[int, bool]:
@@ -44,4 +44,4 @@ def _hevc(extradata: bytes, packet: memoryview) -> tuple[int, bool]:
     layer = max(((head & 7) - 1 for head in slices), default=0)
     alone = all(head >> 3 & 63 == 0 for head in slices)  # nuh_layer_id: no second view, no enhancement
     kinds = {head >> 9 & 63 for head in slices}
-    return layer, bool(slices) and alone and beside <= _HEVC_BESIDE and kinds <= _HEVC_DISPOSABLE
+    return layer, bool(slices) and alone and beside <= _HEVC_BESIDE and kinds <= _HEVC_SKIPPABLE

@@ -55,7 +55,7 @@ class Thumbnail:
     jpeg: bytes = field(repr=False)
 
 
-def thumbnails_apart(
+def thumbnails_in_child(
     video: VideoRef,
     seconds: Sequence[float],
     *,
@@ -91,7 +91,7 @@ def thumbnails(
     longest_side: int,
     limits: DecodeLimits,
 ) -> Iterator[Thumbnail | Failure]:
-    """The child's part: as `thumbnails_apart`, but a single Failure where the video cannot be had at all."""
+    """The child's part: as `thumbnails_in_child`, but a single Failure where the video cannot be had at all."""
 
     def each() -> Iterator[Thumbnail | Failure]:
         with local_file(video, store_options, scratch) as path:

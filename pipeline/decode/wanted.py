@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from p3d.pipeline.clips import rate
-from p3d.pipeline.clips.rules import Sampling, needed_frames, places
+from p3d.pipeline.clips.rules import Sampling, needed_frames, ticks_of
 from p3d.pipeline.types import FLOAT64, INT64
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Frames that stand at one of `places_M`, sorted; at any place for None. With `numbers_M`, just these, sorted."""
+    """Frames that stand at one of `ticks_M`, sorted; at any place for None. With `numbers_M`, just these, sorted."""
 
     sampling: Sampling | None
-    places_M: INT64 | None
+    ticks_M: INT64 | None
     numbers_M: INT64 | None = None
 
     def has(self, number: int, start_s: float, end_s: float) -> bool:
@@ -30,11 +30,11 @@ class Wanted:
             return at < len(self.numbers_M) and int(self.numbers_M[at]) == number
         if self.sampling is None:
             return False
-        first, end = places(self.sampling, number, start_s, end_s)
-        if self.places_M is None:
+        first, end = ticks_of(self.sampling, number, start_s, end_s)
+        if self.ticks_M is None:
             return first < end
-        at = int(np.searchsorted(self.places_M, first))
-        return at < len(self.places_M) and int(self.places_M[at]) < end
+        at = int(np.searchsorted(self.ticks_M, first))
+        return at < len(self.ticks_M) and int(self.ticks_M[at]) < end
 
     def of(self, start_s_N: FLOAT64, end_s_N: FLOAT64) -> INT64:
         """The numbers of those of N frames, sorted; the same as asking for each."""
@@ -47,14 +47,14 @@ class Wanted:
         if self.sampling.fps is not None:
             first_N, end_N = (rate.first_ticks(self.sampling.fps, times_N) for times_N in (start_s_N, end_s_N))
             end_N[:1] = np.maximum(end_N[:1], 1)
-        if self.places_M is None:
+        if self.ticks_M is None:
             return numbers_N[first_N < end_N]
-        return numbers_N[np.searchsorted(self.places_M, first_N) < np.searchsorted(self.places_M, end_N)]
+        return numbers_N[np.searchsorted(self.ticks_M, first_N) < np.searchsorted(self.ticks_M, end_N)]
 
 
 NONE = Wanted(None, None)  # for a pass that only counts
 
 
-def wanted_by(sampling: Sampling, n_places: int) -> Wanted:
-    """What the clips of a video need that is laid out over `n_places` frames or ticks."""
-    return Wanted(sampling, None if sampling.needs_every_frame else needed_frames(sampling, n_places))
+def wanted_by(sampling: Sampling, n_ticks: int) -> Wanted:
+    """What the clips of a video need that is laid out over `n_ticks` frames or ticks."""
+    return Wanted(sampling, None if sampling.needs_every_frame else needed_frames(sampling, n_ticks))

@@ -76,7 +76,7 @@ def find_duplicates(
     _compare_all(source, pairs, on_step)
     clusters = pairs.clusters()
     names = pairs.names
-    like = {at: pairs.likest[at] for cluster in clusters for at in cluster}
+    like = {at: pairs.most_similar[at] for cluster in clusters for at in cluster}
     found = _facts(source, frozenset(names[at] for at in like))
     evidence = _Evidence({names[at]: names[other] for at, (_, other) in like.items()}, source.job.recipe.feature_dim)
     if source.with_clips and like:
@@ -98,7 +98,7 @@ class _Pairs:
     def __init__(self, threshold: float) -> None:
         self.threshold, self.n_pairs = threshold, 0
         self.names: list[str] = []
-        self.likest: dict[int, tuple[float, int]] = {}
+        self.most_similar: dict[int, tuple[float, int]] = {}
         self._parent: dict[int, int] = {}
 
     def add(self, first_B: FLOAT32, at: int, second_N: FLOAT32, second_at: int) -> None:
@@ -111,12 +111,12 @@ class _Pairs:
                 self.n_pairs += 1
                 self._join(a, b)
                 for mine, theirs in ((a, b), (b, a)):
-                    if cosine > self.likest.get(mine, (-2.0, 0))[0]:
-                        self.likest[mine] = (cosine, theirs)
+                    if cosine > self.most_similar.get(mine, (-2.0, 0))[0]:
+                        self.most_similar[mine] = (cosine, theirs)
 
     def clusters(self) -> list[list[int]]:
         found: dict[int, list[int]] = {}
-        for one in sorted(self.likest):
+        for one in sorted(self.most_similar):
             found.setdefault(self._root(one), []).append(one)
         return sorted(found.values(), key=lambda cluster: (-len(cluster), cluster[0]))
 

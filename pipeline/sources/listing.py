@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.sources.identity import local_path, local_row, local_row_again, readable, s3_row
-from p3d.pipeline.sources.listing_buffer import FIELDS, Spool, batch_of
+from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
 from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
@@ -42,7 +42,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SourceListing:
     """What a source holds: `videos` has the MANIFEST columns but `shard`, and the user's.
 
     `skipped` names other files, at most MAX_SKIPPED of the `n_skipped` there are.
@@ -53,7 +53,9 @@ class Found:
     n_skipped: int = 0
 
 
-def find(source: str, options: StoreOptions, *, id_column: str | None = None, tell: Tell = lambda _: None) -> Found:
+def find(
+    source: str, options: StoreOptions, *, id_column: str | None = None, tell: Tell = lambda _: None
+) -> SourceListing:
     """The videos of a folder, an `s3://` prefix, one file, or a text, CSV or Parquet list (local or on S3).
 
     A text list has one path a line. A CSV or Parquet list has them in a column named uri, path, video or file; its
@@ -107,31 +109,31 @@ def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
 class _Sorter:
     """Videos to the spool, other names to a list of which only the beginning is kept. Thread-safe."""
 
-    def __init__(self, spool: Spool, tell: Tell) -> None:
-        self.spool, self.tell = spool, tell
+    def __init__(self, buffer: ListingBuffer, tell: Tell) -> None:
+        self.buffer, self.tell = buffer, tell
         self.skipped: list[str] = []
         self.n_skipped = self.n_seen = 0
         self.told = time.monotonic()
         self.lock = threading.Lock()
 
     def take(self, rows: list[VideoRef], others: list[str]) -> None:
-        self.spool.write(rows)
+        self.buffer.write(rows)
         with self.lock:
             self.n_seen += len(rows) + len(others)
             self.n_skipped += len(others)
             self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
             if time.monotonic() - self.told > TELL_S:
                 self.told = time.monotonic()
-                self.tell(f"listed {self.n_seen} files so far, {self.spool.n_rows} of them videos ...")
+                self.tell(f"listed {self.n_seen} files so far, {self.buffer.n_rows} of them videos ...")
 
-    def found(self) -> Found:
-        return Found(self.spool.table(), tuple(sorted(self.skipped)), self.n_skipped)
+    def found(self) -> SourceListing:
+        return SourceListing(self.buffer.table(), tuple(sorted(self.skipped)), self.n_skipped)
 
 
-def _walk_folder(root: Path, tell: Tell) -> Found:
+def _walk_folder(root: Path, tell: Tell) -> SourceListing:
     base = os.fsencode(root)
-    with Spool() as spool:
-        sorter = _Sorter(spool, tell)
+    with ListingBuffer() as buffer:
+        sorter = _Sorter(buffer, tell)
         for directory, folders, names in os.walk(base, onerror=_refuse_unreadable):
             folders.sort()
             below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
@@ -155,15 +157,15 @@ def _is_video(name: bytes | str) -> bool:
     return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
 
 
-def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> Found:
+def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> SourceListing:
     from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
     from p3d.pipeline.storage.s3.walk import walk
 
     bucket, prefix = split_s3_uri(source)
     store = S3Store(f"s3://{bucket}", options)
     root = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
-    with Spool() as spool:
-        sorter = _Sorter(spool, tell)
+    with ListingBuffer() as buffer:
+        sorter = _Sorter(buffer, tell)
 
         def take(objects: list[ObjectInfo]) -> None:
             names = [info.key.removeprefix(root) for info in objects]
@@ -182,7 +184,7 @@ def _read_s3(source: str, options: StoreOptions) -> bytes:
     return open_store(f"s3://{bucket}", options).read(key)
 
 
-def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> Found:
+def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> SourceListing:
     listed = read_list(source, content, id_column)
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
         videos = _table(list(pool.map(_Lookup(source, options).row, listed.entries))).videos
@@ -191,7 +193,7 @@ def _from_list(source: str, content: bytes, options: StoreOptions, id_column: st
     if listed.own is not None:
         for field in listed.own.schema:
             videos = videos.append_column(field, listed.own[field.name])
-    return Found(videos, ())
+    return SourceListing(videos, ())
 
 
 class _Lookup:
@@ -248,8 +250,8 @@ def _utf8(source: str, entry: str) -> str:
         raise InputError(f"{source}: {shown} is not UTF-8, and every S3 key is") from None
 
 
-def _table(rows: list[VideoRef]) -> Found:
-    return Found(pa.Table.from_batches([batch_of(rows)]), ())
+def _table(rows: list[VideoRef]) -> SourceListing:
+    return SourceListing(pa.Table.from_batches([batch_of(rows)]), ())
 
 
 def _refuse_duplicates(videos: pa.Table) -> None:

@@ -26,7 +26,7 @@ def batch_of(rows: Sequence[VideoRef]) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=pa.schema(FIELDS))
 
 
-class Spool:
+class ListingBuffer:
     """Write from any thread, then take the table once."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Spool:
         """Remove the file; may be repeated."""
         Path(self._path).unlink(missing_ok=True)
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> ListingBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:

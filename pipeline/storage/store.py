@@ -130,7 +130,7 @@ class Store(ABC):
     def temp_file(self) -> contextlib.AbstractContextManager[Path]:
         """A private local path to build an object in. Whatever is there afterwards is removed."""
 
-    def probe(self) -> None:
+    def prove_create_once(self) -> None:
         """Prove that `create` creates once: two creates of one key, of which the second must say so (StoreUnsafe)."""
         key = f"{CONTROL}probe/{uuid.uuid4().hex}"
         first, second = self.create(key, b"1"), self.create(key, b"2")

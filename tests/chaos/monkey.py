@@ -157,13 +157,13 @@ def strike(running: Running, role: str, out: Path, shards: int, run: int, rng: r
     tasks = {pid: note for pid in running.of("task") if (note := note_of(pid))}
     if not tasks or not 0 < commits(out) < shards:
         return None
-    witness = rng.choice(sorted(tasks))
-    victims = [witness] if role == "task" else running.of(role)
+    watched = rng.choice(sorted(tasks))
+    victims = [watched] if role == "task" else running.of(role)
     if not victims:
         return None
     victim = rng.choice(victims)
     with frozen(victim) as stopped:
-        note, done = note_of(witness), commits(out)
+        note, done = note_of(watched), commits(out)
         if not stopped or note is None or not 0 < done < shards:
             return None
         if role == "task" and note[1] >= SPARED_FROM:

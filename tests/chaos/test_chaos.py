@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import SHARD_VIDEOS, SHARDS, VIDEOS
+from tests.chaos.kill_trial import KillTrial, kill_trial
 from tests.chaos.monkey import ENDS_THE_RUN, ROLES
-from tests.chaos.ordeal import Ordeal, ordeal
 from tests.conftest import LONG
 
 SEED = int(os.environ.get("P3D_SEED", "0"))
@@ -52,11 +52,11 @@ def test_kills_lose_nothing_and_change_no_bit(
     """Whatever is killed in mid-shard, resumes finish the job with an undisturbed run's rows, and no reader notices."""
     fds = psutil.Process().num_fds()
     launch = ("--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS)
-    it = ordeal(SEED + job, shorts, tmp_path / "out", launch, quotas(job), SHARDS, serial, patience=LONG)
+    it = kill_trial(SEED + job, shorts, tmp_path / "out", launch, quotas(job), SHARDS, serial, patience=LONG)
     tell(it)
-    classes = {name: it.verdict[name] for name in ("ok", "failed", "pending", "underived")}
+    classes = {name: it.verified[name] for name in ("ok", "failed", "pending", "underived")}
     assert classes == {"ok": VIDEOS, "failed": 0, "pending": 0, "underived": 0}
-    assert [it.verdict[name] for name in ("lost", "duplicated", "unexpected", "changed", "code")] == [0] * 5
+    assert [it.verified[name] for name in ("lost", "duplicated", "unexpected", "changed", "code")] == [0] * 5
     assert it.same_rows
     assert it.reader.errors == []
     assert it.reader.files == 3 * SHARDS
@@ -74,13 +74,13 @@ def test_kills_lose_nothing_and_change_no_bit(
         assert it.missed == {}, "the job was over before all kills had landed"
 
 
-def tell(it: Ordeal) -> None:
+def tell(it: KillTrial) -> None:
     """The table of one job; kills that did not land are in no count."""
     record = it.record()
     ends = [f"{run['ended_by']} {run['code']} in {run['end_s']} s" for run in it.runs if run["ended_by"]]
     print(f"\nseed {it.seed}: {len(it.kills)} kills landed in mid-shard, {len(it.runs)} runs, {it.seconds} s")
     print("   ".join(f"{role} {record['landed'][role]}" for role in ROLES), f"  missed {dict(it.missed)}")
-    print(f"shards redone {it.redone}; at most one a kill of {', '.join(('worker', *ENDS_THE_RUN))}; {it.verdict}")
+    print(f"shards redone {it.redone}; at most one a kill of {', '.join(('worker', *ENDS_THE_RUN))}; {it.verified}")
     print(f"reader: {it.reader.reads} reads, {it.reader.globs} globs, {len(it.reader.errors)} errors; runs: {ends}")
     print(f"outlived their driver: ours {it.ours_s:.1f} s, Ray's {it.rays_s:.1f} s; left: {it.left}")
     if log := os.environ.get("P3D_CHAOS_LOG"):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import SHARD_VIDEOS, SHARDS
+from tests.chaos.kill_trial import rows, verified
 from tests.chaos.monkey import Running, commits, note_of
-from tests.chaos.ordeal import rows, verdict
 from tests.chaos.reader import reading
 from tests.conftest import LONG
 
@@ -85,7 +85,7 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
     assert sorted(codes.values()) == [0, 5], [rival.talk for rival in rivals.values()]
     assert first.process.returncode == 5, first.talk
     assert "superseded" in first.talk
-    found = verdict(out)
+    found = verified(out)
     assert {name: found[name] for name in CLEAN} == CLEAN
     assert all(rows(out, folder).equals(rows(serial, folder)) for folder in ("clips", "videos", "failures"))
     assert (seen.errors, seen.files) == ([], 3 * SHARDS)
@@ -116,7 +116,7 @@ def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
         with contextlib.suppress(ProcessLookupError):
             os.kill(paused, signal.SIGCONT)
         assert running.process.wait(WAIT_S) == 0, running.talk
-    found = verdict(out)
+    found = verified(out)
     assert {name: found[name] for name in CLEAN} == CLEAN
     assert all(rows(out, folder).equals(rows(serial, folder)) for folder in ("clips", "videos", "failures"))
     assert (seen.errors, seen.files) == ([], 3 * SHARDS)
@@ -137,7 +137,7 @@ def test_lost_requests_and_lost_replies_between_rays_processes_cost_work_only(
     fired = lost_calls(running.process.pid)
     print(f"\n{fired} calls lost")
     assert fired > 0
-    found = verdict(tmp_path / "out")
+    found = verified(tmp_path / "out")
     assert {name: found[name] for name in ("ok", *CLEAN)} == {"ok": 8, **CLEAN}
 
 

@@ -16,40 +16,40 @@ def busy(n: int) -> Use:
 
 
 def live(
-    clips_per_s_a_slot: float, network_clips_per_s: float, *, slots: int, most: int, seconds: int = 200
+    clips_per_s_per_decode: float, network_clips_per_s: float, *, concurrency: int, most: int, seconds: int = 200
 ) -> Balance:
     """A worker whose slots give so many clips a second each, of which the network takes so many."""
-    balance, queued, n = Balance(slots, 1), 0.0, slots
+    balance, queued, n = Balance(concurrency, 1), 0.0, concurrency
     for _ in range(seconds):
         decoding = (
-            n if queued < 10 else round(network_clips_per_s / clips_per_s_a_slot)
+            n if queued < 10 else round(network_clips_per_s / clips_per_s_per_decode)
         )  # the rest wait for their reader
-        queued += min(decoding, n) * clips_per_s_a_slot
+        queued += min(decoding, n) * clips_per_s_per_decode
         taken = min(queued, network_clips_per_s)
         queued -= taken
         n = balance.sample(taken / network_clips_per_s, Use(n, begun=n, at_work=min(decoding, n)), most)
     return balance
 
 
-@pytest.mark.parametrize(("slots", "most", "expected"), [(2, 16, 10), (2, 6, 6), (16, 16, 10)])
-def test_the_slots_come_to_what_the_network_takes(slots: int, most: int, expected: int) -> None:
+@pytest.mark.parametrize(("concurrency", "most", "expected"), [(2, 16, 10), (2, 6, 6), (16, 16, 10)])
+def test_the_concurrency_comes_to_what_the_network_takes(concurrency: int, most: int, expected: int) -> None:
     """Where ten slots feed the network, two become about ten and sixteen too; never more than there may be."""
-    balance = live(10.0, 100.0, slots=slots, most=most)
-    assert abs(balance.slots - expected) <= 2 and balance.slots <= most
+    balance = live(10.0, 100.0, concurrency=concurrency, most=most)
+    assert abs(balance.concurrency - expected) <= 2 and balance.concurrency <= most
 
 
 def test_what_limits_is_named() -> None:
     """A slow network is the network's, with decodes queued; slots that cannot feed it are decoding's; the rest is what
     it is."""
-    assert live(10.0, 5.0, slots=1, most=1).load.limit == "network"
-    assert live(1.0, 100.0, slots=4, most=4).load.limit == "decoding"
-    assert live(10.0, 5.0, slots=1, most=1).load.queued == 0.5  # its slot waits half of the time
-    assert live(1.0, 100.0, slots=4, most=4).load.queued == 0
+    assert live(10.0, 5.0, concurrency=1, most=1).load.limit == "network"
+    assert live(1.0, 100.0, concurrency=4, most=4).load.limit == "decoding"
+    assert live(10.0, 5.0, concurrency=1, most=1).load.queued == 0.5  # its slot waits half of the time
+    assert live(1.0, 100.0, concurrency=4, most=4).load.queued == 0
     assert Load(0.2, 0.1, 0.85, 4).limit == "fetching"
     assert Load(0.2, 0.3, 0.1, 4).limit == "overhead"
 
 
-def test_slots_that_get_no_processor_bring_no_more() -> None:
+def test_decodes_that_get_no_processor_bring_no_more() -> None:
     """While some of its slots wait for a processor, a worker takes no more of them, and decoding is its limit."""
     balance = Balance(4, 1)
     assert {balance.sample(0.1, Use(4, begun=2, at_work=2), 32) for _ in range(100)} == {4}
@@ -60,8 +60,8 @@ def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
     """Slots that just feed the network are kept once one fewer was too few; long after, they are tried again."""
     balance, seen = Balance(4, 1), []
     for _ in range(2 * REMEMBERED):  # four feed it, and three do not
-        fed = balance.slots >= 4
-        seen.append(balance.sample(1.0 if fed else 0.8, busy(balance.slots), 4))
+        fed = balance.concurrency >= 4
+        seen.append(balance.sample(1.0 if fed else 0.8, busy(balance.concurrency), 4))
     falls = [at for at, (before, now) in enumerate(pairwise(seen)) if now < before]
     assert len(falls) == 2 and falls[1] - falls[0] >= REMEMBERED
 
@@ -69,5 +69,5 @@ def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
 def test_one_look_changes_nothing() -> None:
     """The number changes on an average of several looks, and then not again before as many."""
     balance = Balance(4, 1)
-    seen = [balance.sample(0.1, busy(balance.slots), 32) for _ in range(2 * ENOUGH)]
+    seen = [balance.sample(0.1, busy(balance.concurrency), 32) for _ in range(2 * ENOUGH)]
     assert seen == [4] * (ENOUGH - 1) + [5] * ENOUGH + [6]

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from p3d.jobs.worker.concurrency import Place, Slots, Use, Withdrawn
+from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use, Withdrawn
 
 
 @pytest.fixture
@@ -17,13 +17,13 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def waits(place: Place) -> tuple[threading.Thread, list[str]]:
+def waits(turn: ShardTurn) -> tuple[threading.Thread, list[str]]:
     """A thread that awaits its turn, and how that ended."""
     how: list[str] = []
 
     def wait() -> None:
         try:
-            place.await_turn()
+            turn.await_turn()
             how.append("begun")
         except Withdrawn:
             how.append("withdrawn")
@@ -33,10 +33,10 @@ def waits(place: Place) -> tuple[threading.Thread, list[str]]:
     return thread, how
 
 
-def test_a_younger_shard_begins_where_an_older_one_leaves_a_slot(stack: ExitStack) -> None:
+def test_a_younger_shard_begins_where_an_older_one_leaves_a_decode(stack: ExitStack) -> None:
     """Not while the older has a video to start, nor while all slots are in use; at once when both have changed."""
-    slots = Slots(2)
-    older, younger = stack.enter_context(slots.place()), stack.enter_context(slots.place())
+    concurrency = DecodeConcurrency(2)
+    older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.await_turn()  # the first need not wait
     thread, how = waits(younger)
     for use in (Use(running=2, wants=True), Use(running=1, wants=True), Use(running=2, wants=False)):
@@ -50,24 +50,24 @@ def test_a_younger_shard_begins_where_an_older_one_leaves_a_slot(stack: ExitStac
 
 def test_a_drain_withdraws_what_has_not_begun(stack: ExitStack) -> None:
     """Whoever waits for its turn then, or comes later, is withdrawn; one that has begun hears nothing of it."""
-    slots = Slots(2)
-    older, younger = stack.enter_context(slots.place()), stack.enter_context(slots.place())
+    concurrency = DecodeConcurrency(2)
+    older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.await_turn()
     thread, how = waits(younger)
-    slots.drain()
+    concurrency.drain()
     thread.join(5)
     assert how == ["withdrawn"]
-    with slots.place() as later, pytest.raises(Withdrawn):
+    with concurrency.turn() as later, pytest.raises(Withdrawn):
         later.await_turn()
-    assert older in slots.places and younger in slots.places
+    assert older in concurrency.turns and younger in concurrency.turns
 
 
 def test_a_shard_that_is_over_lets_the_next_begin(stack: ExitStack) -> None:
     """However it ended, and without a last word of what it uses."""
-    slots = Slots(1)
-    older = slots.place()
+    concurrency = DecodeConcurrency(1)
+    older = concurrency.turn()
     first = older.__enter__()
-    younger = stack.enter_context(slots.place())
+    younger = stack.enter_context(concurrency.turn())
     first.tell(Use(running=1, wants=True))
     thread, how = waits(younger)
     older.__exit__(None, None, None)
@@ -77,8 +77,8 @@ def test_a_shard_that_is_over_lets_the_next_begin(stack: ExitStack) -> None:
 
 def test_copies_of_older_shards_go_on_first(stack: ExitStack) -> None:
     """While an older shard has a video that waits with its copy, no younger one's goes on; the older need not ask."""
-    slots = Slots(2)
-    older, younger = stack.enter_context(slots.place()), stack.enter_context(slots.place())
+    concurrency = DecodeConcurrency(2)
+    older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.tell(Use(running=1, halted=1, wants=False))
     younger.tell(Use(running=1, halted=1))
     assert older.may_go_on and not younger.may_go_on
@@ -86,12 +86,12 @@ def test_copies_of_older_shards_go_on_first(stack: ExitStack) -> None:
     assert younger.may_go_on
 
 
-def test_more_slots_are_used_at_once(stack: ExitStack) -> None:
+def test_more_decodes_are_used_at_once(stack: ExitStack) -> None:
     """Who waits for a slot begins when the worker is given one more."""
-    slots = Slots(1)
-    older, younger = stack.enter_context(slots.place()), stack.enter_context(slots.place())
+    concurrency = DecodeConcurrency(1)
+    older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.tell(Use(running=1, wants=False))
     thread, how = waits(younger)
-    slots.resize(2)
+    concurrency.resize(2)
     thread.join(5)
     assert how == ["begun"]

@@ -18,10 +18,10 @@ import ray
 
 from p3d.jobs.scheduler.cluster import local_cluster
 from p3d.jobs.worker import decode_task, decoding
-from p3d.jobs.worker.concurrency import Place, Slots, Use
+from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
-from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreUnknown
@@ -85,12 +85,12 @@ def run(
             if video.path == "bad.mp4" and isinstance(message, after):
                 exec(mischief, {"state": state})
 
-    def in_parcels(*given: Any) -> Iterator[Parcel]:
-        yield from parcels(decode(*given))
+    def in_message_batches(*given: Any) -> Iterator[MessageBatch]:
+        yield from message_batches(decode(*given))
 
-    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(in_parcels)
+    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)(in_message_batches)
     monkeypatch.setattr(decoding, "_decode_video", remote)
-    monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
+    monkeypatch.setattr(decoding, "GROUP_VIDEOS", 1)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     found: dict[str, list[DecodeMessage]] = {}
@@ -111,7 +111,7 @@ class TestMischief:
     """One misbehaving video among four good ones, in a real Ray."""
 
     @pytest.mark.fault(13)
-    def test_a_crash_convicts_the_second_time(
+    def test_a_crash_counts_the_second_time(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A segmentation fault, twice, is `decoder_crash` with the signal's name; nobody else suffers (row 13)."""
@@ -135,7 +135,7 @@ class TestMischief:
         assert_innocents_are_whole(found)
 
     @pytest.mark.fault(13)
-    def test_a_death_without_a_note_convicts_the_third_time(
+    def test_a_death_without_a_note_counts_the_third_time(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """SIGKILL leaves no note: it may have come from outside, so it takes three, and those alone."""
@@ -189,7 +189,7 @@ class TestMischief:
         assert ends["Failure"] == 0
 
     @pytest.mark.fault(28)
-    def test_trouble_with_the_store_blames_no_video(
+    def test_trouble_with_the_store_fails_no_video(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A store that is gone is the job's trouble: it is raised, and no video fails for it (row 28)."""
@@ -253,11 +253,13 @@ class TestRuns:
     ) -> None:
         """Video by video the same messages, from fewer tasks."""
         begun = []
-        true = Decoding._submit_run
-        monkeypatch.setattr(Decoding, "_submit_run", lambda made, cases: (begun.append(len(cases)), true(made, cases)))
+        true = Decoding._submit_group
+        monkeypatch.setattr(
+            Decoding, "_submit_group", lambda made, cases: (begun.append(len(cases)), true(made, cases))
+        )
         runs = self.read(shorts, tmp_path / "runs")
         assert begun[0] == 6 and sum(begun) == len(shorts.videos) > len(begun)
-        monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
+        monkeypatch.setattr(decoding, "GROUP_VIDEOS", 1)
         singles = self.read(shorts, tmp_path / "singles")
         assert runs.keys() == singles.keys() == set(range(12))
         for at, messages in singles.items():
@@ -274,12 +276,12 @@ class TestRuns:
             "import time\nwhile True: time.sleep(1)",
         ],
     )
-    def test_trouble_in_a_run_convicts_nobody(
+    def test_trouble_in_a_run_fails_no_other(
         self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mischief: str
     ) -> None:
         """A crash, a kill or a hang in the second video of a run: all its videos are whole, decoded by themselves."""
 
-        def decode(videos: tuple[VideoRef, ...], made: DecodeSpec, scratch: Path, note: Path) -> Iterator[Parcel]:
+        def decode(videos: tuple[VideoRef, ...], made: DecodeSpec, scratch: Path, note: Path) -> Iterator[MessageBatch]:
             for at, video in enumerate(videos):
                 for message in decode_task.decode_video(video, made, scratch, note):
                     yield (message,)
@@ -287,7 +289,7 @@ class TestRuns:
                         exec(mischief)
 
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
-        monkeypatch.setattr(decoding, "_decode_run", ray.remote(num_cpus=1, max_retries=0, **options)(decode))
+        monkeypatch.setattr(decoding, "_decode_group", ray.remote(num_cpus=1, max_retries=0, **options)(decode))
         found = self.read(shorts, tmp_path / "scratch", video_timeout_s=2.0)
         assert len(found) == 12
         for messages in found.values():
@@ -305,20 +307,20 @@ class TestRuns:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_two_shards_share_the_slots_of_a_worker(shard: ShardPlan, tmp_path: Path) -> None:
+def test_two_shards_share_the_decode_concurrency_of_a_worker(shard: ShardPlan, tmp_path: Path) -> None:
     """Read by a thread each they are both whole, never more than two videos decode at once, and the younger shard
     begins none while the older has one to begin."""
-    slots, most = Slots(2), 0
+    concurrency, most = DecodeConcurrency(2), 0
     begun, found = list[int](), {number: dict[int, list[DecodeMessage]]() for number in (0, 1)}
 
     def read(number: int) -> None:
         nonlocal most
-        with slots.place() as place:
+        with concurrency.turn() as turn:
             placed.set()
-            place.await_turn()
-            made = Decoding(replace(shard, shard=number), spec(), tmp_path, place)
+            turn.await_turn()
+            made = Decoding(replace(shard, shard=number), spec(), tmp_path, turn)
             for at, message in made.messages():
-                most = max(most, slots.use.running)
+                most = max(most, concurrency.use.running)
                 found[number].setdefault(at, []).append(message)
                 if isinstance(message, VideoStart):
                     begun.append(number)
@@ -339,11 +341,11 @@ def test_two_shards_share_the_slots_of_a_worker(shard: ShardPlan, tmp_path: Path
 
 
 class TestPlaces:
-    """What one shard may do beside another, without Ray: `_take_slots` and nothing else."""
+    """What one shard may do beside another, without Ray: `_start_decodes` and nothing else."""
 
     @staticmethod
-    def made(shard: ShardPlan, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Decoding:
-        made = Decoding(shard, spec(), tmp_path, place)
+    def made(shard: ShardPlan, tmp_path: Path, turn: ShardTurn, monkeypatch: pytest.MonkeyPatch) -> Decoding:
+        made = Decoding(shard, spec(), tmp_path, turn)
 
         def submit(case: Any) -> None:
             made.streams[object()] = decoding._Stream(case, tmp_path / "x", None, fetching=False, silent_since=0.0)
@@ -351,56 +353,58 @@ class TestPlaces:
         monkeypatch.setattr(Decoding, "_submit", lambda _, case: submit(case))
         return made
 
-    def test_a_suspect_is_alone(self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_video_that_is_retried_is_alone(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """It begins when nothing else of its worker decodes, and no younger shard begins beside it."""
-        slots = Slots(2)
-        with slots.place() as older, slots.place() as younger:
+        concurrency = DecodeConcurrency(2)
+        with concurrency.turn() as older, concurrency.turn() as younger:
             made = self.made(shard, tmp_path, older, monkeypatch)
-            suspects = deque([decoding._Case(0, shard.videos[0], deaths=1)])
+            alone_later = deque([decoding._Case(0, shard.videos[0], deaths=1)])
             younger.tell(Use(running=1, begun=1))
-            made._take_slots(older, suspects)
-            assert suspects and not made.streams and not younger.may_start
+            made._start_decodes(older, alone_later)
+            assert alone_later and not made.streams and not younger.may_start
             younger.tell(Use())
-            made._take_slots(older, suspects)
-            assert not suspects and len(made.streams) == 1
+            made._start_decodes(older, alone_later)
+            assert not alone_later and len(made.streams) == 1
             assert not older.use.wants and older.use.alone and not younger.may_start
 
     def test_copies_of_an_older_shard_go_on_first(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A younger shard's video waits with its copy as long as an older one's does."""
-        slots = Slots(2)
-        with slots.place() as older, slots.place() as younger:
+        concurrency = DecodeConcurrency(2)
+        with concurrency.turn() as older, concurrency.turn() as younger:
             made = self.made(shard, tmp_path, younger, monkeypatch)
             case = decoding._Case(0, shard.videos[0])
             stream = made.streams["a"] = decoding._Stream(case, tmp_path, None, fetching=False, halted=True)
             older.tell(Use(running=1, halted=1, wants=False))
-            made._take_slots(younger, deque())
+            made._start_decodes(younger, deque())
             assert stream.halted
             older.tell(Use(running=1, begun=1, wants=False))
-            made._take_slots(younger, deque())
+            made._start_decodes(younger, deque())
             assert not stream.halted
 
-    def test_a_shard_that_has_read_all_leaves_its_slots(self, shard: ShardPlan, tmp_path: Path) -> None:
+    def test_a_shard_that_has_read_all_leaves_its_decodes(self, shard: ShardPlan, tmp_path: Path) -> None:
         """While its last clips are embedded, the slots are another's."""
-        slots = Slots(1)
-        with slots.place() as older, slots.place() as younger:
+        concurrency = DecodeConcurrency(1)
+        with concurrency.turn() as older, concurrency.turn() as younger:
             assert list(Decoding(ShardPlan(1, "0" * 8, 0, ()), spec(), tmp_path, older).messages()) == []
             assert older.use == Use(wants=False) and younger.may_start
 
 
-def test_a_run_takes_short_videos_and_leaves_work_for_the_other_slots(shard: ShardPlan, tmp_path: Path) -> None:
+def test_a_run_takes_short_videos_and_leaves_work_for_the_other_decodes(shard: ShardPlan, tmp_path: Path) -> None:
     """What waits, over the slots; none beside a long one, or one that was in a run that failed."""
-    short, long = replace(shard.videos[0], size_bytes=1000), replace(shard.videos[0], size_bytes=decoding.RUN_BYTES)
+    short, long = replace(shard.videos[0], size_bytes=1000), replace(shard.videos[0], size_bytes=decoding.GROUP_BYTES)
     made = Decoding(shard, spec(), tmp_path)
 
-    def sizes(videos: list[VideoRef], slots: int, **of_first: bool) -> list[int]:
+    def sizes(videos: list[VideoRef], concurrency: int, **of_first: bool) -> list[int]:
         made.waiting.extend(decoding._Case(at, video) for at, video in enumerate(videos))
         for name, value in of_first.items():
             setattr(made.waiting[0], name, value)
         taken = []
         while made.waiting:
-            taken.append(len(made._run(slots)))
+            taken.append(len(made._run(concurrency)))
         return taken
 
     assert sizes([short] * 64, 2) == [16, 16, 16, 8, 4, 2, 1, 1]

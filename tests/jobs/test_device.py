@@ -17,8 +17,8 @@ from p3d.jobs.cli import cli
 from p3d.jobs.job import read_job
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
-from p3d.jobs.worker.actor import ShardWorker, Trouble, trouble_of
-from p3d.jobs.worker.concurrency import Slots
+from p3d.jobs.worker.actor import ShardError, ShardWorker, shard_error_of
+from p3d.jobs.worker.concurrency import DecodeConcurrency
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
@@ -108,7 +108,7 @@ def test_a_device_that_failed_under_one_shard_computes_nothing_for_the_other() -
 def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard whose last batch was computed before the device failed under another one is not trusted either."""
     worker, lost = ShardWorker.__new__(ShardWorker), RuntimeError("CUDA error: device-side assert triggered")
-    worker.slots, worker.in_hand, worker.broken, worker.scratch = Slots(1), {}, None, tmp_path
+    worker.concurrency, worker.in_hand, worker.broken, worker.scratch = DecodeConcurrency(1), {}, None, tmp_path
     worker.spec = SimpleNamespace(decoding=None)
 
     def extract(*_: object) -> None:
@@ -117,13 +117,13 @@ def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkey
     monkeypatch.setattr(worker, "_extract", extract)
     monkeypatch.setattr(p3d.jobs.worker.actor, "commit_shard", lambda *_: pytest.fail("it was committed"))
     trouble = worker.run_shard(ShardPlan(1, "0" * 8, 0, ()), None)
-    assert isinstance(trouble, Trouble) and trouble.kind == "device"
+    assert isinstance(trouble, ShardError) and trouble.kind == "device"
 
 
 @pytest.mark.fault(9)
 def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
     """All clips have one size, so no video is to blame for it: the shard stays open and the job stops."""
-    trouble = trouble_of(DeviceFull("cuda has no room for one clip of p3d63"))
+    trouble = shard_error_of(DeviceFull("cuda has no room for one clip of p3d63"))
     assert trouble.kind == "store" and "resume" in trouble.detail
 
 
@@ -133,4 +133,4 @@ def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
 )
 def test_older_torch_says_it_in_words(text: str, kind: str) -> None:
     """Where torch has no class for it, a device that is lost is known by its message."""
-    assert trouble_of(RuntimeError(text)).kind == kind
+    assert shard_error_of(RuntimeError(text)).kind == kind

@@ -115,14 +115,14 @@ def test_a_decoder_that_began_again_leaves_no_stale_layer(
 
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
     path = archive / "video0.mp4"
-    true = embedding.decode_apart
+    true = embedding.decode_in_child
 
     def twice(*given: Any, **named: Any) -> Iterator[DecodeMessage]:
         first = list(true(*given, **named))
         yield from [*first[:-1], *first[2:]]
 
     expected = jobs.embed(path, encoder, recipe, layers=["pool5"])
-    monkeypatch.setattr(embedding, "decode_apart", twice)
+    monkeypatch.setattr(embedding, "decode_in_child", twice)
     found = jobs.embed(path, encoder, recipe, layers=["pool5"])
     assert np.array_equal(found.features_ND, expected.features_ND)
     assert np.array_equal(found.layers["pool5"], found.features_ND)

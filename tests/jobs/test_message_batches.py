@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p3d.jobs.worker import message_batches as module
-from p3d.jobs.worker.message_batches import HELD_S, PARCEL_BYTES, parcels
+from p3d.jobs.worker.message_batches import HELD_S, MESSAGE_BATCH_BYTES, message_batches
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.types import (
+    ChunkEnd,
     DecodeMessage,
     Failure,
     FrameBlock,
-    StripeEnd,
     VideoEnd,
     VideoFetched,
     VideoInfo,
@@ -34,25 +34,27 @@ def block(n_frames: int, side: int = 16) -> FrameBlock:
 
 
 MESSAGES = st.one_of(
-    st.sampled_from([VideoStart(1), VideoFetched(), INFO, StripeEnd(), END, FAILURE]), st.integers(0, 64).map(block)
+    st.sampled_from([VideoStart(1), VideoFetched(), INFO, ChunkEnd(), END, FAILURE]), st.integers(0, 64).map(block)
 )
 
 
 @given(st.lists(MESSAGES))
 def test_messages_come_out_as_they_went_in(messages: list[DecodeMessage]) -> None:
     """Unpacked, parcels are the messages themselves in their order, and none is empty."""
-    found = list(parcels(messages))
-    assert [id(message) for parcel in found for message in parcel] == [id(message) for message in messages]
+    found = list(message_batches(messages))
+    assert [id(message) for message_batch in found for message in message_batch] == [
+        id(message) for message in messages
+    ]
     assert all(found)
 
 
 def test_a_short_video_is_two_objects() -> None:
     """The start goes alone; info, frames and end travel together."""
     messages = [VideoStart(1), INFO, block(16), END]
-    assert list(map(len, parcels(messages))) == [1, 3]
+    assert list(map(len, message_batches(messages))) == [1, 3]
 
 
-@pytest.mark.parametrize("last", [VideoStart(1), VideoFetched(), StripeEnd(), END, FAILURE])
+@pytest.mark.parametrize("last", [VideoStart(1), VideoFetched(), ChunkEnd(), END, FAILURE])
 def test_what_is_waited_for_is_not_held_back(last: DecodeMessage) -> None:
     """A start, a copy, an end and a failure go before the decode does anything else."""
     done: list[str] = []
@@ -62,19 +64,19 @@ def test_what_is_waited_for_is_not_held_back(last: DecodeMessage) -> None:
         done.append("more")
         yield block(1)
 
-    assert next(parcels(decode()))[-1] is last
+    assert next(message_batches(decode()))[-1] is last
     assert not done
 
 
-def test_a_parcel_goes_when_it_is_full() -> None:
+def test_a_message_batch_goes_when_it_is_full() -> None:
     """Frames of PARCEL_BYTES in all are not held back, so memory does not grow with the video."""
     one = block(64, 160)
-    found = list(parcels([INFO, *[one] * 10]))
-    sizes = [sum(m.frames_NHWC.nbytes for m in parcel if isinstance(m, FrameBlock)) for parcel in found]
-    assert all(PARCEL_BYTES <= size < PARCEL_BYTES + one.frames_NHWC.nbytes for size in sizes[:-1])
+    found = list(message_batches([INFO, *[one] * 10]))
+    sizes = [sum(m.frames_NHWC.nbytes for m in message_batch if isinstance(m, FrameBlock)) for message_batch in found]
+    assert all(MESSAGE_BATCH_BYTES <= size < MESSAGE_BATCH_BYTES + one.frames_NHWC.nbytes for size in sizes[:-1])
 
 
-def test_a_parcel_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_batch_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was held for HELD_S goes with the next message, however little it is: a slow decode is read as it comes."""
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
@@ -84,12 +86,12 @@ def test_a_parcel_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
             yield block(1)
             clock[0] += HELD_S / 2
 
-    assert list(map(len, parcels(decode()))) == [3, 1]
+    assert list(map(len, message_batches(decode()))) == [3, 1]
 
 
 def test_a_run_of_short_videos_is_two_objects() -> None:
     """The first message goes at once, all else together: no video's end or start is sent alone."""
     of_one = [VideoStart(1), INFO, block(16), END]
-    found = list(parcels(of_one * 4, of_a_run=True))
-    assert [len(parcel) for parcel in found] == [1, 15]
-    assert [type(m) for parcel in found for m in parcel] == [type(m) for m in of_one * 4]
+    found = list(message_batches(of_one * 4, of_a_group=True))
+    assert [len(message_batch) for message_batch in found] == [1, 15]
+    assert [type(m) for message_batch in found for m in message_batch] == [type(m) for m in of_one * 4]

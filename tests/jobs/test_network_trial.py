@@ -47,7 +47,7 @@ def test_every_size_takes_its_turn_as_far_as_memory_goes(
     def turn(size: int) -> None:
         encoder.encode(frames_NHWC, np.repeat(index_BT, size, axis=0))
 
-    found = rates_by_batch(encoder, sizes, turn, lanes=1)
+    found = rates_by_batch(encoder, sizes, turn, inference_threads=1)
     assert list(found) == list(sizes)
     assert [size for size, rate in found.items() if rate > 0] == [size for size in sizes if size <= room]
     fit = [size for size in sizes if size <= room]

@@ -52,7 +52,7 @@ def launched(weights: Path, said: Path, *more: object) -> subprocess.Popen[str]:
         return subprocess.Popen([*P3D, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
 
-def verdict() -> dict[str, Any]:
+def verified() -> dict[str, Any]:
     ran = p3d("verify", "s3://archive/out", "--json")
     assert ran.code == 0, ran.err
     return {name: ran.json[name] for name in ("manifest", "ok", "failed", "pending", "lost", "duplicated", "changed")}
@@ -62,7 +62,7 @@ ALL_OK = {"manifest": 12, "ok": 12, "failed": 0, "pending": 0, "lost": 0, "dupli
 
 
 @pytest.mark.fault(28)
-def test_an_outage_pauses_the_job_and_blames_no_video(server: Weed, tmp_path: Path, small_weights: Path) -> None:
+def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Path, small_weights: Path) -> None:
     """A frozen server, then one killed and started again, cost time and nothing else."""
     said = tmp_path / "said"
     driver = launched(small_weights, said)
@@ -76,7 +76,7 @@ def test_an_outage_pauses_the_job_and_blames_no_video(server: Weed, tmp_path: Pa
     server.start()
     assert driver.wait(180) == 0, said.read_text()
     assert "going on" in said.read_text()
-    assert verdict() == ALL_OK
+    assert verified() == ALL_OK
 
 
 @pytest.mark.skipif(not LONG, reason="a minute of waiting: make chaos")
@@ -94,4 +94,4 @@ def test_an_outage_that_lasts_stops_the_job_resumable(server: Weed, tmp_path: Pa
     ran = p3d("resume", "s3://archive/out", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["videos_failed"] == 0
-    assert verdict() == ALL_OK
+    assert verified() == ALL_OK

@@ -26,12 +26,12 @@ from p3d.jobs.worker import decode_task, decoding
 from p3d.jobs.worker.actor import Done, ShardWorker, WorkerSpec
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, MOST_ATTEMPTS, Decoding
-from p3d.jobs.worker.message_batches import Parcel
+from p3d.jobs.worker.message_batches import MessageBatch
 from p3d.jobs.worker.parallel_decode import BELIEVED_S, Pace, Shared, Unlike
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.gop_chunks import Share, stripes_of
+from p3d.pipeline.decode.gop_chunks import Share, chunks_of
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe
@@ -43,12 +43,12 @@ from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import (
+    ChunkEnd,
     DecodeMessage,
     Failure,
     FrameBlock,
     FrameSpec,
     ShardPlan,
-    StripeEnd,
     VideoEnd,
     VideoFetched,
     VideoInfo,
@@ -126,11 +126,11 @@ def test_shares_put_together_are_the_video(long: Path, cut: tuple[list[int], lis
 
     def decode(index: int) -> Iterator[DecodeMessage]:
         yield from (VideoStart(1), VideoFetched(), INFO)
-        for stripe_M in stripes_of(found, only, Share(first, index, n_decodes)):
-            assert len(stripe_M) == 0 or stripe_M[-1] - stripe_M[0] < 256
-            for at in range(0, len(stripe_M), 64):
-                yield block(stripe_M[at : at + 64].tolist())
-            yield StripeEnd()
+        for chunk_M in chunks_of(found, only, Share(first, index, n_decodes)):
+            assert len(chunk_M) == 0 or chunk_M[-1] - chunk_M[0] < 256
+            for at in range(0, len(chunk_M), 64):
+                yield block(chunk_M[at : at + 64].tolist())
+            yield ChunkEnd()
         yield END
 
     *blocks, end = in_turn([decode(index) for index in range(n_decodes)], first - 1)
@@ -148,16 +148,16 @@ def block(numbers: list[int]) -> FrameBlock:
     [
         [replace(INFO, n_frames=999)],
         [INFO, Failure(Reason.CORRUPT_FRAMES, "damaged")],
-        [INFO, block([2]), StripeEnd(), END, Failure(Reason.SOURCE_CHANGED, "touched while it was read")],
+        [INFO, block([2]), ChunkEnd(), END, Failure(Reason.SOURCE_CHANGED, "touched while it was read")],
         [INFO, block([1])],
-        [INFO, block([2]), StripeEnd(), replace(END, n_frames=3)],
-        [INFO, block([2]), StripeEnd()],
+        [INFO, block([2]), ChunkEnd(), replace(END, n_frames=3)],
+        [INFO, block([2]), ChunkEnd()],
     ],
     ids=["another file", "failure", "failure after its end", "a frame twice", "another end", "no end"],
 )
 def test_a_share_that_does_not_fit_is_told(second: list[DecodeMessage]) -> None:
     """Whatever a decode of the whole video would not have sent is refused, so that the whole video is decoded."""
-    first = [INFO, block([0, 1]), StripeEnd(), END]
+    first = [INFO, block([0, 1]), ChunkEnd(), END]
     with pytest.raises(Unlike):
         in_turn([iter(first), iter(second)], -1)
 
@@ -182,7 +182,7 @@ def test_one_that_is_held_back_is_not_silent(long: Path, tmp_path: Path) -> None
     for name in ("a", "b"):
         made.streams[name] = decoding._Stream(case, tmp_path / name, None, False, silent_since=long_ago, opened=True)
     assert (made._is_read("a"), made._is_read("b"), made._overdue("a")) == (True, False, True)
-    assert not list(made._of_a_share(case, shared, StripeEnd(), deque()))
+    assert not list(made._of_a_share(case, shared, ChunkEnd(), deque()))
     assert (made._is_read("a"), made._is_read("b"), made._overdue("b")) == (False, True, False)
 
 
@@ -199,17 +199,17 @@ def test_a_share_that_never_began_is_started_again(long: Path, tmp_path: Path, m
     monkeypatch.setattr(decoding, "_decode_video", Task())
     monkeypatch.setattr(Decoding, "_end", lambda made, generator: made.streams.pop(generator))
     video = local_row(long.parent, os.fsencode(long.name))
-    made, suspects = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path), deque[decoding._Case]()
+    made, alone_later = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path), deque[decoding._Case]()
     case = decoding._Case(0, video, attempts=1, info=INFO, pace=Pace(N_FRAMES, 0.0))
     made._share(case, 2)
     for number in range(MOST_ATTEMPTS + 1):
-        assert case.shared is not None and not suspects
+        assert case.shared is not None and not alone_later
         (name, share), second = case.shared.decodes
         assert (name, share) == (f"00000000-000000000-0-{number + 2 if number else 1}", Share(0, 0, 2))
         assert second == ("00000000-000000000-0-2", Share(0, 1, 2))
         stream = made.streams.pop(case.shared.decodes[0])
-        assert not list(made._over(stream, suspects, WorkerCrashedError()))
-    assert (list(suspects), case.shared, made.streams) == ([case], None, {})
+        assert not list(made._over(stream, alone_later, WorkerCrashedError()))
+    assert (list(alone_later), case.shared, made.streams) == ([case], None, {})
 
 
 FORMS: dict[str, Callable[[Path], Path]] = {
@@ -299,7 +299,7 @@ class Decoded:
                 if isinstance(message, FrameBlock | VideoEnd):
                     exec(mischief, {"share": share, "message": message, "FrameBlock": FrameBlock})
 
-        def one_by_one(*given: Any) -> Iterator[Parcel]:
+        def one_by_one(*given: Any) -> Iterator[MessageBatch]:
             for message in decode(*given):
                 yield (message,)  # so that a decode is no further ahead than the video is long
 
@@ -371,7 +371,7 @@ class TestShared:
         assert made.started.keys() == {"whole", "0", "1"} and len(made.started["whole"]) == 1
         assert said(made.messages) == by_one(long, tmp_path)
 
-    def test_a_video_that_crashes_every_decode_is_convicted_by_the_same_rule(
+    def test_a_video_that_crashes_every_decode_fails_by_the_same_rule(
         self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two crashes of decodes of the whole video, and as many attempts, as if it had never been shared."""
@@ -410,7 +410,7 @@ class TestShared:
         assert made.started.keys() == {"whole", "0", "1"} and len(made.started["whole"]) == 1
         assert said(made.messages) == by_one(long, tmp_path)
 
-    def test_slots_are_first_for_videos_that_wait(
+    def test_decodes_are_first_for_videos_that_wait(
         self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With two short videos behind it the long one is shared when both have begun; all three are whole."""

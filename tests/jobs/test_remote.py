@@ -19,7 +19,7 @@ from p3d.jobs.cli import cli, remote
 from p3d.jobs.machine import Machines
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.planning.prepare import JobSpec, prepare, run_options
-from p3d.jobs.scheduler.cluster import KNOCKS, Cluster, refuse_silent
+from p3d.jobs.scheduler.cluster import PROBES, Cluster, refuse_silent
 from p3d.jobs.scheduler.metrics import METRICS, output_tag
 from p3d.jobs.scheduler.submission import openness
 from p3d.pipeline.dataset.verify import audit
@@ -166,11 +166,11 @@ def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
     monkeypatch.setattr(p3d.jobs.scheduler.cluster.time, "monotonic", lambda: now[0])
     cluster = Cluster(Machines(1, 1, 0), tmp_path, head=("127.0.0.1", free_ports(1)[0]), asked=0.0)
     seen = []
-    for _ in range(KNOCKS + 1):
+    for _ in range(PROBES + 1):
         seen.append(cluster.dead())  # too early to knock again
         now[0] += 6
         seen.append(cluster.dead())
-    assert seen == [""] * (2 * KNOCKS - 1) + ["head"] + ["", "head"]
+    assert seen == [""] * (2 * PROBES - 1) + ["head"] + ["", "head"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from p3d.jobs.scheduler import control
 from p3d.pipeline.dataset.shard_times import ShardTime
 from p3d.pipeline.errors import REASON_REMEDY, Reason
 from p3d.pipeline.results.report.render import render, shown
-from p3d.pipeline.results.report.throughput import Run, RunFacts, timeline
+from p3d.pipeline.results.report.throughput import RunFacts, RunRecord, timeline
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.storage.urls import open_store
@@ -247,8 +247,8 @@ def test_runs_machines_and_time_are_shown(out: LocalStore) -> None:
         "finished",
         "finished: 15 videos embedded",
         (
-            Run(1, "2026-01-01", "node<1>", "stopped", (("workers", "1"),)),
-            Run(2, "x", "y", "finished", (("s", "<u>"),)),
+            RunRecord(1, "2026-01-01", "node<1>", "stopped", (("workers", "1"),)),
+            RunRecord(2, "x", "y", "finished", (("s", "<u>"),)),
         ),
         (("torch", "2"),),
         timeline(shards),

@@ -35,7 +35,6 @@ from p3d.jobs.scheduler.state import (
     Drain,
     Event,
     Finish,
-    PlacesFound,
     Scheduler,
     ShardDone,
     ShardTrouble,
@@ -44,6 +43,7 @@ from p3d.jobs.scheduler.state import (
     StopWorker,
     TryAgain,
     WorkerDied,
+    WorkerLimitRaised,
     WorkerReady,
     WorkerRefused,
     WorkerUnready,
@@ -114,7 +114,7 @@ def of_kind(commands: Iterable[Command], kind: type) -> list:
 
 
 @pytest.mark.parametrize(("n_shards", "n_workers", "expected"), [(5, 2, 2), (2, 5, 2), (1, 1, 1), (3, 3, 3)])
-def test_no_more_workers_start_than_work_or_places(n_shards: int, n_workers: int, expected: int) -> None:
+def test_no_more_workers_start_than_work_or_limit(n_shards: int, n_workers: int, expected: int) -> None:
     """The first commands start min(workers, shards) workers with different numbers, and nothing else."""
     commands = Scheduler(shards(n_shards), n_workers=n_workers, n_videos=9).start()
     assert commands == [StartWorker(worker) for worker in range(expected)]
@@ -200,7 +200,7 @@ def test_nothing_to_do_finishes_at_once(before: dict[str, int], code: int) -> No
     scheduler.validate()
 
 
-def test_no_verdict_before_earlier_runs_are_counted() -> None:
+def test_no_outcome_before_earlier_runs_are_counted() -> None:
     """Shards are dispatched while earlier ones are still being counted; the verdict waits, and tells of both."""
     scheduler = machine(1, n_videos=30, counting=True)
     assert flying(scheduler) == [(0, ShardKey(1, 0))]
@@ -236,8 +236,8 @@ def test_after_the_end_nothing_happens() -> None:
 def test_nodes_that_join_get_workers() -> None:
     """Room for more workers is used at once, as far as there is work; less room stops nobody."""
     scheduler = machine(4, workers=1)
-    assert feed(scheduler, PlacesFound(9)) == [StartWorker(1), StartWorker(2), StartWorker(3)]
-    assert feed(scheduler, PlacesFound(2)) == []
+    assert feed(scheduler, WorkerLimitRaised(9)) == [StartWorker(1), StartWorker(2), StartWorker(3)]
+    assert feed(scheduler, WorkerLimitRaised(2)) == []
     assert scheduler.n_workers == 9
 
 
@@ -379,7 +379,7 @@ def test_too_many_deaths_in_a_row_stop_the_job() -> None:
 def test_the_budget_of_deaths_grows_with_the_workers() -> None:
     """A job that went from one worker to sixteen survives a node of eight that is lost at once."""
     scheduler = machine(100, worker_deaths=3)
-    for command in feed(scheduler, PlacesFound(16)):
+    for command in feed(scheduler, WorkerLimitRaised(16)):
         feed(scheduler, WorkerReady(command.worker))
     lost = flying(scheduler)[:8]
     feed(scheduler, *[WorkerDied(worker, "its node is gone") for worker, _ in lost])
@@ -866,7 +866,7 @@ class World:
         self.closed: set[ShardKey] = set()
         self.stuck: dict[ShardKey, bool] = {}  # by a defect?
         self.tries: Counter[ShardKey] = Counter()
-        self.deaths, self.vain_deaths = 0, 0  # since a commit: reported, and known to be without one
+        self.deaths, self.fruitless_deaths = 0, 0  # since a commit: reported, and known to be without one
         self.before = self.sums(self.store)
         self.first: Counter[str] = Counter()
         self.first_videos = 0
@@ -996,7 +996,7 @@ class World:
                 self.deaths += 1
                 shards = self.flying.pop(worker, [])
                 if not shards:
-                    self.vain_deaths += 1
+                    self.fruitless_deaths += 1
                 if len(shards) > 1:
                     self.alone.update(shards)
                 self.unchecked.update(dict.fromkeys(shards, False))
@@ -1022,12 +1022,12 @@ class World:
                 if committed:
                     self.close(shard)
                 else:
-                    self.vain_deaths += shard not in self.second
+                    self.fruitless_deaths += shard not in self.second
                     self.again(shard, internal=False)
             case Stop():
                 self.stop(event)
         # Both readings of the budget may stop the job: deaths as reported, and deaths whose check found nothing.
-        if min(self.deaths, self.vain_deaths) >= self.worker_deaths:
+        if min(self.deaths, self.fruitless_deaths) >= self.worker_deaths:
             self.stop(Stop(6, ""))
             self.fired["budget"] += 1
         commands = self.scheduler.handle(event)
@@ -1056,7 +1056,7 @@ class World:
     def close(self, shard: ShardKey) -> None:
         assert shard not in self.closed
         self.closed.add(shard)
-        self.deaths = self.vain_deaths = 0
+        self.deaths = self.fruitless_deaths = 0
         self.paused, self.trials = False, 0
         truth, rule = self.truth[shard], self.max_failures
         if self.first_videos < FIRST_VIDEOS:  # shards are of one size here, which divides 200
@@ -1073,7 +1073,7 @@ class World:
             self.stop(Stop(6, ""))
             self.fired["hopeless"] += 1
 
-    def verdict(self) -> int:
+    def outcome(self) -> int:
         if self.stuck:
             return 1 if any(self.stuck.values()) else 6
         failures = self.before.failures + self.sums(self.closed).failures
@@ -1133,17 +1133,17 @@ class World:
 
     def may_finish(self, finish: Finish | None) -> None:
         waits = bool(self.flying or self.unchecked)
-        spent = max(self.deaths, self.vain_deaths) >= self.worker_deaths  # by at least one reading
+        spent = max(self.deaths, self.fruitless_deaths) >= self.worker_deaths  # by at least one reading
         left = len(self.todo) - len(self.closed)
         if self.stopped is not None and not (self.stopped.drain and waits):
             assert finish is not None, "a stop is ignored"
             # Which of the two it is when a stop comes with the very last shard, a test above asks.
-            assert finish.exit_code in ({self.stopped.exit_code} if left else {self.stopped.exit_code, self.verdict()})
+            assert finish.exit_code in ({self.stopped.exit_code} if left else {self.stopped.exit_code, self.outcome()})
             return
         codes = {6} if spent else set()
         if self.stopped is None and left == len(self.stuck):
             assert finish is not None, "all is done, and the job does not finish"
-            codes.add(self.verdict())
+            codes.add(self.outcome())
         assert finish is None or finish.exit_code in codes, f"finished too early or wrongly: {finish}"
 
     def judge(self) -> None:
@@ -1399,9 +1399,9 @@ class LosesTroubledShards(Scheduler):
 class ExcusesDefects(Scheduler):
     """A shard stuck by a defect ends the job as one stuck by deaths does."""
 
-    def _verdict(self):
+    def _outcome(self):
         self._internal = False
-        return super()._verdict()
+        return super()._outcome()
 
 
 class TrustsTheDead(Scheduler):
@@ -1447,7 +1447,7 @@ class FinishesDuringChecks(Scheduler):
 class NeverFinishes(Scheduler):
     """A finished job does not say so."""
 
-    def _verdict(self):
+    def _outcome(self):
         return 0, ""
 
     def _end(self, exit_code, sentence):
@@ -1586,7 +1586,7 @@ def work_off_trials(scheduler: Scheduler) -> Finish:
     raise AssertionError("no end")
 
 
-def test_the_verdict_says_why_a_shard_was_given_up() -> None:
+def test_the_outcome_says_why_a_shard_was_given_up() -> None:
     """A defect, a store and a death are each named, with the shard and the number of tries."""
     first = ShardKey(1, 0)
     start = "1 shards could not be finished in 1 tries each, such as 1/0: "

@@ -87,7 +87,7 @@ def test_an_output_without_hard_links_is_refused_at_launch(tmp_path: Path, archi
     os.link = refuse
     try:
         with pytest.raises(Exception, match=r"has no hard links .* Write to a local disk or to S3"):
-            store.probe()
+            store.prove_create_once()
     finally:
         os.link = true
 

@@ -63,31 +63,31 @@ def _files(seed: int) -> dict[str, bytes]:
         return {"w.caffemodel": caffe, "w.safetensors": to_bytes(load(path)), **files}
 
 
-def _place(rng: Rng, data: bytes, structure: np.ndarray) -> int:
+def _place_at(rng: Rng, data: bytes, structure: np.ndarray) -> int:
     return int(rng.choice(structure)) if rng.random() < 0.8 else int(rng.integers(len(data)))
 
 
 def _span(rng: Rng, data: bytes, structure: np.ndarray) -> tuple[int, int]:
-    start = _place(rng, data, structure)
+    start = _place_at(rng, data, structure)
     return start, min(len(data), start + int(2 ** rng.uniform(0, 10)))
 
 
 def flip_bits(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
-        out[_place(rng, data, structure)] ^= 1 << int(rng.integers(8))
+        out[_place_at(rng, data, structure)] ^= 1 << int(rng.integers(8))
     return bytes(out)
 
 
 def change_bytes(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
-        out[_place(rng, data, structure)] = int(rng.integers(256))
+        out[_place_at(rng, data, structure)] = int(rng.integers(256))
     return bytes(out)
 
 
 def cut(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    return data[: _place(rng, data, structure)]
+    return data[: _place_at(rng, data, structure)]
 
 
 def cut_out(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
@@ -103,7 +103,7 @@ def repeat(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
 def move(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     """A piece of the file over another piece of it."""
     start, end = _span(rng, data, structure)
-    at = _place(rng, data, structure)
+    at = _place_at(rng, data, structure)
     return data[:at] + data[start:end] + data[at + end - start :]
 
 
@@ -111,7 +111,7 @@ def extreme(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     """A number that nobody expects, in the place of another."""
     value = int(rng.choice([0, 1, 0x7F, 0xFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x7F80_0000, 0x7FFF_FFFF_FFFF_FFFF]))
     raw = struct.pack(str(rng.choice(["<Q", ">Q"])), value)[: int(rng.choice([1, 2, 4, 8]))]
-    at = _place(rng, data, structure)
+    at = _place_at(rng, data, structure)
     return data[:at] + raw + data[at + len(raw) :]
 
 

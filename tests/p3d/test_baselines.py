@@ -323,8 +323,8 @@ def test_convolutional_pooling_is_a_maximum_over_frames() -> None:
 def unlike_clips(frames: int, side: int, amplitude: float) -> torch.Tensor:
     """Noise and stripes."""
     noise = clips_of(3, frames, side, side)
-    stripes = torch.sin(torch.arange(side) / 3).expand(3, frames, side, side)
-    return torch.stack([noise, stripes]) * amplitude
+    chunks = torch.sin(torch.arange(side) / 3).expand(3, frames, side, side)
+    return torch.stack([noise, chunks]) * amplitude
 
 
 @pytest.mark.parametrize("name", ["resnet50", "convpool"])

@@ -416,8 +416,8 @@ def test_random_features_stay_sane_at_every_depth(name: str, graph: str) -> None
     weights = random_weights(name, 0, graph=graph, num_classes=5)
     random = np.random.RandomState(0)
     noise = random.randn(3, 16, 64, 64)
-    stripes = np.broadcast_to(np.sin(np.arange(64) / 3), (3, 16, 64, 64))
-    clips = torch.from_numpy(np.stack([noise, stripes]).astype(np.float32)) * (64 if graph == "caffe" else 1)
+    chunks = np.broadcast_to(np.sin(np.arange(64) / 3), (3, 16, 64, 64))
+    clips = torch.from_numpy(np.stack([noise, chunks]).astype(np.float32)) * (64 if graph == "caffe" else 1)
     with torch.inference_mode():
         features = weights.network.features(clips)
     assert torch.isfinite(features).all()

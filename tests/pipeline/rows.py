@@ -12,7 +12,7 @@ from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import JobRecord, Recipe
-from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
 
@@ -60,7 +60,7 @@ def planned(store: Store, names: Sequence[str], *, shard_videos: int = 4, recipe
     """A job with one plan of `names` in OUT."""
     chosen = recipe_ or recipe()
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
-    found = Found(videos(names), ())
+    found = SourceListing(videos(names), ())
     plan = write_plan(store, 1, chosen.digest, with_shards(found.videos, shard_videos), 0)
     return Manifest(store, plan)
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from p3d.pipeline.clips.rules import Sampling
-from p3d.pipeline.decode.child import decode_apart, end_children
+from p3d.pipeline.decode.child import decode_in_child, end_children
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreDenied
@@ -31,9 +31,9 @@ def given(scratch: Path) -> dict[str, object]:
     return {"policy": DecodePolicy(), "limits": DecodeLimits(), "store_options": DEFAULTS, "scratch": scratch}
 
 
-def apart(path: Path, scratch: Path, timeout_s: float = 60) -> Iterator[DecodeMessage]:
+def in_child(path: Path, scratch: Path, timeout_s: float = 60) -> Iterator[DecodeMessage]:
     video = local_row(path.parent, os.fsencode(path.name))
-    return decode_apart(video, SPEC, SAMPLING, timeout_s=timeout_s, **given(scratch))
+    return decode_in_child(video, SPEC, SAMPLING, timeout_s=timeout_s, **given(scratch))
 
 
 def plain(message: DecodeMessage) -> object:
@@ -54,7 +54,7 @@ def test_the_messages_are_those_of_this_process(video: Path, tmp_path: Path) -> 
     for path in (video, broken):
         row = local_row(path.parent, os.fsencode(path.name))
         expected = [plain(message) for message in decode_messages(row, SPEC, SAMPLING, **given(tmp_path))]
-        assert [plain(message) for message in apart(path, tmp_path)] == expected
+        assert [plain(message) for message in in_child(path, tmp_path)] == expected
     assert isinstance(expected[-1], Failure)
 
 
@@ -92,7 +92,7 @@ def test_a_crash_and_a_hang_are_failures(
     """Whatever becomes of the child, the caller lives, is told why, and no process is left."""
     mischief(tmp_path, monkeypatch, body)
     started = time.monotonic()
-    start, failure = apart(video, tmp_path, timeout_s=1 if reason is Reason.DECODE_TIMEOUT else 60)
+    start, failure = in_child(video, tmp_path, timeout_s=1 if reason is Reason.DECODE_TIMEOUT else 60)
     assert isinstance(start, VideoStart) and isinstance(failure, Failure)
     assert failure.reason is reason and failure.detail.startswith(detail)
     assert not psutil.pid_exists(start.pid)
@@ -103,22 +103,20 @@ def test_trouble_with_the_store_is_not_the_videos(video: Path, tmp_path: Path, m
     """A StoreError of the child is raised here, with its sentence."""
     mischief(tmp_path, monkeypatch, "from p3d.pipeline.errors import StoreDenied\nraise StoreDenied('no, not you')")
     with pytest.raises(StoreDenied, match="no, not you"):
-        list(apart(video, tmp_path))
+        list(in_child(video, tmp_path))
 
 
-def test_a_child_that_cannot_start_convicts_no_video(
-    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_that_cannot_start_fails_no_video(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation that is broken is an error of this program, with what the child said last."""
     (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'no library\\n')\nos._exit(9)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"exit code 9\): no library"):
-        list(apart(video, tmp_path))
+        list(in_child(video, tmp_path))
 
 
 def test_a_reader_that_stops_leaves_no_process(video: Path, tmp_path: Path) -> None:
     """Closing the messages kills the child."""
-    messages = apart(video, tmp_path)
+    messages = in_child(video, tmp_path)
     start = next(messages)
     assert psutil.pid_exists(start.pid)
     messages.close()
@@ -128,7 +126,7 @@ def test_a_reader_that_stops_leaves_no_process(video: Path, tmp_path: Path) -> N
 def test_all_children_are_ended_at_once(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads a child that hangs is told that it is gone, and no process is left."""
     mischief(tmp_path, monkeypatch, "threading.Event().wait()")
-    both = [apart(video, tmp_path) for _ in range(2)]
+    both = [in_child(video, tmp_path) for _ in range(2)]
     pids = [next(messages).pid for messages in both]
     end_children()
     assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from p3d.pipeline.clips.rules import Sampling, needed_frames, parse_sampling
-from p3d.pipeline.decode.blocks import runs
+from p3d.pipeline.decode.blocks import chunk_bounds
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
@@ -465,7 +465,7 @@ def test_each_objection_alone_sends_a_video_to_pyav(tmp_path: Path) -> None:
 def test_runs_cover_every_frame_once_and_begin_at_key_frames(gop: int, n_frames: int) -> None:
     """Runs are adjacent, at most 256 frames long, and begin where decord can seek to."""
     keys = np.arange(0, n_frames, gop)
-    found = runs(keys, n_frames)
+    found = chunk_bounds(keys, n_frames)
     assert [found[0][0], *(end for _, end in found)] == [*(first for first, _ in found), n_frames]
     assert all(first < end <= first + 256 and first in keys for first, end in found)
 

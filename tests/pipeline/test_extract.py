@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, needed_frames
 from p3d.pipeline.dataset.schema import check_rows, outcomes_json, parse_outcomes
 from p3d.pipeline.errors import Reason
-from p3d.pipeline.extract import Lanes, Progress, extract_shard
+from p3d.pipeline.extract import InferenceThreads, Progress, extract_shard
 from p3d.pipeline.types import (
     FLOAT32,
     INT64,
@@ -123,7 +123,7 @@ def run(
     batch_size: int = 4,
     dtype: str = "float32",
     progress: Progress | None = None,
-    lanes: int = 0,
+    inference_threads: int = 0,
 ) -> ShardRows:
     spy = encode or Spy()
 
@@ -141,7 +141,7 @@ def run(
         feature_dim=1 + sampling.clip_frames,
         embedding_dtype=dtype,
         progress=progress,
-        lanes=Lanes(lanes) if lanes else None,
+        inference_threads=InferenceThreads(inference_threads) if inference_threads else None,
     )
     check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames, 2 if scores else 0)
     return rows
@@ -284,10 +284,10 @@ def test_a_batch_is_encoded_as_soon_as_it_is_full() -> None:
     assert full == [0, 0, 1, 2, 3, 3]
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_lanes_change_no_row(lanes: int) -> None:
+@pytest.mark.parametrize("inference_threads", [1, 3])
+def test_inference_threads_change_no_row(inference_threads: int) -> None:
     """Batches that are encoded beside each other, and end out of order, give the rows that one thread gives."""
-    random, spy = Random(lanes), Spy()
+    random, spy = Random(inference_threads), Spy()
 
     def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
         time.sleep(random.random() / 100)
@@ -295,11 +295,11 @@ def test_lanes_change_no_row(lanes: int) -> None:
 
     n_of = {at: 16 * (1 + at % 5) for at in range(12)}
     messages = mixed({at: stream(at, n_frames) for at, n_frames in n_of.items()}, Random(0))
-    assert_rows(run(messages, 12, EVERY, encode, batch_size=3, lanes=lanes), n_of, EVERY)
+    assert_rows(run(messages, 12, EVERY, encode, batch_size=3, inference_threads=inference_threads), n_of, EVERY)
     assert sorted(map(len, spy.batches))[1:] == [3] * (len(spy.batches) - 1)
 
 
-def test_as_many_batches_are_encoded_at_once_as_there_are_lanes() -> None:
+def test_as_many_batches_are_encoded_at_once_as_there_are_inference_threads() -> None:
     """With three lanes three batches meet at a barrier, time and again, and never a fourth."""
     meet, there, most = threading.Barrier(3, timeout=20), 0, 0
 
@@ -314,14 +314,14 @@ def test_as_many_batches_are_encoded_at_once_as_there_are_lanes() -> None:
 
     progress = Progress()
     assert_rows(
-        run(in_turn({0: stream(0, 9 * 16)}), 1, EVERY, encode, batch_size=1, lanes=3, progress=progress),
+        run(in_turn({0: stream(0, 9 * 16)}), 1, EVERY, encode, batch_size=1, inference_threads=3, progress=progress),
         {0: 144},
         EVERY,
     )
     assert most == 3 and progress.clips == 9
 
 
-def test_an_error_in_a_lane_is_raised() -> None:
+def test_an_error_in_an_inference_thread_is_raised() -> None:
     """What an encoder raises in its thread comes out of `extract_shard`, and no lane works on behind it."""
     calls, at_work, begun = count(), set(), threading.Event()
 
@@ -336,7 +336,7 @@ def test_an_error_in_a_lane_is_raised() -> None:
         return np.ones((len(index_BT), 1 + len(index_BT[0])), np.float32)
 
     with pytest.raises(RuntimeError, match="no room"):
-        run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, lanes=2)
+        run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, inference_threads=2)
     assert begun.is_set() and not at_work
     assert next(calls) <= 4
 

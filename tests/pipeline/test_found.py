@@ -92,7 +92,7 @@ def test_a_file_that_ends_before_its_first_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(16)
-def test_a_disk_that_fails_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+def test_a_disk_that_fails_is_not_attributed_to_the_file(tmp_path: Path) -> None:
     """The same words of FFmpeg about a file whose bytes cannot be read go through as they are."""
     error = av.error.OSError(5, "Input/output error")
     whole = tmp_path / "v.mp4"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS
 from p3d.pipeline.errors import InputError, StoreMissing
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
-from p3d.pipeline.sources.listing import Found, find
+from p3d.pipeline.sources.listing import SourceListing, find
 from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import StoreOptions
 
@@ -49,11 +49,11 @@ def fill(root: Path, *names: str) -> Path:
     return root
 
 
-def rows(found: Found) -> list[dict[str, Any]]:
+def rows(found: SourceListing) -> list[dict[str, Any]]:
     return found.videos.to_pylist()
 
 
-def column(found: Found, name: str) -> list[Any]:
+def column(found: SourceListing, name: str) -> list[Any]:
     return found.videos[name].to_pylist()
 
 

@@ -18,8 +18,8 @@ from p3d.pipeline.clips.rules import (
     frame_numbers,
     laid_over,
     parse_sampling,
-    places,
-    whole_places,
+    ticks_of,
+    whole_ticks,
 )
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.policy import DecodePolicy
@@ -48,7 +48,7 @@ def test_a_tick_is_the_frame_on_screen(fps: float, gaps: list[int]) -> None:
     sampling = Sampling("every", 1, 1, fps=fps)
     ticks: dict[int, int] = {}
     for number, (start_s, end_s) in enumerate(itertools.pairwise(edges_s)):
-        ticks |= dict.fromkeys(range(*places(sampling, number, start_s, end_s)), number)
+        ticks |= dict.fromkeys(range(*ticks_of(sampling, number, start_s, end_s)), number)
     expected = on_screen(fps, edges_s[:-1], edges_s[-1])
     assert ticks == dict(enumerate(expected)) and len(expected) == rate.n_ticks(fps, edges_s[-1])
 
@@ -71,11 +71,11 @@ def test_exactly_the_frames_that_clips_need_are_wanted(
     edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
     start_s_N, end_s_N = edges_s[:-1], edges_s[1:]
     sampling = Sampling(rule, value, t, step, fps)  # type: ignore[arg-type]
-    n_places = laid_over(sampling, len(gaps), edges_s[-1])
+    n_ticks = laid_over(sampling, len(gaps), edges_s[-1])
     screen = on_screen(fps, start_s_N, edges_s[-1])
-    spans = clip_spans(sampling, n_places)
-    needed = {screen[place] for span in spans for place in frame_numbers(sampling, span, n_places)}
-    wanted = wanted_by(sampling, n_places)
+    spans = clip_spans(sampling, n_ticks)
+    needed = {screen[tick] for span in spans for tick in frame_numbers(sampling, span, n_ticks)}
+    wanted = wanted_by(sampling, n_ticks)
     one_by_one = [i for i in range(len(gaps)) if wanted.has(i, start_s_N[i], end_s_N[i])]
     assert one_by_one == wanted.of(start_s_N, end_s_N).tolist()
     assert needed <= set(one_by_one) and set(one_by_one) - needed <= {0}  # frame 0 may go when it is gone within 1 ms
@@ -85,9 +85,9 @@ def test_exactly_the_frames_that_clips_need_are_wanted(
 def test_whole_ticks_end_before_whatever_follows(fps: float, gaps: list[int], more: int) -> None:
     """The ticks that are whole once a frame has come lie before its end, and no later frame changes them."""
     sampling, end_s = Sampling("every", 1, 1, fps=fps), sum(gaps) / 1000
-    whole = whole_places(sampling, len(gaps) - 1, end_s)
+    whole = whole_ticks(sampling, len(gaps) - 1, end_s)
     assert whole / fps <= end_s + 1e-6 and whole <= rate.n_ticks(fps, end_s)
-    assert places(sampling, len(gaps), end_s, end_s + more / 1000)[0] >= whole
+    assert ticks_of(sampling, len(gaps), end_s, end_s + more / 1000)[0] >= whole
 
 
 @given(
@@ -106,8 +106,8 @@ def test_rows_are_cut_as_frames_come_and_are_those_on_screen(
     edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
     duration_s = float(edges_s[-1])
     sampling = Sampling(rule, value, t, step, fps)  # type: ignore[arg-type]
-    n_places = laid_over(sampling, len(gaps), duration_s)
-    numbers = wanted_by(sampling, n_places).of(edges_s[:-1], edges_s[1:])
+    n_ticks = laid_over(sampling, len(gaps), duration_s)
+    numbers = wanted_by(sampling, n_ticks).of(edges_s[:-1], edges_s[1:])
     frames_NHWC = np.arange(len(gaps), dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     seen: list[list[int]] = []
 
@@ -123,8 +123,8 @@ def test_rows_are_cut_as_frames_come_and_are_those_on_screen(
     rows = extract_shard(
         shard, messages, encode, sampling=sampling, batch_size=2, feature_dim=1, n_scores=0, embedding_dtype="float32"
     )
-    screen, spans = on_screen(fps, edges_s[:-1], duration_s), clip_spans(sampling, n_places)
-    numbers_T = [frame_numbers(sampling, span, n_places).tolist() for span in spans]
+    screen, spans = on_screen(fps, edges_s[:-1], duration_s), clip_spans(sampling, n_ticks)
+    numbers_T = [frame_numbers(sampling, span, n_ticks).tolist() for span in spans]
     assert seen == [[screen[k] for k in ticks] for ticks in numbers_T]
     assert [clip.span for clip in rows.clips] == spans
     for clip, ticks in zip(rows.clips, numbers_T, strict=True):

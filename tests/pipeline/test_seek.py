@@ -77,7 +77,7 @@ def assert_every_tail_is_the_same(path: Path | str, *, may_give_up: bool = False
 
     decord may give up, if that is said: it cannot count some streams, and the video is then decoded whole.
     """
-    found = probe(str(path), LIMITS, disposable=True)
+    found = probe(str(path), LIMITS, skippable=True)
     assert exact_seek(found)
     whole = put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
     assert whole[0].tolist() == list(range(found.n_frames))
@@ -330,11 +330,11 @@ def test_only_the_wanted_gops_are_decoded(tmp_path: Path) -> None:
         *((name, False) for name in ("10bit.mkv", "vp9.webm", "mpeg4.mp4")),
     ],
 )
-def test_frames_that_no_other_refers_to_are_left_out(name: str, disposable: bool, tmp_path: Path) -> None:
+def test_frames_that_no_other_refers_to_are_left_out(name: str, skippable: bool, tmp_path: Path) -> None:
     """Of each GOP, PyAV is sent no packet after the last that is needed, and no disposable one that is not."""
-    found = probe(str(made(tmp_path / name, **EXACT[name])), LIMITS, disposable=True)
-    assert found.disposable_N is not None and found.disposable_N.any() == disposable
-    assert not found.disposable_N[found.key_frames].any()
+    found = probe(str(made(tmp_path / name, **EXACT[name])), LIMITS, skippable=True)
+    assert found.skippable_N is not None and found.skippable_N.any() == skippable
+    assert not found.skippable_N[found.key_frames].any()
     keys = [*found.key_frames.tolist(), found.n_frames]
     at = next(at for at, key in enumerate(keys) if keys[at + 1] >= key + 5)
     first, second, end = keys[at : at + 3]
@@ -343,18 +343,18 @@ def test_frames_that_no_other_refers_to_are_left_out(name: str, disposable: bool
         stored = [number_at(found, source, packet.pts) for packet in gop_packets(source, found, first, end)]
         sent = [number for number, _ in needed_packets(source, found, wanted_M, first, end)]
     before = stored[: stored.index(first + 2) + 1]
-    needed = [one for one in before if one == first + 2 or not found.disposable_N[one]]
+    needed = [one for one in before if one == first + 2 or not found.skippable_N[one]]
     assert sent == [*needed, second] and len(sent) < len(stored)
-    assert probe(found.path, LIMITS).disposable_N is None
+    assert probe(found.path, LIMITS).skippable_N is None
 
 
-def test_below_the_highest_temporal_layer_none_is_disposable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_below_the_highest_temporal_layer_none_is_skippable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a packet says: it speaks of its own layer, and a higher one may refer to it."""
     path = str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"}))
     says = iter([(0, False), (1, True), (0, True), (2, True), (2, False), (1, True)] * 6)
     monkeypatch.setattr(importlib.import_module("p3d.pipeline.decode.probe"), "layer_of", lambda *_: next(says))
-    disposable_N = probe(path, LIMITS, disposable=True).disposable_N
-    assert disposable_N is not None and np.flatnonzero(disposable_N).tolist() == list(range(3, N_FRAMES, 6))
+    skippable_N = probe(path, LIMITS, skippable=True).skippable_N
+    assert skippable_N is not None and np.flatnonzero(skippable_N).tolist() == list(range(3, N_FRAMES, 6))
 
 
 @pytest.mark.parametrize("how", ["twice", "out of order", "never asked for"])
@@ -389,9 +389,9 @@ def test_how_many_frames_are_spared(tmp_path: Path) -> None:
     """Those of other GOPs, those after the last wanted one, and disposable ones: each once."""
     found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})), LIMITS)
     assert spared_frames(found, np.array([6, 8, 13])) == 36 - 3 - 2
-    disposable_N = np.zeros(36, np.bool_)
-    disposable_N[[7, 8, 10, 12, 30]] = True
-    assert spared_frames(replace(found, disposable_N=disposable_N), np.array([6, 8, 13])) == 36 - 3 - 2 + 2
+    skippable_N = np.zeros(36, np.bool_)
+    skippable_N[[7, 8, 10, 12, 30]] = True
+    assert spared_frames(replace(found, skippable_N=skippable_N), np.array([6, 8, 13])) == 36 - 3 - 2 + 2
     assert spared_frames(found, np.arange(36)) == 0 and spared_frames(found, np.empty(0, np.int64)) == 36
 
 
@@ -528,11 +528,11 @@ H264_HEAD, HEVC_HEAD = b"\x01" + bytes(3) + b"\xff", b"\x01" + bytes(20) + b"\xf
         ("vp9", ["0001"], 0, False),
     ],
 )
-def test_what_packets_say_of_themselves(codec: str, units: list[str], layer: int, disposable: bool) -> None:
+def test_what_packets_say_of_themselves(codec: str, units: list[str], layer: int, skippable: bool) -> None:
     """Slices, and what stands beside them; a packet whose lengths do not add up says nothing."""
     head = HEVC_HEAD if codec == "hevc" else H264_HEAD
     packet = b"".join(len(bytes.fromhex(unit)).to_bytes(4, "big") + bytes.fromhex(unit) for unit in units)
-    assert layer_of(codec, head, memoryview(packet)) == (layer, disposable)
+    assert layer_of(codec, head, memoryview(packet)) == (layer, skippable)
     for broken in (packet[:-1], packet + b"\0", packet + bytes(4)):
         assert layer_of(codec, head, memoryview(broken)) == (0, False)
 

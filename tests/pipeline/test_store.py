@@ -133,7 +133,7 @@ def test_a_store_travels_to_another_process(store: Store) -> None:
 
 def test_probe_passes_a_store_that_creates_once(store: Store) -> None:
     """The launch probe leaves nothing behind."""
-    store.probe()
+    store.prove_create_once()
     assert list(store.list("_job/probe/")) == []
 
 
@@ -151,7 +151,7 @@ def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
     with pytest.raises(
         StoreUnsafe, match=r"second writer.* Use a local disk, or an S3 server that honours If-None-Match$"
     ):
-        Overwriting(str(tmp_path)).probe()
+        Overwriting(str(tmp_path)).prove_create_once()
 
 
 @pytest.mark.fault(41)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.results.evaluation.svm import _drawn, probe, read_probe
+from p3d.pipeline.results.evaluation.svm import _drawn, evaluate_svm, read_split
 from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.test_cli import in_process
 from tests.pipeline.test_dedup import commit, vectors
@@ -35,7 +35,7 @@ def test_fixed_splits_are_the_lists(out: LocalStore) -> None:
     """Three splits: who is trained and tested is what the words say, - is neither, and the mean is theirs."""
     words = ("test;train;-", "train;test;train", "train;train;test")
     rows = [f"{name}.mp4,kind {at % 3},{words[at // 3 % 3]}" for at, name in enumerate(NAMES)]
-    found = probe(newest(out), read_probe("l.csv", csv("path,label,split", *rows)))
+    found = evaluate_svm(newest(out), read_split("l.csv", csv("path,label,split", *rows)))
     assert [(one.n_train, one.n_test, one.n_classes) for one in found.splits] == [(15, 9, 3), (15, 9, 3), (9, 6, 3)]
     assert [one.accuracy for one in found.splits] == [1.0, 1.0, 1.0]  # the kinds are far apart
     assert (found.mean, found.fixed, found.videos, found.unlabelled, found.unknown_labels) == (1.0, True, 24, 0, 0)
@@ -49,7 +49,7 @@ def test_accuracy_is_that_of_a_separate_svm(out: LocalStore) -> None:
     labels = [str(at % 3 if rng.random() < 0.5 else rng.integers(3)) for at in range(24)]
     split = ["test" if at % 2 else "train" for at in range(24)]
     rows = [f"{name},{label},{word}" for name, label, word in zip(NAMES, labels, split, strict=True)]
-    found = probe(newest(out), read_probe("l.csv", csv("video_id,label,split", *rows)), cost=10)
+    found = evaluate_svm(newest(out), read_split("l.csv", csv("video_id,label,split", *rows)), cost=10)
     ids, x = vectors(out)
     assert ids == NAMES
     train = np.array(split) == "train"
@@ -101,4 +101,4 @@ def test_the_verb_needs_no_scores(out: LocalStore, tmp_path: Path) -> None:
 def test_what_cannot_be_is_one_sentence(out: LocalStore, rows: tuple[str, ...], says: str) -> None:
     """Lists and splits that mean nothing are refused, with the value."""
     with pytest.raises(InputError, match=says):
-        probe(newest(out), read_probe("l.csv", csv(*rows)))
+        evaluate_svm(newest(out), read_split("l.csv", csv(*rows)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from p3d.pipeline.decode.policy import DecodeLimits
-from p3d.pipeline.decode.thumbnail import Thumbnail, jpeg_of, thumbnails, thumbnails_apart
+from p3d.pipeline.decode.thumbnail import Thumbnail, jpeg_of, thumbnails, thumbnails_in_child
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
@@ -70,8 +70,8 @@ def test_the_right_way_up_and_in_shape(tmp_path: Path) -> None:
         assert pixels(here(path, 0.08)[0]).shape[:2] == shape
     assert pixels(here(turned, 0.08, longest_side=100)[0]).shape[:2] == (100, 50)
     upright = np.rot90(make.picture(2, 96, 192))  # counterclockwise, as set_display_rotation counts
-    likeness = np.abs(pixels(here(turned, 0.08)[0]).astype(int) - upright).mean()
-    assert likeness < 12, likeness
+    similarity = np.abs(pixels(here(turned, 0.08)[0]).astype(int) - upright).mean()
+    assert similarity < 12, similarity
 
 
 def test_a_jpeg_has_the_colours_it_was_given() -> None:
@@ -89,7 +89,7 @@ def test_what_is_wrong_with_a_file_is_a_value(tmp_path: Path) -> None:
     path = make.video(tmp_path / "video.mp4", "libx264", 30, options={"preset": "ultrafast"})
     good = row(path)
     given = {"store_options": DEFAULTS, "scratch": tmp_path}
-    (one,) = thumbnails_apart(good, [0.5], **given)
+    (one,) = thumbnails_in_child(good, [0.5], **given)
     assert make.numbers_in(pixels(one)[None]) == [12]
     assert [
         one.reason for one in here(path, 0.5, 1, limits=DecodeLimits(max_pixels=100)) if isinstance(one, Failure)
@@ -99,13 +99,13 @@ def test_what_is_wrong_with_a_file_is_a_value(tmp_path: Path) -> None:
     ]
     shutil.copy(path, tmp_path / "other.mp4")
     path.write_bytes(path.read_bytes() + b"more")
-    found = thumbnails_apart(good, [0.5, 1.0], **given)
+    found = thumbnails_in_child(good, [0.5, 1.0], **given)
     assert [one.reason for one in found if isinstance(one, Failure)] == [Reason.SOURCE_CHANGED] * 2
     path.unlink()
-    (one,) = thumbnails_apart(good, [0.5], **given)
+    (one,) = thumbnails_in_child(good, [0.5], **given)
     assert isinstance(one, Failure) and one.reason is Reason.SOURCE_MISSING
     remote = VideoRef("id", "video.mp4", "s3://bucket/video.mp4", "v", 2**40, etag="e")
-    (one,) = thumbnails_apart(remote, [0.5], **given)  # nothing is fetched
+    (one,) = thumbnails_in_child(remote, [0.5], **given)  # nothing is fetched
     assert isinstance(one, Failure) and one.reason is Reason.TOO_LARGE
     text = tmp_path / "text.mp4"
     text.write_text("#EXTM3U\nhttp://example.com/\n")
@@ -135,6 +135,8 @@ def test_a_child_that_hangs_or_crashes_is_a_value(tmp_path: Path, monkeypatch: p
         )
         with monkeypatch.context() as patch:
             patch.syspath_prepend(str(tmp_path))
-            found = thumbnails_apart(row(path), [0.5, 1.0, 0.2], store_options=DEFAULTS, scratch=tmp_path, timeout_s=2)
+            found = thumbnails_in_child(
+                row(path), [0.5, 1.0, 0.2], store_options=DEFAULTS, scratch=tmp_path, timeout_s=2
+            )
         assert make.numbers_in(pixels(found[0])[None]) == [12]
         assert [one.reason for one in found[1:] if isinstance(one, Failure)] == [reason] * 2

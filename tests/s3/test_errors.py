@@ -21,7 +21,7 @@ from p3d.pipeline.errors import (
     StoreUnsafe,
 )
 from p3d.pipeline.storage.s3 import errors as s3_errors
-from p3d.pipeline.storage.s3.errors import SECRETIVE, Trouble, from_botocore, from_reply
+from p3d.pipeline.storage.s3.errors import SECRETIVE, RequestError, from_botocore, from_reply
 
 PLACE = "s3://bucket/key"
 SECRETS = (
@@ -39,7 +39,7 @@ def reply(code: str, status: int, message: str = "", **headers: str) -> ClientEr
     return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": meta}, "GetObject")
 
 
-def assert_plain(trouble: Trouble) -> None:
+def assert_plain(trouble: RequestError) -> None:
     """An error of ours that crosses processes as it is."""
     again = pickle.loads(pickle.dumps(trouble.error))
     assert isinstance(trouble.error, JobError)

@@ -22,7 +22,7 @@ from p3d.jobs.worker import decode_task, decoding
 from p3d.jobs.worker.concurrency import Use
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import Decoding
-from p3d.jobs.worker.message_batches import Parcel, parcels
+from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.jobs.worker.parallel_decode import Pace
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
@@ -92,11 +92,13 @@ def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, h
                 time.sleep(slow_s + 1000 * (video.path == hang))
         (state / video.path).write_text(f"{began} {time.monotonic()}")
 
-    def in_parcels(*given: Any) -> Iterator[Parcel]:
-        yield from parcels(decode(*given))
+    def in_message_batches(*given: Any) -> Iterator[MessageBatch]:
+        yield from message_batches(decode(*given))
 
     options = {"num_returns": "streaming", "max_retries": 0}
-    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decode_task.BLOCKS_AHEAD, **options)(in_parcels)
+    remote = ray.remote(num_cpus=1, _generator_backpressure_num_objects=decode_task.BLOCKS_AHEAD, **options)(
+        in_message_batches
+    )
     monkeypatch.setattr(decoding, "_decode_video", remote)
 
 
@@ -182,9 +184,9 @@ def test_short_videos_are_fetched_side_by_side_by_one_task(
     moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They say what single decodes say, video by video; each is fetched once, those of a run within one round trip."""
-    begun, submit_run = list[int](), Decoding._submit_run
+    begun, submit_run = list[int](), Decoding._submit_group
     monkeypatch.setattr(
-        Decoding, "_submit_run", lambda made, cases: (begun.append(len(cases)), submit_run(made, cases))
+        Decoding, "_submit_group", lambda made, cases: (begun.append(len(cases)), submit_run(made, cases))
     )
     moto_front.latency_s = 0.5
     runs = gather(many, scratch, spec(decode_tasks=1))
@@ -193,7 +195,7 @@ def test_short_videos_are_fetched_side_by_side_by_one_task(
     assert len(times) == len(many.videos) and times[3] - times[0] < moto_front.latency_s
     assert list(scratch.iterdir()) == []
     moto_front.latency_s = 0.0
-    monkeypatch.setattr(decoding, "RUN_VIDEOS", 1)
+    monkeypatch.setattr(decoding, "GROUP_VIDEOS", 1)
     singles = gather(many, scratch, spec(decode_tasks=1))
     for path, messages in singles.items():
         assert [type(message) for message in runs[path]] == [type(message) for message in messages]
@@ -222,7 +224,7 @@ def test_one_bad_object_of_a_run_fails_alone(
         assert_whole(messages)
 
 
-def test_an_outage_in_a_run_blames_no_video(moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path) -> None:
+def test_an_outage_in_a_run_fails_no_video(moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path) -> None:
     """It is raised, and the copies that were there are swept."""
     moto_front.faults = [Fault("status", key="/2.mp4", status=400, code="OddRequest")]
     with pytest.raises(StoreError, match="does not take this request"):

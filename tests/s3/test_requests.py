@@ -199,12 +199,12 @@ def test_a_server_that_ignores_if_none_match_is_refused(
     store = new_store(moto_front)
     moto_front.faults = [Fault("strip", method="PUT")]  # moto believes any signature
     with pytest.raises(StoreUnsafe, match="honours If-None-Match"):
-        store.probe()
+        store.prove_create_once()
     ran = p3d("launch", archive, store.url, "--weights", small_weights)
     assert ran.code == 2 and "lets a second writer replace an object" in ran.err and "Traceback" not in ran.err
     assert list(store.list()) == []
     moto_front.faults = []
-    store.probe()
+    store.prove_create_once()
 
 
 @pytest.fixture

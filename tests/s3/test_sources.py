@@ -219,7 +219,7 @@ def test_denial_of_everything_is_the_jobs_trouble(any_front: Proxy, store: S3Sto
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", ["cut", "reset", "trickle"])
-def test_a_body_that_breaks_off_blames_no_video(front: Proxy, content: bytes, scratch: Path, kind: Any) -> None:
+def test_a_body_that_breaks_off_fails_no_video(front: Proxy, content: bytes, scratch: Path, kind: Any) -> None:
     """Once: all frames are there. Always: the store's trouble, which the job waits out, and not one frame of a half."""
     store = new_store(front)
     store.create("v.mp4", content)
@@ -250,7 +250,7 @@ def test_only_what_is_stored_corrupt_is_source_corrupt(any_front: Proxy, store: 
 
 
 @pytest.mark.fault(28)
-def test_an_outage_blames_no_video(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+def test_an_outage_fails_no_video(any_front: Proxy, store: S3Store, scratch: Path) -> None:
     """A source that does not answer is the job's trouble; a copy that was begun is gone."""
     video = planned(store, any_front)
     any_front.faults = [Fault("status")]

@@ -18,9 +18,9 @@ from ray.exceptions import RayActorError
 
 from p3d.jobs.job import weights_key
 from p3d.jobs.worker import actor as workers
-from p3d.jobs.worker.actor import Ready, Refused, ShardWorker, Trouble, WorkerSpec
+from p3d.jobs.worker.actor import Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.balance import Balance
-from p3d.jobs.worker.concurrency import Slots
+from p3d.jobs.worker.concurrency import DecodeConcurrency
 from p3d.jobs.worker.decoding import Decoding
 from p3d.pipeline.clips.rules import clip_spans
 from p3d.pipeline.errors import StoreDenied, StoreUnknown
@@ -67,9 +67,9 @@ class SimWorker(ShardWorker):
 
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
-        self.in_hand, self.slots, self.broken = {}, Slots(1), None
+        self.in_hand, self.concurrency, self.broken = {}, DecodeConcurrency(1), None
         self.scratch = Path()
-        self.lanes, self.balance = SimpleNamespace(under_way=0, n=1), Balance(1, 1)
+        self.inference_threads, self.balance = SimpleNamespace(under_way=0, n=1), Balance(1, 1)
 
     def setup(self) -> Ready | Refused:
         try:
@@ -94,10 +94,10 @@ def extract(world: World, plan: ShardPlan) -> ShardRows:
     return rows
 
 
-true_trouble_of = workers.trouble_of
+true_trouble_of = workers.shard_error_of
 
 
-def trouble_of(world: World, error: Exception) -> Trouble:
+def shard_error_of(world: World, error: Exception) -> ShardError:
     """The real one; a defect of the program is never the world's doing."""
     trouble = true_trouble_of(error)
     if trouble.kind == "internal":

@@ -23,9 +23,9 @@ from p3d.pipeline.recipe import RunOptions
 from p3d.pipeline.sources.listing import Found
 from p3d.pipeline.storage.store import StoreOptions
 from tests.pipeline.rows import recipe, videos
+from tests.sim.checked_store import CheckedStore
 from tests.sim.cluster import FakeRay, frames_of, orphan
 from tests.sim.view import View
-from tests.sim.witness import Witness
 from tests.sim.world import Process, World
 
 SMALL, GROWN, CHANGED = tuple("abcd"), tuple("abcdef"), tuple("abCd")  # a capital: the file was replaced
@@ -77,7 +77,7 @@ class Life(World):
     def __init__(self, seed: int, scratch: Path) -> None:
         super().__init__(seed)
         self.attempts: Counter[str] = Counter()
-        self.store = Witness(scratch)
+        self.store = CheckedStore(scratch)
         self.ray = FakeRay(self, self.store)
         self.rates = {name: self.rng.choice(rates) for name, rates in (PER_OPERATION | PER_STEP).items()}
         self.calm = self.rng.choice((0, 0, 30, 40, 60))  # steps before anything goes wrong
@@ -158,7 +158,7 @@ class Life(World):
     def launch(self, store: View, names: tuple[str, ...], takeover: bool) -> int:
         """`p3d launch`, in its order."""
         job.refuse_other_job(store, PREPARED.recipe)
-        store.probe()
+        store.prove_create_once()
         epoch, options = self.claim(store, takeover=takeover)
         record = planning.create_job(store, PREPARED)
         found = Found(source(names), ())

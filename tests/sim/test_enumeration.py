@@ -49,7 +49,7 @@ def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
     """What `p3d launch` does to the store, in its order; the network and Ray are left out."""
     from p3d.jobs.planning.prepare import add_plan
 
-    store.probe()
+    store.prove_create_once()
     epoch = control.claim(store, {}, takeover=True, say=print)
     store.create("weights/0.safetensors", b"weights")
     if store.create("job.json", JOB.to_json()) == EXISTS:

@@ -11,14 +11,14 @@ from p3d.pipeline.dataset.commit import CREATE_TRIES
 from p3d.pipeline.errors import StoreUnknown
 from p3d.pipeline.storage.local import unless_swept
 from p3d.pipeline.storage.store import EXISTS, Created, ObjectInfo, Store
-from tests.sim.witness import Witness
+from tests.sim.checked_store import CheckedStore
 from tests.sim.world import World
 
 
 class View(Store):
     """What a process sees: requests and answers are lost or late, the store is out, and others come in between."""
 
-    def __init__(self, inner: Witness, world: World) -> None:
+    def __init__(self, inner: CheckedStore, world: World) -> None:
         self.url, self.inner, self.world = inner.url, inner, world
 
     def _do(self, what: str, key: str, operation: Callable[[], Any], *, late: Callable[[], Any] | None = None) -> Any:

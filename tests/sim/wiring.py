@@ -27,7 +27,7 @@ from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage import local as local_module
 from p3d.pipeline.storage import store as store_module
 from tests.sim import memory
-from tests.sim.cluster import trouble_of
+from tests.sim.cluster import shard_error_of
 from tests.sim.life import Life
 from tests.sim.world import patched
 
@@ -96,7 +96,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (scheduler, "Metrics", NoMetrics),
         (scheduler, "endpoint", str),
         (scheduler, "signal", Signals(life)),
-        (workers, "trouble_of", partial(trouble_of, life)),
+        (workers, "shard_error_of", partial(shard_error_of, life)),
         (p3d.jobs.scheduler.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
         (p3d.jobs.scheduler.cluster, "refuse_unfit", quiet),
     ):

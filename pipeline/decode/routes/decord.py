@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from p3d.pipeline.decode.blocks import BLOCK_FRAMES, MESSAGE_FRAMES, runs
+from p3d.pipeline.decode.blocks import BLOCK_FRAMES, MESSAGE_FRAMES, chunk_bounds
 from p3d.pipeline.decode.probe import Probe, Source
 from p3d.pipeline.decode.routes.choice import exact_seek, in_pieces
 from p3d.pipeline.decode.seek import Astray, cut, joined, opened, wanted_gops
@@ -104,7 +104,7 @@ def read_decord(reader: Any, found: Probe, spec: FrameSpec, wanted: Wanted) -> I
 
 def _whole_runs(reader: Any, found: Probe, spec: FrameSpec, numbers_M: INT64) -> Iterator[_Part]:
     """Each run of the file of which any frame is wanted."""
-    for first, end in runs(found.key_frames, found.n_frames):
+    for first, end in chunk_bounds(found.key_frames, found.n_frames):
         run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
         if len(run_M):
             yield from _read(reader, found, spec, run_M, first, end)

@@ -30,7 +30,7 @@ WORDS = ("train", "test", "-")
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class LabelledSplit:
     """What a list says: of each video its label and, where there are fixed splits, a word for each."""
 
     key: str
@@ -61,7 +61,7 @@ class Accuracy:
     unknown_labels: int
 
 
-def read_probe(source: str, content: bytes) -> Probe:
+def read_split(source: str, content: bytes) -> LabelledSplit:
     """Parse a list of labels. InputError, with the value, for what cannot be."""
     table = read_table(source, content)
     key = next((name for name in KEYS if name in table.column_names), None)
@@ -74,7 +74,7 @@ def read_probe(source: str, content: bytes) -> Probe:
         raise InputError(f"{source} names {twice[0]!r} more than once; an SVM here takes one label a video")
     label_of = {name: label for name, label in zip(names, labels, strict=True) if label}
     if "split" not in table.column_names:
-        return Probe(key, label_of, {}, 0)
+        return LabelledSplit(key, label_of, {}, 0)
     words_of, n_splits = {}, 0
     for name, text in zip(names, table["split"].to_pylist(), strict=True):
         words = tuple(word.strip() for word in text.split(";"))
@@ -84,12 +84,12 @@ def read_probe(source: str, content: bytes) -> Probe:
         if len(words) != n_splits:
             raise InputError(f"{source}: split of {name!r} has {len(words)} words, and others have {n_splits}")
         words_of[name] = words
-    return Probe(key, label_of, words_of, n_splits)
+    return LabelledSplit(key, label_of, words_of, n_splits)
 
 
-def probe(
+def evaluate_svm(
     source: NewestRows | SnapshotRows,
-    given: Probe,
+    given: LabelledSplit,
     *,
     folds: int = 5,
     cost: float = 1.0,
@@ -114,7 +114,7 @@ def probe(
 
 
 def _vectors(
-    source: NewestRows | SnapshotRows, given: Probe, on_step: Callable[[int, int], None] | None
+    source: NewestRows | SnapshotRows, given: LabelledSplit, on_step: Callable[[int, int], None] | None
 ) -> tuple[FLOAT32, list[str], int]:
     """Unit vectors of the labelled videos, their names in the list, and how many have rows but no label."""
     parts: list[FLOAT32] = []
@@ -134,7 +134,7 @@ def _vectors(
     return vectors_VD / np.linalg.norm(vectors_VD, axis=1, keepdims=True), names, unlabelled
 
 
-def _fixed(given: Probe, names: list[str]) -> list[tuple[BOOL, BOOL]]:
+def _fixed(given: LabelledSplit, names: list[str]) -> list[tuple[BOOL, BOOL]]:
     """(trained, tested) of each split of the list, [V] each."""
     words = np.array([given.words_of[name] for name in names])
     return [(words[:, at] == "train", words[:, at] == "test") for at in range(given.n_splits)]

@@ -27,7 +27,7 @@ from p3d.pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, 
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.page.content import Content, open_content
 from p3d.pipeline.results.page.pictures import Pictures
-from p3d.pipeline.results.page.similar import Answer, Asked, Dropped, Embed, NobodyWaits, levels, similar
+from p3d.pipeline.results.page.similar import Answer, Dropped, Embed, NobodyWaits, SimilarQuery, levels, similar
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
 
@@ -123,7 +123,7 @@ class Answers:
 
     async def similar(self, request: web.Request) -> web.StreamResponse:
         query, gone = request.query, threading.Event()
-        asked = Asked(
+        asked = SimilarQuery(
             video_id=query.get("id"),
             dropped=query.get("dropped"),
             at_s=_number(query["t"]) if "t" in query else None,
@@ -269,7 +269,7 @@ def _told(handler: Handler) -> Handler:
     return answer
 
 
-def _hits(answer: Answer, asked: Asked) -> dict[str, Any]:
+def _hits(answer: Answer, asked: SimilarQuery) -> dict[str, Any]:
     found = answer.found
     names = "video_id path clip_index start_s end_s".split()
     hits = [

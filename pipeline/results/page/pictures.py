@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p3d.pipeline.decode.fetch import pinned
-from p3d.pipeline.decode.thumbnail import thumbnails_apart
+from p3d.pipeline.decode.thumbnail import thumbnails_in_child
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
@@ -49,7 +49,7 @@ class Pictures:
             video = pinned(video, self.options)
         except VideoError as error:
             return [Failure(error.reason, error.detail)] * len(seconds)
-        found = thumbnails_apart(
+        found = thumbnails_in_child(
             video,
             seconds,
             store_options=self.options,

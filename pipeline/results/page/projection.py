@@ -88,9 +88,9 @@ def clusters(points_SC: FLOAT64, rng: np.random.Generator) -> tuple[INT64, FLOAT
         tried_KC = _kmeans(points_SC[judged], k, rng)
         if len(tried_KC) < k:  # there are no more places than that
             break
-        apart = _apart(points_SC[judged], tried_KC)
-        if apart > best + 0.01:  # more clusters must be worth it
-            best, middle_KC = apart, tried_KC
+        in_child = _apart(points_SC[judged], tried_KC)
+        if in_child > best + 0.01:  # more clusters must be worth it
+            best, middle_KC = in_child, tried_KC
     cluster_S = _squares(points_SC, middle_KC).argmin(axis=1)
     order_K = np.argsort(-np.bincount(cluster_S, minlength=len(middle_KC)), kind="stable")
     return np.argsort(order_K)[cluster_S], middle_KC[order_K]

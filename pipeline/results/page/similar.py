@@ -21,7 +21,7 @@ from p3d.pipeline.dataset.newest import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
 from p3d.pipeline.results.page.archive import Archive
-from p3d.pipeline.results.search.exact import LEVELS, POOL, Found, Level, nearest
+from p3d.pipeline.results.search.exact import LEVELS, POOL, Level, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index, read_record
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.types import FLOAT32
@@ -37,7 +37,7 @@ class NobodyWaits(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SimilarQuery:
     """A question: a video of the dataset, or a dropped file by its key; `at_s` is one second of it.
 
     `own` are hits of the same video too; `distinct` leaves out near-duplicates, as in `nearest`.
@@ -57,7 +57,7 @@ class Asked:
 class Answer:
     """Hits, best first, and the seconds [start, end) of the query that each of `Hit.query` means."""
 
-    found: Found
+    found: SearchResult
     seconds: tuple[tuple[float, float], ...]
 
 
@@ -90,7 +90,7 @@ class Dropped:
         return sum(one.features_QD.nbytes for query in self.queries.values() for one in query.values())
 
 
-def similar(archive: Archive, asked: Asked, dropped: Dropped, gone: threading.Event | None = None) -> Answer:
+def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threading.Event | None = None) -> Answer:
     """The nearest rows. InputError for what cannot be; NobodyWaits once `gone` is set.
 
     Where the archive has the vectors of all videos, they say which few shards of videos/ need to be read.
@@ -135,7 +135,7 @@ def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
     return False
 
 
-def _nearest_by_index_or_not(source: NewestRows | SnapshotRows, features_QD: FLOAT32, **asked: Any) -> Found:
+def _nearest_by_index_or_not(source: NewestRows | SnapshotRows, features_QD: FLOAT32, **asked: Any) -> SearchResult:
     """By the index; where that turns out to be damaged, by all rows, which takes longer and finds the same or more."""
     try:
         return nearest_by_index(source, features_QD, **asked)

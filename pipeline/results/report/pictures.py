@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from p3d.pipeline.decode.fetch import pinned
-from p3d.pipeline.decode.thumbnail import Thumbnail, thumbnails_apart
+from p3d.pipeline.decode.thumbnail import Thumbnail, thumbnails_in_child
 from p3d.pipeline.errors import StoreError, VideoError
 from p3d.pipeline.results.report.facts import Sampled
 from p3d.pipeline.storage.store import StoreOptions
@@ -48,7 +48,7 @@ def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch
     ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
     try:
         ref = pinned(ref, options)
-        made = thumbnails_apart(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
+        made = thumbnails_in_child(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
     except VideoError as error:
         return [f"{error.reason}: {error.detail}"] * len(seconds)
     except (StoreError, OSError, RuntimeError) as error:  # an outage, a full disk, no process to be had

@@ -28,7 +28,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunRecord:
     """One launch or resume, as its epoch says."""
 
     number: int
@@ -69,7 +69,7 @@ class RunFacts:
 
     state: str
     sentence: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     software: tuple[tuple[str, str], ...]
     timeline: Timeline | None
     trouble: str = ""

@@ -63,7 +63,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The nearest rows, best first; `n_rows` were compared in `seconds`.
 
     `cut_short`: near-duplicates took so many places that there may be more hits than were looked through. By an index,
@@ -90,7 +90,7 @@ def nearest(
     only: frozenset[str] | None = None,
     skip: frozenset[str] = frozenset(),
     on_step: Callable[[int, int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """The `top` rows nearest to any of the queries.
 
     `where` are conditions on columns (`results.search.where`); for clips, those of videos/ too. With `distinct`, a
@@ -114,7 +114,7 @@ def nearest(
     hits, cut = best.hits(), False
     if distinct is not None:
         hits, cut = _distinct(hits, queries_QD, distinct, top, len(hits) < n_rows)
-    return Found(tuple(hits[:top]), n_rows, time.monotonic() - started, cut)
+    return SearchResult(tuple(hits[:top]), n_rows, time.monotonic() - started, cut)
 
 
 def _split(

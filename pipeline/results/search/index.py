@@ -28,7 +28,7 @@ from p3d.pipeline.dataset.newest import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe, StoreMissing
 from p3d.pipeline.results.search import where as conditions_of
-from p3d.pipeline.results.search.exact import POOL, Found, Level, Metric, nearest
+from p3d.pipeline.results.search.exact import POOL, Level, Metric, SearchResult, nearest
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
@@ -101,7 +101,7 @@ def nearest_by_index(
     where: Iterable[str] = (),
     distinct: float | None = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """`nearest`, over the videos that the index proposes and those that it does not know yet.
 
     InputError where there is no index, OtherRecipe where it is of other weights, DamagedJob where it cannot be read.

@@ -36,7 +36,7 @@ SECRETIVE = re.compile(  # presigned links, access keys, and whatever is long en
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class RequestError:
     """An error to raise, and what may help first: waiting up to `patience_s`, or reading the credentials again."""
 
     error: JobError
@@ -144,7 +144,7 @@ _BOTO: tuple[tuple[tuple[type[BotoCoreError], ...], type[JobError], str], ...] =
 )
 
 
-def from_reply(error: ClientError, place: str) -> Trouble:
+def from_reply(error: ClientError, place: str) -> RequestError:
     """An error reply of the server. Total: whatever it says becomes a store error."""
     said = error.response.get("Error") or {}
     meta = error.response.get("ResponseMetadata") or {}
@@ -175,26 +175,26 @@ def from_reply(error: ClientError, place: str) -> Trouble:
     if words is _REFUSED and message:
         words = f"{words} ({message})"
     shown = str(status) if code in ("", str(status)) else f"{status} {_clean(code)}"
-    return Trouble(
+    return RequestError(
         kind(f"{place}: {words} [{shown}]"),
         patience_s=BUSY_PATIENCE_S if kind is StoreUnknown else 0.0,
         renew=kind is StoreDenied and _CREDENTIALS.removeprefix("the ") in words,
     )
 
 
-def from_botocore(error: BotoCoreError, place: str) -> Trouble:
+def from_botocore(error: BotoCoreError, place: str) -> RequestError:
     """An error of botocore's own: no credentials, no connection, no answer."""
     for kinds, kind, words in _BOTO:
         if isinstance(error, kinds):
-            return Trouble(kind(f"{place}: {words}"))
+            return RequestError(kind(f"{place}: {words}"))
     silent = isinstance(error, (boto.HTTPClientError, boto.ConnectionError))
     words = "no answer; is the S3 server there?" if silent else "the reply makes no sense"
-    return Trouble(StoreUnknown(f"{place}: {words} ({type(error).__name__})"), GONE_PATIENCE_S)
+    return RequestError(StoreUnknown(f"{place}: {words} ({type(error).__name__})"), GONE_PATIENCE_S)
 
 
-def cut_off(place: str) -> Trouble:
+def cut_off(place: str) -> RequestError:
     """A good reply whose content did not come."""
-    return Trouble(StoreUnknown(f"{place}: the reply was cut off"), GONE_PATIENCE_S)
+    return RequestError(StoreUnknown(f"{place}: the reply was cut off"), GONE_PATIENCE_S)
 
 
 def _clean(text: str) -> str:

@@ -74,7 +74,7 @@ class S3Store(Store):
 
     def open(self, key: str) -> BinaryIO:
         if (info := self.head(key)) is None:
-            raise StoreMissing(f"{self._place(key)} does not exist")
+            raise StoreMissing(f"{self._url_of(key)} does not exist")
         return io.BufferedReader(_Ranges(self, info), RANGE_BYTES)
 
     def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
@@ -115,7 +115,7 @@ class S3Store(Store):
                 return
             token = page["NextContinuationToken"]
             if asked.get("ContinuationToken") == token:
-                raise StoreUnsafe(f"{self._place(prefix)}: the server lists this in circles")
+                raise StoreUnsafe(f"{self._url_of(prefix)}: the server lists this in circles")
             asked["ContinuationToken"] = token
 
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
@@ -151,7 +151,7 @@ class S3Store(Store):
                 self._ask("get_object", key, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
             return self._ask("head_object", key, Key=self.prefix + key)
 
-    def _place(self, key: str) -> str:
+    def _url_of(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def _put(self, key: str, source: bytes | Path, **how: Any) -> None:
@@ -163,11 +163,11 @@ class S3Store(Store):
         self, key: str, sink: BinaryIO, *, etag: str | None = None, start: int = 0, end: int | None = None
     ) -> Body:
         get = functools.partial(self._ask, "get_object", key, Key=self.prefix + key)
-        return Body(get, sink, self._place(key), etag, self.options.checksums == "when_supported", start, end)
+        return Body(get, sink, self._url_of(key), etag, self.options.checksums == "when_supported", start, end)
 
     def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
         """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
-        return ask(self.options, operation, self._place(key), least_patience_s, **self._always, **params)
+        return ask(self.options, operation, self._url_of(key), least_patience_s, **self._always, **params)
 
 
 class _Ranges(io.RawIOBase):

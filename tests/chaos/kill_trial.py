@@ -25,7 +25,7 @@ DEATHS_A_SHARD = 2  # of the worker without a commit between: four tries of one 
 
 
 @dataclass(slots=True)
-class Ordeal:
+class KillTrial:
     """What happened to one job, and what it came to."""
 
     seed: int
@@ -34,7 +34,7 @@ class Ordeal:
     missed: Counter[str] = field(default_factory=Counter)  # planned, but the job was over first
     runs: list[dict[str, Any]] = field(default_factory=list)  # exit code, seconds to end after a kill, its last words
     seconds: float = 0.0
-    verdict: dict[str, Any] = field(default_factory=dict)
+    verified: dict[str, Any] = field(default_factory=dict)
     reader: Seen = field(default_factory=Seen)
     same_rows: bool = False
     redone: int = 0  # shards in flight when what worked on them was killed: at most one a kill
@@ -64,7 +64,7 @@ def rows(out: Path, folder: str) -> pa.Table:
     return table.sort_by(keys).combine_chunks()
 
 
-def ordeal(
+def kill_trial(
     seed: int,
     source: Path,
     out: Path,
@@ -74,9 +74,9 @@ def ordeal(
     serial: Path,
     *,
     patience: bool,
-) -> Ordeal:
+) -> KillTrial:
     """Launch, strike, resume until finished; then look at everything. With `patience` Ray's own leftovers are timed."""
-    rng, it = random.Random(seed), Ordeal(seed, shards)
+    rng, it = random.Random(seed), KillTrial(seed, shards)
     left, mourners = plan(quotas, shards, rng), list[Mourners]()
     started = time.monotonic()
     out.mkdir(parents=True)
@@ -99,7 +99,7 @@ def ordeal(
                 break
             words = ("resume", out)
         it.missed.update(role for _, role in left)
-        it.verdict = verdict(out)
+        it.verified = verified(out)
     it.seconds = round(time.monotonic() - started, 1)
     it.redone = sum(kill.role != "task" for kill in it.kills)
     it.same_rows = all(rows(out, folder).equals(rows(serial, folder)) for folder in ("clips", "videos", "failures"))
@@ -116,7 +116,7 @@ def _strike_all(
     run: int,
     out: Path,
     left: list[tuple[int, str]],
-    it: Ordeal,
+    it: KillTrial,
     mourners: list[Mourners],
     rng: random.Random,
     patience: bool,
@@ -159,7 +159,7 @@ def _strike_all(
     )
 
 
-def verdict(out: Path) -> dict[str, Any]:
+def verified(out: Path) -> dict[str, Any]:
     """What `p3d verify --deep` says."""
     ran = p3d("verify", out, "--deep", "--json")
     names = ("manifest", "ok", "failed", "pending", "underived", "lost", "duplicated", "unexpected", "changed")

@@ -26,7 +26,7 @@ def whole(content: bytes) -> tuple[int, dict[str, str]]:
     return file.read(use_threads=False).num_rows, schema.read_footer(file)
 
 
-class Witness(MemoryStore):
+class CheckedStore(MemoryStore):
     """What must hold at every instant is checked at every instant.
 
     I3: what appears is whole. I4: what was there stays as it was. I5: what is derived names the clips that are there.
