@@ -9,6 +9,7 @@ import io
 import re
 import subprocess
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent.parent
 READ = (".py", ".md", ".html", ".js", ".css", ".yaml", ".toml", ".txt", "Makefile", "Dockerfile")
 
+ONE = r"(clip|video|task|core|day|shard|frame|second|minute|hour|class|worker|node|job|batch|query|row|file|format|device)\b"
 # pattern of a phrase -> what to write
 PHRASES = {
     r"\bslots?\b(?!=True)": "concurrent decodes, decode concurrency",
@@ -28,10 +30,8 @@ PHRASES = {
     r"\b(is|are|in|becomes?|as) (a|one) sentence\b": "one message, fails with an error",
     r"\bfor ever\b": "forever, without end",
     r"\bhalf way\b": "halfway",
-    r"\b(ms|s|seconds|minutes|MB|GB|kB|bytes|clips|videos|frames|shards|requests|rows|lines) an? "
-    r"(clip|video|task|core|day|shard|frame|second|minute|hour|class|worker|node|job|batch|query|row|file|device|event)\b": "per",
-    r"\b(one|a|an) (task|folder|loader|thread|process|object|line|event|request|file|row|module) an? "
-    r"(clip|video|task|core|day|shard|frame|class|worker|node|job|batch|query|row|file|format|device|second)\b": "one ... per ...",
+    rf"\b(ms|s|seconds|minutes|MB|GB|kB|bytes|clips|videos|frames|shards|requests|rows|lines) an? {ONE}": "per",
+    rf"\b(one|a|an) (task|folder|loader|thread|process|object|line|event|request|file|row) an? {ONE}": "one per",
     r"\btold apart\b": "distinguished",
     r"\b(decoded|made|run|embedded) apart\b": "in a child process",
     r"\bfrom clips to video\b": "Pool clip vectors into a video vector",
@@ -46,7 +46,7 @@ NAMES = {
     r"knock": "connection probe",
     r"convict|innocent|blam(e|es|ed)(?![a-z])|suspect|verdict": "fail, attribute, retry alone, outcome",
     r"ordeal|witness|(?<![a-z])vain": "what it is",
-    r"(?<![a-z])(apart|away)(?![a-z])": "child, remote",
+    r"^(?!test_).*_(apart|away)$|^apart$": "child, remote",
     r"disposable": "skippable",
     r"likest|likeness": "most_similar, similarity",
     r"(?<![a-z])n_places|(?<![a-z])whole_places": "ticks",
@@ -55,42 +55,46 @@ NAMES = {
 ALLOWED: dict[tuple[str, str], str] = {}
 
 
-def files() -> list[Path]:
-    """What people read, and git knows; not the list of the words themselves."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True
-    )
-    paths = [REPO / name for name in listed.stdout.splitlines() if name.endswith(READ)]
+@cache
+def files() -> list[str]:
+    """What people read, and git knows, relative to the repository; not the lists of the words themselves."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.splitlines()
+    left_out = ("tests/words/", "docs/log/")
     return [
-        path
-        for path in paths
-        if path.is_file() and path.parent != Path(__file__).parent and "docs/log" not in str(path)
+        name for name in listed if name.endswith(READ) and not name.startswith(left_out) and (REPO / name).is_file()
     ]
 
 
-def names_in(path: Path) -> set[str]:
+@cache
+def tokens_of(name: str) -> list[tokenize.TokenInfo]:
+    """The tokens of a Python file."""
+    return list(tokenize.generate_tokens(io.StringIO((REPO / name).read_text()).readline))
+
+
+@cache
+def names_in(name: str) -> frozenset[str]:
     """The identifiers of a Python file."""
-    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
-    return {token.string for token in tokens if token.type == tokenize.NAME}
+    return frozenset(token.string for token in tokens_of(name) if token.type == tokenize.NAME)
 
 
-def prose_of(path: Path) -> str:
-    """What is read as text: all of a page, the comments and strings of a Python file."""
-    text = path.read_text()
-    if path.suffix != ".py":
-        return text
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return "\n".join(token.string for token in tokens if token.type in (tokenize.COMMENT, tokenize.STRING))
+@cache
+def prose_of(name: str) -> str:
+    """What is read as text, on one line: all of a page, the comments and strings of a Python file."""
+    if not name.endswith(".py"):
+        return " ".join((REPO / name).read_text().split())
+    read = [token.string.lstrip("#") for token in tokens_of(name) if token.type in (tokenize.COMMENT, tokenize.STRING)]
+    return " ".join(" ".join(read).split())
 
 
 @pytest.mark.parametrize("pattern", PHRASES)
 def test_phrases_are_plain(pattern: str) -> None:
     """No text holds a phrase of the list."""
     found = [
-        f"{path.relative_to(REPO)}: {match[0]!r}"
-        for path in files()
-        if (str(path.relative_to(REPO)), pattern) not in ALLOWED
-        for match in re.finditer(pattern, " ".join(prose_of(path).split()), re.I)
+        f"{name}: {match[0]!r}"
+        for name in files()
+        if (name, pattern) not in ALLOWED
+        for match in re.finditer(pattern, prose_of(name), re.I)
     ]
     assert not found, f"write {PHRASES[pattern]}:\n" + "\n".join(found)
 
@@ -99,11 +103,11 @@ def test_phrases_are_plain(pattern: str) -> None:
 def test_names_are_plain(pattern: str) -> None:
     """No identifier holds a coined word."""
     found = [
-        f"{path.relative_to(REPO)}: {name}"
-        for path in files()
-        if path.suffix == ".py" and (str(path.relative_to(REPO)), pattern) not in ALLOWED
-        for name in sorted(names_in(path))
-        if re.search(pattern, name, re.I)
+        f"{name}: {identifier}"
+        for name in files()
+        if name.endswith(".py") and (name, pattern) not in ALLOWED
+        for identifier in sorted(names_in(name))
+        if re.search(pattern, identifier, re.I)
     ]
     assert not found, f"use {NAMES[pattern]}:\n" + "\n".join(found)
 
