@@ -13,47 +13,47 @@ demo: $(READY)
 	$(PY) demo/run.py
 
 test: $(READY)
-	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile
+	$(PY) -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder
 
-# the figures of docs/performance.md in their small form, under ten minutes on 2 cores that do nothing else: a table on the
-# screen, Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
+# the figures of docs/performance.md in their small form, under ten minutes on 2 idle cores: a table on the screen,
+# Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
 bench: $(READY)
 	$(PY) -m bench.model
 	$(PY) -m bench.pipeline --only null --rounds 2
 	$(PY) -m bench.plan
 
-# the pipeline's figures of docs/performance.md in their small forms, some fifteen minutes on 2 cores that do nothing else;
+# the pipeline's figures of docs/performance.md in their small forms, about fifteen minutes on 2 idle cores;
 # Markdown and JSON in bench/out/
 bench-pipeline: $(READY)
 	$(PY) -m bench.pipeline --s3
 	$(PY) -m bench.plan
 	$(PY) -m bench.scale
 
-# P3D beside Ray Data, Daft, a DataLoader and plain loops, some fifteen minutes
+# P3D compared with Ray Data, Daft, a DataLoader and plain loops, about fifteen minutes
 bench-peers: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps -r bench/peers.txt
 	$(PY) -m bench.peers
 
-# every store operation of launch and resume wrong in every way, and ten thousand seeded lives of a job; `make test` takes
-# one operation in four and some hundred lives
+# every store operation of launch and resume fails in every way, and ten thousand seeded simulations of a job; `make
+# test` takes one operation in four and some hundred simulations
 sim: $(READY)
 	P3D_STRIDE=1 P3D_SEEDS=$${P3D_SEEDS:-10000} $(PY) -m pytest -q -s --timeout 5000 tests/sim
 
-# five hundred live kills (P3D_KILLS, P3D_SEED), some two hours; `make test` has a short form
+# five hundred live kills (P3D_KILLS, P3D_SEED), about two hours; `make test` has a short form
 chaos: $(READY)
 	P3D_CHAOS=1 $(PY) -m pytest -q -s tests/chaos tests/jobs/test_end_to_end.py tests/jobs/test_outage.py \
 	  tests/jobs/test_surroundings.py tests/s3/test_credentials.py tests/jobs/test_remote.py
 
-# a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), some ten minutes; `make test` takes two thousand
+# a hundred thousand damaged weights files (P3D_FUZZ, P3D_SEED), about ten minutes; `make test` takes two thousand
 fuzz: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-100000} $(PY) -m pytest -q -s tests/p3d/test_weight_files.py
 
-# thousands of broken videos (P3D_FUZZ, P3D_SEED) decoded for real, each file that is opened seen by strace where it is
-# installed, and a real job over a hundred of them; `make test` has a short form
+# thousands of broken videos (P3D_FUZZ, P3D_SEED) are decoded. strace, if installed, records each file that is opened.
+# Then a real job over a hundred of them; `make test` has a short form
 fuzz-videos: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz
 
-# the recipes of docs/search.md, with every library that they speak of, in an environment of their own; a few minutes
+# the recipes of docs/search.md with all their libraries, in a separate environment; a few minutes
 test-recipes: $(READY) .venv-recipes/.ready
 	P3D_RECIPES_PYTHON=$(CURDIR)/.venv-recipes/bin/python $(PY) -m pytest -q tests/test_recipes.py
 
@@ -62,9 +62,9 @@ test-recipes: $(READY) .venv-recipes/.ready
 	.venv-recipes/bin/python -m pip install -q --disable-pip-version-check -r docs/recipes.txt
 	@touch $@
 
-# what people look at, in a real browser (Debian's: apt-get install chromium) at two sizes of window, with axe-core from npm;
-# pictures in tests/page/seen/. And the map by UMAP. In an environment of its own, which sees the packages of this one; a
-# few minutes
+# the page and the report in a real browser (Debian's: apt-get install chromium) at two window sizes, with axe-core from
+# npm; screenshots in tests/page/seen/. Also the map by UMAP. In a separate environment, which sees the packages of this
+# one; a few minutes
 test-page: $(READY) .venv-page/.ready
 	P3D_AXE=$(CURDIR)/.venv-page/node_modules/axe-core/axe.min.js .venv-page/bin/python -m pytest -q -p no:cacheprovider tests/page tests/pipeline/test_projection.py
 
@@ -76,14 +76,14 @@ test-page: $(READY) .venv-page/.ready
 	npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix .venv-page axe-core@4.14.1
 	@touch $@
 
-# branch coverage of what every promise rests on, by the tests that are meant to hold it
+# branch coverage of the modules that every guarantee depends on, by their own tests
 coverage: $(READY)
 	$(PY) -m coverage run -m pytest -q tests/pipeline/test_store.py tests/pipeline/test_commit.py tests/pipeline/test_clip_rules.py \
 	  tests/pipeline/test_rate.py tests/pipeline/test_extract.py tests/pipeline/test_recipe.py tests/jobs/test_state.py \
 	  tests/jobs/test_planning.py tests/sim/test_power_loss.py
 	$(PY) -m coverage report
 
-# a thousand small defects in the same files, one at a time: which of them does no test notice? some eight minutes
+# a thousand mutants of the same files, one at a time: which does no test notice? about eight minutes
 mutants: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check mutmut==3.8.1
 	$(PY) -m mutmut run --max-children 2
@@ -100,7 +100,7 @@ docs: $(READY)
 	$(PY) docs/generate.py
 
 $(READY): pyproject.toml constraints.txt tests/servers.txt
-	@echo "== making the environment in $(VENV) (about 2 GB; one or two minutes when pip's cache is warm)"
+	@echo "== creating the environment in $(VENV) (about 2 GB; one or two minutes when pip's cache is warm)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
-"""What becomes of each sample video: its route, its frames, its outcome.
+"""The table of docs/decoding.md: route, frames and outcome of each sample video.
 
-python bench/decoding.py            the table, as Markdown
-python bench/decoding.py --write    the same, into docs/decoding.md; the tests hold every row of it
+python -m bench.decoding            print the table as Markdown
+python -m bench.decoding --write    write it into docs/decoding.md; tests check every row
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from bench.rounds import REPO
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.frames import open_frames
+from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.decode.probe import probe
+from p3d.pipeline.decode.routes.choice import route
+from p3d.pipeline.errors import VideoError
+from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo
 
-from p3d.pipeline.clips.rules import parse_sampling  # noqa: E402 - after the path
-from p3d.pipeline.decode.frames import open_frames  # noqa: E402
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy  # noqa: E402
-from p3d.pipeline.decode.probe import probe  # noqa: E402
-from p3d.pipeline.decode.routes.choice import route  # noqa: E402
-from p3d.pipeline.errors import VideoError  # noqa: E402
-from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo  # noqa: E402
-
-SAMPLES = ROOT.parent / "shared" / "videos"
-PAGE = ROOT / "docs" / "decoding.md"
+SAMPLES = REPO.parent / "shared" / "videos"
+PAGE = REPO / "docs" / "decoding.md"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 EVERY = parse_sampling("every:16", clip_frames=16)
 HEAD = "| file | route | frames | outcome |\n| --- | --- | --- | --- |"
@@ -60,7 +58,7 @@ def table() -> str:
 
 if __name__ == "__main__":
     if not SAMPLES.is_dir():
-        raise SystemExit(f"the sample videos are not there: {SAMPLES}")
+        raise SystemExit(f"the sample videos are missing: {SAMPLES}")
     made = table()
     if "--write" in sys.argv:
         text, count = BLOCK.subn(lambda found: found[1] + made + found[2], PAGE.read_text())

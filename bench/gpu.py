@@ -1,38 +1,36 @@
-"""The network on a GPU, alone and with its copies, against the peaks of that GPU's matrix products and memory.
+"""The network on a GPU, alone and with its copies, compared with the peaks of its matrix products and memory.
 
     python -m bench.gpu                       P3D-199 on the GPU, fp32, bf16 and fp16, batches of 8 to 64
     python -m bench.gpu --device cpu --networks p3d63 --precisions fp32 --batches 1 --rounds 1
 
-"Network" is the Encoder's network on clips that lie on the device already; "Encoder" begins with uint8 frames and ends
-with feature rows on the host, in as many threads as a job's worker has. The roofline of a clip is the sum over its
-convolutions of the longer of two times: multiply-adds over the peak of a matrix product in that precision, and bytes of
-input, output and weights, each once, over what a copy reads and writes. All arms take turns (`rounds.py`).
+"Network" is the Encoder's network on clips that are on the device already. "Encoder" begins with uint8 frames and ends
+with feature rows on the host, in as many threads as a job's worker has. The roofline of a clip is a sum over its
+convolutions of the longer of two times: multiply-adds over the rate of a matrix product in that precision, and bytes of
+input, output and weights, each once, over the rate at which a copy reads and writes. All arms take turns (`rounds.py`).
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bench.model import frames_of
 from bench.plain import PlainP3D
-from bench.rounds import REPO, Report, Rounds, Table, per_second, take_turns
+from bench.rounds import Report, Rounds, Table, parser_of, per_second, take_turns
 from p3d.encoder import PRECISIONS, Encoder, check_precision, device_for, normalise
 from p3d.jobs.machine import inference_threads_of, usable_cpus
 from p3d.weights import random_weights
 
-TURNS = 4  # batches of one lane in one turn of an arm
+TURNS = 4  # batches per inference thread in one turn of an arm
 
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """One convolution of a clip: multiply-adds, numbers read and written, and weights, which a batch reads once."""
+    """One convolution of a clip: multiply-adds, numbers read and written, and weights, read once per batch."""
 
     macs: float
     numbers: int
@@ -40,7 +38,7 @@ class Conv:
 
 
 def convs_of(name: str, hw: tuple[int, int]) -> list[Conv]:
-    """Every convolution of a P3D of the authors' graph on one clip of 16 frames; nothing is computed."""
+    """Every convolution of a P3D of the authors' graph on one clip of 16 frames, found without computing."""
     found: list[Conv] = []
 
     def count(conv: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
@@ -58,14 +56,14 @@ def convs_of(name: str, hw: tuple[int, int]) -> list[Conv]:
 
 
 def roofline_s(convs: list[Conv], width: int, batch: int, macs_per_s: float, bytes_per_s: float) -> float:
-    """The least seconds of a clip: each convolution is bound by arithmetic or by memory. `width` is bytes a number."""
+    """The minimum seconds per clip: arithmetic or memory limits each convolution. `width` is bytes per number."""
     return sum(
         max(conv.macs / macs_per_s, (conv.numbers + conv.weights / batch) * width / bytes_per_s) for conv in convs
     )
 
 
 class Device:
-    """A device that is waited for, and its peaks."""
+    """A device, its synchronisation, and its peaks."""
 
     def __init__(self, name: str) -> None:
         self.device = device_for(name)
@@ -79,7 +77,7 @@ class Device:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     def product(self, precision: str) -> Callable[[], float]:
-        """An arm: 1e9 multiply-adds a second of a large matrix product."""
+        """An arm: 1e9 multiply-adds per second of a large matrix product."""
         side = 8192 if self.large else 1024
         a, b = (torch.randn(side, side, device=self.device).to(PRECISIONS[precision]) for _ in range(2))
 
@@ -91,7 +89,7 @@ class Device:
         return per_second(work, TURNS * side**3 / 1e9)
 
     def copies(self) -> Callable[[], float]:
-        """An arm: 1e9 bytes a second that a copy within the device's memory reads and writes."""
+        """An arm: 1e9 bytes per second that a copy within the device's memory reads and writes."""
         size = (4 << 30) if self.large else (64 << 20)
         a, b = (torch.zeros(size, dtype=torch.uint8, device=self.device) for _ in range(2))
 
@@ -105,7 +103,7 @@ class Device:
 
 @torch.inference_mode()
 def network_arm(encoder: Encoder, device: Device, batch: int, frames: tuple) -> Callable[[], float]:  # type: ignore[type-arg]
-    """Clips/s of the network alone: normalised clips lie on the device, features stay there."""
+    """Clips/s of the network alone: normalised clips are on the device, features stay there."""
     frames_NHWC, index_BT = frames
     clips_BTHWC = torch.from_numpy(frames_NHWC[index_BT]).to(device.device)
     clips_BCTHW = normalise(clips_BTHWC, encoder.recipe).to(PRECISIONS[encoder.precision])
@@ -120,7 +118,7 @@ def network_arm(encoder: Encoder, device: Device, batch: int, frames: tuple) -> 
 
 
 def encoder_arm(encoder: Encoder, device: Device, batch: int, frames: tuple) -> Callable[[], float]:  # type: ignore[type-arg]
-    """Clips/s of the Encoder as a worker calls it: frames come from the host, rows go there, lanes overlap."""
+    """Clips/s of the Encoder as a worker calls it: frames from the host, rows to it, in overlapping threads."""
     inference_threads = inference_threads_of(device.device.type, usable_cpus(), max(1, usable_cpus() // 2))
     pool = ThreadPoolExecutor(inference_threads)
 
@@ -141,20 +139,20 @@ def table_of(name: str, precision: str, batches: list[int], device: Device, roun
         frames = frames_of(weights, batch)
         encoder.encode(*frames)
         if encoder.batch_size < batch:
-            print(f"{name} in {precision}: no room for a batch of {batch}")
+            print(f"{name} in {precision}: not enough memory for a batch of {batch}")
             break
         arms[f"network, {batch}"] = network_arm(encoder, device, batch, frames)
         arms[f"Encoder, {batch}"] = encoder_arm(encoder, device, batch, frames)
-    found = take_turns(arms, rounds, "a second")
+    found = take_turns(arms, rounds, "per second")
     width = PRECISIONS[precision].itemsize
     rows = [(arm, str(found.spread(arm)), "", "") for arm in list(arms)[:2]]
     rows += [_row(found, arm, convs, width) for arm in list(arms)[2:]]
-    heading = f"{name}, {precision}: clips a batch; {sum(one.macs for one in convs) / 1e9:.1f} GMAC a clip"
+    heading = f"{name}, {precision}: clips per batch; {sum(one.macs for one in convs) / 1e9:.1f} GMAC per clip"
     return Table(heading, ("arm", "clips/s", "of the roofline", "of the network alone"), tuple(rows), found)
 
 
 def _row(found: Rounds, arm: str, convs: list[Conv], width: int) -> tuple[str, str, str, str]:
-    """Shares are taken round by round, as everywhere."""
+    """One row; shares are taken per round."""
     batch = int(arm.rpartition(" ")[2])
     peaks = zip(found.of["matrix product, GMAC/s"], found.of["copy, GB/s"], strict=True)
     limit = [1 / roofline_s(convs, width, batch, macs * 1e9, moved * 1e9) for macs, moved in peaks]
@@ -164,13 +162,14 @@ def _row(found: Rounds, arm: str, convs: list[Conv], width: int) -> tuple[str, s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["p3d199"], help="p3d63, p3d131, p3d199")
+    parser = parser_of(__doc__)
+    parser.add_argument(
+        "--networks", nargs="+", default=["p3d199"], help="of p3d63, p3d131 and p3d199 (default: p3d199)"
+    )
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 64])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
     given = parser.parse_args()
     device = Device(given.device)
     for precision in given.precisions:

@@ -1,26 +1,24 @@
-"""The network alone: our Encoder against the plain module in eager float32, and against the machine's arithmetic peak.
+"""The network alone: P3D's Encoder compared with the plain module in eager float32, and with the machine's peak.
 
     python -m bench.model                P3D-199, two batch sizes, one thread and all: two or three minutes
     python -m bench.model --full         every network, both graphs of P3D-199, batches of 1 to 8: half an hour
     python -m bench.model --networks p3d63 --batches 1 4 --threads 2 --rounds 9
-    python -m bench.model --compile      and the same folded network through torch.compile instead of packed for oneDNN
+    python -m bench.model --compile      adds the folded network through torch.compile instead of packed for oneDNN
 
-All arms of a table, the peak among them, take turns in one process (`rounds.py`). An arm begins with uint8 frames and
-ends with feature rows on the host, so preparing the clips counts. What the arms gave is compared before anything is
-timed: float32 within 1e-4 of the greatest feature, bf16 by a cosine of 0.999. One thread is pinned to a core and timed
-by its CPU time. Several threads are timed by the wall; on a machine with other work that says little, and `--clock cpu`
-gives multiply-adds a CPU second instead, a core's worth, in which threads that wait for each other do not count.
+All arms of a table, including the peak, take turns in one process (`rounds.py`). An arm begins with uint8 frames and
+ends with feature rows on the host, so preparing the clips counts. Results are compared before anything is timed:
+float32 within 1e-4 of the largest feature, bf16 by a cosine of 0.999. One thread is pinned to a core and timed by its
+CPU time. Several threads are timed by elapsed time. On a busy machine that says little; `--clock cpu` then gives
+multiply-adds per CPU second, which excludes the time that threads wait for each other.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job's worker, and before torch is imported
 
@@ -30,7 +28,7 @@ from torch import nn
 
 from bench.peak import Peak
 from bench.plain import PlainP3D, macs_of, plain_of
-from bench.rounds import Report, Rounds, Table, per_second, take_turns
+from bench.rounds import Report, Rounds, Table, parser_of, per_second, take_turns
 from p3d.encoder import PRECISIONS, Encoder, golden_clip, normalise
 from p3d.networks.model import fold
 from p3d.weights import Weights, random_weights
@@ -38,7 +36,6 @@ from p3d.weights import Weights, random_weights
 SMALL = {"networks": ["p3d199"], "batches": [1, 4], "rounds": 7}
 FULL = {"networks": ["p3d63", "p3d131", "p3d199", "p3d199:port"], "batches": [1, 2, 4, 8], "rounds": 9}
 Clock = Callable[[], float]
-OUT = Path(__file__).with_name("out")
 
 
 def frames_of(weights: Weights, clips: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +46,7 @@ def frames_of(weights: Weights, clips: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain_features(network: PlainP3D, weights: Weights, frames_NHWC: np.ndarray, index_BT: np.ndarray) -> np.ndarray:
-    """What one writes around the plain network."""
+    """Preparation of clips and the plain network, as a user would write them first."""
     recipe = weights.recipe
     clips = torch.from_numpy(frames_NHWC[index_BT])
     if recipe.channel_order == "bgr":
@@ -62,10 +59,10 @@ def plain_features(network: PlainP3D, weights: Weights, frames_NHWC: np.ndarray,
 
 
 def compiled_of(weights: Weights, precision: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The Encoder's network as torch.compile has it: folded, channels last, weights constant, no packing of ours."""
+    """The Encoder's network by torch.compile: folded, channels last, weights constant, not packed by P3D."""
     import torch._inductor.config
 
-    torch._inductor.config.freezing = True  # so that it, too, lays weights out for oneDNN, once
+    torch._inductor.config.freezing = True  # it then lays weights out for oneDNN once, too
     network = copy.deepcopy(weights.network).eval()
     fold(network)
     for conv in network.modules():
@@ -98,7 +95,7 @@ def check_equal(plain: np.ndarray, found: np.ndarray, precision: str, arm: str) 
 
 @contextmanager
 def on_cores(threads: int) -> Iterator[None]:
-    """Torch on so many threads; one thread is pinned to one core, so that it does not wander."""
+    """Set the number of torch's threads; a single thread is pinned to one core."""
     before = os.sched_getaffinity(0)
     if threads == 1:
         os.sched_setaffinity(0, {min(before)})
@@ -112,7 +109,7 @@ def on_cores(threads: int) -> Iterator[None]:
 def arms_of(
     named: str, batches: list[int], precisions: list[str], threads: int, clock: Clock, compiled: bool
 ) -> dict[str, Callable[[], float]]:
-    """An arm a batch and precision, and the plain one a batch: multiply-adds a second, in 1e9."""
+    """An arm per batch size and precision, and a plain one per batch size: 1e9 multiply-adds per second."""
     name, _, graph = named.partition(":")
     weights = random_weights(name, 0, graph=graph or "caffe")
     plain = plain_of(weights.network.state_dict(), name, graph or "caffe")
@@ -144,12 +141,12 @@ def arms_of(
 def table_of(
     named: str, threads: int, batches: list[int], precisions: list[str], rounds: int, cpu: bool, compiled: bool
 ) -> Table:
-    """One network on so many threads."""
+    """One network on `threads` threads."""
     with on_cores(threads):
         cpu = cpu or threads == 1
         clock = time.process_time if cpu else time.perf_counter
         peak = Peak(threads, clock)
-        unit = "GMAC a CPU second" if cpu else "GMAC/s"
+        unit = "GMAC per CPU second" if cpu else "GMAC/s"
         peaks = {f"peak {of}": lambda of=of: peak.macs_per_s(of) / 1e9 for of in precisions}
         found = take_turns(peaks | arms_of(named, batches, precisions, threads, clock, compiled), rounds, unit)
     rows = []
@@ -161,7 +158,7 @@ def table_of(
             of_peak = _percent(found, arm, f"peak {precision}")
             to_plain = str(found.ratio(arm, f"plain fp32, {batch}"))
         rows.append((arm, str(found.spread(arm)), of_peak, to_plain))
-    heading = f"{named}, {threads} thread{'s' * (threads > 1)}: precision, clips a batch"
+    heading = f"{named}, {threads} thread{'s' * (threads > 1)}: precision, clips per batch"
     return Table(heading, ("arm", unit, "share of the peak", "times plain fp32"), tuple(rows), found)
 
 
@@ -171,25 +168,26 @@ def _percent(found: Rounds, arm: str, base: str) -> str:
 
 
 def work_table(networks: list[str]) -> Table:
-    """What a clip costs by count."""
+    """Multiply-adds per clip, counted."""
     rows = []
     for named in networks:
         name, _, graph = named.partition(":")
         macs, real = macs_of(PlainP3D(name, graph or "caffe").eval(), torch.zeros(1, 3, 16, 160, 160))
         rows.append((named, f"{macs / 1e9:.3f}", f"{1 - real / macs:.1%}"))
-    return Table("Multiply-adds of a clip", ("network", "GMAC", "of which meet padding"), tuple(rows))
+    return Table("Multiply-adds per clip", ("network", "GMAC", "of which meet padding"), tuple(rows))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--networks", nargs="+", help="p3d63, p3d131 or p3d199, with :port for that graph")
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of several threads")
-    parser.add_argument("--compile", action="store_true", help="an arm of torch.compile, too; minutes to compile")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="clock for several threads (default: wall)"
+    )
+    parser.add_argument("--compile", action="store_true", help="add an arm of torch.compile; takes minutes to compile")
     given = parser.parse_args()
     form = {**(FULL if given.full else SMALL), **{k: v for k, v in vars(given).items() if v is not None}}
     precisions = ["fp32"] + ["bf16"] * bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,4 +1,4 @@
-"""`p3d launch` with a network that computes nothing: what is left is decoding and orchestration.
+"""`p3d launch` with a network that computes nothing: only decoding and orchestration are left.
 
 python -m bench.null launch SRC OUT ...
 """
@@ -19,8 +19,8 @@ from p3d.networks.fused import keep_freed_memory
 from p3d.pipeline.types import FLOAT32, INT64, UINT8
 
 
-class _Nothing:
-    """An encoder whose every feature is one."""
+class _NullEncoder:
+    """An encoder whose features are all 1."""
 
     device = "cpu"
 
@@ -32,11 +32,11 @@ class _Nothing:
 
 
 class NullWorker(ShardWorker):
-    """A worker with no network."""
+    """A worker without a network."""
 
     def setup(self) -> Ready:
         keep_freed_memory()  # as an Encoder does
-        self.encoder: Any = _Nothing(self.spec.options.batch_size, self.spec.recipe.feature_dim)
+        self.encoder: Any = _NullEncoder(self.spec.options.batch_size, self.spec.recipe.feature_dim)
         self.inference_threads = self.inference_threads_on("cpu")
         return Ready("cpu", platform.node(), os.getpid())
 

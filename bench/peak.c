@@ -1,7 +1,7 @@
-/* What the arithmetic units and the memory of this machine give at most, for bench/peak.py, which compiles this file.
+/* The peak rates of this machine's arithmetic units and memory, for bench/peak.py, which compiles this file.
 
-   Each loop runs in `threads` threads at once and keeps all it needs in registers (fma_*) or streams it (copy_bytes).
-   Sixteen sums are independent of each other, because one multiply-add takes about four cycles and two begin in each. */
+   Each loop runs in `threads` threads at once and keeps its data in registers (fma_*) or streams it (copy_bytes).
+   Sixteen sums are independent, because a multiply-add takes about four cycles and two begin in each cycle. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@
 typedef float vector __attribute__((vector_size(BYTES)));
 
 struct work { void (*run)(struct work *); long count; char *to; const char *from; size_t bytes; };
-static volatile float seen; /* what is computed must be looked at, or the compiler leaves it out */
+static volatile float seen; /* a result that is never used would be optimised away */
 
 static void fp32_loop(struct work *work)
 {
@@ -72,7 +72,7 @@ static void amx_loop(struct work *work)
     seen = out[0];
 }
 
-/* Linux lends the tiles to a process that asks for them. */
+/* Linux enables tiles per process, on request. */
 int has_amx(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
 #else
 int has_amx(void) { return 0; }
@@ -109,7 +109,7 @@ static double spread(void (*run)(struct work *), long count, int threads)
     return (double)count * SUMS * threads;
 }
 
-/* Multiply-adds done; 0 where the machine lacks the instruction. */
+/* Multiply-adds done; 0 if the machine lacks the instruction. */
 double fma_fp32(long count, int threads) { return spread(fp32_loop, count, threads) * BYTES / sizeof(float); }
 #if defined(__AMX_BF16__)
 double fma_bf16(long count, int threads)
@@ -123,7 +123,7 @@ double fma_bf16(long count, int threads) { return spread(bf16_loop, count, threa
 double fma_bf16(long count, int threads) { (void)count, (void)threads; return 0; }
 #endif
 
-/* Bytes read and written: `count` copies of `bytes` a thread, between buffers of the caller's that hold `threads` of them. */
+/* Bytes read and written: `count` copies of `bytes` per thread, between the caller's buffers of `threads` * `bytes`. */
 double copy_bytes(char *to, const char *from, size_t bytes, long count, int threads)
 {
     struct work *works = calloc(threads, sizeof *works);

@@ -1,8 +1,8 @@
-"""The peak of this machine's arithmetic and the rate of its memory, by loops in C (`peak.c`), compiled where they run.
+"""The arithmetic peak and the memory rate of this machine, by loops in C (`peak.c`) that are compiled at run time.
 
-Matrix products through torch are not the peak on every processor, so a share of them says little. Multiply-adds are
-counted, not operations: one is two FLOP. The bf16 loop is AMX's product of tiles where the processor has it, else
-AVX-512's dot product of pairs; a processor with neither has no figure. `describe` says which.
+Matrix products through torch do not reach the peak on every CPU, so a share of them says little. Multiply-adds are
+counted, not operations: one is two FLOP. The bf16 loop uses AMX's product of tiles if the CPU has it, otherwise
+AVX-512's dot product of pairs. A CPU with neither has no figure. `describe` says which was used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 COMPILE = "cc -O3 -march=native -shared -fPIC -pthread".split()
-TURN_S = 0.05  # one turn of a loop, about
-COPIED_BYTES = 64 << 20  # of one thread, twice: far more than a share of the caches
+TURN_S = 0.05  # of one turn of a loop, approximately
+COPIED_BYTES = 64 << 20  # per thread, twice: far more than its share of the caches
 
 
 class Peak:
-    """Loops that are sized, once, so that a turn takes about TURN_S seconds. Needs a C compiler called `cc`.
+    """Loops whose length is set once so that a turn takes about TURN_S seconds. Needs a C compiler called `cc`.
 
-    `clock` says what a second is: of the wall, or of the process's CPU time, which others on the machine do not turn.
+    `clock` measures seconds: elapsed time, or the CPU time of this process, which excludes other processes.
     """
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,24 +37,21 @@ class Peak:
         for name in ("fma_fp32", "fma_bf16"):
             loop = getattr(self._loops, name)
             loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_int]
-        self._loops.copy_bytes.restype = ctypes.c_double
-        self._loops.copy_bytes.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_long,
-            ctypes.c_int,
-        ]
+        pointer, copies = ctypes.c_void_p, self._loops.copy_bytes
+        copies.restype, copies.argtypes = (
+            ctypes.c_double,
+            [pointer, pointer, ctypes.c_size_t, ctypes.c_long, ctypes.c_int],
+        )
         self._count = {name: self._sized(name) for name in ("fma_fp32", "fma_bf16")}
         self._from, self._to = (np.ones(threads * COPIED_BYTES, np.uint8) for _ in range(2))
 
     def macs_per_s(self, precision: str) -> float:
-        """Multiply-adds a second in "fp32" or "bf16", of all threads; 0 where there is no instruction for it."""
+        """Multiply-adds per second in "fp32" or "bf16", of all threads; 0 if the CPU has no instruction for it."""
         name = f"fma_{precision}"
         return self._rate(name, self._count[name])
 
     def copied_per_s(self) -> float:
-        """Bytes a second, read and written, of copies that do not fit into a cache."""
+        """Bytes per second, read and written, of copies that do not fit into a cache."""
         started = self.clock()
         moved: float = self._loops.copy_bytes(
             self._to.ctypes.data, self._from.ctypes.data, COPIED_BYTES, 4, self.threads
@@ -67,7 +64,7 @@ class Peak:
         return macs / (self.clock() - started)
 
     def _sized(self, name: str) -> int:
-        """How often the loop runs in TURN_S."""
+        """How many iterations take TURN_S."""
         count = 100_000
         self._rate(name, count)  # wakes the vector units
         started = self.clock()
@@ -75,14 +72,14 @@ class Peak:
         return max(1, int(count * TURN_S / (self.clock() - started)))
 
     def describe(self) -> str:
-        """The instructions that were measured."""
+        """The instructions that are measured."""
         bits = self._loops.vector_bits()
         if self._loops.has_amx():
             bf16 = "bf16 by AMX products of tiles"
         elif "avx512_bf16" in _flags():
             bf16 = "bf16 by AVX512_BF16 dot products"
         else:
-            bf16 = "no bf16 instruction that is measured here"
+            bf16 = "no bf16 instruction that this bench measures"
         return f"fp32 by {bits}-bit vectors, {bf16}"
 
 

@@ -1,11 +1,11 @@
-"""The same job written for other tools, each as its own documentation has it: clips of videos -> a Parquet dataset.
+"""The same job written for other tools, each in the way of its documentation: clips of videos -> a Parquet dataset.
 
     python -m bench.peer_loops ARM SRC OUT WEIGHTS CLIPS
 
 All arms decode with decord to the recipe's size, cut the same clips, use the same network, and write path, clip_index
-and embedding. Those whose batches mix videos have P3D's batch; those that batch within a video have 2, for the Encoder
-fills up a batch, and five clips in fours would be eight. None but P3D itself isolates a decoder, survives a kill or
-finds a bad file.
+and embedding. Arms whose batches mix videos use P3D's batch size. Arms that batch within a video use 2, because the
+Encoder pads a batch and five clips in batches of four would cost eight. Only P3D isolates a decoder, survives a kill or
+reports a bad file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bench import weights
-from bench.rule import sampling_of
+from bench.inputs import load, recipe_of, sampling_of
 from p3d.encoder import Encoder, normalise
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
@@ -34,10 +33,10 @@ WITHIN = 2  # clips of one video
 
 
 class Clips:
-    """What all arms share: the clips of one video, as decord gives them."""
+    """The clips of one video, decoded by decord, for all arms."""
 
     def __init__(self, weights_path: str, clips: str) -> None:
-        recipe = weights.recipe_of(weights_path)
+        recipe = recipe_of(weights_path)
         self.spec = FrameSpec(recipe.crop_hw, recipe.resize_hw, recipe.short_side)
         self.sampling = sampling_of(clips, recipe.n_frames)
 
@@ -53,11 +52,11 @@ class Clips:
 
 
 def encoder(weights_path: str, threads: int, batch: int = BATCH) -> Encoder:
-    return Encoder(weights.load(weights_path), batch_size=batch, threads=threads)
+    return Encoder(load(weights_path), batch_size=batch, threads=threads)
 
 
 def features(model: Encoder, clips_BTHWC: UINT8) -> FLOAT32:
-    """Our Encoder, as every arm but `today` calls it."""
+    """P3D's Encoder, as every arm but `today` calls it."""
     b, t = clips_BTHWC.shape[:2]
     frames_NHWC = clips_BTHWC.reshape(b * t, *clips_BTHWC.shape[2:])
     return model.encode(frames_NHWC, np.arange(b * t).reshape(b, t))
@@ -76,7 +75,7 @@ def write(out: str, name: str, rows: list[tuple[str, int, FLOAT32]]) -> None:
 
 
 def plain(src: str, out: str, weights_path: str, clips: str) -> None:
-    """A loop over videos: decord, then our Encoder in batches within a video; a file a video."""
+    """A loop over videos: decord, then P3D's Encoder in batches within a video; one file per video."""
     source, model = Clips(weights_path, clips), encoder(weights_path, usable_cpus(), WITHIN)
     for path in _paths(src):
         found = list(source.of(path))
@@ -86,8 +85,8 @@ def plain(src: str, out: str, weights_path: str, clips: str) -> None:
 
 
 def today(src: str, out: str, weights_path: str, clips: str) -> None:
-    """What a user has today: the module as it was trained, one clip at a time, a file a video."""
-    source, loaded = Clips(weights_path, clips), weights.load(weights_path)
+    """What users have today: the module as it was trained, one clip at a time, one file per video."""
+    source, loaded = Clips(weights_path, clips), load(weights_path)
     torch.set_num_threads(usable_cpus())
     network = loaded.network.eval()
     for path in _paths(src):
@@ -100,7 +99,7 @@ def today(src: str, out: str, weights_path: str, clips: str) -> None:
 
 
 class _Dataset(torch.utils.data.IterableDataset[Any]):
-    """Clips of the videos whose turn it is, in this worker."""
+    """Clips of the videos of this DataLoader worker."""
 
     def __init__(self, paths: list[str], source: Clips) -> None:
         self.paths, self.source = paths, source
@@ -113,7 +112,7 @@ class _Dataset(torch.utils.data.IterableDataset[Any]):
 
 
 def dataloader(src: str, out: str, weights_path: str, clips: str) -> None:
-    """torch's DataLoader over an IterableDataset, a worker a core; batches mix videos."""
+    """torch's DataLoader over an IterableDataset, one worker per core; batches mix videos."""
     loader = torch.utils.data.DataLoader(
         _Dataset(_paths(src), Clips(weights_path, clips)), batch_size=BATCH, num_workers=usable_cpus()
     )
@@ -157,7 +156,7 @@ def daft(src: str, out: str, weights_path: str, clips: str) -> None:
     import daft as df
 
     source = Clips(weights_path, clips)
-    recipe = weights.recipe_of(weights_path)
+    recipe = recipe_of(weights_path)
     shape = (recipe.n_frames, *recipe.crop_hw, 3)
     kind = df.DataType.struct(
         {"clip_index": df.DataType.int32(), "clip": df.DataType.tensor(df.DataType.uint8(), shape)}
@@ -196,4 +195,4 @@ def _paths(src: str) -> list[str]:
 if __name__ == "__main__":
     arm, *given = sys.argv[1:]
     ARMS[arm](*given)
-    os._exit(0)  # what a library still tidies up is not the job
+    os._exit(0)  # skip the cleanup of libraries, which is not part of the job

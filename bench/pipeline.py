@@ -1,171 +1,163 @@
-"""How close a job comes to what its stages allow: clips/s end to end over the harmonic limit, and what is lost where.
+"""How close a job comes to what its stages allow: clips per second over the harmonic limit, and where time is lost.
 
-    python -m bench.pipeline            a small form, some minutes
-    python -m bench.pipeline --full     more videos, rounds and an S3 server
+    python -m bench.pipeline                           the small form, some minutes
+    python -m bench.pipeline --full                    more videos and rounds, and an S3 server
+    python -m bench.pipeline --only decode --s3 --latency-ms 50
 
-The limit of one run: with `cores` plain processes that only decode at a rate D clips/s, and as many that only encode at
-E, the same cores cannot do both faster than 1 / (1/D + 1/E). Stages and jobs take turns, so that a machine that slows
-down slows all of them. Beside it stands the same in CPU seconds a clip, which a busy neighbour changes less: what a job
-takes more than its stages is orchestration, and what it leaves of the cores is waiting.
+The limit: one decode process per core reaches D clips per second, and one encode process per core reaches E. The same
+cores cannot do both faster than 1 / (1/D + 1/E). Stages and jobs take turns, so a machine that slows down slows all of
+them. A second table gives CPU seconds per clip, which other programs on the machine change less. What a job takes more
+than its stages is orchestration; what it leaves unused of the cores is waiting.
+
+The S3 server and the proxy that adds latency run on the same cores as the job. What S3 costs without latency is their
+work and the job's own fetching.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench import corpus, stages, weights
-from bench.launching import Launched, launch
-from bench.rounds import REPO, Report, Rounds, Spread, Table, take_turns
-from bench.rule import options_of
+from bench import stages
+from bench.inputs import make_weights, options_of
+from bench.processes import NULL, Launched, launch
+from bench.rounds import Report, Rounds, Spread, Table, parser_of, take_turns
 from bench.stages import Cost
+from tests.zoo import corpus
 
-SHARD = 64  # videos, the default of a job: with less, the ends of shards weigh more
+SHARD = 64  # videos, the default of a job: with fewer, the ends of shards weigh more
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job to measure: which videos and weights, how many videos a shard, how many batches the network alone does."""
+    """A job to measure: its videos and weights, and how many batches the network alone does."""
 
     name: str
     source: Path
     weights: Path
     clips: str
-    shard_videos: int
     batches: int
 
 
-def efficiency(report: Report, work: Work, rounds: int, out: Path, bucket: str | None) -> None:
-    """Stages and jobs in turn, then the table of what is lost."""
+def efficiency(report: Report, work: Work, rounds: int, out: Path, servers: Mapping[str, dict[str, str]]) -> None:
+    """Measure stages and jobs in turn; `servers` maps the name of an S3 arm to the environment of its server."""
     decodes: list[Cost] = []
     encodes: list[Cost] = []
-    jobs: dict[str, list[Launched]] = {"local": [], **({"S3": []} if bucket else {})}
+    jobs: dict[str, list[Launched]] = {"local": [], **{name: [] for name in servers}}
 
-    def stage(name: str, what: str | Path, kept: list[Cost]) -> Callable[[], float]:
-        def arm() -> float:
-            kept.append(stages.run(name, what, work.weights, work.clips))
-            return kept[-1].clips_per_s
+    def stage(name: str, what: str | Path, kept: list[Cost]) -> float:
+        kept.append(stages.run(name, what, work.weights, work.clips))
+        return kept[-1].clips_per_s
 
-        return arm
+    def job(where: str) -> float:
+        os.environ.update(servers.get(where, {}))  # for the launch, and for this process, which reads the footers
+        remote = where in servers
+        target = f"s3://bench/{uuid.uuid4().hex}" if remote else str(out / uuid.uuid4().hex)
+        source = f"s3://bench/{work.source.name}" if remote else work.source
+        options = ("--weights", work.weights, *options_of(work.clips), "--shard-videos", SHARD)
+        jobs[where].append(launch(source, target, *options))
+        shutil.rmtree(target, ignore_errors=True)
+        return jobs[where][-1].clips_per_s
 
-    def job(where: str) -> Callable[[], float]:
-        def arm() -> float:
-            place = f"s3://{bucket}/{uuid.uuid4().hex}" if where == "S3" else str(out / uuid.uuid4().hex)
-            source = f"s3://{bucket}/{work.source.name}" if where == "S3" else work.source
-            options = ("--weights", work.weights, *options_of(work.clips), "--shard-videos", work.shard_videos)
-            jobs[where].append(launch(source, place, *options))
-            shutil.rmtree(place, ignore_errors=True)
-            return jobs[where][-1].clips_per_s
-
-        return arm
-
-    arms = {
-        "decoding alone": stage("decode", work.source, decodes),
-        "network alone": stage("encode", str(work.batches), encodes),
-        **{f"job, {where}": job(where) for where in jobs},
+    arms: dict[str, Callable[[], float]] = {
+        "decoding alone": partial(stage, "decode", work.source, decodes),
+        "network alone": partial(stage, "encode", str(work.batches), encodes),
+        **{f"job, {where}": partial(job, where) for where in jobs},
     }
     found = take_turns(arms, rounds, "clips/s", warm=False)
     limits = [1 / (1 / d + 1 / e) for d, e in zip(found.of["decoding alone"], found.of["network alone"], strict=True)]
     with_limit = Rounds("clips/s", {**found.of, "limit of both": limits})
     report.add(with_limit.table(work.name, "limit of both"))
+    if servers:
+        report.add(found.table(f"{work.name}: over the local job", "job, local"))
     rows = [_losses(where, done, decodes, encodes) for where, done in jobs.items()]
-    columns = (
-        "job",
-        "CPU s a clip",
-        "decoding",
-        "network",
-        "the rest",
-        "stages / CPU",
-        "cores used",
-        "startup, s",
-    )
-    report.add(Table(f"{work.name}: where the time goes, in CPU seconds a clip", columns, tuple(rows)))
+    columns = ("job", "CPU s per clip", "decoding", "network", "rest", "stages / CPU", "cores used", "startup, s")
+    report.add(Table(f"{work.name}: where the time goes, in CPU seconds per clip", columns, tuple(rows)))
 
 
 def _losses(where: str, jobs: list[Launched], decodes: list[Cost], encodes: list[Cost]) -> tuple[str, ...]:
-    """Medians over the rounds. `cores used` is what the job had of the machine: the rest was waiting, or neighbours."""
-    decode_s = Spread.of(cost.per_clip_s for cost in decodes)
-    encode_s = Spread.of(cost.per_clip_s for cost in encodes)
-    job_s = Spread.of(job.cpu_s / job.clips for job in jobs)
-    rest_s = Spread.of(
-        job.cpu_s / job.clips - d.per_clip_s - e.per_clip_s for job, d, e in zip(jobs, decodes, encodes, strict=True)
+    """Medians over the rounds. `cores used` is the job's share of the machine: the rest was waiting, or other work."""
+    rounds = list(zip(jobs, decodes, encodes, strict=True))
+    figures = (
+        Spread.of(job.cpu_s / job.clips for job in jobs),
+        Spread.of(cost.per_clip_s for cost in decodes),
+        Spread.of(cost.per_clip_s for cost in encodes),
+        Spread.of(job.cpu_s / job.clips - d.per_clip_s - e.per_clip_s for job, d, e in rounds),
+        Spread.of((d.per_clip_s + e.per_clip_s) * job.clips / job.cpu_s for job, d, e in rounds),
+        Spread.of(job.cpu_s / job.seconds for job in jobs),
+        Spread.of(job.startup_s for job in jobs),
     )
-    share = Spread.of(
-        (d.per_clip_s + e.per_clip_s) * job.clips / job.cpu_s for job, d, e in zip(jobs, decodes, encodes, strict=True)
-    )
-    used = Spread.of(job.cpu_s / job.seconds for job in jobs)
-    startup_s = Spread.of(job.startup_s for job in jobs)
-    return (where, *map(str, (job_s, decode_s, encode_s, rest_s, share, used, startup_s)))
+    return (where, *map(str, figures))
 
 
 def orchestration(report: Report, folder: Path, weights_path: Path, rounds: int, videos: int) -> None:
-    """A network of nothing over videos of one clip and of many: CPU seconds beyond decoding, a video and a clip."""
+    """CPU time beyond decoding, per video and per clip, of a network that computes nothing."""
     few, many = 1, 20
-    counts = {few: 5 * videos, many: videos}  # several seconds of either, for processes that start are in it, too
+    counts = {few: 5 * videos, many: videos}  # several seconds of either, because the start of processes counts too
     sources = {n: corpus.make(folder / f"{n}-clips", counts[n], (120, 160), 16 * n, 16) for n in counts}
-    jobs: dict[int, list[Launched]] = {few: [], many: []}
-    decodes: dict[int, list[Cost]] = {few: [], many: []}
 
     def job(n: int) -> float:
         out = folder / uuid.uuid4().hex
-        options = ("--weights", weights_path, "--shard-videos", 40)
-        jobs[n].append(launch(sources[n], str(out), *options, module="bench.null"))
+        done = launch(sources[n], str(out), "--weights", weights_path, "--shard-videos", 40, command=NULL)
         shutil.rmtree(out)
-        return 1e3 * jobs[n][-1].cpu_s / jobs[n][-1].videos
+        return 1e3 * done.cpu_s / done.videos
 
     def decode(n: int) -> float:
-        decodes[n].append(stages.run("decode", sources[n], weights_path, "every:16"))
-        return 1e3 * decodes[n][-1].cpu_s / decodes[n][-1].videos
+        done = stages.run("decode", sources[n], weights_path, "every:16")
+        return 1e3 * done.cpu_s / done.videos
 
-    arms = {f"{what}, {n} clips": _of(work, n) for n in sources for what, work in (("decoding", decode), ("job", job))}
-    found = take_turns(arms, rounds, "CPU ms a video", warm=False)
+    arms = {f"{what}, {n} clips": partial(do, n) for n in sources for what, do in (("decoding", decode), ("job", job))}
+    found = take_turns(arms, rounds, "CPU ms per video", warm=False)
     rest = {
         n: [a - b for a, b in zip(found.of[f"job, {n} clips"], found.of[f"decoding, {n} clips"], strict=True)]
         for n in sources
     }
-    a_clip = [(b - a) / (many - few) for a, b in zip(rest[few], rest[many], strict=True)]
-    a_video = [a - few * clip for a, clip in zip(rest[few], a_clip, strict=True)]
+    per_clip = [(b - a) / (many - few) for a, b in zip(rest[few], rest[many], strict=True)]
+    per_video = [a - few * clip for a, clip in zip(rest[few], per_clip, strict=True)]
     rows = [(arm, str(found.spread(arm))) for arm in arms]
-    rows += [("orchestration, a video", str(Spread.of(a_video))), ("orchestration, a clip", str(Spread.of(a_clip)))]
+    rows += [("orchestration per video", str(Spread.of(per_video))), ("per clip", str(Spread.of(per_clip)))]
     report.add(Table("Null network: orchestration", ("what", "CPU ms"), tuple(rows), found))
 
 
-def _of(work: Callable[[int], float], n: int) -> Callable[[], float]:
-    return lambda: work(n)
-
-
-@contextmanager
-def _bucket(works: list[Work], folder: Path) -> Iterator[str]:
-    """A bucket with the videos of all jobs; this process and those it starts reach it by the environment."""
+def _servers(stack: ExitStack, works: list[Work], folder: Path, latency_ms: float) -> dict[str, dict[str, str]]:
+    """Start an S3 server with the videos of all jobs, and a proxy that delays each request where one is asked for."""
     import boto3
 
+    from tests.s3.proxy import proxy
     from tests.servers import weed
 
-    with weed(folder / "weed") as server:
-        os.environ.update(server.env)
-        client = boto3.session.Session().client("s3")
-        client.create_bucket(Bucket="bench")
-        for work in works:
-            for path in work.source.iterdir():
-                client.upload_file(str(path), "bench", f"{work.source.name}/{path.name}")
-        yield "bench"
+    server = stack.enter_context(weed(folder / "weed"))
+    os.environ.update(server.env)
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket="bench")
+    for work in works:
+        for path in work.source.iterdir():
+            client.upload_file(str(path), "bench", f"{work.source.name}/{path.name}")
+    servers = {"S3": server.env}
+    if latency_ms:
+        delayed = stack.enter_context(proxy(server.env))
+        delayed.latency_s = latency_ms / 1e3
+        servers[f"S3 at {latency_ms:g} ms"] = delayed.env
+    return servers
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true")
+    parser = parser_of(__doc__)
+    parser.add_argument("--full", action="store_true", help="measure three times the videos in 7 rounds, S3 included")
     parser.add_argument("--only", choices=("model", "half", "decode", "null"))
-    parser.add_argument("--s3", action="store_true", help="also from and to a SeaweedFS server (of the tests)")
+    parser.add_argument("--s3", action="store_true", help="measure from and to a SeaweedFS server of the tests, too")
+    parser.add_argument(
+        "--latency-ms", type=float, default=0, help="with S3: measure with this latency, too (default 0)"
+    )
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
     given = parser.parse_args()
     rounds = given.rounds or (7 if given.full else 3)
     size = 3 if given.full else 1
@@ -173,22 +165,20 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p3d-bench-")))
         works = []
-        small = weights.make(folder, "p3d63", 64)
+        small = make_weights(folder, "p3d63", 64)
         if given.only in (None, "model"):
             source = corpus.make(folder / "small", 2 * SHARD * size, (240, 320), 40, 12)
-            own = weights.make(folder, "p3d63")
-            works.append(Work("Model-bound: P3D-63, 320x240, 3 clips a video", source, own, "every:16", SHARD, 10))
+            own = make_weights(folder, "p3d63")
+            works.append(Work("Model-bound: P3D-63, 320x240, 3 clips per video", source, own, "every:16", 10))
         if given.only in (None, "half"):
             source = corpus.make(folder / "720p", 3 * SHARD * size, (720, 1280), 96, 250)
-            works.append(Work("Half decode: 64x64, 1280x720, every frame", source, small, "every:16", SHARD, 40))
+            works.append(Work("Half decode: 64x64, 1280x720, every frame", source, small, "every:16", 40))
         if given.only in (None, "decode"):
             source = corpus.make(folder / "1080p", 3 * SHARD * size, (1080, 1920), 250, 250)
-            works.append(
-                Work("Decode-bound: 64x64, 1920x1080, every third frame", source, small, "every:48/3", SHARD, 40)
-            )
-        bucket = stack.enter_context(_bucket(works, folder)) if (given.full or given.s3) and works else None
+            works.append(Work("Decode-bound: 64x64, 1920x1080, every third frame", source, small, "every:48/3", 40))
+        servers = _servers(stack, works, folder, given.latency_ms) if (given.full or given.s3) and works else {}
         for work in works:
-            efficiency(report, work, rounds, folder, bucket)
+            efficiency(report, work, rounds, folder, servers)
         if given.only in (None, "null"):
             orchestration(report, folder, small, rounds, 200 * size)
     print(report.write(given.out))

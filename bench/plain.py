@@ -1,8 +1,8 @@
-"""P3D as one writes it first: torch's modules in their own layout, float32, each normalisation and ReLU by itself.
+"""P3D as a user would first write it: torch's modules in their own layout, float32, every layer by itself.
 
-The opponent of `bench/model.py`, written from the specification in the manner of the public PyTorch port and sharing no
-code with `p3d`. Its parameters have the port's names, so that both compute with the same weights. Graph "port" is what
-that port computes, "caffe" what the authors trained.
+The baseline of `bench/model.py`, written from the specification in the manner of the public PyTorch port, without code
+of `p3d`. Its parameters have the port's names, so both compute with the same weights. Graph "port" is what that port
+computes, "caffe" what the authors trained.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BLOCKS = {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3
 
 
 class PlainBlock(nn.Module):
-    """A bottleneck of kind A, B, C, or 2 for the two-dimensional one of the last stage."""
+    """A bottleneck of kind A, B, C, or 2 for the two-dimensional kind of the last stage."""
 
     def __init__(self, kind: str, graph: str, channels: int, width: int, stride: int, first: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def plain_of(weights: dict[str, Tensor], name: str, graph: str) -> PlainP3D:
 
 @torch.inference_mode()
 def macs_of(network: nn.Module, clip_BCTHW: Tensor) -> tuple[float, float]:
-    """Multiply-adds of a batch's convolutions, and how many of them are left without those that meet zero padding."""
+    """Multiply-adds of a batch's convolutions: all, and without those on zero padding."""
     all_macs, real_macs = 0.0, 0.0
 
     def count(conv: nn.Conv2d | nn.Conv3d, given: tuple[Tensor, ...], out: Tensor) -> None:

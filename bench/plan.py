@@ -1,4 +1,4 @@
-"""What `p3d plan` says a job will take, beside what it took: clips, bytes, seconds, and which stage held it up.
+"""What `p3d plan` predicts for a job, compared with the job: clips, bytes, seconds, and the limiting stage.
 
     python -m bench.plan [SRC] [--weights FILE]      default: the shared videos, P3D-63
 
@@ -7,7 +7,6 @@ The prediction is made just before the job, on the same machine. Its seconds are
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from bench.rounds import REPO, Report, Table
+from bench.processes import P3D
+from bench.rounds import REPO, Report, Table, parser_of
 
-P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 FINISHED = (0, 3)
 
 
@@ -32,7 +31,7 @@ def p3d(*args: object) -> str:
 
 
 def real(out: Path, seconds: float) -> dict[str, Any]:
-    """What a finished job says of itself: its rows, its files and the stage its network waited for, or did not."""
+    """What a finished job has: its rows, the size of its files, and the stage that limited it."""
     clips = [pq.ParquetFile(path).metadata for path in (out / "clips").glob("*.parquet")]
     stats = [json.loads(one.metadata[b"p3d.stats"]) for one in clips]
     waited_s, full_s = (sum(one[name] for one in stats) for name in ("wait_s", "full_s"))
@@ -46,12 +45,11 @@ def real(out: Path, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("source", type=Path, nargs="?", default=REPO.parent / "shared" / "videos")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--clips", default="every:16")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
     given = parser.parse_args()
     report = Report("plan", "What p3d plan predicts")
     words = [given.source.resolve(), "--weights", given.weights, "--model", "p3d63", "--clips", given.clips]
@@ -64,13 +62,8 @@ def main() -> int:
         names = ("n_clips", "output_bytes", "seconds")
         rows = [(name, f"{said[name]:.0f}", f"{was[name]:.0f}", f"{said[name] / was[name]:.2f}") for name in names]
         rows.append(("binding stage", said["binding"], was["binding"], ""))
-        report.add(
-            Table(
-                f"Round {number + 1}, {said['n_tried']} videos tried",
-                ("what", "plan", "job", "plan / job"),
-                tuple(rows),
-            )
-        )
+        heading = f"Round {number + 1}, {said['n_tried']} videos tried"
+        report.add(Table(heading, ("what", "plan", "job", "plan / job"), tuple(rows)))
     print(report.write(given.out))
     return 0
 

@@ -1,15 +1,15 @@
-"""How every bench measures: arms take turns, round after round, and all that is said of them is a ratio within a round.
+"""How every bench measures: its arms take turns in every round, and results are ratios within a round.
 
     {arm: work} --take_turns--> Rounds --table--> Table --Report.write--> NAME.json, NAME.md
 
 A machine that slows down, or is shared, slows all arms of a round alike. Each round begins with another arm, so that no
-arm always follows the same one. Figures are medians with the lowest and the highest; a ratio is taken in each round and
-then its median, never between two medians. Run benches as modules (`python -m bench.NAME`): run as a file, a bench puts
-its own folder first on Python's path, and a `bench/pipeline.py` there would hide the package.
+arm always follows the same one. Figures are medians with the lowest and the highest value. A ratio is taken in each
+round and then its median, never between two medians. Run benches as modules (`python -m bench.NAME`).
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -50,31 +50,31 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What each arm gave in each round, in the unit named; every arm has one value a round. Raises ValueError."""
+    """What each arm gave in each round, in `unit`; every arm has one value per round, otherwise ValueError."""
 
     unit: str
     of: Mapping[str, Sequence[float]]
 
     def __post_init__(self) -> None:
         if len({len(values) for values in self.of.values()}) > 1:
-            raise ValueError(f"every arm has one value a round, not { ({k: len(v) for k, v in self.of.items()}) }")
+            raise ValueError(f"every arm has one value per round, not { ({k: len(v) for k, v in self.of.items()}) }")
 
     def spread(self, arm: str) -> Spread:
         return Spread.of(self.of[arm])
 
     def ratio(self, arm: str, base: str) -> Spread:
-        """`arm` over `base`, round by round."""
+        """`arm` over `base`, per round."""
         return Spread.of(mine / its for mine, its in zip(self.of[arm], self.of[base], strict=True))
 
     def table(self, heading: str, base: str) -> Table:
-        """A row an arm: its figure, and its ratio to that of `base`. For a unit of time, less is better."""
+        """A row per arm: its figure, and its ratio to that of `base`. For a unit of time, less is better."""
         rows = tuple((arm, str(self.spread(arm)), str(self.ratio(arm, base))) for arm in self.of)
         return Table(heading, ("arm", self.unit, f"over {base}"), rows, self)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a report as they are printed, and the rounds they were made from, where there were any."""
+    """Rows of a report as printed, and the rounds behind them, if any."""
 
     heading: str
     columns: tuple[str, ...]
@@ -88,7 +88,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a report was made: `cores` are those this process may run on, `load` is the minute before it began."""
+    """Where a report was made: `cores` are those of this process, `load` is the average of the minute before."""
 
     cpu: str
     cores: int
@@ -116,7 +116,7 @@ class Machine:
 
 @dataclass(slots=True)
 class Report:
-    """The tables of one run. `write` leaves them as NAME.json, with every round, and NAME.md."""
+    """The tables of one run. `write` saves them as NAME.json, with every round, and NAME.md."""
 
     name: str
     title: str
@@ -125,7 +125,7 @@ class Report:
     tables: list[Table] = field(default_factory=list)
 
     def add(self, table: Table) -> None:
-        """Take a table in, and print it: whoever waits sees what there is."""
+        """Add a table, and print it at once."""
         self.tables.append(table)
         print(f"\n{table}", flush=True)
 
@@ -133,12 +133,20 @@ class Report:
         return "\n".join([f"## {self.title}\n", f"`{self.command}`\n", f"{self.machine}\n", *map(str, self.tables)])
 
     def write(self, folder: Path) -> Path:
-        """The path of the Markdown file; the JSON lies beside it."""
+        """Write both files, and return the path of the Markdown file."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.json").write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         path = folder / f"{self.name}.md"
         path.write_text(f"{self}\n")
         return path
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A command line that shows the docstring of a bench, with the option `--out`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = REPO / "bench" / "out"
+    parser.add_argument("--out", type=Path, default=out, help="write the report into this folder (default: bench/out)")
+    return parser
 
 
 def take_turns(
@@ -149,9 +157,9 @@ def take_turns(
     warm: bool = True,
     tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Rounds:
-    """Let each arm work once a round and give its own figure; each round begins one arm later than that before.
+    """Let each arm work once per round and return its figure; each round begins one arm later than the one before.
 
-    `warm` gives every arm one turn that is not counted. See `seconds` for work that has no figure of its own.
+    `warm` gives every arm one turn that is not counted. See `seconds` for work that returns no figure.
     """
     if rounds < 1 or not arms:
         raise ValueError(f"there is nothing to measure: {rounds = }, {len(arms) = }")
@@ -170,7 +178,7 @@ def take_turns(
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
     """An arm whose figure is the time that `work` takes, in seconds.
 
-    `time.process_time` is a clock that others on the machine do not turn, and that does not see waiting.
+    `time.process_time` as the clock excludes the time of other processes, and waiting.
     """
 
     def arm() -> float:
@@ -184,13 +192,13 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def per_second(
     work: Callable[[], object], amount: float, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[], float]:
-    """An arm whose figure is how much of `amount`, all of it done by one call of `work`, is done a second."""
+    """An arm whose figure is `amount`, which one call of `work` does, per second."""
     timed = seconds(work, clock)
     return lambda: amount / timed()
 
 
 def _short(value: float) -> str:
-    """Three digits that count, and never an exponent for what a person may read: 0.0123, 1.23, 123, 12345."""
+    """Three significant digits, and no exponent for usual sizes: 0.0123, 1.23, 123, 12345."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -202,7 +210,7 @@ def _version(name: str) -> str:
 
 
 def _cpu() -> str:
-    """The model as the kernel names it."""
+    """The CPU model as the kernel names it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -217,7 +225,7 @@ def _commit() -> str:
 
 
 def _command() -> str:
-    """How this process was started, as one would type it."""
+    """The command that started this process, as typed in a shell."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     start = ["-m", module.name] if module else sys.argv[:1]
     return shlex.join(["python", *start, *sys.argv[1:]])

@@ -1,18 +1,17 @@
-"""The driver alone: shards a second through the real `RayLoop` and its Scheduler, and what its memory grows by.
+"""The driver alone: shards per second through the real `RayLoop` and its Scheduler, and the growth of its memory.
 
     python -m bench.scheduler                     100 000 shards of 64 videos, 8 and 1 000 workers; 20 000 over real Ray
     python -m bench.scheduler --only machine      one part of it: machine, run, ray
 
-machine   the pure Scheduler: microseconds an event
-run       the whole loop of `scheduler.loop` over workers that are done at once, one answer a round, and a null store
-ray       the same loop over real Ray actors that do nothing: processor time of the driver a shard
+machine   the Scheduler without a loop: microseconds per event
+run       the whole loop of `scheduler.loop` over workers that finish at once, one answer per round, and a null store
+ray       the same loop over real Ray actors that do nothing: CPU time of the driver per shard
 
-Each part runs in a process of its own. The plan is a real one of 1 000 shards, given out again and again.
+Each part runs in its own process. The plan is a real one of 1 000 shards, given out repeatedly.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -29,7 +28,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 
-from bench.rounds import REPO, Report, Spread, Table
+from bench.rounds import REPO, Report, Spread, Table, parser_of
 from p3d.jobs.job import Work, golden_key, look
 from p3d.jobs.machine import Machines
 from p3d.jobs.scheduler import loop as scheduler
@@ -50,11 +49,11 @@ from tests.sim.wiring import NoMetrics
 
 NOTHING = Spent(Progress(), 0.0, 0.0, 0.0, 0.0, 0, 0)
 PLANNED = 1000  # shards of the real plan
-LOOKS = (0.1, 0.5, 1.0)  # of the job, where memory is looked at
+LOOKS = (0.1, 0.5, 1.0)  # shares of the job at which memory is measured
 
 
 class NullStore(MemoryStore):
-    """Keeps what was there, and of what the run writes only sizes."""
+    """Keeps the given objects, and only the sizes of what the run writes."""
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class NullStore(MemoryStore):
 
 
 class FullStore(NullStore):
-    """Every shard is there."""
+    """Lists every shard as committed."""
 
     names: Sequence[str] = ()
 
@@ -78,7 +77,7 @@ class FullStore(NullStore):
 
 
 class Repeated:
-    """A real manifest that has as many shards as one asks for."""
+    """A real manifest that repeats its shards without end."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -91,7 +90,7 @@ class Repeated:
 
 
 class NullWorker(ShardWorker):
-    """A worker that is done with a shard as soon as it has it."""
+    """A worker that finishes each shard at once."""
 
     def __init__(self, spec: Any) -> None:
         self.spec, self.in_hand = spec, {}
@@ -107,14 +106,14 @@ class NullWorker(ShardWorker):
 
 
 class Answer:
-    """A result that is there."""
+    """A result that is ready."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class NullRay:
-    """What `p3d.jobs.scheduler.loop` asks of Ray, in this process; answers come one at a time, the oldest first."""
+    """The part of Ray's interface that `scheduler.loop` uses, in this process; answers come one at a time, in order."""
 
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
@@ -148,13 +147,13 @@ class NullRay:
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """Let runs be driven without Ray, and without the numbers that it exports."""
+    """Replace Ray, and the metrics that it exports, in `scheduler.loop`."""
     with patch.multiple(scheduler, ray=NullRay(), Metrics=NoMetrics, endpoint=str):
         yield
 
 
 def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.RayLoop:
-    """A run that has so many shards to do, and nothing but a store that forgets."""
+    """A run of `shards` shards over a store that keeps nothing of what is written."""
     store, job = MemoryStore(), JobRecord(recipe(), "random:0", {})
     manifest = planned(store, [f"{n:032x}" for n in range(PLANNED * shard_videos)], shard_videos=shard_videos)
     store.objects[golden_key(job.recipe)] = b'{"features": [1.0]}'
@@ -168,7 +167,7 @@ def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) ->
 
 
 def watched(run: scheduler.RayLoop, shards: int) -> list[tuple[int, float]]:
-    """Let it run to the end; (shards done, MB of this process) on the way."""
+    """Run to the end; (shards done, MB of this process) at each of LOOKS."""
     looks, seen, handle = deque(int(share * shards) for share in LOOKS), list[tuple[int, float]](), run.state.handle
 
     def looking(event: Any) -> Any:
@@ -189,7 +188,7 @@ def rss_mb() -> float:
 
 
 def part_machine(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
-    """The pure machine: every event that a job without trouble has."""
+    """The Scheduler without a loop: every event of a job without failures."""
     manifests: Any = {1: SimpleNamespace(plan=SimpleNamespace(plan8="0" * 8, n_shards=shards, n_videos=shards))}
     before = rss_mb()
     work = look(NullStore({}), manifests)
@@ -218,7 +217,7 @@ def part_machine(shards: int, workers: int, shard_videos: int) -> dict[str, Any]
 
 
 def part_run(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
-    """The loop over workers and a store that cost nothing."""
+    """The loop over workers and a store without cost."""
     with without_ray():
         run = run_of(shards, workers, shard_videos)
         started, cpu = time.perf_counter(), time.process_time()
@@ -229,7 +228,7 @@ def part_run(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
 
 
 def part_ray(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
-    """The loop over real actors, which share the cores with it."""
+    """The loop over real actors, which share its cores."""
     from ray import cloudpickle
 
     import bench.scheduler as me
@@ -245,7 +244,7 @@ def part_ray(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
 
 
 def calls_of_ray(n: int = 2000, times: int = 100) -> dict[str, float]:
-    """Two costs that grow with the workers, CPU us: a small call, and a round's look at n results to come."""
+    """CPU us of two costs that grow with the workers: a small call, and a poll of n pending results per round."""
     import ray
 
     never = ray.remote(resources={"nowhere": 1})(rss_mb)
@@ -268,7 +267,7 @@ PARTS = {"machine": part_machine, "run": part_run, "ray": part_ray}
 
 
 def measure(part: str, shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
-    """One part in a process of its own."""
+    """Measure one part in its own process."""
     words = ["--part", part, "--shards", str(shards), "--workers", str(workers), "--shard-videos", str(shard_videos)]
     done = subprocess.run([sys.executable, "-m", "bench.scheduler", *words], cwd=REPO, capture_output=True, text=True)
     if done.returncode:
@@ -277,14 +276,13 @@ def measure(part: str, shards: int, workers: int, shard_videos: int) -> dict[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", choices=list(PARTS))
-    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=list(PARTS), help="run one part in this process")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 1000])
     parser.add_argument("--shard-videos", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=REPO / "bench" / "out")
     given = parser.parse_args()
     if given.part:
         print(json.dumps(PARTS[given.part](given.shards, given.workers[0], given.shard_videos)))
@@ -303,26 +301,26 @@ def main() -> int:
         rate = str(Spread.of(got["per_s"] for got in rounds)) if part != "machine" else ""
         a_core = str(Spread.of(1e6 / got["us"] for got in rounds))
         rows.append((part, str(workers), str(Spread.of(got["us"] for got in rounds)), a_core, rate))
-    columns = ("part", "workers", "CPU us a shard", "shards/s of one core", "shards/s here, by the wall")
-    report.add(Table(f"Shards of {given.shard_videos} videos; of the machine, an event", columns, tuple(rows)))
+    columns = ("part", "workers", "CPU us per shard", "shards/s of one core", "shards/s here, elapsed")
+    report.add(Table(f"Shards of {given.shard_videos} videos; of the machine, per event", columns, tuple(rows)))
     rows = [
         (part, str(workers), ", ".join(f"{mb:.0f} MB at {n}" for n, mb in rounds[0]["seen"]))
         for (part, workers), rounds in found.items()
         if part != "machine"
     ]
-    report.add(Table("Memory of the driver", ("part", "workers", "resident after so many shards"), tuple(rows)))
+    report.add(Table("Memory of the driver", ("part", "workers", "resident after n shards"), tuple(rows)))
     for (part, _), rounds in found.items():
         if part == "ray":
             rows = [
                 ("a small call of an actor", str(Spread.of(got["call_us"] for got in rounds))),
-                ("a look at 2 000 results to come", str(Spread.of(got["look_us"] for got in rounds))),
+                ("a poll of 2 000 pending results", str(Spread.of(got["look_us"] for got in rounds))),
             ]
             report.add(Table("Ray, CPU us of the driver", ("what", "us"), tuple(rows)))
     rows = []
     for (part, workers), rounds in found.items():
         if part == "machine" and workers == min(given.workers):
             rows += [("memory, an open shard", f"{rounds[0]['bytes']:.0f}")]
-            rows += [("memory, a shard that a resume found done", f"{rounds[0]['kept']:.0f}")]
+            rows += [("memory, a shard that was done before the resume", f"{rounds[0]['kept']:.0f}")]
     for (part, workers), rounds in found.items():
         if part == "run":
             rows += [(f"largest of {name}, {workers} workers", str(rounds[0][name])) for name in ("heartbeats", "logs")]

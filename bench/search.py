@@ -1,11 +1,11 @@
-"""A million clips: exact search, an index, search by it; seconds and peak memory of each, as a user's commands.
+"""A million clips: exact search, building an index, search by it; seconds and peak memory of each command.
 
     python -m bench.search --rows 1000000 --folder /tmp/bench     needs 5 GB there, and 3 GB more for the index
 
-The dataset is written by the commit protocol, in float16 to save disk: videos of 100 clips of 2048 features, each a
-centre of the video's own plus noise of half its size, none negative, as features behind a ReLU are. Rows like these are
-easier for lists than pure noise, and harder than copies. Peak memory is the largest resident set of the process, which
-counts pages of a mapped file.
+The dataset is written by the commit protocol, in float16 to save disk: videos of 100 clips of 2048 features. A feature
+row is the centre of its video plus noise of half its size, cut off at 0 as by a ReLU. Such rows are easier for an
+inverted-list index than pure noise, and harder than copies. Peak memory is the largest resident set of the process,
+which includes pages of a mapped file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.pipeline.rows import recipe, videos
 
-# the peak that the system keeps of a child counts its parent before exec; /proc knows better
+# the kernel's peak of a child includes its parent before exec; /proc/self/status does not
 P3D = """
 import atexit, os, pathlib
 status, note = pathlib.Path("/proc/self/status"), pathlib.Path(os.environ["P3D_PEAK"])
@@ -39,12 +39,12 @@ atexit.register(lambda: note.write_text(status.read_text().split("VmHWM:")[1].sp
 from p3d.jobs.cli import main
 main()
 """
-CLIPS = 100  # a video
+CLIPS = 100  # per video
 DIM = 2048
 
 
 def write(folder: Path, n_rows: int) -> None:
-    """The dataset."""
+    """Write the dataset."""
     store = LocalStore(str(folder))
     chosen: Recipe = recipe(feature_dim=DIM, embedding_dtype="float16")
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
@@ -69,7 +69,7 @@ def write(folder: Path, n_rows: int) -> None:
 
 
 def run(*words: object) -> tuple[dict[str, object], float, float, float]:
-    """(what it printed, seconds, seconds of CPU, peak MB) of a command."""
+    """Run a command: (its JSON output, seconds, CPU seconds, peak MB)."""
     with tempfile.TemporaryDirectory() as folder:
         peak, started = Path(folder) / "peak", time.monotonic()
         command, env = [sys.executable, "-c", P3D, *map(str, words)], {**os.environ, "P3D_PEAK": str(peak)}
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=["sq8"])
-    parser.add_argument("--keep", action="store_true", help="leave the dataset for another run")
+    parser.add_argument("--keep", action="store_true", help="keep the dataset for another run")
     given = parser.parse_args()
     out = given.folder / f"out-{given.rows}"
     if not out.exists():
@@ -117,7 +117,7 @@ def main() -> int:
     for kind in given.kinds:
         built = run("results", "index", out, "--kind", kind, "--rebuild", "--json")
         said = built[0]
-        about = f"{said['factory']}, {said['nprobe']} lists looked through, recall@10 {said['recall_at_10']:.3f}"
+        about = f"{said['factory']}, {said['nprobe']} lists searched, recall@10 {said['recall_at_10']:.3f}"
         table(f"index {kind}, built", [built], f"{about}, {said['index_bytes'] / 1e9:.2f} GB")  # type: ignore[operator]
         found = [run(*query, "--index") for _ in range(given.runs)]
         mine = [(hit["video_id"], hit["clip_index"]) for hit in found[0][0]["hits"]]  # type: ignore[attr-defined]

@@ -1,11 +1,11 @@
-"""Does search find the original of an altered copy? recall@1 and recall@10, by alteration, level and weights.
+"""How often search finds the original of an altered copy: recall@1 and recall@10 by alteration and level.
 
     python -m bench.search_quality                                 P3D-63, random:0; some ten minutes on two cores
     python -m bench.search_quality --weights p3d63.safetensors     other weights
 
-Each of the generated videos (tests/zoo/moving.py) is copied in four ways. One dataset holds the originals; every copy,
-embedded by the same recipe, is a query, and its answer is known. By chance, recall@1 is 1/videos and recall@10 ten
-times that.
+Each of the generated videos (tests/zoo/moving.py) is altered in four ways. One dataset holds the originals. Every copy,
+embedded by the same recipe, is a query whose answer is known. By chance, recall@1 is 1/videos and recall@10 ten times
+that.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def recalls(originals: Path, copies: Path, names: list[str], level: Level) -> di
         for name in names:
             query = resolve(queries, f"{how}/{name}", level=level)
             ranked = [hit.path for hit in find(source, query, level=level, top=1000).hits]
-            ranked = list(dict.fromkeys(ranked))  # of a video's clips the best counts
+            ranked = list(dict.fromkeys(ranked))  # the best clip of each video counts
             ranks.append(ranked.index(name))
         found[how] = (sum(rank < 1 for rank in ranks) / len(ranks), sum(rank < 10 for rank in ranks) / len(ranks))
     return found
 
 
 def make(folder: Path, n_videos: int, n_frames: int) -> list[str]:
-    """The originals in `folder`/originals, their copies in `folder`/copies/HOW; the names of the originals."""
+    """Write originals into `folder`/originals and copies into `folder`/copies/HOW; return the originals' names."""
     (folder / "originals").mkdir()
     originals = [moving.video(folder / "originals" / f"{at:03d}.mp4", at, n_frames) for at in range(n_videos)]
     for how in moving.ALTERATIONS:

@@ -1,10 +1,10 @@
-"""The stages of a job alone, in plain processes without Ray: what decoding costs a clip, and what the network does.
+"""The stages of a job alone, in plain processes without Ray: the cost of decoding and of the network per clip.
 
-    python -m bench.stages decode FOLDER WEIGHTS CLIPS      every video of a folder, frames thrown away
-    python -m bench.stages encode BATCHES WEIGHTS CLIPS     batches of one clip that is always the same
+    python -m bench.stages decode FOLDER WEIGHTS CLIPS      decode every video of a folder, drop the frames
+    python -m bench.stages encode BATCHES WEIGHTS CLIPS     encode batches of one clip that is always the same
 
-One such process a core runs at a time, as in a job, so that they share caches and memory as there. A child says when it
-is warm and waits for a line; then it works, and says what it took as JSON.
+One such process per core runs at a time, so that they share caches and memory as in a job. A child process prints
+"warm" and waits for a line. Then it works, and prints its cost as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.rule import sampling_of
+from bench.inputs import load, recipe_of, sampling_of
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
 from p3d.pipeline.clips.rules import Sampling, clip_spans
@@ -29,7 +29,7 @@ BATCH = default_batch("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one stage took in all processes together: `seconds` is that of the slowest."""
+    """What one stage took in all processes together; `seconds` is that of the slowest process."""
 
     clips: int
     videos: int
@@ -38,17 +38,17 @@ class Cost:
 
     @property
     def per_clip_s(self) -> float:
-        """CPU seconds a clip."""
+        """CPU seconds per clip."""
         return self.cpu_s / self.clips
 
     @property
     def clips_per_s(self) -> float:
-        """Of all cores together, as long as all of them work."""
+        """Rate of all cores together."""
         return self.clips / self.seconds
 
 
 def run(stage: str, what: str | Path, weights: Path | str, clips: str) -> Cost:
-    """One process a core; they begin together once all are warm."""
+    """Run one process per core; they begin together once all are warm."""
     n = usable_cpus()
     words = [sys.executable, "-m", "bench.stages", stage, str(what), str(weights), clips]
     children = [
@@ -58,18 +58,14 @@ def run(stage: str, what: str | Path, weights: Path | str, clips: str) -> Cost:
     for child in children:
         assert child.stdout is not None
         if child.stdout.readline() != "warm\n":
-            raise SystemExit(f"{' '.join(words)} did not come up")
+            raise SystemExit(f"{' '.join(words)} failed to start")
     for child in children:
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
     costs = [Cost(**json.loads(child.communicate()[0])) for child in children]
-    return Cost(
-        sum(cost.clips for cost in costs),
-        sum(cost.videos for cost in costs),
-        sum(cost.cpu_s for cost in costs),
-        max(cost.seconds for cost in costs),
-    )
+    clips_n, videos_n = sum(cost.clips for cost in costs), sum(cost.videos for cost in costs)
+    return Cost(clips_n, videos_n, sum(cost.cpu_s for cost in costs), max(cost.seconds for cost in costs))
 
 
 def main() -> None:
@@ -78,19 +74,17 @@ def main() -> None:
     if stage == "decode":
         _decode(sorted(Path(what).iterdir())[at::n], weights, clips)
     else:
-        _encode(int(what), weights, clips)
+        _encode(int(what), weights)
 
 
 def _decode(paths: list[Path], weights: str, clips: str) -> None:
-    from bench.weights import recipe_of
-
     recipe = recipe_of(weights)
     spec = FrameSpec(crop_hw=recipe.crop_hw, resize_hw=recipe.resize_hw, short_side=recipe.short_side)
     sampling = sampling_of(clips, recipe.n_frames)
     _decode_one(paths[0], spec, sampling)
     cpu_s, started = _begin()
     n_clips = sum(_decode_one(path, spec, sampling) for path in paths)
-    _say(n_clips, len(paths), cpu_s, started)
+    _print_cost(n_clips, len(paths), cpu_s, started)
 
 
 def _decode_one(path: Path, spec: FrameSpec, sampling: Sampling) -> int:
@@ -98,10 +92,9 @@ def _decode_one(path: Path, spec: FrameSpec, sampling: Sampling) -> int:
     return len(clip_spans(sampling, end.n_frames))
 
 
-def _encode(batches: int, weights: str, clips: str) -> None:
+def _encode(batches: int, weights: str) -> None:
     import numpy as np
 
-    from bench.weights import load
     from p3d.encoder import Encoder, golden_clip
 
     encoder = Encoder(load(weights), batch_size=BATCH, threads=1)
@@ -112,7 +105,7 @@ def _encode(batches: int, weights: str, clips: str) -> None:
     cpu_s, started = _begin()
     for _ in range(batches):
         encoder.encode(frames_NHWC, index_BT)
-    _say(batches * BATCH, 0, cpu_s, started)
+    _print_cost(batches * BATCH, 0, cpu_s, started)
 
 
 def _begin() -> tuple[float, float]:
@@ -121,7 +114,7 @@ def _begin() -> tuple[float, float]:
     return time.process_time(), time.monotonic()
 
 
-def _say(clips: int, videos: int, cpu_s: float, started: float) -> None:
+def _print_cost(clips: int, videos: int, cpu_s: float, started: float) -> None:
     took = Cost(clips, videos, time.process_time() - cpu_s, time.monotonic() - started)
     print(json.dumps(asdict(took)))
 

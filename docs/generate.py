@@ -1,7 +1,7 @@
-"""Writes docs/reference.md and the generated tables of README.md from the code itself; a test holds them to it.
+"""Write docs/reference.md and the generated tables of README.md and docs/reliability.md from the code.
 
 python docs/generate.py          rewrite
-python docs/generate.py --check  exit 1 if something is out of date
+python docs/generate.py --check  exit 1 if a file is out of date
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def metrics() -> str:
     return markdown_table(("name", "kind", "tags", "meaning"), rows)
 
 
-# network, classes and what the P3D paper says of it: MB, result (top-1 on UCF101 of table 1, video hit@1 on Sports-1M
+# network, classes and the values of the P3D paper: MB, result (top-1 on UCF101 of table 1, video hit@1 on Sports-1M
 # of table 2 and figure 1), speed on its GPU (table 1). 261 MB is from memory of the figure and was not verified.
 PAPER = (
     ("resnet50", 101, "92", "80.8 UCF101", "15.0 frames/s"),
@@ -99,7 +99,7 @@ def help_of(path: str) -> str:
 
 
 def paths(verbs: Verbs, before: str = "") -> Iterator[str]:
-    """Every verb in order, those of a group after it."""
+    """Every verb in order; the verbs of a group follow it."""
     for name, (where, _) in verbs.items():
         yield before + name
         if not isinstance(where, str):
@@ -119,13 +119,13 @@ def reference() -> str:
             "The closed set of `failures.reason`.",
             reasons(),
             "## Columns",
-            "`videos/` also has the user's own columns of a list; `embedding_max` is there only with "
-            "`--pool mean+max`, and `probs` only with `--scores`, here of 400 classes.",
+            "`videos/` also has the user's own columns of a list. `embedding_max` exists only with "
+            "`--pool mean+max`, and `probs` only with `--scores`, here with 400 classes.",
             columns(),
             "## Metrics",
-            "What Prometheus reads of a run that is at work, from the node of its driver ([cluster.md](cluster.md)). "
-            "Each also has the tag `output`: the last word of OUT and eight digits of its address. A histogram is "
-            "`_bucket`, `_count` and `_sum`; Ray passes it on by buckets, so its `_sum` is an estimate.",
+            "What Prometheus scrapes from the driver's node during a run ([cluster.md](cluster.md)). Each metric also "
+            "has the tag `output`: the last component of OUT and 8 hex digits of a hash of its URL. Histograms have "
+            "`_bucket`, `_count` and `_sum`; Ray exports only buckets, so `_sum` is an estimate.",
             metrics(),
             "",
         ]
@@ -139,19 +139,19 @@ def faults() -> str:
 
 
 def _short(names: list[str]) -> list[str]:
-    """Three of them, and how many more there are."""
+    """The first three names, and the number of others."""
     shown = [f"`{name}`" for name in names[:3]]
     return shown if len(names) <= 3 else [*shown, f"and {len(names) - 3} more"]
 
 
 def with_blocks(text: str, **blocks: str) -> str:
-    """A page with its generated blocks made anew."""
+    """The text with its generated blocks replaced. Exits if a block is missing or repeated."""
     for name, content in blocks.items():
         shown = name.replace("_", " ")
         pattern = rf"(<!-- generated: {shown} -->\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, lambda found, content=content: found[1] + content + found[2], text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"a page needs one block '<!-- generated: {shown} -->'")
+            raise SystemExit(f"the file needs exactly one block '<!-- generated: {shown} -->'")
     return text
 
 

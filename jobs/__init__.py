@@ -1,15 +1,14 @@
-"""The control plane: plans jobs, runs them on Ray, watches them, is the command line. Knows `p3d` and `p3d.pipeline`.
+"""The control plane: plans jobs, runs them on Ray, monitors them, and is the command line. Imports `p3d.pipeline`.
 
-From Python, `p3d.jobs.embed_file(path, weights)` embeds one video here and now, and `p3d.jobs.search(out, query)` finds
-the rows that are most similar to one. They are loaded when they are first used: importing this package loads neither
-torch nor Ray.
+From Python, `p3d.jobs.embed_file(path, weights)` embeds one video without a job. `p3d.jobs.search(out, query)` finds
+the most similar rows. Both are loaded on first use: importing this package loads neither torch nor Ray.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "p3d.jobs":
-    raise ImportError(f"import p3d.jobs, not {__name__}: the folder jobs/ is a part of the package p3d")
+    raise ImportError(f"import p3d.jobs, not {__name__}: the folder jobs/ is part of the package p3d")
 
 if TYPE_CHECKING:
     from p3d.jobs.api.embed import EmbeddedVideo, embed, embed_file

@@ -1,6 +1,6 @@
-"""The job at an output: its records, and what of it is done, read back. Needs neither torch nor Ray.
+"""The job at an output: its records, and its progress as read from the store. Needs neither torch nor Ray.
 
-A video's state is that of the newest plan that names it: `newest_plans` is that rule, and every count goes through it.
+The state of a video is that of the newest plan that contains it. `newest_plans` is that rule, and all counts use it.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ READERS = 16  # threads that read the footers of committed shards
 
 
 def weights_key(recipe: Recipe) -> str:
-    """Where the job's weights are in OUT."""
+    """The key of the job's weights in OUT."""
     return f"weights/{recipe.weights_sha256}.safetensors"
 
 
 def golden_key(recipe: Recipe) -> str:
-    """Where the CPU's features of the golden clip are in OUT."""
+    """The key in OUT of the golden clip's features, as computed on the CPU."""
     return f"weights/{recipe.weights_sha256}.golden.json"
 
 
 def read_job(store: Store) -> JobRecord:
-    """The job at an output. NoSuchJob if there is none, DamagedJob if it was edited."""
+    """The job at an output. NoSuchJob if it does not exist, DamagedJob if it was edited."""
     try:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
-        raise NoSuchJob(f"there is no job at {store.url}; `p3d launch SRC {store.url}` starts one") from None
+        raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.url}` starts one") from None
 
 
 def stored_weights(store: Store, recipe: Recipe) -> Weights:
-    """The network that OUT was made with. DamagedJob if its file is another than the recipe names; or StoreMissing."""
+    """The network that OUT was made with. DamagedJob if its sha256 differs from the recipe's; StoreMissing."""
     import p3d.weights
 
     key = weights_key(recipe)
@@ -65,24 +65,24 @@ def stored_weights(store: Store, recipe: Recipe) -> Weights:
 
 
 def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows | SnapshotRows:
-    """The newest rows of the job, or of the snapshot, at a store. NoSuchJob if there is neither."""
+    """The newest rows of the job or the snapshot at a store. NoSuchJob if neither exists."""
     if store.head("job.json") is None and store.head(SNAPSHOT_KEY) is not None:
         return SnapshotRows(store, leave_out)
     return NewestRows(store, read_job(store), leave_out)
 
 
 def refuse_other_job(store: Store, recipe: Recipe) -> None:
-    """OtherRecipe if the output belongs to a job with other settings, or holds something else altogether."""
+    """OtherRecipe if the output belongs to a job with other settings, or holds unrelated files."""
     try:
         existing = read_job(store)
     except NoSuchJob:
         ours = ("_job/", "weights/", "plans/")  # a launch that was killed early leaves these
-        stranger = next((info.key for info in store.list() if not info.key.startswith(ours)), None)
-        if stranger is None:
+        unrelated = next((info.key for info in store.list() if not info.key.startswith(ours)), None)
+        if unrelated is None:
             return
         if store.head("job.json") is None:
             raise OtherRecipe(
-                f"{store.url} is not empty but holds no job ({stranger}); choose a new folder for the output"
+                f"{store.url} is not empty but holds no job ({unrelated}); choose a new folder for the output"
             ) from None
         existing = read_job(store)  # another launch created it at this moment
     recipe.refuse_other(existing.recipe, store.url)
@@ -94,16 +94,18 @@ def golden_of(store: Store, recipe: Recipe) -> npt.NDArray[np.float32]:
 
 
 def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
-    """Every plan's manifest by plan_seq. DamagedJob if one cannot be trusted."""
+    """The manifest of every plan, by plan_seq. DamagedJob if a plan is damaged, OtherRecipe for another recipe."""
     plans = load_plans(store)
     for plan in plans:
         if plan.recipe_digest != job.recipe.digest:
-            raise OtherRecipe(f"{store.url}/{plan.folder} was made for another recipe than job.json holds; restore it")
+            raise OtherRecipe(
+                f"{store.url}/{plan.folder} was made for another recipe than that of job.json; restore it"
+            )
     return {plan.seq: Manifest(store, plan) for plan in plans}
 
 
 def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
-    """video_id -> the newest plan_seq that names it, for every video of the job."""
+    """video_id -> the newest plan_seq that contains it, for every video of the job."""
     newest: dict[str, int] = {}
     for seq in sorted(manifests):
         newest.update(dict.fromkeys(manifests[seq].videos["video_id"].to_pylist(), seq))
@@ -112,9 +114,9 @@ def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Work:
-    """What is left of a job: the result of looking at the store. Videos are counted once each.
+    """What is left of a job, as read from the store. Each video is counted once.
 
-    `superseded` has the newest plan_seq of every video that an older plan names too.
+    `superseded` has the newest plan_seq of every video that an older plan contains, too.
     """
 
     todo: list[ShardKey]
@@ -131,12 +133,12 @@ class Work:
 
 
 def look(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """Which shards are committed, and which still need their derived files: one listing of each folder, no more."""
+    """Find which shards are committed and which still need their derived files, with one listing per folder."""
     committed, whole = committed_names(store)
     names = {
-        f"{manifest.plan.plan8}-{at:09d}": ShardKey(seq, at)
+        name: ShardKey(seq, at)
         for seq, manifest in manifests.items()
-        for at in range(manifest.plan.n_shards)
+        for at, name in enumerate(manifest.plan.shard_names)
     }
     newest = newest_plans(manifests) if len(manifests) > 1 else {}
     return Work(
@@ -155,7 +157,7 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
 
 
 def count_done(store: Store, work: Work) -> Totals:
-    """The sums over the committed shards, from the footer of each."""
+    """The totals of the committed shards, from the footer of each."""
     done = Totals()
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda name: read_committed(store, name), work.committed)
@@ -165,14 +167,14 @@ def count_done(store: Store, work: Work) -> Totals:
 
 
 def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """`look`, and the sums of what is done."""
+    """`look`, with the totals of the committed shards."""
     work = look(store, manifests)
     work.done = count_done(store, work)
     return work
 
 
 def derive_again(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
-    """Make the derived files that a kill left unmade."""
+    """Write the derived files that an interrupted run did not write."""
     for seq, shard in shards:
         manifest = manifests[seq]
         derive(store, manifest.shard(shard), job.recipe, manifest.user_columns(shard))

@@ -1,4 +1,4 @@
-"""Facts of this machine: cores, processes, boot, software, our own code."""
+"""Facts about this machine: cores, processes, boot id, software, our own code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy"
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """What a run has to work with: all cores, those of the smallest machine, and all GPUs."""
+    """The resources of a run: all cores, the cores of the smallest machine, and all GPUs."""
 
     cpus: int
     node_cpus: int
@@ -24,17 +24,18 @@ class Machines:
 
 
 def usable_cpus() -> int:
-    """Cores this process may use; `taskset` and cgroups count."""
+    """The number of cores that this process may use, with the affinity of `taskset` and cpusets applied."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def inference_threads_of(device: str, cpus: int, threads: int) -> int:
-    """Batches that a network computes at once: on a CPU as many as use its `cpus`, each with `threads` of its own.
+    """The number of inference threads (on a GPU, CUDA streams): batches that a network computes at once.
 
-    Two lanes of one thread do not wait for each other, where two threads of one batch do, and for longer when a decode
-    has taken a core from one of them. On a GPU two: the frames of one travel while the other is computed.
+    On a CPU there are enough to use its `cpus`, each with `threads` of torch. Two inference threads with one torch
+    thread each do not wait for each other. Two torch threads of one batch do, and longer when a decode takes a core
+    from one of them. On a GPU there are two: the frames of one batch are copied while the other is computed.
     """
     if device == "cpu":
         return max(1, cpus // threads)
@@ -42,12 +43,12 @@ def inference_threads_of(device: str, cpus: int, threads: int) -> int:
 
 
 def boot_id() -> str:
-    """This boot, and this container's own numbering of processes; empty where Linux does not say."""
+    """Identifies this boot and this PID namespace; empty if Linux does not say."""
     return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.readlink()}" if BOOT_ID.exists() else ""
 
 
 def is_alive(pid: int) -> bool:
-    """Is there a process of this number here?"""
+    """Does a process with this pid exist on this machine?"""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -58,7 +59,7 @@ def is_alive(pid: int) -> bool:
 
 
 def software() -> dict[str, str]:
-    """The versions of the packages that decide the numbers, of Python, and the processor kind."""
+    """The versions of Python and of the packages that affect the embeddings, and the CPU architecture."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
@@ -71,8 +72,8 @@ def software() -> dict[str, str]:
 def code_digest() -> str:
     """sha256 over the source of `p3d` as this process imports it.
 
-    Each file is hashed once under its dotted name, so a checkout, where `p3d/jobs` is a link, and an installed wheel
-    give the same digest. Another version of p3d on a worker's path gives another one.
+    Each file is hashed once under its dotted name. A checkout, where `p3d/jobs` is a link, and an installed wheel
+    therefore give the same digest. Another version of p3d on a worker's path gives another one.
     """
     import p3d
 

@@ -11,7 +11,7 @@ from p3d.pipeline.types import VideoOutcome
 
 
 class ShardKey(NamedTuple):
-    """Which shard: its plan's sequence number, and its place in that plan."""
+    """Which shard: its plan's sequence number, and its index in that plan."""
 
     plan_seq: int
     shard: int
@@ -39,7 +39,7 @@ class Totals:
 
 
 class Ended(NamedTuple):
-    """How a video of a shard ended: what a driver needs of a VideoOutcome, which takes 20 times as long to unpickle."""
+    """How a video of a shard ended: the part of a VideoOutcome that a driver needs. It unpickles 20 times as fast."""
 
     video_id: str
     n_clips: int
@@ -47,12 +47,12 @@ class Ended(NamedTuple):
 
 
 def ended(outcomes: Iterable[VideoOutcome]) -> tuple[Ended, ...]:
-    """In the order of the shard."""
+    """The records of a shard's videos, in the order of the shard."""
     return tuple(Ended(o.video.video_id, o.n_clips, str(o.failure.reason) if o.failure else None) for o in outcomes)
 
 
 def count(videos: Iterable[Ended], plan_seq: int, superseded: dict[str, int]) -> Totals:
-    """The sums over a shard's videos, without those that a newer plan names."""
+    """The sums over a shard's videos, without those that a newer plan lists."""
     sums = Totals()
     for video_id, n_clips, reason in videos:
         if superseded.get(video_id, plan_seq) == plan_seq:

@@ -1,20 +1,20 @@
-"""Encoder: frames and clip indices in, one feature row a clip out. It owns the device, the layout and the batch shape.
+"""Encoder: frames and clip indices in, one feature row per clip out. It owns device, memory layout and batch shape.
 
     frames_NHWC uint8 --to the device once--> gather by index_BT --> channel order, mean, std --> network --> rows
 
-Clips overlap, so frames travel and clips are gathered here. The network is a copy with every batch normalisation folded
-into its convolution and the first convolution's channels in the frames' own order; on a CPU its convolutions are packed
-(`fused.py`). Every batch has the same shape, the last one padded by its last clip, so that on the CPU a row is
-bit-identical whatever its neighbours and wherever it stands; it may still differ in the last bits between batch sizes,
-thread counts, torch versions and processors.
+Clips overlap, so each frame is transferred once and clips are gathered on the device. The network is a copy with every
+batch normalisation folded into its convolution and the first convolution's channels in the order of the frames. On a
+CPU its convolutions are packed (`fused.py`). Every batch has the same shape; the last one is padded with its last clip.
+On a CPU a row is therefore bit-identical for any neighbours and any position in the batch. It may still differ in the
+last bits between batch sizes, thread counts, torch versions and processors.
 
-Several threads may encode at once, each in a stream of its own: on a GPU the frames of one batch travel, from pinned
-memory, while another is computed.
+Several threads may encode at once, each in its own CUDA stream. On a GPU the frames of one batch are copied from pinned
+memory while another batch is computed.
 
-Precision: in bf16 and fp16 the convolutions, their folded weights and what lies between them have 16 bits. Normalising
-the frames, the averages, the classifier and all that comes out are float32. Nothing is cast on the way but the frames.
+Precision: in bf16 and fp16 the convolutions, their folded weights and the activations between them have 16 bits. Frame
+normalisation, averages, the classifier and all outputs are float32. Only the frames are cast to the lower precision.
 
-Shapes: N frames, B clips, T frames a clip, H height, W width, C channels, D features, K classes.
+Shapes: N frames, B clips, T frames per clip, H height, W width, C channels, D features, K classes.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ Index = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The least cosine of a device's golden features with the CPU's in float32; docs/measurements.md has what was seen.
+# Minimum cosine of a device's golden features with the CPU's in float32; measured values: docs/measurements.md.
 MINIMUM_COSINE: Final = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.9999}
 
 
 class DeviceFull(RuntimeError):
-    """The device has no room for a single clip. No video is to blame: all clips have one size."""
+    """The device's memory cannot hold even one clip. No video causes this: all clips have the same size."""
 
 
 class GoldenMismatch(RuntimeError):
-    """This device does not compute what the CPU computed: a wrong driver, library, precision or damaged weights."""
+    """This device's features differ from the CPU's: a wrong driver, library or precision, or damaged weights."""
 
 
 def device_for(wish: str) -> torch.device:
-    """The device of "auto", "cpu", "cuda", "cuda:N" or "mps"; "auto" is CUDA if there is one, else the CPU, never mps.
+    """The torch device for "auto", "cpu", "cuda", "cuda:N" or "mps"; "auto" is CUDA if available, else CPU, never mps.
 
-    Raises ValueError for another word or a device this machine does not have.
+    Raises ValueError for any other string and for a device that this machine does not have.
     """
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,10 +74,10 @@ def device_for(wish: str) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ValueError unless `precision` is known and worth having on this device.
+    """Raise ValueError unless `precision` is known and useful on this device.
 
-    On a CPU, bf16 needs its instructions (AVX-512 BF16, AMX or the like). fp16 is refused there: torch computes it
-    twenty times slower than fp32 on a CPU without instructions for it (measured), and bf16 is there for the others.
+    On a CPU, bf16 needs native instructions (such as AVX-512 BF16 or AMX). fp16 is refused there: on a CPU without fp16
+    instructions torch is twenty times slower in fp16 than in fp32 (measured), and other CPUs can use bf16.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -92,15 +92,15 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 class Encoder:
-    """Weights ready to run, on one device, in one precision.
+    """Weights ready to run on one device in one precision.
 
-    It takes `Weights` and not a network, so that numbers which nobody trained or asked for by name cannot get in.
-    `batch_size` clips are computed at a time; it is halved, for good, where the device has no room for so many.
-    `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not touched. For
-    the whole process too, on a CPU freed memory is kept (`fused.keep_freed_memory`), and on CUDA TF32 is turned off: it
-    costs three digits. Threads that share their cores with other work want OMP_WAIT_POLICY=passive in the environment
-    before torch is imported, and several that encode at once MALLOC_ARENA_MAX=1 before Python begins.
-    Raises ValueError for options that do not fit.
+    It takes `Weights`, not a network, so that an untrained network cannot be used by accident.
+    `batch_size` clips are computed at a time; it is halved permanently when the device runs out of memory.
+    `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not modified.
+    Two settings are process-wide: on a CPU freed memory is kept (`fused.keep_freed_memory`), and on CUDA TF32 is turned
+    off, because it costs three digits of accuracy. Threads that share cores with other work need
+    OMP_WAIT_POLICY=passive before torch is imported. Threads that encode concurrently need MALLOC_ARENA_MAX=1 before
+    Python starts. Raises ValueError for invalid options and TypeError for an argument that is not `Weights`.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class Encoder:
         folded = copy.deepcopy(network).eval()
         fold(folded)
         self._as_read = recipe
-        if recipe.channel_order == "bgr":  # turning the filters once is turning every clip, for nothing
+        if recipe.channel_order == "bgr":  # flipping the filters once saves flipping the channels of every clip
             stem = folded.get_submodule(folded.stem)
             assert isinstance(stem.weight, Tensor)
             stem.weight.data = stem.weight.data.flip(1)
             mean, std = recipe.mean[::-1], recipe.std[::-1]
             self._as_read = dataclasses.replace(recipe, channel_order="rgb", mean=mean, std=std)
-        # Channels last in memory, which is how the gathered frames lie anyway. P3D-63, 4 clips of 16x160x160, CPU with
-        # 2 threads, median of 5 interleaved rounds: 0.75 s, against 1.24 s contiguous; features differ by 4e-7.
+        # Channels last is the layout of the gathered frames already. P3D-63, 4 clips of 16x160x160, CPU with 2 threads,
+        # median of 5 interleaved rounds: 0.75 s, compared with 1.24 s contiguous; features differ by 4e-7.
         for conv in folded.modules():
             if isinstance(conv, nn.Conv2d | nn.Conv3d):
                 layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
@@ -166,19 +166,20 @@ class Encoder:
     def encode(self, frames_NHWC: Frames, index_BT: Index, probs: Literal[True]) -> tuple[Rows, Rows]: ...
 
     def encode(self, frames_NHWC: Frames, index_BT: Index, probs: bool = False) -> Rows | tuple[Rows, Rows]:
-        """features_BD of the clips whose frames `index_BT` names, and with `probs` also their softmax scores_BK.
+        """Return float32 features_BD of the clips given by frame indices `index_BT` (int64).
 
-        Frames are RGB (or two channels of flow) uint8 at the recipe's crop size; the arrays may be read-only and need
-        not be contiguous. Raises ValueError for wrong shapes, dtypes or indices, DeviceFull where not one clip fits.
+        With `probs`, also return their softmax scores_BK (float32). Frames are uint8, RGB or two-channel optical flow,
+        at the recipe's crop size. The arrays may be read-only and need not be contiguous. Raises ValueError for wrong
+        shapes, dtypes or indices, and DeviceFull if not even one clip fits into the device's memory.
         """
         layers = self.encode_layers(frames_NHWC, index_BT, ("pool5", "prob") if probs else ("pool5",))
         return (layers["pool5"], layers["prob"]) if probs else layers["pool5"]
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """What `encode_layers` can give: the four layers of the paper's ASLAN test, two of them under two names.
+        """Layers that `encode_layers` can return: the four of the paper's ASLAN test, two of them under two names.
 
-        Other networks than P3D have "pool5", which is their features whatever they call them, and "prob".
+        Networks other than P3D have only "pool5", which stands for their features, and "prob".
         """
         if not isinstance(self._network, P3D):
             return "prob", "pool5"
@@ -187,10 +188,10 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_layers(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str]) -> Mapping[str, Rows]:
-        """Each of `layers` (see `layer_names`) of the clips, float32; takes and raises what `encode` does.
+        """Return each of `layers` (see `layer_names`) for the clips, float32; same arguments and errors as `encode`.
 
-        With H x W pixels and 16 frames: prob (B, K), pool5 (B, 2048), res5 (B, 2048, H/32, W/32), res4, before its
-        temporal pool, (B, 1024, 2, H/16, W/16). "pool5" and "prob" are those of `encode`, bit for bit.
+        With H x W pixels and 16 frames: prob (B, K), pool5 (B, 2048), res5 (B, 2048, H/32, W/32), and res4 before its
+        temporal pool (B, 1024, 2, H/16, W/16). "pool5" and "prob" are bit-identical to those of `encode`.
         """
         self._check(frames_NHWC, index_BT)
         if unknown := [name for name in layers if name not in self.layer_names]:
@@ -202,15 +203,15 @@ class Encoder:
                     return self._encode(frames_NHWC, index_BT, layers, size)
             except torch.OutOfMemoryError as error:
                 if size == 1:
-                    raise DeviceFull(f"{self.device} has no room for one clip of {self.name} ({error})") from None
-                with self._halving:  # once, though several threads may have come to it
+                    raise DeviceFull(f"{self.device} cannot fit one clip of {self.name} in memory ({error})") from None
+                with self._halving:  # halve once, even if several threads ran out of memory
                     self.batch_size = min(self.batch_size, size // 2)
-            torch.cuda.empty_cache()  # not in the handler, where the error still holds what it had reached
+            torch.cuda.empty_cache()  # outside the handler, where the error still references the tensors
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
-        """What this thread copies and computes waits for nothing that another does. On a CPU it means nothing."""
-        if self.device.type == "mps":  # which has no streams
+        """Run this thread's copies and kernels in its own stream, independent of other threads. No effect on a CPU."""
+        if self.device.type == "mps":  # mps has no streams
             yield
             return
         streams = torch.get_device_module(self.device)
@@ -221,7 +222,7 @@ class Encoder:
 
     def _encode(self, frames_NHWC: Frames, index_BT: Index, layers: Sequence[str], size: int) -> Mapping[str, Rows]:
         clips = len(index_BT)
-        if not clips:  # the shapes are those of a black clip, of which nothing is kept
+        if not clips:  # run one black clip only to learn the shapes
             black = np.zeros((1, *self.recipe.crop_hw, self.recipe.channels), np.uint8)
             of_one = self._encode(black, np.zeros((1, self.recipe.n_frames), np.int64), layers, size)
             return MappingProxyType({name: rows[:0] for name, rows in of_one.items()})
@@ -229,9 +230,9 @@ class Encoder:
         all_BT = self._to_device(index_BT)
         batches = []
         for start in range(0, clips, size):
-            places = torch.arange(start, start + size, device=self.device).clamp_(max=clips - 1)
+            positions = torch.arange(start, start + size, device=self.device).clamp_(max=clips - 1)
             # index_select copies whole frames; frames[index_BT] took fifteen times as long for the same bytes
-            chosen_BT = all_BT[places]
+            chosen_BT = all_BT[positions]
             clips_BTHWC = frames.index_select(0, chosen_BT.flatten()).view(*chosen_BT.shape, *frames.shape[1:])
             batches.append(self._run(normalise(clips_BTHWC, self._as_read), layers))
         return MappingProxyType({name: _joined([batch[name] for batch in batches], clips) for name in layers})
@@ -245,10 +246,10 @@ class Encoder:
         else:
             found = {"pool5": self._network.features(clips_BCTHW)}
         if "prob" in layers:
-            # A row at a time: threads split a product of five rows so that the bits depend on the place (seen).
+            # One row at a time: threads split a five-row product so that bits depend on the row's position (observed).
             rows = torch.split(found["pool5"], 1)
             found["prob"] = torch.cat([self._network.classify(row).softmax(dim=1) for row in rows])
-        return {name: found[name if name in found else name[:4]] for name in layers}  # "res4f" is "res4"
+        return {name: found[name if name in found else name[:4]] for name in layers}  # "res4f" is an alias of "res4"
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         """On the device. The staging copy is ours because the caller's array may be read-only shared memory."""
@@ -257,7 +258,7 @@ class Encoder:
         dtype = torch.uint8 if array.dtype == np.uint8 else torch.int64
         staging = torch.empty(array.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         np.copyto(staging.numpy(), array)
-        return staging.to(self.device, non_blocking=True)  # torch keeps pinned memory until its copy has been made
+        return staging.to(self.device, non_blocking=True)  # torch keeps pinned memory until the copy has finished
 
     def _check(self, frames_NHWC: Frames, index_BT: Index) -> None:
         expected = (*self.recipe.crop_hw, self.recipe.channels)
@@ -277,11 +278,11 @@ class Encoder:
 
 
 def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe) -> Tensor:
-    """RGB bytes to what the network takes: uint8 (B, T, H, W, C) -> float32 (B, C, T, H, W), channels last."""
+    """Convert RGB bytes to network input: uint8 (B, T, H, W, C) -> float32 (B, C, T, H, W), channels last."""
     if recipe.channel_order == "bgr":
         clips_BTHWC = clips_BTHWC.flip(-1)
     values_BTHWC = clips_BTHWC.float().contiguous()
-    # Whole lines of pixels: on a CPU an inner loop over three channels takes nine times as long.
+    # Work on whole rows of pixels: on a CPU an inner loop over three channels takes nine times as long.
     lines_BTHL = values_BTHWC.flatten(-2)
     width, device = clips_BTHWC.shape[3], clips_BTHWC.device
     if recipe.value_range != 255:
@@ -294,13 +295,16 @@ def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _line(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
-    """A line of pixels that all have these values, made once: on a GPU each would be a copy that is waited for."""
+    """A row of pixels that all have these values, cached: on a GPU each new one would be a blocking copy."""
     with torch.inference_mode(False):
         return torch.tensor(values * width, dtype=torch.float32, device=device)
 
 
 def golden_clip(recipe: ClipRecipe) -> tuple[Frames, Index]:
-    """One clip that is the same everywhere: slanted stripes that move, another way in each channel; integers only."""
+    """One clip that is the same on every machine: slanted gradients that move differently per channel; integers only.
+
+    Returns frames uint8 (T, H, W, C) and index int64 (1, T).
+    """
     height, width = recipe.crop_hw
     t, y, x, c = np.ogrid[: recipe.n_frames, :height, :width, : recipe.channels]
     frames_NHWC = ((3 + 2 * c) * x + (5 - 3 * c) * y + (7 + 4 * c) * t + x * y // 16) % 256
@@ -309,7 +313,7 @@ def golden_clip(recipe: ClipRecipe) -> tuple[Frames, Index]:
 
 @torch.inference_mode()
 def golden_features(weights: Weights) -> Rows:
-    """What the golden clip must give: (D,), from the plain network on the CPU in float32, nothing folded."""
+    """The expected features of the golden clip: (D,), from the unfolded network on the CPU in float32."""
     frames_NHWC, index_BT = golden_clip(weights.recipe)
     clips_BTHWC = torch.from_numpy(frames_NHWC)[torch.from_numpy(index_BT)]
     expected_D: Rows = weights.network.features(normalise(clips_BTHWC, weights.recipe))[0].numpy()
@@ -317,9 +321,9 @@ def golden_features(weights: Weights) -> Rows:
 
 
 def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | None = None) -> None:
-    """Raise GoldenMismatch unless the golden clip gives `expected_D`, by cosine and, within 1%, by length.
+    """Raise GoldenMismatch unless the golden clip gives `expected_D`: by cosine, and by length within 1%.
 
-    The least cosine is that of the encoder's precision (MINIMUM_COSINE) if not given. One that is not a number refuses.
+    The default minimum cosine depends on the encoder's precision (MINIMUM_COSINE). A NaN cosine is a mismatch.
     """
     minimum_cosine = MINIMUM_COSINE[encoder.precision] if minimum_cosine is None else minimum_cosine
     found_D = encoder.encode(*golden_clip(encoder.recipe))[0].astype(np.float64)
@@ -328,7 +332,7 @@ def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | Non
         raise GoldenMismatch(f"{encoder.name} gives {len(found_D)} features and the golden ones are {len(wanted_D)}")
     found, wanted = float(np.linalg.norm(found_D)), float(np.linalg.norm(wanted_D))
     cosine = float(found_D @ wanted_D) / (found * wanted) if found * wanted else math.nan
-    if not (cosine >= minimum_cosine and abs(found / wanted - 1) <= 0.01):  # written so that nan refuses
+    if not (cosine >= minimum_cosine and abs(found / wanted - 1) <= 0.01):  # also true for NaN
         raise GoldenMismatch(
             f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features: "
             f"{cosine = :.6f} (at least {minimum_cosine}), length {found:.4g} for {wanted:.4g}; "
@@ -337,6 +341,6 @@ def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | Non
 
 
 def _joined(batches: list[Tensor], clips: int) -> Rows:
-    """The rows of all batches without the padding of the last, as one array on the host."""
+    """The rows of all batches as one array on the host, without the padding of the last batch."""
     rows: Rows = torch.cat(batches)[:clips].contiguous().cpu().numpy()
     return rows

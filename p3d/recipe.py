@@ -1,9 +1,9 @@
-"""ClipRecipe: what a frame must look like before it enters a network, as its weights were trained.
+"""ClipRecipe: the preprocessing that a set of weights was trained with.
 
-    decoded frame --resize--> centre crop --> uint8 RGB (so far the pipeline) --> channel order, range, mean, std
+    decoded frame --resize--> centre crop --> uint8 RGB (done by the pipeline) --> channel order, range, mean, std
 
-Weights without their recipe give wrong features and no error, so a recipe travels with every set of weights, and this
-module needs neither torch nor numpy: plans read it too.
+Weights used with a wrong recipe give wrong features and no error, so every set of weights carries its recipe. This
+module needs neither torch nor numpy, because plans read it too.
 Source: README of the authors' release (182x242, centre 160x160, BGR minus 104/117/123); the port's `input_mean`.
 """
 
@@ -18,12 +18,12 @@ CHANNEL_ORDERS: Final = ("rgb", "bgr")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRecipe:
-    """How many frames, how they are resized and cropped, and how bytes become the network's numbers.
+    """The number of frames, how they are resized and cropped, and how bytes become network inputs.
 
     Exactly one of `resize_hw` (both sides, pixels, aspect not kept) and `short_side` (pixels, aspect kept) is set; then
-    the centre `crop_hw` is taken. A value v of 0..255 becomes (v * value_range / 255 - mean) / std, a channel at a
-    time, after the channels were put in `channel_order`; flow has two, x and y, and stays as it is ("rgb").
-    Raises ValueError.
+    the centre `crop_hw` is taken. Channels are first put in `channel_order`. Then each value v in 0..255 becomes
+    (v * value_range / 255 - mean) / std, with mean and std per channel. Optical flow has two channels, x and y, and
+    keeps their order ("rgb"). Raises ValueError for inconsistent or out-of-range values.
     """
 
     n_frames: int = 16
@@ -53,9 +53,9 @@ class ClipRecipe:
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(_is_number(value) for value in values):
                 raise ValueError(f"{name} must be a tuple of finite numbers, not {values!r}")
-            object.__setattr__(self, name, tuple(map(float, values)))  # 104 and 104.0 are one recipe and one digest
+            object.__setattr__(self, name, tuple(map(float, values)))  # 104 and 104.0 give the same recipe and digest
         if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std must have one number a channel: {self.mean = }, {self.std = }")
+            raise ValueError(f"mean and std must have one number per channel: {self.mean = }, {self.std = }")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
         if self.channel_order not in CHANNEL_ORDERS:
@@ -65,16 +65,16 @@ class ClipRecipe:
 
     @property
     def channels(self) -> int:
-        """3 of an RGB frame, 2 of optical flow."""
+        """3 for RGB frames, 2 for optical flow."""
         return len(self.mean)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, tuples as lists; `from_dict` gives an equal recipe back."""
+        """Plain JSON values, tuples as lists; `from_dict` returns an equal recipe."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The recipe that `to_dict` wrote; raises ValueError for unknown keys, missing ones and wrong values."""
+        """The recipe that `to_dict` wrote; raises ValueError for unknown or missing keys and for wrong values."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown keys in a clip recipe: {', '.join(unknown)}")
@@ -103,14 +103,14 @@ def _check_pair(name: str, value: object) -> None:
         _check_int(name, side)
 
 
-# What the authors' caffemodels were trained on: mean 104/117/123 is blue, green, red.
+# The preprocessing of the authors' caffemodels: mean 104/117/123 is blue, green, red.
 CAFFE_RGB: Final = ClipRecipe(channel_order="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
 CAFFE_FLOW: Final = ClipRecipe(mean=(128.0, 128.0), std=(1.0, 1.0))
-# What the port declares (ImageNet's statistics); its own demo never applies them.
+# The preprocessing that the port declares (ImageNet's statistics); its own demo never applies it.
 PORT_RGB: Final = ClipRecipe(value_range=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PORT_FLOW: Final = ClipRecipe(value_range=1, mean=(0.5, 0.5), std=(0.226, 0.226))
-# 2-D ResNets: frames of the paper's UCF101 protocol (240x320, crop 224) as the original release normalised them, and
-# torchvision's way of testing.
+# 2-D ResNets: frames of the paper's UCF101 protocol (240x320, crop 224) normalised as in the original release, and
+# torchvision's test preprocessing.
 IMAGENET_BGR: Final = ClipRecipe(
     resize_hw=(240, 320), crop_hw=(224, 224), channel_order="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)
 )
@@ -122,7 +122,7 @@ IMAGENET_RGB: Final = ClipRecipe(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-# C3D subtracts a mean cube (16x128x171) that is not here; these are about its averages by channel, as ports use them.
+# C3D subtracts a mean cube (16x128x171) that is not included; these are roughly its channel means, as ports use them.
 C3D_RGB: Final = ClipRecipe(
     resize_hw=(128, 171), crop_hw=(112, 112), channel_order="bgr", mean=(90.0, 98.0, 102.0), std=(1.0, 1.0, 1.0)
 )
@@ -130,7 +130,7 @@ C3D_RGB: Final = ClipRecipe(
 DEEPVIDEO_RGB: Final = ClipRecipe(
     n_frames=10, resize_hw=None, short_side=200, crop_hw=(170, 170), mean=(117.0, 117.0, 117.0), std=(1.0, 1.0, 1.0)
 )
-# Convolutional pooling: frames of 220x220, one a second in the paper (here: --frame-step).
+# Convolutional pooling: frames of 220x220, one per second in the paper (here: --frame-step).
 CONVPOOL_RGB: Final = ClipRecipe(
     n_frames=120,
     resize_hw=(240, 320),
@@ -142,14 +142,14 @@ CONVPOOL_RGB: Final = ClipRecipe(
 
 
 def in_convention(recipe: ClipRecipe, *, channel_order: str, value_range: int) -> ClipRecipe:
-    """The same frames, resize and crop, with pixels made into numbers by one of the four conventions in use.
+    """The same frames, resize and crop, with pixel values normalised by one of the four conventions in use.
 
-    Range 255 subtracts 104/117/123 (blue, green, red) and divides by nothing, range 1 takes ImageNet's mean and
-    standard deviation; `channel_order` turns either around. Raises ValueError, also for flow, which has no colours.
+    Range 255 subtracts 104/117/123 (blue, green, red) without scaling; range 1 uses ImageNet's mean and standard
+    deviation. Both are reordered to `channel_order`. Raises ValueError for unknown values and for optical flow.
     """
     if recipe.channels != 3:
         raise ValueError(
-            f"channel order and range are settings of RGB weights, and these take {recipe.channels} channels"
+            f"channel order and range are settings of RGB weights, but these take {recipe.channels} channels"
         )
     if value_range not in (1, 255):
         raise ValueError(f"value_range is what 255 becomes, 255 or 1, not {value_range!r}")

@@ -1,11 +1,11 @@
-"""The zoo: a name gives a network and the recipe its clips need.
+"""The zoo: maps a name to a network and the clip recipe that its weights need.
 
     p3d63  p3d131  p3d199           the paper's mix of A, B and C on ResNet-50, -101, -152
     p3d63-a  -b  -c                 every block of res2..res4 of one kind (paper, table 1)
     p3d63-flow                      two input channels: optical flow, x and y
-    resnet50  resnet101  resnet152  2-D, the features of the frames averaged over the clip
+    resnet50  resnet101  resnet152  2-D, frame features averaged over the clip
     resnet50-3d  resnet152-3d       3x3x3 convolutions where P3D has S and T
-    c3d  deepvideo-single  deepvideo-slow  convpool      the others of the paper's table 2
+    c3d  deepvideo-single  deepvideo-slow  convpool      the other networks of the paper's table 2
 
 Only P3D-199 was ever released by the P3D authors (Sports-1M RGB, Kinetics RGB and flow).
 Source: the paper, section 4 and table 1; dropout of the deploy prototxt (Kinetics: RGB 0.5, flow 0.7).
@@ -46,7 +46,7 @@ P3D_NAMES: Final = tuple(depth + variant for depth in _BLOCKS for variant in _VA
 _P3D: Final = {"caffe": CAFFE_RGB, "port": PORT_RGB}
 _FLOW: Final = {"caffe": CAFFE_FLOW, "port": PORT_FLOW}
 _IMAGENET: Final = {"caffe": IMAGENET_BGR, "port": IMAGENET_RGB}
-# name: class of its configuration, what that needs beside the name, recipe by graph
+# name: class of its configuration, the arguments it needs in addition to the name, recipe by graph
 _OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, ClipRecipe]]]] = {
     "resnet50": (ResNetConfig, {"blocks": _BLOCKS["p3d63"]}, _IMAGENET),
     "resnet101": (ResNetConfig, {"blocks": _BLOCKS["p3d131"]}, _IMAGENET),
@@ -64,9 +64,9 @@ NAMES: Final = P3D_NAMES + BASELINES
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a network is and costs: parameters with its classifier, MB of a float32 file, 1e9 multiply-adds a clip.
+    """Size and cost of a network: parameters with classifier, MB of a float32 file, 1e9 multiply-adds per clip.
 
-    The clip is one of its own recipe (`n_frames`, `crop_hw`), and its features are counted, not the classifier.
+    The clip has the size of the network's own recipe (`n_frames`, `crop_hw`). `gmacs` excludes the classifier.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Description:
 def config(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
 ) -> NetworkConfig:
-    """The configuration of a network of the zoo; raises ValueError for an unknown name or option."""
+    """The configuration of any network in the zoo; raises ValueError for an unknown name or option."""
     if name not in _OTHERS:
         return p3d_config(name, graph=graph, num_classes=num_classes, stride_on=stride_on, dropout=dropout)
     kind, options, _ = _OTHERS[name]
@@ -93,7 +93,7 @@ def config(
 def p3d_config(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
 ) -> P3DConfig:
-    """The configuration of a P3D of the zoo; raises ValueError for any other name, and an unknown option."""
+    """The configuration of a P3D in the zoo; raises ValueError for any other name and for an unknown option."""
     depth, variant = _parts(name)
     flow = variant == "-flow"
     return P3DConfig(
@@ -111,7 +111,7 @@ def p3d_config(
 def build(
     name: str, *, graph: str = "caffe", num_classes: int = 400, stride_on: str = "1x1", dropout: float | None = None
 ) -> Network:
-    """A new network in training mode with torch's default initialisation; for features, load weights (`p3d.weights`).
+    """A new network in training mode with torch's default initialisation; to extract features, load `p3d.weights`.
 
     Raises ValueError for an unknown name or option.
     """
@@ -119,7 +119,10 @@ def build(
 
 
 def recipe(name: str, graph: str) -> ClipRecipe:
-    """The clips that weights of this network expect, by the graph they were trained in; raises ValueError."""
+    """The recipe that weights of this network expect, by the graph they were trained in.
+
+    Raises ValueError for an unknown name or graph.
+    """
     recipes = _OTHERS[name][2] if name in _OTHERS else _FLOW if _parts(name)[1] == "-flow" else _P3D
     if graph not in recipes:
         raise ValueError(f"graph of {name} must be one of {', '.join(recipes)}, not {graph!r}")
@@ -128,7 +131,7 @@ def recipe(name: str, graph: str) -> ClipRecipe:
 
 @cache
 def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> Description:
-    """Sizes and cost, counted on a network without memory (torch's meta device); raises ValueError."""
+    """Size and cost, counted on torch's meta device without memory; raises ValueError for unknown options."""
     clip = recipe(name, "caffe")
     with torch.device("meta"):
         network = build(name, stride_on=stride_on, num_classes=num_classes).eval()
@@ -158,7 +161,7 @@ def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> De
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """("p3d63", "-flow") of "p3d63-flow"."""
+    """Split "p3d63-flow" into ("p3d63", "-flow"); raises ValueError with suggestions for an unknown name."""
     if name not in P3D_NAMES:
         near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}"

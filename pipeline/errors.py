@@ -1,25 +1,25 @@
-"""What can go wrong, in two kinds that must not be mixed.
+"""Errors of two kinds, which are kept separate.
 
-Trouble with **one video** is a value: a `Failure` row with a `Reason` from the closed set below. Inside the data plane
-it travels as `VideoError` up to one boundary (`p3d.pipeline.decode.frames`), which turns it into that row.
+A problem with **one video** is a value: a `Failure` row with a `Reason` from the fixed set below. Inside the data plane
+it is raised as `VideoError` up to one boundary (`p3d.pipeline.decode.frames`), which turns it into that row.
 
-Trouble with **the job** is an exception with a sentence for people:
+A problem with **the job** is an exception with a message for the user:
 
     JobError
-    ├── InputError          an input that cannot be: no videos, a bad option, a malformed list
+    ├── InputError          an invalid input: no videos, a bad option, a malformed list
     │   └── BadVideo        the one video that was asked for has no rows
-    ├── NoSuchJob           there is no job.json at this output
+    ├── NoSuchJob           this output has no job.json
     ├── OtherRecipe         the output belongs to a job with other settings
-    ├── AlreadyRunning      another scheduler is live at this output
-    ├── ClusterError        Ray could not start, or a node cannot do its part
-    ├── Unfinished          what was asked needs a job that is done
+    ├── AlreadyRunning      another scheduler is running at this output
+    ├── ClusterError        Ray could not start, or a node cannot take part in the job
+    ├── Unfinished          the request needs a finished job
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
-    └── StoreError          the store could not do what was asked
+    └── StoreError          the store could not complete a request
         ├── StoreMissing    no such object
         │   ├── StoreChanged   no longer the same object
         │   └── StoreNoBucket  no such bucket
-        ├── StoreCorrupt    the bytes that arrive are not those the store says it has
-        ├── StoreDenied     credentials or permissions
+        ├── StoreCorrupt    the bytes received do not match the store's checksum
+        ├── StoreDenied     missing credentials or permissions
         ├── StoreFull       no space left
         ├── StoreUnsafe     the store cannot create an object exactly once
         └── StoreUnknown    the request may or may not have happened (time-out, lost reply, outage)
@@ -31,7 +31,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a video has no rows. The closed set: `failures.reason` is always one of these."""
+    """Why a video has no rows. The set is fixed: `failures.reason` is always one of these."""
 
     EMPTY_FILE = "empty_file"
     NOT_A_FILE = "not_a_file"
@@ -57,52 +57,52 @@ class Reason(StrEnum):
 REASON_MEANING: dict[Reason, str] = {
     Reason.EMPTY_FILE: "the file has no bytes",
     Reason.NOT_A_FILE: "a directory, fifo, device or socket, or a link that leads out of the source folder",
-    Reason.NOT_A_VIDEO: "text, a playlist, an image or bytes that no demuxer knows",
-    Reason.NO_VIDEO_STREAM: "a media file without pictures: audio only, subtitles only",
-    Reason.NO_FRAMES: "a video stream of which no frame can be decoded",
-    Reason.UNSUPPORTED: "encrypted, or a codec that no decoder here has",
-    Reason.TRUNCATED: "the file ends before the frames it promises",
+    Reason.NOT_A_VIDEO: "text, a playlist, an image or bytes that no demuxer recognises",
+    Reason.NO_VIDEO_STREAM: "a media file without a video stream: audio or subtitles only",
+    Reason.NO_FRAMES: "a video stream without a frame that can be decoded",
+    Reason.UNSUPPORTED: "encrypted, or a codec that no available decoder supports",
+    Reason.TRUNCATED: "the file ends before the frames that its header declares",
     Reason.CORRUPT_FRAMES: "damaged data inside the stream",
-    Reason.SOURCE_MISSING: "the file is not there (any more)",
+    Reason.SOURCE_MISSING: "the file does not exist, or no longer exists",
     Reason.SOURCE_DENIED: "no permission to read the file",
     Reason.SOURCE_CHANGED: "the file is not the one that was planned, or it changed while it was read",
-    Reason.SOURCE_CORRUPT: "the bytes that arrived are not those the store says it has",
-    Reason.TOO_LONG: "longer than the limit of the job",
-    Reason.TOO_LARGE: "more pixels or bytes than the limit of the job",
+    Reason.SOURCE_CORRUPT: "the bytes received do not match the checksum in the store",
+    Reason.TOO_LONG: "longer than the job's limit",
+    Reason.TOO_LARGE: "more pixels or bytes than the job's limit",
     Reason.DECODE_TIMEOUT: "decoding took longer than the deadline for one video",
-    Reason.DECODE_MEMORY: "decoding needed more memory than one video may take",
-    Reason.DECODER_CRASH: "the decoder's process died on this video, and again when it was tried alone",
-    Reason.NON_FINITE: "the network gave NaN, infinity or nothing but zeros for a clip of this video",
-    Reason.INTERNAL: "a defect of this program; the job does not exit 0, please report it",
+    Reason.DECODE_MEMORY: "decoding needed more memory than one video may use",
+    Reason.DECODER_CRASH: "the decoder process crashed on this video, and again when the video was retried alone",
+    Reason.NON_FINITE: "the network returned NaN, infinity or only zeros for a clip of this video",
+    Reason.INTERNAL: "a bug in this program; the job does not exit 0, please report it",
 }
-# what to do about a video that failed for it
+# what the user can do about a video that failed for this reason
 REASON_REMEDY: dict[Reason, str] = {
-    Reason.EMPTY_FILE: "Copy the file again from where it came from, then retry.",
+    Reason.EMPTY_FILE: "Copy the file again from its origin, then retry.",
     Reason.NOT_A_FILE: "Leave it out, or put the file itself into the source folder.",
-    Reason.NOT_A_VIDEO: "Nothing, if it is none. Otherwise look at how it was copied.",
-    Reason.NO_VIDEO_STREAM: "Nothing: there are no pictures in it.",
-    Reason.NO_FRAMES: "Play it; if a player shows pictures, please report it.",
+    Reason.NOT_A_VIDEO: "Nothing, if it is not a video. Otherwise check how it was copied.",
+    Reason.NO_VIDEO_STREAM: "Nothing: it has no video stream.",
+    Reason.NO_FRAMES: "Play it; if a player shows frames, please report it.",
     Reason.UNSUPPORTED: "Decrypt or convert it (ffmpeg -i IN -c:v libx264 OUT.mp4), then retry.",
     Reason.TRUNCATED: "Copy it again; if it is cut at its origin, launch into a new output with --partial keep.",
     Reason.CORRUPT_FRAMES: "Copy it again; if its origin is damaged, launch into a new output with --partial keep.",
-    Reason.SOURCE_MISSING: "Bring it back, then retry.",
+    Reason.SOURCE_MISSING: "Restore it, then retry.",
     Reason.SOURCE_DENIED: "Give the job's user permission to read it, then retry.",
     Reason.SOURCE_CHANGED: "Launch again into the same output: the new version is planned.",
     Reason.SOURCE_CORRUPT: "The store holds damaged bytes: upload it again, then retry.",
     Reason.TOO_LONG: "Cut it, or retry with a higher --max-duration.",
-    Reason.TOO_LARGE: "Make it smaller, or retry with a higher --max-pixels or --max-file-bytes.",
+    Reason.TOO_LARGE: "Scale it down, or retry with a higher --max-pixels or --max-file-bytes.",
     Reason.DECODE_TIMEOUT: "Retry with a higher --video-timeout, or convert it.",
     Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or convert it.",
-    Reason.DECODER_CRASH: "Convert it, then retry; please report it if it may be shared.",
-    Reason.NON_FINITE: "Look at the weights; in fp16, launch into a new output with --precision fp32.",
-    Reason.INTERNAL: "Please report it, with the detail.",
+    Reason.DECODER_CRASH: "Convert it, then retry; please report it if you may share the file.",
+    Reason.NON_FINITE: "Check the weights; in fp16, launch into a new output with --precision fp32.",
+    Reason.INTERNAL: "Please report it with its detail text.",
 }
 
 
 class VideoError(Exception):
-    """One video cannot be read. Caught at one place, where it becomes a `Failure`.
+    """One video cannot be read. Caught in one function, which turns it into a `Failure`.
 
-    `detail` is a sentence for people: what happened and, where known, at which frame or byte.
+    `detail` is text for the user: what happened and, where known, at which frame or byte.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -112,15 +112,15 @@ class VideoError(Exception):
 
 
 class JobError(Exception):
-    """The job cannot go on. `str(error)` says what happened, to what, and what to do."""
+    """The job cannot continue. `str(error)` says what happened, to what, and what to do."""
 
 
 class InputError(JobError):
-    """An input that cannot be: no videos, a malformed list, an option that contradicts another."""
+    """An invalid input: no videos, a malformed list, an option that contradicts another."""
 
 
 class BadVideo(InputError):
-    """The one video that was asked for has no rows, for a reason of the closed set and with a sentence."""
+    """The one video that was asked for has no rows: its place, its `Reason` and a detail for the user."""
 
     def __init__(self, place: str, reason: Reason, detail: str) -> None:
         super().__init__(place, reason, detail)
@@ -133,7 +133,7 @@ class BadVideo(InputError):
 
 
 class NoSuchJob(JobError):
-    """There is no job.json at this output."""
+    """This output has no job.json."""
 
 
 class OtherRecipe(JobError):
@@ -141,15 +141,15 @@ class OtherRecipe(JobError):
 
 
 class AlreadyRunning(JobError):
-    """Another scheduler is live at this output, or has taken over from this one."""
+    """Another scheduler is running at this output, or has taken over from this one."""
 
 
 class ClusterError(JobError):
-    """Ray could not start, or a node cannot do its part; once that is mended, a resume goes on."""
+    """Ray could not start, or a node cannot take part in the job. Once that is fixed, the job can be resumed."""
 
 
 class Unfinished(JobError):
-    """Some videos of the job are still to be done, and what was asked needs them."""
+    """Some videos of the job are still pending, and the request needs them."""
 
 
 class DamagedJob(JobError):
@@ -157,7 +157,7 @@ class DamagedJob(JobError):
 
 
 class StoreError(JobError):
-    """The store could not do what was asked."""
+    """The store could not complete a request."""
 
 
 class StoreMissing(StoreError):
@@ -169,23 +169,23 @@ class StoreChanged(StoreMissing):
 
 
 class StoreNoBucket(StoreMissing):
-    """There is no such bucket: trouble with the job, whatever object was asked for."""
+    """There is no such bucket. This is a problem with the job, whichever object was asked for."""
 
 
 class StoreCorrupt(StoreError):
-    """The bytes that arrive are, again and again, not those the store says it has."""
+    """The bytes received repeatedly do not match the store's checksum."""
 
 
 class StoreDenied(StoreError):
-    """Credentials or permissions."""
+    """Missing credentials or permissions."""
 
 
 class StoreFull(StoreError):
-    """No space left where the object should go."""
+    """No space left for the object."""
 
 
 class StoreUnsafe(StoreError):
-    """The store cannot create an object exactly once, so nothing could be promised on it."""
+    """The store cannot create an object exactly once, so results on it would not be safe."""
 
 
 class StoreUnknown(StoreError):

@@ -1,16 +1,16 @@
-"""One shard of decode messages -> its rows: clips are batched across videos and put back per video. No Ray here.
+"""The decode messages of one shard -> its rows. Clips are batched across videos and collected per video. No Ray here.
 
-    (video, message) ...  ->  tracks, one per video: frames in, clips out as soon as they are whole
+    (video, message) ...  ->  tracks, one per video: frames in, clips out as soon as they are complete
                           ->  one batch of B clips of any videos -> encode -> features back to their tracks
                           ->  rows in manifest order
 
 A track keeps only the frames that a later clip may need, so memory does not grow with the length of a video. The batch
 shape is fixed (the encoder pads the last one), so a row's numbers do not depend on its neighbours. Batches may be
-encoded by `inference_threads` while the thread that takes messages fills the next one. Shards that are extracted at the
-same time may share them.
+encoded by `inference_threads` while the thread that receives messages fills the next one. Shards that are extracted at
+the same time may share these threads.
 
-Legend: N frames, B batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0 without
-`--scores`), R rows.
+Legend: N frames, B clips of a batch, T frames of a clip, D feature dimension, K classes whose scores are stored (0
+without `--scores`), R rows.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ from p3d.pipeline.types import (
 )
 
 Encode = Callable[[UINT8, INT64], tuple[FLOAT32, FLOAT32]]  # frames_NHWC, index_BT -> features_BD, probs_BK
-_Encoded = tuple[FLOAT32, FLOAT32, float]  # what `Encode` gives, and the seconds it took
-_Owner = tuple["_Track", int]  # whose clip it is, and which
+_Encoded = tuple[FLOAT32, FLOAT32, float]  # the result of `Encode`, and the seconds it took
+_Owner = tuple["_Track", int]  # the track that a clip belongs to, and the index of the clip
 
 
 @dataclass(slots=True)
 class Progress:
     """Counters that grow while a shard is computed; another thread may read them at any time.
 
-    Seconds: `encode_s` of a lane on average, `wait_s` for messages, `full_s` for a lane with the next batch at hand.
+    Times: `encode_s` is the mean per inference thread, `wait_s` the time waiting for messages, and `full_s` the time
+    waiting for an inference thread while the next batch is ready.
     """
 
     videos: int = 0
@@ -79,21 +80,21 @@ class Progress:
     full_s: float = 0.0
 
     def count(self, before: VideoEnd | Failure | None, now: VideoEnd | Failure | None) -> None:
-        """A video's end takes the place of an earlier one, or of none."""
+        """Count the end `now` of a video, which replaces the end `before` of an earlier decode if there was one."""
         self.videos += (now is not None) - (before is not None)
         self.failed += isinstance(now, Failure) - isinstance(before, Failure)
 
 
 class InferenceThreads:
-    """`n` threads that compute a batch each."""
+    """`n` threads that compute one batch each at a time."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.pool = n, ThreadPoolExecutor(n, thread_name_prefix="lane")
-        self.under_way = 0  # batches, those that wait for a lane included
+        self.n, self.pool = n, ThreadPoolExecutor(n, thread_name_prefix="inference")
+        self.under_way = 0  # batches, including those that wait for a thread
         self._lock = threading.Lock()
 
     def submit(self, run: Callable[[], _Encoded]) -> Future[_Encoded]:
-        """Compute a batch as soon as a lane is free."""
+        """Compute a batch as soon as a thread is free."""
         with self._lock:
             self.under_way += 1
         future = self.pool.submit(run)
@@ -118,14 +119,14 @@ def extract_shard(
     progress: Progress | None = None,
     inference_threads: InferenceThreads | None = None,
 ) -> ShardRows:
-    """Run a shard. `messages` are (position of the video in the shard, message), streams of videos mixed at will.
+    """Compute the rows of a shard. `messages` are (position of the video in the shard, message), in any interleaving.
 
-    `encode` is called by as many threads at once as there are `inference_threads`; without any, by the caller. Each
-    thread holds one batch of frames of each shard that uses it.
+    `encode` is called by the `inference_threads` in parallel, or by the calling thread if None. Each thread
+    holds one batch of frames of each shard that uses it.
 
-    A `VideoInfo` begins a video, or begins it again: what was computed for it before is dropped. A video whose features
+    A `VideoInfo` starts a video, or restarts it: everything computed for it before is dropped. A video whose features
     or scores are not finite, or whose features are all zero, becomes a failure. ValueError if the messages of a video
-    do not add up.
+    are inconsistent.
     """
     progress = progress or Progress()
     tracks: dict[int, _Track] = {}
@@ -172,7 +173,7 @@ def extract_shard(
 def _settle(
     video: VideoRef, track: _Track | None, end: VideoEnd | Failure | None, dtype: str
 ) -> tuple[VideoOutcome, FLOAT32, FLOAT32]:
-    """The outcome of one video; if it has rows, its features and scores as they will be stored, [N, D] and [N, K]."""
+    """The outcome of one video. If it has rows, also its features [N, D] and scores [N, K] as they will be stored."""
     nothing = np.empty((0, 0), np.float32)
     if isinstance(end, Failure):
         return VideoOutcome(video, failure=end), nothing, nothing
@@ -180,7 +181,7 @@ def _settle(
         raise ValueError(f"{video.video_id}: the messages of this video stopped without an end or a failure")
     if not track.clips:
         return VideoOutcome(video, failure=Failure(Reason.NO_FRAMES, "no frame could be decoded")), nothing, nothing
-    with np.errstate(over="ignore"):  # too large for float16 is infinity, which is caught below
+    with np.errstate(over="ignore"):  # values too large for float16 become infinity, which is detected below
         features_ND = np.stack(track.features).astype(dtype).astype(np.float32)  # type: ignore[arg-type] # all are set
     probs_NK = np.stack(track.probs)  # type: ignore[arg-type] # as above
     good_N = np.isfinite(features_ND).all(1) & (features_ND != 0).any(1) & np.isfinite(probs_NK).all(1)
@@ -192,30 +193,30 @@ def _settle(
 
 @dataclass(slots=True)
 class _Track:
-    """One video on its way: the frames a later clip may still need, and the clips that were made.
+    """One video in progress: the frames that a later clip may still need, and the clips that were made.
 
-    Clips count places (`clips.rules.ticks_of`): the frames of the video, or the ticks that each of them is shown for.
+    Clips count ticks (`clips.rules.ticks_of`): the frames of the video, or with `--fps` those of the resampled video.
     A frame is kept once, however many ticks it has.
     """
 
     info: VideoInfo
     sampling: Sampling
     kept: list[_Kept] = field(default_factory=list)
-    firsts: list[int] = field(default_factory=list)  # first place of each kept frame
+    firsts: list[int] = field(default_factory=list)  # first tick of each kept frame
     clips: list[tuple[ClipSpan, float, float]] = field(default_factory=list)
     features: list[FLOAT32 | None] = field(default_factory=list)
     probs: list[FLOAT32 | None] = field(default_factory=list)
     last_number: int = -1
-    n_whole: int = 0  # places that no later frame can change
-    n_promised: int = field(init=False)
-    promised: list[ClipSpan] = field(init=False)  # where the frame count decides: the clips of the promised one
+    n_whole: int = 0  # ticks that no later frame can change
+    n_promised: int = field(init=False)  # ticks that the container declares
+    promised: list[ClipSpan] = field(init=False)  # clips for that count, if they depend on the count; else empty
 
     def __post_init__(self) -> None:
         self.n_promised = laid_over(self.sampling, self.info.n_frames, self.info.duration_s)
         self.promised = clip_spans(self.sampling, self.n_promised) if self.sampling.needs_the_count else []
 
     def take(self, block: FrameBlock) -> list[tuple[ClipSpan, list[_Kept]]]:
-        """Add frames; the clips (span, T frames) that are now whole."""
+        """Add frames. Returns the clips (span, T frames) that are now complete."""
         times = block.start_s_N.tolist(), block.end_s_N.tolist()
         for number, start_s, end_s, frame_HWC in zip(block.numbers_N.tolist(), *times, block.frames_NHWC, strict=True):
             if number <= self.last_number:
@@ -230,7 +231,7 @@ class _Track:
         return cut
 
     def finish(self, end: VideoEnd) -> list[tuple[ClipSpan, list[_Kept]]]:
-        """The clips that could only be known with the last frame."""
+        """The remaining clips, which could only be determined with the last frame."""
         n_ticks = laid_over(self.sampling, end.n_frames, end.duration_s)
         spans = clip_spans(self.sampling, n_ticks)
         if [clip[0] for clip in self.clips] != spans[: len(self.clips)]:
@@ -238,7 +239,7 @@ class _Track:
         return [self._cut(span, n_ticks, end.duration_s) for span in spans[len(self.clips) :]]
 
     def _next_whole(self) -> ClipSpan | None:
-        """The next clip that no later frame can change, if its frames are there."""
+        """The next clip that no later frame can change, if its frames have arrived."""
         at = len(self.clips)
         if not self.sampling.needs_the_count:
             return grid_span(self.sampling, at) if at < settled_spans(self.sampling, self.n_whole) else None
@@ -258,22 +259,22 @@ class _Track:
         return span, frames
 
     def _at(self, span: ClipSpan, tick: int, n_ticks: int) -> _Kept:
-        """The frame that stands at a place: the last that begins there or before."""
+        """The frame at a tick: the last one that starts at or before it."""
         at = bisect_right(self.firsts, tick) - 1
         if at < 0 or self.kept[at].end <= tick:
             raise ValueError(f"clip {span.index} needs frame {tick} of {n_ticks}, which was not sent")
         return self.kept[at]
 
     def forget(self) -> None:
-        """Drop the frames before the newest clip's start; every later clip starts at it or after."""
+        """Drop the frames before the newest clip's start. Every later clip starts at or after it."""
         if self.clips:
             first = self.clips[-1][0].start_frame
-            gone = next((at for at, kept in enumerate(self.kept) if kept.end > first), len(self.kept))
-            del self.kept[:gone], self.firsts[:gone]
+            n_dropped = next((at for at, kept in enumerate(self.kept) if kept.end > first), len(self.kept))
+            del self.kept[:n_dropped], self.firsts[:n_dropped]
 
 
 class _Kept(NamedTuple):
-    """A frame that a clip may still need: its number, the end of its places, its time and its pixels [H, W, 3]."""
+    """A frame that a clip may still need: its number, the end of its ticks, its time and its pixels [H, W, 3]."""
 
     number: int
     end: int
@@ -283,9 +284,9 @@ class _Kept(NamedTuple):
 
 
 class _Batch:
-    """Clips of any videos on their way to the encoder; frames that clips share are in it once.
+    """Clips of any videos that wait for the encoder. A frame that several clips share is stored once.
 
-    No more batches are under way than there are lanes; a lane that fails is heard of at the next full batch.
+    At most one batch per inference thread is in progress. An error of a thread is raised at the next full batch.
     """
 
     def __init__(
@@ -293,7 +294,7 @@ class _Batch:
     ) -> None:
         self.encode, self.size, self.progress, self.inference_threads = encode, size, progress, inference_threads
         self.frames: list[UINT8] = []
-        self.position_of: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> place in frames
+        self.position_of: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> index in frames
         self.index: list[list[int]] = []
         self.owners: list[_Owner] = []
         self.running: dict[Future[_Encoded], list[_Owner]] = {}
@@ -315,7 +316,7 @@ class _Batch:
         track.forget()
 
     def finish(self) -> None:
-        """Encode what is left, and wait for all lanes."""
+        """Encode the remaining clips, and wait for all inference threads."""
         if self.owners:
             self._flush()
         while self.running:
@@ -338,13 +339,13 @@ class _Batch:
         self.running[self.inference_threads.submit(partial(self._run, frames, index_BT))] = owners
 
     def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
-        """In a lane: one batch, and the seconds it took."""
+        """Runs in an inference thread: encode one batch, and measure the seconds it took."""
         started = time.monotonic()
         features_BD, probs_BK = self.encode(np.stack(frames), index_BT)
         return features_BD, probs_BK, time.monotonic() - started
 
     def _take(self) -> None:
-        """Wait for the first lane that is done."""
+        """Wait until an inference thread has finished its batch."""
         started = time.monotonic()
         done, _ = wait(self.running, return_when=FIRST_COMPLETED)
         self.progress.full_s += time.monotonic() - started
@@ -360,7 +361,7 @@ class _Batch:
 
 
 def _timed(messages: Iterable[tuple[int, DecodeMessage]], progress: Progress) -> Iterator[tuple[int, DecodeMessage]]:
-    """The same messages; the seconds spent waiting for them are counted."""
+    """Yield the same messages, and count the seconds spent waiting for them."""
     iterator = iter(messages)
     while True:
         started = time.monotonic()

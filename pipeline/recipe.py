@@ -1,10 +1,10 @@
-"""Every option once, in three records that must not be mixed (house rules, "Identity").
+"""All options of a job, each in exactly one of three records, which are kept separate.
 
-    Recipe      what decides the numbers. In OUT/job.json, digested; may not change on one OUT.
-    PlanRecord  which videos, in which shards. In OUT/plans/<seq>.json; new ones are added, none edited.
-    RunOptions  how fast and how patient. In the epoch record of each run; may change every time.
+    Recipe      everything that determines the numbers. In OUT/job.json with a digest; must not change on one OUT.
+    PlanRecord  which videos, in which shards. In OUT/plans/<seq>.json; new plans are added, none is edited.
+    RunOptions  speed, limits and retries. In the epoch record of each run; may change with every run.
 
-All three go to JSON and back strictly: an unknown or missing key is refused. None has room for a secret.
+All three convert to JSON and back strictly: an unknown or missing key is an error. None has a field for a secret.
 """
 
 from __future__ import annotations
@@ -19,15 +19,27 @@ from typing import Any, Self
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
-from p3d.pipeline.types import FrameSpec
+from p3d.pipeline.types import FrameSpec, shard_name
 
 SCHEMA_VERSION = 1
 POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
-SHOWN = 24  # characters of a value in a message; a sha256 is known by fewer
+SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
 DECODERS = ("auto", "decord", "pyav", "nvdec")
 PARTIAL = ("fail", "keep")
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Defaults, each stated once: the records here, the decoders' limits and the help texts all use them.
+SHARD_VIDEOS = 64
+VIDEO_TIMEOUT_S = 300.0
+MAX_DURATION_S = 24 * 3600.0
+MAX_PIXELS = 64 * 1024 * 1024  # of one picture: twice 8K
+MAX_FILE_BYTES = 256 * 1024**3
+MAX_DECODE_MEMORY = 4 * 1024**3  # bytes; a decode of 8K in 10 bits takes under 2 GiB
+STORE_PATIENCE_S = 600.0
+SHARD_ATTEMPTS = 4
+CPU_BATCH = 4  # clips
+GPU_BATCH = 32
+WORKER_DEATHS = 8
 
 
 class _Strict:
@@ -41,7 +53,7 @@ class _Strict:
     @classmethod
     def from_dict(cls, given: Any) -> Self:
         if not isinstance(given, dict):
-            raise InputError(f"{cls.__name__}: a JSON object is needed, not {type(given).__name__}")
+            raise InputError(f"{cls.__name__}: expected a JSON object, not {type(given).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type] # as above
         if given.keys() != known:
             odd = sorted(given.keys() ^ known)
@@ -61,10 +73,10 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recipe(_Strict):
-    """What decides the numbers of a row. Two jobs with equal recipes may share a dataset; others may not.
+    """Everything that determines the numbers of a row. Jobs may share a dataset only if their recipes are equal.
 
-    `weights_sha256` is of our own safetensors file; `resize_hw`, `short_side`, `crop_hw` are pixels (see FrameSpec);
-    `fps` is the rate that videos are resampled to, None for their own.
+    `weights_sha256` is of our own safetensors file. `resize_hw`, `short_side` and `crop_hw` are in pixels (see
+    FrameSpec). `fps` is the rate that videos are resampled to, None for their own.
     """
 
     model: str
@@ -98,9 +110,9 @@ class Recipe(_Strict):
             ("schema_version", (SCHEMA_VERSION,)),
         ):
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is one of {allowed}, not {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         if self.feature_dim < 1 or not re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256):
-            raise InputError(f"{self.feature_dim = } and {self.weights_sha256 = } do not describe weights")
+            raise InputError(f"{self.feature_dim = } or {self.weights_sha256 = } is not valid")
         if self.num_classes < self.scores:
             raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
@@ -118,7 +130,7 @@ class Recipe(_Strict):
 
     @property
     def n_scores(self) -> int:
-        """Class probabilities that are stored with each row: K with `--scores`, else 0."""
+        """Number of class probabilities stored with each row: K with `--scores`, else 0."""
         return self.num_classes if self.scores else 0
 
     @property
@@ -126,7 +138,7 @@ class Recipe(_Strict):
         return digest(self.to_dict())
 
     def refuse_other(self, other: Recipe, place: str) -> None:
-        """OtherRecipe, with the fields that differ, unless `other` is the same."""
+        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal."""
         mine, theirs = self.to_dict(), other.to_dict()
         fields = [
             f"{name} {str(mine[name])[:SHOWN]} (there: {str(theirs[name])[:SHOWN]})"
@@ -141,7 +153,7 @@ class Recipe(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class PartRecord(_Strict):
-    """One manifest part: a Parquet file of `n_videos` rows that hold the shards [first_shard, end_shard)."""
+    """One manifest part: a Parquet file of `n_videos` rows with the shards [first_shard, end_shard)."""
 
     name: str
     sha256: str
@@ -152,10 +164,10 @@ class PartRecord(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord(_Strict):
-    """OUT/plans/<seq>.json: created once and last, so a plan exists whole or not at all, and its number is its own.
+    """OUT/plans/<seq>.json: created once, after the parts, so a plan is complete or absent and its number is unique.
 
-    `digest` covers the recipe's digest and the logical rows in order, never the bytes of a Parquet file. The file also
-    has the digest of the record itself, so that an edit is found.
+    `digest` covers the recipe's digest and the logical rows in order, not the bytes of a Parquet file. The file also
+    has the digest of the record itself, so that an edit is detected.
     """
 
     seq: int
@@ -188,13 +200,18 @@ class PlanRecord(_Strict):
         return self.digest[:8]
 
     @property
+    def shard_names(self) -> list[str]:
+        """The name of every shard, by position in the plan."""
+        return [shard_name(self.plan8, shard) for shard in range(self.n_shards)]
+
+    @property
     def key(self) -> str:
-        """Where this record is in OUT."""
+        """The key of this record in OUT."""
         return f"plans/{self.seq:04d}.json"
 
     @property
     def folder(self) -> str:
-        """Where its manifest parts are in OUT."""
+        """The folder of its manifest parts in OUT."""
         return f"plans/{self.seq:04d}-{self.plan8}"
 
     @classmethod
@@ -206,15 +223,15 @@ class PlanRecord(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class MaxFailures(_Strict):
-    """When a job is hopeless: so many failures (`count`), such a share of all videos (`percent`), or, with neither,
-    more than half of the first 200 videos failing for one reason."""
+    """When a job stops early: at `count` failures or `percent` of all videos. With neither, it stops if more than half
+    of the first 200 videos fail for one reason."""
 
     count: int | None = None
     percent: float | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> MaxFailures:
-        """`None`, `25` or `5%`. InputError otherwise."""
+        """Parse `None`, `25` or `5%`. InputError for anything else."""
         if text is None:
             return cls()
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", text.strip())
@@ -222,18 +239,18 @@ class MaxFailures(_Strict):
             return cls(percent=float(match[1]))
         if match and not match[2] and match[1].isdigit():
             return cls(count=int(match[1]))
-        raise InputError(f"--max-failures is a number (25) or a share of the videos (5%), not {text!r}")
+        raise InputError(f"--max-failures must be a number (25) or a share of the videos (5%), not {text!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions(_Strict):
-    """How fast and how patient one run is. On CPU, `batch_size` and `threads` are kept by a resume, because rows are
-    bit-identical only for equal ones.
+    """Speed, limits and retries of one run. On CPU, a resume keeps `batch_size` and `threads`, because rows are
+    bit-identical only if these are equal.
 
-    `workers` GPU or CPU actors; `batch_size` clips; `threads` of the network per CPU worker; `decode_tasks` videos that
-    each worker decodes at a time; `video_timeout_s` the longest wait for the next frames of one video,
-    `max_decode_memory` the bytes that its decode may take;
-    `store_patience_s` how long a store may fail before the job stops, resumable; `s3` how to reach it.
+    `workers`: GPU or CPU actors. `batch_size`: clips. `threads`: of the network, per CPU worker. `decode_tasks`: videos
+    that each worker decodes at a time. `video_timeout_s`: longest wait for the next frames of one video.
+    `max_decode_memory`: bytes that the decode of one video may use. `store_patience_s`: how long a store may fail
+    before the job stops and can be resumed. `s3`: how to reach the store.
     """
 
     workers: int
@@ -241,14 +258,14 @@ class RunOptions(_Strict):
     threads: int
     decode_tasks: int
     device: str = "auto"
-    video_timeout_s: float = 300.0
-    max_duration_s: float = 24 * 3600.0
-    max_pixels: int = 64 * 1024 * 1024
-    max_file_bytes: int = 256 * 1024**3
-    max_decode_memory: int = 4 * 1024**3
-    shard_attempts: int = 4
-    worker_deaths: int = 8
-    store_patience_s: float = 600.0
+    video_timeout_s: float = VIDEO_TIMEOUT_S
+    max_duration_s: float = MAX_DURATION_S
+    max_pixels: int = MAX_PIXELS
+    max_file_bytes: int = MAX_FILE_BYTES
+    max_decode_memory: int = MAX_DECODE_MEMORY
+    shard_attempts: int = SHARD_ATTEMPTS
+    worker_deaths: int = WORKER_DEATHS
+    store_patience_s: float = STORE_PATIENCE_S
     max_failures: MaxFailures = MaxFailures()
     s3: StoreOptions = DEFAULTS
 
@@ -276,7 +293,7 @@ class RunOptions(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """job.json: the recipe, its digest and what wrote it. Created once; holds no path of this machine and no secret."""
+    """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret."""
 
     recipe: Recipe
     weights_origin: str

@@ -1,8 +1,8 @@
-"""The records that pass between functions: frozen, slotted, checked where they are made.
+"""The records that functions exchange: frozen dataclasses, checked when they are created.
 
     VideoRef ──decode──> VideoStart, VideoFetched, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows
 
-A decode that only takes its share of a long video (`decode.gop_chunks`) sends StripeEnds between its FrameBlocks.
+A decode that takes only its share of a long video (`decode.gop_chunks`) sends ChunkEnds between its FrameBlocks.
 
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
 frame of the video stream. Arrays carry their shape: N frames, H height, W width, C = 3 channels (R, G, B).
@@ -28,11 +28,11 @@ BOOL = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class VideoRef:
-    """One row of the manifest: which video, and how to prove it is still the one that was planned.
+    """One row of the manifest: which video, and how to check that it is still the one that was planned.
 
-    `uri` is `file:///...` or `s3://bucket/key`, percent-encoded, so that any bytes in a name survive. `path` is for
-    people: relative to the source's root, bytes that are not UTF-8 shown as \\xNN. `size_bytes` is -1 where the file
-    was not there when the job was planned.
+    `uri` is `file:///...` or `s3://bucket/key`, percent-encoded so that any bytes in a name are kept. `path` is for
+    display: relative to the source's root, bytes that are not UTF-8 shown as \\xNN. `size_bytes` is -1 if the file
+    did not exist when the job was planned.
     """
 
     video_id: str
@@ -46,7 +46,7 @@ class VideoRef:
 
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
-    """How a decoded picture becomes the uint8 frame that travels: resize (bilinear), then centre crop.
+    """How a decoded picture becomes the uint8 frame of a FrameBlock: resize (bilinear), then centre crop.
 
     Exactly one of `resize_hw` (height, width; the aspect ratio is not kept) and `short_side` (aspect kept, the long
     side rounded up) is set.
@@ -58,13 +58,13 @@ class FrameSpec:
 
     def __post_init__(self) -> None:
         if (self.resize_hw is None) == (self.short_side is None):
-            raise ValueError(f"one of resize_hw and short_side, not {self.resize_hw = } and {self.short_side = }")
+            raise ValueError(f"set one of resize_hw and short_side: {self.resize_hw = }, {self.short_side = }")
         smallest = self.resize_hw or (self.short_side or 0, self.short_side or 0)
         if min(self.crop_hw) < 1 or smallest[0] < self.crop_hw[0] or smallest[1] < self.crop_hw[1]:
             raise ValueError(f"crop {self.crop_hw} does not fit into a picture of {smallest}")
 
     def target_hw(self, height: int, width: int) -> tuple[int, int]:
-        """Size after the resize of a picture that is shown as height x width."""
+        """Size (height, width) after the resize of a picture that is displayed as height x width."""
         if self.resize_hw is not None:
             return self.resize_hw
         assert self.short_side is not None  # __post_init__
@@ -84,12 +84,12 @@ class FrameSpec:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a probe found, sent before the first frame. A second one for the same video means: start again.
+    """What a probe found, sent before the first frame. A second one for the same video restarts it.
 
-    `n_frames` is what the container promises (packets minus discarded ones); `VideoEnd.n_frames` is the truth.
-    `width`, `height` are as shown, after rotation, in pixels as stored (not stretched by the pixel aspect); `rotation`
-    is the one that was applied, degrees clockwise. `fps` is the video's own average; `resampled_fps` that of `--fps`.
-    `claimed_frames` is the container's own count, discarded frames and all; None where it has none.
+    `n_frames` is what the container declares (packets minus discarded ones); `VideoEnd.n_frames` is the true count.
+    `width` and `height` are as displayed, after rotation, in stored pixels (not stretched by the pixel aspect ratio).
+    `rotation` is what was applied, in degrees clockwise. `fps` is the video's own average, `resampled_fps` is `--fps`.
+    `claimed_frames` is the container's own count, including discarded frames; None if it has no count.
     """
 
     n_frames: int
@@ -108,7 +108,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class FrameBlock:
-    """A run of decoded frames, in order: their numbers, times [start, end) in seconds, and pixels (RGB)."""
+    """Decoded frames in order: their numbers, times [start, end) in seconds, and pixels (RGB)."""
 
     numbers_N: INT64
     start_s_N: FLOAT64
@@ -123,10 +123,10 @@ class FrameBlock:
 
 @dataclass(frozen=True, slots=True)
 class VideoEnd:
-    """The last message of a video that could be read: how many frames it really had, and how long it is in seconds.
+    """The last message of a video that could be read: its true number of frames, and its duration in seconds.
 
-    `truncated` marks a video of which only the frames before the damage were used (`--partial keep`).
-    `resampled_frames` counts the ticks that the clips were laid over, with `--fps`.
+    `truncated` marks a video whose frames were used only up to the damage (`--partial keep`).
+    `resampled_frames` counts the ticks from which the clips were taken, with `--fps`.
     """
 
     n_frames: int
@@ -146,24 +146,24 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class VideoStart:
-    """The very first message: a process has begun on the video. Deadlines run from here, not from the queue."""
+    """The very first message: a process has started on the video. Deadlines count from here, not from queueing."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFetched:
-    """A local copy of the video is there: what comes next needs a processor, what came before a network."""
+    """A local copy of the video exists: from here on the decode needs a CPU, before it needed the network."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoShareable:
-    """After a VideoInfo: several decodes may share this video, and give together what this one would give."""
+    """After a VideoInfo: several decodes may share this video, and together return what this one would return."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkEnd:
-    """A decode of a share has sent a stripe of its video; the next one is with the next decode."""
+    """A decode of a share has sent one GOP chunk of its video; the next decode has the next chunk."""
 
 
 DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd | Failure
@@ -171,7 +171,7 @@ DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBl
 
 @dataclass(frozen=True, slots=True)
 class ClipSpan:
-    """One clip: frames [start_frame, end_frame), with `--fps` ticks; its last also stands in for `n_padded` others."""
+    """One clip: frames (with `--fps`, ticks) [start_frame, end_frame); the last is repeated `n_padded` times."""
 
     index: int
     start_frame: int
@@ -181,7 +181,7 @@ class ClipSpan:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """A fixed run of manifest rows: the unit of work, of commit and of resume."""
+    """A fixed range of manifest rows: the unit of work, of commit and of resume."""
 
     plan_seq: int
     plan8: str
@@ -190,15 +190,26 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """`<plan8>-<shard, 9 digits>`: the stem of the shard's three objects."""
-        return f"{self.plan8}-{self.shard:09d}"
+        """The stem of the shard's three objects."""
+        return shard_name(self.plan8, self.shard)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as plain values: Ray's pickler calls Python several times for each record, for every shard given."""
+        """Pickle plain values: Ray's pickler calls Python several times per record, for every shard assigned."""
         return _shard_of, (self.plan_seq, self.plan8, self.shard, [*map(_values_of, self.videos)])
 
 
 _values_of = attrgetter(*VideoRef.__slots__)
+
+
+def shard_name(plan8: str, shard: int) -> str:
+    """`<plan8>-<shard, 9 digits>`: the first 8 digits of the plan's digest, and the shard's position in the plan."""
+    return f"{plan8}-{shard:09d}"
+
+
+def parse_shard_name(name: str) -> tuple[str, int]:
+    """(plan8, shard) of a `shard_name`."""
+    plan8, _, shard = name.partition("-")
+    return plan8, int(shard)
 
 
 def _shard_of(plan_seq: int, plan8: str, shard: int, videos: list[tuple[Any, ...]]) -> ShardPlan:
@@ -207,7 +218,7 @@ def _shard_of(plan_seq: int, plan8: str, shard: int, videos: list[tuple[Any, ...
 
 @dataclass(frozen=True, slots=True)
 class VideoOutcome:
-    """What became of one video of a shard: `info` and `end` when it has rows, `failure` when it has none."""
+    """The outcome of one video of a shard: `info` and `end` if it has rows, `failure` if it does not."""
 
     video: VideoRef
     n_clips: int = 0
@@ -217,7 +228,7 @@ class VideoOutcome:
 
     def __post_init__(self) -> None:
         if (self.failure is None) == (self.info is None or self.end is None):
-            raise ValueError(f"{self.video.video_id}: an outcome is rows or a failure, not both and not neither")
+            raise ValueError(f"{self.video.video_id}: an outcome is either rows or a failure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +244,9 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Everything one shard computed, in manifest order: R clip rows with features and class scores, and V outcomes.
+    """Everything computed for one shard, in manifest order: R clip rows with features and class scores, V outcomes.
 
-    K is 0 where the job stores no scores.
+    K is 0 if the job stores no scores.
     """
 
     shard: ShardPlan

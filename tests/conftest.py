@@ -1,4 +1,4 @@
-"""What tests share: a folder of real videos, a small network, a real S3 server, and the command line in a process."""
+"""Shared fixtures: a folder of real videos, a small network, real S3 servers, and the command line in a process."""
 
 from __future__ import annotations
 
@@ -15,18 +15,31 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job; tests run side by side
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job; several test processes run at once
 
 from tests.servers import Weed, weed
 from tests.zoo import make
 
-settings.register_profile("p3d", deadline=None)  # the machine is shared: how long one example takes says nothing
+settings.register_profile("p3d", deadline=None)  # the machine is shared, so the time of one example means nothing
 settings.load_profile("p3d")
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"
 LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, and jobs that take minutes
-P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, whatever PATH says
+P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, independent of PATH
+# The files that take longest, the longest first: a file runs in one process, and one that began last would be waited for.
+LONGEST_FIRST = (
+    *("jobs/test_end_to_end.py", "s3/test_fetch.py", "jobs/test_outage.py", "jobs/test_surroundings.py"),
+    *("chaos/test_chaos.py", "jobs/test_remote.py", "chaos/test_two_drivers.py", "jobs/test_device.py"),
+    *("jobs/test_zoo.py", "jobs/test_retry.py", "jobs/test_preflight.py", "jobs/test_decoding.py"),
+    *("jobs/test_parallel_decode.py", "bench/test_null.py", "sim/test_random_mutants.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; within a file, and for all others, the order stays."""
+    rank = {f"tests/{name}": at for at, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Ran:
 
 
 def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 240) -> Ran:
-    """Run `p3d ARGS` as a user does: in a process of its own, stdout and stderr kept apart."""
+    """Run `p3d ARGS` as a user does, in a process of its own; stdout and stderr are captured separately."""
     done = subprocess.run(
         [*P3D, *map(str, args)],
         cwd=cwd,
@@ -58,7 +71,7 @@ def p3d(*args: object, cwd: Path | None = None, env: dict[str, str] | None = Non
 
 @pytest.fixture
 def decord_if_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` gives decord all that it reads rightly, what PyAV reads faster too: the tests make little else."""
+    """Make `auto` choose decord for all videos that it reads correctly, even where PyAV is faster."""
     route = importlib.import_module("p3d.pipeline.decode.routes.choice")
     monkeypatch.setattr(route, "SMALL_PIXELS", 0)
     monkeypatch.setattr(route, "SLOWER_CODECS", frozenset())
@@ -66,7 +79,7 @@ def decord_if_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """P3D-63 with random numbers and a recipe of 64x64 pixels: the real network at a sixth of the cost."""
+    """P3D-63 with random weights and a recipe of 64x64 pixels: the real network at a sixth of the cost."""
     import p3d.weights
 
     weights = p3d.weights.random_weights("p3d63", 0, graph="caffe", num_classes=10)
@@ -92,7 +105,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
-    """A real HTTP S3 server (moto) in this process; the environment that reaches it from any process."""
+    """Start an HTTP S3 server (moto) in this process; yields the environment variables that reach it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -136,7 +149,7 @@ def real_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 
 @pytest.fixture
 def real_bucket(real_s3: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket on it; this process and those it starts reach it by the environment."""
+    """A fresh bucket on SeaweedFS; this process and its children reach it by environment variables."""
     import uuid
 
     import boto3

@@ -1,6 +1,6 @@
-"""A real Ray cluster for the tests: a head and nodes, each a process group that can be killed as a machine is.
+"""A real Ray cluster for the tests: a head and nodes, each a process group that can be killed like a machine.
 
-Ports of its own, a token of its own, a session folder of its own; every process is stopped by its number.
+It has its own ports, token and session folder. Every process is stopped by its id.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOKEN = "canary-token-0123456789abcdef0123456789abcdef"
 
 @dataclass
 class Nodes:
-    """The machines of a cluster that runs on this one."""
+    """The simulated machines of a cluster, all on this machine."""
 
     folder: Path
     ports: dict[str, int]
@@ -39,18 +39,18 @@ class Nodes:
 
     @property
     def env(self) -> dict[str, str]:
-        """What lets a process in, and finds the Python that Ray is in."""
+        """The environment that authorizes a process, and finds the Python with Ray."""
         path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
 
     @property
     def address(self) -> str:
-        """Where a driver joins."""
+        """The address where a driver joins."""
         return f"127.0.0.1:{self.ports['port']}"
 
     @property
     def jobs_address(self) -> str:
-        """Where a driver is submitted to."""
+        """The address where a driver is submitted."""
         return f"http://127.0.0.1:{self.ports['dashboard-port']}"
 
     def start(self, *, gpus: int = 0, cpus: int = 1) -> subprocess.Popen[bytes]:
@@ -75,9 +75,9 @@ class Nodes:
         return process
 
     def samples(self) -> list[Sample]:
-        """What Prometheus would read just now from all nodes, found as it finds them: by Ray's own file.
+        """What Prometheus would scrape now from all nodes, which it finds through Ray's service discovery file.
 
-        Ray names ports there that nothing listens at, such as the one of an autoscaler that does not run.
+        The file also names ports where nothing listens, such as that of an autoscaler that does not run.
         """
         found = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text())
         pages = []
@@ -91,7 +91,7 @@ class Nodes:
         return [sample for family in families for sample in family.samples]
 
     def kill(self, at: int) -> None:
-        """As if the plug were pulled: every process of a node, at once."""
+        """Kill every process of a node at once, like a power failure."""
         with contextlib.suppress(psutil.NoSuchProcess):
             node = psutil.Process(self.processes[at].pid)
             for one in [node, *node.children(recursive=True)]:
@@ -103,7 +103,7 @@ class Nodes:
         return (self.folder / f"node{at}.txt").read_text(errors="replace")
 
     def await_text(self, at: int, text: str) -> None:
-        """Wait until a node has said so; it fails loudly if it ends first."""
+        """Wait until a node has printed `text`. AssertionError if the node ends first."""
         until = time.monotonic() + START_S
         while text not in self.said(at):
             assert self.processes[at].poll() is None and time.monotonic() < until, self.said(at)
@@ -112,7 +112,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def nodes(n: int, *, gpus: int = 0, cpus: int = 1) -> Iterator[Nodes]:
-    """A cluster of n nodes, up."""
+    """A running cluster of n nodes."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     with tempfile.TemporaryDirectory(
         prefix="nodes-", ignore_cleanup_errors=True

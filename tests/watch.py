@@ -1,4 +1,4 @@
-"""Who opens a file, who knocks at a port: inotify and a listener. "Nothing else was read" is seen, not argued."""
+"""Record opened files with inotify, and connections with a listener, so tests can show that nothing else was read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass
 class Opened:
-    """Names of the watched files that were opened so far, in order; of a watched folder, of the files in it."""
+    """Names of the watched files that were opened so far, in order. A watched folder reports the files in it."""
 
     descriptor: int
     names: dict[int, str]
 
     def take(self) -> list[str]:
-        """What was opened since the last call."""
+        """The names that were opened since the last call."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.descriptor, 1 << 16):
@@ -39,7 +39,7 @@ class Opened:
 
 @contextlib.contextmanager
 def opened(*paths: Path) -> Iterator[Opened]:
-    """Every open of these files, and of those in these folders, by whatever process (inotify(7))."""
+    """Record every open of these files, and of files in these folders, by any process (inotify(7))."""
     descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     names = {}
     for path in paths:
@@ -54,7 +54,7 @@ def opened(*paths: Path) -> Iterator[Opened]:
 
 @dataclass
 class Listener:
-    """A port on the loopback interface that accepts and counts."""
+    """A port on the loopback interface, and the connections that it accepted."""
 
     port: int
     calls: list[bytes] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Listener:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Listener]:
-    """Accept connections until the end of the block; what came first on each is kept."""
+    """Accept connections until the end of the block, and keep the first bytes of each."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         listener = Listener(server.getsockname()[1])
 

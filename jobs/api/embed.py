@@ -1,11 +1,11 @@
-"""One video -> its rows, here and now: no job, no Ray, nothing written. For a notebook, a query, a test of weights.
+"""Embed one video without a job or Ray; nothing is written. For a notebook, a query, a test of weights.
 
-    path ──decode_apart (a child that may crash or hang)──> extract_shard, pool ──> EmbeddedVideo
-                                                                ^
-    weights ──> Prepared (the recipe a job would have) ──> Encoder
+    path ──decode_in_child (may crash or hang)──> extract_shard, pool ──> EmbeddedVideo
+                                                      ^
+    weights ──> Prepared (the recipe of a job) ──> Encoder
 
-The route is a job's: the same decoder, clips, batches, encoder and pooling, so that with the same recipe, batch size,
-threads and machine every row has the bits that a job would store.
+Decoder, clips, batches, encoder and pooling are those of a job. With the same recipe, batch size, threads and machine,
+every row is therefore bit-identical to the one that a job would store.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 from p3d.encoder import Encoder, device_for
 from p3d.jobs.planning.prepare import JobSpec, fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
-from p3d.pipeline.decode.child import TIMEOUT_S, decode_in_child
+from p3d.pipeline.decode.child import decode_in_child
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
-from p3d.pipeline.recipe import Recipe
+from p3d.pipeline.recipe import VIDEO_TIMEOUT_S, Recipe
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ClipRow, ShardPlan, VideoEnd, VideoInfo, VideoRef
@@ -36,13 +36,13 @@ from p3d.weights import Weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedVideo:
-    """A video's rows: N clips and the video itself. float32.
+    """The embeddings of a video: N clips and the video itself, as float32 arrays.
 
-    `clips[i].span` has frames [start_frame, end_frame) and `n_padded`, `clips[i].start_s`, `.end_s` the seconds, of row
-    i of `features_ND`. `embedding_D` is pooled from them by `recipe.pool`; `embedding_max_D` is there for "mean+max".
-    `layers` has what was asked for, and "prob" if the recipe stores scores, a row a clip. `recipe` decides the numbers:
-    rows of equal recipes may be compared. The clips of `random:N@SEED` are those of a job that has the video under its
-    bare name.
+    Row i of `features_ND` belongs to `clips[i]`: `.span` has its frames [start_frame, end_frame) and `n_padded`,
+    `.start_s` and `.end_s` are its seconds. `embedding_D` is pooled from the rows by `recipe.pool`; `embedding_max_D`
+    is set only for "mean+max". `layers` has the requested layers, and "prob" if the recipe stores scores, one row per
+    clip. Rows of equal recipes may be compared. With `random:N@SEED`, the clips are those of a job in which the path
+    of the video is its bare file name.
     """
 
     recipe: Recipe
@@ -73,16 +73,16 @@ def embed_file(
     batch_size: int | None = None,
     threads: int | None = None,
     limits: DecodeLimits = DecodeLimits(),  # noqa: B008 - frozen
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = VIDEO_TIMEOUT_S,
 ) -> EmbeddedVideo:
-    """Embed one local video. `weights` are loaded ones, a file, or "random:SEED" with `model`; there is no default.
+    """Embed one local video. `weights` is a loaded object, a file, or "random:SEED" with `model`; it has no default.
 
-    The options and their defaults are those of `p3d launch`. `layers` names layers to return beside the features, such
-    as "prob" or "res5c" (`Encoder.layer_names`). `timeout_s` is the longest silence of the decoder, which runs in a
-    process of its own. For many files load once and call `embed` with one Encoder, or launch a job.
+    The options and their defaults are those of `p3d launch`. `layers` names layers to return in addition to the
+    features, such as "prob" or "res5c" (`Encoder.layer_names`). The decoder runs in a child process; it fails after
+    `timeout_s` seconds without output. For many files load once and call `embed` with one Encoder, or launch a job.
 
-    Raises BadVideo, with the reason and a sentence, for a video without rows; InputError for anything else that cannot
-    be; ValueError for an unknown layer.
+    Raises BadVideo, with a reason and a message, for a video without rows; InputError for other invalid input;
+    ValueError for an unknown layer.
     """
     spec = JobSpec(
         model,
@@ -116,11 +116,11 @@ def embed(
     *,
     layers: Sequence[str] = (),
     limits: DecodeLimits = DecodeLimits(),  # noqa: B008 - frozen
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = VIDEO_TIMEOUT_S,
 ) -> EmbeddedVideo:
-    """`embed_file` with an encoder that is there already, for a recipe that it fits, such as that of a job.
+    """`embed_file` with an existing encoder and a recipe that it fits, such as that of a job.
 
-    Raises ValueError for an encoder of another network or precision; otherwise as `embed_file`.
+    Raises ValueError for an encoder of another network or precision; other errors are those of `embed_file`.
     """
     if (encoder.name, encoder.precision) != (recipe.model, recipe.precision):
         raise ValueError(
@@ -139,7 +139,7 @@ def embed(
             policy=DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe
             limits=limits,
             store_options=DEFAULTS,
-            scratch=Path(tempfile.gettempdir()),  # a local file is read where it is: nothing is written
+            scratch=Path(tempfile.gettempdir()),  # a local file is read in place: nothing is written
             timeout_s=timeout_s,
         )
     ) as messages:
@@ -171,9 +171,9 @@ def embed(
 
 
 def _look_at(path: str | Path) -> VideoRef:
-    """The video at a local path as it is now."""
+    """The video at a local path, in its present version. BadVideo if the file does not exist."""
     if "://" in str(path):
-        raise InputError(f"{path}: only a local file can be embedded by itself; launch a job, or download it first")
+        raise InputError(f"{path}: only a local file can be embedded without a job; launch a job, or download it first")
     full = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
     video = local_row(Path(full).parent, os.fsencode(Path(full).name))
     if video.size_bytes < 0:
@@ -183,9 +183,9 @@ def _look_at(path: str | Path) -> VideoRef:
 
 @dataclass(slots=True)
 class _Kept:
-    """The encoder as `extract_shard` wants it, which also keeps the layers that were asked for.
+    """The `encode` function for `extract_shard`, which also keeps the requested layers.
 
-    Clips of one video come in order. If its decoder began again, rows of clips that were dropped come before them.
+    Clips of one video come in order. If its decoder restarted, rows of discarded clips come before them.
     """
 
     encoder: Encoder
@@ -199,7 +199,7 @@ class _Kept:
         return found["pool5"], found["prob"] if self.scores else np.empty((len(index_BT), 0), np.float32)
 
     def last(self, n_clips: int) -> Mapping[str, FLOAT32]:
-        """The layers of the last clips, read-only by name."""
+        """The layers of the last `n_clips` clips, as a read-only mapping by name."""
         return MappingProxyType(
             {name: np.concatenate([batch[name] for batch in self.batches])[-n_clips:] for name in self.names}
         )

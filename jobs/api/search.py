@@ -1,10 +1,10 @@
-"""What in a dataset is like a video: the query becomes vectors, and `p3d.pipeline.results` finds their neighbours.
+"""Find what in a dataset is most similar to a video: a query becomes vectors, then their neighbours are found.
 
     QUERY ── a file that exists ──────> embed with OUT's weights, recipe, batch and threads ──┐
-          ── video_id, uri or path ───> the rows that OUT has of it ──────────────────────────┴─> queries_QD ──> Found
+          ── video_id, uri or path ───> the rows that OUT has of it ──────────────────────────┴─> queries_QD
 
-Neither needs Ray. Only the first needs torch, and it decodes in a process of its own: a file that crashes or hangs its
-decoder is an error in a sentence.
+Neither needs Ray. Only the first needs torch. It decodes in a child process, so a file that crashes or hangs the
+decoder gives an ordinary error.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def search(
 ) -> SearchResult:
     """The rows of the dataset at `out` that are nearest to `query`, best first.
 
-    `query` is a video file, or the video_id, uri or path of a video of `out`; "@12.5s" after it means its clip at that
-    second. Without `level`, a video is compared with videos and a clip with clips. `metric` is "cosine" (higher is
-    nearer) or "l2" (distance). `where` are conditions such as "duration_s>=60"; of rows whose cosine is `distinct` or
-    more only the best is a hit, and none that is so near to the query. With `index`, candidates come
-    from what `p3d results index` made, and their scores from the rows. For many files make one `encoder` with
-    `p3d.jobs.api.search.encoder_of`, or the weights are loaded for each.
+    `query` is a video file, or the video_id, uri or path of a video of `out`. "@12.5s" after it selects its clip at
+    that second. Without `level`, a video is compared with videos and a clip with clips. `metric` is "cosine" (higher is
+    nearer) or "l2" (distance, lower is nearer). `where` are conditions such as "duration_s>=60". With `distinct`, a hit
+    is left out if its cosine to the query or to a better hit is `distinct` or more. With `index`, candidates come from
+    the index of `p3d results index`, and their scores from the rows. For many files make one `encoder` with
+    `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each.
 
-    Raises InputError for what cannot be (BadVideo for a file without rows), NoSuchJob, DamagedJob, StoreError.
+    Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, DamagedJob, StoreError.
     """
     source = rows_of(open_store(str(out), s3))
     asked = resolve(source, str(query), level=level, device=device, encoder=encoder)
@@ -80,7 +80,7 @@ def find(
     index: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """`search` for a query that is resolved already."""
+    """`search` for a query that is already resolved."""
     look = nearest_by_index if index else nearest
     chosen = level or query.level
     features_QD = query.features_QD
@@ -92,7 +92,7 @@ def find(
 def resolve(
     source: Rows, text: str, *, level: Level | None = None, device: str = "auto", encoder: Encoder | None = None
 ) -> Query:
-    """What a QUERY means. `level` is what it will be compared with; a second in it means one clip all the same."""
+    """Resolve a QUERY into vectors that will be compared with `level`. A time in `text` always selects one clip."""
     name, at_s = text, None
     if not Path(text).is_file() and not source.find(text) and (match := re.fullmatch(r"(.+)@([0-9.]+)s", text)):
         name, at_s = match[1], _second(text, match[2])
@@ -108,11 +108,11 @@ def _second(text: str, number: str) -> float:
     try:
         return float(number)
     except ValueError:
-        raise InputError(f"{text!r} ends in no time; write it as VIDEO@12.5s") from None
+        raise InputError(f"{text!r} has no valid time; write it as VIDEO@12.5s") from None
 
 
 def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
-    """A file, embedded as the job of the dataset does it, and rounded as its rows are: its clips, and the whole."""
+    """Embed a file as the job of the dataset does, rounded as its rows are: queries of its clips and the video."""
     from p3d.jobs.api.embed import embed
 
     recipe = source.job.recipe
@@ -130,9 +130,9 @@ def _rounded(features: FLOAT32, recipe: Recipe) -> FLOAT32:
 
 
 def encoder_of(source: Rows, device: str = "auto") -> Encoder:
-    """The network of a dataset with its own weights, and the batch and threads that its rows were computed with.
+    """The encoder of a dataset, with the weights, batch size and threads that its rows were computed with.
 
-    InputError where OUT has no weights, or this machine cannot compute as the recipe says.
+    InputError if OUT has no weights, or this machine cannot compute in the precision of the recipe.
     """
     from p3d.encoder import Encoder, device_for
     from p3d.jobs.planning.prepare import refuse_unfit_device, run_options
@@ -140,7 +140,9 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
     recipe, store = source.job.recipe, source.store
     key = weights_key(recipe)
     if store.head(key) is None:
-        raise InputError(f"{store.url} has no weights to embed a file with; restore {key}, or search by a video of it")
+        raise InputError(
+            f"{store.url} has no weights to embed a file with; restore {key}, or search by one of its videos"
+        )
     refuse_unfit_device(recipe, device)
     weights = stored_weights(store, recipe)
     kind = device_for(device).type
@@ -156,9 +158,9 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
 
 
 def _settings_of(source: Rows, kind: str) -> dict[str, int]:
-    """Batch and threads of the first shard that is done, as its footer says, if it ran on this kind of device.
+    """Batch size and threads from the footer of the first committed shard, if it ran on this kind of device.
 
-    A snapshot's files say nothing of either.
+    The files of a snapshot do not store them.
     """
     if isinstance(source, SnapshotRows) or not source.pieces:
         return {}

@@ -1,6 +1,6 @@
-"""The command line. Every verb is a module that loads when it is called, so that `p3d --help` answers at once.
+"""The command line. The module of a verb loads only when the verb is called, so that `p3d --help` answers at once.
 
-stdout is data, stderr is output. A user's mistake is one sentence and an exit code from the table in `cli.output`.
+Data goes to stdout, messages go to stderr. A user's mistake gives one message and an exit code of `cli.output`.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from typing import Any, TypeAlias
 
 import click
 
-# verb -> (module, one line of help); a group of verbs has their table for a module. No help may import a verb.
+# verb -> (module, one line of help); a group has a table of its verbs instead of a module. Help imports no verb.
 Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
 
 RESULTS: Verbs = {
-    "index": ("index", "An index for `p3d search --index`, beside the dataset."),
-    "dedup": ("dedup", "Near-duplicate videos, in clusters, with the evidence."),
-    "evaluate": ("evaluate", "Hit rates of the scores, or of a linear SVM, against labels."),
-    "report": ("report", "What a job did, as one HTML file."),
-    "serve": ("serve", "A page on this machine: search, play, drop a file, a map."),
-    "snapshot": ("results", "A clean, verified copy: newest rows only, in large files."),
+    "index": ("index", "Build or update an index for `p3d search --index`."),
+    "dedup": ("dedup", "Find near-duplicate videos, in clusters, with the evidence."),
+    "evaluate": ("evaluate", "Measure the scores, or a linear SVM, against labels."),
+    "report": ("report", "Write a report of a job as one HTML file."),
+    "serve": ("serve", "Open a local web page: search, play, drop a file, a map."),
+    "snapshot": ("results", "Write a verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {
-    "check": ("cluster", "Ask every node whether it could do its part of a job."),
+    "check": ("cluster", "Check whether every node can take part in a job."),
 }
 JOBS: Verbs = {
-    "list": ("jobs", "The jobs in a folder or below an S3 prefix."),
-    "logs": ("jobs", "What happened in a run."),
-    "trace": ("jobs", "A job's timeline, for a trace viewer."),
+    "list": ("jobs", "List the jobs in a folder or under an S3 prefix."),
+    "logs": ("jobs", "Print the log of a run."),
+    "trace": ("jobs", "Write the timeline of a job for a trace viewer."),
 }
 WEIGHTS: Verbs = {
-    "import": ("weights", "Weights of any known format -> one file that says what it is."),
-    "show": ("weights", "What a weights file is, and what its numbers say of it."),
-    "choose": ("choose", "Find a file's graph, channel order and range by labelled videos."),
+    "import": ("weights", "Convert weights of any known format to one .safetensors."),
+    "show": ("weights", "Show what a weights file is, with hints from its values."),
+    "choose": ("choose", "Find graph, channel order and range with labelled videos."),
 }
 VERBS: Verbs = {
-    "plan": ("plan", "Say what a launch would do; writes nothing."),
+    "plan": ("plan", "Show what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
-    "resume": ("launch", "Go on with the job at OUT."),
-    "retry": ("retry", "Try the failed videos of OUT once more."),
-    "status": ("status", "How far the job at OUT is; needs no Ray."),
-    "cancel": ("status", "Ask the run at OUT to stop, resumable."),
-    "failures": ("dataset", "The videos that have no rows, and why."),
+    "resume": ("launch", "Continue the job at OUT."),
+    "retry": ("retry", "Retry the failed videos of OUT."),
+    "status": ("status", "Show the progress of the job at OUT; needs no Ray."),
+    "cancel": ("status", "Stop the run at OUT; `p3d resume` continues it."),
+    "failures": ("dataset", "List the videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
-    "search": ("search", "What in OUT is like a video, or like one second of it."),
-    "models": ("models", "The networks that are here."),
-    "weights": (WEIGHTS, "What a network's numbers come from."),
-    "jobs": (JOBS, "Jobs, running or long past."),
-    "cluster": (CLUSTER, "What a job would run on."),
-    "results": (RESULTS, "What is made from the rows of OUT."),
+    "search": ("search", "Find what in OUT is most similar to a video or clip."),
+    "models": ("models", "List the available networks."),
+    "weights": (WEIGHTS, "Convert and inspect files of weights."),
+    "jobs": (JOBS, "Look at jobs, running or finished."),
+    "cluster": (CLUSTER, "Check a Ray cluster before a job."),
+    "results": (RESULTS, "Use the rows of OUT: index, copies, evaluation, pages."),
 }
 
 
 class LazyGroup(click.Group):
-    """A click group made from a table of verbs, which are imported when they are needed."""
+    """A click group made from a table of verbs, each of which is imported when it is needed."""
 
     def __init__(self, name: str | None = None, *, verbs: Verbs, **settings: Any) -> None:
         super().__init__(name, **settings)
@@ -95,13 +95,13 @@ def cli() -> None:
     """Turn a video archive into embeddings: P3D ResNet on Ray, rows in Parquet, nothing lost.
 
     \b
-      p3d plan   videos/ out/ --weights FILE    what would be done
+      p3d plan   videos/ out/ --weights FILE    show what would be done
       p3d launch videos/ out/ --weights FILE    do it; Ctrl-C is safe
-      p3d status out/ --watch                   from anywhere
-      p3d resume out/                           after a kill or an outage
+      p3d status out/ --watch                   watch it from any machine
+      p3d resume out/                           continue after a kill or an outage
 
     SRC is a folder, a video, a .txt, .csv or .parquet list, or s3://bucket/prefix. OUT is a folder or
-    s3://bucket/prefix, and is all there is to a job: every other verb takes it alone.
+    s3://bucket/prefix. It holds everything about a job, so every other verb needs only OUT.
     """
 
 

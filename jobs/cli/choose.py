@@ -1,4 +1,4 @@
-"""`p3d weights choose`: the way out of a public file's undocumented convention."""
+"""`p3d weights choose`: find the undocumented convention of a public weights file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,28 @@ if TYPE_CHECKING:
     "--labelled",
     required=True,
     metavar="SRC",
-    help="A folder with one folder of videos a class, or a .csv or .parquet list with a column `label`.",
+    help="Try the conventions on these videos: a folder with one folder per class, or a .csv or .parquet list with a "
+    "column `label`.",
 )
-@click.option("--class-names", metavar="FILE", help="The classes' names, one a line, in the order of the weights.")
-@click.option("--model", help="Network, where the file fits several (see `p3d models`).")
-@click.option("--limit", type=click.IntRange(1), default=40, show_default=True, help="Videos, the classes in turn.")
-@click.option("--clips", type=click.IntRange(1), default=2, show_default=True, help="Clips of each video.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option(
+    "--class-names",
+    metavar="FILE",
+    help="Read class names, one per line, in the order of the weights. Default: the file's own.",
+)
+@click.option("--model", help="Choose the network if the file fits several (see `p3d models`).")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    metavar="N",
+    help="Use at most N videos, taking the classes in turn.",
+)
+@click.option(
+    "--clips", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Use N clips of each video."
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Compute on auto, cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def choose(
     file: str,
     labelled: str,
@@ -42,8 +56,9 @@ def choose(
 ) -> int:
     """Find the graph, channel order and range of FILE by trying all of them on labelled videos.
 
-    Public P3D files do not say what they were trained on, and a wrong convention gives wrong features and no error. The
-    network runs eight times over the clips; the convention under which it is most often right is the file's own.
+    Public P3D files do not say what they were trained on. A wrong convention gives wrong features and no error. The
+    network runs over the clips once for each of eight conventions. The most accurate one is the best guess; a warning
+    says when it may be wrong.
     """
     from p3d import weights as files
     from p3d.encoder import device_for
@@ -79,7 +94,7 @@ def choose(
 
 
 def _next(file: str, weights: Weights, best: Trial) -> str:
-    """What to do with the answer. Our own files say what they are, and an import does not contradict them."""
+    """The next command. A native file states its own convention, which `import` does not override."""
     convention = f"--graph {best.graph} --channel-order {best.channel_order} --range {best.value_range}"
     if Path(file).suffix.lower() != ".safetensors":
         return f"p3d weights import {shlex.quote(file)} -o OUT.safetensors {convention}"
@@ -89,8 +104,8 @@ def _next(file: str, weights: Weights, best: Trial) -> str:
         best.channel_order,
         best.value_range,
     ):
-        return f"nothing: {file} says so itself"
-    return f"import what {file} was made from ({weights.origin}) once more, with {convention}"
+        return f"nothing to do: {file} already says so"
+    return f"import the source of {file} ({weights.origin}) again, with {convention}"
 
 
 def _lines(path: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`p3d cluster`: what a job would run on."""
+"""`p3d cluster`: check the nodes of a Ray cluster before a job."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 @click.command()
 @click.argument("out", required=False)
-@click.option("--source", metavar="SRC", help="A folder or s3://bucket/prefix that every node must reach.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--address", metavar="WHERE", help="A Ray cluster to ask: auto, HOST:PORT or ray://HOST:PORT.")
+@click.option("--source", metavar="SRC", help="Check that every node can read this folder or s3://bucket/prefix.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option(
+    "--address",
+    metavar="WHERE",
+    help="Check this Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: this machine.",
+)
 @store_options
 def check(out: str | None, source: str | None, as_json: bool, address: str | None, **typed: Any) -> int:
-    """Ask every node whether it could do its part of a job: code, packages, decoders, space; OUT and SRC, if given.
+    """Check every node for a job: code, packages, decoders, disk space, and access to OUT and SRC if given.
 
-    With OUT it is also proved that an object can be created there exactly once, which every result rests on. A launch
-    asks the same. Exits 0 when nothing stands against a job, 6 otherwise.
+    With OUT it also verifies that the store creates an object exactly once, on which every commit depends. A launch
+    runs the same checks. Exits 0 when all checks pass, 6 otherwise.
     """
     from p3d.jobs.scheduler.cluster import inspect_nodes, joined_cluster, local_cluster
 
     if remote.runs_remotely(address):
         raise click.UsageError(
-            f"--address {address}: the nodes are asked from a node. Run `p3d cluster check --address auto` on the head "
-            "(`ray exec`, `kubectl exec`), or give ray://HEAD:10001; a launch at this address asks them itself"
+            f"--address {address}: nodes are checked from inside the cluster. Run `p3d cluster check --address auto` "
+            "on the head (`ray exec`, `kubectl exec`), or give ray://HEAD:10001. A launch there checks them too"
         )
     s3 = store_options_of(typed)
     url, key = "", "_job/preflight"
@@ -66,5 +70,5 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
     for sentence in problems:
         output.say(sentence)
     if not problems:
-        output.say("nothing stands against a job here")
+        output.say("all checks passed: a job can run here")
     return 6 if problems else 0

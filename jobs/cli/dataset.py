@@ -1,4 +1,4 @@
-"""`p3d failures` and `p3d verify`: what the dataset says of itself."""
+"""`p3d failures` and `p3d verify`: what failed, and whether the dataset is complete and undamaged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("out")
-@click.option("--reason", help="Only failures with this reason.")
-@click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--reason", help="List only failures with this reason. Default: all.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def failures(
     out: str,
@@ -30,9 +30,9 @@ def failures(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """The videos of OUT that have no rows: which, why, and what to do about each reason.
+    """List the videos of OUT that have no rows, why, and what to do about each reason.
 
-    A video that a newer plan names is judged by that plan alone.
+    If a newer plan contains a video, only the result of that plan counts.
     """
     import csv
     import sys
@@ -44,7 +44,7 @@ def failures(
     store = out_store(out, store_options_of(typed))
     read_job(store)
     if reason is not None and reason not in set(Reason):
-        raise InputError(f"--reason {reason} is none of {', '.join(Reason)}")
+        raise InputError(f"--reason {reason} is not one of {', '.join(Reason)}")
     rows = [row for row in current_failures(store) if reason in (None, row["reason"])]
     if as_json:
         output.show_json({"failures": rows})
@@ -74,19 +74,21 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
 
 @click.command()
 @click.argument("out")
-@click.option("--deep", is_flag=True, help="Read every row against its checksum; compute every pooled row again.")
-@click.option("--repair", "mend", is_flag=True, help="Mend what --deep finds; damaged files move to _job/damaged/.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--deep", is_flag=True, help="Verify the checksum of every row, and pool the clips of every video again.")
+@click.option(
+    "--repair", "repair_it", is_flag=True, help="Repair what --deep finds; move damaged files to _job/damaged/."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
-def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int:
-    """Check OUT against its plans: every video accounted for once, every file whole.
+def verify(out: str, deep: bool, repair_it: bool, as_json: bool, **typed: Any) -> int:
+    """Check OUT against its plans: every video is accounted for once, and every file is complete.
 
-    Reads the footers of all files; --deep reads everything. --repair makes damaged videos and failures files again, and
-    opens a shard again whose clips are damaged: `p3d resume` then computes it.
+    Reads the footers of all files; --deep reads everything. --repair writes damaged videos and failures files again. A
+    shard whose clips are damaged becomes pending, and `p3d resume` computes it again.
 
-    Of a snapshot (`p3d results snapshot`) every file is read against its sha256, and the rows are counted.
+    For a snapshot (`p3d results snapshot`), every file is checked against its sha256, and the rows are counted.
 
-    Exits 0 when all videos are accounted for, 6 when some are still to be done, 7 when there is damage.
+    Exits 0 when all videos are accounted for, 6 when some are pending, 7 when there is damage.
     """
     import sys
 
@@ -95,7 +97,7 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
 
     store = out_store(out, store_options_of(typed))
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
-        return _verify_snapshot(store, mend, as_json)
+        return _verify_snapshot(store, repair_it, as_json)
     job = read_job(store)
     talkative = sys.stderr.isatty() and not as_json
 
@@ -103,8 +105,8 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
         if talkative:
             click.echo(f"\rchecked {done}/{count} shards", nl=done == count, err=True)
 
-    deep = deep or mend
-    if mend:
+    deep = deep or repair_it
+    if repair_it:
         return _repair(out, store, job, as_json)
     found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
@@ -121,25 +123,23 @@ def verify(out: str, deep: bool, mend: bool, as_json: bool, **typed: Any) -> int
                 which = ", ".join(f"{version} ({output.count(n, 'shard')})" for version, n in sorted(shards.items()))
                 output.say(f"written by more than one {package}: {which}")
         if found.damaged:
-            output.say(
-                f"damage found: `p3d verify {out} --repair` mends what can be mended, `p3d resume` does the rest"
-            )
+            output.say(f"damage found: `p3d verify {out} --repair` repairs what it can, `p3d resume` computes the rest")
         elif found.pending or found.underived:
-            output.say(f"not finished: `p3d resume {out}` goes on")
+            output.say(f"not finished: `p3d resume {out}` continues")
         else:
             rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
-            how = "every row read" if deep else "footers read; --deep reads every row"
+            how = "every row checked" if deep else "footers checked; --deep checks every row"
             output.say(f"clean: {rows} in {output.count(found.shards, 'shard')}, all accounted for ({how})")
     return 7 if found.damaged else 6 if found.pending or found.underived else 0
 
 
-def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
-    """A snapshot is its own record: its files against their sha256, its rows against its counts."""
+def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> int:
+    """Check a snapshot against its own record: files against their sha256, rows against the counts."""
     from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
     from p3d.pipeline.errors import InputError
 
-    if mend:
-        raise InputError(f"{store.url} is a snapshot, which nothing can repair; make it again from its source")
+    if repair_it:
+        raise InputError(f"{store.url} is a snapshot, which cannot be repaired; make it again from its source")
     record = read_snapshot(store)
     problems, counts = problems_of(store, record), asdict(record.counts)
     if as_json:
@@ -152,18 +152,18 @@ def _verify_snapshot(store: Store, mend: bool, as_json: bool) -> int:
     if problems:
         output.say(f"damage found in a snapshot of {record.source}: make it again")
     else:
-        output.say(f"clean: a snapshot of {record.source} in {files}, every byte as it was written {record.created_at}")
+        output.say(f"clean: a snapshot of {record.source} in {files}, all bytes unchanged since {record.created_at}")
     return 7 if problems else 0
 
 
 def _record(found: Audit) -> dict[str, Any]:
-    """The audit for programs."""
+    """The audit as a JSON record."""
     record = asdict(found) | {"damaged": found.damaged}
     return record | {name: sorted(record[name]) for name in ("bad_shards", "bad_derived")}
 
 
 def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
-    """Become the epoch in charge, mend, and look again."""
+    """Claim the output as a new run, repair it, and audit it again."""
     from p3d.jobs.scheduler import control
     from p3d.pipeline.dataset.repair import repair
     from p3d.pipeline.dataset.verify import audit

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     default=0.98,
     show_default=True,
     metavar="COSINE",
-    help="From which likeness of their vectors on two videos are near-duplicates.",
+    help="Count two videos as near-duplicates from this cosine similarity.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, with every match.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, with every match.")
 @store_options
 def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
-    """Near-duplicate videos of OUT: clusters, and for each video which it is likest to, how much, and which seconds.
+    """Find near-duplicate videos of OUT: clusters and, for each video, the most similar other and the matching seconds.
 
-    Every pair of videos is compared by its vectors. A cluster hangs together by pairs of at least --threshold; with a
-    low one, chains of videos come together whose ends are not alike. The seconds are of up to eight clips of the video
-    and the likest clip of the other; the best of them is shown, all of them with --json.
+    Every pair of videos is compared by its vectors. Pairs of at least --threshold are linked into clusters. A low
+    threshold can link a chain of videos whose ends are not alike. Up to eight clips of a video are each matched with
+    the most similar clip of the other video; the best match is shown, all of them with --json.
 
     Which cosine means a copy depends on the weights: look at a few clusters first. Time grows with the square of the
-    number of videos; memory holds 512 MiB of vectors, one group of rows, and some 200 bytes a video. OUT may be a
+    number of videos. Memory holds 512 MiB of vectors, one row group, and about 200 bytes per video. OUT may be a
     snapshot. Nothing is deleted: `p3d results snapshot OUT DEST --exclude FILE` makes a copy without chosen videos.
     """
     from p3d.jobs.job import rows_of
@@ -48,7 +48,7 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     if as_json:
         output.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
         return 0
-    rows = [("cluster", "path", "seconds", "cosine", "likest to", "best match", "video_id")]
+    rows = [("cluster", "path", "seconds", "cosine", "most similar", "best match", "video_id")]
     for number, cluster in enumerate(found.clusters, 1):
         for one in cluster:
             best = max(one.matches, key=lambda match: match.cosine, default=None)
@@ -62,7 +62,7 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
         f"{output.count(found.n_pairs, 'pair')} of cosine {threshold:g} or more"
     )
     if source.pending:
-        output.say(f"{output.count(source.pending, 'video')} still to be done and not compared")
+        output.say(f"{output.count(source.pending, 'video')} pending and not compared")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`p3d results evaluate`: what the rows of OUT are worth, against labels. Needs neither torch nor Ray."""
+"""`p3d results evaluate`: measure the rows of OUT against labels. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from p3d.jobs.cli.results import progress
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     metavar="CSV",
-    help="Columns video_id, uri or path, and label: a class by name or number, or several with ; between.",
+    help="Read labels from columns video_id, uri or path, and label: class names or numbers, separated by ;.",
 )
-@click.option("--top", type=click.IntRange(2), default=5, show_default=True, metavar="K", help="The K of hit@K.")
-@click.option("--svm", is_flag=True, help="Train and test a linear SVM on the vectors of the videos instead.")
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, metavar="N", help="Of --svm.")
-@click.option("--cost", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="C of --svm.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the folds of --svm.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; rates in [0, 1].")
+@click.option("--top", type=click.IntRange(2), default=5, show_default=True, metavar="K", help="Set the K of hit@K.")
+@click.option("--svm", is_flag=True, help="Train and test a linear SVM on the video vectors instead.")
+@click.option(
+    "--folds", type=click.IntRange(2), default=5, show_default=True, metavar="N", help="Use N folds with --svm."
+)
+@click.option("--cost", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Set C of --svm.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed the folds of --svm.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; rates in [0, 1].")
 @store_options
 def evaluate(
     out: str,
@@ -42,18 +44,18 @@ def evaluate(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Hit rates of the class scores at OUT, in percent: clip hit@1, video hit@1 and video hit@5.
+    """Measure hit rates of the class scores at OUT, in percent: clip hit@1, video hit@1 and video hit@5.
 
-    They are those of the paper's Sports-1M table: a video's scores are the mean of its clips' full distributions, and a
-    hit is a label among the likeliest K classes; of equal scores the lower class number counts first. With several
-    labels, any one will do. Videos without a label, and those that failed, are left out and counted.
+    These are the rates of the paper's Sports-1M table. The scores of a video are the mean of its clips' full
+    distributions. A hit is a label among the K most probable classes; ties go to the lower class number. With several
+    labels, any one counts. Videos without a label and failed videos are left out and counted.
 
-    For them OUT must have been launched with --scores; it may be a snapshot, too. Every row is checked as it is read.
+    OUT must have been launched with --scores. It may be a snapshot. Every row is checked as it is read.
 
-    --svm needs no scores: it trains a linear SVM (scikit-learn's LinearSVC) on the vectors of the videos, each of
-    length 1, and tests it on others. Labels are any text, one a video. A column split says who is trained on and who
-    tested: one word for each split, with ; between, of train, test and - for neither, such as test;train;train for the
-    three of UCF101; their accuracies and the mean are printed. Without it, --folds stratified folds are drawn.
+    --svm needs no scores: it trains a linear SVM (scikit-learn's LinearSVC) on video vectors of length 1 and tests it
+    on other videos. Labels are any text, one per video. A column `split` assigns each video to train, test or - for
+    neither, one word per split, separated by ;. For example, test;train;train fits the three splits of UCF101. Each
+    accuracy and their mean are printed. Without that column, --folds stratified folds are drawn.
     """
     if svm:
         return _svm(out, labels, folds, cost, seed, as_json, typed)
@@ -80,21 +82,21 @@ def evaluate(
     for number, what in (
         (hits.unlabelled, "left out without a label"),
         (hits.failed, "left out because they failed, labelled or not"),
-        (hits.pending, "left out because they are still to be done"),
+        (hits.pending, "left out because they are pending"),
     ):
         if number:
             output.say(f"{output.count(number, 'video')} {what}")
     if hits.unknown_labels:
-        output.say(f"{output.count(hits.unknown_labels, 'label')} of no video that is done here")
+        output.say(f"{output.count(hits.unknown_labels, 'label')} without a finished video here")
     if hits.clip_hit1 is None:
-        output.say("no clip hit@1: the snapshot at OUT has no clips")
+        output.say("clip hit@1 is not available: the snapshot at OUT has no clips")
     if top >= recipe.num_classes:
         output.say(f"hit@{top} is always 100 %: there are {recipe.num_classes} classes; choose a smaller --top")
     return 0
 
 
 def _svm(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bool, typed: dict[str, Any]) -> int:
-    """`--svm`."""
+    """Run `--svm`."""
     output.need("sklearn", "probe")
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.evaluation.svm import evaluate_svm, read_split
@@ -118,5 +120,5 @@ def _svm(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bo
     if found.unlabelled:
         output.say(f"{output.count(found.unlabelled, 'video')} left out without a label")
     if found.unknown_labels:
-        output.say(f"{output.count(found.unknown_labels, 'label')} of no video that is done here")
+        output.say(f"{output.count(found.unknown_labels, 'label')} without a finished video here")
     return 0

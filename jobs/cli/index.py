@@ -1,4 +1,4 @@
-"""`p3d results index`: an index for fast search, beside the dataset. Needs faiss-cpu; neither torch nor Ray."""
+"""`p3d results index`: an index for fast search, stored in OUT. Needs faiss-cpu, but neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -16,10 +16,24 @@ from p3d.jobs.cli.results import progress
 
 @click.command()
 @click.argument("out")
-@click.option("--level", type=click.Choice(["clip", "video"]), default="clip", show_default=True)
-@click.option("--metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
 @click.option(
-    "--kind", type=click.Choice(["flat", "ivf", "sq8", "pq"]), help="How vectors are held; without it, by size."
+    "--level",
+    type=click.Choice(["clip", "video"]),
+    default="clip",
+    show_default=True,
+    help="Index the rows of clips/ or of videos/.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "l2"]),
+    default="cosine",
+    show_default=True,
+    help="Rank by cosine or by L2 distance.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["flat", "ivf", "sq8", "pq"]),
+    help="Store vectors in this form (see above). Default: by size.",
 )
 @click.option(
     "--sample",
@@ -27,11 +41,11 @@ from p3d.jobs.cli.results import progress
     default=100,
     show_default=True,
     metavar="N",
-    help="Rows to measure recall with; 0 measures none.",
+    help="Measure recall on N rows; 0 skips it.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of FAISS; without it, all cores.")
-@click.option("--rebuild", is_flag=True, help="Make it anew, and not only add what is new.")
-@click.option("--json", "as_json", is_flag=True, help="The index's record on stdout.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Use N threads of FAISS. Default: all cores.")
+@click.option("--rebuild", is_flag=True, help="Build the index from scratch instead of adding new rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record of the index on stdout.")
 @store_options
 def index(
     out: str,
@@ -44,17 +58,16 @@ def index(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Make an index of OUT for `p3d search --index`, or add to it the rows that came since.
+    """Build an index of OUT for `p3d search --index`, or add the rows that are new since the last build.
 
-    Kinds, and what a row of 2048 features takes: flat holds every number (8 kB) and looks at all of them; ivf holds
-    every number in lists and looks through some; sq8 the same in 8 bits (2 kB); pq in codes of 128 bytes. By size, it
-    is flat to 256 MiB of rows, ivf to 2 GiB, sq8 to 16 GiB, then pq. An index is made in memory: it takes its own size,
-    512 MiB to train with, and one group of rows.
+    Kinds, with the size of a row of 2048 features: flat stores float32 (8 kB) and scans all rows; ivf stores the same
+    in inverted lists and scans some of them; sq8 does so in 8 bits (2 kB), pq in codes of 128 bytes. The default is
+    flat up to 256 MiB of rows, ivf up to 2 GiB, sq8 up to 16 GiB, then pq. An index is built in memory. That takes its
+    own size, 512 MiB for training, and one row group.
 
-    It is written whole to OUT/_job/index/ and may be deleted. The recall@10 that is printed is of the index by itself,
-    against exact search, for rows drawn at random; of lists, as many are looked through as give 0.95. An index of other
-    weights or settings is refused. Of a video that was replaced, older rows stay in the index, which skips them, until
-    --rebuild.
+    The index is written atomically to OUT/_job/index/ and may be deleted. The printed recall@10 compares the index
+    alone with exact search, on random rows; enough lists are scanned to reach 0.95. An index of other weights or
+    settings is refused. Old rows of a replaced video stay in the index and are skipped, until --rebuild.
     """
     output.need("faiss", "search")
     from p3d.jobs.job import rows_of
@@ -79,7 +92,7 @@ def index(
         output.show_json({"out": source.store.url, **shown, "pending": source.pending})
         return 0
     recall = "-" if record.recall_at_10 is None else f"{record.recall_at_10:.3f} on {record.sample} rows"
-    lists = f", {record.nprobe} of {record.nlist} lists looked through" if record.nlist else ""
+    lists = f", {record.nprobe} of {record.nlist} lists scanned" if record.nlist else ""
     output.show(
         *output.table(
             [
@@ -92,5 +105,5 @@ def index(
     )
     output.say(f"{source.store.url}/{record.index_key}, in {output.human_time(time.monotonic() - started)}")
     if source.pending:
-        output.say(f"{output.count(source.pending, 'video')} still to be done; index OUT again to add them")
+        output.say(f"{output.count(source.pending, 'video')} pending; index OUT again to add them")
     return 0

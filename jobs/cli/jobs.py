@@ -1,4 +1,4 @@
-"""`p3d jobs`: looking at jobs, running or long past. Reads stores alone; neither torch nor Ray is imported."""
+"""`p3d jobs`: look at jobs, running or finished. Reads only stores; imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
 
 @click.command("list")
 @click.argument("root")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def list_(root: str, as_json: bool, **typed: Any) -> int:
-    """The jobs whose outputs are ROOT itself or folders directly in it, and how far each is."""
+    """List the jobs whose OUT is ROOT itself or a folder directly in it, with the progress of each."""
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.outputs import outputs_below
     from p3d.jobs.monitor.status import read_status
@@ -51,19 +51,21 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
     for sentence in broken:
         output.say(sentence)
     if not found and not broken:
-        output.say(f"no output is in {root}")
+        output.say(f"no job found in {root}")
     return 0
 
 
 @click.command()
 @click.argument("out")
-@click.option("--run", "number", type=click.IntRange(1), metavar="N", help="The Nth run. Default: the newest.")
-@click.option("--tail", type=click.IntRange(1), metavar="N", help="The last N lines only.")
+@click.option(
+    "--run", "number", type=click.IntRange(1), metavar="N", help="Print the log of run N. Default: the newest."
+)
+@click.option("--tail", type=click.IntRange(1), metavar="N", help="Print only the last N lines. Default: all.")
 @store_options
 def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
-    """What happened in a run of the job at OUT: workers that came and went, shards, troubles. Times are UTC.
+    """Print the log of a run of the job at OUT: workers that started or ended, shards, problems. Times are in UTC.
 
-    A running job writes its log every half minute. Ray's own logs are on its machines, in /tmp/ray.
+    A running job writes its log every half minute. Ray's own logs are on its nodes, in /tmp/ray.
     """
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
@@ -77,7 +79,7 @@ def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
         return 2
     lines = read_log(store, number or newest).splitlines()
     if not lines:
-        output.say(f"run {number or newest} wrote no log, or none yet")
+        output.say(f"run {number or newest} has not written a log")
     output.show(*lines[-tail if tail else 0 :])
     return 0
 
@@ -85,13 +87,13 @@ def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
 @click.command()
 @click.argument("out")
 @click.option(
-    "-o", "--output", "file", type=click.Path(path_type=Path), required=True, help="The file to write; - for stdout."
+    "-o", "--output", "file", type=click.Path(path_type=Path), required=True, help="Write to this file; - for stdout."
 )
 @store_options
 def trace(out: str, file: Path, **typed: Any) -> int:
-    """The timeline of the job at OUT as a Chrome trace: which worker did which shard when, and what it waited for.
+    """Write the timeline of the job at OUT as a Chrome trace: each worker, its shards, and its waiting times.
 
-    Made from what was committed, so also for past jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
+    It is made from committed shards, so it also works for finished jobs. Open it in https://ui.perfetto.dev or chrome://tracing.
     """
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.trace import trace_events

@@ -1,4 +1,4 @@
-"""`p3d launch` and `resume`: from what a user typed to a run, and back to an exit code."""
+"""`p3d launch` and `p3d resume`: turn the command line into a run, and its result into an exit code."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def launch(
 ) -> int:
     """Embed the videos of SRC into OUT.
 
-    The same launch again goes on where it stopped, and adds what is new or changed in SRC. Ctrl-C stops cleanly.
+    The same launch again continues where it stopped, and adds what is new or changed in SRC. Ctrl-C stops cleanly.
 
-    With --address http://HEAD:8265 the weights are put into OUT and all else happens on the cluster: SRC and OUT must
-    be named as its machines know them. Ctrl-C then only stops watching.
+    With --address http://HEAD:8265 the weights are copied into OUT and everything else runs on the cluster. SRC and
+    OUT must then be paths that are valid on its machines, and Ctrl-C only stops watching.
     """
     from p3d.jobs.job import refuse_other_job
     from p3d.jobs.planning.prepare import add_plan, create_job, prepare, refuse_unfit_device
@@ -88,7 +88,7 @@ def launch(
 
 
 def _launch_remotely(address: str, detach: bool, store: Store, prepared: Prepared) -> int:
-    """Put the weights into OUT, where the driver over there takes them from, and start it."""
+    """Copy the weights into OUT, from where the remote driver loads them, and start it."""
     from p3d.jobs.job import refuse_other_job, weights_key
     from p3d.jobs.planning.prepare import create_job
 
@@ -101,7 +101,7 @@ def _launch_remotely(address: str, detach: bool, store: Store, prepared: Prepare
 
 
 def run_verb_remotely(address: str, detach: bool, store: Store, **changed: str) -> int:
-    """The same verb over there; then, unless detached, what `p3d status --watch` shows until it ends."""
+    """Run the same verb remotely; then, unless detached, show `p3d status --watch` until it ends."""
     from p3d.jobs.cli.status import status
 
     ctx = click.get_current_context()
@@ -128,9 +128,9 @@ def resume(
     detach: bool,
     **typed: Any,
 ) -> int:
-    """Go on with the job at OUT. What is committed is not computed again.
+    """Continue the job at OUT. Committed shards are not computed again.
 
-    Options are those of the last run unless given: on a CPU, equal batch size and threads give bit-identical rows.
+    Options default to those of the last run. On a CPU, equal batch size and threads give bit-identical rows.
     """
     from p3d.jobs.job import look, manifests, read_job
 
@@ -152,9 +152,10 @@ def resume(
 def next_run(
     out: str, store: Store, job: JobRecord, typed: dict[str, Any], address: str | None, takeover: bool
 ) -> Iterator[ClaimedRun]:
-    """Join the cluster that was named, settle the options, and take charge."""
+    """Join the given cluster, determine the options, and claim the next run."""
     from p3d.jobs.planning.prepare import refuse_unfit_device
     from p3d.jobs.scheduler import control
+    from p3d.jobs.scheduler.run import ClaimedRun
 
     with remote.cluster_at(address, store) as cluster:
         there = cluster.machines if cluster else None
@@ -167,7 +168,7 @@ def next_run(
 
 
 def run_and_report(out: str, job: JobRecord, run: ClaimedRun, as_json: bool) -> int:
-    """Run what is left, then report."""
+    """Run the pending shards, then report."""
     from p3d.jobs.scheduler.run import run_job
 
     code = run_job(out, job, run, say=output.say, show_progress=show_progress)
@@ -176,7 +177,7 @@ def run_and_report(out: str, job: JobRecord, run: ClaimedRun, as_json: bool) -> 
 
 
 def report(out: str, store: Store, job: JobRecord, as_json: bool, *, over: bool = False) -> int:
-    """What is in OUT now, and what to do next; `over` if the newest run is this one, which has ended."""
+    """Print what OUT holds and what to do next. `over` means that the newest run is this one, and has ended."""
     from dataclasses import asdict
 
     from p3d.jobs.monitor.status import read_status

@@ -1,4 +1,4 @@
-"""`p3d models`: the networks that are here, and what they cost."""
+"""`p3d models`: the available networks and their costs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
-@click.option("--measure", is_flag=True, help="Time each on this device too: seconds a network, minutes for all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option(
+    "--model", "names", multiple=True, metavar="NAME", help="List only this network; may be repeated. Default: all."
+)
+@click.option(
+    "--measure", is_flag=True, help="Also time each network on this device: seconds per network, minutes for all."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
-    """The networks that are here: layers, parameters, size, cost of a clip, feature dimension, clip.
+    """List the available networks: layers, parameters, file size, cost per clip, feature dimension, clip.
 
-    Counted on the networks themselves, with a 400-class head. MB are of the float32 weights file. GMAC are 1e9
-    multiply-adds of one clip of the network's own recipe (frames x height x width), up to its features.
+    The counts include a 400-class head. MB is the size of the float32 weights file. GMAC is 1e9 multiply-adds for
+    one clip of the network's own recipe (frames x height x width), up to its features.
     """
     from p3d import zoo
     from p3d.pipeline.errors import InputError
@@ -43,8 +47,8 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
         rows.append((*row, str(one.feature_dim), clip, *speed))
     output.show(*output.table(rows, right=(1, 2, 3, 4, 5, 7)))
     if speeds:
-        output.say(f"clips/s on {_where(speeds)}, median of interleaved rounds; frames are decoded elsewhere")
-    output.say("no weights are shipped: --weights takes a file, or random:SEED to try the machinery")
+        output.say(f"clips/s on {_where(speeds)}, median of interleaved rounds, without decoding")
+    output.say("no weights are shipped: give --weights a file, or random:SEED to try the pipeline")
     return 0
 
 

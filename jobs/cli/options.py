@@ -1,4 +1,4 @@
-"""Options that verbs share: of the recipe, the source, a run, a cluster and S3, and the records made of them."""
+"""Options that verbs share (recipe, source, run, cluster, S3), and the records made from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from p3d.pipeline.recipe import (
+    CPU_BATCH,
+    GPU_BATCH,
+    MAX_DECODE_MEMORY,
+    MAX_DURATION_S,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    SHARD_VIDEOS,
+    STORE_PATIENCE_S,
+    VIDEO_TIMEOUT_S,
+)
 from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, SSE, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
@@ -37,90 +48,125 @@ recipe_options = _apply(
         "--weights",
         required=True,
         metavar="FILE|random:SEED",
-        help="Our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
+        help="Load weights: our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
     ),
-    click.option("--model", help="Network (see `p3d models`); needed for random weights and checkpoints of baselines."),
     click.option(
-        "--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's. Default: the weights'."
+        "--model", help="Choose the network (see `p3d models`); required for random weights and baseline checkpoints."
+    ),
+    click.option(
+        "--graph",
+        type=click.Choice(["caffe", "port"]),
+        help="Use the authors' graph or the port's. Default: the weights'.",
     ),
     click.option(
         "--clips",
         default="every:16",
         show_default=True,
         metavar="RULE",
-        help="every:STRIDE, uniform:COUNT or random:COUNT@SEED.",
+        help="Cut clips by every:STRIDE, uniform:COUNT or random:COUNT@SEED.",
     ),
     click.option(
-        "--frame-step", type=click.IntRange(1), default=1, show_default=True, help="Every Nth frame in a clip."
+        "--frame-step",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Take every Nth frame into a clip.",
     ),
     click.option(
         "--fps",
         type=click.FloatRange(min=0, min_open=True, max=240),
         metavar="R",
-        help="Resample to R frames/s by time, so that clips of all videos span equal time. Default: as they are.",
+        help="Resample to R frames/s by time, so that all clips span equal time. Default: native frames.",
     ),
-    click.option("--pool", **_choice("mean", "max", "mean+max"), help="From clips to video."),
-    click.option("--scores", is_flag=True, help="Also store the probability of each class, per clip and per video."),
-    click.option("--embedding-dtype", **_choice("float32", "float16"), help="As stored."),
-    click.option("--precision", **_choice("fp32", "bf16", "fp16"), help="Of the network. fp16: CUDA only."),
+    click.option("--pool", **_choice("mean", "max", "mean+max"), help="Pool clip vectors into a video vector."),
+    click.option("--scores", is_flag=True, help="Also store class probabilities, per clip and per video."),
+    click.option("--embedding-dtype", **_choice("float32", "float16"), help="Store vectors in this type."),
+    click.option(
+        "--precision", **_choice("fp32", "bf16", "fp16"), help="Run the network in this precision. fp16: CUDA only."
+    ),
     click.option(
         "--decoder",
         **_choice("auto", "decord", "pyav", "nvdec"),
-        help="auto: the faster of decord and PyAV that is right. nvdec: on an NVIDIA GPU, whose colours differ.",
+        help="Decode with this library. auto: the faster correct one of decord and PyAV. nvdec: on an NVIDIA GPU, "
+        "whose colours differ.",
     ),
-    click.option("--partial", **_choice("fail", "keep"), help="A damaged video fails, or keeps its good beginning."),
+    click.option(
+        "--partial", **_choice("fail", "keep"), help="Let a damaged video fail, or keep its readable beginning."
+    ),
+)
+shard_videos_option = click.option(
+    "--shard-videos",
+    type=click.IntRange(1, 100_000),
+    default=SHARD_VIDEOS,
+    show_default=True,
+    metavar="N",
+    help="Put N videos into a shard, the unit of commit and resume.",
 )
 source_options = _apply(
-    click.option("--id-column", metavar="NAME", help="Column of a CSV or Parquet list that holds the video ids."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N videos."),
     click.option(
-        "--shard-videos",
-        type=click.IntRange(1, 100_000),
-        default=64,
-        show_default=True,
-        help="Videos per shard, the unit of commit and of resume.",
+        "--id-column",
+        metavar="NAME",
+        help="Take video ids from this column of a CSV or Parquet list. Default: ids made from paths.",
     ),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Take only the first N videos. Default: all."),
+    shard_videos_option,
 )
 run_options = _apply(
-    click.option("--workers", type=click.IntRange(1), help="Default: one per GPU, else 1."),
-    click.option("--batch-size", type=click.IntRange(1), help="Clips at a time. Default: 32 on a GPU, 4 on a CPU."),
-    click.option("--threads", type=click.IntRange(1), help="Of a CPU worker's network. Default: half the cores."),
-    click.option("--device", metavar="NAME", help="auto, cpu or cuda. Default: auto."),
+    click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Start N workers. Default: one per GPU, else 1."
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        metavar="N",
+        help=f"Embed N clips at a time. Default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Use N threads per batch on a CPU. Default: half the cores.",
+    ),
+    click.option("--device", metavar="NAME", help="Compute on auto, cpu or cuda. Default: auto."),
     click.option(
         "--video-timeout",
         "video_timeout_s",
         type=click.FloatRange(min=0.1),
         metavar="SECONDS",
-        help="Longest wait for the next frames of a video. Default: 300.",
+        help=f"Fail a video as decode_timeout after this long without frames. Default: {VIDEO_TIMEOUT_S:g}.",
     ),
     click.option(
         "--max-duration",
         "max_duration_s",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Longer videos fail as too_long, undecoded. Default: 86400, a day.",
+        help=f"Fail longer videos as too_long, without decoding. Default: {MAX_DURATION_S:g} (one day).",
     ),
     click.option(
-        "--max-pixels", type=click.IntRange(1), metavar="N", help="Larger frames fail as too_large. Default: 67108864."
+        "--max-pixels",
+        type=click.IntRange(1),
+        metavar="N",
+        help=f"Fail videos with larger frames as too_large. Default: {MAX_PIXELS}.",
     ),
     click.option(
         "--max-file-bytes",
         type=click.IntRange(1),
         metavar="N",
-        help="Larger files fail as too_large. Default: 256 GiB.",
+        help=f"Fail larger files as too_large. Default: {MAX_FILE_BYTES >> 30} GiB.",
     ),
     click.option(
         "--max-decode-memory",
         type=click.IntRange(1),
         metavar="BYTES",
-        help="A decode that takes more fails as decode_memory. Default: 4 GiB.",
+        help=f"Fail a decode that takes more memory as decode_memory. Default: {MAX_DECODE_MEMORY >> 30} GiB.",
     ),
     click.option(
         "--store-patience",
         "store_patience_s",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="How long a store may fail before the job stops, resumable. Default: 600.",
+        help=f"Stop the job, resumable, after a store fails for this long. Default: {STORE_PATIENCE_S:g}.",
     ),
     click.option(
         "--max-failures",
@@ -128,19 +174,19 @@ run_options = _apply(
         help="Stop when more videos fail. Default: when over half of the first 200 fail for one reason.",
     ),
     click.option("--takeover", is_flag=True, help="Take over from a run that is still alive."),
-    click.option("--json", "as_json", is_flag=True, help="The final status as one JSON object on stdout."),
+    click.option("--json", "as_json", is_flag=True, help="Print the final status as one JSON object on stdout."),
 )
 
 
 def job_spec(typed: dict[str, Any]) -> JobSpec:
-    """The options that decide the numbers."""
+    """The options that determine the embeddings."""
     from p3d.jobs.planning.prepare import JobSpec
 
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
 def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Machines | None = None) -> RunOptions:
-    """The options that decide how fast and how patient; `last` is the run before, which a resume takes after."""
+    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`."""
     from p3d.jobs.planning.prepare import run_options
     from p3d.pipeline.recipe import MaxFailures, RunOptions
 
@@ -150,14 +196,14 @@ def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Mach
 
 
 def address_options(verb: Any) -> Any:
-    """Where to run."""
+    """Add the options that say where to run."""
     for option in (  # the last one is shown first
-        click.option("--detach", is_flag=True, help="With http://: return once it is submitted."),
+        click.option("--detach", is_flag=True, help="Return once the job is submitted; needs --address http://."),
         click.option(
             "--address",
             metavar="WHERE",
-            help="A Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or http://HEAD:8265 to run the driver there, too. "
-            "Default: this machine.",
+            help="Run on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or http://HEAD:8265 to run the driver there, "
+            "too. Default: this machine.",
         ),
     ):
         verb = option(verb)
@@ -177,30 +223,35 @@ STORE_OPTIONS = (
 
 
 def store_options(verb: F) -> F:
-    """The options of verbs that touch S3."""
+    """Add the options of verbs that use S3."""
     for option in (
-        click.option("--profile", help="AWS profile; credentials come from botocore's own chain."),
-        click.option("--region", help="S3 region."),
-        click.option("--endpoint-url", help="S3 server other than AWS, such as http://127.0.0.1:9000."),
+        click.option("--profile", help="Use this AWS profile. Default: botocore's credential chain."),
+        click.option("--region", help="Use this S3 region. Default: from the AWS configuration."),
+        click.option("--endpoint-url", help="Use an S3 server other than AWS, such as http://127.0.0.1:9000."),
         click.option(
-            "--addressing-style", type=click.Choice(ADDRESSING), default="auto", help="Bucket in path or host."
+            "--addressing-style",
+            type=click.Choice(ADDRESSING),
+            default="auto",
+            show_default=True,
+            help="Put the bucket into the path or host of URLs.",
         ),
         click.option(
             "--checksums",
             type=click.Choice(CHECKSUMS),
             default="when_supported",
-            help="when_required: for servers without S3's newer checksums, or whose ETags are no MD5.",
+            show_default=True,
+            help="Choose when_required for servers without S3's newer checksums, or whose ETags are not MD5.",
         ),
         click.option("--requester-pays", is_flag=True, help="Pay for reading from a requester-pays bucket."),
-        click.option("--sse", type=click.Choice(SSE), help="Encryption of what is written to S3."),
-        click.option("--sse-kms-key-id", help="KMS key, with --sse aws:kms."),
+        click.option("--sse", type=click.Choice(SSE), help="Encrypt what is written to S3. Default: the bucket's."),
+        click.option("--sse-kms-key-id", help="Encrypt with this KMS key; needs --sse aws:kms."),
     ):
         verb = option(verb)
     return verb
 
 
 def store_options_of(typed: dict[str, Any]) -> StoreOptions:
-    """The options above, taken from what was typed. InputError for what cannot be, or carries a password."""
+    """The store options as typed. InputError if they are invalid or contain a password."""
     return StoreOptions(
         endpoint_url=typed["endpoint_url"],
         region=typed["region"],

@@ -17,11 +17,11 @@ from p3d.pipeline.errors import JobError
 EXIT_CODES: dict[int, str] = {
     0: "all done, no failures",
     1: "internal error (also: a video failed with reason `internal`)",
-    2: "usage, or an input that cannot be: no videos, weights that do not fit",
+    2: "usage error or invalid input, such as no videos or weights that do not fit",
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
-    5: "refused: other recipe at this output, a snapshot's DEST not empty, or another scheduler is live or took over",
-    6: "stopped, resumable: cancelled, store outage, credentials, disk full, budget or `--max-failures` spent",
+    5: "refused: OUT has another recipe, DEST of a snapshot is not empty, or another scheduler is live or took over",
+    6: "stopped, resumable: cancelled, store outage, credentials, disk full, `--max-failures` or retries exhausted",
     7: "`verify` or a snapshot found damage",
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
 }
@@ -45,7 +45,7 @@ def exit_code(error: JobError) -> int:
 
 
 def run_cli(command: click.Command) -> int:
-    """Run the command line; every expected error becomes a sentence on stderr and a code."""
+    """Run the command line; every expected error becomes one message on stderr and an exit code."""
     try:
         result = command.main(standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -68,28 +68,28 @@ def run_cli(command: click.Command) -> int:
 
 
 def say(text: str) -> None:
-    """One line of talk, on stderr; control characters of file names are escaped."""
+    """Print one message on stderr; control characters of file names are escaped."""
     click.echo(escape(text), err=True)
 
 
 def show(*lines: str) -> None:
-    """Lines of data, on stdout."""
+    """Print lines of data on stdout."""
     for line in lines:
         click.echo(escape(line))
 
 
 def show_json(record: dict[str, Any]) -> None:
-    """Data for programs, on stdout, with its schema version."""
+    """Print a JSON object on stdout, with its schema version."""
     click.echo(json.dumps({"schema_version": JSON_SCHEMA, **record}, default=str))
 
 
 def escape(text: str) -> str:
-    """Control characters as \\xNN, so that a file name can neither drive a terminal nor pass for a line of ours."""
+    """Control characters as \\xNN, so that a file name can neither control a terminal nor imitate a line of output."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
-    """Lines with columns that line up; those of `right` are aligned to the right."""
+    """Lines with aligned columns; the columns in `right` are aligned to the right."""
     if not rows:
         return []
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
@@ -124,6 +124,6 @@ def human_time(seconds: float | None) -> str:
 
 
 def need(module: str, extra: str) -> None:
-    """InputError, with the command that installs it, unless an optional package is here."""
+    """InputError with the install command unless an optional package is installed."""
     if importlib.util.find_spec(module) is None:
         raise errors.InputError(f"this needs {module}, which is not installed: pip install 'p3d-embeddings[{extra}]'")

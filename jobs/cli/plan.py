@@ -19,7 +19,7 @@ def _rate(recipe: Recipe) -> str:
 
 
 def _cores(guess: Estimate) -> str:
-    """What decoding asks of the processor."""
+    """What decoding costs in CPU time."""
     decoding = f"{guess.decode_s_per_clip * 1e3:.1f} ms of a core to decode a clip"
     if guess.useful_cores is None:
         return f"{decoding}, {guess.network_s_per_clip * 1e3:.0f} to embed it"
@@ -27,8 +27,8 @@ def _cores(guess: Estimate) -> str:
 
 
 def _batches(guess: Estimate) -> list[tuple[str, str]]:
-    """What batches of several sizes gave, where they were tried."""
-    rates = [f"{size}: {rate:.0f}" if rate else f"{size}: no room" for size, rate in guess.by_batch.items()]
+    """The clips per second of several batch sizes, if they were measured."""
+    rates = [f"{size}: {rate:.0f}" if rate else f"{size}: out of memory" for size, rate in guess.by_batch.items()]
     return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
 
 
@@ -37,15 +37,20 @@ def _batches(guess: Estimate) -> list[tuple[str, str]]:
 @click.argument("out", required=False)
 @recipe_options
 @source_options
-@click.option("--workers", type=click.IntRange(1), help="To estimate the time for. Default: one per GPU, else 1.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Estimate the time of N workers. Default: one per GPU, else 1.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
-    """Say what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
+    """Show what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
 
-    A sample of the videos is looked at, and 32 of them are decoded and embedded here, for half a minute at most: clips,
-    bytes and time follow from that. On a GPU batches of several sizes are timed, too. With OUT, a job with other
-    settings there is refused as `launch` would.
+    A sample of the videos is probed, and 32 of them are decoded and embedded here, for at most half a minute. Clips,
+    bytes and time are extrapolated from that. On a GPU several batch sizes are timed. If OUT holds a job with other
+    settings, `plan` refuses it as `launch` would.
     """
     from p3d.jobs.job import refuse_other_job
     from p3d.jobs.planning.estimate import estimate

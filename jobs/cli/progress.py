@@ -1,4 +1,4 @@
-"""The progress of a run on stderr: a bar with rate and ETA on a terminal, a line now and then elsewhere."""
+"""The progress of a run on stderr: a bar with rate and ETA on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_EVERY_S = 10.0  # between two plain progress lines, where stderr is not a t
 
 @contextmanager
 def show_progress(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar with ETA on a terminal, a line now and then elsewhere; both on stderr."""
+    """A bar with ETA on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
     if sys.stderr.isatty():
         yield from _bar(n_videos)
         return
@@ -22,7 +22,7 @@ def show_progress(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     def line(snapshot: dict[str, Any]) -> None:
         if bool(snapshot["outage"]) != bool(paused[0]):
-            output.say(f"paused: {snapshot['outage']}" if snapshot["outage"] else "going on: the store answers again")
+            output.say(f"paused: {snapshot['outage']}" if snapshot["outage"] else "continuing: the store answers again")
         paused[0] = snapshot["outage"]
         if snapshot["elapsed_s"] - last[0] >= LINE_EVERY_S or snapshot["state"] != "running":
             last[0] = snapshot["elapsed_s"]

@@ -1,4 +1,4 @@
-"""Verbs that run a job somewhere else than here: `--address`, `--detach`."""
+"""Run the job of a verb on another machine: `--address`, `--detach`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SUBMITTED_TO = ("http://", "https://")
 
 
 def runs_remotely(address: str | None) -> bool:
-    """Is the driver to run over there, too?"""
+    """Does the driver run remotely, too?"""
     return address is not None and address.startswith(SUBMITTED_TO)
 
 
 @contextlib.contextmanager
 def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
-    """The cluster that was named, joined; None for this machine, whose own is started when all else is ready.
+    """Join the given cluster; None for this machine, whose own cluster is started later.
 
-    A driver that was submitted and is refused, or fails, before it takes charge of `store` is waited for no longer.
+    If a submitted driver is refused or fails before it claims `store`, the note that announces it is removed.
     """
     if address is None:
         yield None
@@ -47,23 +47,23 @@ def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
             yield cluster
     finally:
         if SUBMITTED in os.environ:
-            with contextlib.suppress(StoreError):  # then `status` says so for longer; the next run ends it
+            with contextlib.suppress(StoreError):  # then `status` shows "submitted" until the next run
                 control.forget_submitted(store)
 
 
 def refuse_to_detach(address: str | None, detach: bool) -> None:
-    """UsageError for --detach with a driver that is here."""
+    """UsageError for --detach with a local driver."""
     if detach and not runs_remotely(address):
-        raise click.UsageError("--detach needs --address http://HEAD:8265: somebody else has to run the driver")
+        raise click.UsageError("--detach needs --address http://HEAD:8265, so that the driver runs on the cluster")
 
 
-def absolute(place: str) -> str:
-    """A folder or file as another machine with the same disks would name it."""
-    return place if "://" in place else str(Path(place).absolute())
+def absolute(path: str) -> str:
+    """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks."""
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
-    """The command line of this verb as it was typed, with other values; options that are None are left out."""
+    """The command line of this verb as typed, with the values of `changed`; options without a value are left out."""
     options, arguments = list[str](), list[str]()
     for param in ctx.command.params:
         name = param.name or ""
@@ -82,7 +82,7 @@ def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
 
 
 def run_remote_driver(address: str, store: Store, out: str, words: list[str], *, detach: bool) -> int | None:
-    """Start the driver over there, and say how to go on. None if the caller may now watch until it ends."""
+    """Start the remote driver and print the next commands. None if the caller may now watch until it ends."""
     from p3d.jobs.scheduler import control
     from p3d.jobs.scheduler.submission import openness, state_of, submit, without_user
 
@@ -92,10 +92,10 @@ def run_remote_driver(address: str, store: Store, out: str, words: list[str], *,
     name = submit(address, words, store.url)
     control.tell_submitted(store, without_user(address), name, before)
     output.say(f"submitted to {address} as {name}")
-    output.say("this machine is not needed any more:")
-    output.say(f"  p3d status {out} --watch    how far it is")
+    output.say("this machine is no longer needed:")
+    output.say(f"  p3d status {out} --watch    show progress")
     output.say(f"  p3d cancel {out}            stop it, resumable")
-    output.say(f"  p3d jobs logs {out}         what happened")
+    output.say(f"  p3d jobs logs {out}         print the log")
     if detach:
         return 0
     while control.newest_number(store) == before:
@@ -103,7 +103,7 @@ def run_remote_driver(address: str, store: Store, out: str, words: list[str], *,
         if ended:
             if not last:
                 return None
-            output.say(f"{ended}, before it began to work. Its last words:")
+            output.say(f"{ended} before the driver began. Its last lines:")
             for line in last.splitlines():
                 output.say(f"  {line}")
             return 6

@@ -1,4 +1,4 @@
-"""`p3d results report`: what a job did, as one HTML file. Needs neither torch nor Ray."""
+"""`p3d results report`: a report of a job as one HTML file. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -22,30 +22,40 @@ from p3d.jobs.cli.results import progress
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="The file to write, such as report.html; - for stdout.",
+    help="Write to this file, such as report.html; - for stdout.",
 )
 @click.option(
-    "--videos", type=click.IntRange(0, 200), default=24, show_default=True, metavar="N", help="On the contact sheet."
+    "--videos",
+    type=click.IntRange(0, 200),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="Show N videos on the contact sheet.",
 )
 @click.option(
-    "--queries", type=click.IntRange(0, 20), default=4, show_default=True, metavar="N", help="Clips with neighbours."
+    "--queries",
+    type=click.IntRange(0, 20),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Show N clips with their neighbours.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
-@click.option("--json", "as_json", is_flag=True, help="What was written, as one JSON object on stdout.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed the samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object on stdout.")
 @store_options
 def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, **typed: Any) -> int:
-    """One HTML file about the job at OUT, during it or after: what ran, how fast, where the time went, what failed.
+    """Write an HTML report of the job at OUT, during or after it: what ran, how fast, where time went, what failed.
 
     It also has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
-    neighbours. The file needs no network and runs no script; it is made for screens and for A4 paper. OUT may be a
-    snapshot, of which there is less to say.
+    neighbours. The file needs no network and runs no script; it fits screens and A4 paper. OUT may be a snapshot, for
+    which the report is shorter.
 
-    Videos, clips and neighbours are samples, drawn by --seed, so that the file stays below about 1 MB with the
-    defaults, however large OUT is. Rows of videos/ are read once, and clips of at most 32 shards. Memory holds those
-    samples, some 300 bytes a video and a shard, and one group of rows.
+    Videos, clips and neighbours are samples, drawn by --seed. With the defaults the file stays below about 1 MB,
+    however large OUT is. Rows of videos/ are read once, and clips of at most 32 shards. Memory holds the samples,
+    about 300 bytes per video and per shard, and one row group.
 
-    Pictures are decoded from the sources, in processes of their own, none begun after 5 minutes. A source that is gone,
-    changed, or on S3 and larger than 512 MiB, has a sentence in its place. --videos 0 --queries 0 opens no source.
+    Pictures are decoded from the sources in child processes; none starts after 5 minutes. If a source is missing,
+    changed, or larger than 512 MiB on S3, a message replaces the picture. --videos 0 --queries 0 opens no source.
     """
     from p3d.jobs.monitor.report import make_report
     from p3d.pipeline.results.report.render import render
@@ -54,7 +64,7 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     to_stdout = str(file) == "-"
     if to_stdout and as_json:
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
-    part = None if to_stdout else _beside(file)
+    part = None if to_stdout else _part_of(file)
     made = make_report(
         out_store(out, store_options),
         store_options,
@@ -85,8 +95,8 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     return 0
 
 
-def _beside(path: Path) -> Path:
-    """A name of its own beside the file to come. InputError where none can be written: said before the pictures."""
+def _part_of(path: Path) -> Path:
+    """A unique temporary name in the folder of `path`. InputError, before the long work, if it is not writable."""
     from p3d.pipeline.errors import InputError
 
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -99,7 +109,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(part: Path, path: Path, page: bytes) -> None:
-    """The whole file or none; InputError where it cannot be written."""
+    """Write the file atomically; InputError if that fails."""
     from p3d.pipeline.errors import InputError
 
     try:

@@ -1,4 +1,4 @@
-"""`p3d results`: what is made from the rows of OUT. Reads the dataset alone; neither torch nor Ray is imported."""
+"""`p3d results snapshot`: a copy of the rows of OUT. Reads only the dataset; imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
     "--exclude",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Ids to leave out: one a line, or column video_id of a .csv or .parquet.",
+    help="Leave out these ids: one per line, or column video_id of a .csv or .parquet. Default: none.",
 )
-@click.option("--allow-unknown", is_flag=True, help="Ids to exclude may be none of OUT's.")
-@click.option("--clips/--no-clips", default=True, show_default=True, help="With the rows of clips/.")
-@click.option("--skip-pending", is_flag=True, help="Leave out videos that are still to be done.")
-@click.option("--json", "as_json", is_flag=True, help="snapshot.json on stdout.")
+@click.option("--allow-unknown", is_flag=True, help="Accept ids in --exclude that OUT does not have.")
+@click.option("--clips/--no-clips", default=True, show_default=True, help="Copy the rows of clips/, too.")
+@click.option("--skip-pending", is_flag=True, help="Leave out pending videos instead of failing.")
+@click.option("--json", "as_json", is_flag=True, help="Print snapshot.json on stdout.")
 @store_options
 def snapshot(
     out: str,
@@ -36,19 +36,18 @@ def snapshot(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Write a clean copy of the dataset at OUT to DEST: for takedown, compaction, or to give remote.
+    """Write a clean copy of the dataset at OUT to DEST: for takedown, compaction or distribution.
 
-    DEST gets the newest row of each video, in plan order, in few large files; with --exclude, nothing of the videos
-    named there but how many they are. OUT may be a snapshot, too. DEST is a folder or s3://bucket/prefix and must be
-    empty or absent.
+    DEST gets the newest row of each video, in plan order, in few large files. Of the videos in --exclude it holds only
+    their number. OUT may be a snapshot, too. DEST is a folder or s3://bucket/prefix and must be empty or absent.
 
-    Every row is checked as it is read, every file is read back from DEST, and DEST/snapshot.json is created last: a
+    Every row is checked as it is read, and every file is read back from DEST. DEST/snapshot.json is created last: a
     DEST without it is unfinished and may be removed. `p3d verify DEST` checks it again. OUT is not changed: after a
     takedown, remove it yourself.
 
-    Exits 0 when done, 2 when --exclude names ids that OUT does not have, 5 when DEST is not empty, 6 when videos are
-    still to be done (`p3d resume OUT`, or --skip-pending; a video that a retry has not come to is one of them, and its
-    older row is not used in its place), 7 when OUT is damaged.
+    Exits 0 when done, 2 when --exclude has ids that OUT does not have, 5 when DEST is not empty, 6 when videos are
+    pending (run `p3d resume OUT`, or add --skip-pending), 7 when OUT is damaged. A video that waits for a retry is
+    pending: its older row is not used.
     """
     from p3d.jobs.job import rows_of
     from p3d.pipeline.dataset.snapshot import snapshot as write_snapshot
@@ -73,21 +72,21 @@ def snapshot(
     rows = [("videos", str(counts.videos)), ("clips", str(counts.clips)), ("failures", str(counts.failures))]
     output.show(*output.table([*rows, ("files", f"{len(record.files)} ({size})")]))
     for number, what in (
-        (counts.excluded, "excluded: nothing of them is there"),
-        (len(source.unknown), "to exclude that OUT does not name"),
-        (counts.pending, "left out because they are still to be done"),
-        (counts.superseded, "older rows of the plans left out: a newer plan names the video"),
+        (counts.excluded, "excluded: no data of them is in DEST"),
+        (len(source.unknown), "to exclude that OUT does not have"),
+        (counts.pending, "left out because they are pending"),
+        (counts.superseded, "older rows left out: a newer plan has the video"),
     ):
         if number:
             output.say(f"{number} {what}")
     if clips and not record.with_clips:
-        output.say("no clips: the snapshot at OUT has none")
+        output.say("no clips copied: the snapshot at OUT has no clips")
     if not any(one.folder == "weights" for one in record.files):
-        output.say("no weights: OUT has none")
-    output.say(f"every file read back; {target.url}/snapshot.json says what is there")
+        output.say("no weights copied: OUT has no weights")
+    output.say(f"every file read back; {target.url}/snapshot.json lists them")
     return 0
 
 
 def progress(what: str, done: int, count: int) -> None:
-    """How far it is, on a terminal."""
+    """Show progress on a terminal."""
     click.echo(f"\r{what} {done}/{count} ", nl=done == count, err=True)

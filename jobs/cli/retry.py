@@ -1,4 +1,4 @@
-"""`p3d retry`: the failed videos once more, as a new plan on the same output."""
+"""`p3d retry`: retry the failed videos, as a new plan on the same output."""
 
 from __future__ import annotations
 
@@ -8,13 +8,26 @@ import click
 
 from p3d.jobs.cli import output, remote
 from p3d.jobs.cli.launch import next_run, report, run_and_report, run_verb_remotely
-from p3d.jobs.cli.options import address_options, out_store, run_options, store_options, store_options_of
+from p3d.jobs.cli.options import (
+    address_options,
+    out_store,
+    run_options,
+    shard_videos_option,
+    store_options,
+    store_options_of,
+)
 
 
 @click.command()
 @click.argument("out")
-@click.option("--reason", "reasons", multiple=True, metavar="REASON", help="Only these failures; may be repeated.")
-@click.option("--shard-videos", type=click.IntRange(1, 100_000), default=64, show_default=True, help="As of `launch`.")
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    metavar="REASON",
+    help="Retry only this reason; may be repeated. Default: all.",
+)
+@shard_videos_option
 @run_options
 @address_options
 @store_options
@@ -28,10 +41,10 @@ def retry(
     detach: bool,
     **typed: Any,
 ) -> int:
-    """Try the failed videos of OUT once more, all of them or those with a --reason.
+    """Retry the failed videos of OUT, all of them or those with a --reason.
 
-    They become a new plan; each file is taken as it is now. Nothing that is committed changes: a video's state is that
-    of the newest plan that names it. Interrupted, `p3d resume` goes on.
+    They become a new plan, and each file is read as it is now. No committed object changes: the state of a video is
+    that of the newest plan that contains it. After an interruption, `p3d resume` continues.
     """
     from p3d.jobs.job import read_job
     from p3d.jobs.planning.prepare import add_retry
@@ -40,7 +53,7 @@ def retry(
 
     unknown = sorted(set(reasons) - set(Reason))
     if unknown:
-        raise InputError(f"--reason {unknown[0]} is none of {', '.join(Reason)}")
+        raise InputError(f"--reason {unknown[0]} is not one of {', '.join(Reason)}")
     remote.refuse_to_detach(address, detach)
     store = out_store(out, store_options_of(typed))
     job = read_job(store)
@@ -53,5 +66,5 @@ def retry(
     with next_run(out, store, job, typed, address, takeover) as run:
         added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=shard_videos)
         if added is not None:
-            output.say(f"{output.count(added.n_videos, 'video')} once more, in {output.count(added.n_shards, 'shard')}")
+            output.say(f"{output.count(added.n_videos, 'video')} to retry, in {output.count(added.n_shards, 'shard')}")
         return run_and_report(out, job, run, as_json)

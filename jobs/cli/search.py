@@ -1,4 +1,4 @@
-"""`p3d search`: what in a dataset is like a video. Torch is imported only where a file must be embedded; Ray never."""
+"""`p3d search`: find what is most similar to a video. Imports torch only to embed a file, and never Ray."""
 
 from __future__ import annotations
 
@@ -20,19 +20,34 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out")
 @click.argument("query")
-@click.option("--level", type=click.Choice(["clip", "video"]), help="What to compare: rows of clips/ or of videos/.")
-@click.option("--metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="K", help="How many hits.")
-@click.option("--where", multiple=True, metavar="CONDITION", help="Only rows for which it holds, such as codec=h264.")
+@click.option(
+    "--level",
+    type=click.Choice(["clip", "video"]),
+    help="Compare with rows of clips/ or of videos/. Default: as QUERY.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "l2"]),
+    default="cosine",
+    show_default=True,
+    help="Rank by cosine or by L2 distance.",
+)
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="K", help="Show K hits.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Keep only rows that meet this, such as codec=h264; may be repeated.",
+)
 @click.option(
     "--distinct",
     type=click.FloatRange(-1, 1),
     metavar="COSINE",
-    help="Leave out what is this near, such as 0.99, to the query or to a better hit.",
+    help="Leave out hits with this cosine or more, such as 0.99, to the query or to a better hit.",
 )
-@click.option("--index", is_flag=True, help="Candidates from the index that `p3d results index` made.")
-@click.option("--device", default="auto", show_default=True, help="Where a file is embedded: auto, cpu or cuda.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--index", is_flag=True, help="Take candidates from the index of `p3d results index`.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Embed a file on auto, cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def search(
     out: str,
@@ -47,19 +62,19 @@ def search(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """The clips or videos of OUT that are most like QUERY, the nearest first.
+    """Find the clips or videos of OUT that are most similar to QUERY, the nearest first.
 
-    QUERY is a video file, which is embedded on the spot as the job at OUT does it, or the video_id, uri or path of a
-    video of OUT, which is found by its rows. With a time, such as VIDEO@12.5s, it is the clip that shows that second.
+    QUERY is a video file, which is embedded now with the settings of the job at OUT, or the video_id, uri or path of a
+    video of OUT, whose rows are used. With a time, such as VIDEO@12.5s, it is the clip that shows that second.
 
     Without --level, a video is compared with videos, and a clip with clips. A whole video compared with clips finds
-    those that are like any of its own. --metric cosine gives 1 for the same direction, l2 the distance, 0 for the same
-    numbers. OUT may be a snapshot, too.
+    clips that are similar to any of its own. With --metric cosine, 1 means the same direction; with l2, 0 means equal
+    vectors. OUT may be a snapshot, too.
 
-    --where is one column, one of = != < <= > >=, and a value; several must all hold. Columns are those of the rows and
-    of videos/, the ones of your own list included: --where "duration_s>=60" --where label=cat.
+    --where is one column, one of = != < <= > >=, and a value; all conditions must hold. Columns are those of the rows
+    and of videos/, including the ones of your own list: --where "duration_s>=60" --where label=cat.
 
-    Without --index every row is read and checked, by groups of 4096. Only the newest row of each video counts.
+    Without --index every row is read and checked, in groups of 4096. Only the newest row of each video counts.
     """
     if index:
         output.need("faiss", "search")
@@ -104,7 +119,7 @@ def search(
 
 
 def _record(hit: Hit, metric: str, spans: tuple[tuple[float, float], ...]) -> dict[str, Any]:
-    """A hit for programs: its score under the metric's name, and the seconds of the query that it is like."""
+    """A hit as a JSON record: its score under the metric's name, and the seconds of the query that it matches."""
     kept = [one.name for one in fields(hit) if one.name not in ("score", "query", "embedding_D")]
     start_s, end_s = spans[hit.query]
     record = {metric: hit.score, **{name: getattr(hit, name) for name in kept}}
@@ -118,7 +133,7 @@ def _lines(found: SearchResult, metric: str, level: str, spans: tuple[tuple[floa
         metric,
         "path",
         *(("seconds",) if by_clip else ()),
-        *(("like the query's",) if many else ()),
+        *(("query seconds",) if many else ()),
         "video_id",
     )
     rows = [head]
@@ -143,9 +158,9 @@ def _footer(found: SearchResult, level: str, pending: int) -> None:
         )
     if not found.hits:
         output.say(
-            "nothing is left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits"
+            "no rows are left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits"
         )
     elif found.cut_short:
-        output.say("near-duplicates took the best places; there may be more distinct hits than are shown")
+        output.say("near-duplicates filled the candidates; more distinct hits may exist than are shown")
     if pending:
-        output.say(f"{output.count(pending, 'video')} still to be done and not searched")
+        output.say(f"{output.count(pending, 'video')} pending and not searched")

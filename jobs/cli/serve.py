@@ -1,4 +1,4 @@
-"""`p3d results serve`: a local page over OUT. Torch is imported when the first file is dropped; Ray never."""
+"""`p3d results serve`: a local web page for OUT. Imports torch when the first file is dropped, and never Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from p3d.pipeline.results.page.similar import Embed
 
 MIB = 1024**2
-MOMENT_S = 0.5  # for threads to end by themselves
+MOMENT_S = 0.5  # that threads get to end by themselves
 REDIRECT = """<!doctype html>
 <meta charset="utf-8"><meta name="referrer" content="no-referrer">
 <meta http-equiv="refresh" content="0; url={url}">
@@ -36,35 +36,37 @@ REDIRECT = """<!doctype html>
 
 @click.command()
 @click.argument("out")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Without it, any that is free.")
-@click.option("--open/--no-open", "open_page", default=True, show_default=True, help="Open it in the browser.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen on this port. Default: a free one.")
+@click.option("--open/--no-open", "open_page", default=True, show_default=True, help="Open the page in the browser.")
 @click.option(
     "--map",
     "layout",
     type=click.Choice(["pca", "umap"]),
     default="pca",
     show_default=True,
-    help="How it is laid out.",
+    help="Lay out the map by PCA or UMAP.",
 )
-@click.option("--device", default="auto", show_default=True, help="Where a dropped file is embedded.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Embed dropped files on auto, cpu or cuda."
+)
 @click.option(
     "--drop-limit",
     type=click.IntRange(1),
     default=1024,
     show_default=True,
     metavar="MIB",
-    help="The largest file that may be dropped.",
+    help="Accept dropped files up to this size.",
 )
 @store_options
 def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_limit: int, **typed: Any) -> int:
-    """A page on this machine to look around in OUT: search, play, drop a file, see the whole on a map.
+    """Open a local web page to explore OUT: search, play, drop a file, see all videos on a map.
 
-    Every video is found by its path or id and by conditions on columns; a click plays a clip from its second, and shows
-    what is like it, with cosines. A file that is dropped on the page is embedded as `p3d search OUT FILE` does it. The
-    map has up to 20 000 videos, by PCA or (extra `umap`) UMAP of their vectors, in the colours of their clusters.
+    Find videos by path, id or conditions on columns. A click plays a clip from its second and shows what is most
+    similar, with cosines. A file that is dropped on the page is embedded as `p3d search OUT FILE` does it. The map
+    shows up to 20 000 videos, by PCA or (extra `umap`) UMAP of their vectors, coloured by cluster.
 
-    The page is served on 127.0.0.1 alone, under a URL with a random token, which is printed. It serves the videos that
-    OUT names and no other file, as long as they are what was embedded. From another machine:
+    The page listens only on 127.0.0.1, under a printed URL with a random token. It serves the videos of OUT and no
+    other file, and only while they are unchanged since they were embedded. From another machine:
     ssh -L 8000:127.0.0.1:PORT HOST. Ctrl-C ends it. It shows OUT as it was at the start. OUT may be a snapshot, too.
     """
     output.need("aiohttp", "page")
@@ -80,7 +82,7 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
     archive = read_archive(source, layout=layout, on_step=steps)
     output.say(f"{output.count(archive.rows.num_rows, 'video')} of {source.store.url}; Ctrl-C ends the page")
     if source.pending:
-        output.say(f"{output.count(source.pending, 'video')} still to be done and not shown")
+        output.say(f"{output.count(source.pending, 'video')} pending and not shown")
 
     with tempfile.TemporaryDirectory(prefix="p3d-open-") as private:
 
@@ -105,15 +107,15 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
 
 
 def _open(url: str, private: Path) -> None:
-    """Show a URL in the browser by way of a file in a private folder: its arguments, which all users see, name that."""
+    """Open a URL by way of a file in a private folder: all users can see the arguments of the browser's process."""
     path = private / "page.html"
     path.touch(0o600)
     path.write_text(REDIRECT.format(url=html.escape(url)))
-    threading.Thread(target=webbrowser.open, args=(path.as_uri(),), daemon=True).start()  # some stay until closed
+    threading.Thread(target=webbrowser.open, args=(path.as_uri(),), daemon=True).start()  # some block until closed
 
 
 def _leave() -> None:
-    """End the process if a thread does not end: a network that computes for somebody who has gone cannot be stopped."""
+    """End the process if a thread does not end: a batch that is being computed cannot be interrupted."""
     until = time.monotonic() + MOMENT_S
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:
@@ -125,7 +127,7 @@ def _leave() -> None:
 
 
 def _embed_of(source: Rows, device: str) -> Embed | None:
-    """What embeds a dropped file, with one network for all of them; None where OUT has no weights."""
+    """The function that embeds dropped files, with one network for all; None if OUT has no weights."""
     from p3d.jobs.job import weights_key
 
     if source.store.head(weights_key(source.job.recipe)) is None:

@@ -1,4 +1,4 @@
-"""`p3d status` and `p3d cancel`: from the store alone; neither torch nor Ray is imported."""
+"""`p3d status` and `p3d cancel`: use only the store; import neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from p3d.jobs.monitor.status import Status
 
 WATCH_S = 1.0
-BEGIN_S = 300.0  # how long a driver that was submitted is waited for
+BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
 
 
 @click.command()
 @click.argument("out")
-@click.option("--watch", is_flag=True, help="Live view until the job ends; Ctrl-C only detaches.")
-@click.option("--wait", is_flag=True, help="Wait for the end, silently, and exit with the job's code.")
+@click.option("--watch", is_flag=True, help="Show a live view until the job ends; Ctrl-C only detaches.")
+@click.option("--wait", is_flag=True, help="Wait silently until the job ends; exit with its code.")
 @click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def status(
     out: str,
@@ -36,9 +36,9 @@ def status(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """How far the job at OUT is. Reads the store alone: no Ray, no scheduler, from any machine.
+    """Show the progress of the job at OUT. Reads only the store: works from any machine, without Ray.
 
-    Exits 0 when it could answer; --wait and --exit-code give the code of the job.
+    Exits 0 if the status could be read; with --wait or --exit-code, with the code of the job.
     """
     from rich.console import Console
     from rich.live import Live
@@ -69,10 +69,10 @@ def status(
                     live.update(render(now, width=width, escape=output.escape), refresh=True)
             return _code(now) if mirror else 0
     except KeyboardInterrupt:
-        output.say(f"detached; the job goes on. `p3d cancel {out}` stops it")
+        output.say(f"detached; the job continues. `p3d cancel {out}` stops it")
         return 0
     if wait and now.state == SUBMITTED:
-        output.say(f"not waited for after {BEGIN_S:.0f} s; `ray job logs` on the cluster says why it has not begun")
+        output.say(f"the driver did not begin within {BEGIN_S:.0f} s; `ray job logs` on the cluster shows why")
     if as_json:
         output.show_json(asdict(now))
     else:
@@ -81,7 +81,7 @@ def status(
 
 
 def _code(now: Status) -> int:
-    """Of the job; one that was submitted and did not begin while it was waited for is resumable."""
+    """The exit code of the job; one that was submitted and did not begin in time is resumable (6)."""
     from p3d.jobs.monitor.status import SUBMITTED
 
     return 6 if now.state == SUBMITTED else now.exit_code or 0
@@ -89,10 +89,10 @@ def _code(now: Status) -> int:
 
 @click.command()
 @click.argument("out")
-@click.option("--now", is_flag=True, help="Abandon the shards in flight; they are computed again by a resume.")
+@click.option("--now", is_flag=True, help="Abandon the shards in progress; a resume computes them again.")
 @store_options
 def cancel(out: str, now: bool, **typed: Any) -> int:
-    """Ask the run at OUT to stop: after the shards in flight, or with --now at once. Nothing that is done is lost."""
+    """Stop the run at OUT: after the shards in progress, or at once with --now. Committed shards are kept."""
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
 
@@ -102,12 +102,12 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
     beat = control.heartbeat(store, epoch.number) if epoch else None
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
         waiting = control.not_begun(store, epoch.number if epoch else 0)
-        why = f", so nothing can be asked of it yet: {waiting}. Ask again when it has" if waiting else ""
+        why = f": {waiting}. Cancel again when it has" if waiting else ""
         output.say(f"nothing is running at {store.url}{why}")
         return 0
     control.ask_cancel(store, epoch.number, now=now)
-    what = "stops at once" if now else "finishes its shards in flight and stops"
-    output.say(f"asked: the run on {epoch.host} {what}; it looks every {control.HEARTBEAT_S:.0f} s")
-    output.say(f"  p3d status {out} --wait    until it has")
-    output.say(f"  p3d resume {out}           to go on later")
+    what = "stops at once" if now else "finishes its shards in progress and stops"
+    output.say(f"asked: the run on {epoch.host} {what}; it checks every {control.HEARTBEAT_S:.0f} s")
+    output.say(f"  p3d status {out} --wait    wait until it has")
+    output.say(f"  p3d resume {out}           continue later")
     return 0

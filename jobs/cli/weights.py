@@ -1,4 +1,4 @@
-"""`p3d weights`: files of weights become one file that says what it is, and are looked into. No job is needed."""
+"""`p3d weights import` and `p3d weights show`: convert and inspect files of weights. No job is needed."""
 
 from __future__ import annotations
 
@@ -14,45 +14,62 @@ if TYPE_CHECKING:
     from p3d.weights import Weights, WeightsFile
 
 FORMATS = {
-    "native": "this program's own",
+    "native": "our own .safetensors",
     "port": "a checkpoint with the keys of the PyTorch port",
     "caffe": "a caffemodel of the authors",
-    "resnet": "a 2-D ResNet, of which `p3d weights import` makes what follows",
+    "resnet": "a 2-D ResNet, which `p3d weights import` turns into the following",
 }
 STILL = (
     "these weights see frames, not motion: each feature is that of a 2-D network, the larger of each pair of frames "
-    "at four poolings; train them further before they are called P3D features"
+    "at four poolings; train them further before you use them as P3D features"
 )
 RANDOM_IN_TIME = (
-    "the temporal filters are random: these weights are a start for training, as the paper's were, not for features"
+    "the temporal filters are random: use these weights to start training, as in the paper, not for features"
 )
 
 _file = click.argument("file", type=click.Path(path_type=Path))
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
 @click.command("import")
 @_file
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.safetensors", help="To write."
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="OUT.safetensors",
+    help="Write to this file.",
 )
-@click.option("--model", help="Which of the networks that have these tensors, such as p3d63-a. Default: the mix.")
-@click.option("--graph", type=click.Choice(["caffe", "port"]), help="The authors' graph or the port's.")
-@click.option("--stride-on", type=click.Choice(["1x1", "3x3"]), help="Which convolution halves the picture.")
+@click.option("--model", help="Choose among networks with these tensors, such as p3d63-a. Default: the mixed one.")
+@click.option(
+    "--graph", type=click.Choice(["caffe", "port"]), help="Use the authors' graph or the port's. Default: the format's."
+)
+@click.option(
+    "--stride-on", type=click.Choice(["1x1", "3x3"]), help="Set which convolution has stride 2. Default: the format's."
+)
 @click.option(
     "--temporal",
     type=click.Choice(["identity", "gaussian"]),
-    help="What a 2-D ResNet gets for filters in time. Default: identity.",
+    help="Initialise the temporal filters of a 2-D ResNet. Default: identity.",
 )
-@click.option("--seed", type=click.IntRange(0), help="Of --temporal gaussian.")
-@click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Of the inputs it was trained on.")
-@click.option("--range", "value_range", type=click.Choice(["255", "1"]), help="255: minus 104/117/123; 1: ImageNet's.")
+@click.option("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it.")
+@click.option(
+    "--channel-order", type=click.Choice(["rgb", "bgr"]), help="Set the order it was trained on. Default: the format's."
+)
+@click.option(
+    "--range",
+    "value_range",
+    type=click.Choice(["255", "1"]),
+    help="Set the input range. 255: minus 104/117/123; 1: ImageNet mean and std. Default: the format's.",
+)
 @click.option(
     "--class-names",
     "names_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="UTF-8 text, one class a line, in order.",
+    help="Read class names from UTF-8 text, one per line. Default: none, or the file's own.",
 )
 @_as_json
 def import_(
@@ -64,20 +81,20 @@ def import_(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Make one .safetensors of FILE that carries network, graph, clip recipe, classes and origin.
+    """Convert FILE to one .safetensors that holds network, graph, clip recipe, classes and origin.
 
-    FILE is our own, a caffemodel of the authors, a checkpoint of the PyTorch port, or a 2-D ImageNet ResNet-50, -101 or
-    -152 with torchvision's or timm's keys (.pth or .safetensors). Only tensors are read; nothing in a file is ever run.
-    What a format does not say is assumed as its public files have it and may be overridden here; what a file says
-    itself may not.
+    FILE is our own .safetensors, a caffemodel of the authors, a checkpoint of the PyTorch port, or a 2-D ImageNet
+    ResNet-50, -101 or -152 with torchvision's or timm's keys (.pth or .safetensors). Only tensors are read; no code in
+    a file is ever run. What a format does not state defaults to the convention of its public files, and options may
+    override it. They cannot override what a file states itself.
 
-    From a 2-D ResNet comes P3D-63, -131 or -199 (with --model resnet50 and so on, the 2-D network itself). Until
-    trained further A P3D SEES FRAMES, NOT MOTION: on a clip of equal frames it gives the 2-D features, on any other
-    the larger of each pair of frames at the four temporal poolings. --temporal gaussian is the paper's start of
-    training and gives no features of use. For training take that or --graph caffe: in the port's graph the silent
+    A 2-D ResNet becomes P3D-63, -131 or -199, or stays 2-D with --model resnet50 and so on. Until it is trained
+    further, SUCH A P3D SEES FRAMES, NOT MOTION: on a clip of equal frames it gives the 2-D features, on any other the
+    larger of each pair of frames at the four temporal poolings. --temporal gaussian is the paper's initialisation for
+    training and gives no useful features. For training use that or --graph caffe: in the port's graph the zero
     branches of identity never learn.
 
-    OUT is written whole or not at all, and never over other content. Exits 2 when FILE does not fit.
+    OUT is written atomically and never replaces other content. Exits 2 when FILE does not fit.
     """
     from p3d.pipeline.errors import InputError
     from p3d.weights import to_bytes
@@ -85,7 +102,7 @@ def import_(
     from p3d.zoo import BASELINES
 
     if out.suffix.lower() != ".safetensors":
-        raise InputError(f"{out} must end in .safetensors, or no verb would know how to read it")
+        raise InputError(f"{out} must end in .safetensors, so that other verbs can read it")
     found = _identify(file)
     inflates = found.format == "resnet" and typed["model"] not in BASELINES
     if inflates:
@@ -96,10 +113,10 @@ def import_(
     content = to_bytes(weights)
     try:
         if out.exists() and (not out.is_file() or out.read_bytes() != content):
-            raise InputError(f"{out} is there already with other content; name another file or remove it")
+            raise InputError(f"{out} already exists with other content; name another file or remove it")
         write(out, content)
     except OSError as error:
-        raise InputError(f"{out} could not be written ({error}); nothing is left of it") from None
+        raise InputError(f"{out} could not be written ({error}); no partial file is left") from None
     record = _record(out, content, "native", weights)
     if as_json:
         output.show_json(record)
@@ -114,13 +131,13 @@ def import_(
 @_file
 @_as_json
 def show(file: Path, as_json: bool) -> int:
-    """Say what FILE is: format, network, graph, stride, classes, clip recipe, origin, sha256.
+    """Show what FILE is: format, network, graph, stride, classes, clip recipe, origin, sha256.
 
-    Then what its numbers say: the range of inputs that its first normalisation fits, how conv1 weighs the channels,
-    whether its temporal filters look at other frames at all. These are hints: no weights tell RGB from BGR.
+    Hints from its values follow: the input range that its first normalisation fits, how conv1 weights the channels,
+    and whether its temporal filters use other frames at all. They are only hints: weights cannot tell RGB from BGR.
 
-    Only tensors are read; nothing in a file is ever run. A format that does not say graph or recipe is shown with what
-    would be assumed.
+    Only tensors are read; no code in a file is ever run. If the format does not state graph or recipe, the defaults of
+    `p3d weights import` are shown.
     """
     from p3d.weights.hints import hints, sentences
 
@@ -156,12 +173,12 @@ def _load(found: WeightsFile, **asked: Any) -> Weights:
 
 
 def _named(typed: dict[str, Any]) -> dict[str, Any]:
-    """The options in the words of `p3d.weights.load`."""
+    """The options under the names of `p3d.weights.load`."""
     return {"name": typed.pop("model"), **typed}
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    """A name a line; InputError for an empty line, which would move all that follow."""
+    """One name per line; InputError for an empty line, which would shift all later classes."""
     from p3d.pipeline.errors import InputError
 
     try:
@@ -174,7 +191,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 
 def _in_convention(found: WeightsFile, weights: Weights, order: str | None, value_range: str | None) -> Weights:
-    """The weights with the recipe that --channel-order and --range say. A file that has its own keeps it."""
+    """The weights with the recipe of --channel-order and --range. InputError if a file states another recipe."""
     from dataclasses import replace
 
     from p3d.pipeline.errors import InputError
@@ -193,14 +210,14 @@ def _in_convention(found: WeightsFile, weights: Weights, order: str | None, valu
         raise InputError(f"{found.path}: {error}") from None
     if found.format == "native" and wanted != held:
         raise InputError(
-            f"{found.path} says itself that it takes {held.channel_order} in 0..{held.value_range}; "
+            f"{found.path} states that it takes {held.channel_order} in 0..{held.value_range}; "
             "import the file that it was made from"
         )
     return replace(weights, recipe=wanted)
 
 
 def _record(path: Path, content: bytes, kind: str, weights: Weights) -> dict[str, Any]:
-    """All there is to say of weights, for programs."""
+    """The description of weights as a JSON record."""
     from hashlib import sha256
 
     config = weights.config
@@ -221,7 +238,7 @@ def _record(path: Path, content: bytes, kind: str, weights: Weights) -> dict[str
 
 
 def _lines(record: dict[str, Any], weights: Weights, *hinted: str) -> list[str]:
-    """The same for people, and hints."""
+    """The same as a table, with hints."""
     config, recipe = weights.config, weights.recipe
     names = weights.class_names
     called = f"called {names[0]} .. {names[-1]}" if names else "without names"

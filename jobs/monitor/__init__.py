@@ -1,1 +1,1 @@
-"""The progress of a job as read from its output alone: status, timeline, report."""
+"""The progress of a job, read only from its output: status, timeline, report."""

@@ -1,4 +1,4 @@
-"""Which outputs are below a root? For `p3d jobs list`; the root may be an output itself."""
+"""Find the outputs in a folder, for `p3d jobs list`; the folder may be an output itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JOB = "job.json"
 
 
 def outputs_below(root: str, options: StoreOptions) -> Iterator[Store]:
-    """The stores of `root` and of the folders directly in it that hold a job, by name. InputError for no folder."""
+    """The stores of `root` and of folders directly in it that hold a job, by name. InputError if it is not a folder."""
     store = open_store(root, options)
     if store.head(JOB) is not None:
         yield store
@@ -33,5 +33,5 @@ def _folders(store: Store) -> list[str]:
         return sorted(entry.name for entry in Path(store.url).iterdir() if entry.is_dir())
     except OSError as error:
         raise InputError(
-            f"{store.url}: {error.strerror}; `p3d jobs list` wants the folder that the outputs are in"
+            f"{store.url}: {error.strerror}; `p3d jobs list` needs the folder that contains the outputs"
         ) from None

@@ -1,6 +1,6 @@
-"""What `p3d results report` is made from: the rows and sources by `p3d.pipeline.results.report`, the runs from here.
+"""Collect the data of `p3d results report`: rows and sources by `p3d.pipeline.results.report`, runs in this module.
 
-Reads the store alone, of a running job too; needs neither torch nor Ray.
+Reads only the store, even of a running job; needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def make_report(
     seed: int = 0,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Everything a report shows of the job, or the snapshot, at a store: bounded samples, drawn by `seed`.
+    """Everything that a report shows of the job or snapshot at a store: bounded samples, drawn by `seed`.
 
-    `videos` are those of the contact sheet, `queries` the clips whose neighbours are looked for; with neither, no
-    source is opened. NoSuchJob, DamagedJob.
+    `videos` is the number on the contact sheet, `queries` the number of clips whose neighbours are shown. If both are
+    0, no source is opened. NoSuchJob, DamagedJob.
     """
 
     def told(what: str) -> Callable[[int, int], None] | None:
@@ -68,7 +68,7 @@ def make_report(
 
 
 def _run(store: Store, source: Rows) -> RunFacts | None:
-    """None for a snapshot, which says nothing of runs."""
+    """The runs of a job; None for a snapshot, which does not record them."""
     if not isinstance(source, NewestRows):
         return None
     status = read_status(store, source.job)
@@ -104,7 +104,7 @@ def _runs(store: Store) -> list[RunRecord]:
 
 
 def _flat(options: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """(name, value) of all that is set, in words."""
+    """(name, value) of all options that are set, as text; nested names are joined by dots."""
     found: list[tuple[str, str]] = []
     for name, value in options.items():
         if isinstance(value, dict):

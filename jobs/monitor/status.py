@@ -1,7 +1,7 @@
-"""The progress of a job, read from its store alone: no cluster, no scheduler, no database.
+"""The progress of a job, read only from its store: no cluster, no scheduler, no database.
 
-A listing of clips/ says which shards are committed; the newest heartbeat says how it goes. Deleting `_job/` loses no
-data: without a heartbeat, the sums are read from the footers of the committed shards.
+A listing of clips/ shows which shards are committed; the newest heartbeat has the live numbers. Deleting `_job/` loses
+no data: without a heartbeat, the totals are read from the footers of the committed shards.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ UNDER_WAY = (SUBMITTED, control.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a job stands. `state` is submitted (to a cluster, whose driver has not begun), running, finished, stopped,
-    dead (its process is gone) or not started.
+    """The status of a job. `state` is submitted (to a cluster, where the driver has not begun), running, finished,
+    stopped, dead (its process no longer exists) or not started.
 
-    `exit_code` mirrors the job: that of its last run, or None while one is to come or runs. `limit` is what limits most
-    of its workers.
+    `exit_code` is that of the last run, or None while a run is submitted or running. `limit` is the resource that
+    limits most of its workers.
     """
 
     out: str
@@ -63,14 +63,14 @@ class Status:
 
 
 def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
-    """Look once; `over` is known to the run itself, whose last heartbeat a full disk may have swallowed.
+    """Read the status once. A run passes `over` when it has ended, as a full disk may have lost its last heartbeat.
 
-    A run whose heartbeat says running may be dead: on this machine its process is asked, elsewhere only a heartbeat
-    that moves between two looks can tell (`status --watch` says when it stopped moving).
+    A run whose heartbeat says running may be dead. On this machine its process is checked. From another machine only a
+    heartbeat that changes between two reads can tell (`status --watch` says when it stopped changing).
     """
     plans = load_plans(store)
     committed, whole = committed_names(store)
-    names = {f"{plan.plan8}-{at:09d}" for plan in plans for at in range(plan.n_shards)}
+    names = {name for plan in plans for name in plan.shard_names}
     epoch = control.newest_epoch(store)
     beat = (control.heartbeat(store, epoch.number) if epoch else None) or {}
     n_done, n_all = len(names & committed), len(names)
@@ -120,12 +120,12 @@ def _outcome(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[
     if state == "finished":
         return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
     if state == "dead":
-        return 6, "the process that ran it is gone; `p3d resume` goes on"
+        return 6, "the process that ran it no longer exists; `p3d resume` continues"
     return beat.get("exit_code", 6), beat.get("sentence", "not started; `p3d resume` starts it")
 
 
 def render(status: Status, *, width: int, escape: Callable[[str], str]) -> RenderableType:
-    """The picture of a job for a terminal of `width` columns."""
+    """The status of a job for a terminal of `width` columns."""
     head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
     colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
     share = status.videos_done / status.videos_all if status.videos_all else 0.0
@@ -137,7 +137,7 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
     if status.state == control.RUNNING:
         eta = "-" if status.eta_s is None else _clock(status.eta_s)
         line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
-        bar = Table.grid()  # a bar alone ends without a new line
+        bar = Table.grid()  # a bar alone does not end with a newline
         bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
         parts.insert(1, bar)
     if status.plans:
@@ -162,21 +162,21 @@ def _shards(status: Status) -> Text:
     line = Text(f"shards {status.shards_done}/{status.shards_all} committed")
     if status.workers:
         left = status.shards_all - status.shards_done
-        in_hand = min(left, sum(len(worker.get("shards", ())) for worker in status.workers))  # as some seconds ago
-        line.append(f"  {in_hand} in hand  {left - in_hand} queued")
+        running = min(left, sum(len(worker.get("shards", ())) for worker in status.workers))  # as of the last heartbeat
+        line.append(f"  {running} in progress  {left - running} queued")
     return line
 
 
 SENTENCES: dict[Limit, str] = {
-    "network": "limited by the network, at work {lanes} of the time: more or faster devices",
-    "decoding": "limited by decoding, the network at work {lanes} of the time: more cores",
-    "fetching": "limited by fetching videos, the network at work {lanes} of the time",
-    "overhead": "limited by neither network ({lanes} of the time) nor decoding ({decoding})",
+    "network": "limited by the network, busy {inference_threads} of the time: add more or faster devices",
+    "decoding": "limited by decoding, the network is busy {inference_threads} of the time: add cores",
+    "fetching": "limited by fetching videos, the network is busy {inference_threads} of the time",
+    "overhead": "limited by neither network ({inference_threads} of the time) nor decoding ({decoding})",
 }
 
 
 def limit_of(workers: list[dict[str, Any]]) -> Limit | None:
-    """What limits most of the workers; None while none has worked."""
+    """The limit of most workers; None before any has worked."""
     limits = Counter(worker["limit"] for worker in workers if worker.get("limit") and worker["state"] == "busy")
     return limits.most_common(1)[0][0] if limits else None
 
@@ -199,7 +199,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
         )
     for worker in workers:
         load = worker.get("load") or {}
-        known = worker["state"] == "busy" and load.get("concurrency")
+        known = worker["state"] == "busy" and load.get("decode_concurrency")
         table.add_row(
             str(worker["worker"]),
             worker["device"],
@@ -209,7 +209,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             str(worker["clips"]),
             f"{load['inference_threads']:.0%}" if known else "-",
             f"{load.get('queued', 0.0):g}" if known else "-",
-            f"{load['decoding']:.0%} of {load['concurrency']}" if known else "-",
+            f"{load['decoding']:.0%} of {load['decode_concurrency']}" if known else "-",
         )
     return table
 

@@ -1,7 +1,7 @@
-"""The timeline of a job, also of one long past: from the footers of its shards, as Chrome trace events.
+"""The timeline of a job as Chrome trace events, from the footers of its shards; it also works for finished jobs.
 
-Each shard's footer says where and when it was computed, how long that took, and how much of it was spent in the network
-and in waiting for frames. Open the file in https://ui.perfetto.dev or chrome://tracing. Format: "Trace Event Format",
+The footer of a shard says where and when it was computed, and the seconds in total, in the network and waiting for
+frames. Open the file in https://ui.perfetto.dev or chrome://tracing. Format: "Trace Event Format",
 Google, 2016: `X` is an interval (`ts`, `dur` in microseconds), `C` a counter, `M` names a track.
 """
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from p3d.pipeline.dataset.shard_times import ShardTime
 
-MOST_PID = 1 << 22  # of Linux
+MOST_PID = 1 << 22  # the largest pid of Linux
 
 
 def trace_events(shards: Iterable[ShardTime]) -> Iterator[dict[str, Any]]:
-    """Tracks for each worker of each machine, an interval for each shard, and the clips and failures so far.
+    """One track per worker of each machine, one interval per shard, and counters of clips and failures so far.
 
-    A worker has a second track for shards that it began before it was done with another.
+    A worker has a second track for shards that it began before another had finished.
     """
     shards, hosts = list(shards), list[str]()
-    tracks = dict[tuple[str, int, int], float]()  # host, process, which of its tracks -> when its last interval ended
+    tracks = dict[tuple[str, int, int], float]()  # host, process, number of track -> end of its last interval
     for shard in sorted(shards, key=lambda shard: shard.began_s):
         if shard.host not in hosts:
             hosts.append(shard.host)
@@ -33,9 +33,9 @@ def trace_events(shards: Iterable[ShardTime]) -> Iterator[dict[str, Any]]:
         if (shard.host, shard.pid, free) not in tracks:
             yield {"ph": "M", "name": "thread_name", **track, "args": {"name": f"{shard.device} (pid {shard.pid})"}}
         tracks[shard.host, shard.pid, free] = shard.ended_s
-        said = {name: getattr(shard, name) for name in ("videos", "failed", "clips", "encode_s", "wait_s")}
+        args = {name: getattr(shard, name) for name in ("videos", "failed", "clips", "encode_s", "wait_s")}
         began_us, took_us = round(shard.began_s * 1e6), round(shard.shard_s * 1e6)
-        yield {"ph": "X", "cat": "shard", "name": shard.name, "ts": began_us, "dur": took_us, **track, "args": said}
+        yield {"ph": "X", "cat": "shard", "name": shard.name, "ts": began_us, "dur": took_us, **track, "args": args}
     clips, failed = 0, 0
     for shard in sorted(shards, key=lambda shard: (shard.ended_s, shard.name)):
         clips, failed = clips + shard.clips, failed + shard.failed

@@ -1,9 +1,9 @@
-"""Which convention were these weights trained in? Each is tried on a few labelled videos: `p3d weights choose`.
+"""Find the convention of weights by trying each on a few labelled videos: `p3d weights choose`.
 
     labelled videos ──decode once──> clips ──{graph} x {channel order} x {range}──> class scores ──> top-1 of each
 
-Public P3D files do not say which graph, channel order and range they are for, and a wrong one gives wrong features and
-no error. What a file says of itself is not believed here either: every convention is tried.
+Public P3D files do not say which graph, channel order and range they need. A wrong one gives wrong features and no
+error. What a file says about itself is ignored here, too: every convention is tried.
 Source: spec of the weights, sections 0 and 4; McNemar's test in its exact form for two classifiers on the same videos.
 """
 
@@ -24,9 +24,10 @@ from p3d.encoder import Encoder, device_for
 from p3d.jobs.planning.prepare import default_batch, frame_spec
 from p3d.networks.network import GRAPHS
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers
-from p3d.pipeline.decode.child import TIMEOUT_S, decode_in_child
+from p3d.pipeline.decode.child import decode_in_child
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import InputError
+from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.sources.listing_buffer import FIELDS
 from p3d.pipeline.storage.store import DEFAULTS
@@ -51,7 +52,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One convention, and for each video whether the best-scored class was the right one."""
+    """One convention, and whether the highest-scored class of each video was correct."""
 
     graph: str
     channel_order: str
@@ -65,7 +66,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """All trials, best first, on `n_videos` videos; `warnings` says in sentences why the best may not be right."""
+    """All trials, best first, on `n_videos` videos; `warnings` says why the best may be wrong."""
 
     trials: tuple[Trial, ...]
     n_videos: int
@@ -74,10 +75,11 @@ class Choice:
 
 
 def labelled_videos(source: str, class_names: Sequence[str], num_classes: int, *, limit: int) -> list[Labelled]:
-    """At most `limit` videos of `source`, the classes in turn. A label is a folder's name, or column `label` of a list.
+    """At most `limit` videos of `source`, taking the classes in turn.
 
-    A label is a class's name (case, spaces and underscores do not matter), or its number where there are no names.
-    InputError for labels that are no class, or videos without one.
+    Labels are folder names, or the column `label` of a list. A label is a class name (case, spaces and underscores do
+    not matter), or a class number if there are no names. InputError for a label without a class, or a video without a
+    label.
     """
     found = find(source, DEFAULTS).videos
     videos = [VideoRef(**row) for row in found.select([name.name for name in FIELDS]).to_pylist()]
@@ -87,7 +89,7 @@ def labelled_videos(source: str, class_names: Sequence[str], num_classes: int, *
         labels = [video.path.rpartition("/")[0].partition("/")[0] for video in videos]
     if "" in labels:
         raise InputError(
-            f"{source}: {videos[labels.index('')].path} has no label; give a folder with one folder a class, "
+            f"{source}: {videos[labels.index('')].path} has no label; give a folder with one folder per class, "
             "or a list with a column `label`"
         )
     numbers = _numbers(class_names, num_classes)
@@ -100,7 +102,7 @@ def labelled_videos(source: str, class_names: Sequence[str], num_classes: int, *
 
 
 def _numbers(class_names: Sequence[str], num_classes: int) -> Callable[[str], int]:
-    """From a label to the number of its class."""
+    """A function from a label to its class number."""
     if class_names and len(class_names) != num_classes:
         raise InputError(f"the weights have {num_classes} classes and {len(class_names)} names were given")
     known = {_plain(name): at for at, name in enumerate(class_names)} or {str(at): at for at in range(num_classes)}
@@ -108,7 +110,7 @@ def _numbers(class_names: Sequence[str], num_classes: int) -> Callable[[str], in
     def number(label: str) -> int:
         if (at := known.get(_plain(label))) is None:
             remedy = "give their names with --class-names" if not class_names else "rename it"
-            what = "none of these weights' classes" if class_names else f"no number of a class below {num_classes}"
+            what = "not a class of these weights" if class_names else f"not a class number below {num_classes}"
             raise InputError(f"label {label!r} is {what}; {remedy}")
         return at
 
@@ -128,12 +130,12 @@ def choose(
     threads: int | None = None,
     tell: Tell = lambda _: None,
 ) -> Choice:
-    """Try every convention on `clips` clips of each video, spread over it; a video's scores are the mean of theirs.
+    """Try every convention on `clips` uniformly spaced clips of each video; a video's scores are their mean.
 
-    A video that cannot be decoded is told and left out. InputError if none is left, or the weights take no RGB.
+    A video that cannot be decoded is reported and left out. InputError if no video is left, or the input is not RGB.
     """
     if weights.recipe.channels != 3:
-        raise InputError(f"{weights.name} takes optical flow, which nothing here computes from a video")
+        raise InputError(f"{weights.name} takes optical flow, which p3d does not compute from a video")
     decoded = list(_decoded(weights, labelled, clips, tell))
     if not decoded:
         raise InputError("none of the labelled videos could be decoded; give others")
@@ -155,7 +157,7 @@ def choose(
 def _decoded(
     weights: Weights, labelled: Sequence[Labelled], clips: int, tell: Tell
 ) -> Iterator[tuple[Labelled, UINT8]]:
-    """Each video that can be used with its clips, [N, T, H, W, 3]."""
+    """Each video that can be decoded, with its clips: [N, T, H, W, 3] uint8."""
     sampling = Sampling("uniform", clips, weights.recipe.n_frames)
     for one in labelled:
         with tempfile.TemporaryDirectory(prefix="p3d-choose-") as scratch:
@@ -168,7 +170,7 @@ def _decoded(
                 limits=DecodeLimits(),
                 store_options=DEFAULTS,
                 scratch=Path(scratch),
-                timeout_s=TIMEOUT_S,
+                timeout_s=VIDEO_TIMEOUT_S,
             ):
                 match message:
                     case VideoInfo():
@@ -184,7 +186,7 @@ def _decoded(
 
 
 def _in_convention(weights: Weights, graph: str, channel_order: str, value_range: int) -> Weights:
-    """The same numbers, read in another way."""
+    """The same parameters under another convention."""
     return assemble(
         weights.origin,
         dataclasses.replace(weights.config, graph=graph),
@@ -197,7 +199,7 @@ def _in_convention(weights: Weights, graph: str, channel_order: str, value_range
 def _best_classes(
     weights: Weights, clips_NTHWC: UINT8, owners_N: np.ndarray, device: str, threads: int | None
 ) -> np.ndarray:
-    """The class of the highest mean score of each video."""
+    """The class with the highest mean score of each video, [V] int64."""
     encoder = Encoder(weights, device=device, batch_size=default_batch(device_for(device).type), threads=threads)
     n_clips, n_frames = clips_NTHWC.shape[:2]
     index_NT = np.arange(n_clips * n_frames).reshape(n_clips, n_frames)
@@ -209,25 +211,25 @@ def _best_classes(
 
 
 def _warnings(trials: Sequence[Trial], num_classes: int) -> tuple[str, ...]:
-    """What speaks against taking the first trial for the truth."""
+    """Why the first trial may not be the right convention."""
     best, second = trials[:2]
     n = len(best.right)
     warnings = []
     if len(trials) * at_least(best.n_right, n, 1 / num_classes) >= SIGNIFICANT:
         warnings.append(
-            f"no convention is better than chance ({best.n_right} of {n} right at {num_classes} classes): are these "
-            "videos of the classes that the weights know, and the class names in their order?"
+            f"no convention is better than chance ({best.n_right} of {n} right at {num_classes} classes): check that "
+            "the videos show classes of the weights, and that the class names are in their order"
         )
     elif (p := sign_test(best.right, second.right)) >= SIGNIFICANT:
         warnings.append(
-            f"the best is not surely the right one: the second differs from it by chance with {p = :.2g}, on "
-            f"{n} videos; label more of them"
+            f"the best may be wrong: the second differs from it by chance with {p = :.2g}, on {n} videos; "
+            "label more of them"
         )
     return tuple(warnings)
 
 
 def sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """How probable so unequal a share of the videos on which only one is right is, if both are equally good."""
+    """Two-sided p-value that two equally good classifiers differ this much; videos where both agree do not count."""
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     n = only_first + only_second
@@ -235,5 +237,5 @@ def sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def at_least(k: int, n: int, p: float) -> float:
-    """The probability of k or more successes in n tries of probability p."""
+    """The probability of k or more successes in n independent trials with probability p each."""
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))

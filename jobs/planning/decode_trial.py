@@ -1,20 +1,18 @@
-"""A few videos decoded for real, to learn what decoding an archive costs: `p3d plan` asks.
+"""Decode a few videos to measure what decoding an archive costs, for `p3d plan`.
 
-    estimate ──videos──> one child a core: decode_messages, frames thrown away but for one clip ──pickles──> Tried
+    estimate ──videos──> one child per core: decode_messages, keeps the frames of one clip ──pickles──> Tried
 
-A decoder may crash or hang, so it runs in children that are killed when the time is up; what they had done by then
-counts. They run side by side, as decodes do in a job, and say what each video took in seconds of a processor.
+A decoder may crash or hang, so it runs in child processes. They are killed when the time is up, and videos finished by
+then count. They run concurrently, as decodes do in a job, and report the CPU seconds of each video.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
-import threading
+import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +20,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from p3d.pipeline.clips.rules import Sampling
+from p3d.pipeline.decode.child import in_a_child
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.errors import Reason
+from p3d.pipeline.errors import JobError, Reason
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import UINT8, Failure, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoRef
-
-_PACKAGES = Path(__file__).resolve().parents[1]  # the folder that `pipeline` and `jobs` are in
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One video: processor seconds of its decode, and what came out; `frames_NHWC` are the first of a clip's length."""
+    """One video: CPU seconds of its decode, and the result. `frames_NHWC` (uint8) are the frames of its first clip."""
 
     video: VideoRef
     cpu_s: float
@@ -44,7 +41,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How a job would decode them."""
+    """The decode settings of a job."""
 
     frames: FrameSpec
     sampling: Sampling
@@ -53,7 +50,7 @@ class How:
 
 
 def trial(videos: list[VideoRef], how: How, *, children: int, longest_s: float) -> list[Tried]:
-    """Decode them, a share in each child; those that were done within `longest_s`."""
+    """Decode videos in parallel children, and return those that finished within `longest_s` seconds."""
     with TemporaryDirectory(prefix="p3d-plan-") as scratch, ThreadPoolExecutor(children) as pool:
         shares = [videos[at::children] for at in range(min(children, len(videos)))]
         return [
@@ -62,47 +59,31 @@ def trial(videos: list[VideoRef], how: How, *, children: int, longest_s: float) 
 
 
 def _in_child(videos: list[VideoRef], how: How, scratch: str, longest_s: float) -> list[Tried]:
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-c", "from p3d.jobs.planning.decode_trial import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(_PACKAGES)])},
-    )
-    assert child.stdin is not None and child.stdout is not None  # both were asked for
+    """Decode videos in one child, and return those that finished before the time was up or the child died."""
     done: list[Tried] = []
-    clock = threading.Timer(longest_s, child.kill)
-    with child:
-        clock.start()
-        try:
-            pickle.dump((videos, how, scratch), child.stdin)
-            child.stdin.close()
-            while True:
-                done.append(pickle.load(child.stdout))
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            return done  # all are done, or it was killed, or it crashed
-        finally:
-            clock.cancel()
-            child.kill()
+    given = (videos, how, Path(scratch))
+    with (
+        contextlib.suppress(RuntimeError, JobError),
+        closing(in_a_child(decode_and_time, given, {}, timeout_s=longest_s, total_s=longest_s)) as tried,
+    ):
+        for one in tried:
+            if isinstance(one, Failure):
+                break
+            done.append(one)
+    return done
 
 
-def main() -> None:
-    """The child. The first video is decoded once more beforehand, for libraries take their time to load."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    videos, how, scratch = pickle.load(sys.stdin.buffer)
-    for number, video in enumerate([videos[0], *videos]):
-        found = _decode(video, how, Path(scratch))
-        if number:
-            pickle.dump(found, answers)
-            answers.flush()
-    os._exit(0)  # a decoder's own threads may not end
+def decode_and_time(videos: list[VideoRef], how: How, scratch: Path) -> Iterator[Tried]:
+    """Each video, decoded in this process. The first is decoded twice, because libraries load slowly."""
+    _decode(videos[0], how, scratch)
+    for video in videos:
+        yield _decode(video, how, scratch)
 
 
 def _decode(video: VideoRef, how: How, scratch: Path) -> Tried:
     started = time.process_time()
     info: VideoInfo | None = None
-    end: VideoEnd | Failure = Failure(Reason.NO_FRAMES, "nothing was said of it")
+    end: VideoEnd | Failure = Failure(Reason.NO_FRAMES, "the decoder sent no result")
     frames: list[UINT8] = []
     for message in decode_messages(
         video,

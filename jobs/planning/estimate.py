@@ -1,12 +1,12 @@
-"""What a launch would cost: some videos are decoded, their clips are embedded, and the rest is arithmetic.
+"""Estimate the cost of a launch: decode some videos, embed their clips, and extrapolate.
 
-    all videos ──sample──> probe: clips a byte ──> 32 of them ──trial──> seconds of decoding, frames
-                                                   frames ──Encoder, as many lanes as a job has──> clips/s, rows
-                                                            on a GPU in batches of several sizes, too
-                                                   rows ──the dataset's own writers──> bytes a row
+    all videos ──sample──> probe: clips per byte ──> 32 of them ──trial──> seconds of decoding, frames
+                                                     frames ──Encoder, inference threads of a job──> clips/s, rows
+                                                              on a GPU also in batches of several sizes
+                                                     rows ──the dataset's own writers──> bytes per row
 
-On a CPU decoding and the network share the cores, so their seconds add up; a GPU works beside the cores, so the slower
-of the two decides.
+On a CPU, decoding and the network share the cores, so their times add up. On a GPU they overlap, so the slower of the
+two determines the time.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import FLOAT32, ClipRow, ShardPlan, ShardRows, VideoEnd, VideoOutcome, VideoRef
 
-SAMPLE = 500  # videos that are probed at most, drawn from the whole source with a fixed seed
-SAMPLE_S = 5.0  # after which no further one is
-TRIED = 32  # of them, that are decoded and embedded
-TRIED_S = 30.0  # after which no further one is
-STARTUP_S = 9.0  # of Ray and the first worker, about
-MESSAGES_S = 0.010  # of a processor, that a video's messages take on their way; docs/performance.md
+SAMPLE = 500  # at most this many videos are probed, drawn from the whole source with a fixed seed
+SAMPLE_S = 5.0  # seconds after which no further video is probed
+TRIED = 32  # of them are decoded and embedded
+TRIED_S = 30.0  # seconds after which decoding stops
+STARTUP_S = 9.0  # that Ray and the first worker take, about
+MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/performance.md
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Counts of videos and shards are exact; clips, bytes and seconds are extrapolated.
 
-    `n_sampled` videos were probed and `n_tried` decoded. `clips_per_s` is what the network of one worker does alone in
-    batches of `batch_size` clips, and `by_batch` in others, 0 where they do not fit; none on a CPU.
-    `decode_s_per_clip` and `network_s_per_clip` are processor seconds (the latter 0 on a GPU). `binding` is the stage
-    that takes longest, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all.
+    `n_sampled` videos were probed and `n_tried` decoded. `clips_per_s` is the rate of one worker's network alone in
+    batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
+    a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
+    slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
     """
 
     n_videos: int
@@ -88,7 +88,7 @@ def estimate(
     workers: int | None,
     s3: StoreOptions,
 ) -> Estimate:
-    """Probe a sample of local videos, decode and embed a few of any kind, and time both on this machine."""
+    """Probe a sample of local videos, then decode and embed a few local or S3 videos and time both on this machine."""
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     recipe, sizes = prepared.recipe, np.maximum(videos["size_bytes"].to_numpy(), 0)
     order = np.random.default_rng(0).permutation(len(sizes)).tolist()
@@ -113,7 +113,7 @@ def estimate(
     warnings = []
     if output / n_shards > schema.MAX_OBJECT_BYTES / 2:
         size = f"{output / n_shards / 1024**3:.1f} GiB"
-        warnings.append(f"a shard would be about {size}, and 4 is the most: use a smaller --shard-videos")
+        warnings.append(f"a shard would be about {size}, and the limit is 4 GiB: use a smaller --shard-videos")
     if network.faster is not None:
         warnings.append(network.faster)
     return Estimate(
@@ -139,9 +139,9 @@ def estimate(
 
 
 def _count(probed: dict[str, tuple[int, int]], tried: list[Tried], recipe: Recipe, total: int) -> tuple[int, int]:
-    """(videos looked at, clips of `total` bytes of videos).
+    """(number of sampled videos, number of clips in `total` bytes of videos).
 
-    What a probe promises of a damaged video does not come; the videos that were tried say how much of it does.
+    A probe promises more clips of a damaged video than can be decoded. The tried videos show which share is real.
     """
     seen = {one.video.video_id: (_clips(one, recipe), one.video.size_bytes) for one in tried}
     looked_at = probed or seen
@@ -156,7 +156,7 @@ def _policy(recipe: Recipe) -> DecodePolicy:
 
 
 def _probed(videos: pa.Table, sizes: Any, order: list[int], sampling: Sampling) -> dict[str, tuple[int, int]]:
-    """id -> (clips, bytes) of a sample of the local videos; those on S3 would have to be downloaded."""
+    """id -> (clips, bytes) of a sample of the local videos; videos on S3 are left out, to avoid downloads."""
     counted = {}
     until = time.monotonic() + SAMPLE_S
     for at in order[:SAMPLE]:
@@ -191,7 +191,7 @@ def _output_bytes(
     n_videos: int,
     n_shards: int,
 ) -> int:
-    """Bytes of OUT's tables, by writing those of the videos that were tried: only they know how well they compress."""
+    """Bytes of OUT's tables, extrapolated from written tables of the tried videos, because they are compressed."""
     count = len(features_ND)
     if not tried or not count:
         row = recipe.feature_dim * (2 if recipe.embedding_dtype == "float16" else 4) + recipe.n_scores * 4
@@ -200,12 +200,12 @@ def _output_bytes(
     outcomes, clips = [], []
     for one in tried[:count]:
         spans = clip_spans(recipe.sampling.for_video(one.video.video_id), 1)
-        assert isinstance(one.end, VideoEnd)  # of those that were decoded
+        assert isinstance(one.end, VideoEnd)  # only decoded videos are here
         outcomes.append(VideoOutcome(one.video, n_clips=1, info=one.info, end=one.end))
         clips.append(ClipRow(one.video.video_id, one.video.path, spans[0], 0.0, one.end.duration_s))
     rows = ShardRows(shard, tuple(outcomes), tuple(clips), features_ND, probs_NK)
     table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
-    words = schema.outcomes_json(rows.outcomes)
+    outcomes_text = schema.outcomes_json(rows.outcomes)
     own = pa.table({"video_id": [one.video.video_id for one in tried[:count]]})
     tables = [one for _, one, _ in derived(shard, b"", rows.outcomes, features_ND, probs_NK, recipe, own)]
     with TemporaryDirectory(prefix="p3d-plan-") as folder:
@@ -216,6 +216,6 @@ def _output_bytes(
             return path.stat().st_size
 
         empty = sum(size(one.slice(0, 0)) for one in (table, *tables))
-        a_clip = (size(table) - size(table.slice(0, 0))) / count
-        a_video = (size(tables[0]) - size(tables[0].slice(0, 0)) + len(words)) / count
-    return round(n_clips * a_clip + n_videos * a_video + n_shards * empty)
+        per_clip = (size(table) - size(table.slice(0, 0))) / count
+        per_video = (size(tables[0]) - size(tables[0].slice(0, 0)) + len(outcomes_text)) / count
+    return round(n_clips * per_clip + n_videos * per_video + n_shards * empty)

@@ -1,10 +1,10 @@
-"""The frames of a few videos embedded for real, to learn how fast the network of one worker is: `p3d plan` asks.
+"""Embed the frames of a few videos to measure the network of one worker, for `p3d plan`.
 
-    trial ──frames of a clip of each──> Encoder, as many lanes as a job has ──> clips/s, rows
-                                        on a GPU in batches of several sizes, too
+    trial ──frames of a clip of each──> Encoder, as many inference threads as a job has ──> clips/s, rows
+                                        on a GPU also in batches of several sizes
 
-A CPU's Encoder lays its weights out for the size that it meets first, so one Encoder cannot compare sizes there: only
-the default is timed, and docs/performance.md has what others give.
+On a CPU the Encoder arranges its weights for the first batch size, so one Encoder cannot compare sizes. Only the
+default is timed there; docs/performance.md has rates of other sizes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch
 from p3d.pipeline.types import FLOAT32, INT64, UINT8
 
-TIMED_S = 5.0  # of the network, after one batch a lane to warm up; two batches a lane at least
+TIMED_S = 5.0  # after one warm-up batch per inference thread; at least two more batches per thread are timed
 GPU_BATCHES = (8, 16, 32, 64, 128)  # clips
-ROUNDS = 3  # of all sizes in turn, after one to warm up
-WORTH = 1.05  # times the clips/s of the default batch, to speak of another
+ROUNDS = 3  # over all sizes in turn, after one to warm up
+WORTH = 1.05  # a batch size this many times as fast as the default is suggested
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbedTrial:
-    """What one worker's network made of a clip of each video, and how fast.
+    """The embeddings of one clip per video by one worker's network, and its speed.
 
-    `clips_per_s` is with batches of `batch_size` clips, the default, and `by_batch` with others, 0 where they do not
-    fit; empty on a CPU. `features_ND` and `probs_NK` are float32, N videos; K is 0 if the recipe stores no scores.
+    `clips_per_s` is the rate with the default batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0
+    for those that do not fit; it is empty on a CPU. `features_ND` and `probs_NK` are float32, with N videos; K is 0 if
+    the recipe stores no scores.
     """
 
     device: str
@@ -47,17 +48,17 @@ class EmbedTrial:
 
     @property
     def faster(self) -> str | None:
-        """A sentence about a size of batch that is worth asking for, if there is one."""
+        """A suggestion of a faster batch size, or None."""
         own = self.by_batch.get(self.batch_size) or self.clips_per_s
         size = max(self.by_batch, key=self.by_batch.__getitem__, default=self.batch_size)
         gain = self.by_batch.get(size, 0.0) / own
         if gain < WORTH:
             return None
-        return f"--batch-size {size} is {gain:.2f} times as fast here as the {self.batch_size} that launch takes"
+        return f"--batch-size {size} is {gain:.2f} times as fast here as the default of {self.batch_size}"
 
 
 def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial:
-    """Embed what was decoded, on the device that a job would take, in as many lanes of a worker of `cpus` cores."""
+    """Embed the decoded clips on the device of a job, with the inference threads of a worker with `cpus` cores."""
     device, recipe = str(device_for("auto")), prepared.recipe
     size, threads = default_batch(device), max(1, cpus // 2)
     inference_threads = inference_threads_of(device, cpus, threads)
@@ -79,7 +80,7 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
         def turn(first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
             return list(pool.map(batch, range(first, first + inference_threads), repeat(size)))
 
-        done = [batch(0, size)]  # alone: it may settle how weights lie in memory
+        done = [batch(0, size)]  # alone, because it may rearrange the weights in memory
         done += pool.map(batch, range(1, inference_threads), repeat(size))
         started, warm = time.monotonic(), len(done)
         while len(done) < 3 * inference_threads or (
@@ -97,7 +98,7 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
 
 
 def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UINT8, INT64]:
-    """Frames and clip indices of `size` clips from the `first` on, again from the beginning after the last."""
+    """Frames and clip indices of `size` clips from number `first` on, cyclically."""
     chosen = [clips[(first + at) % len(clips)] for at in range(size)]
     starts = np.cumsum([0, *map(len, chosen[:-1])])
     within_T = np.arange(n_frames)
@@ -108,7 +109,7 @@ def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UI
 def rates_by_batch(
     encoder: Encoder, sizes: tuple[int, ...], turn: Callable[[int], object], inference_threads: int
 ) -> dict[int, float]:
-    """Clips/s of each of the rising `sizes`: median of rounds in turn, 0 from the first on that does not fit.
+    """Clips/s of each of the ascending `sizes`: the median of interleaved rounds, 0 for sizes that do not fit.
 
     `turn(size)` encodes a batch of `size` in each of the `inference_threads` at once.
     """
@@ -118,7 +119,7 @@ def rates_by_batch(
             encoder.batch_size = size
             started = time.monotonic()
             turn(size)
-            if encoder.batch_size < size:  # the device was full
+            if encoder.batch_size < size:  # it ran out of memory and made its batches smaller
                 taken = {fits: taken[fits] for fits in taken if fits < size}
                 break
             if number:

@@ -1,7 +1,7 @@
-"""Names and options -> a Recipe, its weights and a Plan: the one place where the network meets the data plane.
+"""Turn names and options into a Recipe, its weights and a Plan.
 
-p3d's ClipRecipe (what a set of weights was trained on) becomes pipeline's FrameSpec (what to do with a picture) here,
-and nowhere else.
+Only this module connects the network with the data plane: p3d's ClipRecipe (what weights were trained on) becomes
+pipeline's FrameSpec (how to resize and crop a frame).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, wit
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing
-from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, RunOptions
+from p3d.pipeline.recipe import CPU_BATCH, GPU_BATCH, JobRecord, PlanRecord, Recipe, RunOptions
 from p3d.pipeline.sources.listing import SourceListing, look_again
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
@@ -35,15 +35,14 @@ from p3d.pipeline.types import FrameSpec
 from p3d.recipe import ClipRecipe
 from p3d.weights import Weights
 
-_ANEW = ("max_failures", "decode_tasks", "s3")  # decided for every run; a resume keeps the other options
-MAX_DECODE_TASKS = (
-    32  # a worker; each holds 100 to 300 MB, and parcels in Ray's shared memory (jobs/scheduler/cluster.py)
-)
+_PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume keeps the other options
+# per worker; each holds 100 to 300 MB, and message batches in Ray's shared memory (jobs/scheduler/cluster.py)
+MAX_DECODE_TASKS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a user chooses that decides the numbers, in the words of the command line."""
+    """The user's options that determine the embeddings, with the names and values of the command line."""
 
     model: str | None
     weights: str
@@ -61,7 +60,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A recipe with the weights it names: `content` is the safetensors file that all workers will load."""
+    """A recipe with its weights; `content` is the safetensors file that all workers will load."""
 
     recipe: Recipe
     weights: Weights
@@ -70,12 +69,12 @@ class Prepared:
 
 
 def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
-    """Load the weights that were named and fix the recipe. InputError with a sentence if either cannot be.
+    """Load the weights and fix the recipe. InputError if either is invalid.
 
-    The weights may be an object on S3 (`s3://bucket/key`), read as `s3` says.
+    The weights may be an object on S3 (`s3://bucket/key`), read with the options `s3`.
     """
     if spec.model is None and spec.weights.startswith("random:"):
-        raise InputError("random weights fit any network: say which with --model (see `p3d models`)")
+        raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
     with _weights_here(spec.weights, s3 or StoreOptions()) as named:
         try:
             weights = p3d.weights.resolve(named, name=spec.model, graph=spec.graph)
@@ -86,7 +85,7 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
 
 @contextlib.contextmanager
 def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
-    """What was named, with an object of S3 as a temporary file of the same name."""
+    """The weights as given; an object on S3 is downloaded to a temporary file of the same name."""
     if not named.startswith("s3://"):
         yield named
         return
@@ -101,10 +100,10 @@ def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
 
 
 def fix(weights: Weights, spec: JobSpec) -> Prepared:
-    """The recipe of loaded weights. InputError with a sentence if there can be none."""
+    """The recipe of loaded weights. InputError if the network takes no RGB or cannot run in `spec.precision`."""
     if weights.config.in_channels != 3:
         raise InputError(
-            f"{weights.name} takes optical flow, which nothing here computes from a video; use an RGB network"
+            f"{weights.name} takes optical flow, which p3d does not compute from a video; use an RGB network"
         )
     if spec.precision not in weights.network.precisions:
         known = " or ".join(weights.network.precisions)
@@ -135,12 +134,12 @@ def fix(weights: Weights, spec: JobSpec) -> Prepared:
 
 
 def frame_spec(clip: ClipRecipe) -> FrameSpec:
-    """What to do with a picture, so that it is what the weights were trained on."""
+    """How to resize and crop a frame, so that it matches what the weights were trained on."""
     return FrameSpec(crop_hw=clip.crop_hw, resize_hw=clip.resize_hw, short_side=clip.short_side)
 
 
 def create_job(store: Store, prepared: Prepared) -> JobRecord:
-    """Put the weights, the golden features and job.json into OUT, job.json last. The same again changes nothing."""
+    """Write the weights, the golden features and job.json into OUT, job.json last. Idempotent."""
     recipe = prepared.recipe
     store.create(weights_key(recipe), prepared.content)
     golden = golden_features(prepared.weights)
@@ -156,7 +155,7 @@ def create_job(store: Store, prepared: Prepared) -> JobRecord:
 def add_plan(
     store: Store, job: JobRecord, found: SourceListing, *, shard_videos: int, limit: int | None
 ) -> PlanRecord | None:
-    """Plan what no earlier plan names in this version; None if there is nothing new."""
+    """Plan the videos that no earlier plan has in this version; None if nothing is new."""
     plans = load_plans(store)
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     if plans:
@@ -172,16 +171,16 @@ def add_plan(
 def add_retry(
     store: Store, job: JobRecord, reasons: frozenset[str], s3: StoreOptions, *, shard_videos: int
 ) -> PlanRecord | None:
-    """Plan once more the videos that are failures now, all or those of `reasons`; None if there are none.
+    """Plan a retry of the failed videos, all or those with `reasons`; None if no video has failed.
 
-    Each source is looked at again, so that a file which was replaced or brought back is taken as it is now. Ids and
-    the user's columns stay. A video that a newer plan already names is not failed now, but pending.
+    Each source is looked up again, so a file that was replaced or restored is used as it is now. Ids and the user's
+    columns stay. A video that a newer plan already contains is pending, not failed.
     """
     plans = {plan.seq: plan for plan in load_plans(store)}
     failed: dict[int, set[str]] = {}
     for row in current_failures(store):
         if row["plan_seq"] not in plans:
-            continue  # a newer plan came just now: write_plan will find it
+            continue  # a newer plan has just appeared: write_plan will detect it
         if not reasons or row["reason"] in reasons:
             failed.setdefault(row["plan_seq"], set()).add(row["video_id"])
     if not failed:
@@ -195,21 +194,21 @@ def add_retry(
 
 
 def default_workers() -> int:
-    """One worker a GPU; one on a machine without."""
+    """One worker per GPU; one on a machine without GPUs."""
     import torch
 
     return torch.cuda.device_count() or 1
 
 
 def default_batch(device: str) -> int:
-    """Clips at a time: 32 on a GPU, 4 on a CPU; docs/performance.md has what more and fewer give there, and hold."""
-    return 4 if device == "cpu" else 32
+    """Clips per batch; docs/performance.md has the speed and memory of other sizes."""
+    return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 
 def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = None) -> None:
-    """InputError if this machine cannot, or had better not, compute in the recipe's precision on that device.
+    """InputError if this machine cannot, or should not, compute in the recipe's precision on that device.
 
-    Nor if it cannot decode as the recipe says. Machines that are not this one say so themselves, when a worker starts.
+    The same holds for the recipe's decoder. The machines of a cluster, `there`, check themselves when a worker starts.
     """
     if there is not None:
         return
@@ -222,24 +221,22 @@ def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = No
 
 
 def most_decodes(machines: Machines) -> int:
-    """Videos that one worker may decode at once, where all others leave it their processors."""
+    """The most concurrent decodes of one worker, when the other workers leave it all cores."""
     return min(max(1, machines.cpus), MAX_DECODE_TASKS)
 
 
 def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
-    """The options of a run: what was given, else what the last run of this output had, else the defaults.
+    """The options of a run: those given, else those of the last run of this output, else the defaults.
 
-    `--max-failures` and the number of decode tasks are decided anew. `there` is a cluster that is not this machine,
-    whose cores and GPUs then count. InputError for a device that is not here.
+    `--max-failures` and the number of decode tasks are not inherited. `there` has the cores and GPUs of a cluster,
+    which replace those of this machine. InputError for a device that is not available.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _ANEW}
+    kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _PER_RUN}
     given["s3"] = given.get("s3", StoreOptions()).or_those_of(last.get("s3", {}))
     device = given.get("device", kept.get("device", "auto"))
     if ":" in device:
-        raise InputError(
-            f"--device {device}: each worker gets a GPU of its own; CUDA_VISIBLE_DEVICES says which there are"
-        )
+        raise InputError(f"--device {device}: each worker gets its own GPU; set CUDA_VISIBLE_DEVICES to choose GPUs")
     try:
         kind = device_for(device).type if there is None else "cuda" if there.gpus and device != "cpu" else "cpu"
     except ValueError as error:
@@ -249,7 +246,9 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
     defaults = {
         "workers": workers,
         "batch_size": default_batch(kind),
-        "threads": max(1, machines.node_cpus // 2),  # of a machine, not of its workers: their number changes no row
+        "threads": max(
+            1, machines.node_cpus // 2
+        ),  # per machine, not per worker: the number of workers must not change any row
         "decode_tasks": min(max(1, machines.cpus // workers), MAX_DECODE_TASKS),
         "device": device,
     }

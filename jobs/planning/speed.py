@@ -1,6 +1,6 @@
-"""How many clips a second the networks compute on this machine: the encoder alone, no decoding.
+"""Measure the clips per second of networks on this machine: the encoder alone, without decoding.
 
-Networks are visited in turn, round after round, so that a machine that slows down or is shared slows all of them.
+Networks are timed in interleaved rounds, so that a machine that slows down or is shared slows all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Clips a second of one network: median, lowest and highest of `ROUNDS`."""
+    """Clips per second of one network: median, lowest and highest of `ROUNDS`."""
 
     clips_per_s: float
     lowest: float
@@ -30,7 +30,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What was measured, by network, and where: one clip at a time on a CPU, the default batch elsewhere."""
+    """The speed of each network and the device: one clip at a time on a CPU, the default batch on a GPU."""
 
     device: str
     threads: int
@@ -39,10 +39,10 @@ class Speeds:
 
 
 def measure(names: tuple[str, ...], device: str = "auto", tell: Callable[[str], None] = lambda _: None) -> Speeds:
-    """Time one batch of each network a round, with random weights: their numbers do not matter for speed.
+    """Time one batch of each network in every round, with random weights: their values do not affect the speed.
 
-    Each network is built anew when its turn comes, so memory holds one. Raises ValueError for a name or device that is
-    not here.
+    Each network is built when its turn comes, so memory holds only one. Raises ValueError for an unknown name or a
+    device that is not available.
     """
     import torch
 
@@ -58,8 +58,8 @@ def measure(names: tuple[str, ...], device: str = "auto", tell: Callable[[str], 
 
 
 def _rate(name: str, device: str, size: int, *, warm: bool) -> float:
-    """Clips a second of one batch."""
-    weights = p3d.weights.resolve("random:0", name=name)  # the time does not depend on the numbers
+    """Clips per second of one batch."""
+    weights = p3d.weights.resolve("random:0", name=name)  # the values do not affect the time
     encoder = Encoder(weights, device=device, batch_size=size)
     frames_NHWC, index_BT = golden_clip(weights.recipe)
     index_BT = np.repeat(index_BT, size, axis=0)

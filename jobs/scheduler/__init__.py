@@ -1,1 +1,1 @@
-"""The run: a pure state machine, the Ray loop around it, and who is in charge of an output."""
+"""The run: a pure state machine, the Ray loop around it, and the control objects of an output."""

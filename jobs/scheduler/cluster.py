@@ -1,12 +1,12 @@
-"""A Ray cluster to run on: one of our own on this machine, gone with the run, or one that is there already.
+"""The Ray cluster of a run: one on this machine that ends with the run, or one that is already running.
 
-    (nothing)            local_cluster    Ray on this machine's loopback
-    auto, HOST:PORT      joined_cluster   a node of a running cluster becomes its driver; the code goes along
-    ray://HOST:PORT      joined_cluster   the same from outside, through Ray's client server
-    http://HOST:PORT     p3d.jobs.scheduler.submission  a driver is started over there
+    (no address)         local_cluster    Ray on this machine's loopback interface
+    auto, HOST:PORT      joined_cluster   this process joins a running cluster as a driver, and uploads the code
+    ray://HOST:PORT      joined_cluster   the same from outside the cluster, through the Ray client server
+    http://HOST:PORT     p3d.jobs.scheduler.submission  a driver is started on the cluster
 
 Ray puts the driver's working directory first on its workers' path, so a user's own `jobs/` or `pipeline.py` there
-would shadow ours (measured). Hence paths are made absolute first, and Ray starts from a private empty folder.
+would shadow ours (measured). So paths are made absolute first, and Ray starts from a private empty folder.
 """
 
 from __future__ import annotations
@@ -35,44 +35,47 @@ from p3d.pipeline.errors import ClusterError
 from p3d.pipeline.storage.store import StoreOptions
 
 Answer = TypeVar("Answer")
-ASK_S = 60.0  # for a node to answer
+ASK_S = 60.0  # timeout for the answer of a node
 RUN_PREFIX = "p3d-run-"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
-LOOK_S = 5.0  # between two looks at what nodes there are
-PROBE_S = 5.0  # between two knocks at another's head, and how long one may take
-PROBES = 4  # in a row without an answer, and the head is dead
-# Frames on their way, in parcels of 8 to 13 MB: two that a decode is ahead, or five where it has a share of a video.
+LOOK_S = 5.0  # between two queries of the list of nodes
+PROBE_S = 5.0  # between two connection probes of a joined cluster's head, and the timeout of each
+PROBES = 4  # failed in a row, after which the head counts as dead
+# Holds unread message batches of 8 to 13 MB each: two per decode, or five per share of a video.
 OBJECT_STORE_BYTES = 512 * 1024**2  # at least
-OBJECT_STORE_BYTES_A_CORE = 64 * 1024**2  # each may run a decode
-PROCESSES_A_CORE = 4  # two that fetch or decode, a worker, and what asks the nodes at the start
+OBJECT_STORE_BYTES_PER_CORE = 64 * 1024**2  # each core may run a decode
+PROCESSES_PER_CORE = 4  # two that fetch or decode, a worker, and the preflight task
 
 
 @dataclass(slots=True)
 class Cluster:
-    """What there is to run on; `scratch` is the private folder of this run."""
+    """The machines of a run. `scratch` is the private folder of this run."""
 
     machines: Machines
     scratch: Path
-    node: Any = None  # Ray's record of the processes that it started for us, if it did
-    head: tuple[str, int] | None = None  # where the head of a cluster that is not ours listens
+    node: Any = None  # Ray's record of the processes that it started for us; None for a joined cluster
+    head: tuple[str, int] | None = None  # address of the head of a joined cluster
     asked: float = field(default_factory=time.monotonic)
-    unheard: int = 0
+    failed_probes: int = 0
 
     def watch(self) -> None:
-        """A thread of its own: nodes of another's cluster come and go. Ray's answer may take as long as the head is
-        silent, and after a minute Ray ends the process; whoever knocks has ended it before."""
+        """Update `machines` from a thread, since nodes of a joined cluster come and go.
+
+        A call to Ray blocks while the head is silent, and after a minute Ray ends the process. The connection probes of
+        `dead` end the run before that.
+        """
         while True:
             time.sleep(LOOK_S)
             try:
                 self.machines = _machines()
-            except Exception:  # noqa: BLE001 - Ray has no class for it, and `dead` finds out about the head
+            except Exception:  # noqa: BLE001 - Ray has no class for it, and `dead` detects a lost head
                 return
 
     def dead(self) -> str:
-        """Which of the processes that Ray cannot do without has ended; empty while all run.
+        """The names of Ray's essential processes that have ended; empty while all run.
 
-        Ray itself would not say: calls that are under way simply never come back. The head of another's cluster is
-        knocked at, now and then; it is given up when it did not open several times.
+        Ray itself does not report this: pending calls simply never return. The head of a joined cluster is probed by
+        connecting to it now and then, and counts as dead after several failures in a row.
         """
         if self.node is not None:
             ended = {name for name, _ in self.node.dead_processes()}
@@ -80,11 +83,11 @@ class Cluster:
         if self.head is None or time.monotonic() - self.asked < PROBE_S:
             return ""
         self.asked = time.monotonic()
-        self.unheard = 0 if self.answers() else self.unheard + 1
-        return "head" if self.unheard >= PROBES else ""
+        self.failed_probes = 0 if self.answers() else self.failed_probes + 1
+        return "head" if self.failed_probes >= PROBES else ""
 
     def answers(self) -> bool:
-        """Does the head of another's cluster open now? Asked before Ray is made to wait for it."""
+        """True if the head of a joined cluster accepts connections. Checked before calls that would block otherwise."""
         try:
             if self.head is not None:
                 socket.create_connection(self.head, timeout=PROBE_S).close()
@@ -95,17 +98,17 @@ class Cluster:
 
 @contextlib.contextmanager
 def joined_cluster(address: str) -> Iterator[Cluster]:
-    """Join a cluster as its driver, and leave it at the end; this version's code goes along to its nodes.
+    """Join a cluster as a driver, and leave it at the end. This version's code is uploaded to its nodes.
 
-    ClusterError with a sentence if there is none, or it does not let us in.
+    ClusterError if the cluster does not answer or refuses the connection.
     """
     if address != "auto":
-        refuse_silent(address)  # Ray would try for many minutes
+        refuse_silent(address)  # Ray would retry for many minutes
     with _private_folder() as scratch:
         try:
             ray.init(
                 address=address,
-                # a driver that was submitted has the code already, and Ray would not have it twice
+                # a submitted driver has the code already, and Ray refuses to get it twice
                 runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -128,7 +131,7 @@ def _machines() -> Machines:
 
 
 def refuse_silent(address: str) -> None:
-    """ClusterError if nothing listens at HOST:PORT, whatever scheme is before it."""
+    """ClusterError if nothing listens at HOST:PORT. The address may have any scheme."""
     url = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         where = (url.hostname or "", url.port or {"http": 80, "https": 443}[url.scheme])
@@ -141,16 +144,16 @@ def refuse_silent(address: str) -> None:
 
 
 def _head(address: str) -> tuple[str, int]:
-    """Where the head listens: its client server for ray://, else its control store."""
+    """Address of the head: of its client server for ray://, else of its control store (GCS)."""
     where = address.removeprefix("ray://") if address.startswith("ray://") else ray.get_runtime_context().gcs_address
     host, _, port = where.rpartition(":")
     return host, int(port)
 
 
 def code_folders() -> list[str]:
-    """The folder of `p3d` as this process imports it, which is all that a cluster's nodes need of our code.
+    """The folder of `p3d` as this process imports it: all code that the nodes of a cluster need.
 
-    Ray packs it with its links dereferenced, so the nodes get one real folder from a checkout, too.
+    Ray follows its symbolic links when packing it, so the nodes get one real folder from a checkout, too.
     """
     import p3d
 
@@ -159,20 +162,20 @@ def code_folders() -> list[str]:
 
 @contextlib.contextmanager
 def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
-    """Start Ray here, on loopback, without a dashboard; stop it at the end, and remove the private folder."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+    """Start Ray on this machine's loopback interface, without a dashboard. Stop it at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
     _loopback_only()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a worker's threads that spin take the decoders' cores
-    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # glibc gives a lane's own arena 64 MB, and a layer may be larger
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
-    # a process that has nothing to do for a second is kept, up to so many: a new one takes a second of a processor
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_A_CORE * (cpus or usable_cpus())))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads of a worker would take cores from decoders
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # a thread's own glibc arena has 64 MB, and a layer may be larger
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its warning
+    # Ray keeps this many idle processes; it would end more after a second, and a new one takes a second of CPU time
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_PER_CORE * (cpus or usable_cpus())))
     with _private_folder() as scratch:
         try:
             ray.init(
                 address="local",
                 num_cpus=cpus or usable_cpus(),
-                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_A_CORE),
+                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -180,7 +183,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
             )
         except Exception as error:  # Ray has no class for it
             raise ClusterError(
-                f"Ray could not start on this machine ({' '.join(str(error).split())}). Usual reasons: little memory, "
+                f"Ray could not start on this machine ({' '.join(str(error).split())}). Common causes: little memory, "
                 "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
             ) from error
         resources, node = ray.cluster_resources(), ray._private.worker._global_node
@@ -190,7 +193,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """This run's own folder, from which Ray is started; Ray and the folder are gone afterwards."""
+    """A temporary folder from which Ray is started. Afterwards Ray is shut down and the folder removed."""
     _sweep_dead_runs()
     before = Path.cwd()
     scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
@@ -205,13 +208,13 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _loopback_only() -> None:
-    """Ray on Linux listens on all interfaces; told that clusters are not wanted, as on a Mac, on 127.0.0.1 alone."""
+    """Make Ray listen on 127.0.0.1 only, as on a Mac. On Linux it listens on all interfaces by default."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes it starts
     ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when ray was imported
 
 
 def _sweep_dead_runs() -> None:
-    """Remove the private folders of runs on this machine whose process is gone."""
+    """Remove the private folders of runs on this machine whose process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*-*"):
         pid = folder.name.removeprefix(RUN_PREFIX).partition("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
@@ -219,20 +222,20 @@ def _sweep_dead_runs() -> None:
 
 
 def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> None:
-    """ClusterError with a sentence for each node that cannot do its part."""
+    """ClusterError with one message per problem if a node cannot run the job."""
     if problems := inspect_nodes(out_url, key, source, options)[1]:
         raise ClusterError("; ".join(problems))
 
 
 def inspect_nodes(out_url: str, key: str, source: str, options: StoreOptions) -> tuple[list[NodeReport], list[str]]:
-    """What each node reports, and what stands against the job there."""
+    """The report of each node, and the problems found (one message each)."""
     question = (out_url, key, source, options)
     reports, silent = ask_nodes(look_here, *question)
     return reports, silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
 
 
 def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Answer], list[str]]:
-    """The answers of all nodes that are alive, and a sentence for each one that did not answer."""
+    """Call `question(*about)` on every live node. The answers, and a message for each node that did not answer."""
     asked = {
         ray.remote(num_cpus=0, max_retries=0)(question)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))

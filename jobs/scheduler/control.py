@@ -1,12 +1,12 @@
-"""The control objects of an output, all under OUT/_job/: who runs it now, how it goes, whether to stop.
+"""The control objects of an output, all under OUT/_job/: which run is active, its progress, requests to stop.
 
-    epochs/000003.json       created once by each launch or resume: the newest one is in charge
+    epochs/000003.json       created once by each launch or resume: the newest epoch is the active run
     heartbeats/000003.json   replaced every few seconds: a counter, and the progress that `status` shows
     cancel/000003.json       asks that epoch to stop
-    submitted.json           a driver that was sent to a cluster and is to become the next epoch
+    submitted.json           a driver that was submitted to a cluster and will become the next epoch
 
-They make two schedulers at once *cheap*, not safe: safety is the commit protocol's. No clock of another machine is ever
-compared: a heartbeat is alive if its counter moves while we watch it.
+They avoid wasted work by two schedulers at once. Safety comes from the commit protocol alone. Clocks of different
+machines are never compared: a run is alive if its heartbeat counter changes while it is watched.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ class Epoch:
     pid: int
     started: str
     options: dict[str, Any]
-    token: str = ""  # tells our own record from another's, when the answer to its creation was lost
+    token: str = ""  # identifies our own record when the reply to its creation was lost
 
     def died_here(self) -> bool:
-        """True if it ran on this very boot of this host, and its process is gone."""
+        """True if it ran on this host since its last boot, and its process has ended."""
         if (self.host, self.boot_id) != (platform.node(), boot_id()) or not self.boot_id:
             return False
         return not is_alive(self.pid)
 
 
 def newest_epoch(store: Store) -> Epoch | None:
-    """The run in charge, live or not; None before the first."""
+    """The newest run, alive or not; None before the first."""
     keys = [info.key for info in store.list("_job/epochs/")]
     return Epoch(**json.loads(store.read(max(keys)))) if keys else None
 
 
 def newest_number(store: Store) -> int:
-    """The number of the newest epoch, 0 before the first. One listing."""
+    """The number of the newest epoch, 0 before the first. Costs one listing."""
     return max((int(Path(info.key).stem) for info in store.list("_job/epochs/")), default=0)
 
 
 def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
-    """The last heartbeat of an epoch."""
+    """The last heartbeat of an epoch, or None."""
     try:
         beat: dict[str, Any] = json.loads(store.read(f"_job/heartbeats/{number:06d}.json"))
     except (StoreMissing, ValueError):  # a power loss may leave an empty file
@@ -78,7 +78,7 @@ def beat(store: Store, number: int, snapshot: dict[str, Any]) -> None:
 
 
 def is_live(store: Store, epoch: Epoch, *, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Watch an epoch's heartbeat for two periods; False at once if it ended, or died on this machine."""
+    """Watch an epoch's heartbeat for two periods. False at once if the run ended, or died on this machine."""
     before = heartbeat(store, epoch.number)
     if epoch.died_here() or (before is not None and before["state"] != RUNNING):
         return False
@@ -88,11 +88,11 @@ def is_live(store: Store, epoch: Epoch, *, sleep: Callable[[float], None] = time
 
 
 def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callable[[str], None]) -> Epoch:
-    """Become the epoch in charge. AlreadyRunning if another one is live, unless `takeover`, or if we lost the race."""
+    """Become the newest epoch. AlreadyRunning if another run is alive (unless `takeover`) or claimed it first."""
     last = newest_epoch(store)
     if last is not None and not takeover:
         if not last.died_here() and (heartbeat(store, last.number) or {}).get("state", RUNNING) == RUNNING:
-            say(f"looking for {HEARTBEAT_S * WATCHED_PERIODS:.0f} s whether the run on {last.host} is still alive ...")
+            say(f"checking for {HEARTBEAT_S * WATCHED_PERIODS:.0f} s if the run on {last.host} is still alive ...")
         if is_live(store, last):
             raise AlreadyRunning(
                 f"{store.url} is being worked on by process {last.pid} on {last.host}; watch it with "
@@ -111,16 +111,16 @@ def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callabl
                 )
             beat(store, epoch.number, {"counter": 0, "state": RUNNING})
             break
-        except StoreUnknown:  # the run that is in charge until now may have swept the file that was just written
+        except StoreUnknown:  # the previous run may have removed the temporary file that was just written
             if not tries_left:
                 raise
     return epoch
 
 
 class Pulse:
-    """Beats from a thread while the epoch in charge prepares: planning, the store and Ray's start may take long.
+    """Writes heartbeats from a thread while a run prepares: planning, the store and the start of Ray may take long.
 
-    A context manager; `stop` ends it early, when the run beats for itself.
+    A context manager. `stop` ends it early, when the run starts to write its own heartbeats.
     """
 
     def __init__(self, store: Store, number: int) -> None:
@@ -132,11 +132,11 @@ class Pulse:
         counter = 0
         while not self._ended.wait(HEARTBEAT_S):
             counter += 1
-            with contextlib.suppress(StoreError):  # the run itself finds out
+            with contextlib.suppress(StoreError):  # the run itself will notice
                 beat(store, number, {"counter": counter, "state": RUNNING})
 
     def stop(self) -> None:
-        """No beat comes after this."""
+        """Write no further heartbeat."""
         self._ended.set()
         self._thread.join()
 
@@ -145,7 +145,7 @@ class Pulse:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """A write that failed because a newer run swept it away was no outage: AlreadyRunning."""
+        """Raise AlreadyRunning if a write failed because a newer run removed its temporary file."""
         self.stop()
         if isinstance(error, StoreUnknown):
             with contextlib.suppress(StoreError):
@@ -154,30 +154,30 @@ class Pulse:
 
 
 def tell_submitted(store: Store, where: str, name: str, after: int) -> None:
-    """A driver was sent to `where` as `name` when epoch `after` was the newest; it has begun when there is another."""
+    """Record that a driver was submitted to `where` as `name`. An epoch newer than `after` shows that it began."""
     submission = {"where": where, "name": name, "after": after}
     store.replace("_job/submitted.json", (json.dumps(submission, indent=1) + "\n").encode())
 
 
 def not_begun(store: Store, newest: int) -> str:
-    """In a sentence, the driver that was submitted and has not begun; empty if there is none."""
+    """A message about a submitted driver that has not started, else empty."""
     try:
         submission = json.loads(store.read("_job/submitted.json"))
     except (StoreMissing, ValueError):  # a power loss may leave an empty file
         return ""
     if submission["after"] != newest:
         return ""
-    return f"submitted to {submission['where']} as {submission['name']}; the driver has not begun"
+    return f"submitted to {submission['where']} as {submission['name']}; the driver has not started"
 
 
 def forget_submitted(store: Store) -> None:
-    """The driver that was submitted has ended without beginning: nobody is to wait for it."""
+    """Remove the record of a submitted driver that ended before it started the run."""
     if not_begun(store, newest_number(store)):
         store.delete("_job/submitted.json")
 
 
 def ask_cancel(store: Store, number: int, *, now: bool) -> None:
-    """Ask an epoch to stop: after the shards in flight, or at once."""
+    """Ask an epoch to stop: after the shards in progress, or `now`."""
     store.replace(f"_job/cancel/{number:06d}.json", json.dumps({"now": now}).encode())
 
 
@@ -191,7 +191,7 @@ def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
 
 
 def sweep_temps(store: Store) -> int:
-    """Remove temporary files that dead runs left in OUT/_job/tmp; only the epoch in charge may. How many there were."""
+    """Remove temporary files of dead runs from OUT/_job/tmp, and return how many. Only the newest epoch may do this."""
     leftovers = [info.key for info in store.list("_job/tmp/")]
     for key in leftovers:
         store.delete(key)

@@ -1,8 +1,8 @@
-"""The log of a run: one line for each thing that happened, in OUT/_job/logs/, for `p3d jobs logs`.
+"""The log of a run: one line per event, in OUT/_job/logs/, for `p3d jobs logs`.
 
-    _job/logs/000003.log     replaced now and then while run 3 works: its newest lines, oldest first
+    _job/logs/000003.log     replaced from time to time by run 3: its newest lines, oldest first
 
-The log is for people and nothing rests on it: a write that fails is tried again with the next one.
+The log is for people, and nothing depends on it. A write that fails is repeated with the next one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from p3d.jobs.scheduler.state import (
 from p3d.pipeline.errors import StoreError, StoreMissing
 from p3d.pipeline.storage.store import Store
 
-LINES = 5000  # kept of a run, about half a megabyte
-WRITE_S = 30.0  # between two writes while the run works
+LINES = 5000  # kept per run, about half a megabyte
+WRITE_S = 30.0  # between two writes during the run
 
 
 class RunLog:
@@ -48,12 +48,12 @@ class RunLog:
         self.changed = True
 
     def hear(self, event: Event) -> None:
-        """A line for an event of the scheduler, if it is one that people want to know of."""
+        """Add a line for an event of the scheduler, if people want to know about it."""
         if sentence := told(event):
             self.add(sentence)
 
     def write(self, *, now: bool = False) -> None:
-        """Replace the log's object, if there is anything new and the last time is a while ago."""
+        """Replace the log's object if there are new lines and the last write is at least WRITE_S ago, or `now`."""
         if not self.changed or (not now and time.monotonic() - self.written < WRITE_S):
             return
         self.written = time.monotonic()
@@ -64,7 +64,7 @@ class RunLog:
 
 
 def told(event: Event) -> str:
-    """An event in words; empty for those that say nothing new."""
+    """A line about an event; empty for those that are not logged."""
     match event:
         case WorkerReady(worker):
             return f"worker {worker} is ready"
@@ -84,11 +84,11 @@ def told(event: Event) -> str:
         case Checked(shard, committed):
             return f"shard {shard} of a worker that died is {'committed' if committed else 'not committed'}"
         case CheckFailed(shard, detail):
-            return f"whether shard {shard} is committed could not be seen: {detail}"
+            return f"could not check whether shard {shard} is committed: {detail}"
         case WorkerLimitRaised(n_workers):
-            return f"nodes have joined: there is room for {n_workers} workers"
+            return f"nodes have joined: up to {n_workers} workers can run now"
         case TryAgain():
-            return "trying the store that failed again"
+            return "retrying the store that failed"
         case Stop(_, why):
             return f"stopping: {why}"
     return ""

@@ -1,8 +1,8 @@
-"""The Ray loop: results become events, commands become calls. All decisions are in `p3d.jobs.scheduler.state`.
+"""The Ray loop: turns results into events and commands into calls. All decisions are in `scheduler.state`.
 
     RayLoop.loop():   wait for a result, a signal, a cancel or a newer epoch  ->  Scheduler.handle  ->  carry out
 
-It also keeps the heartbeat: the whole progress of the job, so that `status` needs neither Ray nor this process.
+It also writes the heartbeat with the whole progress of the job, so `status` needs neither Ray nor this process.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import Store
 
-SHARDS_EACH = 2  # that a worker has in hand, so that it need not wait for a commit or for us
+SHARDS_EACH = 2  # per worker, so that it need not wait for a commit or for the driver
 POLL_S = 0.25
-PROGRESS_S = 1.0  # between two looks at the workers' counters
-SILENT_S = 60.0  # a busy worker that does not answer such a look for so long is given up: paused, or hung for good
-TRY_AGAIN_S = 5.0  # after a store failed; doubles
+PROGRESS_S = 1.0  # between two queries of the workers' counters
+SILENT_S = 60.0  # a busy worker that does not answer such a query for so long is killed: it hangs or is suspended
+TRY_AGAIN_S = 5.0  # between a failure of a store and the next attempt; doubles
 LONGEST_TRY_S = 60.0
 
 
 @dataclass(slots=True)
 class _Worker:
-    """An actor, and what it was last heard to do."""
+    """An actor, and its last reported state."""
 
     actor: Any
     ready: bool = False
@@ -95,7 +95,7 @@ class _Worker:
 
 
 class RayLoop:
-    """One run of a job on a cluster, from the first worker to the verdict."""
+    """One run of a job on a cluster, from the first worker to the exit code."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class RayLoop:
         gpus = cluster.machines.gpus
         on_gpus = gpus > 0 and options.device != "cpu"
         self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
-        if self.gpus_each and options.workers > gpus:  # Ray would let the others wait for ever
+        if self.gpus_each and options.workers > gpus:  # in Ray the others would wait forever
             raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
-        self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also takes those that join
+        self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also uses those that join
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
         self.cluster, self.options, self.on_progress = cluster, options, on_progress
         self.spec = WorkerSpec(
@@ -135,31 +135,31 @@ class RayLoop:
             shard_attempts=options.shard_attempts,
             worker_deaths=options.worker_deaths,
         )
-        self.before = Totals()  # what earlier runs did, as far as it is counted
+        self.before = Totals()  # what earlier runs did, once it is counted
         self.counted: SimpleQueue[Event] = SimpleQueue()
         threading.Thread(target=self._count, name="count", daemon=True).start()
         self.workers: dict[int, _Worker] = {}
-        self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # result to come -> what it means
-        self.asking: dict[Any, tuple[int, float]] = {}  # progress calls under way -> worker, asked when
-        self.lost = False  # has Ray died?
+        self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # pending result -> how it becomes an event
+        self.asking: dict[Any, tuple[int, float]] = {}  # pending progress calls -> (worker, when it was asked)
+        self.lost = False  # true when Ray has died
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
         self.metrics = Metrics(store.url)
         self.counter = 0
-        self.lost_at: float | None = None  # when a store was last heard to work, while one fails
+        self.lost_at: float | None = None  # when the current outage of a store began
         self.why_lost = ""
-        self.full = ""  # why no heartbeat can be written any more: waiting does not mend a full disk
+        self.full = ""  # why no heartbeat can be written: waiting does not help with a full disk
         self.try_at, self.try_s = 0.0, TRY_AGAIN_S
         self.started = time.monotonic()
         self.beaten = self.asked = float("-inf")
 
     def loop(self) -> Finish:
-        """Run to the end. Signals SIGINT and SIGTERM stop it cleanly."""
+        """Run to the end. SIGINT and SIGTERM stop it cleanly."""
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.log.add(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
             if where := endpoint():
-                self.log.add(f"its numbers for Prometheus are at {where}")
+                self.log.add(f"its Prometheus metrics are at {where}")
             self._carry_out(self.state.start())
             while self.state.finished is None:
                 for event in self._results():
@@ -179,7 +179,7 @@ class RayLoop:
             self.log.write(now=True)
 
     def _handle(self, event: Event) -> None:
-        """One event, and those that are known at once when its commands are carried out."""
+        """Handle an event, and those that result at once from its commands."""
         events = deque([event])
         while events:
             self.log.hear(events[0])
@@ -190,8 +190,10 @@ class RayLoop:
     # -- what happens
 
     def _results(self) -> Iterator[Event]:
-        """Wait a moment for results of calls. Each is looked at when the one before it has been handled, for what it
-        says of a worker is done here at once: no shard is given to one that is gone."""
+        """Wait a moment for results of calls. Each is read after the previous one has been handled.
+
+        Reading a result updates the worker at once, so no shard is given to a worker that has died.
+        """
         refs = [*self.pending, *self.asking]
         if not refs:
             time.sleep(POLL_S)
@@ -207,7 +209,7 @@ class RayLoop:
             try:
                 worker, (said, load) = self.workers[asked[0]], ray.get(ref)
             except (RayError, KeyError):
-                return None  # the call in `pending` tells the death
+                return None  # the call in `pending` reports the death
             worker.in_hand.update((key, said[key]) for key in worker.in_hand if key in said)
             worker.load = load
             self.metrics.look(worker.in_hand)
@@ -216,12 +218,12 @@ class RayLoop:
         try:
             return meaning(ray.get(ref))
         except RayTaskError:
-            raise  # our own defect: it came out of the worker's code
-        except RayError as error:  # also of Ray's memory monitor and of a lost node, which are no RayActorError
+            raise  # a bug: the exception came from the worker's code
+        except RayError as error:  # includes Ray's memory monitor and lost nodes, which are not RayActorErrors
             return meaning(error)
 
     def _outside(self) -> list[Event]:
-        """Signals and the death of Ray at once; cancel requests and newer epochs at every heartbeat."""
+        """External events: signals and the death of Ray at once, cancel requests and newer epochs at each heartbeat."""
         events: list[Event] = []
         if not self.counted.empty():
             events.append(self.counted.get())
@@ -229,11 +231,11 @@ class RayLoop:
         if self.signals:
             number = self.signals[0]
             name = signal.Signals(number).name
-            events.append(Stop(128 + number, f"interrupted by {name}; shards in flight were abandoned"))
+            events.append(Stop(128 + number, f"interrupted by {name}; shards in progress were abandoned"))
         if dead := self.cluster.dead():
             self.lost = True
             how = "killed, or this machine ran out of memory"
-            events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in flight were abandoned"))
+            events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in progress were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
             if self.follows and self.cluster.machines.gpus > self.state.n_workers:
                 events.append(WorkerLimitRaised(self.cluster.machines.gpus))
@@ -245,11 +247,11 @@ class RayLoop:
                 elif request := control.cancel_asked(self.store, self.epoch.number):
                     events.append(Stop(6, "cancelled", drain=not request.get("now")))
             except (StoreUnknown, StoreDenied):
-                pass  # the heartbeat finds out whether this lasts
+                pass  # the heartbeat shows whether this lasts
         return events
 
     def _outages(self) -> list[Event]:
-        """A store that fails pauses the job: one shard is tried now and then, and when patience is spent, it stops."""
+        """A store that fails pauses the job: one shard is tried now and then, until --store-patience is over."""
         if self.full:
             return [Stop(6, self.full)]
         now = time.monotonic()
@@ -262,7 +264,8 @@ class RayLoop:
             self.try_at = now + self.try_s
         patience = self.options.store_patience_s
         if now - self.lost_at > patience and (self.why_lost or not self.state.in_flight):
-            return [Stop(6, f"a store did not answer for {patience:g} s, no video is blamed for it; the last: {why}")]
+            how = f"a store did not answer for {patience:g} s, no video failed because of it"
+            return [Stop(6, f"{how}; the last error: {why}")]
         if now < self.try_at or self.why_lost:
             return []
         self.try_s = min(2 * self.try_s, LONGEST_TRY_S)
@@ -270,13 +273,13 @@ class RayLoop:
         return [TryAgain()]
 
     def _count(self) -> None:
-        """A thread: read the footers of all shards that were committed before, however long that takes."""
+        """Read the footers of all shards that were committed before. Runs in a thread, since it may take long."""
         while True:
             try:
                 return self.counted.put(Counted(count_done(self.store, self.work)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
-            except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait for it for ever
+            except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait forever
                 code = 7 if isinstance(error, DamagedJob) else 6 if isinstance(error, JobError) else 1
                 return self.counted.put(Stop(code, str(error) or type(error).__name__))
 
@@ -286,11 +289,11 @@ class RayLoop:
     # -- what to do
 
     def _carry_out(self, commands: list[Command]) -> list[Event]:
-        """Do as told; events that are known at once come back."""
+        """Carry out commands. Returns the events that result at once."""
         events: list[Event] = []
         for command in commands:
             match command:
-                case StartWorker(number) if not self.cluster.answers():  # Ray would wait, and then end this process
+                case StartWorker(number) if not self.cluster.answers():  # Ray would block, and then end this process
                     events.append(WorkerUnready(number, "the head of the cluster does not answer"))
                 case StartWorker(number):
                     self._start(number)
@@ -307,7 +310,7 @@ class RayLoop:
         return events
 
     def _kill(self, actor: Any) -> None:
-        """End a worker at the end of a run. Without its head Ray would wait for it, and then end this process."""
+        """Kill a worker at the end of a run. If the head is lost, Ray would block and then end this process."""
         if not self.lost:
             ray.kill(actor, no_restart=True)
 
@@ -315,7 +318,7 @@ class RayLoop:
         actor = (
             ray.remote(ShardWorker)
             .options(
-                # no CPU is reserved: on a machine with one core no decode could start beside the worker
+                # no CPU is reserved: on a machine with one core no decode could start next to the worker
                 num_cpus=0,
                 num_gpus=self.gpus_each,
                 max_restarts=0,
@@ -347,7 +350,7 @@ class RayLoop:
 
         def meaning(reply: Any) -> Event | None:
             if number not in self.workers:
-                return None  # the other shard that it had in hand told its death
+                return None  # the result of its other shard reported its death
             match reply:
                 case ShardError("device", detail):
                     ray.kill(worker.actor, no_restart=True)
@@ -372,11 +375,11 @@ class RayLoop:
         if worker is not None and worker.in_hand:
             n_clips = sum(progress.clips for progress in worker.in_hand.values())
             keys = " and ".join(map(str, sorted(worker.in_hand)))
-            self.log.add(f"worker {number} has died with shard {keys} in hand, {n_clips} clips of them computed")
+            self.log.add(f"worker {number} has died while it processed shard {keys}, with {n_clips} clips computed")
         return WorkerDied(number, " ".join(str(error).split())[:300])
 
     def _check(self, key: ShardKey) -> Event:
-        """A worker died with this shard: is it committed after all?"""
+        """A worker died with this shard: look in the store whether it was committed."""
         manifest = self.manifests[key.plan_seq]
         shard = manifest.shard(key.shard)
         try:
@@ -391,7 +394,7 @@ class RayLoop:
         return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
 
     def _most_decodes(self) -> int:
-        """Of one worker at once. Those on a GPU have their share of it from the start."""
+        """The maximum decode concurrency of a worker. With NVDEC it is fixed, since decodes share the GPU."""
         nvdec = self.job.recipe.decoder == "nvdec"
         return self.options.decode_tasks if nvdec else most_decodes(self.cluster.machines)
 
@@ -406,7 +409,7 @@ class RayLoop:
                 if worker.state == "busy" and number not in unanswered:
                     self.asking[worker.actor.progress.remote(self._most_decodes())] = (number, now)
                 elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
-                    ray.kill(worker.actor, no_restart=True)  # its call in `pending` then tells the death
+                    ray.kill(worker.actor, no_restart=True)  # its call in `pending` then reports the death
             snapshot = self.snapshot(control.RUNNING)
             self.metrics.show(snapshot)
             if self.on_progress is not None:
@@ -417,7 +420,7 @@ class RayLoop:
         self.log.write()
 
     def _beat(self, state: str, finish: Finish | None = None) -> None:
-        """Write the heartbeat; `why_lost` says why it could not be, for as long as it cannot."""
+        """Write the heartbeat. While it cannot be written, `why_lost` says why."""
         self.beaten = time.monotonic()
         self.counter += 1
         snapshot = self.snapshot(state)
@@ -435,7 +438,7 @@ class RayLoop:
             self.on_progress(snapshot)
 
     def snapshot(self, state: str) -> dict[str, Any]:
-        """The progress of the whole job as JSON; times are seconds, rates per second of this run."""
+        """The progress of the whole job as JSON. Times are in seconds, rates per second of this run."""
         totals, flying = self.state.totals, [p for w in self.workers.values() for p in w.in_hand.values()]
         elapsed = time.monotonic() - self.started
         videos = totals.videos + sum(progress.videos for progress in flying)
@@ -469,7 +472,7 @@ class RayLoop:
                     "videos": sum(progress.videos for progress in worker.in_hand.values()),
                     "clips": sum(progress.clips for progress in worker.in_hand.values()),
                     "load": asdict(worker.load),
-                    "limit": worker.load.limit if worker.load.concurrency else None,
+                    "limit": worker.load.limit if worker.load.decode_concurrency else None,
                 }
                 for number, worker in sorted(self.workers.items())
             ],

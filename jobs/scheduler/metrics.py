@@ -1,15 +1,15 @@
-"""The numbers of a run for Prometheus: the table of their names, and the one class that counts.
+"""The Prometheus metrics of a run: a table of their names, and the class that counts.
 
     events of the scheduler ──hear──────────┐
     progress of shards ──look, done─────────┤ Metrics, in the driver ──every 10 s──> Ray's agent on its node
     the heartbeat's snapshot ──show─────────┘                                          http://NODE:PORT/metrics
 
-All of it is counted in the driver, which hears of everything anyway. Workers are killed when a run ends, and Ray sends
-what was counted every 10 s only, so their last numbers would be lost; each would also bring a series of its own.
+Everything is counted in the driver, which receives all events anyway. Workers are killed when a run ends, and Ray sends
+metrics every 10 s only, so their last values would be lost. Each worker would also add a series of its own.
 
-Names follow Prometheus (base units last, `_total` for what only grows); Ray puts `ray_` before them. Tags are closed
-sets, so a run has fewer than a hundred series whatever the archive: its output, reasons of failures, stages, states. No
-path of a video is ever a tag.
+Names follow Prometheus (base units last, `_total` for counters), and Ray puts `ray_` before them. Tags are closed sets
+(output, failure reasons, stages, states), so a run has fewer than a hundred series for any archive. The path of a video
+is never a tag.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from p3d.pipeline.extract import Progress
 if TYPE_CHECKING:
     from p3d.jobs.worker.actor import Spent
 
-PREFIX = "ray_"  # that Ray puts before every name
-OUTPUT = "output"  # the tag that all have; `job` is Prometheus' own
+PREFIX = "ray_"  # which Ray puts before every name
+OUTPUT = "output"  # a tag of every metric; `job` is reserved by Prometheus
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line of the table. `tags` beside `output`; `buckets` are the upper bounds of a histogram, in its unit."""
+    """A metric. `tags` are in addition to `output`; `buckets` are the upper bounds of a histogram, in its unit."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -50,49 +50,49 @@ CLIPS = Metric("p3d_clips_total", "counter", "clips in shards that were committe
 SHARDS = Metric("p3d_shards_total", "counter", "shards that were committed")
 FAILED = Metric("p3d_failed_videos_total", "counter", "videos without rows in shards that were committed", ("reason",))
 ENCODED = Metric(
-    "p3d_encoded_clips_total", "counter", "clips that the network computed, also for shards in work and for ones lost"
+    "p3d_encoded_clips_total", "counter", "clips that the network computed, also for shards in progress or lost"
 )
 READ = Metric("p3d_read_bytes_total", "counter", "size of the videos in shards that were committed")
 WRITTEN = Metric("p3d_written_bytes_total", "counter", "size of the clips files that were committed")
 STAGES = Metric(
     "p3d_stage_seconds_total",
     "counter",
-    "`fetch` and `decode`: of decodes that ended, where `decode` includes waiting for the reader, and fetching where a "
-    "video is shared; `encode`: of the network, a lane on average; `commit`: writing and deriving. Each is summed over "
-    "what runs side by side",
+    "`fetch` and `decode`: decodes that ended. `decode` includes waiting for the reader, and fetching if a video is "
+    "shared. `encode`: inference, averaged over the inference threads. `commit`: writing and deriving. Each is summed "
+    "over what runs concurrently",
     ("stage",),
 )
 WAIT = Metric(
     "p3d_wait_seconds_total",
     "counter",
-    "of the shards in hand. `frames`: none to put into a batch, so decoding bounds the job; `device`: a batch was at "
-    "hand and the network was not free, so the network bounds it",
+    "waiting time of the shards in progress. `frames`: no frames for the next batch, so decoding is the bottleneck. "
+    "`device`: a batch was ready and the network was busy, so the network is the bottleneck",
     ("kind",),
 )
 COMMIT = Metric(
     "p3d_commit_seconds",
     "histogram",
-    "one shard from its last feature to its three files",
+    "time per shard from its last feature to its three files",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0),
 )
 SHARD = Metric(
     "p3d_shard_seconds",
     "histogram",
-    "one shard from the first decode to its commit",
+    "time per shard from its first decode to its commit",
     buckets=(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0),
 )
 TROUBLE = Metric(
     "p3d_troubles_total",
     "counter",
-    "`died`: a worker; `outage`, `store`, `internal`, `job`: a shard that came back undone",
+    "`died`: a worker died; `outage`, `store`, `internal`, `job`: a shard was not done, for this kind of reason",
     ("kind",),
 )
-SHARDS_QUEUED = Metric("p3d_queued_shards", "gauge", "shards that nobody works on yet")
-SHARDS_AT_WORK = Metric("p3d_working_shards", "gauge", "shards that workers have in hand")
+SHARDS_QUEUED = Metric("p3d_queued_shards", "gauge", "shards that are not assigned to a worker yet")
+SHARDS_AT_WORK = Metric("p3d_working_shards", "gauge", "shards that workers are processing")
 VIDEOS_LEFT = Metric("p3d_left_videos", "gauge", "videos of the job that are not done yet")
-WORKERS = Metric("p3d_workers", "gauge", "workers by what they do: starting, idle, busy", ("state",))
+WORKERS = Metric("p3d_workers", "gauge", "workers by state: starting, idle, busy", ("state",))
 LIMITED = Metric("p3d_limited_workers", "gauge", "busy workers by what limits them, as in `p3d status`", ("limit",))
-ETA = Metric("p3d_eta_seconds", "gauge", "what is left at the rate of this run so far")
+ETA = Metric("p3d_eta_seconds", "gauge", "estimated time that is left, at the rate of this run so far")
 PAUSED = Metric("p3d_paused", "gauge", "1 while the job waits for a store that does not answer")
 
 METRICS = (
@@ -103,7 +103,7 @@ WORKER_STATES = ("starting", "idle", "busy")
 
 
 class Metrics:
-    """The numbers of one run. A record costs about 2 microseconds; without an agent of Ray they go nowhere."""
+    """The metrics of one run. An update takes about 2 microseconds. Without a Ray agent they are not exported."""
 
     def __init__(self, out_url: str) -> None:
         from ray.util import metrics as of_ray
@@ -116,7 +116,7 @@ class Metrics:
 
         self.output = output_tag(out_url)
         self.series = {metric.name: of(metric) for metric in METRICS}
-        self.seen: dict[ShardKey, Progress] = {}  # shards in work -> their counters at the last look
+        self.seen: dict[ShardKey, Progress] = {}  # shards in progress -> their counters at the last update
 
     def hear(self, event: Event) -> None:
         """What an event of the scheduler adds to the totals."""
@@ -128,7 +128,7 @@ class Metrics:
                 self._committed(n_videos, n_clips, failures)
             case WorkerDied():
                 self._add(TROUBLE, 1, kind="died")
-            case ShardTrouble(kind=kind) if kind != "withdrawn":  # that is a drain, and no trouble
+            case ShardTrouble(kind=kind) if kind != "withdrawn":  # a drain withdraws shards, which is not an error
                 self._add(TROUBLE, 1, kind=kind)
 
     def _committed(self, n_videos: int, n_clips: int, failures: Iterable[tuple[str, int]]) -> None:
@@ -139,11 +139,11 @@ class Metrics:
             self._add(FAILED, n_failed, reason=reason)
 
     def begin(self, shard: ShardKey) -> None:
-        """A shard is given to a worker, perhaps not for the first time: its counters begin at 0."""
+        """A shard is given to a worker, perhaps not for the first time. Its counters start at 0."""
         self.seen[shard] = Progress()
 
     def look(self, in_hand: Mapping[ShardKey, Progress]) -> None:
-        """The counters of shards in work: what they grew by is added. One that has ended meanwhile says nothing."""
+        """Add the growth of the counters of shards in progress. Shards that have ended meanwhile are ignored."""
         for shard, now in in_hand.items():
             if shard in self.seen:
                 self._grow(self.seen[shard], now)
@@ -168,7 +168,7 @@ class Metrics:
         self.series[SHARD.name].observe(spent.shard_s, {OUTPUT: self.output})
 
     def show(self, snapshot: dict[str, Any]) -> None:
-        """How it stands, from the progress that the heartbeat tells; all zero at the end."""
+        """Set the gauges from a heartbeat. All are zero after the end of the run."""
         states = Counter(worker["state"] for worker in snapshot["workers"])
         limits = Counter(worker["limit"] for worker in snapshot["workers"] if worker["state"] == "busy")
         at_work = sum(len(worker["shards"]) for worker in snapshot["workers"])
@@ -179,7 +179,7 @@ class Metrics:
             VIDEOS_LEFT: snapshot["videos"]["all"] - snapshot["videos"]["done"],
             PAUSED: bool(snapshot["outage"]),
         }
-        if over or snapshot["eta_s"] is not None:  # until it is known there is no number for it
+        if over or snapshot["eta_s"] is not None:  # not set until it is known
             now[ETA] = snapshot["eta_s"]
         for metric, value in now.items():
             self.series[metric.name].set(0 if over else value, {OUTPUT: self.output})
@@ -189,18 +189,18 @@ class Metrics:
             self.series[LIMITED.name].set(0 if over else limits[limit], {OUTPUT: self.output, "limit": limit})
 
     def _add(self, metric: Metric, value: float, **tags: str) -> None:
-        if value > 0:  # Ray refuses a growth of 0
+        if value > 0:  # Ray refuses an increment of 0
             self.series[metric.name].inc(value, {OUTPUT: self.output, **tags})
 
 
 def output_tag(out_url: str) -> str:
-    """The output's own name, for people, and 8 hex of its whole address, so that no two are one series."""
+    """The last part of the output's URL, for people, and 8 hex digits of the URL's SHA-256, which make it unique."""
     name = re.sub(r"[^\w.-]+", "-", out_url.rstrip("/").rpartition("/")[2])[:40]
     return f"{name}-{hashlib.sha256(out_url.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def endpoint() -> str:
-    """Where the numbers of this driver can be read; empty if its node has no agent, or it is no node's (ray://)."""
+    """The URL of this driver's metrics; empty without a Ray agent, or if the driver is not on a node (ray://)."""
     import ray
     from ray.util.client import ray as client
 

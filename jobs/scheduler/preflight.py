@@ -1,7 +1,7 @@
-"""Before a job starts: can every node do its part? Asked of each node by `scheduler.cluster.ask_nodes`, judged here.
+"""Checks before a job: can every node run it? `scheduler.cluster.ask_nodes` runs `look_here` on each node.
 
-A node must run this very code with the same packages, have a decoder, room for what it downloads, and read OUT and the
-source through stores of its own: a folder of one machine is no output for a cluster of two.
+A node must have the same code and packages, a decoder, disk space for downloads, and its own access to OUT and the
+source: a folder of one machine cannot be the output of a cluster of two.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
-SCRATCH_BYTES = 2 * 1024**3  # free, at least, where videos from S3 are copied to
+SCRATCH_BYTES = 2 * 1024**3  # minimum free space for copies of videos from S3
 DECODERS = ("decord", "av")
 DECIDING = ("python", "torch", "decord", "av", "pyarrow", "numpy")  # packages that must not differ
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What one node says of itself; `out` and `source` say what is wrong with them there, empty if nothing."""
+    """The report of one node. `out` and `source` say what is wrong with them there; empty if nothing is."""
 
     host: str
     cpus: int
@@ -41,7 +41,7 @@ class NodeReport:
 
 
 def look_here(out_url: str, key: str, source: str, options: StoreOptions) -> NodeReport:
-    """The report of this machine. `key` is an object that is in OUT; an empty `out_url` or `source` is left out."""
+    """The report of this machine. `key` is an object that exists in OUT. An empty `out_url` or `source` is skipped."""
     scratch = tempfile.gettempdir()
     return NodeReport(
         platform.node(),
@@ -59,7 +59,7 @@ def look_here(out_url: str, key: str, source: str, options: StoreOptions) -> Nod
 def _imports(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except (ImportError, OSError):  # OSError: a library that it needs is not here
+    except (ImportError, OSError):  # OSError: a shared library is missing
         return False
     return True
 
@@ -77,7 +77,7 @@ def _read(out_url: str, key: str, options: StoreOptions) -> str:
 
 def _reach(source: str, options: StoreOptions) -> str:
     if not source.startswith("s3://"):
-        return "" if os.path.exists(source) else f"{source} is not on this node"  # noqa: PTH110 - may be odd bytes
+        return "" if os.path.exists(source) else f"{source} is not on this node"  # noqa: PTH110 - may hold any bytes
     bucket, prefix = split_s3_uri(source)
     try:
         next(open_store(f"s3://{bucket}", options).list(prefix), None)
@@ -87,7 +87,7 @@ def _reach(source: str, options: StoreOptions) -> str:
 
 
 def objections(reports: Sequence[NodeReport], *, downloads: bool) -> list[str]:
-    """Why the job should not start there, one sentence each; `reports[0]` is the driver's own machine."""
+    """The reasons not to start the job, one message each. `reports[0]` is the driver's own machine."""
     here, found = reports[0], list[str]()
     for node in reports:
         if node.code != here.code:
@@ -100,6 +100,6 @@ def objections(reports: Sequence[NodeReport], *, downloads: bool) -> list[str]:
             found.append(f"{node.host} cannot import PyAV; install `av` there")
         if downloads and node.scratch_bytes < SCRATCH_BYTES:
             free = f"{node.scratch_bytes / 1e9:.1f} GB free in {node.scratch}"
-            found.append(f"{node.host} has {free}, where videos from S3 are copied to; make room, or set TMPDIR")
+            found.append(f"{node.host} has {free}, where videos from S3 are copied to; free some space, or set TMPDIR")
         found += [f"{node.host}: {problem}" for problem in (node.out, node.source) if problem]
     return list(dict.fromkeys(found))

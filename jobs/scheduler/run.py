@@ -1,8 +1,8 @@
-"""One run of a job that is there, from its first look at the store to its last. Knows no command line.
+"""One run of an existing job, from its first access to the store to its last. Independent of the command line.
 
-    claim ──ClaimedRun──> run_job: sweep, look, derive what a kill left ──> a cluster ──RayLoop──> exit code
+    claim ──ClaimedRun──> run_job: sweep, look, derive missing files ──> a cluster ──RayLoop──> exit code
 
-Whoever starts a run hands in how to say a sentence and how to show progress.
+The caller passes functions that print a message and show progress.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from p3d.pipeline.errors import StoreError
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import Store
 
-COMPLETE = (0, 3)  # exit codes of a run that leaves nothing open
+COMPLETE = (0, 3)  # exit codes of a run that leaves no shard open
 
-# called with the number of videos of the job; yields what takes a snapshot every second or so
+# called with the number of videos of the job; yields a function that takes a snapshot about once per second
 ShowProgress = Callable[[int], contextlib.AbstractContextManager[Callable[[dict[str, Any]], None] | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A run that is in charge of its output; `cluster` is the one that it has joined, None for one of its own."""
+    """A run that has claimed its output. `cluster` is the cluster that it has joined, or None to start one."""
 
     store: Store
     options: RunOptions
@@ -44,7 +44,7 @@ class ClaimedRun:
 def run_job(
     out: str, job: JobRecord, run: ClaimedRun, *, say: Callable[[str], None], show_progress: ShowProgress
 ) -> int | None:
-    """Run what is left of the job. `out` is how the user named it. The exit code, or None if nothing was left."""
+    """Run what is left of the job. `out` is OUT as the user wrote it. The exit code, or None if nothing was left."""
     store = run.store
     control.sweep_temps(store)
     plans = manifests(store, job)
@@ -58,20 +58,20 @@ def run_job(
     say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {workers} ...")
     finish = _loop(job, run, plans, work, show_progress)
     if finish.exit_code in COMPLETE or finish.exit_code > 128:
-        # workers were killed at whatever they wrote: ours just now, or those of a dead driver since the first sweep
+        # killed workers left temporary files: ours just now, or those of a dead driver since the first sweep
         with contextlib.suppress(StoreError):
-            if control.newest_number(store) == run.epoch.number:  # a run that took over would not like it
+            if control.newest_number(store) == run.epoch.number:  # else a run that took over may be using them
                 control.sweep_temps(store)
     say(finish.sentence)
     if finish.exit_code not in COMPLETE:
-        say(f"nothing that was committed is lost; go on with:  p3d resume {out}")
+        say(f"no committed shard is lost; continue with:  p3d resume {out}")
     return finish.exit_code
 
 
 def _loop(
     job: JobRecord, run: ClaimedRun, plans: dict[int, Manifest], work: Work, show_progress: ShowProgress
 ) -> Finish:
-    """The Ray loop, on the cluster that was joined or on one of our own for as long as it lasts."""
+    """Run the Ray loop, on the joined cluster or on one that is started for this run."""
     joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster()
     with joined as cluster, show_progress(work.n_videos) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]

@@ -1,19 +1,19 @@
 """The scheduler as a pure state machine: events in, commands out, no Ray, no clock, no store.
 
     StartWorker ─> WorkerReady ─> Dispatch ─> ShardDone ──────────────────────────> Dispatch the next, or StopWorker
-                                     │──────> ShardTrouble (outage) ──────────────> pause; TryAgain ─> one on trial
+                                     │──────> ShardTrouble (outage) ──────────────> pause; TryAgain ─> one trial shard
                                      │──────> ShardTrouble (store) ───────────────> stop, resumable
-                                     │──────> ShardTrouble (internal) ────────────> again, bounded
+                                     │──────> ShardTrouble (internal) ────────────> retry, up to a limit
                                      │──────> ShardTrouble (withdrawn) ───────────> back in the queue
-                                     └──────> WorkerDied ─> Check ─> Checked ─────> done after all, or again elsewhere
+                                     └──────> WorkerDied ─> Check ─> Checked ─────> done after all, or retry elsewhere
 
-A worker may have the next shard in hand before it is done with one, so that nothing of it is idle in between. Not
-towards the end, where that shard is sooner begun by whoever is free; and shards that were in hand together when their
-worker died are done alone from then on, for one of them is to blame.
+A worker may get the next shard before it has finished one, so that it is never idle in between. This does not happen
+near the end of a job, where an idle worker can start that shard sooner. If a worker dies with two shards, both are
+processed alone from then on, since either may be the cause.
 
-Double dispatch, poison loops and lost shards are unit tests of this file. `validate()` states what must hold after
-every event; a run asks `check()`, which does the same as often as it can without the cost of an event growing with the
-job. `story(shard)` tells what happened to one.
+The unit tests cover double dispatch, endless retries and lost shards. `validate()` checks the invariants. A run calls
+`check()` after every event, which validates as often as possible while the cost per event does not grow with the job.
+`story(shard)` returns the history of one shard.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Literal
 
 from p3d.jobs.shards import ShardKey, Totals
 from p3d.pipeline.errors import Reason
-from p3d.pipeline.recipe import MaxFailures
+from p3d.pipeline.recipe import SHARD_ATTEMPTS, WORKER_DEATHS, MaxFailures
 
 FIRST_VIDEOS = 200  # of the default hopelessness rule
-STORY_EVENTS = 10_000  # kept for story()
-CHECKED_AT_ONCE = 100  # open shards and workers that `check` looks at for each event
+STORY_EVENTS = 10_000  # newest events that are kept for story()
+CHECKED_AT_ONCE = 100  # open shards and workers that `check` examines per event, on average
 
 
 # ---- events -----------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRefused:
-    """The worker must not be used: other code than the driver's, or features that differ from the CPU's."""
+    """The worker must not be used: its code differs from the driver's, or its features from the CPU's."""
 
     worker: int
     detail: str
@@ -50,7 +50,7 @@ class WorkerRefused:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUnready:
-    """The worker could not start because a store did not answer; it is gone."""
+    """The worker could not start because a store did not answer. It has been killed."""
 
     worker: int
     detail: str
@@ -75,9 +75,11 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardTrouble:
-    """The worker lives, the shard is not done. `outage` is trouble of a store that may pass, `store` one that does not
-    (a full disk), `internal` our own defect, `job` an error that no retry can mend, `withdrawn` a drain before
-    it began."""
+    """The shard is not done, while the worker is still alive.
+
+    Kinds: `outage`, a store error that may be temporary; `store`, one that is not (a full disk); `internal`, a bug;
+    `job`, an error that no retry can fix; `withdrawn`, a drain before the shard was started.
+    """
 
     worker: int
     shard: ShardKey
@@ -87,7 +89,7 @@ class ShardTrouble:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the store says of a shard whose worker died; with its counts if it is committed."""
+    """Whether a shard whose worker died is committed, with its counts if it is."""
 
     shard: ShardKey
     committed: bool
@@ -98,7 +100,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class CheckFailed:
-    """The store would not say whether the shard is committed."""
+    """The store failed when it was asked whether the shard is committed."""
 
     shard: ShardKey
     detail: str
@@ -106,26 +108,26 @@ class CheckFailed:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What earlier runs did, counted while this one already works."""
+    """The totals of earlier runs, counted while this run has already started."""
 
     before: Totals
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimitRaised:
-    """There is room for so many workers now: nodes have joined. Fewer than before are no event; their workers die."""
+    """Nodes have joined, so `n_workers` can run. There is no event for fewer: workers of lost nodes die."""
 
     n_workers: int
 
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Time to see whether a store that failed answers again."""
+    """It is time to try whether a store that failed answers again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop from outside. With `drain`, shards in flight are finished first."""
+    """Stop the run from outside. With `drain`, shards in progress are finished first."""
 
     exit_code: int
     sentence: str
@@ -171,7 +173,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Begin no other shard: those in hand that were not begun come back as `withdrawn`."""
+    """Start no further shard: those that have not started come back as `withdrawn`."""
 
     worker: int
 
@@ -208,14 +210,14 @@ class Scheduler:
         done: Totals | None = None,
         counting: bool = False,
         max_failures: MaxFailures = MaxFailures(),  # noqa: B008 - frozen
-        shard_attempts: int = 4,
-        worker_deaths: int = 8,
+        shard_attempts: int = SHARD_ATTEMPTS,
+        worker_deaths: int = WORKER_DEATHS,
     ) -> None:
         self.queue: deque[ShardKey] = deque(todo)
         self.open: set[ShardKey] = set(self.queue)
-        self.in_flight: dict[int, list[ShardKey]] = {}  # of every busy worker, the oldest first
-        self.alone: set[ShardKey] = set()  # were in hand with another when a worker died
-        self.checking: dict[ShardKey, bool] = {}  # -> is it the one that its worker's death is counted by?
+        self.in_flight: dict[int, list[ShardKey]] = {}  # busy worker -> its shards, oldest first
+        self.alone: set[ShardKey] = set()  # their worker died while it had another one, too
+        self.checking: dict[ShardKey, bool] = {}  # -> true for one shard of each dead worker, so its death counts once
         self.starting: set[int] = set()
         self.idle: set[int] = set()
         self.stuck: dict[ShardKey, str] = {}
@@ -224,11 +226,11 @@ class Scheduler:
         self.n_workers, self.n_videos, self.shards_each = n_workers, n_videos, shards_each
         self.max_failures, self.shard_attempts = max_failures, shard_attempts
         self.worker_deaths = worker_deaths
-        self.counting = counting  # a `Counted` is still to come, and there is no verdict before it
-        self.outage = ""  # why nothing is dispatched now; empty when the stores answer
-        self.trials = 0  # dispatches that are allowed all the same, to see
+        self.counting = counting  # true until `Counted` has come; the run does not finish before
+        self.outage = ""  # why dispatching is paused; empty while the stores answer
+        self.trials = 0  # dispatches that are allowed during an outage, as trials
         self.stopping: Stop | None = None
-        self.draining: set[int] = set()  # workers that were told
+        self.draining: set[int] = set()  # workers that got a Drain
         self.finished: Finish | None = None
         self._next_worker = 0
         self._last_death = ""
@@ -236,15 +238,15 @@ class Scheduler:
         self._first: Counter[str] = Counter()  # failures among the first videos of this run
         self._first_videos = 0
         self._internal = False
-        self._unchecked = 0  # events since all was looked at
+        self._unchecked = 0  # events since the last validate()
         self._story: deque[tuple[Event, tuple[Command, ...]]] = deque(maxlen=STORY_EVENTS)
 
     def start(self) -> list[Command]:
-        """The first commands: as many workers as there is work for."""
+        """The first commands: start as many workers as there is work for."""
         return self._settle([])
 
     def handle(self, event: Event) -> list[Command]:
-        """One event -> what to do now. Events after the end are ignored."""
+        """Handle one event, and return the commands that follow. Events after the end are ignored."""
         if self.finished is not None:
             return []
         commands: list[Command] = []
@@ -276,8 +278,8 @@ class Scheduler:
                         self._count_fruitless_death()
             case CheckFailed(shard, detail):
                 self.checking.pop(shard, None)
-                self.attempts[shard] -= 1  # nobody knows whether it failed
-                self.queue.append(shard)  # whoever does it again adopts what is there
+                self.attempts[shard] -= 1  # it is unknown whether it failed
+                self.queue.append(shard)  # if it is committed, the next worker finds that
                 self._pause(detail)
             case Counted(before):
                 self.counting = False
@@ -302,7 +304,7 @@ class Scheduler:
         ]
 
     def validate(self) -> None:
-        """AssertionError where the state contradicts itself. True after every event."""
+        """Check the invariants that hold after every event. AssertionError if one does not."""
         flying = [shard for shards in self.in_flight.values() for shard in shards]
         states = [*self.queue, *flying, *self.checking, *self.stuck]
         known = set(states)
@@ -317,17 +319,17 @@ class Scheduler:
             assert not self.counting, "finished before all was counted"
 
     def check(self) -> None:
-        """`validate`, after every event where little is open, else so seldom that an event costs the same in any job.
+        """Call `validate` after every event in a small job, else so rarely that the cost per event stays constant.
 
-        Of the end all is looked at. Most that contradicts itself stays so and is found later; that no shard is counted
-        twice is seen at once (`_count`), and none is ever committed twice, whatever is wrong here.
+        At the end everything is validated. Most inconsistencies persist and are found later. `_count` detects at once
+        that a shard is counted twice, and the commit protocol prevents a second commit in any case.
         """
         self._unchecked += 1
         if self.finished is not None or CHECKED_AT_ONCE * self._unchecked >= len(self.open) + self.n_workers:
             self._unchecked = 0
             self.validate()
 
-    # -- one event each
+    # -- event handlers
 
     def _worker_died(self, worker: int, detail: str) -> list[Command]:
         self.starting.discard(worker)
@@ -344,7 +346,7 @@ class Scheduler:
         return [Check(shard) for shard in shards]
 
     def _count_fruitless_death(self) -> None:
-        """A worker died, and the store holds nothing that it did since the last commit anywhere."""
+        """Count a death without a commit. The count starts again at every commit of any worker."""
         self._deaths += 1
         if self._deaths >= max(self.worker_deaths, 2 * self.n_workers):  # losing a node of many at once is one event
             how = f"{self._deaths} workers died in a row without finishing a shard"
@@ -356,7 +358,7 @@ class Scheduler:
             self._internal = self._internal or shard in self.stuck
         elif kind == "outage":
             if self.outage:
-                self.attempts[shard] -= 1  # not this shard's fault
+                self.attempts[shard] -= 1  # the shard did not cause it
             self._again(shard, detail)
             self._pause(detail)
         elif kind == "withdrawn":
@@ -373,7 +375,7 @@ class Scheduler:
             self.queue.append(shard)
 
     def _pause(self, detail: str) -> None:
-        """Dispatch nothing until a shard on trial is done; what is in flight goes on."""
+        """Dispatch nothing until a trial shard is done. Shards in progress continue."""
         self.outage, self.trials = detail, 0
 
     def _leave(self, worker: int, shard: ShardKey) -> None:
@@ -388,7 +390,7 @@ class Scheduler:
         assert shard in self.open, f"shard {shard} is counted twice"
         self.open.discard(shard)
         self.alone.discard(shard)
-        self.attempts.pop(shard, None)  # or a long job would keep them all
+        self.attempts.pop(shard, None)  # else a long job would keep all of them
         self._deaths, self.outage, self.trials = 0, "", 0
         self.totals.videos += n_videos
         self.totals.clips += n_clips
@@ -403,7 +405,7 @@ class Scheduler:
             self._stop(Stop(6, sentence))
 
     def _hopeless(self) -> str | None:
-        """A sentence if the job should not go on, by the rule of `--max-failures`."""
+        """A message if the job should stop by the rule of `--max-failures`, else None."""
         rule, failed = self.max_failures, self.totals.failed
         share = 100 * failed / max(self.n_videos, 1)
         if rule.count is not None and failed > rule.count:
@@ -414,24 +416,24 @@ class Scheduler:
         if rule.count is None and rule.percent is None and 2 * count > max(FIRST_VIDEOS, self._first_videos):
             return (
                 f"{count} of the first {self._first_videos} videos failed with {reason}, so the job looks hopeless; "
-                "see `p3d failures`, and give --max-failures to go on all the same"
+                "see `p3d failures`, and use --max-failures to continue nevertheless"
             )
         return None
 
     def _stop(self, stop: Stop) -> None:
-        """The first stop counts; one that does not drain overrides one that does."""
+        """The first stop counts, but a stop without drain overrides one with it."""
         if self.stopping is None or (self.stopping.drain and not stop.drain):
             self.stopping = stop
 
-    # -- what follows from the state
+    # -- commands that follow from the state
 
     def _settle(self, commands: list[Command]) -> list[Command]:
         if self.stopping is not None and (self.open or self.counting):
             if not self.stopping.drain or not (self.in_flight or self.checking):
                 return [*commands, *self._end(self.stopping.exit_code, self.stopping.sentence)]
-            told = sorted(self.in_flight.keys() - self.draining)
-            self.draining.update(told)
-            return [*commands, *map(Drain, told)]
+            busy = sorted(self.in_flight.keys() - self.draining)
+            self.draining.update(busy)
+            return [*commands, *map(Drain, busy)]
         while (worker := self._free()) is not None:
             shard = self.queue.popleft()
             self.trials -= bool(self.outage)
@@ -450,7 +452,7 @@ class Scheduler:
         return commands
 
     def _free(self) -> int | None:
-        """Who takes the first shard of the queue now: who has none, else who may have one more in hand."""
+        """The worker that takes the first shard of the queue now: an idle one, else one that may take another."""
         if not self.queue or (self.outage and not self.trials):
             return None
         if self.idle:
@@ -459,8 +461,8 @@ class Scheduler:
         if self.outage or not plenty or self.queue[0] in self.alone:
             return None
         most, alone, in_flight = self.shards_each, self.alone, self.in_flight
-        room = [worker for worker, shards in in_flight.items() if len(shards) < most and alone.isdisjoint(shards)]
-        return min(room, key=lambda worker: (len(in_flight[worker]), worker), default=None)
+        able = [worker for worker, shards in in_flight.items() if len(shards) < most and alone.isdisjoint(shards)]
+        return min(able, key=lambda worker: (len(in_flight[worker]), worker), default=None)
 
     def _outcome(self) -> tuple[int, str]:
         if self.stuck:
@@ -470,8 +472,8 @@ class Scheduler:
                 f"such as {shard}: {detail}"
             )
         failed = self.totals.failed
-        if self.totals.failures[Reason.INTERNAL]:
-            return 1, f"finished, but {self.totals.failures[Reason.INTERNAL]} videos failed by a defect of this program"
+        if defects := self.totals.failures[Reason.INTERNAL]:
+            return 1, f"finished, but {defects} videos failed because of a defect of this program"
         if failed:
             return 3, f"finished: {self.totals.videos - failed} videos embedded, {failed} failed"
         return 0, f"finished: {self.totals.videos} videos embedded, none failed"

@@ -1,9 +1,9 @@
-"""Starting a job on a cluster from a machine that is then closed: through Ray's job server (`http://HEAD:8265`).
+"""Submit a job to Ray's job server (`http://HEAD:8265`), from a machine that may then disconnect.
 
-The driver runs on the cluster and is `p3d launch ... --address auto`; the code goes along as a runtime environment, the
-weights through OUT. Afterwards OUT is all there is to the job: `status`, `cancel` and `resume` need no Ray.
+The driver runs on the cluster as `p3d launch ... --address auto`. The code is uploaded as a runtime environment, the
+weights are stored in OUT. Afterwards only OUT is needed: `status`, `cancel` and `resume` work without Ray.
 
-The head starts the driver with the `python` of its PATH, which must be the one that Ray and our packages are in.
+The head starts the driver with the `python` of its PATH, in which Ray and our packages must be installed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from p3d.jobs.scheduler.cluster import code_folders, refuse_silent
 from p3d.pipeline.errors import ClusterError
 
 LAST_LINES = 20
-NO_AGENT = "No available agent"  # what a head says that has only just started
+NO_AGENT = "No available agent"  # the error of a head that has only just started
 YOUNG_S = 60.0
 
 
 def submit(address: str, words: list[str], out: str) -> str:
-    """Start `p3d WORDS` on the cluster's head; the id that Ray's own tools know it by. ClusterError if not."""
+    """Start `p3d WORDS` on the cluster's head. Returns Ray's submission id. ClusterError if it fails."""
     from ray.job_submission import JobSubmissionClient
 
     refuse_silent(address)
     name = f"p3d-{uuid.uuid4().hex[:12]}"
-    # -P: a folder `jobs` where Ray starts the driver must not take the place of ours
+    # -P: a folder `jobs` where Ray starts the driver must not shadow ours
     command = shlex.join(["python", "-P", "-m", "p3d", *words])
     try:
         client, until = JobSubmissionClient(address), time.monotonic() + YOUNG_S
         for talker in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-            logging.getLogger(talker).setLevel(logging.WARNING)  # they would tell of every package that is sent
+            logging.getLogger(talker).setLevel(logging.WARNING)  # they would log every package that is uploaded
         while True:
             try:
                 client.submit_job(
@@ -51,13 +51,13 @@ def submit(address: str, words: list[str], out: str) -> str:
             time.sleep(1)
     except Exception as error:  # Ray raises RuntimeError, ConnectionError and what its HTTP library raises
         raise ClusterError(
-            f"{address} did not take the job ({' '.join(str(error).split())[:300]}). Is it the address of the head's "
+            f"{address} did not accept the job ({' '.join(str(error).split())[:300]}). Is it the address of the head's "
             "dashboard, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
         ) from error
 
 
 def state_of(address: str, name: str) -> tuple[str, str]:
-    """("", "") while the driver runs; else how it ended, and where it failed the last lines that it wrote."""
+    """("", "") while the driver runs; else how it ended and, if it failed, the last lines of its output."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
@@ -68,23 +68,23 @@ def state_of(address: str, name: str) -> tuple[str, str]:
         last = "" if status == JobStatus.SUCCEEDED else client.get_job_logs(name).strip()
         return f"the driver has ended: {status}", "\n".join(last.splitlines()[-LAST_LINES:])
     except Exception as error:  # as above
-        raise ClusterError(f"{address} does not answer any more ({' '.join(str(error).split())[:300]})") from error
+        raise ClusterError(f"{address} no longer answers ({' '.join(str(error).split())[:300]})") from error
 
 
 def openness(address: str) -> str:
-    """What is open about going there, in a sentence; empty if nothing is."""
+    """A message if the connection to this address is not secure; empty if it is."""
     url = urlsplit(address)
     if url.hostname is None or _is_loopback(url.hostname):
         return ""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        return f"RAY_AUTH_MODE=disabled: whoever reaches {url.hostname} can run code on it"
+        return f"RAY_AUTH_MODE=disabled: anyone who can connect to {url.hostname} can run code on it"
     if url.scheme == "http":
-        return f"the way to {url.hostname} is not encrypted: who listens sees the token; use https or an SSH tunnel"
+        return f"the connection to {url.hostname} is not encrypted and exposes the token; use https or an SSH tunnel"
     return ""
 
 
 def without_user(address: str) -> str:
-    """The address without a name and a password, to be kept in OUT."""
+    """The address without user name and password, which can be stored in OUT."""
     url = urlsplit(address)
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 

@@ -1,1 +1,1 @@
-"""The actor that owns a device: decodes in tasks of their own, batches, the network, the commit."""
+"""The actor that owns a device: decode tasks, batches, inference, the commit."""

@@ -69,7 +69,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker that may be used: its device, and where it is."""
+    """A worker that can be used: its device, host and process."""
 
     device: str
     host: str
@@ -78,7 +78,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker that must not be used, and why; `outage` if only because a store did not answer just now."""
+    """A worker that must not be used, and why. `outage` is true if the only reason is a store that did not answer."""
 
     detail: str
     outage: bool = False
@@ -86,8 +86,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a shard took: its last counters, seconds (of all its decodes where they are decodes'), and the bytes
-    of its videos and of its rows."""
+    """What a shard took: its last counters, seconds, and the bytes of its videos (read) and rows (written).
+
+    `fetch_s` and `decode_s` are sums over all its decodes.
+    """
 
     progress: Progress
     fetch_s: float
@@ -100,7 +102,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A shard that is committed and derived, how each of its videos ended, and what it took."""
+    """A shard that is committed, with its derived files. How each of its videos ended, and what it took."""
 
     videos: tuple[Ended, ...]
     spent: Spent
@@ -108,9 +110,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class ShardError:
-    """A shard that is not done, while the worker lives on; kinds as in `p3d.jobs.scheduler.state.ShardTrouble`.
+    """A shard that is not done, while the worker is still alive. Kinds are those of `scheduler.state.ShardTrouble`.
 
-    One more is `device`: what is left of the device in this process cannot be trusted, so the worker must go.
+    One more is `device`: the device context of this process can no longer be trusted, so the worker must end.
     """
 
     kind: str
@@ -118,13 +120,13 @@ class ShardError:
 
 
 def is_of_device(error: Exception) -> bool:
-    """Is the device in this process not to be trusted any more?"""
-    detail = f"{type(error).__name__}: {error}"  # torch < 2.8 says it in words
+    """Is this a device error, after which the device can no longer be used in this process?"""
+    detail = f"{type(error).__name__}: {error}"  # torch < 2.8 has no class for it, only a message
     return type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error")
 
 
 def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
-    """What `extract_shard` asks of the network: features, and scores where the job stores them."""
+    """The function that `extract_shard` calls for a batch: features, and scores if the job stores them."""
 
     def with_scores(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
         return encoder.encode(frames_NHWC, index_BT, probs=True)
@@ -137,7 +139,7 @@ def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
 
 
 def shard_error_of(error: Exception) -> ShardError:
-    """What an error of a shard means for it and its worker."""
+    """Classify an exception that a shard raised: what it means for the shard and its worker."""
     from p3d.encoder import DeviceFull
 
     match error:
@@ -158,30 +160,30 @@ def shard_error_of(error: Exception) -> ShardError:
 class ShardWorker:
     """The actor that owns a device: decodes, encodes and commits shards.
 
-    It may have more than one in hand, each in a thread of its own (so calls need one more, for `progress`): they share
-    the decode slots, of which the older has the first choice, and the lanes of the network.
+    It may process several at once, each in its own thread (one more thread is needed for `progress`). They share the
+    concurrent decodes, where older shards have priority, and the inference threads.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self.store = open_store(spec.out_url, spec.options.s3)
         self.concurrency = DecodeConcurrency(spec.options.decode_tasks)
-        # alone on its processors, a worker has nobody to leave them to
+        # a worker that is alone on its machine need not leave cores to other workers
         self.balance = Balance(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
-        self.broken: Exception | None = None  # what the device failed with: nothing more is computed, or committed
+        self.broken: Exception | None = None  # the device error after which nothing is computed or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
         home = spec.scratch if here else None
         self.scratch = Path(tempfile.mkdtemp(prefix="p3d-worker-", dir=home))
 
     def setup(self) -> Ready | Refused:
-        """Load the weights and prove code and device; the network is not used otherwise."""
+        """Load the weights, and check the code version and the device. Without this the network is not used."""
         from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for
 
         if code_digest() != self.spec.code:
             return Refused(
                 f"the worker on {platform.node()} imports other code of p3d, pipeline or jobs than the driver; "
-                "install the same version there, and check that no folder of these names is on its path"
+                "install the same version there, and check that no other folder with one of these names is on its path"
             )
         if self.spec.recipe.decoder == "nvdec" and (why := not_here()):
             return Refused(f"--decoder nvdec on {platform.node()}: {why}")
@@ -203,28 +205,28 @@ class ShardWorker:
         return Ready(device, platform.node(), os.getpid())
 
     def inference_threads_on(self, device: str) -> InferenceThreads:
-        """As many as this worker's part of the machine has room for."""
+        """As many as fit on this worker's share of the machine."""
         return InferenceThreads(
             inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
         )
 
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | ShardError:
-        """Compute and commit a shard. Whatever goes wrong comes back as a record."""
+        """Compute and commit a shard. Any error is returned as a record, never raised."""
         progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
         try:
             with self.concurrency.turn() as turn:
                 turn.await_turn()
                 started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, turn)
                 rows = self._extract(decoding, progress)
-            if self.broken is not None:  # while another shard used it
+            if self.broken is not None:  # the device failed under another shard
                 raise self.broken
             computed = time.monotonic()
             committed = commit_shard(self.store, rows, self.spec.recipe, user_columns)
             now = time.monotonic()
             times = (decoding.fetch_s, decoding.decode_s, now - computed, now - started)
         except Withdrawn:
-            return ShardError("withdrawn", "not begun")
-        except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and tells
+            return ShardError("withdrawn", "not started")
+        except Exception as error:  # noqa: BLE001 - the worker's boundary: the scheduler retries, counts and reports
             return shard_error_of(error)
         finally:
             del self.in_hand[shard.plan_seq, shard.shard]
@@ -250,7 +252,7 @@ class ShardWorker:
         return rows
 
     def _trusted(self, encode: Encode) -> Encode:
-        """`encode`, but never again once the device has failed, whichever shard it failed in."""
+        """`encode`, but it raises once the device has failed, whichever shard the failure came from."""
 
         def trusted(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
             if self.broken is not None:
@@ -265,13 +267,13 @@ class ShardWorker:
         return trusted
 
     def drain(self) -> None:
-        """Begin no other shard: those in hand that have not begun come back."""
+        """Start no further shard. Shards that have not started are returned to the scheduler."""
         self.concurrency.drain()
 
     def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
-        """The counters so far of the shards in hand, by (plan_seq, shard), and what the worker's parts do.
+        """The counters so far of the current shards, by (plan_seq, shard), and the load of the worker.
 
-        It decodes no more than `most_decodes` videos at once from now on, and as many as seem best.
+        Also adjusts the number of concurrent decodes to the load, to at most `most_decodes`.
         """
         use = self.concurrency.use
         inference_threads = min(self.inference_threads.under_way / self.inference_threads.n, 1.0)
@@ -279,7 +281,7 @@ class ShardWorker:
         return self.in_hand.copy(), self.balance.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
-        """What goes into the shard's footer: seconds by stage, counts, and the run's realised values."""
+        """What goes into the shard's footer: seconds by stage, counts, and the settings in effect."""
         realised = {"device": str(self.encoder.device), "host": platform.node(), "pid": os.getpid()}
         realised |= {
             "batch_size": self.encoder.batch_size,

@@ -1,10 +1,9 @@
-"""What limits a worker, and how many decodes at once would limit it less: pure, from samples of what is at work.
+"""What limits a worker, and the decode concurrency that would limit it less. Pure: computed from samples of its load.
 
-A worker whose lanes stand still while all its slots decode takes more slots, but not while some of them wait for a
-processor; one whose lanes are always at work gives
-slots back, for a decode that waits for its reader keeps a processor from another worker. A number of slots that was too
-few is not tried again for some minutes: a worker that gave back one too many starves until it has it again. The samples
-are one a second, when the driver asks for the counters.
+If inference threads are idle while all decodes are active, the worker raises its decode concurrency, but not while some
+decodes wait for a core. If the inference threads are always busy, it lowers it, because a decode that waits for its
+reader keeps a core from another worker. A concurrency that was too low is not tried again for some minutes, since the
+worker would starve until it raised it again. There is one sample per second, when the driver asks for the counters.
 """
 
 from __future__ import annotations
@@ -17,29 +16,34 @@ from p3d.jobs.worker.concurrency import Use
 
 Limit = Literal["network", "decoding", "fetching", "overhead"]
 LIMITS: tuple[Limit, ...] = get_args(Limit)
-AT_WORK = 0.9  # the share of its time at which something limits a worker
-SAMPLES = 10  # that an average is over
-ENOUGH = 5  # of them that it takes to change the number of slots
-REMEMBERED = 300  # samples, for which a number of slots counts as too few
+AT_WORK = 0.9  # a part that is busy for this share of the time limits the worker
+SAMPLES = 10  # that are averaged
+ENOUGH = 5  # samples that are needed before the decode concurrency changes
+REMEMBERED = 300  # samples, for which a decode concurrency counts as too low
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Shares of the time, 0 to 1: the lanes at work, the slots that decode and do not wait for their reader, those that
-    fetch a copy, those that have no process yet. `queued` is a number: decodes whose frames wait for the network, on
-    average."""
+    """The average load of a worker.
+
+    Shares of the time, 0 to 1: `inference_threads` that are busy, and of the concurrent decodes those that are
+    `decoding` (not waiting for their reader), `fetching` a copy, or `starting` (without a process yet).
+    `decode_concurrency` is a count, and `queued` the mean number of decodes whose frames wait for inference.
+    """
 
     inference_threads: float = 0.0
     decoding: float = 0.0
     fetching: float = 0.0
-    concurrency: int = 0
+    decode_concurrency: int = 0
     starting: float = 0.0
     queued: float = 0.0
 
     @property
     def limit(self) -> Limit:
-        """`network`, `decoding` or `fetching`; `overhead` where none of them is always at work: then the worker waits
-        for the store or for a shard. A decode that waits for a processor is limited by decoding."""
+        """`network`, `decoding` or `fetching`, or `overhead` if none of them is always busy.
+
+        With `overhead` the worker waits for the store or for a shard. A decode that waits for a core counts as active.
+        """
         if self.inference_threads >= AT_WORK:
             return "network"
         if self.decoding + self.starting >= AT_WORK:
@@ -48,16 +52,16 @@ class Load:
 
 
 class Balance:
-    """The last samples, and the number of slots that follows from them; `least` is what it never goes below."""
+    """The last samples, and the decode concurrency that follows from them. It never goes below `least`."""
 
     def __init__(self, concurrency: int, least: int) -> None:
         self.concurrency, self.least = concurrency, least
         self.samples: deque[Load] = deque(maxlen=SAMPLES)
-        self.too_few, self.forget_in = 0, 0  # slots with which the network stood still, and samples until it is tried
+        self.too_few, self.forget_in = 0, 0  # concurrency that left inference idle, samples until it is forgotten
 
     @property
     def load(self) -> Load:
-        """The average of the samples since the number of slots last changed."""
+        """The average of the samples since the decode concurrency last changed."""
         return Load(
             round(self._mean("inference_threads"), 3),
             round(self._mean("decoding"), 3),
@@ -71,7 +75,7 @@ class Balance:
         return float(sum(getattr(sample, name) for sample in self.samples)) / max(len(self.samples), 1)
 
     def sample(self, inference_threads: float, use: Use, most: int) -> int:
-        """One more look: the share of lanes at work, and what the slots are used for. -> how many to have."""
+        """Add a sample: the share of busy inference threads, and the decodes in use. Returns the new concurrency."""
         n = max(self.concurrency, 1)
         decoding, fetching, starting = (min(part / n, 1.0) for part in (use.at_work, use.fetching, use.starting))
         self.samples.append(Load(inference_threads, decoding, fetching, self.concurrency, starting, use.queued))

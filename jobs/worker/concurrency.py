@@ -1,7 +1,7 @@
-"""The decode slots of one worker, which the shards that it has in hand share: the older goes first.
+"""The concurrent decodes of one worker, which its current shards share: the older shard has priority.
 
-A younger shard begins a decode where a slot is free that no older one has a video for, so the last videos of a shard
-are not the only ones that are decoded, and the first ones of the next do not wait until it is committed.
+A younger shard starts a decode when fewer than the maximum run and no older shard has a video to start. So the last
+videos of one shard and the first of the next are decoded together, and the next need not wait for a commit.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 
 class Withdrawn(Exception):
-    """The worker is to begin nothing more, and this shard has not begun."""
+    """The worker must start nothing more, and this shard has not started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a shard does with the slots now.
+    """The current decodes of a shard.
 
-    Of its `running` decodes the process of some has `begun` to decode, and of these those are `at_work` that do not
-    wait for their reader; others are `fetching` a copy, others `halted` with it. `size_bytes` are of their videos. It
-    `wants` to start more, or a suspect runs, which must be `alone`.
+    Of its `running` decodes, `begun` have a process that decodes. Of these, `at_work` do not wait for their reader.
+    Others are `fetching` a copy, or are `halted` after it. `size_bytes` is the total size of their videos. `wants` is
+    true if the shard has more videos to start, and `alone` if one is being retried alone.
     """
 
     running: int = 0
@@ -36,7 +36,7 @@ class Use:
 
     @property
     def starting(self) -> int:
-        """Decodes that have no process yet: they wait for a processor, or for Ray."""
+        """Decodes that have no process yet: they wait for a core, or for Ray."""
         return self.running - self.begun - self.fetching - self.halted
 
     @property
@@ -46,7 +46,10 @@ class Use:
 
 
 class DecodeConcurrency:
-    """`n` slots, and the shards that use them, the oldest first. Each is in a thread of its own: look under `lock`."""
+    """At most `n` concurrent decodes, and the shards that share them, oldest first.
+
+    Each shard has its own thread, so all state is read and changed under `lock`.
+    """
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -56,7 +59,7 @@ class DecodeConcurrency:
 
     @contextmanager
     def turn(self) -> Iterator[ShardTurn]:
-        """For one shard, for as long as it is decoded."""
+        """The turn of one shard, for as long as it is decoded."""
         turn = ShardTurn(self)
         with self.lock:
             self.turns.append(turn)
@@ -68,32 +71,32 @@ class DecodeConcurrency:
                 self.lock.notify_all()
 
     def resize(self, n: int) -> None:
-        """Have so many slots from now on; what runs goes on."""
+        """Set the maximum to `n`. Running decodes continue."""
         with self.lock:
             self.n = n
             self.lock.notify_all()
 
     @property
     def use(self) -> Use:
-        """What all shards use together."""
+        """The sum over all shards."""
         with self.lock:
             return _sum([turn.use for turn in self.turns])
 
     def drain(self) -> None:
-        """Let no shard begin any more."""
+        """Let no further shard start."""
         with self.lock:
             self.draining = True
             self.lock.notify_all()
 
 
 class ShardTurn:
-    """One shard at the slots."""
+    """One shard's part in the concurrent decodes."""
 
     def __init__(self, concurrency: DecodeConcurrency) -> None:
         self.concurrency, self.use = concurrency, Use()
 
     def await_turn(self) -> None:
-        """Wait until there is a slot that no older shard has a video for. Withdrawn if it is not to begin at all."""
+        """Wait until this shard may start a decode. Raises Withdrawn if it must not start at all."""
         concurrency = self.concurrency
         with concurrency.lock:
             concurrency.lock.wait_for(
@@ -103,23 +106,24 @@ class ShardTurn:
                 raise Withdrawn
 
     def tell(self, use: Use) -> None:
+        """Replace what this shard uses, and wake the others."""
         with self.concurrency.lock:
             self.use = use
             self.concurrency.lock.notify_all()
 
     @property
     def others(self) -> Use:
-        """What all other shards use together; it wants more if any of them does."""
+        """The sum over all other shards. Its flags are true if they are for any of them."""
         return _sum([turn.use for turn in self.concurrency.turns if turn is not self])
 
     @property
     def may_start(self) -> bool:
-        """Has no older shard a video to start, or one that must be alone?"""
+        """True if no older shard has a video to start, or one that is retried alone."""
         return not any(turn.use.wants or turn.use.alone for turn in self._older())
 
     @property
     def may_go_on(self) -> bool:
-        """Does no older shard have a copy that waits for a slot?"""
+        """True if no older shard has a halted decode, whose copy is ready."""
         return not any(turn.use.halted for turn in self._older())
 
     def _older(self) -> list[ShardTurn]:

@@ -24,20 +24,20 @@ from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
+from p3d.pipeline.recipe import MAX_DECODE_MEMORY
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef, VideoStart
 
-AT_ONCE = 8  # requests to a store of one run of short videos
-BLOCKS_AHEAD = 2  # parcels (8 to 13 MB at 160x160, or less) that a decode may be ahead of its reader
-MEMORY_BYTES = 4 * 1024**3  # of one decode: 8K in 10 bits takes under 2 GiB
+AT_ONCE = 8  # concurrent requests to a store by one group of short videos
+BLOCKS_AHEAD = 2  # message batches (at most 8 to 13 MB at 160x160) that a decode may be ahead of its reader
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSpec:
-    """How a job decodes: what to make of a frame, which frames, by which rules, and how long to wait for one.
+    """How a job decodes: the frame format, which frames, the decoder policy, and the limits.
 
-    `decode_tasks` videos at a time; `video_timeout_s` is the longest silence of one decode before it is killed, and
-    `memory_bytes` what it may take beyond what its process had before.
+    `decode_tasks` videos are decoded at a time. A decode that is silent for `video_timeout_s` is killed. It may
+    allocate `memory_bytes` in addition to what its process used before.
     """
 
     frames: FrameSpec
@@ -47,16 +47,18 @@ class DecodeSpec:
     store_options: StoreOptions
     decode_tasks: int
     video_timeout_s: float
-    memory_bytes: int = MEMORY_BYTES
+    memory_bytes: int = MAX_DECODE_MEMORY
 
 
 def decode_video(
     video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
 ) -> Iterator[DecodeMessage]:
-    """The task: one video, or a share of it. If a fatal signal ends this process, the file `note` says which (same
-    machine only)."""
+    """Decode one video, or a share of it. If a fatal signal ends this process, the file `note` names the signal.
+
+    The note can only be read on the same machine.
+    """
     _tidy(scratch)
-    with _last_words(note, spec):
+    with _crash_note(note, spec):
         for message in _messages(video, spec, scratch, share):
             if not isinstance(message, VideoFetched):
                 yield message
@@ -67,33 +69,33 @@ def decode_video(
 def decode_video_task(
     video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
 ) -> Iterator[MessageBatch]:
-    """`decode_video`, in as few objects of Ray as need be."""
+    """`decode_video` as a Ray task, with several messages per Ray object."""
     yield from message_batches(decode_video(video, spec, scratch, note, share))
 
 
 def decode_group_task(
     videos: tuple[VideoRef, ...], spec: DecodeSpec, scratch: Path, note: Path
 ) -> Iterator[MessageBatch]:
-    """Several short videos, one after the other; each begins with its VideoStart. Those on S3 are fetched first."""
+    """Decode a group of short videos in turn. Each begins with its VideoStart. Those on S3 are fetched first."""
     messages = _fetched_group if is_remote(videos[0]) else _group
     yield from message_batches(messages(videos, spec, scratch, note), of_a_group=True)
 
 
 def _group(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
     _tidy(scratch)
-    with _last_words(note, spec):
+    with _crash_note(note, spec):
         for video in videos:
             yield from _of_a_group(video, spec, scratch)
 
 
 def _fetched_group(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
-    """All copies are fetched side by side, and then the turn to decode is waited for, once."""
+    """Fetch all copies concurrently, then wait once for permission to decode."""
     _tidy(scratch)
     yield VideoStart(os.getpid())
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # ends when all are here
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # its end waits for all copies
         copies = [_Copy(local_file(video, spec.store_options, scratch), pool) for video in videos]
     yield from _await_turn()
-    with _last_words(note, spec):
+    with _crash_note(note, spec):
         for at, (video, copy) in enumerate(zip(videos, copies, strict=True)):
             messages = _of_a_group(video, spec, scratch, copy)
             if at == 0:
@@ -104,7 +106,7 @@ def _fetched_group(videos: Sequence[VideoRef], spec: DecodeSpec, scratch: Path, 
 def _of_a_group(
     video: VideoRef, spec: DecodeSpec, scratch: Path, copy: AbstractContextManager[str] | None = None
 ) -> Iterator[DecodeMessage]:
-    """One whose copy, if it needs one, is here: nobody waits for it."""
+    """The messages of one video of a group. Its copy, if any, is ready, so VideoFetched is left out."""
     return (message for message in _messages(video, spec, scratch, None, copy) if not isinstance(message, VideoFetched))
 
 
@@ -129,21 +131,21 @@ def _messages(
 
 
 @contextmanager
-def _last_words(note: Path, spec: DecodeSpec) -> Iterator[None]:
-    """What is decoded meanwhile may end this process: by a fatal signal or by too much memory, of which `note` tells.
+def _crash_note(note: Path, spec: DecodeSpec) -> Iterator[None]:
+    """Decoding in this context may end the process by a fatal signal or by its memory limit. `note` then says why.
 
-    Of a run all videos together: it convicts none of them.
+    For a group of videos there is one note, which is attributed to none of them.
     """
     mapped_too = spec.policy.decoder != "nvdec"
-    with note.open("w") as words, memory_limit(spec.memory_bytes, words.fileno(), mapped_too=mapped_too):
-        faulthandler.enable(words)
+    with note.open("w") as file, memory_limit(spec.memory_bytes, file.fileno(), mapped_too=mapped_too):
+        faulthandler.enable(file)
         yield
         faulthandler.disable()
     note.unlink(missing_ok=True)
 
 
 class _Copy(AbstractContextManager[str]):
-    """A `local_file` that a thread of the pool has entered beforehand; what is wrong with it is raised on entering."""
+    """A `local_file` that a thread of the pool enters in advance. Its errors are raised on entering this context."""
 
     def __init__(self, file: AbstractContextManager[str], pool: ThreadPoolExecutor) -> None:
         self.file, self.path = file, pool.submit(file.__enter__)
@@ -156,13 +158,13 @@ class _Copy(AbstractContextManager[str]):
 
 
 def _await_turn() -> Iterator[DecodeMessage]:
-    """The copy is here. The first is heard; behind the others this process halts, until its owner reads on."""
+    """Report that the copy is ready. The first message is read; backpressure of the others halts this process."""
     for _ in range(1 + BLOCKS_AHEAD):
         yield VideoFetched()
 
 
 def _tidy(scratch: Path) -> None:
-    """Before the first copy of a task: the folder is there, and no copies of decodes that have ended here."""
+    """Create the scratch folder, and remove copies left there by decodes of this machine that have ended."""
     scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
     for folder in scratch.glob(f"video-{platform.node()}-*"):
         pid = int(folder.name.rsplit("-", 2)[1])
@@ -171,5 +173,5 @@ def _tidy(scratch: Path) -> None:
 
 
 def is_remote(video: VideoRef) -> bool:
-    """Must it be fetched first?"""
+    """True if the video must be fetched before it is decoded."""
     return video.uri.startswith("s3://")

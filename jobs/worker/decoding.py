@@ -1,22 +1,22 @@
-"""The decodes of one worker: a Ray task each, in a process that may die, streaming to the actor that owns it.
+"""The decodes of one worker: one Ray task per decode, in its own process, streaming to the actor that owns it.
 
-A decode is a process of its own because native decoders crash and hang on real archives: one that dies is tried again
-and convicted only on evidence, one that hangs is killed, and neither takes another video with it. Retries are ours,
-counted per video; Ray's own are off.
+A decode has its own process because native decoders crash and hang on real archives. One that dies is tried again, and
+its video fails only after repeated crashes. One that hangs is killed. Neither affects another video. We count retries
+per video; Ray's own retries are off.
 
-The shards that a worker has in hand share its slots (`worker.concurrency`); each is read by a thread of its own.
+The current shards of a worker share its concurrent decodes (`worker.concurrency`). Each shard has its own thread.
 
-A task whose video is on S3 first fetches it, so as many again are started as may decode. One that has its copy sends
-more messages than may be unread, which halts it; its owner goes on reading when another decode has ended.
+A task whose video is on S3 fetches it first, so twice as many tasks are started as may decode. A task that has its
+copy sends more messages than may be unread, which halts it. Its owner reads on when another decode has ended.
 
-Short videos are decoded in runs, several by one task, for a task and its objects take longer than they do; those on S3
-are fetched side by side before the first is decoded. Whatever goes wrong in a run convicts nobody: those of its videos
-that had not ended are decoded one by one.
+Short videos are decoded in groups, several by one task, because the overhead of a task exceeds their decoding time.
+Those on S3 are fetched concurrently before the first is decoded. A failure in a group is attributed to none of its
+videos: those that had not ended are decoded one by one.
 
-When nothing else is left to start, a long video is shared: its decode is stopped, and several go on where it was
-(`worker.parallel_decode`), each with a copy of its own if it is on S3. They are read in turn, and ask Ray for no
-processor: the slots here bound them, and one that waited for a processor while another held it for later would wait for
-ever.
+When nothing else is left to start, a long video is shared. Its decode is stopped, and several continue from there
+(`worker.parallel_decode`), each with its own copy if the video is on S3. They are read in turn. They reserve no CPU in
+Ray, since a share could otherwise wait forever for a core that a later share holds. The worker's decode concurrency
+limits their number.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_group_task, decode_video_task, is_remote
 from p3d.jobs.worker.memory import NOTE
 from p3d.jobs.worker.message_batches import MessageBatch
-from p3d.jobs.worker.parallel_decode import WORTH_S, Pace, Shared, Unlike
+from p3d.jobs.worker.parallel_decode import WORTH_S, Pace, Shared, UnexpectedMessage
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.errors import Reason, StoreError
 from p3d.pipeline.types import (
@@ -59,22 +59,22 @@ from p3d.pipeline.types import (
     VideoStart,
 )
 
-FETCHED_AHEAD = 2  # times `decode_tasks` that run at once, those that only fetch included
+FETCHED_AHEAD = 2  # tasks that run at once, in multiples of `decode_tasks`, including those that only fetch
 GROUP_VIDEOS = 16  # decoded by one task, at most
 GROUP_BYTES = 4 * 1024**2  # of all their files
-CHUNK_AHEAD = 5  # parcels that a share may be ahead: the blocks of a stripe and its end
-FETCHED_BYTES = 8 * 1024**3  # of the videos in work, above which none is fetched ahead
-CRASHES_WITH_NOTE = 2  # native crashes on one video that convict it
-MOST_ATTEMPTS = 10  # of one video, nodes that were lost included
-DEATHS = 3  # of its decode process for unknown reasons that convict it, all but the first of them alone
-GPU_SHARE = 0.005  # that a decode on a GPU asks of Ray: enough to be sent to one, with the worker's own share beside it
+CHUNK_AHEAD = 5  # message batches that a share may be ahead: the blocks of a GOP chunk and its end
+FETCHED_BYTES = 8 * 1024**3  # total size of current videos, above which none is fetched ahead
+CRASHES_WITH_NOTE = 2  # native crashes after which a video fails
+MOST_ATTEMPTS = 10  # per video, including those that ended with the loss of a node
+DEATHS = 3  # of its process for unknown reasons after which a video fails; all but the first happened alone
+GPU_SHARE = 0.005  # of a GPU that an NVDEC decode reserves in Ray, just so that it is placed next to its worker
 POLL_S = 0.5
-TURN_S = 0.05  # between two looks at the slots, where another shard has them
-SLOWEST_READ = 10e6  # bytes/s of a source that is still worth waiting for
+TURN_S = 0.05  # between two checks whether another shard has left a decode
+SLOWEST_READ = 10e6  # bytes/s, the slowest source for which the timeout allows
 
 
 def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
-    """What a worker asks of its GPU, so that its decodes find room on it too where they need one."""
+    """The fraction of a GPU that a worker reserves in Ray. NVDEC decodes on the same GPU need the rest."""
     return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
 
 
@@ -88,9 +88,10 @@ _decode_group: Any = ray.remote(
 
 @dataclass(slots=True)
 class _Case:
-    """One video of the shard: how often its decode was started, how it died, and how it gets on.
+    """One video of the shard: how often its decode was started, how its processes died, and its progress.
 
-    `pace` where it may be shared, `shared` while it is. The decode that sharing stops, and the shares, are no attempts.
+    `pace` is set if it may be shared, and `shared` while it is. Shares, and a decode that is stopped for sharing, do
+    not count as attempts.
     """
 
     at: int
@@ -102,18 +103,18 @@ class _Case:
     info: VideoInfo | None = None
     pace: Pace | None = None
     shared: Shared | None = None
-    unborn: int = 0  # shares whose process never began
-    fetch_s: float = 0.0  # how long its copy took
-    whole: bool = False  # it must be decoded by one: sharing it failed, or is not worth it
-    single: bool = False  # it must not be in a run, for one failed
+    never_began: int = 0  # shares whose process never began
+    fetch_s: float = 0.0  # duration of its fetch
+    whole: bool = False  # it must not be shared: sharing failed, or is not worth it
+    single: bool = False  # it must not be in a group, because its group failed
 
 
 @dataclass(slots=True)
 class _Stream:
-    """A decode that runs: its generator, its fatal-signal note, and since when it has been silent.
+    """A running decode: its video, its fatal-signal note, and since when it has been silent.
 
-    One of a `group` of videos goes on with the `rest` after the `case`. One of a video on S3 is `fetching` a copy, then
-    `halted` until another has ended, then decoding; one of a local video decodes from the start.
+    A `group` of videos continues with the `rest` after the `case`. A decode of a video on S3 is `fetching` a copy, then
+    `halted` until another decode has ended, then decoding. A decode of a local video decodes from the start.
     """
 
     case: _Case
@@ -121,7 +122,7 @@ class _Stream:
     share: Share | None
     fetching: bool
     halted: bool = False
-    began: float = 0.0  # to fetch, or else to decode; monotonic seconds
+    began: float = 0.0  # when the current fetch or decode began; monotonic seconds
     silent_since: float | None = None  # None until its process has begun, and while it is halted
     opened: bool = False
     ended: bool = False
@@ -130,16 +131,16 @@ class _Stream:
 
     @property
     def decodes(self) -> bool:
-        """Has its process begun, and no copy to fetch or to wait with?"""
+        """True if its process has started and is neither fetching nor halted."""
         return self.silent_since is not None and not self.fetching and not self.halted
 
 
 @dataclass(slots=True)
 class Decoding:
-    """The decodes of one shard: at most `decode_tasks` at a time, each in a process of its own.
+    """The decodes of one shard: at most `decode_tasks` at a time, each in its own process.
 
-    Shards that one worker has in hand share its slots, each from its `turn`. `fetch_s` and `decode_s` are the
-    seconds of those that ended by themselves, waits for their reader included.
+    The current shards of one worker share its concurrent decodes, each by its `turn`. `fetch_s` and `decode_s` are the
+    seconds of all decodes that ended by themselves, including waits for their reader.
     """
 
     shard: ShardPlan
@@ -152,15 +153,15 @@ class Decoding:
     decode_s: float = 0.0
 
     def messages(self) -> Generator[tuple[int, DecodeMessage], None, None]:
-        """(position in the shard, message) as they come; every video ends with a VideoEnd or a Failure."""
+        """Yield (position in the shard, message) as they arrive. Every video ends with a VideoEnd or a Failure."""
         waiting = self.waiting = deque(_Case(at, video) for at, video in enumerate(self.shard.videos))
-        alone_later: deque[_Case] = deque()  # their process died without a note: tried again alone
+        retried_alone: deque[_Case] = deque()  # videos whose decode process died, or whose shares failed
         turn = self.turn or ShardTurn(DecodeConcurrency(self.spec.decode_tasks))
         try:
-            while waiting or alone_later or self.streams:
-                self._start_decodes(turn, alone_later)
+            while waiting or retried_alone or self.streams:
+                self._start_decodes(turn, retried_alone)
                 generators = [generator for generator in self.streams if self._is_read(generator)]
-                if not generators:  # another shard of this worker has all slots
+                if not generators:  # all decodes of this worker belong to other shards
                     time.sleep(TURN_S)
                     continue
                 ready, _ = ray.wait(generators, num_returns=len(generators), timeout=0)
@@ -168,31 +169,31 @@ class Decoding:
                 if not ready:
                     ready = self._wait(generators, TURN_S if waiting and turn.others.running else POLL_S)
                 for generator in ready:
-                    yield from self._next(generator, alone_later)
+                    yield from self._next(generator, retried_alone)
                 for generator in generators:
                     if generator not in ready and self._overdue(generator):
-                        yield from self._kill(generator, alone_later)
+                        yield from self._kill(generator, retried_alone)
         finally:
             for generator in list(self.streams):
                 self._end(generator)
-            turn.tell(Use(wants=False))  # what was read is still to be embedded; the slots are the next shard's
+            turn.tell(Use(wants=False))  # the last clips are still to be embedded, but the next shard may decode
 
-    def _start_decodes(self, turn: ShardTurn, alone_later: deque[_Case]) -> None:
-        """Start and let go on what there is room for. A suspect is alone on its worker, whatever the shard."""
+    def _start_decodes(self, turn: ShardTurn, retried_alone: deque[_Case]) -> None:
+        """Start and resume as many decodes as may run. A video that is retried alone has its worker to itself."""
         waiting = self.waiting
         with turn.concurrency.lock:
             others, n = turn.others, turn.concurrency.n
             if turn.may_start:
-                while waiting and self._room_for(waiting[0].video, others, n):
+                while waiting and self._may_start(waiting[0].video, others, n):
                     self._submit_group(self._group(n))
-                if alone_later and not self.streams and not others.running:
-                    self._submit(alone_later.popleft())
+                if retried_alone and not self.streams and not others.running:
+                    self._submit(retried_alone.popleft())
             if turn.may_go_on:
                 self._go_on(n - others.begun)
             if not waiting and not others.wants and not others.alone:
-                # shares ask Ray for no processor, so there are never more than this worker's part of them
+                # shares reserve no CPU in Ray, so their number is limited to this worker's part of the cores
                 self._share_out(min(n, self.spec.decode_tasks) - others.running)
-            turn.tell(self._use(bool(waiting or alone_later)))
+            turn.tell(self._use(bool(waiting or retried_alone)))
 
     def _use(self, wants: bool) -> Use:
         streams = self.streams.values()
@@ -208,8 +209,8 @@ class Decoding:
             alone=any(stream.case.crashes + stream.case.deaths for stream in streams),
         )
 
-    def _room_for(self, video: VideoRef, others: Use, concurrency: int) -> bool:
-        """May one more be started? Beyond those that decode, only to be fetched, and not without bound."""
+    def _may_start(self, video: VideoRef, others: Use, concurrency: int) -> bool:
+        """May one more task be started? Beyond the decode concurrency only to fetch, and within a limit."""
         running = len(self.streams) + others.running
         if running < concurrency or not is_remote(video):
             return running < concurrency
@@ -217,9 +218,9 @@ class Decoding:
         return running < FETCHED_AHEAD * concurrency and size_bytes <= FETCHED_BYTES
 
     def _group(self, concurrency: int) -> list[_Case]:
-        """The next video, and those behind it that are short too, as far as the other slots get as many.
+        """Take the next video, and the short ones after it, but leave as many for each other concurrent decode.
 
-        Of those on S3, half of what waits is left, for more of them are under way than are decoded.
+        Of videos on S3 each group takes half as many, because more tasks run than decode.
         """
         remote = is_remote(self.waiting[0].video)
         most = min(GROUP_VIDEOS, len(self.waiting) // (concurrency * (2 * FETCHED_AHEAD if remote else 1)))
@@ -250,7 +251,7 @@ class Decoding:
         self.streams[generator] = _Stream(case, note, None, fetching=fetching, group=True, rest=deque(cases[1:]))
 
     def _one_by_one(self, stream: _Stream) -> None:
-        """A run is no more: those of its videos that had not ended begin again, by themselves."""
+        """A group has failed: those of its videos that had not ended are started again, one per task."""
         stream.note.unlink(missing_ok=True)
         for case in reversed([*([] if stream.ended else [stream.case]), *stream.rest]):
             case.attempts, case.single, case.whole = 0, True, False
@@ -278,33 +279,33 @@ class Decoding:
         return generator
 
     def _share_out(self, concurrency: int) -> None:
-        """Give the slots that are free to the video that will take longest, if that at least doubles its decodes."""
-        room = concurrency - len(self.streams)
+        """Give the free decodes to the video that will take longest, if that at least doubles its decodes."""
+        free = concurrency - len(self.streams)
         cases = {id(stream.case): stream.case for stream in self.streams.values() if not stream.ended}.values()
         now = time.monotonic()
         left = [
             (case.pace.left_s(now), case)
             for case in cases
-            if case.pace and room >= (len(case.shared.decodes) if case.shared else 1)
+            if case.pace and free >= (len(case.shared.decodes) if case.shared else 1)
         ]
         left_s, longest = max(left, key=lambda pair: pair[0], default=(0.0, None))
-        if longest is not None and left_s >= self._worth_s(longest, room + 1):
-            self._share(longest, room)
+        if longest is not None and left_s >= self._worth_s(longest, free + 1):
+            self._share(longest, free)
 
     def _worth_s(self, case: _Case, n_decodes: int) -> float:
-        """What must be left of a video for so many decodes; each fetches a copy, and all at once take longer for it."""
+        """Seconds of decoding that must be left for `n_decodes`. Each fetches a copy, which slows all fetches."""
         if is_remote(case.video) and n_decodes * case.video.size_bytes > FETCHED_BYTES:
             return inf
         return WORTH_S + 2 * n_decodes * case.fetch_s
 
-    def _share(self, case: _Case, room: int) -> None:
-        """Stop its decodes where their reader is, and go on with `room` more."""
-        assert case.info is not None and case.pace is not None  # it began, and may be shared
+    def _share(self, case: _Case, n_more: int) -> None:
+        """Stop its decodes at the position of their reader, and continue with `n_more` in addition."""
+        assert case.info is not None and case.pace is not None  # it has begun, and may be shared
         mine = [generator for generator, stream in self.streams.items() if stream.case is case]
         for generator in mine:
             self._end(generator)
         case.attempts = 0
-        first, n_decodes = case.pace.last + 1, len(mine) + room
+        first, n_decodes = case.pace.last + 1, len(mine) + n_more
         shares = [Share(first, index, n_decodes) for index in range(n_decodes)]
         case.pace = Pace(case.info.n_frames, time.monotonic(), first, case.pace.last)
         decodes = deque(self._submit_share(case, share) for share in shares)
@@ -324,19 +325,19 @@ class Decoding:
         return ready  # type: ignore[no-any-return] # Ray's generators have no type
 
     def _go_on(self, concurrency: int) -> None:
-        """Let those that have their copy decode, as far as there is room, the first first."""
-        room = concurrency - sum(stream.decodes for stream in self.streams.values())
-        for stream in [stream for stream in self.streams.values() if stream.halted][: max(room, 0)]:
+        """Let tasks that have their copy decode, oldest first, as many as may decode."""
+        free = concurrency - sum(stream.decodes for stream in self.streams.values())
+        for stream in [stream for stream in self.streams.values() if stream.halted][: max(free, 0)]:
             stream.halted, stream.began = False, time.monotonic()
             stream.silent_since = stream.began
 
-    def _next(self, generator: Any, alone_later: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
-        """The messages that are ready, or what follows from the end or the death of the stream."""
+    def _next(self, generator: Any, retried_alone: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+        """Yield the messages that are ready, or handle the end or the death of the stream."""
         stream = self.streams[generator]
         try:
             message_batch: MessageBatch = ray.get(next(generator))
         except StopIteration:
-            yield from self._over(self.streams.pop(generator), alone_later, None)
+            yield from self._over(self.streams.pop(generator), retried_alone, None)
             return
         except RayTaskError as error:
             cause = error.cause
@@ -344,18 +345,18 @@ class Decoding:
                 raise cause from None
             if stream.case.shared is None:
                 raise
-            yield from self._over(self.streams.pop(generator), alone_later, error)
+            yield from self._over(self.streams.pop(generator), retried_alone, error)
             return
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError, TaskCancelledError) as error:
-            yield from self._over(self.streams.pop(generator), alone_later, error)
+            yield from self._over(self.streams.pop(generator), retried_alone, error)
             return
         stream.silent_since = time.monotonic()
         for message in message_batch:
-            if generator in self.streams:  # unless one before it was the end of this decode
-                yield from self._heard(stream, message, alone_later)
+            if generator in self.streams:  # an earlier message may have ended this decode
+                yield from self._handle_message(stream, message, retried_alone)
 
-    def _heard(
-        self, stream: _Stream, message: DecodeMessage, alone_later: deque[_Case]
+    def _handle_message(
+        self, stream: _Stream, message: DecodeMessage, retried_alone: deque[_Case]
     ) -> Iterator[tuple[int, DecodeMessage]]:
         stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
@@ -364,20 +365,20 @@ class Decoding:
                 stream.case, stream.opened = stream.rest.popleft(), False
             else:
                 stream.began = time.monotonic()
-        if stream.ended:  # the next of a run has begun, wherever its VideoStart is
+        if stream.ended:  # the next video of a group has begun, even before its VideoStart is read
             now = time.monotonic()
             self.decode_s, stream.began = self.decode_s + now - stream.began, now
         if stream.case.shared:
-            yield from self._of_a_share(stream.case, stream.case.shared, message, alone_later)
+            yield from self._of_a_share(stream.case, stream.case.shared, message, retried_alone)
         elif not isinstance(message, VideoFetched):
-            yield stream.case.at, self._noted(stream.case, message)
+            yield stream.case.at, self._record(stream.case, message)
         elif stream.fetching:
             stream.fetching, stream.halted, stream.silent_since = False, True, None
             stream.case.fetch_s = time.monotonic() - stream.began
             self.fetch_s += stream.case.fetch_s
 
-    def _noted(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
-        """A message of a decode of the whole video, with what is known here; how it gets on is noted."""
+    def _record(self, case: _Case, message: DecodeMessage) -> DecodeMessage:
+        """Record the progress of a decode of the whole video. Returns its message, with the number of attempts."""
         match message:
             case Failure():
                 return Failure(message.reason, message.detail, case.attempts)
@@ -391,12 +392,12 @@ class Decoding:
         return message
 
     def _of_a_share(
-        self, case: _Case, shared: Shared, message: DecodeMessage, alone_later: deque[_Case]
+        self, case: _Case, shared: Shared, message: DecodeMessage, retried_alone: deque[_Case]
     ) -> Iterator[tuple[int, DecodeMessage]]:
         try:
             block = shared.take(message)
-        except Unlike:
-            self._start_over(case, shared, alone_later)
+        except UnexpectedMessage:
+            self._start_over(case, shared, retried_alone)
             return
         if case.pace:
             case.pace.last = shared.last
@@ -406,43 +407,43 @@ class Decoding:
             yield case.at, block
 
     def _listen(self, shared: Shared) -> None:
-        """Whoever's turn it is was not silent while it was not read."""
+        """Restart the timeout of the decode that is read next: while it was not read, it was not silent."""
         stream = self.streams[shared.decodes[0]]
         if stream.silent_since is not None:
             stream.silent_since = time.monotonic()
 
-    def _start_over(self, case: _Case, shared: Shared, alone_later: deque[_Case]) -> None:
-        """Something is wrong in a share: the video is decoded whole, and alone, for that alone can judge it."""
+    def _start_over(self, case: _Case, shared: Shared, retried_alone: deque[_Case]) -> None:
+        """A share failed: decode the video whole and alone, since only that can show whether the video is at fault."""
         for generator in shared.decodes:
             if generator in self.streams:
                 self._end(generator)
         case.info = case.pace = case.shared = None
         case.whole = True
-        alone_later.append(case)
+        retried_alone.append(case)
 
     def _over(
-        self, stream: _Stream, alone_later: deque[_Case], error: Exception | None
+        self, stream: _Stream, retried_alone: deque[_Case], error: Exception | None
     ) -> Iterator[tuple[int, DecodeMessage]]:
-        """A decode is no more, by itself or not, and has left `streams`."""
+        """A decode has ended, normally or not, and is no longer in `streams`."""
         case, shared = stream.case, stream.case.shared
         if stream.group:
             self._one_by_one(stream)
             return
         if shared is None:
             if error is not None or not stream.ended:
-                yield from self._died(stream, alone_later, error)
+                yield from self._died(stream, retried_alone, error)
             return
         stream.note.unlink(missing_ok=True)
-        if stream.silent_since is None and stream.share and case.unborn < MOST_ATTEMPTS:
-            case.unborn += 1  # Ray may send a task to a process that was killed a moment ago
+        if stream.silent_since is None and stream.share and case.never_began < MOST_ATTEMPTS:
+            case.never_began += 1  # Ray may send a task to a process that was killed a moment ago
             shared.decodes[0] = self._submit_share(case, stream.share)
             return
         try:
             if error is not None:
-                raise Unlike(str(error))
+                raise UnexpectedMessage(str(error))
             end = shared.drop_first()
-        except Unlike:
-            self._start_over(case, shared, alone_later)
+        except UnexpectedMessage:
+            self._start_over(case, shared, retried_alone)
             return
         if end is None:
             self._listen(shared)
@@ -451,12 +452,12 @@ class Decoding:
             yield case.at, end
 
     def _died(
-        self, stream: _Stream, alone_later: deque[_Case], error: Exception | None
+        self, stream: _Stream, retried_alone: deque[_Case], error: Exception | None
     ) -> Iterator[tuple[int, DecodeMessage]]:
-        """A decode process is gone. A note of too much memory convicts at once; a fatal signal's at the second time;
-        unknown deaths at the third.
+        """A decode process died. The video fails at once if a note says that it exceeded its memory, at the second
+        fatal signal, or at the third death without a note.
 
-        The loss of a node is nobody's fault, but not for ever either.
+        The loss of a node does not count, up to MOST_ATTEMPTS.
         """
         case = stream.case
         node_lost = isinstance(error, (NodeDiedError, ObjectLostError)) and case.attempts < MOST_ATTEMPTS
@@ -478,29 +479,29 @@ class Decoding:
             how = note.strip().splitlines()[0] if note else f"its process was killed {case.deaths} times"
             yield case.at, Failure(Reason.DECODER_CRASH, f"the decoder crashed: {how}", case.attempts)
         else:
-            alone_later.append(case)
+            retried_alone.append(case)
 
     def _overdue(self, generator: Any) -> bool:
-        """Silent for too long? Until the first frames, time to fetch and index the whole file is allowed on top."""
+        """Silent for too long? Until a video is opened, time to fetch and index the whole file is added."""
         stream = self.streams[generator]
         if stream.silent_since is None:
             return False
         reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
         return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
 
-    def _kill(self, generator: Any, alone_later: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
-        """It hangs; only while it is closed, if all frames are there."""
+    def _kill(self, generator: Any, retried_alone: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
+        """Kill a decode that hangs. If it hangs while closing, all frames have arrived and the video is complete."""
         stream = self._end(generator)
         if stream.group:
             self._one_by_one(stream)
         elif stream.case.shared:
-            yield from self._over(stream, alone_later, None)
+            yield from self._over(stream, retried_alone, None)
         elif not stream.ended:
             detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
             yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)
 
     def _end(self, generator: Any) -> _Stream:
-        """Kill its process. What it copied is swept by the next task there, for it may live a moment longer."""
+        """Kill its process. The next task on that machine removes its copy, since the process may run on briefly."""
         stream = self.streams.pop(generator)
         ray.cancel(generator, force=True)
         stream.note.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The memory that one decode may take: a watch in its own process that ends it, and says why.
+"""The memory limit of one decode: a thread in its own process ends it when it exceeds the limit, and writes a note.
 
-Resident private memory is what a machine runs out of, so that is watched. A native call that keeps Python from running
-while it allocates is stopped by RLIMIT_AS, set a good deal higher: mapped is not used, and threads map much.
+Resident private memory is what a machine runs out of, so that is watched. A native call that allocates while Python
+cannot run is stopped by RLIMIT_AS. That limit is much higher, because threads map address space that they never use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NOTE = "memory: "  # how the note of a decode begins that was ended for it
+NOTE = "memory: "  # the prefix of a note about the memory limit
 POLL_S = 0.05
 MAPPED_SLACK_BYTES = 4 * 1024**3  # of address space: Ray's shared memory, malloc's arenas, the stacks of threads
 _STATM = Path("/proc/self/statm")
@@ -22,10 +22,10 @@ _PAGE_BYTES = resource.getpagesize()
 
 @contextmanager
 def memory_limit(limit_bytes: int, note_fd: int, *, mapped_too: bool = True) -> Iterator[None]:
-    """This process may take so much more than it has now; beyond it, one line goes to `note_fd` and the process ends.
+    """Let this process allocate `limit_bytes` more than now. Beyond that, write a line to `note_fd` and exit with 1.
 
-    An allocation that would go far beyond fails at once, as a MemoryError where Python asked; not where `mapped_too`
-    is False, for CUDA, which maps as much as all its devices have. Linux only: elsewhere nothing is limited.
+    An allocation far beyond the limit fails at once, in Python as a MemoryError. `mapped_too=False` turns that off, for
+    CUDA, which maps as much address space as all devices have memory. Linux only: elsewhere nothing is limited.
     """
     if not _STATM.exists():
         yield
@@ -54,7 +54,7 @@ def _watch(limit_bytes: int, note_fd: int, done: threading.Event) -> None:
         taken = _private_bytes() - base
         if taken > limit_bytes:
             os.write(note_fd, f"{NOTE}{taken >> 20} MiB, the limit is {limit_bytes >> 20}\n".encode())
-            os._exit(1)  # nothing of the decoder's can be unwound from here
+            os._exit(1)  # the decoder's thread cannot be unwound from here
 
 
 def _private_bytes() -> int:
@@ -63,6 +63,6 @@ def _private_bytes() -> int:
 
 
 def _pages() -> tuple[int, int, int]:
-    """(mapped, resident, of these shared) pages of this process; proc(5)."""
+    """(mapped, resident, shared) pages of this process, from /proc/self/statm; see proc(5)."""
     mapped, resident, shared = (int(word) for word in _STATM.read_bytes().split()[:3])
     return mapped, resident, shared

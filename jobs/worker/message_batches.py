@@ -1,10 +1,10 @@
-"""What one Ray object carries: messages of a decode that need not travel alone.
+"""Message batches: several messages of a decode in one Ray object.
 
-decode_video ──messages──> parcels ──objects of Ray──> Decoding, which unpacks them
+decode_video ──messages──> message batches ──Ray objects──> Decoding, which unpacks them
 
-An object costs about 2 ms of processor time on its way through Ray's shared memory, whatever is in it, and a small one
-0.6 ms: more than it takes to decode a short clip. A parcel is held back only while its decode is busy with what comes
-next, and never once its video has ended; in a run of short videos, once its last has.
+A Ray object costs about 2 ms of CPU time on its way through shared memory, and a small one 0.6 ms. That is more than
+it takes to decode a short clip. A batch is held back only while its decode is busy, and is always sent when its video
+has ended. For a group of short videos it is sent when the last one has ended.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Iterable, Iterator
 from p3d.pipeline.types import ChunkEnd, DecodeMessage, Failure, FrameBlock, VideoEnd, VideoFetched, VideoStart
 
 MessageBatch = tuple[DecodeMessage, ...]
-MESSAGE_BATCH_BYTES = 8 * 1024**2  # of frames, from which on a parcel goes: two blocks of 64 at 160x160
-HELD_S = 0.25  # since its first message, after which it goes with the next
-# Deadlines count from the first; the second halts a decode; after the third another is read; then nothing comes.
+MESSAGE_BATCH_BYTES = 8 * 1024**2  # of frames, at which a batch is sent: two blocks of 64 at 160x160
+HELD_S = 0.25  # a batch this old is sent with its next message
+# Sent at once. Deadlines count from VideoStart, VideoFetched halts a decode, and after ChunkEnd another is read.
 _AT_ONCE = (VideoStart, VideoFetched, ChunkEnd, VideoEnd, Failure)
 
 
 def message_batches(messages: Iterable[DecodeMessage], *, of_a_group: bool = False) -> Iterator[MessageBatch]:
-    """The same messages in the same order, in parcels of at least one.
+    """The same messages in the same order, in batches of at least one.
 
-    Of a run of videos only the very first message, from which deadlines count, goes at once, and a VideoFetched.
+    For a group of videos only the very first message, from which deadlines count, and a VideoFetched are sent at once.
     """
     held: list[DecodeMessage] = []
     at_once: tuple[type, ...] = _AT_ONCE

@@ -1,10 +1,10 @@
-"""When several decodes share a long video, and how their messages become those of one. No Ray here.
+"""When several decodes share a long video, and how their messages become those of one decode. Does not use Ray.
 
-    one decode ──slots are free, it is the slow side, much is left──> stopped where its reader is
-    n decodes, each every n-th stripe from there on (`decode.gop_chunks`) ──Shared──> the same messages in order
+    one decode ──cores are free, it is the bottleneck, much is left──> stopped at the position of its reader
+    n decodes, each with every n-th GOP chunk from there (`decode.gop_chunks`) ──Shared──> the same messages in order
 
-Nothing is judged here: whatever goes wrong in a share, the video is decoded whole from its start, by the rules for any
-other. So sharing can change how long a video takes, and nothing else.
+A failure of a share is never attributed to the video. The video is then decoded whole from its start, by the usual
+rules. So sharing can change how long a video takes, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from p3d.pipeline.types import ChunkEnd, DecodeMessage, FrameBlock, VideoEnd, VideoFetched, VideoInfo, VideoStart
 
-BELIEVED_S = 1.0  # of decoding, before its speed is believed
-# What must be left of a video, in seconds at its present speed. Sharing it costs a second or two: the processes start,
-# each looks at the whole file again, and what was decoded ahead is thrown away. Two decodes save half of this at best.
+BELIEVED_S = 1.0  # of decoding, before its speed counts as known
+# What must be left of a video, in seconds at its current speed. Sharing costs a second or two: the processes start,
+# each probes the whole file again, and frames decoded ahead are discarded. Two decodes save half of this at best.
 WORTH_S = 8.0
 
 
-class Unlike(Exception):
+class UnexpectedMessage(Exception):
     """A share sent what a decode of the whole video would not have sent."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a video comes: frame `last` of its `n_frames` has been reached from `first` on, since `since`."""
+    """The speed of a decode: it has gone from frame `first` to frame `last` of `n_frames` since the time `since`."""
 
     n_frames: int
     since: float  # monotonic seconds
@@ -36,9 +36,9 @@ class Pace:
     waited_s: float = 0.0  # by the reader
 
     def left_s(self, now: float) -> float:
-        """Seconds of decoding that are left; 0.0 as long as it is too early to say, or where the reader is slower.
+        """Estimated seconds of decoding that are left; 0.0 while it is too early to say, or if the reader is slower.
 
-        A reader that waits less than half of the time would gain little, and its network may need the processors.
+        A reader that waits less than half of the time would gain little, and inference may need the cores.
         """
         took_s = now - self.since
         if took_s < BELIEVED_S or self.waited_s < took_s / 2 or self.last < self.first:
@@ -48,19 +48,19 @@ class Pace:
 
 @dataclass(slots=True)
 class Shared:
-    """The decodes that share a video. They are read in turn, the one that is first in `decodes` until its StripeEnd."""
+    """The decodes that share a video. The first one in `decodes` is read until its ChunkEnd, then the next."""
 
     info: VideoInfo
-    last: int  # number of the last frame that was passed on
+    last: int  # number of the last frame that was passed to the reader
     decodes: deque[Any]
     end: VideoEnd | None = field(default=None, init=False)
     ended: bool = field(default=False, init=False)  # has the first one sent its VideoEnd?
 
     def take(self, message: DecodeMessage) -> FrameBlock | None:
-        """What becomes of a message of the first decode; Unlike if it does not fit."""
+        """Handle a message of the first decode, and return its frames, if any. UnexpectedMessage if it does not fit."""
         match message:
             case _ if self.ended:
-                raise Unlike(f"{type(message).__name__} after the end")
+                raise UnexpectedMessage(f"{type(message).__name__} after the end")
             case VideoStart() | VideoFetched():
                 pass
             case VideoInfo() if message == self.info:
@@ -73,13 +73,16 @@ class Shared:
             case VideoEnd() if self.end in (None, message):
                 self.end, self.ended = message, True
             case _:
-                raise Unlike(type(message).__name__)
+                raise UnexpectedMessage(type(message).__name__)
         return None
 
     def drop_first(self) -> VideoEnd | None:
-        """The first decode is over. The end of the video, if it was the last one; Unlike if it stopped half way."""
+        """Remove the first decode, which is over. Returns the end of the video if it was the last decode.
+
+        UnexpectedMessage if it stopped before its VideoEnd.
+        """
         if not self.ended:
-            raise Unlike("no end")
+            raise UnexpectedMessage("no end")
         self.decodes.popleft()
         self.ended = False
         return None if self.decodes else self.end

@@ -1,1 +1,1 @@
-"""The networks: P3D (`model`), the 2-D residual network, and the baselines that the paper compares with."""
+"""The networks: P3D (`model`), the 2-D and 3-D residual networks (`resnet`), and the paper's other baselines."""

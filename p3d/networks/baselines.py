@@ -1,13 +1,13 @@
-"""The networks of the paper's Sports-1M table that are no ResNets: C3D, Deep Video and convolutional pooling.
+"""The networks of the paper's Sports-1M table other than ResNets: C3D, Deep Video and convolutional pooling.
 
     c3d                 16 x 112 x 112    8 convolutions 3x3x3, features after fc6
     deepvideo-single     1 x 170 x 170    an AlexNet on one frame, features after fc7
     deepvideo-slow      10 x 170 x 170    the same with time in its first three convolutions ("slow fusion")
     convpool           120 x 220 x 220    GoogLeNet on every frame, maximum over the frames, two layers of 4096
 
-None has a batch normalisation. Fully connected layers are computed a row at a time, because a product of several rows
-may give bits that depend on a row's place in the batch. Only C3D has public weights; what the papers leave open of the
-others (the padding of convolutions) is chosen here and said where it is.
+None of them uses batch normalisation. Fully connected layers are computed one row at a time, because in a product of
+several rows the bits may depend on a row's position in the batch. Only C3D has public weights. Details that the papers
+of the others do not specify (the padding of convolutions) are chosen here and documented in the class.
 
 Sources: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", ICCV 2015, figure 3, and the
 authors' prototxt; Karpathy et al., "Large-scale Video Classification with Convolutional Neural Networks", CVPR 2014,
@@ -31,21 +31,21 @@ from p3d.networks.network import Network, NetworkConfig, Takes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plain(NetworkConfig):
-    """A network without bottlenecks: there is no stride to place. Raises ValueError."""
+    """A network without bottlenecks, so `stride_on` cannot be changed. Raises ValueError."""
 
     def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)  # super() knows the class from before its slots were made
+        NetworkConfig.__post_init__(self)  # super() refers to the class as it was before dataclass added __slots__
         if self.stride_on != "1x1":
-            raise ValueError(f"{self.name} has no bottleneck whose stride could be on {self.stride_on}")
+            raise ValueError(f"{self.name} has no bottleneck, so its stride cannot be on {self.stride_on}")
 
 
 def _only_one_graph(config: NetworkConfig) -> None:
     if config.graph != "caffe":
-        raise ValueError(f"{config.name} has no public port, so its graph is caffe and not {config.graph}")
+        raise ValueError(f"{config.name} has no public port, so its graph must be caffe, not {config.graph}")
 
 
 def _rows(layer: nn.Linear, x_BD: Tensor) -> Tensor:
-    """ReLU of a fully connected layer, a row at a time."""
+    """A fully connected layer and its ReLU, one row at a time."""
     return torch.cat([F.relu(layer(row)) for row in torch.split(x_BD, 1)])
 
 
@@ -62,7 +62,7 @@ class C3DConfig(_Plain):
 
 
 class C3D(Network):
-    """Eight 3x3x3 convolutions and five poolings; parameter names of the public PyTorch ports."""
+    """Eight 3x3x3 convolutions and five poolings; parameters are named as in the public PyTorch ports."""
 
     takes = Takes(frames=16, side=112, exact=True)
     feature_dim = 4096
@@ -88,7 +88,7 @@ class C3D(Network):
         self.dropout = nn.Dropout(config.dropout)
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
-        """fc6 after its ReLU, which is what Caffe's in-place ReLU leaves for extraction, (B, 4096)."""
+        """fc6 after its ReLU, (B, 4096): with Caffe's in-place ReLU this is what extraction returns."""
         self.check(clips_BCTHW)
         x = F.max_pool3d(F.relu(self.conv1(clips_BCTHW)), (1, 2, 2))  # B 64 16 56 56
         x = F.max_pool3d(F.relu(self.conv2(x)), 2)  # B 128 8 28 28
@@ -105,7 +105,7 @@ class C3D(Network):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepVideoConfig(_Plain):
-    """`slow` is slow fusion over 10 frames, else a single frame. Raises ValueError."""
+    """`slow` selects slow fusion over 10 frames instead of a single frame. Raises ValueError."""
 
     slow: bool = False
 
@@ -124,15 +124,15 @@ class DeepVideoConfig(_Plain):
 class DeepVideo(Network):
     """C(96,11,3)-N-P-C(256,5,1)-N-P-C(384,3,1)-C(384,3,1)-C(256,3,1)-P-FC(4096)-FC(4096) on one frame.
 
-    C(channels, size, stride); N is Krizhevsky's normalisation with k 2, n 5, alpha 1e-4, beta 0.5; P takes the maximum
-    of 2x2. Chosen here: the first convolution pads nothing, the others keep the image's size.
+    C(channels, size, stride); N is Krizhevsky's normalisation with k 2, n 5, alpha 1e-4, beta 0.5; P is 2x2 max
+    pooling. The paper does not specify padding: here the first convolution has none and the others keep the image size.
     """
 
     takes = Takes(frames=1, side=170, exact=True)
     feature_dim = 4096
     stem = "conv1"
     classifier = "fc8"
-    TIME: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (1, 1))  # (extent, stride) in time of the first three
+    TIME: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (1, 1))  # temporal (size, stride) of the first three
 
     def __init__(self, config: DeepVideoConfig) -> None:
         super().__init__(config)
@@ -165,7 +165,7 @@ class DeepVideo(Network):
 
 
 class SlowFusion(DeepVideo):
-    """10 frames: filters of 4 frames with stride 2 see four times, of 2 with stride 2 two, of 2 all ten frames."""
+    """10 frames: temporal filters of 4, 2 and 2 frames, each with stride 2, leave 4, 2 and 1 time steps."""
 
     takes = Takes(frames=10, side=170, exact=True)
     TIME = ((4, 2), (2, 2), (2, 2))
@@ -188,7 +188,7 @@ class ConvPoolConfig(_Plain):
 
 
 class ConvPool(Network):
-    """The maximum over all frames of GoogLeNet's average-pooled rows, then two layers of 4096."""
+    """Maximum over all frames of GoogLeNet's average-pooled rows, followed by two layers of 4096."""
 
     takes = Takes(frames=1, side=64)
     feature_dim = 4096
@@ -213,7 +213,7 @@ class ConvPool(Network):
         return logits_BK
 
 
-# input, 1x1, reduce and 3x3, reduce and 5x5, after the pooling; "P" halves the image
+# channels: input, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, after the pooling; "P" is a pooling that halves the image
 INCEPTIONS: Final = (
     (192, 64, 96, 128, 16, 32, 32),
     (256, 128, 128, 192, 32, 96, 64),
@@ -230,7 +230,7 @@ INCEPTIONS: Final = (
 
 
 class Inception(nn.Module):
-    """1x1, 3x3 and 5x5 convolutions and a pooling side by side: (N, C, H, W) -> (N, C', H, W)."""
+    """Parallel 1x1, 3x3 and 5x5 convolutions and a pooling, concatenated: (N, C, H, W) -> (N, C', H, W)."""
 
     def __init__(self, channels: int, one: int, before3: int, three: int, before5: int, five: int, after_pool: int):
         super().__init__()
@@ -249,7 +249,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Frames to rows: (N, C, H, W) -> (N, 1024). No auxiliary classifiers: they are for training."""
+    """Frames to rows: (N, C, H, W) -> (N, 1024). The auxiliary classifiers are omitted: they serve training only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The residual bottlenecks of P3D: A, B and C split a 3x3x3 convolution into space (S) and time (T); and the 2D one.
+"""The residual bottlenecks of P3D: A, B and C split a 3x3x3 convolution into space (S) and time (T); 2D has no time.
 
 Every block is  out = r(BN(conv4(m)) + shortcut(x)),  m = middle(y),  y = r(BN(conv1(x))),  r = ReLU; only the middle
 differs. With s = BN(S(y)) and t = BN(T(.)):
@@ -9,7 +9,7 @@ differs. With s = BN(S(y)) and t = BN(T(.)):
     C       x + S(x) + TS(x) m = r(r(s) / 2 + t(r(s)) / 2)              m = r(s) + r(t(r(s)))
     2D      (res5)           m = r(BN(conv3x3(y)))                      the same
 
-The two graphs share every parameter name and shape, so a checkpoint fits both and is right in one.
+The two graphs share every parameter name and shape, so a checkpoint loads into both but is correct in only one.
 Source: paper section 3.2 and figure 3; deploy prototxt of the authors' release (Eltwise coefficients, ReLU bottoms).
 
 Shapes: B clips, C channels in, P channels of the middle (out = 4P), T frames, H height, W width.
@@ -29,11 +29,11 @@ EXPANSION: Final = 4
 class Bottleneck3D(nn.Module):
     """1x1x1 reduce, a middle in space and time, 1x1x1 expand, plus shortcut: (B, C, T, H, W) -> (B, 4P, T, H/s, W/s).
 
-    The spatial stride s sits on the first 1x1x1 (`stride_on="1x1"`, as released) or on the middle ("3x3", as in
-    torchvision's 2-D ResNets: for weights inflated from those). Time is never strided here.
+    The spatial stride s is on the first 1x1x1 (`stride_on="1x1"`, as released) or on the middle ("3x3", as in
+    torchvision's 2-D ResNets and weights inflated from them). Time is never strided here.
     """
 
-    TEMPORAL_STRIDES = False  # whether T reads y itself and so must stride where S does
+    TEMPORAL_STRIDES = False  # whether T reads y directly and so needs the same spatial stride as S
 
     def __init__(self, channels: int, width: int, *, stride: int, project: bool, graph: str, stride_on: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Bottleneck3D(nn.Module):
         raise NotImplementedError
 
     def spatial(self, y_BPTHW: Tensor) -> Tensor:
-        """S and its ReLU, which every kind of block has."""
+        """S and its ReLU, common to all kinds of block."""
         return conv_relu(self.conv2, self.bn2, y_BPTHW)
 
     def temporal(self, y_BPTHW: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Bottleneck3D(nn.Module):
         return conv_relu(self.conv3, self.bn3, y_BPTHW)
 
     def temporal_added(self, y_BPTHW: Tensor, s_BPTHW: Tensor) -> Tensor:
-        """T, then s is added, then the ReLU: where that one goes is what tells the blocks and graphs apart."""
+        """r(t + s): T, then the addition of s, then the ReLU. Its position is what distinguishes blocks and graphs."""
         return conv_add_relu(self.conv3, self.bn3, y_BPTHW, s_BPTHW)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
@@ -79,14 +79,14 @@ class Bottleneck3D(nn.Module):
 
 
 class BlockA(Bottleneck3D):
-    """Space, then time, in a row."""
+    """Space, then time, in sequence."""
 
     def middle(self, y_BPTHW: Tensor) -> Tensor:
         return self.temporal(self.spatial(y_BPTHW))
 
 
 class BlockB(Bottleneck3D):
-    """Space and time side by side."""
+    """Space and time in parallel."""
 
     TEMPORAL_STRIDES = True
 
@@ -98,7 +98,7 @@ class BlockB(Bottleneck3D):
 
 
 class BlockC(Bottleneck3D):
-    """Space, and a detour through time beside it."""
+    """Space, plus a branch from its output through time."""
 
     half_is_folded = False
 
@@ -107,19 +107,19 @@ class BlockC(Bottleneck3D):
         if self.graph != "caffe":
             return s_BPTHW + self.temporal(s_BPTHW)
         sum_BPTHW = self.temporal_added(s_BPTHW, s_BPTHW)
-        return sum_BPTHW if self.half_is_folded else 0.5 * sum_BPTHW  # r(s/2 + t/2) to the bit: halving is exact
+        return sum_BPTHW if self.half_is_folded else 0.5 * sum_BPTHW  # bit-equal to r(s/2 + t/2): halving is exact
 
     def fold_half(self) -> None:
-        """Let conv4 halve what it is given, in place: the same numbers without a pass over memory."""
+        """Fold the factor 0.5 into conv4, in place: the same numbers with one pass over memory less."""
         if self.graph == "caffe" and not self.half_is_folded:
             self.conv4.weight.data.mul_(0.5)
             self.half_is_folded = True
 
 
 class Bottleneck2D(nn.Module):
-    """The plain ResNet bottleneck of res5, where no time is left: (B, C, H, W) -> (B, 4P, H/s, W/s).
+    """The plain ResNet bottleneck of res5, which has no time axis: (B, C, H, W) -> (B, 4P, H/s, W/s).
 
-    Its middle convolution is called `conv_normal` in the public checkpoints, and `conv4` is the expansion here too.
+    The public checkpoints name its middle convolution `conv_normal` and, as in the other blocks, its expansion `conv4`.
     """
 
     def __init__(self, channels: int, width: int, *, stride: int, project: bool, stride_on: str) -> None:

@@ -1,17 +1,17 @@
-"""A convolution and what follows it as one step; and how a CPU takes that step.
+"""Fused convolution, addition and ReLU, and packed versions of them for CPUs.
 
     blocks.py, resnet.py --conv_relu, conv_add_relu--> norm(conv(x)), an addition, a ReLU
     folded network --pack--> the same network, each convolution a PackedConv, which does all of it in one kernel,
                              and each pooling of 16-bit numbers a PackedPool
 
-A plain convolution is followed by its normalisation, addition and ReLU as passes of their own over memory. A packed one
-is oneDNN's, called as torch's own compiler calls it: its weights lie in the kernel's layout once and for all, and sum
-and ReLU happen while the numbers are still in registers. Called through torch, weights are laid out anew in each call,
-and with one clip, or one thread, many convolutions are not oneDNN's at all but a loop several times slower.
+After a plain convolution, the normalisation, the addition and the ReLU are separate passes over memory. A packed
+convolution calls oneDNN as torch's own compiler does. Its weights are reordered into the kernel's layout once, and sum
+and ReLU happen while the numbers are in registers. Through torch's usual interface, weights are reordered in each call.
+With one clip or one thread, many convolutions then do not use oneDNN but a loop that is several times slower.
 docs/performance.md has the figures.
 
-Packed is what runs on a CPU where oneDNN has kernels of its own: everywhere but on ARM, where torch hands them to
-another library, which cannot add. Shapes: B clips, C channels, T frames, H height, W width.
+Convolutions are packed on CPUs where oneDNN uses its own kernels. That is everywhere except ARM, where torch uses
+another library, which cannot fuse the addition. Shapes: B clips, C channels, T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def conv_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor) -> Tensor:
 
 
 def conv_add_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
-    """r(norm(conv(x)) + addend). The addend is used up: a packed convolution writes over it, unless it is x itself."""
+    """r(norm(conv(x)) + addend). A packed convolution overwrites the addend, unless it is x itself."""
     if isinstance(conv, PackedConv):
         return conv.add_relu(x_BCTHW, addend_BCTHW)
     return F.relu(norm(conv(x_BCTHW)) + addend_BCTHW, inplace=True)
 
 
 class PackedConv(nn.Module):
-    """A convolution that oneDNN computes in a layout of its own choice, for inference, on a CPU.
+    """A convolution for CPU inference whose weights are in a layout chosen by oneDNN.
 
-    The layout follows from the shape of what it is first called with, and so the weights are packed then. Other shapes
-    give the same numbers, in more time. Takes and gives tensors that are channels last in memory.
+    The layout depends on the input shape, so the weights are packed at the first call. Other shapes give the same
+    numbers but are slower. Input and output are channels last in memory. Raises ValueError for unsupported padding.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
@@ -68,7 +68,7 @@ class PackedConv(nn.Module):
         return self._run(x_BCTHW, "relu")
 
     def add_relu(self, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
-        """r(conv(x) + addend), written over the addend unless that is x."""
+        """r(conv(x) + addend); overwrites the addend unless it is x."""
         ops = torch.ops.mkldnn
         ending: tuple[Any, ...] = (self._packed(x_BCTHW), self.bias, *self.how, "add", 1.0, "relu", [], "")
         if addend_BCTHW is x_BCTHW:
@@ -83,25 +83,26 @@ class PackedConv(nn.Module):
         return out
 
     def _packed(self, x_BCTHW: Tensor) -> Any:
-        weight = self.weight  # looked at once: another thread may pack it meanwhile, which comes to the same
+        weight = self.weight  # read once: another thread may pack it meanwhile, with the same result
         if weight is not None:
             ops: Any = torch._C._nn  # its type stubs lack the last argument
             reorder = ops.mkldnn_reorder_conv3d_weight if x_BCTHW.ndim == 5 else ops.mkldnn_reorder_conv2d_weight
             self.packed = reorder(weight.to_mkldnn(), *self.how, x_BCTHW.shape)
-            self.weight = None  # after `packed` is there
+            self.weight = None  # only after `packed` is set
         return self.packed
 
 
 class PackedPool(nn.Module):
-    """Max pooling of 2x1x1, or of 2x3x3 in steps of 2, of what a packed ReLU gave, in 16 bits.
+    """16-bit max pooling of 2x1x1, or of 2x3x3 with stride 2, for the output of a packed ReLU.
 
-    None of those numbers is negative, and such are ordered as their bits are (IEEE 754; what is no number is zero after
-    oneDNN's ReLU): integers are compared, two to three times as fast as bfloat16. Raises ValueError for other poolings.
+    That output is not negative and holds no NaN, because oneDNN's ReLU turns NaN into zero. Such numbers are ordered
+    like their bits (IEEE 754), so integers are compared, two to three times as fast as bfloat16.
+    Raises ValueError for other poolings.
     """
 
     def __init__(self, pool: nn.MaxPool3d | TemporalPool) -> None:
         super().__init__()
-        self.plain = pool  # for sizes that are odd
+        self.plain = pool  # for odd sizes
         self.in_space = isinstance(pool, nn.MaxPool3d)
         if isinstance(pool, nn.MaxPool3d):
             rounded = (0, True), ((0, 1, 1), False)
@@ -120,13 +121,13 @@ class PackedPool(nn.Module):
             b, t, h, w, c = bits_BTHWC.shape
             out_BTHWC = bits_BTHWC.new_empty(b, t // 2, h // 2, w // 2, c)
             for clip_THWC, out_THWC in zip(bits_BTHWC, out_BTHWC, strict=True):
-                for number, out_HWC in enumerate(out_THWC):  # frame by frame: that much a core keeps at hand
+                for number, out_HWC in enumerate(out_THWC):  # frame by frame, which fits into a core's cache
                     larger_HWC = torch.maximum(clip_THWC[2 * number], clip_THWC[2 * number + 1])
                     self._halve(self._halve(larger_HWC, 0), 1, out_HWC)
         return out_BTHWC.view(x_BCTHW.dtype).permute(0, 4, 1, 2, 3)
 
     def _halve(self, x_HWC: Tensor, dim: int, out_HWC: Tensor | None = None) -> Tensor:
-        """The largest of each three neighbours in `dim`, in steps of two from the first on, or from the padding."""
+        """The maximum of each three neighbours in `dim`, with stride 2, starting at the first value or the padding."""
         even, odd = (x_HWC[::2], x_HWC[1::2]) if dim == 0 else (x_HWC[:, ::2], x_HWC[:, 1::2])
         out_HWC = torch.maximum(even, odd, out=out_HWC)
         count = even.shape[dim] - 1
@@ -143,9 +144,9 @@ def can_pack(device: torch.device) -> bool:
 
 
 def pack(network: nn.Module) -> None:
-    """Put a PackedConv in the place of every convolution of a folded network. Raises ValueError if it is not folded.
+    """Replace every convolution of a folded network by a PackedConv. Raises ValueError if it is not folded.
 
-    In P3D and its 3x3x3 kin, whose poolings follow a ReLU, a PackedPool takes the place of each.
+    In P3D and the 3x3x3 networks, whose poolings follow a ReLU, also replace each pooling by a PackedPool.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -158,14 +159,14 @@ def pack(network: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what this process frees, up to 1 GiB, instead of giving it back to the system each time.
+    """Let glibc's malloc keep up to 1 GiB of freed memory instead of returning it to the system each time.
 
-    A layer's output is tens of megabytes, and memory that comes from the system anew is zeroed page by page: thousands
-    of page faults an encode. Other C libraries have no such option, and there nothing is done.
+    A layer's output is tens of megabytes, and new memory from the system is zeroed page by page: thousands of page
+    faults per encode. Other C libraries have no such option, and this function then has no effect.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
+        mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # limit of older versions

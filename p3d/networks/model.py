@@ -1,6 +1,6 @@
-"""P3D ResNet in one file: clips_BCTHW -> features_BD (pool5) -> logits_BK.
+"""P3D ResNet: clips_BCTHW -> features_BD (pool5) -> logits_BK.
 
-    point (16x160x160 input)     C x T x H x W
+    layer (16x160x160 input)     C x T x H x W
     conv1, bn1                   64 x 16 x 80 x 80
     pool1                        64 x 8 x 40 x 40
     layer1 (res2), temporal pool 256 x 8 x 40 x 40, 256 x 4 x 40 x 40
@@ -9,12 +9,12 @@
     layer4 (res5), 2-D           2048 x 5 x 5
     global average               2048
 
-Four poolings halve time, so 16 frames become one time step; 32 become two, whose res5 features are averaged. The kinds
-of the blocks of res2..res4 go A, B, C, A, B, C ... with one counter that is never reset between stages.
+Four poolings halve time, so 16 frames become one time step; 32 become two, whose res5 features are averaged. The block
+kinds of res2..res4 cycle through A, B, C with one counter that is not reset between stages.
 Parameter names and shapes are those of the public PyTorch checkpoints.
 
 Source: the paper, section 3.3; deploy prototxt of the authors' release for the graph "caffe"; see `blocks.py` for what
-"port" changes. Here it changes pool1 only: "caffe" pads nothing and rounds up, "port" pads one pixel and rounds down.
+"port" changes. Here it changes only pool1: "caffe" has no padding and rounds up, "port" pads one pixel and rounds down.
 
 Shapes: B clips, C channels, T frames, H height, W width, N = B x remaining time steps, D = 2048, K classes.
 """
@@ -40,11 +40,11 @@ FRAMES_PER_STEP: Final = 16  # four temporal halvings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class P3DConfig(NetworkConfig):
-    """What must be known to build a P3D: everything but its weights.
+    """The architecture of a P3D: everything but its weights.
 
     `blocks` counts the blocks of res2..res5; `kinds` is repeated over those of res2..res4 ("ABC" is the paper's mix,
-    "A" its single-kind variant). `width` is the channels of conv1 and of res2's middles: 64 in every published network,
-    less in nets made to try the machinery. Raises ValueError.
+    "A" its single-kind variant). `width` is the number of channels of conv1 and of res2's middle convolutions: 64 in
+    every published network, less in small test networks. Raises ValueError for invalid values.
     """
 
     blocks: tuple[int, int, int, int]
@@ -52,11 +52,11 @@ class P3DConfig(NetworkConfig):
     width: int = WIDTHS[0]
 
     def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)  # super() knows the class from before its slots were made
+        NetworkConfig.__post_init__(self)  # super() refers to the class as it was before dataclass added __slots__
         if len(self.blocks) != 4 or min(self.blocks) < 1:
             raise ValueError(f"a P3D has four stages of at least one block, not {self.blocks = }")
         if not self.kinds or set(self.kinds) - set(KINDS):
-            raise ValueError(f"block kinds must be letters of A, B and C, not {self.kinds!r}")
+            raise ValueError(f"block kinds must consist of the letters A, B and C, not {self.kinds!r}")
         if self.width < 1:
             raise ValueError(f"a P3D needs a width of at least one channel, not {self.width = }")
 
@@ -67,16 +67,16 @@ class P3DConfig(NetworkConfig):
         return first, second, third
 
     def last_block(self, stage: int) -> str:
-        """The last block of res2..res5 as Caffe's ResNets name it: res4f in P3D-63, res4b22 in -131, res4b35 in -199.
+        """The last block of stage 2..5 as Caffe's ResNets name it: res4f in P3D-63, res4b22 in -131, res4b35 in -199.
 
-        Blocks a, b, c ... or, where res4 has more than six, a, b1, b2 ...; res5 ends in res5c in all of them.
+        Blocks are a, b, c ..., or a, b1, b2 ... in a stage of more than six; res5 always ends in res5c.
         """
         count = self.blocks[stage - 2]
         return f"res{stage}{'abcdef'[count - 1]}" if count <= 6 else f"res{stage}b{count - 1}"
 
     @property
     def layers(self) -> int:
-        """Depth as the paper counts it: conv1, 4 convolutions a P3D block, 3 a 2-D block, fc; no projections."""
+        """Depth as the paper counts it: conv1, 4 convolutions per P3D block, 3 per 2-D block, fc; no projections."""
         return 1 + 4 * sum(self.blocks[:3]) + 3 * self.blocks[3] + 1
 
     def build(self) -> P3D:
@@ -85,11 +85,11 @@ class P3DConfig(NetworkConfig):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """What the network computed on its way: float32, for B clips of T frames of H x W pixels.
+    """Intermediate results of the network: float32, for B clips of T frames of H x W pixels.
 
-    `res4_BCTHW` is the last block of res4 before its temporal pool, (B, 1024, T/8, H/16, W/16); `res5_BCHW` is res5,
-    (B, 2048, H/32, W/32), and `pool5_BD` its global average, (B, 2048), both averaged over the time steps that are left
-    (one, where T is 16). At 16x160x160: 1024 x 2 x 10 x 10, 2048 x 5 x 5, 2048.
+    `res4_BCTHW` is the last block of res4 before its temporal pool, (B, 1024, T/8, H/16, W/16). `res5_BCHW` is res5,
+    (B, 2048, H/32, W/32), and `pool5_BD` its global average, (B, 2048). Both are averaged over the remaining time steps
+    (one if T is 16). At 16x160x160: 1024 x 2 x 10 x 10, 2048 x 5 x 5, 2048.
     """
 
     res4_BCTHW: Tensor
@@ -98,10 +98,9 @@ class Activations:
 
 
 class P3D(Network):
-    """The network. `features` is what is extracted, `forward` adds the classifier (no softmax).
+    """The P3D network. `features` returns the extracted features, `forward` adds the classifier (no softmax).
 
-    A new P3D holds torch's default initialisation, which is good for nothing but training: weights come from
-    `p3d.weights`.
+    A new P3D has torch's default initialisation, which is useful only for training. Load weights with `p3d.weights`.
     """
 
     takes = Takes(frames=FRAMES_PER_STEP, side=MIN_SIDE)
@@ -131,7 +130,7 @@ class P3D(Network):
         self.fc = nn.Linear(self.feature_dim, config.num_classes)
 
     def _stage(self, stage: int, kinds: str) -> nn.Sequential:
-        """One block a letter ("2" is the 2-D one); the first projects its shortcut and, after res2, halves the size."""
+        """One block per letter ("2" is 2-D); the first projects its shortcut and, except in res2, halves the size."""
         graph, stride_on, stem = self.config.graph, self.config.stride_on, self.config.width
         width = WIDTHS[stage] * stem // WIDTHS[0]
         blocks: list[nn.Module] = []
@@ -154,7 +153,7 @@ class P3D(Network):
         return self.activations(clips_BCTHW).pool5_BD
 
     def activations(self, clips_BCTHW: Tensor) -> Activations:
-        """The features and the layers before them; takes and raises what `features` does.
+        """The features and the layers before them; same input and errors as `features`.
 
         Convolutions run in the precision of their weights, averages in float32.
         """
@@ -166,7 +165,7 @@ class P3D(Network):
         res4_BCTHW = self.layer3(x)  # B 1024 T/8 H/16 W/16
         x = self.temporal_pool(res4_BCTHW)  # B 1024 T/16 H/16 W/16
         clips, _, steps = x.shape[:3]
-        x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)  # N 1024 H/16 W/16: time beside the batch, channels left alone
+        x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)  # N 1024 H/16 W/16: time merged into the batch
         x = self.layer4(x).float()  # N 2048 H/32 W/32
         features_ND = x.mean(dim=(2, 3))  # N 2048
         return Activations(
@@ -181,11 +180,12 @@ class P3D(Network):
 
 
 def fold(network: nn.Module) -> None:
-    """Multiply every batch normalisation into the convolution before it, in place; the network must be in eval mode.
+    """Fold every batch normalisation into the convolution before it, in place; the network must be in eval mode.
 
-    The halving of block C goes into the convolution after it, which changes no bit. A convolution and its normalisation
-    are neighbours among the children of their module in all our networks. The arithmetic is done in float64 and rounded
-    once, so that features move by rounding only (about 1e-6 relative).
+    The factor 0.5 of block C is folded into the convolution after it, which changes no bit. In all our networks a
+    convolution and its normalisation are adjacent children of their module. The arithmetic is in float64 and rounded
+    once, so features change by rounding only (about 1e-6 relative). Raises ValueError if a normalisation does not
+    follow a convolution or is in training mode.
     """
     for module in list(network.modules()):
         children = list(module.named_children())

@@ -1,9 +1,9 @@
-"""What every network of the zoo has in common, so that weights, encoder and jobs know no particular one.
+"""The interface of every network in the zoo, so that weights, encoder and jobs depend on no particular network.
 
     NetworkConfig --build--> Network:  clips_BCTHW --features--> features_BD --classify--> logits_BK
 
-A network also says which clips it takes, and where its first convolution and last normalisations are, which is all that
-drawing random weights must know of its inside.
+A network also states which clips it accepts and where its first convolution and last normalisations are. Drawing random
+weights needs no other knowledge of its structure.
 
 Shapes: B clips, C channels, T frames, H height, W width, D features, K classes.
 """
@@ -23,14 +23,14 @@ STRIDES_ON: Final = ("1x1", "3x3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takes:
-    """Which clips fit: those of this very size if `exact`, else any multiple of `frames` and any side from `side`."""
+    """Accepted clip sizes: exactly this size if `exact`, else a multiple of `frames` and sides of at least `side`."""
 
     frames: int
     side: int
     exact: bool = False
 
     def fits(self, frames: int, height: int, width: int) -> bool:
-        """Whether a clip of T frames of (height, width) pixels can be computed."""
+        """Whether a clip of `frames` frames of (height, width) pixels is accepted."""
         if self.exact:
             return (frames, height, width) == (self.frames, self.side, self.side)
         return frames >= self.frames and frames % self.frames == 0 and min(height, width) >= self.side
@@ -44,11 +44,11 @@ class Takes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig(ABC):
-    """What must be known to build a network: everything but its weights. Raises ValueError.
+    """The architecture of a network: everything but its weights. Raises ValueError for invalid values.
 
-    `graph` is "caffe" for the network as it was trained in Caffe, where poolings round up, and "port" for what public
-    PyTorch code makes of it, where they pad or round down. `stride_on` says which convolution of a bottleneck halves
-    the image. Parameters have the same names and shapes either way.
+    `graph` is "caffe" for the network as trained in Caffe, where poolings round up, and "port" for the public PyTorch
+    versions, where they pad or round down. `stride_on` says which convolution of a bottleneck halves the image.
+    Parameters have the same names and shapes either way.
     """
 
     name: str
@@ -73,7 +73,7 @@ class NetworkConfig(ABC):
     @property
     @abstractmethod
     def layers(self) -> int:
-        """Depth as the papers count it: convolutions and fully connected layers on the longest way, no projections."""
+        """Depth as the papers count it: convolutions and fully connected layers on the longest path, no projections."""
 
     @abstractmethod
     def build(self) -> Network:
@@ -81,16 +81,16 @@ class NetworkConfig(ABC):
 
 
 class Network(nn.Module, ABC):
-    """The network of a config. `features` is what is extracted, `forward` adds the classifier (no softmax)."""
+    """The network of a config. `features` returns the features, `forward` adds the classifier (no softmax)."""
 
     takes: ClassVar[Takes]
     feature_dim: int  # D
-    stem: ClassVar[str]  # name of the first convolution, the one that sees the recipe's numbers
-    stem_norm: ClassVar[str] = ""  # of the normalisation after it, if there is one
+    stem: ClassVar[str]  # name of the first convolution, whose input is what the recipe produces
+    stem_norm: ClassVar[str] = ""  # name of the normalisation after it, if any
     block_norm: ClassVar[str] = ""  # last part of the name of each residual block's last normalisation, if any
-    classifier: ClassVar[str] = "fc"  # the last layer, which has a row a class
+    classifier: ClassVar[str] = "fc"  # name of the last layer, which has one row per class
 
-    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # others only where their features were measured
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # others only if the features were measured in them
 
     config: NetworkConfig
 
@@ -100,18 +100,18 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def features(self, clips_BCTHW: Tensor) -> Tensor:
-        """One row a clip, (B, D). Raises ValueError for clips that the network does not take."""
+        """One row per clip, (B, D). Raises ValueError for clips that the network does not accept."""
 
     @abstractmethod
     def classify(self, features_BD: Tensor) -> Tensor:
         """Class scores of feature rows before the softmax, (B, K)."""
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        """Class scores of clips before the softmax, (B, K); takes and raises what `features` does."""
+        """Class scores of clips before the softmax, (B, K); same input and errors as `features`."""
         return self.classify(self.features(clips_BCTHW))
 
     def check(self, clips_BCTHW: Tensor) -> None:
-        """ValueError, with the sizes, for clips that this network does not take."""
+        """Raise ValueError, with the sizes, for clips that this network does not accept."""
         if clips_BCTHW.ndim != 5:
             raise ValueError(f"clips must be (B, C, T, H, W), not {tuple(clips_BCTHW.shape)}")
         _, c, t, h, w = clips_BCTHW.shape
@@ -122,9 +122,9 @@ class Network(nn.Module, ABC):
 
 
 class TemporalPool(nn.Module):
-    """The larger of each two frames, a max pooling of 2x1x1: (B, C, T, H, W) -> (B, C, T/2, H, W); T is even.
+    """The maximum of each two frames, a max pooling of 2x1x1: (B, C, T, H, W) -> (B, C, T/2, H, W); T is even.
 
-    torch's own pooling also finds out where each maximum was, and takes two to four times as long on a CPU
+    torch's own pooling also computes the index of each maximum and takes two to four times as long on a CPU
     (docs/performance.md).
     """
 

@@ -1,13 +1,13 @@
-"""Plain residual networks: 2-D on every frame, and with 3x3x3 convolutions, which is what P3D splits into S and T.
+"""Plain residual networks: 2-D on every frame, and with the 3x3x3 convolutions that P3D splits into S and T.
 
     resnet50 101 152      frames --2-D network--> rows of 2048 --mean over the clip--> features_BD
-    resnet50-3d 152-3d    P3D without its idea: one 3x3x3 in the middle of each block of res2..res4, res5 2-D; the stem,
-                          the poolings and the last average are P3D's, so only the blocks differ
+    resnet50-3d 152-3d    P3D without factorisation: one 3x3x3 in the middle of each block of res2..res4, res5 2-D;
+                          the stem, the poolings and the last average are P3D's, so only the blocks differ
 
 Parameter names and shapes of the 2-D networks are torchvision's. Graph "caffe" pools as the original release did (no
 padding, rounding up) and "port" as torchvision does; `stride_on` is "1x1" in the former and "3x3" in the latter.
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; P3D paper, section 3.2
-and table 1 for the clip average (there: of scores).
+and table 1 for the average over the clip (the paper averages scores).
 
 Shapes: B clips, C channels, T frames, H height, W width, N = B x frames or time steps, D = 2048, K classes.
 """
@@ -41,7 +41,7 @@ class ResNetConfig(NetworkConfig):
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (or 3x3x3, if `spacetime`), 1x1 expand, plus shortcut; space is strided, time never."""
+    """1x1 reduce, 3x3 (or 3x3x3, if `spacetime`), 1x1 expand, plus shortcut; only space is strided, not time."""
 
     def __init__(self, channels: int, width: int, *, stride: int, project: bool, stride_on: str, spacetime: bool):
         super().__init__()
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
 
 
 def _stage(config: ResNetConfig, stage: int, *, spacetime: bool) -> nn.Sequential:
-    """The first block projects its shortcut and, after res2, halves the image."""
+    """The blocks of a stage. The first projects its shortcut and, except in res2, halves the image."""
     width = WIDTHS[stage]
     before = EXPANSION * WIDTHS[stage - 1] if stage else 64
     return nn.Sequential(
@@ -92,7 +92,7 @@ def _stage(config: ResNetConfig, stage: int, *, spacetime: bool) -> nn.Sequentia
 
 
 class _Residual(Network):
-    """What both have: four stages, then the global average and one linear classifier."""
+    """The part common to both networks: four stages, then the global average and one linear classifier."""
 
     feature_dim = EXPANSION * WIDTHS[3]
     stem = "conv1"
@@ -114,7 +114,7 @@ class _Residual(Network):
 
 
 class ResNet(_Residual):
-    """The 2-D network on every frame; a clip's features are the mean of its frames'."""
+    """The 2-D network on every frame; a clip's features are the mean of its frames' features."""
 
     takes = Takes(frames=1, side=32)
 
@@ -128,7 +128,7 @@ class ResNet(_Residual):
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """The mean over the frames of the global average after res5 ("pool5"), (B, 2048); any T."""
         self.check(clips_BCTHW)
-        x = clips_BCTHW.transpose(1, 2).flatten(0, 1)  # N C H W: frames beside the batch
+        x = clips_BCTHW.transpose(1, 2).flatten(0, 1)  # N C H W: frames merged into the batch
         x = conv_relu(self.conv1, self.bn1, x)  # N 64 H/2 W/2
         x = self.layer1(self.maxpool(x))  # N 256 H/4 W/4
         x = self.layer4(self.layer3(self.layer2(x)))  # N 2048 H/32 W/32

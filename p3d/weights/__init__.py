@@ -1,11 +1,11 @@
-"""Weights: a file, or a seed asked for by name, becomes a network in eval mode with everything needed to use it.
+"""Weights: turn a file or a seed into a network in eval mode with everything needed to use it.
 
     path or "random:SEED" --resolve--> Weights --save--> one safetensors file, the same bytes every time
 
-One loader a format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar, checkpoints of the public PyTorch
-port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or .safetensors, told by
-their keys); `plain` where one of the networks that P3D is compared with is asked for by name. All end in
-`record.assemble`, which is strict: a file fits whole or is refused. Nothing is loaded by default.
+There is one loader per format: `native` (.safetensors, written here), `port` (.pth, .pt, .tar: checkpoints of the
+public PyTorch port), `caffe` (.caffemodel, the authors' release) and `resnet` (2-D ImageNet ResNets as .pth or
+.safetensors, recognised by their keys). `plain` loads a baseline network that was requested by name. All of them call
+`record.assemble`, which is strict: a file fits completely or is refused. Nothing is loaded by default.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network, of which a P3D can be made).
+    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network that can be inflated to a P3D).
 
-    `tensors` is what had to be read to know the format: all of a torch checkpoint or of foreign safetensors.
+    `tensors` holds all tensors of a torch checkpoint or foreign safetensors file, which had to be read to identify it.
     """
 
     path: Path
@@ -51,15 +51,14 @@ class WeightsFile:
     tensors: Mapping[str, Tensor] | None = None
 
     def load(self, asked: ImportOptions) -> Weights:
-        """See `load` below."""
+        """Load the file as the function `load` below does. Raises WeightsError."""
         name, temporal, seed = asked.name, asked.temporal, asked.seed
         if name is not None and name not in zoo.NAMES:
-            network_config(str(self.path), name, graph="caffe", num_classes=1, stride_on="1x1")  # says what is near
+            # raises WeightsError, which suggests similar names
+            network_config(str(self.path), name, graph="caffe", num_classes=1, stride_on="1x1")
         is_plain = name in zoo.BASELINES and self.tensors is not None
         if (temporal, seed) != (None, None) and (is_plain or self.format != "resnet"):
-            what = (
-                f"{name} has no filters in time to make" if is_plain else f"{self.path} has temporal filters of its own"
-            )
+            what = f"{name} needs no temporal filters" if is_plain else f"{self.path} has temporal filters of its own"
             raise WeightsError(f"{what}; leave out {temporal = } and {seed = }")
         try:
             if self.tensors is None:
@@ -74,7 +73,7 @@ _OF_TENSORS: Final = {"port": port.load, "resnet": resnet.load}
 
 
 def identify(path: str | Path) -> WeightsFile:
-    """What format a file has, told by its suffix and its keys. Raises WeightsError."""
+    """Identify the format of a file by its suffix and its keys. Raises WeightsError."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(
@@ -83,7 +82,7 @@ def identify(path: str | Path) -> WeightsFile:
     look = _LOOKS.get(path.suffix.lower())
     if look is None:
         raise WeightsError(
-            f"{path} ends in none of {', '.join(_LOOKS)}, so its format is unknown; rename it to say what it is"
+            f"{path} has an unknown suffix, not one of {', '.join(_LOOKS)}; rename it according to its format"
         )
     try:
         return look(path)
@@ -102,10 +101,10 @@ def load(
     temporal: str | None = None,
     seed: int | None = None,
 ) -> Weights:
-    """The weights in a file. What is given and the file does not say, it decides; what the file says otherwise refuses.
+    """Load the weights in a file. An argument supplies what the file does not state and must agree with what it states.
 
-    A 2-D ResNet has no filters in time and is refused unless `temporal` says which to make: "identity", or "gaussian"
-    with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
+    A 2-D ResNet has no temporal filters and is refused unless `temporal` says which to create: "identity", or
+    "gaussian" with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
     """
     return identify(path).load(
         ImportOptions(
@@ -148,7 +147,7 @@ def _unreadable(path: Path, error: OSError) -> WeightsError:
 
 
 def resolve(spec: str, *, name: str | None = None, graph: str | None = None, num_classes: int | None = None) -> Weights:
-    """What a user means by "random:SEED" or a path. Random weights have 400 classes and the graph "caffe" if not told.
+    """Load the weights given by "random:SEED" or a path. Random weights default to 400 classes and the graph "caffe".
 
     Raises WeightsError.
     """
@@ -165,6 +164,7 @@ def resolve(spec: str, *, name: str | None = None, graph: str | None = None, num
     weights = load(spec, name=name, graph=graph)
     if num_classes is not None and num_classes != weights.config.num_classes:
         raise WeightsError(
-            f"{spec} holds {weights.config.num_classes} classes and {num_classes} were asked for; ask for what it holds"
+            f"{spec} holds {weights.config.num_classes} classes and {num_classes} were asked for; "
+            f"ask for {weights.config.num_classes}"
         )
     return weights

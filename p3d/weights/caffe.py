@@ -2,13 +2,13 @@
 
     NetParameter { layer = 100: LayerParameter { name = 1, type = 2, blobs = 7: BlobProto { data = 5, shape = 7 } } }
 
-A caffemodel is protobuf, of which weights need ten fields, so they are walked here: forty lines in place of a schema
-and a library, and the numbers are read where they lie, so that memory holds the file once and the network once. The
-rest (bottoms, parameters, the custom `bn_param`) is skipped by its length.
+A caffemodel is a protobuf message. Weights need only ten of its fields, so forty lines here parse them without a schema
+and a library. Numbers are used in place, so memory holds the file once and the network once. Other fields (bottoms,
+parameters, the custom `bn_param`) are skipped by their length.
 
-Layers are named as in Caffe's ResNets: conv1, res2a_branch2a, res3b1_branch2b_t, fc_kinetics; a stage counts its blocks
-a, b, c .. (ResNet-50) or a, b1, b2 .. (ResNet-101, -152). The normalisation of a layer is called bn instead of res and
-is one layer "BN" of four blobs: slope, bias, mean, variance; epsilon 1e-5, no scale factor. Colours are BGR.
+Layers are named as in Caffe's ResNets: conv1, res2a_branch2a, res3b1_branch2b_t, fc_kinetics. The blocks of a stage are
+a, b, c .. (ResNet-50) or a, b1, b2 .. (ResNet-101, -152). The normalisation of a layer has bn in place of res. It is
+one layer "BN" of four blobs: slope, bias, mean, variance; epsilon 1e-5, no scale factor. Colours are BGR.
 Source: caffe.proto (field numbers), the deploy prototxt and BN layer of the authors' release.
 """
 
@@ -30,8 +30,8 @@ from p3d import zoo
 from p3d.weights.recognise import recognise
 from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble
 
-LARGEST_BYTES: Final = 1 << 30  # P3D-199 has 267 MB; protobuf itself ends at 2 GiB
-_MOST_FIELDS: Final = 1_000_000  # P3D-199 needs some ten thousand; bounds the time that a hostile file takes
+LARGEST_BYTES: Final = 1 << 30  # P3D-199 has 267 MB; protobuf itself is limited to 2 GiB
+_MOST_FIELDS: Final = 1_000_000  # P3D-199 needs about ten thousand; limits the time that a malicious file can take
 _MOST_DIMS: Final = 32  # Caffe's own limit
 
 _NET_V1_LAYERS, _NET_LAYER = 2, 100
@@ -44,7 +44,7 @@ _BLOCK: Final = re.compile(
     r"(?P<what>res|bn)(?P<stage>[2-5])(?:(?P<letter>[a-z])|b(?P<number>[1-9]\d?))_branch(?P<branch>1|2a|2b|2b_t|2c)"
 )
 _CLASSIFIER: Final = re.compile(r"fc(_\w+)?")
-# branch -> our convolution and normalisation; in res5 the middle is 2-D and called conv_normal
+# branch -> our names of convolution and normalisation; in res5 the middle one is 2-D and called conv_normal
 _BRANCHES: Final = {
     "1": ("downsample.0", "downsample.1"),
     "2a": ("conv1", "bn1"),
@@ -53,7 +53,7 @@ _BRANCHES: Final = {
     "2c": ("conv4", "bn4"),
 }
 _MIDDLE_2D: Final = ("conv_normal", "bn_normal")
-# type of a layer -> what its blobs are, in order
+# layer type -> names of its blobs, in order
 _BLOBS: Final = {
     "Convolution": ("weight",),
     "BN": ("weight", "bias", "running_mean", "running_var"),
@@ -62,12 +62,12 @@ _BLOBS: Final = {
 
 
 class _DamageError(Exception):
-    """The bytes are no protobuf message of this kind: why."""
+    """The bytes are not a valid message of the expected type; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One array of a layer as it is stored: its dimensions as written, and its numbers in one row."""
+    """One array of a layer as stored: its dimensions as written, and its numbers as a flat tensor."""
 
     dims: tuple[int, ...]
     numbers: Tensor
@@ -75,7 +75,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's name and type, and its blobs in order; none for layers without weights."""
+    """A layer's name and type, and its blobs in order; `blobs` is empty for layers without weights."""
 
     name: str
     kind: str
@@ -86,7 +86,7 @@ def load(
     path: Path,
     asked: ImportOptions,
 ) -> Weights:
-    """The weights in a caffemodel; the layers' names tell the network, and the rest is the authors' unless told.
+    """Load a caffemodel. The layer names identify the network; options not given in `asked` default to the authors'.
 
     Every blob is used exactly once. Raises WeightsError and OSError.
     """
@@ -109,7 +109,7 @@ def load(
 
 
 def key_of(layer: str) -> str | None:
-    """Our name of the module that a Caffe layer's blobs belong to, or None: "res3b1_branch2a" is "layer2.1.conv1"."""
+    """Our name of the module for a Caffe layer, or None if unknown: "res3b1_branch2a" is "layer2.1.conv1"."""
     fixed = {"conv1": "conv1_custom", "bn_conv1": "bn1"}.get(layer)
     if fixed or _CLASSIFIER.fullmatch(layer):
         return fixed or "fc"
@@ -125,17 +125,17 @@ def _content(path: Path) -> memoryview:
     size = path.stat().st_size
     if size > LARGEST_BYTES:
         raise WeightsError(
-            f"{path} has {size} bytes and a caffemodel of at most {LARGEST_BYTES} is read; give a file of one network"
+            f"{path} has {size} bytes, but a caffemodel may have at most {LARGEST_BYTES}; give a file of one network"
         )
     content = memoryview(bytearray(size))
     with path.open("rb") as file:
         if file.readinto(content) != size:
-            raise WeightsError(f"{path} became shorter while it was read; try again when nothing writes to it")
+            raise WeightsError(f"{path} became shorter while it was read; try again when no process writes to it")
     return content
 
 
 def _named(source: str, layers: list[Layer]) -> dict[str, Tensor]:
-    """Every blob under our key for it, in our shape. Layers without blobs have nothing to say here."""
+    """Every blob under our key for it, in our shape. Layers without blobs are skipped."""
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         if not layer.blobs:
@@ -158,10 +158,10 @@ def _named(source: str, layers: list[Layer]) -> dict[str, Tensor]:
 
 
 def _our_dims(kind: str, key: str, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Our shape of a blob, without the axes of one that Caffe may have added.
+    """Our shape of a blob, without the axes of size one that Caffe may have added.
 
-    Vectors may be (1, C) or (1, C, 1, 1), matrices follow ones in the old four dimensions, and the authors' README
-    calls all their blobs 5-D, so the 2-D filters of res5 may have a time axis.
+    Vectors may be (1, C) or (1, C, 1, 1), and in the old four dimensions a matrix is preceded by ones. The authors'
+    README calls all their blobs 5-D, so the 2-D filters of res5 may have a time axis.
     """
     if (kind == "BN" or key == "fc.bias") and sum(dim != 1 for dim in dims) <= 1:
         return (math.prod(dims),)
@@ -173,13 +173,14 @@ def _our_dims(kind: str, key: str, dims: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read_layers(content: memoryview) -> list[Layer]:
-    """The layers of a NetParameter; `content` must stay as it is while their numbers are used. Raises _DamageError."""
+    """The layers of a NetParameter. Their numbers share memory with `content`. Raises _DamageError."""
     budget = [_MOST_FIELDS]
     layers = []
     for number, value in _fields(content, budget):
         if number == _NET_V1_LAYERS:
             raise _DamageError(
-                "its layers are of the kind before 2014, which cannot hold a P3D: see Caffe's upgrade_net_proto_binary"
+                "its layers are in the format from before 2014, which cannot hold a P3D: see Caffe's "
+                "upgrade_net_proto_binary"
             )
         if number == _NET_LAYER:
             layers.append(_layer(_bytes(value), budget))
@@ -200,7 +201,7 @@ def _layer(content: memoryview, budget: list[int]) -> Layer:
 
 
 def _blob(content: memoryview, budget: list[int]) -> Blob:
-    """Numbers and dimensions that agree, or _DamageError."""
+    """Parse a BlobProto. Raises _DamageError if its numbers and dimensions do not agree."""
     legacy: dict[int, int] = {}
     dims: tuple[int, ...] | None = None
     arrays: list[tuple[torch.dtype, memoryview]] = []
@@ -216,15 +217,15 @@ def _blob(content: memoryview, budget: list[int]) -> Blob:
     if dims is None:
         dims = tuple(legacy.get(each, 1) for each in _BLOB_LEGACY_DIMS)
     if len(arrays) != 1:
-        raise _DamageError(f"a blob has {len(arrays)} arrays in place of one")
+        raise _DamageError(f"a blob has {len(arrays)} arrays instead of one")
     dtype, data = arrays[0]
     if not 1 <= len(dims) <= _MOST_DIMS or min(dims) < 1 or math.prod(dims) * dtype.itemsize != len(data):
-        raise _DamageError(f"a blob of {len(data)} bytes says that it is {'x'.join(map(str, dims[:8]))} {dtype}")
+        raise _DamageError(f"a blob of {len(data)} bytes claims to be {'x'.join(map(str, dims[:8]))} {dtype}")
     return Blob(dims, torch.frombuffer(data, dtype=dtype))
 
 
 def _dims(content: memoryview, budget: list[int]) -> Iterator[int]:
-    """A BlobShape's dimensions, packed or one by one."""
+    """A BlobShape's dimensions, stored packed or as single fields."""
     for number, value in _fields(content, budget):
         if number == _SHAPE_DIM and isinstance(value, int):
             yield value
@@ -236,7 +237,7 @@ def _dims(content: memoryview, budget: list[int]) -> Iterator[int]:
 
 
 def _fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int | memoryview]]:
-    """The (number, value) pairs of a message: an int for a varint, else the bytes. `budget` counts down."""
+    """The (number, value) pairs of a message: an int for a varint, else the bytes. Decrements `budget[0]` per field."""
     at, end = 0, len(content)
     while at < end:
         budget[0] -= 1
@@ -255,7 +256,7 @@ def _fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int |
         elif wire in (_FIXED32, _FIXED64):
             length = 4 if wire == _FIXED32 else 8
         else:
-            raise _DamageError(f"a field has the unknown kind {wire}")
+            raise _DamageError(f"a field has the unknown wire type {wire}")
         if length > end - at:
             raise _DamageError("it ends within a field")
         yield number, content[at : at + length]
@@ -263,7 +264,7 @@ def _fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int |
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    """A number of at most 64 bits, seven a byte, and where the next field starts."""
+    """A number of at most 64 bits, seven per byte, and the offset after it."""
     value = 0
     for shift, byte in enumerate(content[at : at + 10]):
         value |= (byte & 0x7F) << 7 * shift
@@ -274,11 +275,11 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
 
 def _bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise _DamageError("a number stands where bytes belong")
+        raise _DamageError("a number was found where bytes were expected")
     return value
 
 
 def _number(value: int | memoryview) -> int:
     if not isinstance(value, int):
-        raise _DamageError("bytes stand where a number belongs")
+        raise _DamageError("bytes were found where a number was expected")
     return value

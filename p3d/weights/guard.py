@@ -1,8 +1,8 @@
-"""What a torch checkpoint would do when it is opened, read without opening it. `port` asks here before torch reads.
+"""Check a torch checkpoint for harmful or damaged content without unpickling it. `port` calls this before torch reads.
 
-torch's own `weights_only=True` runs no foreign code, but it takes compressed archives (a few kB that become gigabytes),
-does not look at an archive's checksums, and hashes whatever a pickle makes a key, which nested tuples stretch for ever.
-A checkpoint of tensors needs none of that: a stored archive, a dozen pickle opcodes, a few names, flat tuples.
+torch's own `weights_only=True` runs no foreign code, but three risks remain. It accepts compressed archives (a few kB
+can become gigabytes), ignores an archive's checksums, and hashes every key of a pickle, which nested tuples can make
+endless. A checkpoint of tensors needs only an uncompressed archive, a dozen pickle opcodes, few names and flat tuples.
 Source: pickletools (the meaning of opcodes), torch.serialization (both containers), torch's notes on `weights_only`.
 """
 
@@ -27,28 +27,31 @@ _PUSHES: Final = frozenset(
     "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING "
     "EMPTY_LIST EMPTY_DICT EMPTY_SET".split()
 )
-# opcode -> how many values it takes from the stack (None: all down to the mark), and whether it leaves a new one
+# opcode -> how many values it pops from the stack (None: all down to the mark), and whether it pushes a new one
 _TAKES: Final[dict[str, tuple[int | None, bool]]] = {
     "EMPTY_TUPLE": (0, True), "TUPLE": (None, True), "TUPLE1": (1, True), "TUPLE2": (2, True), "TUPLE3": (3, True),
     "APPEND": (1, False), "APPENDS": (None, False), "SETITEM": (2, False), "SETITEMS": (None, False),
     "REDUCE": (2, True), "BUILD": (1, False), "BINPERSID": (1, True),
 }  # fmt: skip
-_DEEPEST: Final = 4  # tuples in tuples: a tensor's arguments hold its shape, and that is all
+_DEEPEST: Final = 4  # nesting of tuples: a tensor's arguments contain its shape, and nothing deeper
 _MARK: Final = object()
 _TAR_MAGIC_AT: Final = 257
-_DOS_FOLDER: Final = 0x10  # torch's reader leaves the memory of such a member as it was
+_DOS_FOLDER: Final = 0x10  # torch's reader leaves the memory for such a member uninitialised
 
 
 class ForeignContentError(Exception):
-    """A checkpoint holds something else than tensors: its name."""
+    """A checkpoint holds something other than tensors; the message is its name."""
 
 
 class DamageError(Exception):
-    """A checkpoint is no whole file of tensors: why."""
+    """A checkpoint is not a complete file of tensors; the message says why."""
 
 
 def check(path: Path) -> None:
-    """Nothing, if torch may read this file; raises ForeignContentError, DamageError, ValueError kin and OSError."""
+    """Return if torch may read this file.
+
+    Raises ForeignContentError, DamageError, the errors of zipfile and pickletools on damage, and OSError.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(_TAR_MAGIC_AT + 5)
@@ -62,15 +65,15 @@ def check(path: Path) -> None:
 
 
 def _check_archive(file: IO[bytes], size: int) -> None:
-    """A zip in which every member is stored once and as it is, its checksum right, and its pickle harmless."""
+    """Require a zip archive with unique, uncompressed members, correct checksums and a harmless pickle."""
     with zipfile.ZipFile(file) as archive:
         members = {each.filename: each for each in archive.infolist()}
         if len(members) != len(archive.infolist()):
-            raise DamageError("it holds two members of one name")
+            raise DamageError("it holds two members of the same name")
         if any(each.compress_type or each.flag_bits & 1 for each in members.values()):
             raise DamageError("its members are compressed or encrypted, which torch never does")
         if any(each.external_attr & _DOS_FOLDER or each.is_dir() for each in members.values()):
-            raise DamageError("a member is marked as a folder, of which torch would read nothing")
+            raise DamageError("a member is marked as a folder, so torch would read nothing from it")
         if sum(each.file_size for each in members.values()) > size:
             raise DamageError("its members claim more bytes than the file has")
         pickles = [name for name in members if name.endswith("/data.pkl")]
@@ -80,24 +83,25 @@ def _check_archive(file: IO[bytes], size: int) -> None:
             raise DamageError("the checksum of a member is wrong")
         root = pickles[0].removesuffix("data.pkl")
 
-        def room(key: str) -> int:
+        def size_of(key: str) -> int:
             member = members.get(f"{root}data/{key}")
             return member.file_size if member else -1
 
         with archive.open(pickles[0]) as stream:
-            survey(stream, room)
+            survey(stream, size_of)
 
 
 def _check_legacy(file: IO[bytes], size: int) -> None:
-    """Magic number, protocol, system, content and storage keys: five pickles, then the storages' bytes."""
+    """Check five pickles (magic number, protocol, system, content, storage keys); the storages' bytes follow."""
     for _ in range(5):
         survey(file, lambda key: size)
 
 
-def survey(stream: IO[bytes], room: Callable[[str], int]) -> None:
-    """Walk one pickle's opcodes up to its STOP; `room` gives the bytes there are for a storage of this key.
+def survey(stream: IO[bytes], size_of: Callable[[str], int]) -> None:
+    """Walk one pickle's opcodes up to its STOP; `size_of` gives the bytes available for the storage of a key.
 
-    Only what decides is kept on the stack: numbers, text, names and tuples; the rest is None.
+    The simulated stack keeps only values that matter: numbers, text, names and tuples; others are None.
+    Raises ForeignContentError and DamageError.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -122,9 +126,9 @@ def survey(stream: IO[bytes], room: Callable[[str], int]) -> None:
             count, leaves = _TAKES[name]
             taken = _take(stack, count)
             if name == "BINPERSID":
-                _check_storage(taken[0], room)
+                _check_storage(taken[0], size_of)
             elif name == "REDUCE" and not (isinstance(taken[0], _Name) and isinstance(taken[1], tuple)):
-                raise DamageError("its pickle calls something that is no function")
+                raise DamageError("its pickle calls something that is not a function")
             if leaves:
                 stack.append(_flat(taken) if "TUPLE" in name else None)
         elif name != "STOP" and (name, arg) != ("PROTO", 2):
@@ -140,18 +144,18 @@ def _take(stack: list[Any], count: int | None) -> list[Any]:
         taken = stack[len(stack) - count :]
         del stack[len(stack) - count :]
         if len(taken) != count:
-            raise DamageError("its pickle takes what it never made")
+            raise DamageError("its pickle takes more values than it pushed")
     return taken
 
 
 class _Name(str):
-    """A function or class, as opposed to text."""
+    """The name of a function or class, as opposed to text."""
 
     __slots__ = ()
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that knows how deep it is."""
+    """A tuple that records its nesting depth."""
 
     depth: int
 
@@ -164,13 +168,13 @@ def _flat(values: list[Any]) -> _Tuple:
     return made
 
 
-def _check_storage(mark: Any, room: Callable[[str], int]) -> None:
-    """("storage", its type, key, device, count of numbers[, view]) must fit into the bytes that are there."""
+def _check_storage(mark: Any, size_of: Callable[[str], int]) -> None:
+    """Check that ("storage", type, key, device, count of numbers[, view]) fits into the bytes of the file."""
     if not isinstance(mark, tuple) or len(mark) < 5:
-        raise DamageError("its pickle refers to something that is no storage")
+        raise DamageError("its pickle refers to something that is not a storage")
     kind, key, count = mark[1], mark[2], mark[4]
     item = _ITEM_BYTES.get(str(kind).rpartition(" ")[2].removesuffix("Storage"))
     if item is None or not isinstance(kind, _Name) or not isinstance(key, str) or not isinstance(count, int):
-        raise DamageError("its pickle refers to something that is no storage")
-    if not 0 <= count * item <= room(key):
-        raise DamageError(f"a storage claims {count} numbers that are not there")
+        raise DamageError("its pickle refers to something that is not a storage")
+    if not 0 <= count * item <= size_of(key):
+        raise DamageError(f"a storage claims {count} numbers, which the file does not hold")

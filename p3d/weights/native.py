@@ -1,8 +1,8 @@
-"""Our own format: one safetensors file that says what it is.
+"""Our own format: one self-describing safetensors file.
 
-The tensors are those of the network without training counters, float32. All the rest is JSON with sorted keys under the
-single metadata key "p3d": safetensors writes several metadata keys in random order, and equal weights must be equal
-bytes, because a job names them by their sha256.
+The tensors are those of the network without training counters, float32. Everything else is JSON with sorted keys under
+the single metadata key "p3d". safetensors writes several metadata keys in random order, but equal weights must give
+equal bytes, because a job identifies them by their sha256.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FIELDS: Final = {
 
 
 def to_bytes(weights: Weights) -> bytes:
-    """The file's content; equal weights give equal bytes, in every process and on every machine."""
+    """The content of the file; equal weights give equal bytes in every process and on every machine."""
     config = weights.config
     card = {
         "format_version": FORMAT_VERSION,
@@ -53,12 +53,12 @@ def to_bytes(weights: Weights) -> bytes:
 
 
 def save(path: str | Path, weights: Weights) -> None:
-    """Write the file whole or not at all: a reader never sees half of it. Raises OSError."""
+    """Write the file atomically: a reader never sees a part of it. Raises OSError."""
     write(Path(path), to_bytes(weights))
 
 
 def write(path: Path, content: bytes) -> None:
-    """`save` for content that `to_bytes` gave. Raises OSError."""
+    """Like `save`, for content returned by `to_bytes`. Raises OSError."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_bytes(content)
@@ -68,7 +68,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def read_foreign(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a safetensors file that is not ours; None if it has our description. Raises as `load` does."""
+    """The tensors of a foreign safetensors file; None if it has our description. Same errors as `load`."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             if _KEY in (file.metadata() or {}):
@@ -82,7 +82,7 @@ def load(
     path: Path,
     asked: ImportOptions,
 ) -> Weights:
-    """The weights that `save` wrote; what is asked for must be what the file says. Raises WeightsError and OSError."""
+    """The weights that `save` wrote; options in `asked` must agree with the file. Raises WeightsError and OSError."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             card = _read_card(path, file.metadata() or {})
@@ -119,7 +119,7 @@ def _damaged(path: Path, error: SafetensorError) -> WeightsError:
 
 
 def _read_card(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """The JSON under "p3d", every field there and of its type."""
+    """The JSON under "p3d", checked to have exactly the expected fields and types. Raises WeightsError."""
     if _KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file that does not say which network it holds; load its tensors from a .pth "
@@ -134,7 +134,7 @@ def _read_card(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     version = card.get("format_version")
     if version != FORMAT_VERSION:
         raise WeightsError(
-            f"{path} is written in format {version!r} and this version reads {FORMAT_VERSION}; "
+            f"{path} is written in format {version!r}, but this version reads {FORMAT_VERSION}; "
             "update p3d or convert it again"
         )
     wrong = sorted(

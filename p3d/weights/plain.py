@@ -1,6 +1,7 @@
-"""Checkpoints of the networks the paper compares with, whose keys are already ours: torchvision's ResNets, C3D's ports.
+"""Checkpoints of the paper's baselines, whose keys are the same as ours: torchvision's ResNets and ports of C3D.
 
-Only when the network is named (`--model resnet50`): a ResNet can also be the start of a P3D (see `resnet`).
+They are used only if the network is named (`--model resnet50`), because a ResNet can also be inflated to a P3D
+(see `resnet`).
 Sources: torchvision.models.resnet (stride on the 3x3, RGB, ImageNet statistics); public C3D ports (conv1 .. fc8).
 """
 
@@ -23,20 +24,22 @@ def load(
     tensors: Mapping[str, Tensor],
     asked: ImportOptions,
 ) -> Weights:
-    """The network `asked.name`, which is no P3D, of `tensors` that were read from `path`.
+    """The baseline network `asked.name` from `tensors`, which were read from `path`.
 
-    What is not said is the convention of torchvision or of the ports. Raises WeightsError and OSError.
+    Options that are not given follow the convention of torchvision or of the ports. Raises WeightsError and OSError.
     """
     source = str(path)
     name = asked.name
     if name is None or name not in _STRIDE_ON:
         raise WeightsError(
             f"{source} was not read: there are public checkpoints of {', '.join(_STRIDE_ON)}, but none of {name}; "
-            "save weights of your own with p3d.weights.save"
+            "save your own weights with p3d.weights.save"
         )
     last = "fc8.weight" if name == "c3d" else "fc.weight"
     if last not in tensors or tensors[last].ndim != 2:
-        raise WeightsError(f"{source} has no classifier {last}, so it is no whole {name}; give a checkpoint with one")
+        raise WeightsError(
+            f"{source} has no classifier {last}, so it is not a complete {name}; give a checkpoint with one"
+        )
     config = network_config(
         source,
         name,

@@ -1,9 +1,9 @@
 """Checkpoints of the public PyTorch port: `.pth.tar` files with a 'state_dict', or a bare state dict.
 
-The keys are our own (we took theirs). Files of 2017/18 lack `num_batches_tracked`, files saved from DataParallel prefix
-every key by `module.`; both are understood, in the containers of old and new torch, written by Python 2 or 3. Nothing
-is ever unpickled that is not a plain tensor: a checkpoint can run any code it likes when loaded otherwise. `guard`
-looks first, torch reads second.
+Our keys are the same as the port's. Files of 2017/18 lack `num_batches_tracked`, and files saved from DataParallel
+prefix every key with `module.`. Both are supported, in the containers of old and new torch, written by Python 2 or 3.
+Only plain tensors are unpickled, because a checkpoint could otherwise run arbitrary code. `guard` checks the file
+before torch reads it.
 Source: the port's README and model; torch.serialization's notes on `weights_only`.
 """
 
@@ -25,8 +25,8 @@ from p3d.weights.recognise import recognise
 from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble, sha256_of
 
 _PREFIX: Final = "module."
-_LARGEST_CLAIM: Final = 1 << 30  # four times P3D-199: what a small file's tensors may say they are
-# What torch's reader raises for bytes that are no checkpoint, or a damaged one.
+_LARGEST_CLAIM: Final = 1 << 30  # bytes that the tensors of a small file may claim: four times P3D-199
+# What torch's reader raises for bytes that are not a checkpoint, or a damaged one.
 _DAMAGE: Final = (
     guard.DamageError,
     pickle.UnpicklingError,
@@ -49,10 +49,9 @@ def load(
     tensors: Mapping[str, Tensor],
     asked: ImportOptions,
 ) -> Weights:
-    """A P3D of `tensors`, which were read from `path`: the keys tell the network (of the ABC mix), the rest is assumed
-    to be the port's.
+    """A P3D from `tensors`, which were read from `path`. The keys identify the network (of the ABC mix).
 
-    Raises WeightsError and OSError.
+    Options that are not given follow the port. Raises WeightsError and OSError.
     """
     source = str(path)
     config = recognise(source, tensors, name=asked.name, graph=asked.graph or "port", stride_on=asked.stride_on)
@@ -74,7 +73,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> object:
-    """The checkpoint as torch reads it when nothing but tensors and plain containers is allowed."""
+    """The checkpoint as torch reads it if only tensors and plain containers are allowed."""
     try:
         guard.check(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,7 +82,7 @@ def _read(path: Path) -> object:
     except guard.ForeignContentError as error:
         raise WeightsError(
             f"{path} was not loaded because it holds {str(error)[:80]}, which is not a tensor and could run code; "
-            "if you trust it, open it once on a machine you can lose, with torch.load(..., weights_only=False), "
+            "if you trust it, open it once on an isolated machine with torch.load(..., weights_only=False), "
             "and save its 'state_dict' alone"
         ) from error
     except _DAMAGE as error:
@@ -110,9 +109,9 @@ def _state_dict(source: str, checkpoint: object) -> dict[str, Tensor]:
 
 
 def _check_claim(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors may repeat one stored number (stride 0): what they say they are is bounded before it is made so."""
+    """Limit the claimed size before memory is allocated, because tensors may repeat one stored number (stride 0)."""
     claim, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if claim > max(size, _LARGEST_CLAIM):
         raise WeightsError(
-            f"{path} has {size} bytes and claims tensors of {claim}; save the network's state_dict() again"
+            f"{path} has {size} bytes but claims {claim} bytes of tensors; save the network's state_dict() again"
         )

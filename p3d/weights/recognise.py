@@ -1,6 +1,6 @@
-"""Which network of the zoo a set of named tensors belongs to: its blocks and input channels tell.
+"""Identify the network of the zoo that a set of named tensors belongs to, by its blocks and input channels.
 
-`port` and `caffe` ask here, between the names they read and `record.assemble`; files of those formats say it nowhere.
+`port` and `caffe` use this before `record.assemble`, because their files do not name the network.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from p3d.weights.record import WeightsError, check_asked, network_config
 def recognise(
     source: str, tensors: Mapping[str, Tensor], *, name: str | None, graph: str, stride_on: str | None
 ) -> NetworkConfig:
-    """The configuration that these tensors were made for, or the one called `name` if it has their blocks.
+    """The configuration that these tensors belong to, or the one called `name` if it has the same blocks.
 
-    The kinds of the blocks cannot be seen, so it is the ABC mix unless `name` says more; there are as many classes as
-    rows of fc. Raises WeightsError.
+    The block kinds cannot be inferred, so the ABC mix is assumed unless `name` is given. The number of classes is the
+    number of rows of fc. Raises WeightsError.
     """
     held = _guess(source, tensors)
     if name is not None and not _could_be(name, held):
@@ -47,13 +47,13 @@ def _guess(source: str, tensors: Mapping[str, Tensor]) -> str:
         if (config.blocks, config.in_channels) == (blocks, channels):
             return known
     raise WeightsError(
-        f"{source} holds no P3D that is known here ({blocks} blocks a stage, {channels} input channels); "
+        f"{source} holds no known P3D ({blocks} blocks per stage, {channels} input channels); "
         f"give a checkpoint of one of {', '.join(zoo.P3D_NAMES)}, or say with --model which other network it is"
     )
 
 
 def _could_be(name: str, held: str) -> bool:
-    """Whether the named network has the blocks and channels of the one in the file; an unknown name is told later."""
+    """Whether the named network has the blocks and channels of the one in the file; unknown names are refused later."""
     if name not in zoo.P3D_NAMES:
         return name not in zoo.NAMES
     asked, found = zoo.p3d_config(name), zoo.p3d_config(held)
@@ -61,5 +61,5 @@ def _could_be(name: str, held: str) -> bool:
 
 
 def _rows(tensor: Tensor | None) -> int:
-    """The number of classes; tensors without a classifier are told by their missing keys."""
+    """The number of classes; a missing classifier is reported later as missing keys."""
     return tensor.shape[0] if tensor is not None and tensor.ndim and tensor.shape[0] else 400

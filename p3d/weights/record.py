@@ -1,4 +1,4 @@
-"""The Weights record, the error of this package, and the one strict way from named tensors to a network."""
+"""The Weights record, this package's error, and the strict conversion of named tensors to a network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from p3d import zoo
 from p3d.networks.network import Network, NetworkConfig
 from p3d.recipe import ClipRecipe
 
-COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation: no feature depends on it
+COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation; features do not depend on it
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used. The message is one sentence: what happened, to which file, what to do.
+    """Weights that cannot be used. The message says in one line what happened, to which file, and what to do.
 
-    Names out of a file may hold anything: what cannot be printed is shown escaped, and what is endless is cut.
+    Names from a file may hold anything, so unprintable characters are escaped and long messages are cut.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,10 +31,10 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """A network in eval mode on the CPU, and what belongs to it.
+    """A network in eval mode on the CPU, with its recipe and description.
 
-    `class_names` has one name a class, or none when the source gave none; `origin` says where the numbers came from.
-    Raises WeightsError for a network in training mode, which is what a new one is in.
+    `class_names` has one name per class or is empty if the source has no names; `origin` describes the source.
+    Raises WeightsError for a network in training mode, as a newly built one is.
     """
 
     network: Network
@@ -45,7 +45,7 @@ class Weights:
     def __post_init__(self) -> None:
         if self.network.training:
             raise WeightsError(
-                f"a {self.network.config.name} in training mode is not a set of weights: load one with "
+                f"a {self.network.config.name} in training mode cannot be used as weights: load them with "
                 "p3d.weights.load, or call eval() on the network that you trained"
             )
 
@@ -61,9 +61,9 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """What a caller says of a file, for every loader; None leaves it to the file, or to the convention of its format.
+    """Options of the caller for every loader; None leaves a value to the file or to the convention of its format.
 
-    `name` is of the zoo. `temporal` and `seed` say which filters in time to make of a 2-D network, which has none.
+    `name` is a name in the zoo. `temporal` and `seed` say which temporal filters to create for a 2-D network.
     """
 
     name: str | None = None
@@ -76,14 +76,14 @@ class ImportOptions:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, for the origin of its weights. Raises OSError."""
+    """Hex SHA-256 digest of a file, for the origin of its weights. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=16)
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """Every key a set of weights must have, with its shape; counters left out."""
+    """Every key that a set of weights must have, with its shape; counters excluded."""
     with torch.device("meta"):
         network = config.build()
     return {key: tuple(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
@@ -98,10 +98,10 @@ def assemble(
     class_names: tuple[str, ...] = (),
     origin: str,
 ) -> Weights:
-    """The network of `config` holding float32 copies of `tensors`; training counters are set to 0.
+    """Build the network of `config` with float32 copies of `tensors`; training counters are set to 0.
 
-    `source` names the file in messages. Raises WeightsError for missing, unknown or mis-shaped keys, for numbers that
-    are not finite, and for a recipe or class names that do not fit the network.
+    `source` names the file in error messages. Raises WeightsError for missing, unknown or mis-shaped keys, for
+    non-finite numbers, and for a recipe or class names that do not fit the network.
     """
     with torch.device("meta"):
         network = config.build()
@@ -118,7 +118,7 @@ def assemble(
 
 
 def check_asked(source: str, what: str, asked: object, held: object) -> None:
-    """Refuse a file that says otherwise than the caller; None asks for nothing."""
+    """Raise WeightsError if the file contradicts the caller; None accepts anything."""
     if asked is not None and asked != held:
         raise WeightsError(
             f"{source} holds {what} {held} and {asked} was asked for; ask for {held} or give another file"
@@ -147,14 +147,14 @@ def _check_companions(source: str, network: Network, recipe: ClipRecipe, class_n
         )
     if class_names and len(class_names) != config.num_classes:
         raise WeightsError(
-            f"{source} has {config.num_classes} classes but {len(class_names)} names for them; give one name a class"
+            f"{source} has {config.num_classes} classes but {len(class_names)} names for them; give one name per class"
         )
 
 
 def check_tensors(
     source: str, what: str, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuse tensors that are not those of `what`: a key too few or too many, another shape, whole numbers."""
+    """Raise WeightsError if tensors do not fit `what`: missing or unexpected keys, wrong shapes, integer types."""
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
     troubles = [
         f"{trouble} {_first_few(keys)}"

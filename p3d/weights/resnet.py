@@ -1,25 +1,25 @@
 """2-D ImageNet ResNets as torchvision and timm save them: ResNet-50, -101, -152 -> P3D-63, -131, -199.
 
-The 2-D file has every filter but those in time. As the paper's authors did, space is taken over and time is made anew;
-that choice must be asked for by name, because it decides what the features are:
+The 2-D file has every filter except the temporal ones. As in the paper, spatial filters are copied and temporal ones
+are created. The caller must choose how, because it determines the features:
 
-    temporal    T and its normalisation                    what comes out
-    identity    pass or silence, as the table below        per-frame 2-D features, the larger of each pair of frames at
-                                                           the four temporal pools: they see frames, not motion
-    gaussian    N(0, 0.001^2) from a seed, BN plain        the paper's start of training, no features worth keeping
+    temporal    T and its normalisation                    resulting features
+    identity    identity or zero, as in the table below    per-frame 2-D features, with the maximum of each two frames
+                                                           at the four temporal pools: they see frames, not motion
+    gaussian    N(0, 0.001^2) from a seed, initial BN      the paper's start of training, not useful as features
 
-    block   graph "port"   graph "caffe"
-    A       T passes       T passes
-    B       T is silent    T is silent
-    C       T is silent    T passes, because s / 2 + s / 2 = s
+    block   graph "port"    graph "caffe"
+    A       T is identity   T is identity
+    B       T is zero       T is zero
+    C       T is zero       T is identity, because s / 2 + s / 2 = s
 
-With these a clip of equal frames gives, bit for bit in float32, what the 2-D ResNet with the same stride position and
-first pooling gives for the frame, where a 2-D and a 3-D convolution add up in the same order: torch's own do, oneDNN's
-do not, and there 1e-6 remains. To pass exactly, the centre tap is one and so is every factor of the normalisation, in
-whatever order a device multiplies them: gamma is 1 and the variance is 1 - eps.
+With "identity", a clip of equal frames gives in float32 the same bits as the 2-D ResNet with the same stride position
+and first pooling gives for the frame. This requires that 2-D and 3-D convolutions sum in the same order: torch's own
+do, oneDNN's do not and differ by 1e-6. For an exact identity the centre tap is one, and so is every factor of the
+normalisation, in whatever order a device multiplies them: gamma is 1 and the variance is 1 - eps.
 
 torchvision strides in the 3x3 and pads its first pooling, hence the defaults; a Caffe-style ResNet needs graph "caffe",
-stride_on "1x1" and its own recipe. Trap: their `conv3` and `bn3` are our `conv4` and `bn4`; our `conv3` is in time.
+stride_on "1x1" and its own recipe. Note: their `conv3` and `bn3` are our `conv4` and `bn4`; our `conv3` is temporal.
 Source: paper, section 4 (initialisation); torchvision's resnet.py for the keys.
 """
 
@@ -58,7 +58,7 @@ _WANTED: Final = "give a plain ResNet-50, -101 or -152 with torchvision's keys"
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of a 2-D ResNet, of any kind: its stem is a 2-D convolution called conv1."""
+    """Whether these are the tensors of any 2-D ResNet: its stem is a 2-D convolution called conv1."""
     stem = tensors.get("conv1.weight", tensors.get("conv1.0.weight"))
     return stem is not None and stem.ndim == 4
 
@@ -68,7 +68,7 @@ def load(
     tensors: Mapping[str, Tensor],
     asked: ImportOptions,
 ) -> Weights:
-    """A P3D with the 2-D filters of `tensors`, which were read from `path`; `asked.name` may be a variant.
+    """A P3D with the 2-D filters of `tensors`, which were read from `path`; `asked.name` may name a variant.
 
     `asked.temporal` must be given, and with "gaussian" a `seed`. Raises WeightsError and OSError.
     """
@@ -88,7 +88,7 @@ def load(
         num_classes=len(tensors["fc.weight"]) if tensors["fc.weight"].ndim else 0,
         stride_on=asked.stride_on or "3x3",
     )
-    assert isinstance(config, P3DConfig), "of the P3D's name"
+    assert isinstance(config, P3DConfig), "the name is a P3D's"
     check_tensors(source, f"a 2-D ResNet-{depth} with {config.num_classes} classes", flat_shapes(config), tensors)
     means = (
         "temporal identity: sees frames, not motion"
@@ -106,14 +106,14 @@ def load(
 
 
 def inflate(config: P3DConfig, tensors: Mapping[str, Tensor], *, seed: int | None = None) -> dict[str, Tensor]:
-    """Every tensor of a P3D: the 2-D network's, and temporal ones that pass or are silent, or gaussian by `seed`."""
+    """Every tensor of a P3D: those of the 2-D network, plus identity or zero temporal ones, or gaussian with `seed`."""
     shapes = expected_shapes(config)
     state = {key: tensors[theirs].reshape(shapes[key]) for key, theirs in flat_names(config).items()}
     return state | (_still(config, shapes) if seed is None else _gaussian(shapes, seed))
 
 
 def flat_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:
-    """Every key of the 2-D network with its shape: ours without the 1 in time, (Cout, Cin, 1, H, W)."""
+    """Every key of the 2-D network with its shape: ours, (Cout, Cin, 1, H, W), without the time axis."""
     shapes = expected_shapes(config)
     return {
         theirs: (*shapes[key][:2], *shapes[key][3:]) if len(shapes[key]) == 5 else shapes[key]
@@ -122,7 +122,7 @@ def flat_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:
 
 
 def flat_names(config: P3DConfig) -> dict[str, str]:
-    """Our key -> the 2-D network's, for every tensor that both have (counters left out)."""
+    """Our key -> key of the 2-D network, for every tensor that both have (counters excluded)."""
     return {
         key: ".".join(_THEIRS.get(part, part) for part in key.split("."))
         for key in expected_shapes(config)
@@ -131,12 +131,12 @@ def flat_names(config: P3DConfig) -> dict[str, str]:
 
 
 def _in_time(key: str) -> bool:
-    """Whether one of our keys is of a temporal convolution or its normalisation."""
+    """Whether one of our keys belongs to a temporal convolution or its normalisation."""
     return ".conv3." in key or ".bn3." in key
 
 
 def _network(source: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """("50", "p3d63"): the depth of the 2-D network and what it becomes. Refuses what no P3D grows from."""
+    """The depth of the 2-D network and the P3D it becomes, ("50", "p3d63"). Raises WeightsError for other networks."""
     if "conv1.weight" not in tensors:
         raise WeightsError(f"{source} holds a ResNet with a deep stem (conv1.0), which P3D does not have; {_WANTED}")
     firsts = [re.fullmatch(r"layer([1-4])\.\d+\.conv1\.weight", key) for key in tensors]
@@ -144,14 +144,14 @@ def _network(source: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     blocks = tuple(stages.count(stage) for stage in "1234")
     if blocks not in _DEPTHS or "layer1.0.conv3.weight" not in tensors:
         kind = "bottlenecks" if "layer1.0.conv3.weight" in tensors else "basic blocks"
-        raise WeightsError(f"{source} holds a 2-D network of {blocks} {kind} a stage, which no P3D has; {_WANTED}")
+        raise WeightsError(f"{source} holds a 2-D network of {blocks} {kind} per stage, which no P3D has; {_WANTED}")
     return _DEPTHS[blocks]
 
 
 def _check_temporal(source: str, depth: str, temporal: str | None, seed: int | None) -> None:
     if temporal is None:
         raise WeightsError(
-            f"{source} holds a 2-D ResNet-{depth}, which has no filters in time: make a P3D of it first by "
+            f"{source} holds a 2-D ResNet-{depth}, which has no temporal filters: convert it to a P3D first with "
             f"`p3d weights import {source} -o OUT.safetensors` (in Python temporal='identity'); it will see frames, "
             "not motion"
         )
@@ -159,13 +159,12 @@ def _check_temporal(source: str, depth: str, temporal: str | None, seed: int | N
         raise WeightsError(f"{source}: temporal must be one of {', '.join(TEMPORAL)}, not {temporal!r}")
     if (seed is not None) != (temporal == "gaussian") or (seed is not None and not 0 <= seed < 10**18):
         raise WeightsError(
-            f"{source}: temporal filters that are gaussian need a seed of 0 or more and identity takes none, "
-            f"not {seed = }"
+            f"{source}: gaussian temporal filters need a seed of 0 or more and identity takes none, not {seed = }"
         )
 
 
 def _still(config: P3DConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The temporal tensors with which a block does on equal frames what a 2-D bottleneck does."""
+    """The temporal tensors with which a block on equal frames computes the same as a 2-D bottleneck."""
     state = {}
     for stage, kinds in enumerate(config.stage_kinds(), 1):
         for i, kind in enumerate(kinds):
@@ -178,7 +177,7 @@ def _still(config: P3DConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _gaussian(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """The authors' filler, the same numbers on every machine (bell-shaped, within 3.5 standard deviations)."""
+    """The authors' initialisation, identical on every machine (bell-shaped, within 3.5 standard deviations)."""
     state = {
         key: torch.from_numpy(GAUSSIAN_STD * normal(key, shape, seed)).float()
         for key, shape in shapes.items()

@@ -1,8 +1,8 @@
-"""Random weights that are the same on every machine, for tests, demos and rehearsals: asked for, never a default.
+"""Random weights that are the same on every machine, for tests, demos and trial runs. They are never a default.
 
-Every key draws from its own PCG64 stream, so a network's numbers do not depend on the order of its keys. Only that
-generator's raw 64-bit output is used, the one thing numpy promises never to change, and only arithmetic that is exact
-or correctly rounded follows.
+Every key has its own PCG64 stream, so a network's numbers do not depend on the order of its keys. Only the generator's
+raw 64-bit output is used, because numpy guarantees that it never changes. All further arithmetic is exact or correctly
+rounded.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from p3d.networks.network import Network
 from p3d.recipe import ClipRecipe
 from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, network_config
 
-_SUM_STD = math.sqrt((2**32 - 1) / 3)  # of the sum of four uniform 16-bit integers
+_SUM_STD = math.sqrt((2**32 - 1) / 3)  # standard deviation of the sum of four uniform 16-bit integers
 
 
 def random_weights(name: str, seed: int, *, graph: str = "caffe", num_classes: int = 400) -> Weights:
-    """Bell-shaped He-scaled convolutions and normalisations near the identity.
+    """Weights with bell-shaped, He-scaled convolutions and normalisations near the identity.
 
-    Three things make the features worth comparing through 199 layers. Each filter past the first layer sums to zero, or
-    the mean that every ReLU leaves would drown what differs between clips (cosine of two unlike clips in P3D-199: 0.997
-    without, 0.8 with). The last normalisation of each block has a gamma near 0.2. The first one, or where there is none
-    the first convolution, expects the recipe's input range. Raises WeightsError for an unknown name, graph or a
-    negative seed.
+    Three measures keep features informative through 199 layers. Each filter after the first layer sums to zero.
+    Otherwise the positive mean after every ReLU would hide the differences between clips (cosine of two different clips
+    in P3D-199: 0.997 without, 0.8 with). The last normalisation of each block has a gamma near 0.2. The first
+    normalisation, or the first convolution in networks without one, is scaled to the recipe's input range. Raises
+    WeightsError for an unknown name or graph and for a negative seed.
     """
     source = f"random:{seed}"
     if seed < 0:
@@ -49,7 +49,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe:
     """One float32 tensor."""
     sums = _sums(key, shape, seed)
     bell = sums / _SUM_STD
-    pixel = 64 * recipe.value_range / 255 / recipe.std[0]  # a typical one, normalised
+    pixel = 64 * recipe.value_range / 255 / recipe.std[0]  # typical deviation of a normalised pixel
     if len(shape) >= 4:
         fan_in = math.prod(shape[1:])
         if key != f"{network.stem}.weight":
@@ -74,15 +74,15 @@ def _draw(key: str, shape: tuple[int, ...], seed: int, network: Network, recipe:
 
 
 def normal(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Float64 draws around 0 of variance 1, nearly normal, within 3.5 standard deviations; `key` names the stream."""
+    """Float64 samples, nearly normal, mean 0, variance 1, within 3.5 standard deviations; `key` selects the stream."""
     return _sums(key, shape, seed) / _SUM_STD
 
 
 def _sums(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Whole numbers, nearly normal: each sums the quarters of a raw output."""
+    """Nearly normal integers: each is the centred sum of the four 16-bit quarters of a raw output."""
     stream = np.random.PCG64([seed, zlib.crc32(key.encode())])
     raw = np.asarray(stream.random_raw(math.prod(shape)), dtype=np.uint64)
     total = np.full(raw.shape, -2 * 0xFFFF, np.int64)
-    for shift in (0, 16, 32, 48):  # one at a time: C3D's fc6 has 33 million
+    for shift in (0, 16, 32, 48):  # one quarter at a time, to save memory: C3D's fc6 has 33 million
         total += ((raw >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
     return total.reshape(shape)

@@ -1,1 +1,1 @@
-"""Pure rules: which frames make a clip (`rules`), at which rate (`rate`), and how vectors are pooled (`pool`)."""
+"""Pure functions: which frames make a clip (`rules`), at which rate (`rate`), and how vectors are pooled (`pool`)."""

@@ -1,8 +1,8 @@
-"""Pure: a video's clip features -> its video feature, and its clips' class probabilities -> the video's.
+"""Pure functions that pool the clip features and class probabilities of a video into those of the video.
 
-The paper's representation: the mean over a video's clips of their pool5 features (20 clips x 2048 -> 2048). Sums run in
-float32 in clip order, one add at a time, so that the same rows give the same bits everywhere, whatever the machine's
-vector width; pairwise or BLAS sums would not.
+The paper represents a video by the mean of its clips' pool5 features (20 clips x 2048 -> 2048). Sums run in float32 in
+clip order, one addition at a time. So the same rows give the same bits on every machine, whatever its vector width;
+pairwise or BLAS sums would not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from p3d.pipeline.types import FLOAT32
 
 
 def mean(features_ND: FLOAT32) -> FLOAT32:
-    """[N, D] -> [D], N >= 1."""
+    """The mean over clips: [N, D] -> [D], N >= 1."""
     total_D = np.zeros(features_ND.shape[1], np.float32)
     for row_D in features_ND:
         total_D += row_D
@@ -21,9 +21,9 @@ def mean(features_ND: FLOAT32) -> FLOAT32:
 
 
 def mean_probs(probs_NK: FLOAT32) -> FLOAT32:
-    """[N, K] -> [K], N >= 1: the mean of the clips' full distributions, the paper's score of a video.
+    """The mean of the clips' class distributions, the paper's score of a video: [N, K] -> [K], N >= 1.
 
-    Summed in float64, clip by clip, and rounded once, so that it is the nearest float32 to the mean of what is stored.
+    Summed in float64, clip by clip, and rounded once: the result is the float32 nearest to the mean of the stored rows.
     """
     total_K = np.zeros(probs_NK.shape[1], np.float64)
     for row_K in probs_NK:
@@ -32,13 +32,16 @@ def mean_probs(probs_NK: FLOAT32) -> FLOAT32:
 
 
 def maximum(features_ND: FLOAT32) -> FLOAT32:
-    """[N, D] -> [D], N >= 1."""
+    """The maximum over clips: [N, D] -> [D], N >= 1."""
     top_D: FLOAT32 = features_ND.max(axis=0)
     return top_D
 
 
 def pool(features_ND: FLOAT32, how: str) -> list[FLOAT32]:
-    """The video's vectors for `--pool mean`, `max` or `mean+max`, in the order of their columns."""
+    """The video vectors [D] for `--pool mean`, `max` or `mean+max`, in the order of their columns.
+
+    ValueError if there are no clips.
+    """
     if len(features_ND) == 0:
         raise ValueError("a video without clips has no video feature")
     return [{"mean": mean, "max": maximum}[one](features_ND) for one in how.split("+")]

@@ -1,12 +1,12 @@
-"""The commit protocol, whole: one shard, one object, created once.
+"""The whole commit protocol: one shard, one object, created once.
 
 The clips file *is* the commit: a complete Parquet object created only if absent. Its existence says that the shard is
-done, so there is no marker that could disagree with the data. The videos and failures files are pure functions of it,
-and anyone may make them, any number of times.
+done, so there is no marker that could disagree with the data. The videos and failures files are pure functions of it:
+any process may make them, any number of times.
 
     rows ──check──> temp file ──create──> created            derive from the very file that was accepted
                                           exists             adopt: derive from the stored object, discard ours
-                                          unknown, then HEAD there: adopt · absent: again, bounded · else CommitUnknown
+                                          unknown, then HEAD exists: adopt · absent: retry, bounded · else CommitUnknown
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.store import CREATED, Store
 from p3d.pipeline.types import FLOAT32, ShardPlan, ShardRows, VideoOutcome
 
-CREATE_TRIES = 4  # of a create whose answer never came
+CREATE_TRIES = 4  # attempts if the response to a create is lost
 PAUSE_S = 0.5  # before the second try; doubles
 
 
 class CommitUnknown(StoreUnknown):
-    """The store would not say whether the shard is committed; it stays open and a resume looks again."""
+    """The store did not report whether the shard is committed. The shard stays open, and a resume checks again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the store now holds for a shard. `adopted` when somebody else's rows were there first."""
+    """What the store now holds for a shard. `adopted` if another process committed the shard first."""
 
     adopted: bool
     n_clips: int
@@ -67,7 +67,7 @@ def failures_key(name: str) -> str:
 
 
 def commit_shard(store: Store, rows: ShardRows, recipe: Recipe, user_columns: pa.Table) -> Committed:
-    """Make the shard's rows durable and visible, once. CommitUnknown if the store would not say; may be repeated."""
+    """Make the shard's rows durable and visible, once. Idempotent. CommitUnknown if the store does not answer."""
     schema.check_rows(rows, recipe.feature_dim, recipe.clip_frames, recipe.n_scores)
     with store.temp_file() as path:
         _write_clips(path, rows, recipe)
@@ -78,10 +78,10 @@ def commit_shard(store: Store, rows: ShardRows, recipe: Recipe, user_columns: pa
 def derive(
     store: Store, shard: ShardPlan, recipe: Recipe, user_columns: pa.Table, *, clips: Path | None = None
 ) -> Committed:
-    """Create the videos and failures files of a committed shard, from its clips file and nothing else.
+    """Create the videos and failures files of a committed shard, from its clips file and its manifest rows alone.
 
     `clips` is a local copy of the bytes that the store accepted; without it the stored object is read back.
-    `user_columns` are the shard's manifest rows (immutable too): `video_id` and the user's own columns.
+    `user_columns` are from the shard's manifest rows, which never change: `video_id` and the user's own columns.
     """
     content = clips.read_bytes() if clips is not None else store.read(clips_key(shard.name))
     with _reading(shard.name):
@@ -107,7 +107,7 @@ def derived(
     recipe: Recipe,
     user_columns: pa.Table,
 ) -> list[tuple[str, pa.Table, dict[str, str]]]:
-    """(key, rows, footer) of the two files that follow from a clips file; outcomes, features and scores are in it."""
+    """(key, rows, footer) of the two files derived from a clips file. The other arguments are what that file holds."""
     source = {"sha256": hashlib.sha256(clips).hexdigest(), "size_bytes": len(clips), "writer": pa.cpp_version}
     footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
     return [
@@ -124,7 +124,7 @@ def videos_table(
     recipe: Recipe,
     user_columns: pa.Table,
 ) -> pa.Table:
-    """The rows of a shard's videos file: pool(stored clips), bit for bit (invariant I5)."""
+    """The rows of a shard's videos file: the pooled stored clips, bit for bit (invariant I5)."""
     videos, first = [], 0
     for outcome in outcomes:
         if outcome.failure is None:
@@ -144,7 +144,7 @@ def videos_table(
 
 
 def pooled(features_ND: FLOAT32, probs_NK: FLOAT32, recipe: Recipe) -> list[FLOAT32]:
-    """What follows from the clips of one video: its vectors, in the order of their columns in videos/."""
+    """The vectors of one video, pooled from its clips, in the order of their columns in videos/."""
     vectors = pool(features_ND, recipe.pool)
     return [*vectors, mean_probs(probs_NK)] if recipe.scores else vectors
 
@@ -159,7 +159,7 @@ def vector_columns(videos: list[list[FLOAT32]], columns: pa.Schema) -> list[pa.A
 
 
 def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:
-    """Build the commit object and read it again before anybody can see it."""
+    """Write the commit object, and read it back before any other process can see it."""
     table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
     footer = _footer(rows.shard) | {
         schema.OUTCOMES_KEY: schema.outcomes_json(rows.outcomes),
@@ -181,7 +181,7 @@ def _footer(shard: ShardPlan) -> dict[str, str]:
 
 
 def _create(store: Store, key: str, path: Path) -> bool:
-    """Create with the outcome table above; True if ours was accepted, False if another is there."""
+    """Create as in the diagram above. True if this file was accepted, False if the key already exists."""
     for attempt in range(CREATE_TRIES):
         try:
             return store.create(key, path) == CREATED
@@ -202,14 +202,14 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def read_committed(store: Store, name: str) -> Committed:
-    """What a committed shard says of itself, from its footer. StoreMissing if it is not committed."""
+    """The outcomes and sizes of a committed shard, from its footer. StoreMissing if it is not committed."""
     with _reading(name), store.open(clips_key(name)) as content, schema.open_parquet(content) as file:
         outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
         return Committed(True, file.metadata.num_rows, content.seek(0, io.SEEK_END), outcomes)
 
 
 def committed_names(store: Store) -> tuple[set[str], set[str]]:
-    """Stems of the shards that are committed, and of those whose derived files are there too."""
+    """Names of the committed shards, and of those whose derived files exist too."""
     stems = [
         {info.key.removeprefix(folder).removesuffix(".parquet") for info in store.list(folder)}
         for folder in ("clips/", "videos/", "failures/")

@@ -1,4 +1,4 @@
-"""What reading needs: an object as a local file, its digest, and damage that is told by its key."""
+"""Helpers for reading: an object as a local file, its digest, and errors that name the damaged object."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 
 @contextlib.contextmanager
 def local_path(store: Store, key: str) -> Iterator[Path]:
-    """The object as a local file: where it lies, or a copy that is gone afterwards. StoreError if it cannot be had."""
+    """The object as a local file: the stored file itself, or a temporary copy. StoreError if it cannot be read."""
     if isinstance(store, LocalStore):
-        store.open(key).close()  # it says what is wrong, where something is
+        store.open(key).close()  # raises the store's own error if the file cannot be read
         yield store.root / key
         return
     with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
@@ -39,16 +39,16 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def reading(store: Store, key: str, remedy: str) -> Iterator[None]:
-    """Whatever is wrong with the object becomes a DamagedJob that names it and says what to do."""
+    """Turn any error of reading the object into a DamagedJob that names it and says what to do."""
     try:
         yield
     except StoreMissing as error:
-        raise DamagedJob(f"{error}, and it should. {remedy}") from None
+        raise DamagedJob(f"{error}, but it should be there. {remedy}") from None
     except UNREADABLE as error:
         raise DamagedJob(f"{store.url}/{key} is damaged: {error}. {remedy}") from None
 
 
 def check(holds: bool, otherwise: str) -> None:
-    """ValueError with the sentence unless it holds."""
+    """Raise ValueError with the message `otherwise` unless the condition holds."""
     if not holds:
         raise ValueError(otherwise)

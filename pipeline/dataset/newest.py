@@ -1,9 +1,9 @@
-"""The rows of a job that still hold, read with every check: the audit and its user see the same bytes.
+"""The current rows of a job. Every row is checked as it is read, so callers get the very bytes that were checked.
 
-A video's state is that of the newest plan that names it. Older rows, and the ids that are to be left out, are never
-given out. Reading goes by row group: memory holds one of them, and the pooled rows of one shard.
+A video's state is that of the newest plan that names it. Older rows and excluded ids are never returned. Reading is by
+row group: memory holds one of them, and the pooled rows of one shard.
 
-R clip rows of a shard, V its videos, D feature dimension, K classes (0 without scores).
+Legend: R clip rows of a shard, V its videos, D feature dimension, K classes (0 without scores).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from p3d.pipeline.dataset.user_columns import conform, own_fields
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import BOOL, FLOAT32, INT64, VideoOutcome
+from p3d.pipeline.types import BOOL, FLOAT32, INT64, VideoOutcome, shard_name
 
 Rows = Iterator[tuple[str, pa.Table]]  # (folder, rows)
 
@@ -37,12 +37,13 @@ Rows = Iterator[tuple[str, pa.Table]]  # (folder, rows)
 class NewestRows:
     """The newest rows of a job, without the ids of `leave_out`.
 
-    `unknown` are the ids of it that no plan names. `pending` counts videos that their newest plan has not come to, or
-    whose derived files a kill left unmade: they have no rows here, old ones included. `superseded` counts the manifest
-    rows that a newer plan replaced. DamagedJob if the plans cannot be trusted or a committed shard is gone.
+    `unknown` are the ids of `leave_out` that no plan names. `pending` counts videos that are not computed yet in their
+    newest plan, or whose derived files are missing because a process was killed. They have no rows here, not even old
+    ones. `superseded` counts the manifest rows that a newer plan replaced. Raises DamagedJob if the plans cannot be
+    trusted or a committed shard is gone.
     """
 
-    with_clips = True  # a job has them, whatever it has not done yet
+    with_clips = True  # a job always has clips/, unlike a snapshot
 
     def __init__(self, store: Store, job: JobRecord, leave_out: frozenset[str] = frozenset()) -> None:
         self.store, self.job, self.leave_out = store, job, leave_out
@@ -64,7 +65,7 @@ class NewestRows:
             "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),
             "failures": schema.FAILURES,
         }
-        self._remedy = f"`p3d verify {store.url} --repair` mends what can be mended"
+        self._remedy = f"`p3d verify {store.url} --repair` repairs what can be repaired"
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []
         self._find_shards(manifests)
@@ -76,7 +77,7 @@ class NewestRows:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """Names of what rows come in: the shards that are done. A name stands for the same rows for ever."""
+        """Names of the units that rows are read in: the finished shards. A name always means the same rows."""
         return tuple(_name(manifest, at) for manifest, at in self._shards)
 
     def find(self, name: str) -> tuple[str, ...]:
@@ -98,11 +99,11 @@ class NewestRows:
         skip: frozenset[str] = frozenset(),
         on_step: Callable[[int, int], None] | None = None,
     ) -> Rows:
-        """All rows in plan order, each table with its folder. DamagedJob names the file that is not what it should be.
+        """All rows in plan order, each table with its folder. Raises DamagedJob, which names the damaged file.
 
-        With `clips`, every page of the three files is read and the pooled rows are computed again; without, only the
-        footers of the clips files are. With `only`, rows of these ids alone: a shard that has none of them is not read.
-        `skip` are pieces that are not. `on_step(done, all)` counts shards.
+        With `clips`, every page of the three files is read and the pooled rows are computed again. Without it, only
+        the footers of the clips files are read. With `only`, just the rows of these ids: a shard without any of them
+        is not read. `skip` are pieces that are not read. `on_step(done, all)` counts shards.
         """
         for done, (manifest, at) in enumerate(self._shards):
             keep_V = self._kept(manifest, at, only)
@@ -191,13 +192,13 @@ class NewestRows:
             check(bool(sane), f"rows {at.start} to {at.stop} hold impossible values")
             pooling.add(video_R[at], features_RD, probs_RK)
             keep_R = keep_V[video_R[at]]
-            if keep_R.any():  # a filter copies, so that the rows which stay do not hold the others in memory
+            if keep_R.any():  # filter() copies, so the kept rows do not keep the others in memory
                 yield "clips", table if keep_R.all() else table.filter(pa.array(keep_R))
             first = at.stop
         return pooling.end()
 
     def _derived(self, key: str, made_from: dict[str, Any]) -> pa.Table:
-        """The rows of a videos or failures file, if it says that it was made from these clips."""
+        """The rows of a videos or failures file. Raises ValueError unless its footer names these clips as source."""
         with local_path(self.store, key) as path, schema.open_parquet(path) as file:
             stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])
             check(made_from.items() <= stated.items(), "it was made from other clips than those that are stored now")
@@ -206,7 +207,7 @@ class NewestRows:
     def _check_videos(
         self, videos: pa.Table, outcomes: tuple[VideoOutcome, ...], plan_seq: int, vectors: list[list[FLOAT32]] | None
     ) -> None:
-        """A shard's videos rows are what its outcomes say, and their vectors the pool of its clips."""
+        """Check a shard's videos rows against its outcomes, and their vectors against the pooled clips."""
         columns = schema.video_columns(outcomes, plan_seq)
         check(videos.schema.equals(self._videos), "it has other columns than this job writes")
         expected = pa.table(columns, schema=pa.schema(list(self._videos)[: len(columns)]))
@@ -218,12 +219,12 @@ class NewestRows:
 
 
 def _name(manifest: Manifest, at: int) -> str:
-    return f"{manifest.plan.plan8}-{at:09d}"
+    return shard_name(manifest.plan.plan8, at)
 
 
 @dataclass(slots=True)
 class _Pooling:
-    """Pools each video's clips as they come by; they may come in several pieces."""
+    """Pools each video's clips as they are read; the clips of one video may arrive in several pieces."""
 
     recipe: Recipe
     vectors: list[list[FLOAT32]] = field(default_factory=list)
@@ -231,7 +232,7 @@ class _Pooling:
     _pieces: list[tuple[FLOAT32, FLOAT32]] = field(default_factory=list)
 
     def add(self, video_R: INT64, features_RD: FLOAT32, probs_RK: FLOAT32) -> None:
-        """Rows in order, with the number of their video."""
+        """Add rows in order, each with the number of its video."""
         edges = [0, *(np.flatnonzero(np.diff(video_R)) + 1).tolist(), len(video_R)]
         for start, end in pairwise(edges if len(video_R) else ()):
             if video_R[start] != self._video:
@@ -240,7 +241,7 @@ class _Pooling:
             self._pieces.append((features_RD[start:end], probs_RK[start:end]))
 
     def end(self) -> list[list[FLOAT32]]:
-        """Close the last video; the vectors of all so far."""
+        """Finish the last video. Returns the vectors of all videos so far."""
         if self._pieces:
             features_ND, probs_NK = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
             self.vectors.append(pooled(features_ND, probs_NK, self.recipe))

@@ -1,8 +1,8 @@
 """A plan's immutable manifest: rows -> shards -> Parquet parts, and back.
 
-    listing.Found ──with_shards──> rows ──write_plan──> OUT/plans/<seq>.json ──load_plans──> PlanRecord ──> Manifest
+    SourceListing ──with_shards──> rows ──write_plan──> OUT/plans/<seq>.json ──load_plans──> PlanRecord ──> Manifest
 
-Shards are fixed runs of rows, so the number of workers may change at any time; a plan's record is created last, so
+Shards are fixed ranges of rows, so the number of workers may change at any time. A plan's record is created last, so
 the plan exists whole or not at all.
 """
 
@@ -26,11 +26,11 @@ from p3d.pipeline.storage.store import EXISTS, Store
 from p3d.pipeline.types import ShardPlan, VideoRef
 
 PART_ROWS = 1_000_000
-SHARD_BYTES = 16 * 1024**3  # source bytes after which a shard is closed early, however few its videos
+SHARD_BYTES = 16 * 1024**3  # of source files in a shard; a shard of fewer than `shard_videos` is closed at this size
 
 
 def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
-    """The table with its `shard` column: runs of `shard_videos` rows, fewer where their bytes pass SHARD_BYTES."""
+    """The table with its `shard` column: `shard_videos` rows per shard, fewer if their bytes exceed SHARD_BYTES."""
     shards, shard, rows_in, bytes_in = np.empty(videos.num_rows, np.int32), 0, 0, 0
     for row, size in enumerate(videos["size_bytes"].to_numpy().tolist()):
         if rows_in and (rows_in >= shard_videos or bytes_in + size > SHARD_BYTES):
@@ -44,7 +44,7 @@ def with_shards(videos: pa.Table, shard_videos: int) -> pa.Table:
 def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
     """sha256 over the recipe's digest, the plan's number and the rows in order, in a canonical encoding of values.
 
-    The number is in it because shards are named by this digest: the same videos planned again are other shards.
+    Shards are named by this digest. It includes the number so that the same videos planned again are other shards.
     """
     hasher = hashlib.sha256(f"{recipe_digest} {seq}\n".encode())
     for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
@@ -62,7 +62,7 @@ def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _as_numbers(videos: pa.Table) -> pa.Table:
-    """Nanoseconds of the user's columns as integers, because Python's own types end at microseconds."""
+    """Nanosecond columns of the user as integers, because Python's own types have microsecond precision."""
     for at, field in enumerate(videos.schema):
         if pa.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":
             videos = videos.set_column(at, field.name, videos[field.name].cast(pa.int64()))
@@ -70,10 +70,10 @@ def _as_numbers(videos: pa.Table) -> pa.Table:
 
 
 def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
-    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Repeating it changes nothing.
+    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Idempotent.
 
-    The record is created once for each number, so of two runs that plan at the same moment one gets AlreadyRunning, and
-    what it planned does not count.
+    The record is created once for each number. If two runs plan at the same moment, one gets AlreadyRunning, and its
+    plan does not count.
     """
     whole = plan_digest(recipe_digest, seq, videos)
     folder = f"plans/{seq:04d}-{whole[:8]}"
@@ -101,7 +101,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
 
 
 def _parts(videos: pa.Table) -> Iterator[pa.Table]:
-    """Runs of at most PART_ROWS rows that end where a shard ends."""
+    """Consecutive parts of at most PART_ROWS rows, each of which ends where a shard ends."""
     start = 0
     shards = videos["shard"].to_numpy()
     while start < len(shards):
@@ -113,7 +113,7 @@ def _parts(videos: pa.Table) -> Iterator[pa.Table]:
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """Every plan of an output, by seq. DamagedJob if one was edited."""
+    """Every plan of an output, ordered by seq. DamagedJob if one was edited."""
     plans = []
     for info in store.list("plans/"):
         if not info.key.endswith(".json"):
@@ -127,7 +127,7 @@ def load_plans(store: Store) -> list[PlanRecord]:
 
 
 def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
-    """One manifest part, proved against its digest in the plan's record."""
+    """One manifest part, verified against its digest in the plan's record."""
     key = f"{plan.folder}/{part.name}"
     try:
         content = store.read(key)
@@ -145,7 +145,7 @@ def check_digest(plan: PlanRecord, videos: pa.Table) -> None:
 
 
 class Manifest:
-    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes a video)."""
+    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes per video)."""
 
     def __init__(self, store: Store, plan: PlanRecord) -> None:
         self.plan = plan
@@ -164,8 +164,8 @@ class Manifest:
     def user_columns(self, shard: int) -> pa.Table:
         """The shard's rows, the user's own columns and `video_id` only.
 
-        Copied, because a slice is pickled with the buffers of its whole part: 52 MB of a million rows, for each shard
-        that is given out.
+        Copied, because a slice is pickled with the buffers of its whole part: for a part of a million rows, 52 MB per
+        shard sent to a worker.
         """
         own = [name for name in self.videos.column_names if name == "video_id" or name not in OWN_COLUMNS]
         rows = self.rows(shard).select(own)

@@ -1,9 +1,9 @@
-"""Mend an output whose files were damaged after they were committed: the one exception to "nothing is ever replaced".
+"""Repair an output whose files were damaged after they were committed: the one case in which files are replaced.
 
 A damaged videos or failures file is moved to `_job/damaged/` and made again from its clips. A damaged clips file is
-moved there too, with what was made from it, and its shard is open again: a resume computes it. Files that belong to
-no plan are never touched. Killed anywhere, the same repair or a resume finishes: what was made from a clips file goes
-before it, so no new clips can ever stand beside old pooled rows.
+moved there too, together with the files made from it, and its shard is open again: a resume computes it. Files that
+belong to no plan are never touched. If the process is killed, the same repair or a resume finishes the work: derived
+files are moved before their clips file, so new clips and old pooled rows can never exist together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.verify import Audit
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import parse_shard_name
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was done: (key, new key) of the files that were moved, keys made again, shards that are open again."""
+    """What was done: (key, new key) of each moved file, keys of files made again, names of shards now open again."""
 
     moved: tuple[tuple[str, str], ...]
     derived: tuple[str, ...]
@@ -27,7 +28,7 @@ class Repair:
 
 
 def repair(store: Store, recipe: Recipe, found: Audit) -> Repair:
-    """Mend what a deep audit found; only the epoch in charge may."""
+    """Repair what a deep audit found. Only the run that holds the current epoch may call this."""
     stored = {info.key for folder in ("clips/", "videos/", "failures/") for info in store.list(folder)}
     moved: list[tuple[str, str]] = []
     for name in sorted(found.bad_shards):
@@ -37,13 +38,15 @@ def repair(store: Store, recipe: Recipe, found: Audit) -> Repair:
     wanting = {key for key in found.bad_derived if _name(key) not in found.bad_shards}
     for key in sorted(wanting & stored):
         moved.append((key, store.set_aside(key)))  # noqa: PERF401 - as above
-    names = {_name(key) for key in wanting}
+    by_plan: dict[str, set[int]] = {}
+    for key in wanting:
+        plan8, shard = parse_shard_name(_name(key))
+        by_plan.setdefault(plan8, set()).add(shard)
     for plan in load_plans(store):
-        if any(name.startswith(f"{plan.plan8}-") for name in names):
+        if plan.plan8 in by_plan:
             manifest = Manifest(store, plan)
-            for at in range(plan.n_shards):
-                if f"{plan.plan8}-{at:09d}" in names:
-                    derive(store, manifest.shard(at), recipe, manifest.user_columns(at))
+            for shard in sorted(by_plan[plan.plan8]):
+                derive(store, manifest.shard(shard), recipe, manifest.user_columns(shard))
     return Repair(tuple(moved), tuple(sorted(wanting)), tuple(sorted(found.bad_shards)))
 
 

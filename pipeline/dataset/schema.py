@@ -3,12 +3,12 @@
     clips/     one row per clip:  where it is in the video, and its embedding [and class probabilities]
     videos/    one row per video: what the video is, and its pooled embedding(s) [and probabilities] + the user's own
                columns
-    failures/  one row per video that has no rows: the reason, and a sentence
+    failures/  one row per video that has no rows: the reason, and a detail message
 
 `embedding` is `fixed_size_list<float32 not null>[D]` (or float16), which DuckDB, Polars, pandas, LanceDB and FAISS read
-as it is; `probs`, only with `--scores`, is `fixed_size_list<float32 not null>[K]`. The footer of a clips file carries
-what its rows cannot say: `p3d.outcomes`, one JSON record per video of the shard, and `p3d.stats`. R clip rows, V
-videos, D feature dimension, K classes; `n_scores` is K where scores are stored, and 0 elsewhere (`Recipe.n_scores`).
+directly. `probs`, only with `--scores`, is `fixed_size_list<float32 not null>[K]`. The footer of a clips file holds
+what its rows cannot: `p3d.outcomes`, one JSON record per video of the shard, and `p3d.stats`. Legend: R clip rows, V
+videos, D feature dimension, K classes. `n_scores` is K if scores are stored, else 0 (`Recipe.n_scores`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SHARD_KEY = "p3d.shard"  # {"plan_seq", "plan8", "shard"} of every data file
 SOURCE_KEY = "p3d.clips"  # of a derived file: {"sha256", "size_bytes"} of the clips object it was made from
 ROW_GROUP_ROWS = 4096
 MAX_OBJECT_BYTES = 4 * 1024**3
-SUM_ERROR = 1e-3  # by which a row of probabilities may miss 1
-# every float16 as float32, by its bits: numpy converts a row in three times the time of looking it up here
+SUM_ERROR = 1e-3  # largest deviation from 1 of the sum of a row of probabilities
+# every float16 as float32, indexed by its bits: looking a row up here takes a third of the time of numpy's conversion
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 MANIFEST = pa.schema(
@@ -64,7 +64,7 @@ _VIDEO_FIELDS = [
     pa.field("stream_index", pa.int32(), nullable=False),
     pa.field("route", pa.string(), nullable=False),
     pa.field("truncated", pa.bool_(), nullable=False),
-    pa.field("claimed_frames", pa.int64()),  # by the container's own count, if it has one
+    pa.field("claimed_frames", pa.int64()),  # the container's own frame count, if it has one
     pa.field("resampled_fps", pa.float64()),  # of --fps; null without
     pa.field("resampled_frames", pa.int64()),
 ]
@@ -98,8 +98,8 @@ def _probs_fields(n_scores: int) -> list[pa.Field]:
 def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
     """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
 
-    Frames are the video's own, counted from 0; where videos/ has a `resampled_fps`, frame k is the one on screen at
-    k / resampled_fps. Seconds are true either way, and never beyond `duration_s`.
+    Frames are the video's own, counted from 0. If videos/ has a `resampled_fps`, frame k is the one on screen at
+    k / resampled_fps seconds. Seconds are always those of the video itself, and never exceed `duration_s`.
     """
     return pa.schema(
         [
@@ -119,7 +119,7 @@ def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
 
 
 def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
-    """Columns of videos/, without the user's own; a second embedding column for `--pool mean+max`."""
+    """Columns of videos/, without the user's own. `--pool mean+max` has a second embedding column."""
     vectors = [pa.field("embedding", embedding_type(dim, dtype), nullable=False)]
     if pools == 2:
         vectors.append(pa.field("embedding_max", embedding_type(dim, dtype), nullable=False))
@@ -127,21 +127,21 @@ def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
 
 
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
-    """[N, W] float32 -> an Arrow array of the type of a vector column, rounded to it."""
+    """[N, W] float32 -> an Arrow array of the vector column type `kind`, rounded to its dtype."""
     values = np.ascontiguousarray(vectors_NW, kind.value_type.to_pandas_dtype()).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
 
 
 def probs_of(table: pa.Table, n_scores: int) -> FLOAT32:
-    """The class probabilities of rows, [N, K] float32; K is 0 where none are stored."""
+    """The class probabilities of rows, [N, K] float32; K is 0 if no scores are stored."""
     return features_of(table["probs"], n_scores) if n_scores else np.empty((table.num_rows, 0), np.float32)
 
 
 def sound_probs(probs_NK: FLOAT32) -> BOOL:
-    """Which rows are distributions: finite, in [0, 1], with a sum of 1 within SUM_ERROR. [N]; all are if K is 0."""
+    """Which rows are distributions, [N]: finite, in [0, 1], with a sum of 1 within SUM_ERROR. All True if K is 0."""
     if not probs_NK.shape[1]:
         return np.ones(len(probs_NK), np.bool_)
-    inside_N = ((probs_NK >= 0) & (probs_NK <= 1)).all(axis=1)  # written so that nan is not
+    inside_N = ((probs_NK >= 0) & (probs_NK <= 1)).all(axis=1)  # comparisons with NaN are False
     sound_N: BOOL = inside_N & (np.abs(probs_NK.sum(axis=1, dtype=np.float64) - 1) <= SUM_ERROR)
     return sound_N
 
@@ -181,7 +181,7 @@ def clips_table(rows: ShardRows, dim: int, dtype: str, n_scores: int) -> pa.Tabl
 def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> list[pa.Array]:
     """The columns of videos/ before the embeddings, for the outcomes that have rows."""
     records = [
-        # VideoEnd comes last: its frame count and duration are the true ones
+        # VideoEnd comes last: its frame count and duration, known after decoding, replace those of VideoInfo
         {**asdict(o.video), **asdict(o.info), **asdict(o.end), "n_clips": o.n_clips, "plan_seq": plan_seq}
         for o in outcomes
         if o.info and o.end
@@ -197,11 +197,11 @@ def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> pa.Tabl
 
 
 def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> None:
-    """Invariants I1, I2 and I6 of a shard before anything is written. ValueError names the video.
+    """Check invariants I1, I2 and I6 of a shard before anything is written. Raises ValueError, which names the video.
 
-    Every video of the shard has one outcome, in order; clip rows are grouped by video in the same order with indices
-    0 .. n - 1; every feature is finite and not all zero; every row of scores is a distribution; times and frames
-    increase within a clip and never go back.
+    Every video of the shard has one outcome, in order. Clip rows are grouped by video in the same order, with indices
+    0 .. n - 1. Every feature vector is finite and not all zero. Every row of scores is a distribution. A clip ends
+    after it starts, and no clip starts before the previous one of its video.
     """
     if [o.video for o in rows.outcomes] != list(rows.shard.videos):
         raise ValueError(f"shard {rows.shard.name}: outcomes are not those of its {len(rows.shard.videos)} videos")
@@ -218,7 +218,7 @@ def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> No
     for clip, good, sound in zip(rows.clips, good_R, sound_probs(rows.probs_RK), strict=True):
         span = clip.span
         if not sound:
-            raise ValueError(f"{clip.video_id} clip {span.index}: its class probabilities are no distribution")
+            raise ValueError(f"{clip.video_id} clip {span.index}: its class probabilities are not a distribution")
         if not good or not (0 <= span.start_frame < span.end_frame and 0 <= clip.start_s < clip.end_s):
             raise ValueError(f"{clip.video_id} clip {span.index}: {good = }, {span}, [{clip.start_s}, {clip.end_s}) s")
         if not 0 <= span.n_padded < clip_frames:
@@ -234,7 +234,7 @@ def outcomes_json(outcomes: tuple[VideoOutcome, ...]) -> str:
 
 
 def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
-    """The inverse of `outcomes_json`; ValueError, KeyError or TypeError where it is not one."""
+    """The inverse of `outcomes_json`. Raises ValueError, KeyError or TypeError if the text is not such a record."""
     return tuple(
         VideoOutcome(
             video=VideoRef(**o["video"]),
@@ -248,11 +248,11 @@ def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A data file to be written, as house rules have it: zstd 1, byte stream split for embeddings, page checksums.
+    """A writer for a data file: zstd level 1, byte stream split for embeddings, page checksums.
 
-    Without page checksums 272 of 300 single-bit flips read back silently; with them none. Float16 is written plain:
-    DuckDB (2.0) does not read its byte stream split. A column of the user's is never written as a dictionary: that
-    could hold values of rows which were left out.
+    Without page checksums, 272 of 300 single-bit flips were read back without an error; with them none. Float16 is
+    written plain, because DuckDB (2.0) does not read its byte stream split. The user's own columns never use
+    dictionary encoding: a dictionary could hold values of rows that were left out.
     """
     lists = [field for field in schema if pa.types.is_fixed_size_list(field.type)]
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
@@ -280,18 +280,18 @@ def write_parquet(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
 
 
 def read_footer(file: pq.ParquetFile) -> dict[str, str]:
-    """Footer keys of ours, decoded."""
+    """The footer entries whose keys start with `p3d.`, decoded."""
     metadata = file.metadata.metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"p3d.")}
 
 
 def open_parquet(source: Any, *, buffer_bytes: int = 0) -> pq.ParquetFile:
-    """A data file whose pages are checked against their checksums as they are read; read it with `use_threads=False`.
+    """A data file whose pages are checked against their checksums as they are read. Read it with `use_threads=False`.
 
-    With `buffer_bytes`, a column of a row group is read in such pieces and not whole, for row groups that are large.
+    With `buffer_bytes`, a column of a large row group is read in pieces of that size and not whole.
 
-    A thread of Arrow's may hold the Python object it reads from for a moment longer than the read lasts; if the
-    interpreter ends in that moment the process is aborted (2 of 60 exits after `pq.read_table`).
+    Arrow's threads may hold the Python object they read from a little longer than the read takes. If the interpreter
+    exits at that moment, the process aborts (2 of 60 exits after `pq.read_table`).
     """
     return pq.ParquetFile(
         source, page_checksum_verification=True, memory_map=False, pre_buffer=False, buffer_size=buffer_bytes

@@ -1,4 +1,4 @@
-"""When and where each shard of a dataset was computed, and what took the time: from the footers of its clips files."""
+"""When and where each shard was computed, and what took the time, from the footers of the clips files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ READERS = 16  # footers at a time
 
 @dataclass(frozen=True, slots=True)
 class ShardTime:
-    """When and where a shard was computed; seconds, of the clock of its own machine (since 1970).
+    """When and where a shard was computed. `ended_s` and `began_s` are in seconds since 1970, by its machine's clock.
 
-    `encode_s`, `wait_s` and `full_s` as in `p3d.pipeline.extract.Progress`; 0 where an older version did not write it.
-    `settings` are what the rows depend on, in words.
+    `encode_s`, `wait_s` and `full_s` are as in `p3d.pipeline.extract.Progress`, and 0 if an older version did not
+    write them. `settings` describes the batch size and the number of threads.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ShardTime:
 
 
 def shard_times(store: Store) -> list[ShardTime]:
-    """Of all committed shards, the first that ended first. DamagedJob for a footer that does not say it."""
+    """The times of all committed shards, in the order in which they ended. DamagedJob if a footer lacks them."""
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda name: _read(store, name), sorted(committed_names(store)[0]))
         return sorted(found, key=lambda shard: (shard.ended_s, shard.name))

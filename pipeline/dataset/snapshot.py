@@ -1,10 +1,10 @@
-"""A clean, verified copy of a dataset: the newest rows only, without the ids that are to go, in large files.
+"""A clean, verified copy of a dataset: the newest rows only, without the excluded ids, in large files.
 
     NewestRows | SnapshotRows ──Parts──> DEST/clips videos failures/part-00000.parquet ... ──read back──> snapshot.json
 
-The one door for takedown, compaction and sharing. snapshot.json is created last, after every file was read back from
-DEST: without it there is no snapshot. Nothing in DEST says anything of an excluded video; only their number is kept.
-A snapshot can be the source of the next one, so that ids can still be taken down when the job's output is gone.
+Snapshots serve takedown, compaction and sharing. snapshot.json is created last, after every file was read back from
+DEST: without it there is no snapshot. DEST holds nothing about excluded videos but their number. A snapshot can be the
+source of the next one, so ids can still be taken down after the job's output was deleted.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, OtherRec
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import EXISTS, Store
 
-BUFFER_BYTES = 1024**2  # of a row group's column at a time: it may have 512 MiB
-SHOWN_IDS = 5  # of those that are not known, in a message
-OnStep = Callable[[str, int, int], None]  # what is done, how many of it, of how many
+BUFFER_BYTES = 1024**2  # read at a time from a column of a row group, which may have 512 MiB
+SHOWN_IDS = 5  # unknown ids listed in an error message, at most
+OnStep = Callable[[str, int, int], None]  # (name of the step, number done, number of all)
 
 
 class SnapshotRows:
-    """The rows of a snapshot, without the ids of `leave_out`; each file is proved before its rows are given out.
+    """The rows of a snapshot, without the ids of `leave_out`. Each file is verified before its rows are returned.
 
-    `excluded`, `pending` and `superseded` go on counting from the snapshot's own.
+    `excluded`, `pending` and `superseded` include the snapshot's own counts.
     """
 
     def __init__(self, store: Store, leave_out: frozenset[str] = frozenset()) -> None:
@@ -71,7 +71,7 @@ class SnapshotRows:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """Names of what rows come in: the files. A name stands for the same rows for ever."""
+        """Names of the units that rows are read in: the files. A name always means the same rows."""
         return tuple(one.key for one in self._files(*FOLDERS))
 
     def find(self, name: str) -> tuple[str, ...]:
@@ -93,10 +93,10 @@ class SnapshotRows:
         skip: frozenset[str] = frozenset(),
         on_step: Callable[[int, int], None] | None = None,
     ) -> Rows:
-        """All rows in plan order, each table with its folder. DamagedJob names a file that was changed.
+        """All rows in plan order, each table with its folder. Raises DamagedJob, which names the changed file.
 
-        With `only`, rows of these ids alone: row groups that have none of them are not read, and files are proved by
-        the checksums of the pages that are, not whole. `skip` are pieces that are not read.
+        With `only`, just the rows of these ids: row groups without any of them are not read, and files are verified
+        by the checksums of the pages that are read, not whole. `skip` are pieces that are not read.
         """
         files = self._files(*(FOLDERS if clips else FOLDERS[1:]))
         wanted = None if only is None else pa.array(sorted(only), pa.string())
@@ -123,7 +123,7 @@ class SnapshotRows:
 
 
 def _has_any(file: pq.ParquetFile, group: int, ids: pa.Array) -> bool:
-    """Is there a row of one of these videos in the row group?"""
+    """Whether the row group has a row of one of these videos."""
     column = file.read_row_group(group, columns=["video_id"], use_threads=False)["video_id"]
     return bool(pc.any(pc.is_in(column, ids)).as_py())
 
@@ -139,19 +139,19 @@ def snapshot(
 ) -> SnapshotRecord:
     """Write the rows of `source` into an empty DEST, read everything back, and only then create DEST/snapshot.json.
 
-    Unfinished where videos are still to be done, unless `skip_pending`; InputError for excluded ids that nobody knows,
-    unless `allow_unknown`; OtherRecipe where DEST is not empty; DamagedJob where the source is not what it should be.
+    Raises Unfinished if videos are pending, unless `skip_pending`; InputError if an excluded id is not in the dataset,
+    unless `allow_unknown`; OtherRecipe if DEST is not empty; DamagedJob if the source is damaged.
     """
-    place = source.store.url
+    url = source.store.url
     if source.unknown and not allow_unknown:
         shown = ", ".join(map(repr, sorted(source.unknown)[:SHOWN_IDS]))
         raise InputError(
-            f"{len(source.unknown)} of the ids to exclude are not in {place}, such as {shown}; correct the list, or "
+            f"{len(source.unknown)} of the ids to exclude are not in {url}, such as {shown}; correct the list, or "
             "give --allow-unknown"
         )
     if isinstance(source, NewestRows) and source.pending and not skip_pending:
         raise Unfinished(
-            f"{source.pending} of the videos of {place} are still to be done: run `p3d resume {place}` first, or leave "
+            f"{source.pending} of the videos of {url} are still to be done: run `p3d resume {url}` first, or leave "
             "them out with --skip-pending"
         )
     refuse_used(source.store, dest)
@@ -161,12 +161,12 @@ def snapshot(
     counts = {folder: sum(one.n_rows or 0 for one in files if one.folder == folder) for folder in FOLDERS}
     if counts["videos"] + counts["failures"] != source.n_videos or (with_clips and counts["clips"] != n_clips):
         raise DamagedJob(
-            f"{place} does not add up: {counts} rows for {source.n_videos} videos and {n_clips} clips; "
-            f"`p3d verify {place} --deep` says more"
+            f"{url} does not add up: {counts} rows for {source.n_videos} videos and {n_clips} clips; "
+            f"`p3d verify {url} --deep` says more"
         )
     files += _copy_weights(source, dest)
     record = SnapshotRecord(
-        source=place,
+        source=url,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         job=source.job,
         plans=source.plans,
@@ -185,9 +185,9 @@ def snapshot(
 
 
 def refuse_used(source: Store, dest: Store) -> None:
-    """OtherRecipe unless DEST is empty or absent, and apart from the source."""
+    """Raise OtherRecipe unless DEST is empty or absent, and outside the source."""
     if f"{dest.url}/".startswith(f"{source.url}/"):
-        raise OtherRecipe(f"{dest.url} lies in {source.url} itself; choose a place of its own for the snapshot")
+        raise OtherRecipe(f"{dest.url} lies in {source.url} itself; choose a folder outside it for the snapshot")
     stranger = next((info.key for info in dest.list()), None)
     if stranger is None:
         return
@@ -195,13 +195,13 @@ def refuse_used(source: Store, dest: Store) -> None:
         raise OtherRecipe(f"{dest.url} holds a snapshot already; choose another DEST, or remove this one")
     if stranger.startswith(("_job/", *(f"{folder}/part-" for folder in FOLDERS))) and dest.head("job.json") is None:
         raise OtherRecipe(f"{dest.url} holds a snapshot that was not finished; remove it, or choose another DEST")
-    raise OtherRecipe(f"{dest.url} is not empty ({stranger}); choose a new place for the snapshot")
+    raise OtherRecipe(f"{dest.url} is not empty ({stranger}); choose an empty folder for the snapshot")
 
 
 def _copy(
     source: NewestRows | SnapshotRows, dest: Store, clips: bool, on_step: OnStep | None
 ) -> tuple[list[FileRecord], int]:
-    """All rows into DEST; its files, and the clips that the videos rows speak of."""
+    """Copy all rows into DEST. Returns its files, and the sum of `n_clips` over the videos rows."""
     n_clips = 0
     with contextlib.ExitStack() as stack:
         parts = {
@@ -217,7 +217,7 @@ def _copy(
 
 
 def _copy_weights(source: NewestRows | SnapshotRows, dest: Store) -> list[FileRecord]:
-    """The weights, where OUT has them: a search for a new video needs them."""
+    """Copy the weights if the source has them: a search for a new video needs them."""
     sha256 = source.job.recipe.weights_sha256
     key = f"weights/{sha256}.safetensors"
     if source.store.head(key) is None:
@@ -230,7 +230,7 @@ def _copy_weights(source: NewestRows | SnapshotRows, dest: Store) -> list[FileRe
 
 
 def _versions() -> dict[str, str]:
-    """What wrote the snapshot."""
+    """Versions of the software that writes the snapshot."""
     ours = "absent"
     with contextlib.suppress(metadata.PackageNotFoundError):
         ours = metadata.version("p3d-embeddings")
@@ -238,7 +238,7 @@ def _versions() -> dict[str, str]:
 
 
 def _tidy(dest: Store) -> None:
-    """Remove the empty folders that temporary files were in, so that a finished snapshot holds nothing else."""
+    """Remove the empty folders of the temporary files, so that a finished snapshot holds nothing else."""
     if isinstance(dest, LocalStore):
         for folder in ("tmp", "probe", "."):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Rows -> DEST/<folder>/part-00000.parquet ...: large row groups, files of bounded size, nothing else in memory."""
+"""Rows -> DEST/<folder>/part-00000.parquet ...: files of bounded size; memory holds one large row group."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from p3d.pipeline.errors import AlreadyRunning, StoreCorrupt
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import EXISTS, Store
 
-GROUP_BYTES = 512 * 1024**2  # of a row group in memory: 64k rows of 2048 float32, or
-GROUP_ROWS = 128 * 1024  # of 2048 float16
+GROUP_BYTES = 512 * 1024**2  # of a row group in memory: 64k rows of 2048 float32
+GROUP_ROWS = 128 * 1024  # with 2048 float16 each, they fill GROUP_BYTES too
 FILE_BYTES = 1024**3
 
 
 def create_file(store: Store, key: str, path: Path, n_rows: int | None) -> FileRecord:
-    """Put a local file into the store. AlreadyRunning if something else is there under its name."""
+    """Put a local file into the store. AlreadyRunning if its key holds something else."""
     record = FileRecord(key, sha256_of(path), path.stat().st_size, n_rows)
-    if store.create(key, path) == EXISTS:  # our own create, if its answer was lost on the way
+    if store.create(key, path) == EXISTS:  # perhaps by this very call: its first response may have been lost
         with local_path(store, key) as there:
             if sha256_of(there) != record.sha256:
-                raise AlreadyRunning(f"{store.url}/{key} was made by somebody else meanwhile; choose another DEST")
+                raise AlreadyRunning(f"{store.url}/{key} was made by another process meanwhile; choose another DEST")
     return record
 
 
 class Parts:
-    """The rows of one folder, written as they come. A context manager: temporary files are gone after it.
+    """Writes the rows of one folder as they arrive. A context manager: it removes its temporary files on exit.
 
-    At least one file is made, so that a glob of the folder always finds a table; the last one by `finish`.
+    At least one file is made, so that a glob of the folder always finds a table. `finish` writes the last one.
     """
 
     def __init__(self, store: Store, folder: str, schema: pa.Schema) -> None:
         self.store, self.folder, self.schema = store, folder, schema
         self.files: list[FileRecord] = []
         self._waiting: list[pa.Table] = []
-        self._rows = self._bytes = 0  # that wait
+        self._rows = self._bytes = 0  # of the tables in _waiting
         self._open: tuple[Path, pq.ParquetWriter] | None = None
         self._open_rows = 0
         self._stack = contextlib.ExitStack()
@@ -53,7 +53,7 @@ class Parts:
         self._stack.close()
 
     def add(self, table: pa.Table) -> None:
-        """More rows. They are kept until their group is written, with whatever they are slices of."""
+        """Add rows. They, and the tables they are slices of, stay in memory until their row group is written."""
         while table.num_rows:
             fit = (GROUP_BYTES - self._bytes) * table.num_rows // max(1, table.nbytes)
             taken = table.slice(0, max(1, min(GROUP_ROWS - self._rows, fit)))
@@ -64,7 +64,7 @@ class Parts:
             table = table.slice(taken.num_rows)
 
     def finish(self) -> None:
-        """Write what waits."""
+        """Write the remaining rows and close the last file."""
         if self._waiting or (self._open is None and not self.files):
             self._write_group()
         self._close_file()
@@ -99,5 +99,5 @@ class Parts:
 
 
 def _abandon(writer: pq.ParquetWriter) -> None:
-    with contextlib.suppress(OSError):  # of a full disk, when the footer of an unfinished file is written
+    with contextlib.suppress(OSError):  # close() writes a footer, which fails on a full disk
         writer.close()

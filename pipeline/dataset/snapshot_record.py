@@ -1,4 +1,4 @@
-"""snapshot.json: what a snapshot holds, and the proof of every file in it."""
+"""snapshot.json: what a snapshot holds, and the checksum of every file in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of a snapshot, and how to prove it. `n_rows` is None for the weights."""
+    """One file of a snapshot, and what to verify it by. `n_rows` is None for the weights."""
 
     key: str
     sha256: str
@@ -34,7 +34,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of each folder; what is not there: ids that were excluded, videos still to be done, superseded rows."""
+    """Rows of each folder, and what was left out: excluded ids, pending videos, superseded rows."""
 
     videos: int
     clips: int
@@ -46,7 +46,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """snapshot.json. `versions` wrote it; those that computed the rows are in `job`. `plans`: plan_seq -> digest."""
+    """snapshot.json. `versions` are of the software that wrote it, `job.versions` of that which computed the rows.
+
+    `plans`: plan_seq -> digest.
+    """
 
     source: str
     created_at: str
@@ -75,8 +78,8 @@ class SnapshotRecord:
         return (json.dumps(record | {"digest": digest(record)}, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes, place: str) -> SnapshotRecord:
-        """DamagedJob unless it is the record of a snapshot, as it was written."""
+    def from_json(cls, content: bytes, url: str) -> SnapshotRecord:
+        """Parse the record of the snapshot at `url`. DamagedJob if it is not one, or was changed."""
         try:
             given = json.loads(content)
             stated = given.pop("digest")
@@ -93,16 +96,16 @@ class SnapshotRecord:
                 versions=given["versions"],
             )
         except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-            raise DamagedJob(f"{place}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
+            raise DamagedJob(f"{url}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
 
 
 def read_snapshot(store: Store) -> SnapshotRecord:
-    """The record of the snapshot at a store. StoreMissing if there is none, DamagedJob if it was edited."""
+    """The record of the snapshot in a store. StoreMissing if it does not exist, DamagedJob if it was edited."""
     return SnapshotRecord.from_json(store.read(SNAPSHOT_KEY), store.url)
 
 
 def problems_of(store: Store, record: SnapshotRecord, on_step: Callable[[int, int], None] | None = None) -> list[str]:
-    """A sentence for each file that is not as recorded, each that is not recorded, each sum that does not come out."""
+    """One message for each file that is not as recorded, each unrecorded file, and each count that does not add up."""
     found = {info.key: info.size_bytes for folder in (*FOLDERS, "weights") for info in store.list(f"{folder}/")}
     problems = [f"{key} belongs to no snapshot" for key in sorted(found.keys() - {one.key for one in record.files})]
     for done, one in enumerate(record.files):

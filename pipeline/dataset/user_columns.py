@@ -1,7 +1,7 @@
 """One schema for the users' own columns of all plans, so that videos/ is one table.
 
-Plans may come from lists with other columns, or with another type for the same one. A column that some plans lack is
-null there. Numbers meet in the wider type where no value changes by it; whatever else differs becomes text.
+Plans may come from lists with different columns, or with different types for the same column. A column that a plan
+lacks is null in its rows. Numbers get the wider type if no value changes by the cast; other mixed types become text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def own_fields(manifests: list[pa.Table]) -> list[pa.Field]:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly the schema's columns: cast, and null where it has none."""
+    """The table with exactly the schema's columns: cast to their types, and null where the table lacks one."""
     have = set(table.column_names)
     columns = [
         _cast(table[field.name], field.type) if field.name in have else pa.nulls(table.num_rows, field.type)

@@ -1,10 +1,10 @@
-"""Audit an output against its plans, from the store alone (invariants I1 to I7 of the reliability page).
+"""Audit an output against its plans, from the store alone (invariants I1 to I7 of docs/reliability.md).
 
-The classes are Jepsen's: of the videos that the manifest names, some are ok, some failed with a reason, some pending
-(their shard is not committed yet: resume). Everything else is damage: lost, duplicated, unexpected, changed.
+The classes are Jepsen's. A video of the manifest is ok, failed with a reason, or pending (its shard is not committed
+yet; a resume computes it). Everything else is damage: lost, duplicated, unexpected, changed.
 
-    quick  listings and footers: every video accounted for, every file whole and made from the clips that are there
-    deep   also every page against its checksum and every pooled row computed again, so a flipped bit is found
+    quick  listings and footers: every video accounted for, every file complete and made from the stored clips
+    deep   also every page against its checksum, and every pooled row computed again: finds a flipped bit
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import ShardPlan, VideoOutcome
 
 FOLDERS = ("clips/", "videos/", "failures/")
-MAX_PROBLEMS = 1000  # sentences kept; all are counted
+MAX_PROBLEMS = 1000  # messages kept; all problems are counted
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 
 
 @dataclass(slots=True)
 class Audit:
-    """Counts of videos (`unexpected` also counts alien files), and a sentence for each problem found.
+    """Counts of videos, and a message for each problem found. `unexpected` also counts files of no plan.
 
-    `underived` counts videos and failures files that a kill left unmade; like `pending`, a resume settles them.
+    `underived` counts missing videos and failures files, as after a kill. A resume makes them, as it does `pending`.
     """
 
     manifest: int = 0
@@ -63,17 +63,17 @@ class Audit:
     def damaged(self) -> bool:
         return bool(self.lost or self.duplicated or self.unexpected or self.changed or self.problems)
 
-    def problem(self, sentence: str) -> None:
+    def problem(self, message: str) -> None:
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(sentence)
+            self.problems.append(message)
 
 
 def audit(
     store: Store, job: JobRecord, *, deep: bool = True, on_shard: Callable[[int, int], None] | None = None
 ) -> Audit:
-    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called as it goes.
+    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called after each shard.
 
-    DamagedJob if the plans themselves cannot be trusted.
+    Raises DamagedJob if the plans themselves cannot be trusted.
     """
     found = {info.key: info.size_bytes for folder in FOLDERS for info in store.list(folder)}
     result, expected = Audit(), set[str]()
@@ -98,7 +98,7 @@ def audit(
 
 
 def _absent(shard: ShardPlan, found: dict[str, int], result: Audit) -> bool:
-    """True if the shard has no clips file: pending, or lost where files that were made from it are there."""
+    """True if the shard has no clips file. It is lost if files that were made from it exist, else pending."""
     result.manifest += len(shard.videos)
     made = [key for key in (videos_key(shard.name), failures_key(shard.name)) if key in found]
     if clips_key(shard.name) not in found:
@@ -116,7 +116,7 @@ def _absent(shard: ShardPlan, found: dict[str, int], result: Audit) -> bool:
 def _audit_footers(
     store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
 ) -> None:
-    """What the footers of a shard's three files say, against the plan, the listing and each other."""
+    """Check the footers of a shard's three files against the plan, the listing and each other."""
     key = clips_key(shard.name)
     try:
         with store.open(key) as content, schema.open_parquet(content) as file:
@@ -156,22 +156,22 @@ def _note_software(footer: dict[str, str], result: Audit) -> None:
         shards[version] = shards.get(version, 0) + 1
 
 
-def _bad_shard(shard: ShardPlan, sentence: str, result: Audit) -> None:
+def _bad_shard(shard: ShardPlan, message: str, result: Audit) -> None:
     result.changed += len(shard.videos)
     result.bad_shards.add(shard.name)
-    result.problem(sentence)
+    result.problem(message)
 
 
-def _bad_derived(key: str, n_rows: int, sentence: str, result: Audit) -> None:
+def _bad_derived(key: str, n_rows: int, message: str, result: Audit) -> None:
     result.changed += n_rows or 1
     result.bad_derived.add(key)
-    result.problem(sentence)
+    result.problem(message)
 
 
 def _audit_rows(
     store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
 ) -> None:
-    """Every page of a shard's three files, and what follows from its clips."""
+    """Check every page of a shard's three files, and that the derived files follow from its clips."""
     content = store.read(clips_key(shard.name))
     try:
         file = schema.open_parquet(io.BytesIO(content))
@@ -189,16 +189,16 @@ def _audit_rows(
         return None
     features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
     probs_RK, own = schema.probs_of(table, recipe.n_scores), manifest.user_columns(shard.shard)
-    vouchers: list[bool | None] = []
+    from_these: list[bool | None] = []
     for key, rows, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, own):
-        vouchers.append(_check_derived(store, key, rows, footer, result))
-    if False in vouchers and True not in vouchers:  # nothing says that these are the bytes which were committed
+        from_these.append(_check_derived(store, key, rows, footer, result))
+    if False in from_these and True not in from_these:  # nothing confirms that these bytes are the committed ones
         result.bad_shards.add(shard.name)
     return None
 
 
 def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Audit) -> None:
-    """I1: outcomes name exactly the manifest's videos."""
+    """I1: the outcomes name exactly the manifest's videos."""
     planned = {video.video_id for video in shard.videos}
     seen = Counter(outcome.video.video_id for outcome in outcomes)
     for outcome in outcomes:
@@ -222,7 +222,7 @@ def _check_ids(shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], result: Aud
 def _check_clips(
     shard: ShardPlan, outcomes: tuple[VideoOutcome, ...], table: pa.Table, recipe: Recipe, result: Audit
 ) -> None:
-    """I2 and I6: clip indices 0 .. n - 1 of each video, once, in order; times that increase; usable vectors."""
+    """I2 and I6: clip indices 0 .. n - 1 of each video, each once and in order; times increase; vectors are usable."""
     rows = list(zip(table["video_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
     expected = [(o.video.video_id, at) for o in outcomes for at in range(o.n_clips)]
     result.clips += len(rows)
@@ -247,10 +247,10 @@ def _check_clips(
 
 
 def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str], result: Audit) -> bool | None:
-    """I5: a derived file says which clips object it was made from, and holds what is made from it now.
+    """I5: a derived file names the clips object it was made from, and equals what is made from that object now.
 
-    Written by this version of Arrow, it must be the same to the byte; by another, the same in schema and values.
-    Returns whether it was made from these very clips, None where it cannot say.
+    A file written by this version of Arrow must be the same to the byte. One written by another version must have the
+    same schema and values. Returns whether it was made from these very clips, None if that cannot be read.
     """
     try:
         content = store.read(key)
@@ -279,7 +279,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
 
 
 def current_failures(store: Store) -> list[dict[str, Any]]:
-    """The rows of failures/ that still hold: a video's state is that of the newest plan that names it."""
+    """The current rows of failures/: a video's state is that of the newest plan that names it."""
     plans = load_plans(store)
     newest: dict[str, int] = {}
     if len(plans) > 1:

@@ -1,1 +1,1 @@
-"""From one video to frames: fetch, sniff, probe, choose a route, decode, in a child process if asked."""
+"""Decode one video into frames: fetch, sniff, probe, choose a route and decode, optionally in a child process."""

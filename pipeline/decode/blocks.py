@@ -1,17 +1,18 @@
-"""How many frames travel together, and how many are held at once. Pure."""
+"""How many frames one message holds, and how a video is split into GOP chunks. Pure functions."""
 
 from __future__ import annotations
 
 from p3d.pipeline.types import INT64
 
-MESSAGE_FRAMES = 64  # frames of one FrameBlock, at most
-BLOCK_FRAMES = 256  # decord is read in runs of at most this many frames, then released
+MESSAGE_FRAMES = 64  # most frames of one FrameBlock
+CHUNK_FRAMES = 256  # most frames of a GOP chunk: decord decodes one chunk at a time and is then stopped
 
 
-def chunk_bounds(key_frames: INT64, n_frames: int, limit: int = BLOCK_FRAMES) -> list[tuple[int, int]]:
-    """[first, end) runs that cover all frames: as many whole GOPs as fit into `limit` frames.
+def chunk_bounds(key_frames: INT64, n_frames: int, limit: int = CHUNK_FRAMES) -> list[tuple[int, int]]:
+    """The GOP chunks of a video, as frame ranges [first, end) that cover all frames.
 
-    A GOP longer than the limit is a run of its own, except in a video of at most `limit` frames, which is one run.
+    A chunk holds as many whole GOPs as fit into `limit` frames. A GOP longer than the limit is a chunk of its own. A
+    video of at most `limit` frames is one chunk.
 
         key frames 0 50 100 ... 250 300, 340 frames, limit 256      [0, 250) [250, 340)
     """

@@ -1,12 +1,12 @@
-"""Decoding in a process of its own, without Ray: whatever a native decoder does, its caller lives and is told why.
+"""Decoding in a child process, without Ray: the caller survives a crash of a native decoder and learns the reason.
 
-    decode_apart ──> in_a_child ──(function, arguments)──> child: its messages ──pickles through a pipe──> the same
-    thumbnails_apart ──^                                                                     messages, or a Failure
+    decode_in_child ──> in_a_child ──(function, arguments)──> child: its messages ──pickles through a pipe──> the same
+    thumbnails_in_child ──^                                                                     messages, or a Failure
 
 A native decoder may crash or hang. A child that dies or stays silent becomes a `Failure`, as in a job; here it is not
 tried again. The pipe holds less than one block, so the child is at most one block ahead of its reader. A child whose
-parent is gone ends itself; `end_children` ends them all at once. It is a plain subprocess: one of `multiprocessing`
-would run the caller's main module anew.
+parent has died exits; `end_children` kills all children at once. The child is a plain subprocess, because
+`multiprocessing` would run the caller's main module again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from enum import Enum
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -31,20 +33,19 @@ from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import JobError, Reason
+from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef
 
 T = TypeVar("T")
 
-TIMEOUT_S = 300.0  # the default of `--video-timeout`
-START_S = 60.0  # for a child to start, on a machine that has much else to do
-TIDY_S = 5.0  # for a child that has sent everything to end
-_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that `pipeline` is in
+START_S = 60.0  # for a child to start, on a busy machine
+TIDY_S = 5.0  # for a child to exit after its last message
 _alive: set[subprocess.Popen[bytes]] = set()  # the children of all threads
 
 
-class _Sign(Enum):
-    """What a child says of itself, between messages."""
+class _Marker(Enum):
+    """What a child reports about itself, between messages."""
 
     BEGUN = 1
     DONE = 2
@@ -59,12 +60,12 @@ def decode_in_child(
     limits: DecodeLimits,
     store_options: StoreOptions,
     scratch: Path,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = VIDEO_TIMEOUT_S,
 ) -> Generator[DecodeMessage, None, None]:
-    """The messages of `decode_messages`, decoded in a child; a Failure last if the video cannot be used.
+    """The messages of `decode_messages`, decoded in a child process; a Failure last if the video cannot be used.
 
     `timeout_s` as in `in_a_child`; for a file of many gigabytes it must allow for reading the whole file once. Closing
-    the iterator kills the child. StoreError passes; RuntimeError if no child starts, which says nothing of the video.
+    the iterator kills the child. StoreError propagates. RuntimeError if no child starts: the video is not the cause.
     """
     named = {"policy": policy, "limits": limits, "store_options": store_options, "scratch": scratch}
     with closing(in_a_child(decode_messages, (video, spec, sampling), named, timeout_s=timeout_s)) as messages:
@@ -75,43 +76,49 @@ def decode_in_child(
 
 
 def in_a_child(
-    function: Callable[..., Iterator[T]], given: tuple[Any, ...], named: dict[str, Any], *, timeout_s: float
+    function: Callable[..., Iterator[T]],
+    given: tuple[Any, ...],
+    named: dict[str, Any],
+    *,
+    timeout_s: float,
+    total_s: float = inf,
 ) -> Generator[T | Failure, None, None]:
     """What `function(*given, **named)` yields in a child; a Failure last if the child crashes or falls silent.
 
-    It is a function of a module, and all of it is pickled. `timeout_s` is the longest wait for the next message once
-    the child has started, after which it is killed (`decode_timeout`). Closing the iterator kills the child. JobError
-    passes; RuntimeError if no child starts.
+    The function must be defined at module level; function and arguments are pickled. `timeout_s` is the longest wait
+    for the next message once the child has started, and `total_s` for all of them, after which it is killed
+    (`decode_timeout`). Closing the iterator kills the child. JobError propagates. RuntimeError if no child starts.
     """
-    with tempfile.TemporaryFile() as said, _child(said) as (child, connection):
-        assert child.stdin is not None, "it was asked for"
-        with contextlib.suppress(BrokenPipeError):  # it is dead already: seen below
+    with tempfile.TemporaryFile() as output, _child(output) as (child, connection):
+        assert child.stdin is not None, "Popen was given a pipe for stdin"
+        with contextlib.suppress(BrokenPipeError):  # the child is dead already, which is handled below
             pickle.dump((function, given, named), child.stdin)
-        started = False
+        started, ends_at = False, time.monotonic() + total_s
         while True:
-            if not connection.poll(timeout_s if started else START_S):
-                if not started:
-                    raise RuntimeError(f"the process to decode in did not start within {START_S:g} s")
+            left_s = ends_at - time.monotonic()
+            if not connection.poll(max(0.0, min(timeout_s if started else START_S, left_s))):
+                if not started and left_s > START_S:
+                    raise RuntimeError(f"the child process for decoding did not start within {START_S:g} s")
                 yield Failure(Reason.DECODE_TIMEOUT, f"gave no frame for {timeout_s:g} s and was stopped")
                 return
             try:
                 message = connection.recv()
             except EOFError:
-                yield _died(child, said, started)
+                yield _died(child, output, started)
                 return
             if isinstance(message, JobError):
                 raise message
             started = True
-            if message is _Sign.DONE:
+            if message is _Marker.DONE:
                 return
-            if message is not _Sign.BEGUN:
+            if message is not _Marker.BEGUN:
                 yield message
 
 
 def end_children() -> None:
-    """Kill every child that there is now, whichever thread reads it: for a program whose end waits for no video.
+    """Kill every child of this process, whichever thread reads it, so that a program can exit without waiting.
 
-    For their readers they crashed. None of them writes anything after this.
+    Their readers get a Failure, as after a crash. None of the children writes anything after this.
     """
     children = list(_alive)
     for child in children:
@@ -121,22 +128,22 @@ def end_children() -> None:
 
 
 @contextlib.contextmanager
-def _child(said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
-    """A child that waits for its request, and the pipe it answers through; it is gone afterwards, whatever happened."""
+def _child(output: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
+    """A child that waits for its request, and the pipe through which it answers; it is always killed afterwards."""
     reads, writes = os.pipe()
     with Connection(reads, writable=False) as connection:
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", "from p3d.pipeline.decode.child import main; main()", str(writes)],
                 stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 pass_fds=(writes,),
-                bufsize=0,  # nothing of a request stays with us if the child is gone
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(_PACKAGES)])},
+                bufsize=0,  # no part of a request stays in a buffer here if the child is dead
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
         finally:
-            os.close(writes)  # ours: the pipe must end with the child
+            os.close(writes)  # our copy: the pipe must end when the child does
         with child:
             _alive.add(child)
             try:
@@ -146,13 +153,15 @@ def _child(said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connectio
                 _alive.discard(child)
 
 
-def _died(child: subprocess.Popen[bytes], said: IO[bytes], started: bool) -> Failure:
-    """What a child's death says: of the video, if it had begun on it."""
+def _died(child: subprocess.Popen[bytes], output: IO[bytes], started: bool) -> Failure:
+    """The failure of the video whose child died. RuntimeError if the child had not begun to decode."""
     code = child.wait(TIDY_S)
-    said.seek(0)
-    lines = said.read()[-100_000:].decode(errors="replace").strip().splitlines()
+    output.seek(0)
+    lines = output.read()[-100_000:].decode(errors="replace").strip().splitlines()
     if not started:
-        raise RuntimeError(f"no process could be started to decode in (exit code {code}): {lines[-1] if lines else ''}")
+        raise RuntimeError(
+            f"the child process for decoding could not start (exit code {code}): {lines[-1] if lines else ''}"
+        )
     how = next((line for line in lines if line.startswith("Fatal Python error")), None)
     if how is None and code == -signal.SIGKILL:
         return Failure(Reason.DECODE_MEMORY, "its process was killed, as happens where the machine runs out of memory")
@@ -161,25 +170,25 @@ def _died(child: subprocess.Popen[bytes], said: IO[bytes], started: bool) -> Fai
 
 
 def main() -> None:
-    """The child: one request on stdin, messages to the pipe whose number is the argument."""
+    """Main function of the child: one request on stdin, messages to the pipe whose number is the argument."""
     faulthandler.enable()
     requests: Any = sys.stdin.buffer
     with Connection(int(sys.argv[1]), readable=False) as connection:
         function, given, named = pickle.load(requests)
         threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
         try:
-            connection.send(_Sign.BEGUN)
+            connection.send(_Marker.BEGUN)
             for message in function(*given, **named):
                 connection.send(message)
-            connection.send(_Sign.DONE)
+            connection.send(_Marker.DONE)
         except JobError as error:
             connection.send(error)
         except BrokenPipeError:
-            pass  # the reader has gone
-    os._exit(0)  # nothing is left to tidy, and a decoder's own threads may not end
+            pass  # the reader has closed the pipe
+    os._exit(0)  # nothing is left to clean up, and a decoder's own threads might not end
 
 
 def _end_with_parent(requests: Any) -> None:
-    """stdin ends when the parent does, however it went."""
+    """Exit when stdin ends, which happens when the parent does, even by SIGKILL."""
     requests.read()
     os._exit(1)

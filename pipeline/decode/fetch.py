@@ -1,7 +1,7 @@
-"""One video -> a local file, proved to be the one in the manifest.
+"""One video -> a local file, checked to be the one in the manifest.
 
 A local source is used where it is; an S3 object is copied to scratch with `If-Match` on the planned ETag. Before and
-after the decode the file must have the planned size and time: frames of two contents are never mixed. Directories,
+after the decode the file must have the planned size and time, so frames of two versions are never mixed. Directories,
 fifos and links that lead out of the source folder are refused before anything opens them.
 """
 
@@ -31,7 +31,7 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
     if video.size_bytes < 0:
         raise VideoError(Reason.SOURCE_MISSING, "was not there when the job was planned")
     if video.uri.startswith("s3://"):
-        owner = f"video-{platform.node()}-{os.getpid()}-"  # whoever finds it later can see that its process is gone
+        owner = f"video-{platform.node()}-{os.getpid()}-"  # shows a later cleanup whether this process still runs
         with tempfile.TemporaryDirectory(dir=scratch, prefix=owner) as folder:
             yield _download(video, options, Path(folder))
         return
@@ -40,7 +40,7 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
     try:
         yield os.fsdecode(path)
     except VideoError:
-        check_local(video, path)  # a file that is rewritten while it is read looks damaged
+        check_local(video, path)  # a file that was rewritten while it was read looks damaged
         raise
     check_local(video, path)
 
@@ -52,9 +52,9 @@ def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
     try:
         store.download(key, path, etag=video.etag)
     except StoreNoBucket:
-        raise  # the job's trouble: another endpoint, or the whole archive is gone
+        raise  # a problem of the job: another endpoint, or the whole archive was deleted
     except StoreChanged:
-        if store.head(key) is None:  # some servers answer so for an object that is gone
+        if store.head(key) is None:  # some servers give this answer for a deleted object
             raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
         raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was planned (other ETag)") from None
     except StoreMissing as error:
@@ -69,7 +69,7 @@ def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
 
 
 def _answers(store: Store, key: str) -> bool:
-    """Is it this object that is denied, or all of them? Then it is the job's trouble, not the video's."""
+    """Is only this object denied? If listing it is denied too, the job has a problem, not the video."""
     try:
         next(store.list(key), None)
     except StoreDenied:
@@ -78,7 +78,7 @@ def _answers(store: Store, key: str) -> bool:
 
 
 def check_local(video: VideoRef, path: bytes) -> os.stat_result:
-    """The file at a path, if it is a file and the planned one. VideoError if not."""
+    """The status of the file at a path. VideoError unless it is a regular file and the planned one."""
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes
     except (FileNotFoundError, NotADirectoryError):
@@ -101,7 +101,7 @@ def check_local(video: VideoRef, path: bytes) -> os.stat_result:
 
 
 def _root(video: VideoRef, path: bytes) -> bytes | None:
-    """The source folder, if the video was found below one; a list may name any path."""
+    """The source folder, if the video was found in one. None for a path from a list, which may be anywhere."""
     if video.path.startswith("/") or ".." in video.path.split("/"):
         return None
     return b"/".join(path.split(b"/")[: -video.path.count("/") - 1]) or b"/"
@@ -113,7 +113,7 @@ def _kind(mode: int) -> str:
 
 
 def pinned(video: VideoRef, options: StoreOptions) -> VideoRef:
-    """The same row with size and ETag of its object, which rows of videos/ do not have; local ones need neither."""
+    """The same row with size and ETag of its S3 object, which rows of videos/ lack; local files need neither."""
     if not video.uri.startswith("s3://"):
         return video
     info = head_of(video, options)
@@ -121,7 +121,7 @@ def pinned(video: VideoRef, options: StoreOptions) -> VideoRef:
 
 
 def head_of(video: VideoRef, options: StoreOptions) -> ObjectInfo:
-    """What its store says of a video on S3. VideoError if it is gone, or not what was embedded; StoreError."""
+    """Size and ETag of a video on S3. VideoError if it is deleted or is not what was embedded; StoreError."""
     bucket, key = split_s3_uri(video.uri)
     info = open_store(f"s3://{bucket}", options).head(key)
     if info is None:

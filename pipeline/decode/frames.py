@@ -1,11 +1,11 @@
-"""From a file to its frames: one door, `open_frames`.
+"""Decode a file into frames; the entry point is `open_frames`.
 
     path ──sniff──> regular, binary file ──probe──> what is in it ──route──> decord | pyav | nvdec
                                                                           ──> VideoInfo, FrameBlock..., VideoEnd
 
-Whatever is wrong with a file is a `VideoError` with a reason and a sentence; anything else that is raised is a defect
-of this program or of the machine, and goes through. A native decoder may still hang or crash on a file that was never
-seen before: the caller runs this in a process of its own, under a deadline.
+Whatever is wrong with a file is raised as a `VideoError` with a reason and a message. Any other exception is a defect
+of this program or of the machine, and propagates. A native decoder may still hang or crash on a file that was never
+seen before, so the caller runs this in a child process with a deadline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
 from p3d.pipeline.decode.routes.nvdec import read_nvdec
 from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
-from p3d.pipeline.decode.seek import Astray, leaves_out
+from p3d.pipeline.decode.seek import SelectiveDecodeError, leaves_out
 from p3d.pipeline.decode.wanted import NONE, Wanted, wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import ChunkEnd, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoShareable
@@ -45,20 +45,21 @@ def open_frames(
 ) -> Iterator[VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
-    Only frames that the clips need are sent (`decode.wanted`), and all of them where the clips leave none out;
-    numbers and times are the video's own, with `sampling.fps` too. A **second VideoInfo** means: forget the blocks so
-    far and start again. It comes at most once: when what the clips were laid out on turned out wrong (it then carries
-    the true count and duration), or when decord, or a decode that left GOPs out, gave up half way. VideoEnd.duration_s
-    is the end of the last frame, in seconds from the first. A VideoShareable after a VideoInfo says that several
-    decodes may share the video.
+    Only frames that the clips need are sent (`decode.wanted`). Numbers and times are those of the video, also with
+    `sampling.fps`. VideoEnd.duration_s is the end of the last frame, in seconds from the start of the first. A
+    VideoShareable after a VideoInfo says that several decodes may share the video.
 
-    Where seeking is proved exact (`route.exact_seek`) and the clips leave enough frames out (`seek.leaves_out`), those
-    are not decoded, and damage in them is not seen; under `auto` PyAV then reads the video, and the VideoInfo says so.
+    A **second VideoInfo** means: discard the blocks so far and start again. It comes at most once, in two cases. Either
+    the frame count or duration that the clips were laid out on was wrong; it then carries the true values. Or decord,
+    or a decode of selected GOPs (`seek_pyav`), failed partway.
 
-    With a `share`, only its frames come, and a StripeEnd after each of its stripes; VideoInfo and VideoEnd are those
-    of the video. Nothing is judged then: any VideoError only says that the video must be decoded whole.
+    Where seeking is proved exact (`exact_seek`) and enough frames need not be decoded (`seek.leaves_out`), those are
+    skipped, and damage in them goes unnoticed. Under `auto` PyAV then reads the video, and the VideoInfo says so.
 
-    Raises VideoError for anything wrong with the file, before or between messages. Memory: one run of at most 256
+    With a `share`, only its frames come, and a ChunkEnd after each of its GOP chunks; VideoInfo and VideoEnd are those
+    of the whole video. A VideoError then only means that the video must be decoded whole.
+
+    Raises VideoError for anything wrong with the file, before or between messages. Memory: one GOP chunk of at most 256
     cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
     takes_all = sampling.needs_every_frame and sampling.fps is None
@@ -91,28 +92,28 @@ def open_frames(
         except DecordGaveUp as gave_up:
             if policy.decoder == "decord":
                 raise VideoError(gave_up.reason, f"decord: {gave_up}") from gave_up
-        reader = None  # lets go of decord's frames before PyAV begins
+        reader = None  # frees decord's frames before PyAV begins
     yield from _pyav(found, None, spec, sampling, policy, limits, may_restart=may_restart)
 
 
 def _route_of(
     found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
 ) -> RouteName:
-    """Which route reads the file; VideoError if none may."""
+    """The route that reads the file; VideoError if no route may."""
     if found.truncated and policy.partial == "fail":
         raise VideoError(Reason.TRUNCATED, found.truncated)
     if found.encrypted:
         raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
     if not found.n_frames:
-        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and shows no frame")
+        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and no frame to show")
     if not (found.coded_height and found.coded_width):
         if found.size_refused:
             raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
-        raise VideoError(Reason.NO_FRAMES, "the stream gives its pictures no size, and none can be decoded")
+        raise VideoError(Reason.NO_FRAMES, "the stream gives no picture size, and no picture can be decoded")
     _check_resized(found, spec)
     name = route(found, policy, spec)[0]
     if name == "decord" and policy.decoder == "auto" and _leaves_out(found, sampling):
-        name = "pyav"  # which decodes less then
+        name = "pyav"  # it can leave frames out inside a GOP, so it decodes less
     return name
 
 
@@ -125,11 +126,11 @@ def _share(
     limits: DecodeLimits,
     share: Share,
 ) -> Iterator[VideoInfo | FrameBlock | ChunkEnd | VideoEnd]:
-    """One decode's share of a video."""
+    """The messages of one decode that shares a video with others."""
     promised = VideoEnd(found.n_frames, found.duration_s)
     wanted = _wanted(sampling, promised)
     if not can_be_shared(found, name, wanted):
-        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be decoded by several decodes at once")
+        raise VideoError(Reason.SOURCE_CHANGED, "can no longer be shared by several decodes")
     chunks = chunks_of(found, wanted, share)
     mine = Wanted(None, None, np.concatenate(chunks))
     yield _info(found, name, promised, sampling)
@@ -138,8 +139,8 @@ def _share(
             yield from chunked(read_decord(open_decord(found, spec), found, spec, mine), chunks)
         else:
             yield from chunked(seek_pyav(found, spec, mine, limits, source), chunks)
-    except (DecordGaveUp, Astray) as doubt:
-        raise VideoError(Reason.CORRUPT_FRAMES, str(doubt)) from doubt
+    except (DecordGaveUp, SelectiveDecodeError) as error:
+        raise VideoError(Reason.CORRUPT_FRAMES, str(error)) from error
     yield _end(promised, sampling)
 
 
@@ -153,10 +154,10 @@ def _pyav(
     *,
     may_restart: bool = True,
 ) -> Iterator[VideoInfo | VideoShareable | FrameBlock | VideoEnd]:
-    """A video by PyAV. Where no restart is left and the clips need the true count, it is counted beforehand.
+    """Decode a video with PyAV. If no restart is allowed and the clips need the true frame count, count first.
 
-    If frames can be left out, only the others are decoded, unless there is doubt: then all of it, from front to back.
-    The `source` that the probe opened is read once; None where decord has begun, and nothing is shared then.
+    If frames can be left out, only the others are decoded. If that fails, the video is decoded from front to back. The
+    `source` that the probe opened is read once. After decord has begun it is missing, and the video is not shared.
     """
     may_share = source is not None
     promised = VideoEnd(found.n_frames, found.duration_s)
@@ -170,14 +171,14 @@ def _pyav(
             yield from seek_pyav(found, spec, _wanted(sampling, promised), limits, source)
             yield _end(promised, sampling)
             return
-        except Astray:
+        except SelectiveDecodeError:
             source = None
     if not may_restart and not sampling.needs_every_frame:
         for message in read_pyav(found, spec, NONE, policy, limits):
             if isinstance(message, VideoEnd):
                 promised = message
             else:
-                yield message  # empty: a sign of life
+                yield message  # an empty block, which shows that the decode is alive
     for _ in range(2):
         yield _info(found, "pyav", promised, sampling)
         if may_share and can_be_shared(found, "pyav", _wanted(sampling, promised)):
@@ -193,17 +194,17 @@ def _pyav(
         if not may_restart:
             break
         may_share, source = False, None
-    sentence = f"the file had another number of frames when read again: {promised.n_frames}"
-    raise VideoError(Reason.SOURCE_CHANGED, sentence)
+    detail = f"the file had another number of frames when read again: {promised.n_frames}"
+    raise VideoError(Reason.SOURCE_CHANGED, detail)
 
 
 def _leaves_out(found: Probe, sampling: Sampling) -> bool:
-    """Are there enough frames that need not be decoded, and may they be left out?"""
+    """Can this video be decoded without enough of its frames to be worth it?"""
     return exact_seek(found) and leaves_out(found, _wanted(sampling, VideoEnd(found.n_frames, found.duration_s)))
 
 
 def _check_resized(found: Probe, spec: FrameSpec) -> None:
-    """A picture of one row resized by its short side would be millions of columns wide."""
+    """VideoError for too large a result: a picture of one row, resized by its short side, gets millions of columns."""
     height, width = spec.target_hw(*found.display_hw)
     if height * width > MOST_RESIZED_PIXELS:
         raise VideoError(

@@ -1,17 +1,17 @@
-"""Is a packet that its container calls a key frame one? Answered from the packet's own first bytes.
+"""Is a packet marked as a key frame really one? Answered from the first bytes of the packet.
 
-Containers mislead: an MP4 without `stss` calls every sample a key frame, and encoders that refresh a picture bit by bit
-mark places where nothing starts. A frame counts as proved here when its codec says that whatever comes after it in the
-stream refers to nothing before it, and that the decoder's state is as new.
+Containers mislead: an MP4 without `stss` marks every sample as a key frame, and encoders that use gradual refresh mark
+frames at which decoding cannot start. A frame counts as proved when its bitstream says two things: what follows it in
+the stream refers to nothing before it, and the decoder's state is reset.
 
     codec        proved by                                                              source
     h264         first slice is of type 5 (IDR)                                         ITU-T H.264, 7.4.1.2.4
-    hevc         first slice is of type 19 or 20 (IDR); CRA is not, it may be led       ITU-T H.265, 7.4.2.2
+    hevc         first slice is of type 19 or 20 (IDR); not CRA: leading frames         ITU-T H.265, 7.4.2.2
     vp8          frame tag: bit 0 is 0                                                  RFC 6386, 9.1
     vp9          frame header: shown, frame_type 0                                      VP9 bitstream, 6.2
     av1          first frame header: frame_type 0, shown                                AV1 bitstream, 5.9.2
     mpeg4        first VOP is of type I                                                 ISO/IEC 14496-2, 6.2.5
-    mjpeg        tables of its own                                                      ITU-T T.81, B.2.4
+    mjpeg        holds its own tables                                                   ITU-T T.81, B.2.4
     prores       always
 """
 
@@ -22,29 +22,29 @@ from enum import Enum
 
 
 class KeyFrame(Enum):
-    """What a packet's own bytes prove: nothing, a clean start, or one that brings its parameter sets with it."""
+    """What a packet's own bytes prove: nothing, a clean start, or a clean start that includes its parameter sets."""
 
     UNPROVED = "unproved"
     CLEAN = "clean"
     WITH_PARAMETERS = "with parameters"
 
 
-MOST_UNITS = 256  # NAL units or OBUs that are looked at in one packet
-HEAD_BYTES = 4096  # looked at for start codes and tables
+MOST_UNITS = 256  # NAL units or OBUs that are examined in one packet
+HEAD_BYTES = 4096  # searched for start codes and tables
 
 
 def key_frame(codec: str, extradata: bytes, packet: memoryview) -> KeyFrame:
-    """What `packet`, one of `codec` (FFmpeg's canonical name) with the stream's `extradata`, proves about itself."""
+    """What the bytes of `packet` prove; `codec` is FFmpeg's canonical name, `extradata` that of the stream."""
     read = _READERS.get(codec)
     try:
         return read(extradata, packet) if read else KeyFrame.UNPROVED
-    except IndexError:  # the packet ends within what was to be read
+    except IndexError:  # the packet is shorter than its headers say
         return KeyFrame.UNPROVED
 
 
 def all_proved(kinds: set[KeyFrame]) -> bool:
-    """Does decoding give the same from any of these key frames on? Each is clean, and parameter sets come with all or
-    with none: one that came with another frame might be missing after a seek."""
+    """Does decoding give the same frames from any of these key frames on? Each must be a clean start. Parameter sets
+    must come with all of them or with none: a set that came with another frame might be missing after a seek."""
     return len(kinds) == 1 and KeyFrame.UNPROVED not in kinds
 
 
@@ -59,7 +59,7 @@ def _hevc(extradata: bytes, packet: memoryview) -> KeyFrame:
 def _by_nal(
     nals: Iterator[int], kind_of: Callable[[int], int], slices: range, clean: tuple[int, ...], sets: tuple[int, ...]
 ) -> KeyFrame:
-    """By the types of the NAL units up to the first slice."""
+    """Decide by the types of the NAL units up to the first slice."""
     found = KeyFrame.CLEAN
     for head in nals:
         kind = kind_of(head)
@@ -71,8 +71,8 @@ def _by_nal(
 
 
 def nals(packet: memoryview, extradata: bytes, at_size: int) -> Iterator[int]:
-    """First two bytes of each NAL unit, as one number. Only the form of MP4 and Matroska, a length before each, whose
-    own size is in extradata; IndexError where the lengths do not add up to the packet."""
+    """First two bytes of each NAL unit, as one number. Only for the format of MP4 and Matroska: a length precedes each
+    unit, and extradata says how many bytes a length has. IndexError if the lengths do not add up to the packet."""
     if len(extradata) <= at_size or extradata[0] != 1:
         return
     n_bytes = (extradata[at_size] & 3) + 1
@@ -100,8 +100,8 @@ def _vp9(extradata: bytes, packet: memoryview) -> KeyFrame:
 
 
 def _av1(extradata: bytes, packet: memoryview) -> KeyFrame:
-    """OBUs: header byte (type 4 bits, extension, has_size), size in LEB128. Of the first frame header (type 3) or frame
-    (6), the first bits are show_existing_frame, frame_type (2), show_frame."""
+    """OBUs: header byte (type 4 bits, extension, has_size), size in LEB128. The first frame header (type 3) or frame
+    (6) begins with the bits show_existing_frame, frame_type (2), show_frame."""
     at, found = 0, KeyFrame.CLEAN
     for _ in range(MOST_UNITS):
         header = packet[at]

@@ -1,7 +1,7 @@
-"""One video of the manifest -> the messages of its decode: the boundary where trouble becomes a value.
+"""One video of the manifest -> the messages of its decode. This is the boundary where exceptions become messages.
 
-Everything that can be wrong with one video ends here as one `Failure` at the end of its stream. Trouble with the store
-passes through as `StoreError`, because it is the job's, and no video is blamed for it.
+Everything that can be wrong with one video becomes one `Failure` at the end of its messages. Problems of the store
+propagate as `StoreError`, because they concern the job and are not attributed to a video.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def decode_messages(
     share: Share | None = None,
     file: AbstractContextManager[str] | None = None,
 ) -> Iterator[DecodeMessage]:
-    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if it cannot be used. StoreError passes.
+    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if the video fails. StoreError propagates.
 
-    `file` is the video's own `local_file`, where somebody has it already.
+    `file` is the video's `local_file`, if the caller has created it already.
     """
     sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
@@ -53,7 +53,7 @@ def decode_messages(
 
 
 def failures_as_values(messages: Iterator[T]) -> Iterator[T | Failure]:
-    """The same messages; what is wrong with the video comes as a Failure at their end. StoreError passes."""
+    """The same messages; what is wrong with the video becomes a Failure at the end. StoreError propagates."""
     try:
         yield from messages
     except VideoError as error:
@@ -61,8 +61,8 @@ def failures_as_values(messages: Iterator[T]) -> Iterator[T | Failure]:
     except StoreError:
         raise
     except MemoryError:
-        yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than there is, or the file claims so")
-    except Exception as error:  # noqa: BLE001 - the one boundary: what no table maps is our own defect, and says so
+        yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than is available, or the file claims so")
+    except Exception as error:  # noqa: BLE001 - any other error is a defect of this program
         yield Failure(Reason.INTERNAL, f"{type(error).__name__}: {_one_line(str(error))}")
 
 

@@ -1,6 +1,6 @@
-"""One decoded picture -> the pixels that travel: shown the right way up, resized (bilinear), RGB uint8, cropped.
+"""One decoded picture -> the pixels that are sent on: turned upright, resized (bilinear), cropped, RGB uint8.
 
-H, W, C: height, width, 3 channels (R, G, B). Turning comes before resizing, as a player does it. The resize goes
+H, W, C: height, width, 3 channels (R, G, B). Turning comes before resizing, as in a player. The resize goes
 through FFmpeg's `scale` filter with the chroma sample position named: the result is then bit for bit what decord's own
 filter graph gives (measured over h264, hevc, vp8 and vp9, both ranges, turned and upright: largest difference 0).
 PyAV's `frame.reformat` follows the chroma position written in the stream, which decord does not, and differs by up to
@@ -26,7 +26,7 @@ from p3d.pipeline.types import UINT8, FrameSpec
 class Orientation:
     """How a coded picture is shown: transposed first, then rows and columns reversed.
 
-    The eight ways that a display matrix of right angles can say. `degrees` is the turn, clockwise.
+    Covers the eight orientations that a display matrix with right angles can give. `degrees` is the clockwise turn.
     """
 
     transposed: bool = False
@@ -41,17 +41,17 @@ class Orientation:
         return 180 if self.rows_reversed else 0
 
     def shown_hw(self, height: int, width: int) -> tuple[int, int]:
-        """Size as shown of a picture coded as height x width; its own inverse."""
+        """Size as shown of a picture coded as height x width. The function is its own inverse."""
         return (width, height) if self.transposed else (height, width)
 
     @property
     def mirrored(self) -> bool:
-        """True where the picture is not only turned."""
+        """True if the picture is mirrored, whether or not it is turned."""
         return self.transposed == (self.rows_reversed == self.columns_reversed)
 
     @property
     def filters(self) -> tuple[tuple[str, str | None], ...]:
-        """The FFmpeg filters (name, arguments) that show a coded picture so."""
+        """The FFmpeg filters (name, arguments) that give a coded picture this orientation."""
         if self.transposed:
             directions = {
                 (False, False): "cclock_flip",
@@ -70,8 +70,8 @@ UPRIGHT = Orientation()
 def orientation(frame: av.VideoFrame) -> Orientation:
     """What the display matrix of a frame says (ISO/IEC 14496-12, 8.5.2.3: x' = a x + c y, y' = b x + d y).
 
-    Upright where there is none, and where it is degenerate (all zero in mp4parse's no_timescale.mp4) or turns by
-    anything but right angles, as players do.
+    Upright if there is no matrix, if it is degenerate (all zero in mp4parse's no_timescale.mp4), or if it turns by
+    anything but right angles, as in players.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if isinstance(matrix, SideData):
@@ -86,8 +86,8 @@ def orientation(frame: av.VideoFrame) -> Orientation:
 class Scaler:
     """Resizes decoded frames to one size, whatever size and pixel format each of them has.
 
-    The target is fixed by the first picture, so a stream that changes its resolution half way keeps one frame shape
-    (decord does the same). Raises what FFmpeg raises for a pixel format it cannot convert.
+    The target is fixed by the first picture, so a stream that changes its resolution midway keeps one frame shape
+    (decord does the same). VideoError(unsupported) for a pixel format that FFmpeg cannot convert.
     """
 
     def __init__(self, spec: FrameSpec, shown_hw: tuple[int, int], turn: Orientation) -> None:
@@ -99,7 +99,7 @@ class Scaler:
         self._ends: tuple[FilterContext, FilterContext]
 
     def picture(self, frame: av.VideoFrame) -> UINT8:
-        """[crop_h, crop_w, 3] uint8, a view of FFmpeg's own picture; whoever keeps it copies it."""
+        """[crop_h, crop_w, 3] uint8, a view of FFmpeg's own picture; copy it to keep it."""
         form = (frame.width, frame.height, frame.format.name)
         if form != self._input:
             self._build(frame)
@@ -116,7 +116,7 @@ class Scaler:
         height, width = self._target_hw
         graph = Graph()
         graph.threads = 1
-        time_base = frame.time_base or Fraction(1, 1000)  # of no account, and a drained frame may have none
+        time_base = frame.time_base or Fraction(1, 1000)  # has no effect here, and a drained frame may lack one
         source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)
         turn = [graph.add(name, arguments) for name, arguments in self._turn.filters]
         scale = graph.add("scale", f"w={width}:h={height}:flags=bilinear:in_chroma_loc=center")
@@ -125,6 +125,6 @@ class Scaler:
         try:
             graph.link_nodes(source, *turn, scale, rgb, sink).configure()
         except (av.error.ArgumentError, av.error.NotImplementedError) as error:
-            sentence = f"FFmpeg cannot turn {frame.width}x{frame.height} {frame.format.name} pictures into RGB"
-            raise VideoError(Reason.UNSUPPORTED, sentence) from error
+            detail = f"FFmpeg cannot convert {frame.width}x{frame.height} {frame.format.name} pictures to RGB"
+            raise VideoError(Reason.UNSUPPORTED, detail) from error
         self._graph, self._ends = graph, (source, sink)

@@ -1,6 +1,6 @@
-"""How a job wants its videos decoded, and what it refuses to decode at all.
+"""How a job decodes its videos, and what it refuses to decode.
 
-`DecodePolicy` is part of the Recipe (it decides which frames a video has); `DecodeLimits` belongs to the Run.
+`DecodePolicy` is part of the Recipe (it decides which frames are used); `DecodeLimits` belongs to the Run.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from p3d.pipeline.recipe import MAX_DURATION_S, MAX_FILE_BYTES, MAX_PIXELS
+
 
 @dataclass(frozen=True, slots=True)
 class DecodePolicy:
     """`--decoder` and `--partial`.
 
-    decoder  auto: decord where its frames are proved right and it is not slower, PyAV elsewhere and where decord gives
-             up; or one by name (nvdec is never chosen by auto: a GPU's colours are not those of the others)
+    decoder  auto: decord where its frames are proved right and it is not slower; PyAV elsewhere and where decord fails.
+             Or one by name. auto never chooses nvdec, because a GPU's colours differ from those of the others
     partial  fail: a damaged or cut video has no rows; keep: the frames before the damage are used, and marked
     """
 
@@ -30,12 +32,12 @@ class DecodePolicy:
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What is refused before a picture is decoded: hours, pixels of one picture, bytes of one file.
+    """What is refused before a picture is decoded: by duration, pixels of one picture, bytes of one file.
 
-    The defaults let every honest video through (24 h, 64 megapixels = twice 8K, 256 GiB) and stop a small file that
+    The defaults accept every ordinary video (24 h, 64 megapixels = twice 8K, 256 GiB) and stop a small file that
     claims to be enormous.
     """
 
-    max_duration_s: float = 24 * 3600.0
-    max_pixels: int = 64 * 1024 * 1024
-    max_file_bytes: int = 256 * 1024**3
+    max_duration_s: float = MAX_DURATION_S
+    max_pixels: int = MAX_PIXELS
+    max_file_bytes: int = MAX_FILE_BYTES

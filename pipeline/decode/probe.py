@@ -1,9 +1,9 @@
-"""What is in this file? One pass over its packets, before any decoder is chosen.
+"""What a file holds, from one pass over its packets before a decoder is chosen.
 
-Containers promise frame counts that are not there (decord's `len()` said 431 where 300 frames exist, and reading them
-hung for ever), so everything a route relies on is counted here from the packets: how many there are, how many the edit
-list discards, where the key frames stand, and when each frame is shown. A pass costs 1-5 ms for small files and one
-read of the file for large ones; only the first picture is decoded, for its orientation and pixel format.
+Frame counts in containers can be wrong: decord's `len()` said 431 where 300 frames exist, and reading them never
+returned. So everything a route relies on is counted here from the packets: how many there are, how many the edit list
+discards, which are key frames, and when each frame is shown. A pass costs 1-5 ms for small files and one read of the
+file for large ones. Only the first picture is decoded, for its orientation and pixel format.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from p3d.pipeline.decode.sniff import check_file, damaged_container, ends_early
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
-# The demuxers a file may be read by. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
-# concat, dash, image2), and only containers of moving pictures are wanted.
+# The demuxers that may read a file. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
+# concat, dash, image2), and only video containers are wanted.
 DEMUXERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe"
 )
-ASSUMED_FPS = 25.0  # of a stream that says neither a rate nor a duration
+ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
-MOST_ASPECT = 8.0  # of a pixel, either way; what is beyond is no honest video
+MOST_ASPECT = 8.0  # largest pixel aspect ratio, either way; more than that is taken for nonsense
 READ_BYTES = 1024**2
 _NONE = np.empty(0, np.int64)
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
@@ -43,19 +43,19 @@ LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much b
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one file holds; the facts that `route` decides on and both routes rely on.
+    """What one file holds: the facts by which `route` decides and on which all routes rely.
 
-    `n_frames` counts presentable frames: packets minus `n_discarded`. `n_promised` is the container's own count, 0
-    where it has none. `truncated` says in words how the file is cut short, empty where it is whole. `start_s_N` and
-    `end_s_N` are the times of the presentable frames, seconds from the first one, or None when the packets do not
-    give each frame a time of its own; `key_frames` are the presentation numbers of the key frames, `closed_gops` is
-    False when one of them is not shown in the place it is stored in (open GOPs: frames before it need the GOP before).
-    `proved_keys` says that each of them is a clean start by its own bytes (`decode.key_frames`); `key_pts_K` and
-    `key_dts_K` are their time stamps as stored, `first_pts` is that of the first frame.
-    `skippable_N` says of each presentable frame whether no other refers to it (`p3d.pipeline.decode.skippable`); None
-    where that was not asked, or the packets do not give each frame a time.
-    `size_refused` where the first pictures have a size that may not be decoded; the coded size is then 0.
-    `pixel_aspect` is the width of a stored pixel for a height of 1; 1.0 where the file says nothing, or nonsense.
+    `n_frames` counts presentable frames: packets minus `n_discarded`. `n_promised` is the container's own count, 0 if
+    it has none. `truncated` says in words how the file is cut short; it is empty for a whole file. `start_s_N` and
+    `end_s_N` are the times of the presentable frames in seconds from the first one. They are None when the packets do
+    not give each frame its own time. `key_frames` are the presentation numbers of the key frames. `closed_gops` is
+    False when one of them has different positions in stored and in shown order (open GOPs: frames shown before the key
+    frame need the GOP before). `proved_keys` says that the bytes of each key frame prove a clean start
+    (`decode.key_frames`). `key_pts_K` and `key_dts_K` are their time stamps as stored, in ticks of the stream's time
+    base; `first_pts` is that of the first frame. `skippable_N` is True for each presentable frame to which no other
+    refers (`decode.skippable`); None if the caller did not ask, or if the packets do not give each frame a time.
+    `size_refused` is True if the first pictures exceed the size limit; the coded size is then 0. `pixel_aspect` is the
+    width of a stored pixel divided by its height; 1.0 where the file gives none, or nonsense.
     """
 
     path: str
@@ -96,12 +96,12 @@ class Probe:
 
     @property
     def display_hw(self) -> tuple[int, int]:
-        """(height, width) in square pixels, as a player shows it: the coded width is stretched by the pixel aspect."""
+        """(height, width) in square pixels, as in a player: the coded width is multiplied by the pixel aspect."""
         return self.turn.shown_hw(self.coded_height, max(1, round(self.coded_width * self.pixel_aspect)))
 
     @property
     def largest_gop(self) -> int:
-        """Frames from one key frame to the next, at most; the whole video where there is none."""
+        """Most frames from one key frame to the next; all frames of the video if it has no key frame."""
         if not len(self.key_frames):
             return self.n_frames
         return int(np.diff(self.key_frames, append=self.n_frames).max())
@@ -109,22 +109,22 @@ class Probe:
 
 @contextlib.contextmanager
 def open_container(path: str) -> Iterator[InputContainer]:
-    """Open an absolute path with PyAV: local files only, known demuxers only, no matter what the file says.
+    """Open an absolute path with PyAV: local files only, known demuxers only, whatever the file refers to.
 
-    Text in the metadata that is not UTF-8 is replaced, or a Latin-1 title would make a good video unreadable. Raises
-    VideoError for what cannot be opened, by the table below; other errors (I/O, memory) propagate.
+    Metadata text that is not UTF-8 is replaced; otherwise a Latin-1 title would make a good video unreadable. Raises
+    VideoError for a file that cannot be opened, as mapped below; other errors (I/O, memory) propagate.
     """
     limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
         container = av.open(path, mode="r", container_options=limits, metadata_errors="replace")
     except av.error.InvalidDataError as error:
         raise damaged_container(path) from error
-    except av.error.ArgumentError as error:  # what FFmpeg says for a demuxer that is not on the list
+    except av.error.ArgumentError as error:  # FFmpeg raises this for a demuxer that is not on the list
         raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
     except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
         raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
     except av.error.FFmpegError as error:
-        refuse_trouble_of_the_machine(error, path)
+        raise_unless_damage(error, path)
         raise damaged_container(path) from error
     with container:
         yield container
@@ -132,22 +132,22 @@ def open_container(path: str) -> Iterator[InputContainer]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that is open, and the stream that is read."""
+    """An open file, and the stream of it that is read."""
 
     container: InputContainer
     stream: VideoStream
 
     @property
     def tick_s(self) -> float:
-        """Seconds of a tick of the stream's time base."""
+        """Seconds per tick of the stream's time base."""
         return float(self.stream.time_base or 0)
 
 
 def probe(path: str, limits: DecodeLimits, skippable: bool = False) -> Probe:
-    """Everything both routes need to know about a file; VideoError when it is no video that can be read.
+    """Everything that the routes need to know about a file; VideoError if it is not a readable video.
 
-    A cut file is not refused here (`Probe.truncated`): whether its frames are used is the policy's business. Which
-    frames are `skippable` is asked only where it is of use, for it costs some 3 us a frame.
+    A cut file is not refused here (`Probe.truncated`), because the policy decides whether its frames are used. Pass
+    `skippable` only if `Probe.skippable_N` is needed: it costs some 3 us per frame.
     """
     with probed(path, limits, skippable) as (found, _):
         return found
@@ -155,7 +155,7 @@ def probe(path: str, limits: DecodeLimits, skippable: bool = False) -> Probe:
 
 @contextlib.contextmanager
 def probed(path: str, limits: DecodeLimits, skippable: bool = False) -> Iterator[tuple[Probe, Source]]:
-    """`probe`, and the file still open: to open it FFmpeg decodes its first frames, 9 ms of a 720p video."""
+    """`probe`, and the file still open: opening it again would cost 9 ms for a 720p video, as FFmpeg decodes frames."""
     absolute, _ = check_file(path, limits)
     with open_container(absolute) as container:
         stream = best_stream(container)
@@ -165,21 +165,21 @@ def probed(path: str, limits: DecodeLimits, skippable: bool = False) -> Iterator
 
 
 def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
-    """How its decoder is to work: alone, and on no picture that is too large, in mid-stream too.
+    """Make the stream's decoder use one thread and refuse pictures over the size limit, also in mid-stream.
 
-    Frame threads would also hold the first picture back.
+    Frame threads would also delay the first picture.
     """
     stream.codec_context.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
 
 
-def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> None:
-    """Raises if it is not about the file's content: `error` for no memory or bytes that cannot be read, VideoError for
-    a file that is gone or shut.
+def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
+    """Raise if the cause is not the file's content: `error` itself if memory is exhausted or bytes cannot be read,
+    VideoError if the file was deleted or cannot be opened.
 
-    FFmpeg says "input/output error", "try again" or "operation not permitted" of damaged data too, so the file itself
-    is read to its end.
+    FFmpeg reports "input/output error", "try again" or "operation not permitted" for damaged data too. So the whole
+    file is read here to find out.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -188,7 +188,7 @@ def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> Non
             while file.read(READ_BYTES):
                 pass
     except FileNotFoundError:
-        raise VideoError(Reason.SOURCE_MISSING, "the file went away while it was read") from error
+        raise VideoError(Reason.SOURCE_MISSING, "the file was deleted while it was read") from error
     except PermissionError:
         raise VideoError(Reason.SOURCE_DENIED, "the file cannot be read: permission denied") from error
     except OSError:
@@ -196,10 +196,10 @@ def refuse_trouble_of_the_machine(error: av.error.FFmpegError, path: str) -> Non
 
 
 def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
-    """The packets of these streams (of all) in stored order, then one empty one of each, which flushes its decoder.
+    """The packets of these streams (default: all) in stored order, then one empty packet each to flush the decoder.
 
-    PyAV (18.1) trips over a stream that first appears in mid-file, as broadcasts have them: an IndexError after the
-    last packet, when every stream that was there from the start has been flushed.
+    PyAV (18.1) fails on a stream that first appears in mid-file, which occurs in broadcasts. It raises IndexError after
+    the last packet, when every stream that was there from the start has been flushed.
     """
     try:
         yield from container.demux(*streams)
@@ -208,10 +208,10 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
 
 
 def best_stream(container: InputContainer) -> VideoStream:
-    """The video stream to read: the most pixels, the first of equals; cover art does not count.
+    """The video stream with the most pixels, the first among equals; cover art does not count.
 
-    Stated here because libraries differ: of nasa_13013.mp4, `streams.video[0]` is 320x180 and FFmpeg's own best
-    stream is 480x270, while of a two-stream Matroska file FFmpeg took the smaller one.
+    Chosen here because libraries differ: in nasa_13013.mp4, `streams.video[0]` is 320x180 and FFmpeg's own best stream
+    is 480x270, but in a Matroska file with two streams FFmpeg took the smaller one.
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -224,7 +224,7 @@ def best_stream(container: InputContainer) -> VideoStream:
 
 
 def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeLimits) -> None:
-    """VideoError for a stream that claims more pixels or hours than may be decoded."""
+    """VideoError for a stream that claims more pixels or a longer duration than the limits allow."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise VideoError(Reason.TOO_LARGE, f"{width}x{height} pixels; the limit is {limits.max_pixels} (max_pixels)")
@@ -234,16 +234,16 @@ def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeL
 
 
 class _Pass:
-    """The one pass over the packets of all streams; takes up to 49 bytes a frame, 16 of which the Probe keeps."""
+    """One pass over the packets of all streams. Needs up to 49 bytes per frame, of which the Probe keeps 16."""
 
     def __init__(self, container: InputContainer, stream: VideoStream, skippable: bool) -> None:
         self.container = container
         self.stream = stream
         self.asks_skippable = skippable
-        self.skippable = array("b")  # the layer of each packet of `pts` that may be; -1
+        self.skippable = array("b")  # per packet of `pts`: its layer if it may be skippable, else -1
         self.top_layer = 0
-        self.pts = array("q")  # of presentable packets that have one, in stored order
-        self.durations = array("q")  # the same packets
+        self.pts = array("q")  # of the presentable packets that have one, in stored order
+        self.durations = array("q")  # of the same packets
         self.keys = array("q")  # positions in `pts` of key frames
         self.key_dts = array("q")
         self.key_kinds: set[KeyFrame] = set()
@@ -309,7 +309,7 @@ class _Pass:
     def _read(self) -> None:
         try:
             for packet in packets(self.container):
-                ours = packet.stream.index == self.stream.index  # `packet.stream_index` of an empty one is 0
+                ours = packet.stream.index == self.stream.index  # `packet.stream_index` is 0 for an empty packet
                 if packet.size:
                     if packet.pts is not None:
                         end = packet.pts + (packet.duration or 0)
@@ -319,23 +319,23 @@ class _Pass:
                 elif packet.pts is not None or packet.dts is not None:
                     continue  # an empty sample shows no frame of its own
                 if ours and self.first_picture is None and self.n_packets <= FIRST_PICTURE_PACKETS:
-                    self._look(packet)  # at the end too: a decoder gives up the frames of a short video when flushed
+                    self._look(packet)  # also the empty packet: for a short video, the flush yields the frames
         except av.error.FFmpegError as error:
-            refuse_trouble_of_the_machine(error, self.container.name)
+            raise_unless_damage(error, self.container.name)
             self.stopped = (error.strerror or "invalid data").lower()
 
     def _tick_s(self, stream: Stream) -> float:
-        """Of a stream's time base, which is a Fraction and slow to make for every packet; streams may come later."""
+        """Seconds per tick, cached because a time base is a Fraction and slow to make; new streams may appear later."""
         if stream.index not in self.ticks_s:
             self.ticks_s[stream.index] = float(stream.time_base or 0)
         return self.ticks_s[stream.index]
 
     def _look(self, packet: av.Packet[Stream]) -> None:
-        # Damage is judged by the route that reads the frames, which knows how many were good.
+        # Damage is handled by the route that reads the frames, which knows how many were good.
         try:
             frames = self.stream.decode(packet)
             if not frames and self.n_packets == 1 and all_proved(self.key_kinds):
-                frames = self.stream.decode(None)  # a key frame needs no other; the decoder only waited for the order
+                frames = self.stream.decode(None)  # a key frame needs no other; the decoder only waited to reorder
                 self.stream.codec_context.flush_buffers()
             frame = next(iter(frames), None)
             self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
@@ -366,7 +366,7 @@ class _Pass:
             self.durations.append(packet.duration or 0)
 
     def _order(self) -> INT64:
-        """Places in stored order, as they are shown."""
+        """Indices into stored order, sorted by presentation time."""
         return np.argsort(np.frombuffer(self.pts, np.int64), kind="stable") if self.pts else _NONE
 
     def _skippable(self, order_N: INT64) -> BOOL | None:
@@ -394,11 +394,11 @@ class _Pass:
         return np.unique(shown_K), bool((shown_K == stored_K).all() and stored_K[0] == 0)
 
     def _truncated(self, path: str) -> str:
-        """How the file is cut short. A count alone is no proof (edit lists leave frames out): bytes must be missing."""
+        """How the file is cut short. A low count is no proof, because edit lists omit frames: bytes must be missing."""
         promised, found = max(self.stream.frames, 0), self.n_packets
         cut = ends_early(path)
         if self.stopped:
-            return f"the file ends after {found} of {promised or 'unknown many'} frames: {self.stopped}"
+            return f"the file ends after {found} of {promised or 'an unknown number of'} frames: {self.stopped}"
         if promised > found and (cut or self.n_corrupt):
             return f"the file ends after {found} of {promised} frames" + (f": {cut}" if cut else "")
         if cut and not promised:
@@ -410,20 +410,20 @@ class _Pass:
 
 
 def pixel_aspect(stream: VideoStream) -> float:
-    """Its pixels' width for a height of 1; 1.0 for nonsense. By the container, else by the codec (FFmpeg's order)."""
+    """Width of a pixel divided by its height; 1.0 for nonsense. From the container, else the codec (FFmpeg's order)."""
     aspect = float(stream.sample_aspect_ratio or 1)
     return aspect if 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
 
 
 def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fraction) -> float:
-    """Seconds that the stream or else the container says it lasts; 0.0 when neither does."""
+    """Duration in seconds that the stream, or else the container, states; 0.0 if neither does."""
     if stream.duration and stream.duration > 0:
         return float(stream.duration * time_base)
     return max((container.duration or 0) / 1e6, 0.0)
 
 
 def _fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
-    """Average frames per second: as the container says, else counted, else assumed."""
+    """Average frames per second: from the container, else counted, else assumed."""
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate:
             return float(rate)

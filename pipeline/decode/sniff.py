@@ -1,7 +1,7 @@
-"""Is this path a file that may be shown to a demuxer at all? Answered from its first and last bytes, in Python.
+"""May a demuxer open this path? Answered in Python, from the first and last bytes of the file.
 
-Native demuxers follow what a file says: an `#EXTM3U` text named `.mp4` made decord decode another local file
-(measured), and opening a fifo waits for ever. So nothing that is not a regular, binary file gets past here.
+Native demuxers follow references in a file: an `#EXTM3U` text named `.mp4` made decord decode another local file
+(measured). Opening a fifo waits without end. So everything but regular, binary files is refused here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from p3d.pipeline.errors import Reason, VideoError
 
 HEAD_BYTES = 4096
 
-# What a file says in its first bytes when it is a list of other files, or a page about them.
+# First bytes of files that are lists of other files or web pages.
 _LISTS = (
     (b"#extm3u", "an HLS playlist"),
     (b"ffconcat", "an ffconcat list"),
@@ -24,7 +24,7 @@ _LISTS = (
     (b"<html", "an HTML page"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
-# Control characters that no text holds; every video container has one of them in its first bytes.
+# Control characters that do not occur in text; every video container has one of them in its first bytes.
 _NOT_IN_TEXT = bytes(b for b in range(32) if b not in b"\t\n\v\f\r\x1b")
 _ISO_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
 _MAX_BOXES = 100_000
@@ -33,9 +33,9 @@ _MAX_BOXES = 100_000
 def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
     """(absolute path, size in bytes) of a regular, binary file; VideoError for everything else.
 
-    A link is followed (whether it may be is the source's business); a fifo, socket or device is never opened.
+    Links are followed (`fetch` decides whether they may be); a fifo, socket or device is never opened.
     """
-    absolute = os.path.abspath(path)  # noqa: PTH100 - pathlib cannot keep names that are not UTF-8 and `..` apart
+    absolute = os.path.abspath(path)  # noqa: PTH100 - pathlib cannot keep names that are not UTF-8, nor treat `..` as os does
     try:
         found = os.stat(absolute)  # noqa: PTH116 - as above
         if not stat.S_ISREG(found.st_mode):
@@ -46,7 +46,7 @@ def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
             raise VideoError(
                 Reason.TOO_LARGE, f"{found.st_size} bytes; the limit is {limits.max_file_bytes} (max_file_bytes)"
             )
-        # O_NONBLOCK: should a fifo have taken the file's place by now, this does not wait for its writer.
+        # O_NONBLOCK: if a fifo has replaced the file since, this does not wait for its writer.
         with open(os.open(absolute, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise VideoError(Reason.NOT_A_FILE, "no longer a file when it was opened")
@@ -64,8 +64,8 @@ def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
 def text_kind(head: bytes) -> str:
     """What kind of text a file starts as, in words; empty for binary data.
 
-    A known list is one whatever follows its first line. Anything else is text when its first 4 KiB hold no control
-    character; YUV4MPEG2, a text header before raw pictures, is the one video that may look so.
+    A known list counts as text whatever follows its first line. Anything else is text if its first 4 KiB hold no
+    control character. YUV4MPEG2, with a text header before raw pictures, is the one video format that may look so.
     """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, what in _LISTS:
@@ -79,11 +79,11 @@ def text_kind(head: bytes) -> str:
 
 
 def damaged_container(path: str) -> VideoError:
-    """Why a demuxer refused a binary file: cut short, damaged, or no video container in the first place."""
+    """Why a demuxer refused a binary file: it is cut short, damaged, or not a video container."""
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates, as above
         head = file.read(16)
     if not _is_known(head):
-        return VideoError(Reason.NOT_A_VIDEO, f"no video container: it starts with the bytes {head[:8].hex(' ')}")
+        return VideoError(Reason.NOT_A_VIDEO, f"not a video container: it starts with the bytes {head[:8].hex(' ')}")
     past_end = ends_early(path)
     if past_end:
         return VideoError(Reason.TRUNCATED, f"the file ends before its index, after 0 frames: {past_end}")
@@ -91,10 +91,9 @@ def damaged_container(path: str) -> VideoError:
 
 
 def ends_early(path: str) -> str:
-    """How the container's outermost boxes (ISO) or chunk (RIFF) reach past the end of the file; empty if they do not.
+    """How far the outermost boxes (ISO) or chunk (RIFF) extend past the end of the file; empty if they do not.
 
-    Evidence from the bytes themselves: a frame count alone cannot tell a cut file from one whose edit list leaves
-    frames out.
+    The bytes are the evidence, because a low frame count is also found in files whose edit list leaves frames out.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates, as above
         size_bytes = file.seek(0, os.SEEK_END)
@@ -102,7 +101,7 @@ def ends_early(path: str) -> str:
         head = file.read(16)
         if head[:4] == b"RIFF":
             claimed = 8 + int.from_bytes(head[4:8], "little")
-            live = head[4:8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")  # a recorder that never came back to fill it in
+            live = head[4:8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")  # a recorder that did not fill in the size
             return f"{size_bytes} of {claimed} bytes are there" if claimed > size_bytes and not live else ""
         return _iso_past_end(file, size_bytes) if head[4:8] in _ISO_BOXES else ""
 

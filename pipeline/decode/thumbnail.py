@@ -1,10 +1,10 @@
-"""Small pictures of a video at given seconds, as JPEG: for people to look at, never for rows.
+"""Small JPEG pictures of a video at given seconds, for display only: they never enter the output rows.
 
-    VideoRef, seconds ──> thumbnails_apart ──> child: thumbnails ──seek, decode, turn, scale──> Thumbnail | Failure
+    VideoRef, seconds ──> thumbnails_in_child ──> child: thumbnails ──seek, decode, turn, scale──> Thumbnail | Failure
 
-A picture is found by a seek to the key frame before its second, without the probe's pass over the whole file, and is
-the frame on screen at that second by its own time stamp. FFmpeg's mjpeg encoder makes the JPEG. Files are not to be
-trusted, so a child decodes them; only a video of a manifest, proved to be the one that was planned, is opened.
+A picture is found by a seek to the key frame before its second, without the probe's pass over the whole file. It is the
+frame on screen at that second by its own time stamp. FFmpeg's mjpeg encoder makes the JPEG. Files are not trusted, so a
+child process decodes them. Only a video of a manifest is opened, after a check that it is the one that was planned.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import UINT8, Failure, FrameSpec, VideoRef
 
 LONGEST_SIDE = 320
-TIMEOUT_S = 30.0  # for one picture; the first one's time includes fetching the video from S3
-FETCH_BYTES = 512 * 1024**2  # of a video on S3, at most: a picture is not worth more
-QUALITY = 4  # of FFmpeg's 1 (best) to 31: about 12 kB for a picture of 320x180
+TIMEOUT_S = 30.0  # for one picture; for the first one, including the download from S3
+FETCH_BYTES = 512 * 1024**2  # largest video that is downloaded from S3 for a picture
+QUALITY = 4  # FFmpeg's scale is 1 (best) to 31; 4 gives about 12 kB for a picture of 320x180
 FF_QP2LAMBDA = 118  # FFmpeg's own name for the scale of `global_quality`
-SEEK_EARLIER_S = 10.0  # of a second try
-ROUNDING_S = 1e-4  # 7600 ticks of a millisecond are a little more than 7.6
+SEEK_EARLIER_S = 10.0  # how much earlier the second attempt seeks
+ROUNDING_S = 1e-4  # in float64, 7600 ticks of a millisecond are slightly more than 7.6 s
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A JPEG of `width` x `height` square pixels, the right way up; `at_s` is when its frame comes on screen.
+    """An upright JPEG of `width` x `height` square pixels; `at_s` is the time at which its frame is first shown.
 
-    Seconds from the start of the stream. `at_s` is at or before the second that was asked for, or that of the first
-    frame there is.
+    `at_s` is in seconds from the start of the stream. It is at or before the requested second, except where the first
+    frame is later.
     """
 
     at_s: float
@@ -66,19 +66,19 @@ def thumbnails_in_child(
     fetch_bytes: int = FETCH_BYTES,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Thumbnail | Failure]:
-    """A picture for each of `seconds`, or why there is none; made in a child, which costs about a third of a second.
+    """A picture for each of `seconds`, or a Failure. They are made in a child process, which costs about 0.3 s.
 
     Both sides are at most `longest_side` pixels and never more than the video has. `timeout_s` is the longest wait for
-    one picture, after which the child is killed. A video on S3 is copied to `scratch` for as long as it takes, and is
-    `too_large` beyond `fetch_bytes`. StoreError passes; RuntimeError if no child starts.
+    one picture, after which the child is killed. A video on S3 is copied to `scratch` temporarily; over `fetch_bytes`
+    it fails as `too_large`. StoreError propagates. RuntimeError if no child starts.
     """
     if video.uri.startswith("s3://") and video.size_bytes > fetch_bytes:
-        sentence = f"{video.size_bytes} bytes to fetch for a picture; the limit is {fetch_bytes}"
-        return [Failure(Reason.TOO_LARGE, sentence)] * len(seconds)
+        detail = f"{video.size_bytes} bytes to fetch for a picture; the limit is {fetch_bytes}"
+        return [Failure(Reason.TOO_LARGE, detail)] * len(seconds)
     named = {"store_options": store_options, "scratch": scratch, "longest_side": longest_side, "limits": limits}
     with closing(in_a_child(thumbnails, (video, tuple(seconds)), named, timeout_s=timeout_s)) as messages:
         found = list(messages)[: len(seconds)]
-    # one Failure ends them where the video as a whole cannot be used
+    # a single Failure comes last if the video as a whole cannot be used
     return [*found, *found[-1:] * (len(seconds) - len(found))]
 
 
@@ -91,7 +91,7 @@ def thumbnails(
     longest_side: int,
     limits: DecodeLimits,
 ) -> Iterator[Thumbnail | Failure]:
-    """The child's part: as `thumbnails_in_child`, but a single Failure where the video cannot be had at all."""
+    """As `thumbnails_in_child`, but in this process, and with a single Failure if the video cannot be opened at all."""
 
     def each() -> Iterator[Thumbnail | Failure]:
         with local_file(video, store_options, scratch) as path:
@@ -112,9 +112,10 @@ def _thumbnail(path: str, second: float, longest_side: int, limits: DecodeLimits
 
 
 def _frame_at(path: str, second: float, limits: DecodeLimits) -> tuple[float, av.VideoFrame, float]:
-    """(its second, the frame that is on screen at `second`, the aspect of its pixels); VideoError if there is none.
+    """(start in seconds, frame on screen at `second`, pixel aspect); VideoError if there is no frame.
 
-    Some demuxers land behind where they were sent, or cannot be sent: then from earlier on, at last from the start.
+    Some demuxers land after the target of a seek, or cannot seek. Then the seek goes further back, and the last attempt
+    reads from the start.
     """
     absolute, _ = check_file(path, limits)
     for back_s in (0.0, SEEK_EARLIER_S, None):
@@ -136,7 +137,7 @@ def _frame_at(path: str, second: float, limits: DecodeLimits) -> tuple[float, av
 
 
 def _sought(container: InputContainer, stream: VideoStream, second: float) -> bool:
-    """Is the container now at a key frame at or before `second`, or so it says?"""
+    """Seek to the key frame at or before `second`. True if the demuxer reports success."""
     if not stream.time_base:
         return False
     try:
@@ -152,7 +153,7 @@ def _sought(container: InputContainer, stream: VideoStream, second: float) -> bo
 def _timed(
     container: InputContainer, stream: VideoStream, *, from_start: bool
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(second, frame) up to the first damage. A frame without a time is counted from the start, or ends them."""
+    """(second, frame) up to the first damage. A frame without a time is counted; after a seek, it ends them."""
     tick_s, fps = float(stream.time_base or 0), float(stream.average_rate or stream.guessed_rate or ASSUMED_FPS)
     number, start = 0, stream.start_time or 0
     try:
@@ -171,12 +172,12 @@ def _timed(
 
 
 def jpeg_of(frame_HWC: UINT8) -> bytes:
-    """RGB pixels [H, W, 3] -> a JPEG file, in the colours of JFIF: BT.601, full range."""
+    """RGB pixels [H, W, 3], uint8 -> a JPEG file with the colour space of JFIF: BT.601, full range."""
     height, width = frame_HWC.shape[:2]
     encoder = av.CodecContext.create("mjpeg", "w")
     assert isinstance(encoder, VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
-    encoder.time_base = Fraction(1, 25)  # it wants one
+    encoder.time_base = Fraction(1, 25)  # the encoder requires one
     encoder.options = {"flags": "+qscale+bitexact", "global_quality": str(QUALITY * FF_QP2LAMBDA)}
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
     picture = frame.reformat(format="yuvj420p", dst_colorspace="ITU601", dst_color_range="JPEG")

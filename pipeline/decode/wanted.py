@@ -1,7 +1,7 @@
-"""Which frames of a video do its clips need? Asked by both routes, frame by frame or of all frames at once.
+"""Which frames of a video do its clips need? All routes ask this, frame by frame or for all frames at once.
 
-Without `fps` a frame has one place, its own number. With `fps` it has the ticks for which it is on screen: none, if
-another takes its place before the next tick (then it need not be sent), or many (then it is sent once).
+Without `fps` a frame has one tick, its own number. With `fps` it has the ticks at which it is on screen. There may be
+none, if another frame replaces it before the next tick: it need not be sent. If there are several, it is sent once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from p3d.pipeline.types import FLOAT64, INT64
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Frames that stand at one of `ticks_M`, sorted; at any place for None. With `numbers_M`, just these, sorted."""
+    """The frames at one of the sorted `ticks_M`; None means any tick. With `numbers_M`, just those, sorted."""
 
     sampling: Sampling | None
     ticks_M: INT64 | None
@@ -37,7 +37,7 @@ class Wanted:
         return at < len(self.ticks_M) and int(self.ticks_M[at]) < end
 
     def of(self, start_s_N: FLOAT64, end_s_N: FLOAT64) -> INT64:
-        """The numbers of those of N frames, sorted; the same as asking for each."""
+        """The sorted numbers of the wanted frames among N frames; equivalent to calling `has` for each."""
         if self.numbers_M is not None:
             return self.numbers_M
         numbers_N = np.arange(len(start_s_N), dtype=np.int64)
@@ -56,5 +56,5 @@ NONE = Wanted(None, None)  # for a pass that only counts
 
 
 def wanted_by(sampling: Sampling, n_ticks: int) -> Wanted:
-    """What the clips of a video need that is laid out over `n_ticks` frames or ticks."""
+    """The frames that the clips of a video need, if they are laid out over `n_ticks` frames or ticks."""
     return Wanted(sampling, None if sampling.needs_every_frame else needed_frames(sampling, n_ticks))

@@ -1,12 +1,12 @@
-"""Near-duplicate videos of a whole archive: pairs by their video vectors, evidence by their clips, clusters of both.
+"""Near-duplicate videos of a whole dataset: pairs by their video vectors, evidence by their clips, and clusters.
 
     pass 1..n   videos/   a block of vectors x all that follow ──> pairs above the threshold ──> clusters
     pass n+1    clips/    some clips of each video in a cluster (probes)
-    pass n+2    clips/    every clip of its likest video against these probes ──> which second is like which
+    pass n+2    clips/    every clip of its most similar video against these probes ──> which seconds are similar
 
-Memory: BLOCK_BYTES of vectors, PROBE_BYTES of probes, one row group, and some 200 bytes a video; time grows with the
-square of the number of videos. A cluster is whatever hangs together by pairs, so its ends need not be alike: each video
-states its own evidence. Legend: B rows of the block, N rows of a group, P probes, D feature dimension.
+Memory: BLOCK_BYTES of vectors, PROBE_BYTES of probes, one row group, and some 200 bytes per video. Time grows with the
+square of the number of videos. Clusters are the connected components of the pairs, so two videos of a cluster need not
+be similar: each video has its own evidence. Legend: B rows of the block, N of a group, P probes, D feature dimension.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from p3d.pipeline.types import FLOAT32
 
 BLOCK_BYTES = 256 * 1024**2
 PROBE_BYTES = 256 * 1024**2
-PROBES = 8  # clips of a video that are looked for in the other, evenly spaced; fewer where memory would not do
+PROBES = 8  # clips of a video to look for in the other one, evenly spaced; fewer if PROBE_BYTES is not enough
 
 OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Seconds [start_s, end_s) of a video are like those of the other, with this cosine."""
+    """Seconds [start_s, end_s) of a video, the most similar seconds of the other video, and the cosine of the clips."""
 
     cosine: float
     start_s: float
@@ -43,9 +43,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A video of a cluster, and the one of it that it is likest to, with the cosine of their vectors.
+    """A video of a cluster, the video of the cluster most similar to it, and the cosine of their vectors.
 
-    `matches` has the likest clips of the two, by time; empty where the dataset has no clips.
+    `matches` has the most similar clips of the two, by time; empty if the dataset has no clips.
     """
 
     video_id: str
@@ -61,7 +61,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Clusters of two or more, the largest first, their videos in plan order; `n_videos` were compared."""
+    """Clusters of two or more videos, the largest first, videos in plan order. `n_videos` were compared."""
 
     clusters: tuple[tuple[Member, ...], ...]
     n_videos: int
@@ -71,7 +71,7 @@ class Duplicates:
 def find_duplicates(
     source: NewestRows | SnapshotRows, *, threshold: float, on_step: OnStep | None = None
 ) -> Duplicates:
-    """Videos whose vectors have a cosine of `threshold` or more. DamagedJob where a row is not what it should be."""
+    """Videos whose vectors have a cosine of `threshold` or more. DamagedJob if a row is damaged."""
     pairs = _Pairs(threshold)
     _compare_all(source, pairs, on_step)
     clusters = pairs.clusters()
@@ -93,7 +93,7 @@ def find_duplicates(
 
 
 class _Pairs:
-    """Pairs of videos, by number in plan order: what hangs together, and the likest partner of each."""
+    """Pairs of videos, by number in plan order: their connected components, and the most similar partner of each."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold, self.n_pairs = threshold, 0
@@ -102,7 +102,7 @@ class _Pairs:
         self._parent: dict[int, int] = {}
 
     def add(self, first_B: FLOAT32, at: int, second_N: FLOAT32, second_at: int) -> None:
-        """Unit vectors of rows `at`.. and `second_at`..: their pairs, each once."""
+        """Add the pairs of unit vectors of rows `at`.. and `second_at`.., each pair once."""
         cosine_BN = first_B @ second_N.T
         ones, others = np.nonzero(cosine_BN >= self.threshold)
         for one, other in zip(ones.tolist(), others.tolist(), strict=True):
@@ -132,7 +132,7 @@ class _Pairs:
 
 
 def _compare_all(source: NewestRows | SnapshotRows, pairs: _Pairs, on_step: OnStep | None) -> None:
-    """Every pair of videos once: a block of rows is held while all rows from it on come by."""
+    """Compare every pair of videos once. Each pass holds one block of rows, and reads all rows from that block on."""
     dim, first = source.job.recipe.feature_dim, 0
     size = max(1, BLOCK_BYTES // (4 * dim))
     while True:
@@ -144,7 +144,7 @@ def _compare_all(source: NewestRows | SnapshotRows, pairs: _Pairs, on_step: OnSt
             fresh = vectors_ND[max(0, first - at) :]
             fresh_at = max(first, at)
             if len(fresh):
-                new = fresh[: size - held]  # rows that the block takes; each is compared with those before it, too
+                new = fresh[: size - held]  # rows that join the block; they are also compared with its earlier rows
                 if len(new):
                     block.append(new)
                     held += len(new)
@@ -161,7 +161,7 @@ def _compare_all(source: NewestRows | SnapshotRows, pairs: _Pairs, on_step: OnSt
 def _vectors(
     source: NewestRows | SnapshotRows, dim: int, on_step: Callable[[int, int], None] | None
 ) -> Iterator[tuple[list[str], FLOAT32]]:
-    """(ids, unit vectors) of the videos, as they come."""
+    """(ids, unit vectors) of the videos, in plan order."""
     for folder, table in source.rows(clips=False, on_step=on_step):
         if folder == "videos" and table.num_rows:
             yield table["video_id"].to_pylist(), _unit(table, dim)
@@ -185,7 +185,7 @@ def _facts(source: NewestRows | SnapshotRows, ids: frozenset[str]) -> dict[str, 
 
 @dataclass(slots=True)
 class _Probes:
-    """Some clips of a video, the best match of each in the other video so far."""
+    """Some clips of a video, and the best match of each in the other video so far."""
 
     start_s: list[float]
     end_s: list[float]
@@ -194,11 +194,11 @@ class _Probes:
 
 
 class _Evidence:
-    """Which second of a video is like which of the one that it is likest to."""
+    """Which seconds of a video are similar to which seconds of its most similar video."""
 
     def __init__(self, like: dict[str, str], dim: int) -> None:
         self.like, self.dim = like, dim
-        self._asked: dict[str, list[str]] = {}  # video -> those that are likest to it
+        self._asked: dict[str, list[str]] = {}  # video -> the videos whose most similar video it is
         for one, other in like.items():
             self._asked.setdefault(other, []).append(one)
         self._probes: dict[str, _Probes] = {}
@@ -246,7 +246,7 @@ class _Evidence:
 
 
 def _by_video(table: pa.Table) -> Iterator[tuple[str, range]]:
-    """(video_id, its rows); rows of a video lie together."""
+    """(video_id, its rows); the rows of a video are consecutive."""
     ids = table["video_id"].to_pylist()
     start = 0
     for at in range(1, len(ids) + 1):

@@ -1,1 +1,1 @@
-"""Which videos there are: folders, lists and buckets become rows of a plan, each with its identity."""
+"""Find the videos of a source: folders, lists and buckets become rows of a plan, each with its identity."""

@@ -1,7 +1,7 @@
-"""Who is who: the id of a video names its source, its version names its content.
+"""The identity of a video: its id stands for its place in the source, its version for its content.
 
-`video_id` comes from the path below the source's root, so that moving an archive changes nothing. `version` comes from
-size and etag, or size and mtime_ns, so that a file that was replaced is seen to be another.
+`video_id` is a hash of the path below the source's root, so that it stays the same if an archive is moved. `version` is
+a hash of size and etag, or size and mtime_ns, so that a replaced file is detected.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from p3d.pipeline.types import VideoRef
 
 
 def video_id(relative: bytes, label: str = "") -> str:
-    """32 hex digits that name a video by its path below the source's root."""
+    """32 hex digits that identify a video by its path below the source's root."""
     return hashlib.sha256(label.encode() + b"\0" + relative).hexdigest()[:32]
 
 
 def content_version(size_bytes: int, mark: str | int | None) -> str:
-    """16 hex digits that name a content: its size, and its etag or mtime_ns."""
+    """16 hex digits that identify a content by its size and its etag or mtime_ns (`mark`)."""
     return hashlib.sha256(f"{size_bytes}:{mark}".encode()).hexdigest()[:16]
 
 
@@ -39,36 +39,36 @@ def stat_version(status: os.stat_result) -> str:
 
 
 def readable(raw: bytes) -> str:
-    """Bytes of a name as text for people; what is not UTF-8 is shown as \\xNN."""
+    """Bytes of a name as text for display; bytes that are not UTF-8 are shown as \\xNN."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def local_row(root: Path, relative: bytes) -> VideoRef:
-    """The row of a local file, which need not be there."""
+    """The row of a local file, which need not exist."""
     raw = os.path.join(os.fsencode(root), relative)  # noqa: PTH118 - bytes, which Path does not take
     name, uri = relative, "file://" + quote_from_bytes(os.path.normpath(raw))
     return VideoRef(video_id(name), readable(name), uri, *_content(raw))
 
 
 def _content(raw: bytes) -> tuple[str, int, int | None]:
-    """(version, size_bytes, mtime_ns) of the file at a path, which need not be there."""
+    """(version, size_bytes, mtime_ns) of the file at a path, which need not exist."""
     try:
         status = os.lstat(raw)
         if stat.S_ISLNK(status.st_mode):
             status = os.stat(raw)  # noqa: PTH116 - bytes
-    except (OSError, ValueError):  # ValueError: a NUL, which no name has
+    except (OSError, ValueError):  # ValueError: a NUL byte, which no file name can contain
         return content_version(-1, None), -1, None
     return stat_version(status), status.st_size, status.st_mtime_ns
 
 
 def local_row_again(row: VideoRef) -> VideoRef:
-    """The same video, as its file is now."""
+    """The row of the same video, with the current version, size and time of its file."""
     version, size_bytes, mtime_ns = _content(local_path(row.uri))
     return replace(row, version=version, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
 def s3_row(bucket: str, key: str, name: str, info: ObjectInfo | None) -> VideoRef:
-    """The row of an S3 object, which need not be there (`info` None); `name` is its path below the source's root."""
+    """The row of an S3 object, which need not exist (`info` None). `name` is its path below the source's root."""
     uri, raw = s3_uri(bucket, key), name.encode()
     if info is None:
         return VideoRef(video_id(raw), readable(raw), uri, content_version(-1, None), -1)

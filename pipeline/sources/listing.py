@@ -1,7 +1,7 @@
-"""Sources -> rows: which videos a folder, an `s3://` prefix, one file or a list holds.
+"""Find the videos of a source (a folder, an `s3://` prefix, one file or a list) as rows.
 
-Rows keep the order of the sorted walk or of the list. Nothing is passed over in silence: files of other kinds and links
-to folders are named in `skipped`, and a folder that cannot be read refuses the plan.
+Rows keep the order of the sorted walk or of the list. Nothing is skipped silently: files of other kinds and links to
+folders are named in `skipped`, and a folder that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ VIDEO_EXTENSIONS = frozenset(
     ".3g2 .ogv .ogm .gif .mxf .y4m .h264 .264 .avc .h265 .265 .hevc .ivf .dv .mjpg .mjpeg .nut .rm .rmvb".split()
 )
 CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
-HEAD_THREADS = 32  # of HEAD requests for a list of S3 keys
+HEAD_THREADS = 32  # parallel HEAD requests for a list of S3 keys
 MAX_SKIPPED = 1000  # names of other files that are kept
-BATCH = 1000  # files of one folder at a time
-TELL_S = 10.0
+BATCH = 1000  # files of one folder per batch of rows
+TELL_S = 10.0  # seconds between progress messages
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceListing:
-    """What a source holds: `videos` has the MANIFEST columns but `shard`, and the user's.
+    """The content of a source: `videos` has the MANIFEST columns except `shard`, and the user's own columns.
 
-    `skipped` names other files, at most MAX_SKIPPED of the `n_skipped` there are.
+    `skipped` names other files, at most MAX_SKIPPED of `n_skipped`.
     """
 
     videos: pa.Table
@@ -58,12 +58,12 @@ def find(
 ) -> SourceListing:
     """The videos of a folder, an `s3://` prefix, one file, or a text, CSV or Parquet list (local or on S3).
 
-    A text list has one path a line. A CSV or Parquet list has them in a column named uri, path, video or file; its
-    other columns are kept. Relative paths are relative to the list. `tell` hears how far a long listing is.
-    InputError with a remedy if nothing fits.
+    A text list has one path per line. A CSV or Parquet list has them in a column of LIST_COLUMNS; its other columns are
+    kept. Relative paths are relative to the list. `tell` is called with the progress of a long listing.
+    InputError if the source cannot be read or has no videos.
     """
     if CREDENTIAL.match(source):
-        raise InputError("the source holds a credential; use a plain path or s3:// and let botocore find credentials")
+        raise InputError("the source contains a credential; use a plain path or s3:// and botocore's credential chain")
     is_list = source.lower().endswith(LIST_EXTENSIONS)
     if id_column is not None and not source.lower().endswith((".csv", ".parquet")):
         raise InputError(f"--id-column {id_column} needs a CSV or Parquet list, and {source} is neither")
@@ -89,7 +89,7 @@ def find(
     if not found.videos.num_rows:
         raise InputError(
             f"no videos in {source} ({found.n_skipped} other files); known extensions are "
-            f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ..., anything else goes through a .txt, .csv or .parquet list"
+            f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ...; name other files in a .txt, .csv or .parquet list"
         )
     if is_list:  # the names of a walk are distinct
         _refuse_duplicates(found.videos)
@@ -97,9 +97,9 @@ def find(
 
 
 def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
-    """The same rows of a manifest (without `shard`), with size, time, ETag and version as their files have them now."""
+    """The same rows of a manifest (without `shard`), with the current size, time, ETag and version of their files."""
     rows = [VideoRef(**row) for row in videos.select([field.name for field in FIELDS]).to_pylist()]
-    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
         again = _table(list(pool.map(_Lookup("", options).again, rows))).videos
     for at, field in enumerate(FIELDS):
         videos = videos.set_column(videos.schema.get_field_index(field.name), field, again[at])
@@ -107,7 +107,7 @@ def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
 
 
 class _Sorter:
-    """Videos to the spool, other names to a list of which only the beginning is kept. Thread-safe."""
+    """Adds videos to the listing buffer, and keeps the first MAX_SKIPPED names of other files. Thread-safe."""
 
     def __init__(self, buffer: ListingBuffer, tell: Tell) -> None:
         self.buffer, self.tell = buffer, tell
@@ -124,7 +124,7 @@ class _Sorter:
             self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
             if time.monotonic() - self.told > TELL_S:
                 self.told = time.monotonic()
-                self.tell(f"listed {self.n_seen} files so far, {self.buffer.n_rows} of them videos ...")
+                self.tell(f"{self.n_seen} files listed so far, {self.buffer.n_rows} of them videos ...")
 
     def found(self) -> SourceListing:
         return SourceListing(self.buffer.table(), tuple(sorted(self.skipped)), self.n_skipped)
@@ -148,8 +148,8 @@ def _walk_folder(root: Path, tell: Tell) -> SourceListing:
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    """A folder that cannot be read would lose its videos without a word."""
-    raise InputError(f"{os.fsdecode(error.filename)} cannot be read ({error.strerror}); mend that, or plan without it")
+    """Raise InputError. Otherwise the videos of a folder that cannot be read would be skipped silently."""
+    raise InputError(f"{os.fsdecode(error.filename)} cannot be read ({error.strerror}); fix that, or plan without it")
 
 
 def _is_video(name: bytes | str) -> bool:
@@ -186,7 +186,7 @@ def _read_s3(source: str, options: StoreOptions) -> bytes:
 
 def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> SourceListing:
     listed = read_list(source, content, id_column)
-    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # waits on HEAD requests
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
         videos = _table(list(pool.map(_Lookup(source, options).row, listed.entries))).videos
     if listed.ids is not None:
         videos = videos.set_column(0, MANIFEST.field("video_id"), listed.ids)
@@ -205,7 +205,7 @@ class _Lookup:
         self.stores: dict[str, Store] = {}
 
     def row(self, entry: str) -> VideoRef:
-        """Entries with a scheme are URIs, percent-decoded like a source; others are paths relative to the list."""
+        """The row of an entry: a percent-encoded URI if it has a scheme, else a path relative to the list."""
         scheme = re.match(r"([a-z][a-z0-9+.-]*)://", entry, re.IGNORECASE)
         if scheme and (scheme[1] not in ("s3", "file") or CREDENTIAL.match(entry)):
             raise InputError(f"{self.source} has an entry {scheme[0]}...; only local paths and s3:// are supported")
@@ -219,14 +219,14 @@ class _Lookup:
         if self.base.startswith("s3://"):
             if entry.startswith("/"):
                 raise InputError(
-                    f"{self.source}: {entry} is an absolute path, and a list on S3 has relative ones or s3://"
+                    f"{self.source}: {entry} is an absolute path, but a list on S3 needs relative paths or s3://"
                 )
             bucket, folder = split_s3_uri(self.base)
             return self._s3_row(bucket, f"{folder}/{_utf8(self.source, entry)}".removeprefix("/"), entry)
         return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
 
     def again(self, row: VideoRef) -> VideoRef:
-        """The row as its source is now; its id and its path stay."""
+        """The row with the current state of its source. Its id and its path do not change."""
         if not row.uri.startswith("s3://"):
             return local_row_again(row)
         now = self._s3_row(*split_s3_uri(row.uri), row.path)
@@ -234,20 +234,20 @@ class _Lookup:
 
     def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
         if not key:
-            raise InputError(f"{name} names no object in its bucket")
+            raise InputError(f"{name} does not name an object in its bucket")
         if bucket not in self.stores:
             self.stores[bucket] = open_store(f"s3://{bucket}", self.options)
         return s3_row(bucket, key, name, self.stores[bucket].head(key))
 
 
 def _utf8(source: str, entry: str) -> str:
-    """The entry, if it is UTF-8 as every S3 key is."""
+    """The entry. InputError if it is not UTF-8, as S3 keys must be."""
     raw = os.fsencode(entry)
     try:
         return raw.decode()
     except UnicodeDecodeError:
         shown = raw.decode("utf-8", "backslashreplace")
-        raise InputError(f"{source}: {shown} is not UTF-8, and every S3 key is") from None
+        raise InputError(f"{source}: {shown} is not UTF-8, as S3 keys must be") from None
 
 
 def _table(rows: list[VideoRef]) -> SourceListing:
@@ -265,5 +265,5 @@ def _refuse_duplicates(videos: pa.Table) -> None:
         paths = videos.filter(pc.equal(videos["video_id"], twice[0]))["path"].to_pylist()
         raise InputError(
             f"{len(twice)} videos are listed more than once, the first as {paths[:3]} (id {twice[0]}); "
-            "remove the repeats, or give each row an id of its own with --id-column"
+            "remove the duplicates, or give each row its own id with --id-column"
         )

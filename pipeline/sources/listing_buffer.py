@@ -1,7 +1,7 @@
-"""The rows of a long listing, on their way to a plan: Arrow in a temporary file, never millions of Python objects.
+"""The rows of a long listing before they are planned: Arrow in a temporary file instead of millions of Python objects.
 
-Threads write batches as pages of a listing arrive; read back, the batches stand in the order of their first rows and
-lie in the file, mapped into memory, until somebody looks at them.
+Threads write batches as the pages of a listing arrive. The table that is read back has the batches in the order of
+their first rows. It is mapped into memory from the file, so its data is loaded only when it is used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FIELDS = [field for field in MANIFEST if field.name != "shard"]
 
 
 def batch_of(rows: Sequence[VideoRef]) -> pa.RecordBatch:
-    """The MANIFEST columns but `shard`."""
+    """The rows as a record batch: the MANIFEST columns except `shard`."""
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in FIELDS]
     return pa.record_batch(columns, schema=pa.schema(FIELDS))
 
 
 class ListingBuffer:
-    """Write from any thread, then take the table once."""
+    """Call `write` from any thread, then `table` once."""
 
     def __init__(self) -> None:
         descriptor, self._path = tempfile.mkstemp(prefix="p3d-listing-")
@@ -38,7 +38,7 @@ class ListingBuffer:
         self.n_rows = 0
 
     def write(self, rows: Sequence[VideoRef]) -> None:
-        """One batch."""
+        """Append the rows as one batch."""
         if not rows:
             return
         batch = batch_of(rows)
@@ -48,7 +48,7 @@ class ListingBuffer:
             self.n_rows += len(rows)
 
     def table(self) -> pa.Table:
-        """All rows. The file has no name any more, and is gone with the table."""
+        """All rows. The file is unlinked here, and its space is freed together with the table."""
         self._writer.close()
         self._file.close()
         reader = pa.ipc.open_file(pa.memory_map(self._path))
@@ -57,7 +57,7 @@ class ListingBuffer:
         return pa.Table.from_batches([reader.get_batch(at) for at in order], schema=pa.schema(FIELDS))
 
     def close(self) -> None:
-        """Remove the file; may be repeated."""
+        """Remove the file. May be called again."""
         Path(self._path).unlink(missing_ok=True)
 
     def __enter__(self) -> ListingBuffer:

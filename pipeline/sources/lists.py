@@ -1,7 +1,7 @@
-"""A text, CSV or Parquet list of videos, read but not yet looked up: its entries, ids, and the user's own columns.
+"""Read a text, CSV or Parquet list of videos: its entries, ids and the user's own columns. No file is looked up here.
 
-A text list has one path a line. A CSV or Parquet list has them in a column named as one of LIST_COLUMNS. Paths and ids
-are text whatever they look like: 007 stays 007.
+A text list has one path per line. A CSV or Parquet list has the paths in a column of LIST_COLUMNS. Paths and ids are
+always text: 007 stays 007.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class FileList:
-    """What a list says. Bytes of an entry that are not UTF-8 are surrogates, as in `os.fsdecode`."""
+    """The content of a list. Bytes of an entry that are not UTF-8 are surrogates, as in `os.fsdecode`."""
 
     entries: list[str]
     ids: pa.Array | None = None
@@ -32,9 +32,9 @@ class FileList:
 
 
 def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
-    """Parse a list. InputError, with the row or column, for one that cannot be."""
+    """Parse a list. InputError for an invalid one, naming the column if one is wrong."""
     if b"\0" in content and not source.lower().endswith(".parquet"):
-        raise InputError(f"{source} holds NUL bytes, so it is no list of paths in UTF-8 (UTF-16?); save it as UTF-8")
+        raise InputError(f"{source} contains NUL bytes, so it is not a list in UTF-8 (UTF-16?); save it as UTF-8")
     if source.lower().endswith(".txt"):
         lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
         return FileList([os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()])
@@ -44,22 +44,22 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from None
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
-        raise InputError(f"{source} has more than one column of the name {twice[0]!r}; rename one")
+        raise InputError(f"{source} has more than one column named {twice[0]!r}; rename one")
     column = _path_column(table.column_names)
     if column is None:
-        raise InputError(f"{source} has no column of paths: name one of its columns {', '.join(LIST_COLUMNS)}")
+        raise InputError(f"{source} has no column of paths: rename one to any of {', '.join(LIST_COLUMNS)}")
     entries = [os.fsdecode(entry) if isinstance(entry, bytes) else entry for entry in table[column].to_pylist()]
     if missing := sum(not entry for entry in entries):
         raise InputError(f"{source}: {missing} rows have no path in column {column!r}")
     own = table.drop_columns([name for name in (column, id_column) if name in table.column_names])
     if odd := [name for name in own.column_names if name in OWN_COLUMNS]:
-        raise InputError(f"{source}: columns {odd} have the names of our own; rename them in the list")
+        raise InputError(f"{source}: columns {odd} have names that the dataset uses itself; rename them in the list")
     ids = None if id_column is None else _ids(source, table, id_column)
     return FileList([str(entry) for entry in entries], ids, own)
 
 
 def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
-    """The ids of a list: one a line, or those in `column` of a CSV or Parquet file. InputError if there are none."""
+    """The ids of a list: one per line, or in `column` of a CSV or Parquet file. InputError for an empty list."""
     name = source.lower()
     try:
         if name.endswith(".csv"):
@@ -72,7 +72,7 @@ def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from None
     if not ids:
-        raise InputError(f"{source} names no ids")
+        raise InputError(f"{source} contains no ids")
     return frozenset(ids)
 
 
@@ -81,7 +81,7 @@ def _path_column(names: list[str]) -> str | None:
 
 
 def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
-    """The table, with types inferred for all columns but those of paths (bytes) and ids (text)."""
+    """The table, with inferred types for all columns except those of paths (bytes) and ids (text)."""
     text = text_of(content)
     names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
     types = {_path_column(names): pa.binary(), id_column: pa.string()}
@@ -90,9 +90,9 @@ def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
 
 
 def text_of(content: bytes) -> pa.Buffer:
-    """A text file in Arrow's own memory, without a byte order mark, to be read by a `pa.BufferReader`.
+    """A text file in Arrow's own memory, without a byte order mark, for a `pa.BufferReader`.
 
-    Arrow's threads must hold no Python object (`schema.open_parquet`).
+    Arrow's threads must not hold a Python object (see `schema.open_parquet`).
     """
     memory = pa.BufferOutputStream()
     memory.write(content.removeprefix(BYTE_ORDER_MARK))
@@ -105,7 +105,7 @@ def _ids(source: str, table: pa.Table, id_column: str) -> pa.Array:
     try:
         ids = pc.cast(table[id_column], pa.string()).combine_chunks()
     except pa.ArrowException as error:
-        raise InputError(f"{source}: column {id_column!r} cannot be ids: {error}") from None
+        raise InputError(f"{source}: column {id_column!r} cannot be used as ids: {error}") from None
     if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
         raise InputError(f"{source}: some rows have no id in column {id_column!r}")
     return ids

@@ -1,1 +1,1 @@
-"""Where objects are kept: one interface (`store`), a local folder (`local`) and S3 (`s3/`)."""
+"""Object storage: one interface (`store`), implemented by a local folder (`local`) and by S3 (`s3/`)."""

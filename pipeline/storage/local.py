@@ -1,4 +1,4 @@
-"""LocalStore: a folder as a store, and what a local file system says as a store error."""
+"""LocalStore: a folder as a store, and the errors of a local file system as store errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from p3d.pipeline.storage.store import CONTROL, CREATED, EXISTS, Created, Object
 
 
 class LocalStore(Store):
-    """A folder. An object is created by hard link from a synced temporary file: link fails if the name is taken.
+    """A folder. An object is created by a hard link to a synced temporary file; the link fails if the name is taken.
 
-    Temporary files live in `_job/tmp`, on the same file system, and never end in .parquet (a glob opens dot files too).
+    Temporary files are in `_job/tmp`, on the same file system, and never end in .parquet (a glob may match dot files).
     """
 
     def __init__(self, url: str) -> None:
@@ -41,7 +41,7 @@ class LocalStore(Store):
         try:
             os.link(temp, final)
         except FileExistsError:
-            # A lost reply of NFS looks like this too: our own file already carries the name.
+            # A lost reply of NFS looks the same: the name already belongs to our own file.
             reply = CREATED if os.path.samefile(temp, final) else EXISTS  # noqa: PTH121 - two paths, not one
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
@@ -50,11 +50,11 @@ class LocalStore(Store):
                     "written exactly once. Write to a local disk or to S3"
                 ) from error
             raise
-        fsync(final.parent)  # also another's link: who made it may have died before this
+        fsync(final.parent)  # also for a link of another process, which may have died before its fsync
         return reply
 
     def _folder(self, folder: Path) -> None:
-        """Have a folder that survives a power loss. One that is there may be another process's, and not synced yet."""
+        """Make a folder that survives a power loss. An existing one may be another process's and not synced yet."""
         if folder in self._durable and folder.is_dir():
             return
         if folder == self.root:
@@ -141,7 +141,7 @@ class LocalStore(Store):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the local disk says while a file is written, by any library, as a store error."""
+    """Turn an OSError of a library that writes a local file into a store error."""
     try:
         yield
     except OSError as error:
@@ -150,7 +150,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unless_swept(temp: Path) -> Iterator[None]:
-    """StoreUnknown if a temporary file vanished while it was in use: another run of the output sweeps what it finds."""
+    """StoreUnknown if a temporary file vanished while in use: another run of this output deletes the files it finds."""
     try:
         yield
     except (FileNotFoundError, StoreMissing) as error:
@@ -160,7 +160,7 @@ def unless_swept(temp: Path) -> Iterator[None]:
 
 
 def local_error(error: OSError, path: Path) -> StoreError:
-    """What a local file system says, as a store error."""
+    """The store error for an error of the local file system."""
     number = error.errno or 0
     words = _LOCAL_WORDS.get(number, error.strerror)
     return _LOCAL_ERRORS.get(number, StoreUnknown)(f"{error.filename or path}: {words}")
@@ -175,14 +175,14 @@ _LOCAL_ERRORS: dict[int, type[StoreError]] = {
     errno.EROFS: StoreDenied,
     errno.ENOTDIR: StoreDenied,
     errno.EISDIR: StoreDenied,
-    errno.EEXIST: StoreDenied,  # of a folder that is to be made
+    errno.EEXIST: StoreDenied,  # when creating a folder
 }
 _LOCAL_WORDS = {
     errno.ENOSPC: "the disk is full; free some space and resume",
     errno.EACCES: "no permission to write here",
     errno.EROFS: "this file system is read-only",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file exists where a folder is needed",
+    errno.EEXIST: "a file exists where a folder is needed",
 }
 
 
@@ -196,7 +196,7 @@ def fsync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, each one durable before the next."""
+    """Create a folder and its parents, each synced before the next."""
     if folder.is_dir():
         return
     make_folder(folder.parent)

@@ -1,11 +1,11 @@
-"""Where objects live: a folder or an S3 prefix, behind one small interface.
+"""One small interface to objects in a folder or below an S3 prefix.
 
-    create   the primitive everything rests on: the whole object appears under its key, once, or not at all
-    read head list download       what is there
-    replace delete                exist only under `_job/`, which holds control files and no data
+    create                     the basic operation: the whole object appears under its key, once, or not at all
+    read, head, list, download read existing objects
+    replace, delete            allowed only under `_job/`, which holds control files and no data
 
-Both stores answer `create` with CREATED or EXISTS, or raise: `StoreUnknown` says that the request may have happened,
-and whoever called looks again (`dataset.commit`). Clients are made per process: a store pickles as URL and options.
+In both stores, `create` returns CREATED or EXISTS, or raises. `StoreUnknown` means that the request may have happened,
+so the caller must check (`dataset.commit`). Clients are made per process: a store pickles as its URL and options.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SSE = ("AES256", "aws:kms", "aws:kms:dsse")
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a listing. `etag` is None on a local disk, `mtime_ns` on S3 is the time of the last write."""
+    """One object of a listing. `etag` is None on a local disk. On S3, `mtime_ns` is the time of the last write."""
 
     key: str
     size_bytes: int
@@ -41,10 +41,10 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach S3. Credentials are not here: they come from botocore's own chain, on every machine.
+    """How to reach S3. It holds no credentials: they come from botocore's own chain, on every machine.
 
-    `checksums`: "when_required" is for servers that do not know S3's newer checksums, or whose ETags are no MD5.
-    `sse` and `sse_kms_key_id` are how what is written gets encrypted; None leaves it to the bucket.
+    `checksums`: "when_required" is for servers that do not support S3's newer checksums or whose ETags are not MD5
+    digests. `sse` and `sse_kms_key_id` set the encryption of written objects; None leaves it to the bucket.
     """
 
     endpoint_url: str | None = None
@@ -61,22 +61,22 @@ class StoreOptions:
             scheme, _, rest = self.endpoint_url.partition("://")
             if "@" in rest.partition("/")[0] or "?" in rest:
                 raise InputError(
-                    "--endpoint-url carries a user name or a query; credentials come from botocore's chain"
+                    "--endpoint-url contains a user name or a query; credentials come from botocore's chain"
                 )
             if scheme not in ("http", "https") or not rest.strip("/"):
-                raise InputError(f"--endpoint-url {self.endpoint_url} is not like http://host:port")
+                raise InputError(f"--endpoint-url {self.endpoint_url} is not of the form http://host:port")
         for option, value, choices in (
             ("--addressing-style", self.addressing, ADDRESSING),
             ("--checksums", self.checksums, CHECKSUMS),
             ("--sse", self.sse, (None, *SSE)),
         ):
             if value not in choices:
-                raise InputError(f"{option} {value} is none of {', '.join(filter(None, choices))}")
+                raise InputError(f"{option} {value} is not one of {', '.join(filter(None, choices))}")
         if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
             raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
 
     def or_those_of(self, last: dict[str, Any]) -> StoreOptions:
-        """These, with what an earlier run had wherever nothing was chosen; InputError if the two do not fit."""
+        """These options, with those of an earlier run where this one has the default. InputError if they conflict."""
         chosen = {name for name in self.__slots__ if getattr(self, name) != getattr(DEFAULTS, name)}
         kept = {name: value for name, value in last.items() if name in self.__slots__ and name not in chosen}
         return replace(self, **kept)
@@ -92,23 +92,23 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, key: str, source: bytes | Path) -> Created:
-        """Make the object if there is none: atomic, durable. `source` is its content or a `temp_file` holding it."""
+        """Create the object if it does not exist: atomic and durable. `source` is its content or a `temp_file`."""
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """The whole object. StoreMissing if there is none."""
+        """The content of the object. StoreMissing if it does not exist."""
 
     @abstractmethod
     def open(self, key: str) -> BinaryIO:
-        """The object as a seekable file, for readers that need a part of it (a footer). StoreMissing if none."""
+        """The object as a seekable file, for reading a part of it (a footer). StoreMissing if it does not exist."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of the object without reading it; None if there is none."""
+        """Size, time and ETag of the object, without reading it; None if it does not exist."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, by key."""
+        """All objects whose key starts with `prefix`, in the order of their keys."""
 
     @abstractmethod
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
@@ -116,22 +116,22 @@ class Store(ABC):
 
     @abstractmethod
     def replace(self, key: str, content: bytes) -> None:
-        """Write a control object, over an older one if there is one. Readers see the old or the new, whole."""
+        """Write a control object, replacing an older one. Readers see the complete old one or the complete new one."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove a control object; nothing happens if there is none."""
+        """Remove a control object. Does nothing if it does not exist."""
 
     @abstractmethod
     def set_aside(self, key: str) -> str:
-        """Move a damaged object out of the dataset, to `_job/damaged/`; its new key. Only a repair may do this."""
+        """Move a damaged object out of the dataset, to `_job/damaged/`. Returns its new key. Only for repairs."""
 
     @abstractmethod
     def temp_file(self) -> contextlib.AbstractContextManager[Path]:
-        """A private local path to build an object in. Whatever is there afterwards is removed."""
+        """A private local path to build an object in. A file at this path is removed afterwards."""
 
     def prove_create_once(self) -> None:
-        """Prove that `create` creates once: two creates of one key, of which the second must say so (StoreUnsafe)."""
+        """Check that `create` never replaces an object, by creating one key twice. StoreUnsafe if it does."""
         key = f"{CONTROL}probe/{uuid.uuid4().hex}"
         first, second = self.create(key, b"1"), self.create(key, b"2")
         content = self.read(key)
@@ -144,11 +144,11 @@ class Store(ABC):
 
 
 def control_key(key: str) -> None:
-    """ValueError unless the key is of a control object."""
+    """ValueError unless the key is that of a control object."""
     if not key.startswith(CONTROL):
         raise ValueError(f"{key}: only {CONTROL} objects may be replaced or deleted")
 
 
 def aside_key(key: str) -> str:
-    """A new name below `_job/damaged/`; no glob of the dataset finds it, for it does not end in .parquet."""
+    """A new key below `_job/damaged/`. It does not end in .parquet, so no glob of the dataset matches it."""
     return f"{CONTROL}damaged/{key}.{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""From a URL to a store: the one place that knows which kinds of store there are."""
+"""Open the store at a URL. Only this module knows which kinds of store exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 
 
 def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
-    """`s3://bucket/prefix` or a folder (which need not exist yet)."""
+    """The store at `s3://bucket/prefix` or in a folder, which need not exist yet. InputError for any other URL."""
     if url.startswith("s3://"):
         from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
 

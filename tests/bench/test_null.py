@@ -1,4 +1,4 @@
-"""The benches' network of nothing: a real launch, of which nothing but the numbers is left out."""
+"""The benchmarks' null network: a real launch without the computation of features."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from bench import corpus
 from bench.rounds import REPO
+from tests.zoo import corpus
 
 
-def test_a_job_with_a_network_of_nothing_has_all_its_rows(tmp_path: Path, small_weights: Path) -> None:
-    """Every clip of every video has its row, and each of its features is one."""
+def test_a_job_with_the_null_network_has_all_its_rows(tmp_path: Path, small_weights: Path) -> None:
+    """Every clip of every video has a row, and all its features are one."""
     source, out = corpus.make(tmp_path / "videos", 3, (96, 128), 40, 12), tmp_path / "out"
     words = [sys.executable, "-m", "bench.null", "launch", source, out, "--weights", small_weights]
     done = subprocess.run(list(map(str, words)), cwd=REPO, capture_output=True, text=True, check=False, timeout=120)

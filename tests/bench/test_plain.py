@@ -1,4 +1,4 @@
-"""The opponent of bench/model.py computes what our network does, and the peak is measured where there is a compiler."""
+"""The plain network of bench/model.py equals our network, and the peak is measured if a compiler is available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from p3d.weights import random_weights
 @pytest.mark.parametrize("graph", ["caffe", "port"])
 @torch.inference_mode()
 def test_the_plain_module_is_the_same_network(graph: str) -> None:
-    """Written apart from p3d/, it gives its features from the same parameters, in both graphs."""
+    """The independent implementation gives the same features as p3d/ from the same parameters, in both graphs."""
     network = random_weights("p3d63", 0, graph=graph).network
     clip = torch.randn(1, 3, 16, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = network.features(clip)
@@ -24,7 +24,7 @@ def test_the_plain_module_is_the_same_network(graph: str) -> None:
 
 
 def test_multiply_adds_are_counted() -> None:
-    """P3D-63 has 8.441e9 a clip of the paper's size, as the specification counts them; a tap on padding is none."""
+    """P3D-63 has 8.441e9 per clip of the paper's size, as in the specification; taps on padding are not real."""
     network = plain_of(random_weights("p3d63", 0).network.state_dict(), "p3d63", "caffe")
     with torch.device("meta"):
         clip = torch.zeros(1, 3, 16, 160, 160)
@@ -37,7 +37,7 @@ def test_multiply_adds_are_counted() -> None:
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler here")
 def test_the_peak_is_that_of_vectors() -> None:
-    """The loops run and do at least a multiply-add a nanosecond a thread, which no scalar loop of divisions would."""
+    """The loops do at least one multiply-add per nanosecond and thread, which a scalar loop would not reach."""
     peak = Peak(1)
     assert peak.macs_per_s("fp32") > 1e9
     assert peak.macs_per_s("bf16") >= 0

@@ -1,4 +1,4 @@
-"""The harness of all benches: whose turn it is, which ratios are taken, and what a report says."""
+"""The harness of all benchmarks: the order of turns, the ratios, and the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def silent(_: str) -> None:
 
 
 def test_turns_rotate_and_the_warm_one_does_not_count() -> None:
-    """Each round begins one arm later, every arm works once a round, and the turn that warms leaves no value."""
+    """Each round begins one arm later, every arm runs once per round, and the warm-up turn is not recorded."""
     seen: list[str] = []
 
     def arm(name: str) -> float:
@@ -40,7 +40,7 @@ def test_nothing_to_measure_is_refused(rounds: int) -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    """A slow round does not count against one arm: the ratio's median is not the ratio of the medians."""
+    """A slow round does not affect only one arm: the median of ratios is used, not the ratio of medians."""
     found = Rounds("clips/s", {"ours": (10, 100, 30), "theirs": (5, 50, 10)})
     assert found.ratio("ours", "theirs") == Spread(2, 2, 3)
     assert found.spread("ours") == Spread(30, 10, 100)
@@ -53,7 +53,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_an_arm_times_its_work() -> None:
-    """`seconds` and `per_second` do the work once a turn and are two sides of one time."""
+    """`seconds` and `per_second` do the work once per turn and return its duration or its rate."""
     done: list[int] = []
     assert 0 < seconds(lambda: done.append(1))() < 60
     assert per_second(lambda: done.append(1), 1000)() > 1000 / 60
@@ -61,7 +61,7 @@ def test_an_arm_times_its_work() -> None:
 
 
 def test_a_report_has_its_rounds_machine_commit_and_command(tmp_path: Path) -> None:
-    """Both files say where and how the figures were made, and the JSON keeps every round."""
+    """Both files state where and how the figures were measured, and the JSON file has every round."""
     report = Report("speed", "How fast", command="python -m bench.speed")
     report.add(Rounds("s", {"ours": (1.0, 2.0), "theirs": (2.0, 8.0)}).table("One clip", "theirs"))
     report.add(Table("Counts", ("what", "how many"), (("copies", "3"),)))
@@ -75,5 +75,5 @@ def test_a_report_has_its_rounds_machine_commit_and_command(tmp_path: Path) -> N
 
 
 def test_figures_are_short() -> None:
-    """Three digits that count, and no exponents."""
+    """Figures have three significant digits and no exponents."""
     assert str(Spread(12345.6, 0.01234, 1.0)) == "12346 (0.0123 to 1)"

@@ -1,4 +1,4 @@
-"""Many short videos, the cheapest weights, and the dataset that an undisturbed job makes of them."""
+"""Fixtures: many short videos, the cheapest weights, and the dataset of an undisturbed job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAMES = (9, 12, 16, 20)
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cheapest clip that the network takes: 64x64 pixels, no crop."""
+    """Weights for the smallest clips that the network accepts: 64x64 pixels, no crop."""
     weights = p3d.weights.random_weights("p3d63-b", 0, graph="caffe", num_classes=2)
     weights = replace(weights, recipe=replace(weights.recipe, resize_hw=(64, 64), crop_hw=(64, 64)))
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"

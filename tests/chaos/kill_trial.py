@@ -1,4 +1,4 @@
-"""One job under kills: launched, struck by a seeded plan, resumed until finished, watched by a reader all along."""
+"""One job under kills: launched, killed by a seeded plan, resumed until finished, and watched by a reader."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tests.chaos.monkey import ENDS_THE_RUN, LOOK_S, ROLES, Kill, Mourners, Runn
 from tests.chaos.reader import Seen, reading
 from tests.conftest import p3d
 
-RUN_S = 420.0  # longest one run may take
-END_S = 60.0  # longest a run may take to notice that its raylet or head is gone
-DEATHS_A_SHARD = 2  # of the worker without a commit between: four tries of one shard are its budget
+RUN_S = 420.0  # time limit of one run
+END_S = 60.0  # time limit for a run to notice that its raylet or head has died
+DEATHS_PER_SHARD = 2  # of the worker without a commit in between; a shard has four attempts
 
 
 @dataclass(slots=True)
 class KillTrial:
-    """What happened to one job, and what it came to."""
+    """What happened to one job, and its result."""
 
     seed: int
     shards: int = 0
     kills: list[Kill] = field(default_factory=list)
-    missed: Counter[str] = field(default_factory=Counter)  # planned, but the job was over first
-    runs: list[dict[str, Any]] = field(default_factory=list)  # exit code, seconds to end after a kill, its last words
+    missed: Counter[str] = field(default_factory=Counter)  # planned, but the job ended first
+    runs: list[dict[str, Any]] = field(default_factory=list)  # exit code, seconds to end after a kill, last output
     seconds: float = 0.0
     verified: dict[str, Any] = field(default_factory=dict)
     reader: Seen = field(default_factory=Seen)
     same_rows: bool = False
-    redone: int = 0  # shards in flight when what worked on them was killed: at most one a kill
-    not_redone: bool = True  # no resume had a committed shard to do
-    ours_s: float = 0.0  # the longest that our processes outlived their driver
+    redone: int = 0  # shards in flight when their process was killed: at most one per kill
+    not_redone: bool = True  # no resume repeated a committed shard
+    ours_s: float = 0.0  # longest time that our processes outlived their driver
     rays_s: float = 0.0
     left: list[str] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class KillTrial:
 
 
 def plan(quotas: dict[str, int], shards: int, rng: random.Random) -> list[tuple[int, str]]:
-    """(not before this many commits, role) in order: kills spread over the job, with time to land after the last."""
+    """Sorted (minimum number of commits, role): kills spread over the job, with time left after the last one."""
     roles = [role for role, count in quotas.items() for _ in range(count)]
     rng.shuffle(roles)
     return list(zip(sorted(rng.randint(1, shards * 3 // 4) for _ in roles), roles, strict=True))
@@ -75,7 +75,7 @@ def kill_trial(
     *,
     patience: bool,
 ) -> KillTrial:
-    """Launch, strike, resume until finished; then look at everything. With `patience` Ray's own leftovers are timed."""
+    """Launch, kill, resume until finished; then check everything. With `patience`, wait for Ray's own processes too."""
     rng, it = random.Random(seed), KillTrial(seed, shards)
     left, mourners = plan(quotas, shards, rng), list[Mourners]()
     started = time.monotonic()
@@ -90,10 +90,10 @@ def kill_trial(
             except BaseException:
                 running.end()
                 raise
-            if not running.ended:  # the run's code is None: a defect; what it left must not disturb the next
+            if not running.ended:  # a defect: the run's code is None; its processes must not disturb the next run
                 running.end()
             if run and (todo := re.search(r"(\d+) of (\d+) shards to do", running.talk)):
-                # fewer where a worker that outlived its driver commits while the next run starts
+                # fewer if a worker that outlived its driver commits while the next run starts
                 it.not_redone &= int(todo[1]) <= shards - before
             if it.runs[-1]["code"] == 0:
                 break
@@ -121,27 +121,27 @@ def _strike_all(
     rng: random.Random,
     patience: bool,
 ) -> None:
-    """Strike one run until a kill ends it, or it ends."""
+    """Kill processes of one run until a kill ends it or it finishes."""
     until, deaths, at = time.monotonic() + RUN_S, 0, -1
     ended_by, ended_at = "", 0.0
     while not running.ended:
-        assert time.monotonic() < until, f"the run neither works nor ends: {running.talk[-2000:]}"
+        assert time.monotonic() < until, f"the run neither progresses nor ends: {running.talk[-2000:]}"
         now = commits(out)
-        due = [place for place, (place_commits, _) in enumerate(left) if place_commits <= now]
+        due = [index for index, (min_commits, _) in enumerate(left) if min_commits <= now]
         if now != at:
             deaths, at = 0, now
-        waits = deaths >= DEATHS_A_SHARD
-        place = next((place for place in due if not (waits and left[place][1] == "worker")), None)
-        if place is None:
+        waits = deaths >= DEATHS_PER_SHARD
+        index = next((index for index in due if not (waits and left[index][1] == "worker")), None)
+        if index is None:
             time.sleep(0.01)
             continue
-        role = left[place][1]
+        role = left[index][1]
         family = running.family() if role in ENDS_THE_RUN else {}
         if not (kill := strike(running, role, out, it.shards, run, rng)):
             time.sleep(LOOK_S)
             continue
         it.kills.append(kill)
-        left.pop(place)
+        left.pop(index)
         deaths += role == "worker"
         if role in ENDS_THE_RUN:
             ended_by, ended_at = role, time.monotonic()
@@ -160,7 +160,7 @@ def _strike_all(
 
 
 def verified(out: Path) -> dict[str, Any]:
-    """What `p3d verify --deep` says."""
+    """The result of `p3d verify --deep`."""
     ran = p3d("verify", out, "--deep", "--json")
     names = ("manifest", "ok", "failed", "pending", "underived", "lost", "duplicated", "unexpected", "changed")
     return {name: ran.json[name] for name in names} | {"code": ran.code, "reasons": ran.json["reasons"]}

@@ -1,7 +1,7 @@
-"""The monkey: finds the processes of a running job by role and kills one, in mid-shard, and can prove it.
+"""The monkey: finds the processes of a running job by role and kills one while a shard is in flight.
 
-A victim is frozen (SIGSTOP), looked at, and only then killed: what was seen is what it was doing when it died. A shard
-is in flight while a decode task of the run holds its note `...-<position>-<start>.crash` open (`worker.decoding`).
+A victim is frozen (SIGSTOP), inspected, and only then killed, so its state at death is known. A shard is in flight
+while a decode task of the run holds its note `...-<position>-<start>.crash` open (`worker.decoding`).
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from tests.conftest import P3D
 
 ROLES = ("task", "worker", "driver", "raylet", "gcs")
 ENDS_THE_RUN = ("driver", "raylet", "gcs")
-SPARED_FROM = 3  # the attempt of a video that is left alone: its third unexplained death would convict it
+SPARED_FROM = 3  # from this attempt on a video is not killed: its third unexplained death would make it fail
 LOOK_S = 0.01
-FAMILY_S = 0.25  # a new process is noticed after at most this
+FAMILY_S = 0.25  # a new process is noticed within this time
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill that landed in mid-shard: after `commits` of the job's `shards`, the victim proved to be at work."""
+    """One kill while a shard was in flight, after `commits` of the job's `shards`; the victim was at work."""
 
     role: str
     run: int
     commits: int
     shards: int
-    shard_s: float  # since the last commit or the start of the run: the work that may be lost
+    shard_s: float  # time since the last commit or the start of the run: the work that may be lost
     driver_fds: int
     victim: str
 
 
 @dataclass(slots=True)
 class Running:
-    """A `p3d` process, everything it started, and where its talk goes."""
+    """A `p3d` process, the processes that it started, and the file with its output."""
 
     words: tuple[object, ...]
     said: Path
     env: dict[str, str] = field(default_factory=dict)
-    first: str = ""  # Python that the driver runs before anything else, such as a shorter limit
+    first: str = ""  # Python code that the driver runs first, for example to set a shorter limit
     process: subprocess.Popen[bytes] = field(init=False)
     started: float = field(init=False)
     looked: float = float("-inf")
@@ -95,7 +95,7 @@ class Running:
         return [pid for pid, name in self.family().items() if found(name)]
 
     def end(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill all processes that are left."""
         self.looked = float("-inf")
         for pid in [*self.family(), self.process.pid]:
             with contextlib.suppress(ProcessLookupError):
@@ -105,7 +105,7 @@ class Running:
 
 
 def title(pid: int) -> str:
-    """What a process calls itself; empty if it is gone or a zombie."""
+    """The title of a process; empty if it has ended or is a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -113,7 +113,7 @@ def title(pid: int) -> str:
 
 
 def note_of(pid: int) -> tuple[int, int] | None:
-    """(position in the shard, attempt) of the video that a decode task is at; None if it is at none."""
+    """(position in the shard, attempt) of the video that a task decodes; None if it decodes no video now."""
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ def note_of(pid: int) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[bool]:
-    """Stop a process while we look at it; False if it is gone. It goes on afterwards, unless it was killed."""
+    """Stop a process during inspection; yields False if it has ended. It continues afterwards unless it was killed."""
     try:
         os.kill(pid, signal.SIGSTOP)
         until = time.monotonic() + 5
@@ -148,12 +148,12 @@ def commits(out: Path) -> int:
 
 
 def last_commit(out: Path) -> float:
-    """When the last shard was committed, in seconds of the wall clock; 0 before the first."""
+    """When the last shard was committed, in seconds since the epoch; 0 before the first."""
     return max((path.stat().st_mtime for path in (out / "clips").glob("*.parquet")), default=0.0)
 
 
 def strike(running: Running, role: str, out: Path, shards: int, run: int, rng: random.Random) -> Kill | None:
-    """Kill one process of a role if a shard is in flight now, after the job's first commit and before its last."""
+    """Kill one process of a role if a shard is in flight, after the job's first commit and before its last."""
     tasks = {pid: note for pid in running.of("task") if (note := note_of(pid))}
     if not tasks or not 0 < commits(out) < shards:
         return None
@@ -181,9 +181,9 @@ OURS = ("ray::ShardWorker", "ray::decode_video")
 
 
 class Mourners(threading.Thread):
-    """Watches a family after its driver's death: how long our processes stayed, and how long Ray's own.
+    """Measures how long our processes, and Ray's own, outlive their driver.
 
-    Ray's agents take a minute; without `patience` they are killed once ours are gone.
+    Ray's agents take a minute; without `patience` they are killed once our processes have ended.
     """
 
     LIMIT_S = 120.0

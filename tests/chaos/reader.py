@@ -1,8 +1,8 @@
-"""A reader that knows nothing of us: globs the dataset in a loop while the job is being killed, and keeps what it saw.
+"""An independent reader: globs the dataset in a loop while the job is being killed, and records what it saw.
 
     python -m tests.chaos.reader OUT REPORT      until its stdin is closed; REPORT is one JSON object
 
-It holds that a file is whole in the instant it is visible, and that nothing visible ever changes or goes.
+It checks that a file is complete as soon as it is visible, and that no visible file ever changes or disappears.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 FOLDERS = ("clips", "videos", "failures")
-WHOLE_PASS_S = 2.0  # between two passes that read every row again; new files are read at once
+WHOLE_PASS_S = 2.0  # time between two passes that read every row again; new files are read at once
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the reader did, and everything that it should not have seen."""
+    """What the reader did, and all errors that it found."""
 
     globs: int = 0
     passes: int = 0
@@ -39,19 +39,19 @@ class Seen:
 
 
 def read(path: Path) -> tuple[str, int]:
-    """Every row of a file against its page checksums -> (sha256 of its bytes, rows)."""
+    """Read every row of a file with page checksums -> (sha256 of its bytes, number of rows)."""
     content = path.read_bytes()
     with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True, pre_buffer=False) as file:
         table = file.read(use_threads=False)
         outcomes = json.loads((file.metadata.metadata or {}).get(b"p3d.outcomes", b"null"))
     stated = sum(outcome.get("n_clips") or 0 for outcome in outcomes) if isinstance(outcomes, list) else table.num_rows
     if stated != table.num_rows:
-        raise ValueError(f"{table.num_rows} rows, and its footer says {stated}")
+        raise ValueError(f"{table.num_rows} rows, but its footer says {stated}")
     return hashlib.sha256(content).hexdigest(), table.num_rows
 
 
 def watch(out: Path, ended: threading.Event, began: Path) -> Seen:
-    """Glob and read until told to stop; one whole pass comes after that. `began` is created after the first glob."""
+    """Glob and read until told to stop, then make one complete pass. `began` is created after the first glob."""
     seen, known = Seen(), dict[Path, tuple[str, int]]()
     whole_at = time.monotonic() + WHOLE_PASS_S
     while True:
@@ -93,7 +93,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def reading(out: Path, report: Path) -> Iterator[Seen]:
-    """A reader in a process of its own for the length of a block; the record is filled at its end."""
+    """Run a reader in its own process within this context; the record is filled at the end."""
     seen = Seen()
     report.with_suffix(".began").unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.chaos.reader", str(out), str(report)]

@@ -1,4 +1,4 @@
-"""The same job in one process, one video after the other, with neither Ray nor a kill: what the rows must be.
+"""The same job in one process, one video after the other, without Ray and kills: the reference rows.
 
 python -m tests.chaos.serial SRC OUT WEIGHTS SHARD_VIDEOS
 """

@@ -1,4 +1,4 @@
-"""Two hundred videos, four of them poison: exactly those four fail, each by its name. `make test` reads the zoo."""
+"""Two hundred videos, four of them poison: exactly those four fail, each with its reason. `make test` reads the zoo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from p3d.pipeline.errors import Reason
 from tests.conftest import LONG, SHARED_VIDEOS, p3d
 from tests.zoo import cases, plants
 
-HANGS = "elst_431_300_onegop.mp4"  # decord never returns from it; the route never gives it one, so it is forced
+HANGS = "elst_431_300_onegop.mp4"  # decord hangs on it; routing never selects decord for it, so the test forces it
 
 
 @pytest.mark.skipif(not LONG, reason="make chaos runs it; make test reads the zoo in one job (tests/jobs/test_zoo.py)")
@@ -21,7 +21,7 @@ HANGS = "elst_431_300_onegop.mp4"  # decord never returns from it; the route nev
 def test_of_two_hundred_videos_exactly_the_poisonous_four_fail(tmp_path: Path, tiny_weights: Path) -> None:
     """A segfault, a hang, a memory blow-up and a file that hangs decord: 4 of 200 fail, each for its own reason."""
     if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"the sample videos are not beside the repository: no {SHARED_VIDEOS}")
+        pytest.skip(f"the sample videos are not next to the repository: {SHARED_VIDEOS} does not exist")
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     first = cases.good(source / "000.mp4")

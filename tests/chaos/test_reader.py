@@ -1,4 +1,4 @@
-"""The reader itself: what it must not see, it sees."""
+"""Tests of the reader itself: it detects violations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEEDS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("deed", DEEDS)
 def test_a_reader_reports_what_breaks_the_promise(deed: str, tmp_path: Path) -> None:
-    """A file that goes, changes, is cut or disagrees with its footer is an error of the reader; a whole one is none."""
+    """The reader reports a file that disappears, changes, is cut or disagrees with its footer, but no good file."""
     (tmp_path / "clips").mkdir()
     path, report = tmp_path / "clips" / "a.parquet", tmp_path / "seen.json"
     pq.write_table(pa.table({"x": [1]}), path)

@@ -30,7 +30,7 @@ CLEAN = {"failed": 0, "pending": 0, "underived": 0, "lost": 0, "duplicated": 0, 
 
 @contextlib.contextmanager
 def p3d_running(*words: object, said: Path, env: dict[str, str] | None = None, first: str = "") -> Iterator[Running]:
-    """A `p3d` process of which nothing is left afterwards."""
+    """A `p3d` process; all its processes are killed at the end."""
     running = Running(words, said, env or {}, first)
     try:
         yield running
@@ -54,7 +54,7 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
 ) -> None:
     """A run stops in mid-shard, two others take over at once, the first wakes up: one finishes, the others exit 5."""
     rng, out = random.Random(SEED + at), tmp_path / "out"
-    whole = at % 2 == 1  # the whole machine pauses, so that the zombie's shard ends after it is committed by another
+    whole = at % 2 == 1  # pause all processes, so that another run commits the zombie's shard first
     first_commits = rng.randint(1, max(1, SHARDS // 4))
     out.mkdir()
     with (
@@ -75,7 +75,7 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
             rivals = {"second": second, "third": third}
             wait_for(lambda: commits(out) > at_pause + 1)
             if not whole:
-                first.process.wait(WAIT_S)  # it finds out although its worker answers nothing
+                first.process.wait(WAIT_S)  # it notices although its worker does not answer
             for pid in paused:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
@@ -97,7 +97,7 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
 def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
     tmp_path: Path, shorts: Path, tiny_weights: Path, serial: Path
 ) -> None:
-    """A worker stopped in mid-shard loses its shard to another after the limit of silence; woken, it does no harm."""
+    """A worker stopped in mid-shard loses its shard to another after the silence limit and does no harm later."""
     out = tmp_path / "out"
     out.mkdir()
     words = ("launch", shorts, out, "--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS)
@@ -112,7 +112,7 @@ def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
         os.kill(paused, signal.SIGSTOP)
         at_pause = commits(out)
         wait_for(lambda: commits(out) > at_pause + 1, running=running)
-        assert [pid for pid in running.of("worker") if pid != paused], "nobody took over"
+        assert [pid for pid in running.of("worker") if pid != paused], "no worker took over"
         with contextlib.suppress(ProcessLookupError):
             os.kill(paused, signal.SIGCONT)
         assert running.process.wait(WAIT_S) == 0, running.talk
@@ -128,7 +128,7 @@ def test_a_worker_that_pauses_is_given_up_and_changes_nothing_when_it_wakes(
 def test_lost_requests_and_lost_replies_between_rays_processes_cost_work_only(
     tmp_path: Path, shorts: Path, tiny_weights: Path
 ) -> None:
-    """Ray loses requests, replies and both of the calls that hand out work: the job ends well, and no video failed."""
+    """Ray loses requests, replies and whole calls that hand out work: the job succeeds, and no video fails."""
     chances = {"num_failures": 2, "req_failure_prob": 15, "resp_failure_prob": 15, "in_flight_failure_prob": 15}
     env = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": chances})}
     words = ("launch", shorts, tmp_path / "out", "--weights", tiny_weights, "--shard-videos", 4, "--limit", 8)
@@ -146,7 +146,7 @@ def test_lost_requests_and_lost_replies_between_rays_processes_cost_work_only(
 def test_workers_that_rays_memory_monitor_kills_are_deaths_like_others(
     tmp_path: Path, shorts: Path, tiny_weights: Path
 ) -> None:
-    """Where Ray finds no memory and kills every worker, the run spends its budget and exits 6, saying why."""
+    """If Ray kills every worker for lack of memory, the run uses up its attempts and exits 6 with the reason."""
     env = {"RAY_memory_usage_threshold": "0.01"}
     with p3d_running(
         "launch", shorts, tmp_path / "out", "--weights", tiny_weights, said=tmp_path / "s", env=env
@@ -158,6 +158,6 @@ def test_workers_that_rays_memory_monitor_kills_are_deaths_like_others(
 
 
 def lost_calls(driver: int) -> int:
-    """How many calls Ray says that it lost, in the logs of a driver's session."""
+    """The number of lost calls in the Ray logs of a driver's session."""
     (session,) = Path("/tmp/ray").glob(f"session_*_{driver}")
     return sum(path.read_text(errors="replace").count("Inject RPC") for path in (session / "logs").rglob("*.log"))

@@ -1,7 +1,7 @@
-"""A process that decodes the files it is told to, one after another, as the decode task of a job does.
+"""A process that decodes files one after another, like the decode task of a job.
 
-stdin: a JSON line a file, {"path", "note", "index"}. stdout: `.` for each message of a decode, then its end as a JSON
-line.
+stdin: one JSON line per file, {"path", "note", "index"}. stdout: `.` for each message of a decode, then its end as a
+JSON line.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MEMORY_BYTES = 1 << 30
 
 
 def spec_of(index: int) -> DecodeSpec:
-    """The settings of one file: every mix of rules has its turn."""
+    """The settings of one file, drawn by its index from all mixes of rules."""
     rng = random.Random(index)
     rule, fps = rng.choice(("every:16", "every:40", "uniform:4", "uniform:2")), rng.choice((None, None, 12.0))
-    clip_frames = 2 if rule == "uniform:2" else 16  # two frames in two places: whole GOPs are left out
+    clip_frames = 2 if rule == "uniform:2" else 16  # two clips of two frames, so whole GOPs are left out
     frames = rng.choice((FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160)), FrameSpec((112, 112), short_side=128)))
     policy = DecodePolicy(rng.choice(("auto", "auto", "pyav", "decord")), rng.choice(("fail", "keep")))  # type: ignore[arg-type]
     sampling = parse_sampling(rule, clip_frames=clip_frames, fps=fps)
@@ -39,13 +39,13 @@ def spec_of(index: int) -> DecodeSpec:
 
 
 def good_spec() -> DecodeSpec:
-    """Those of a file that is known to be good, whose frames are looked at."""
+    """The settings of a file that is known to be good, whose frames are checked."""
     frames, sampling = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160)), parse_sampling("every:16", clip_frames=16)
     return DecodeSpec(frames, sampling, DecodePolicy(), DecodeLimits(), StoreOptions(), 1, 60.0, MEMORY_BYTES)
 
 
 def decode(path: Path, note: Path, index: int) -> dict[str, object]:
-    """How the decode of a file ended, with a digest of its frames; of a good one (index -1) also their numbers."""
+    """How the decode of a file ended, with a digest of its frames; for a good file (index -1) also their numbers."""
     status = path.stat()
     video = VideoRef("v", path.name, path.as_uri(), stat_version(status), status.st_size)
     end: VideoEnd | Failure | None = None

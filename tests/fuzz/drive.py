@@ -1,7 +1,7 @@
-"""Two warm processes decode thousands of broken files; one that crashes or hangs is replaced, and its file tried again.
+"""Two warm processes decode thousands of broken files. One that crashes or hangs is replaced, and its file is retried.
 
-The rules are those of `worker.decoding`: a note of a fatal signal counts at the second time, a death without one at
-the third, silence at once. Between the broken files good ones are decoded, and every frame of them is checked.
+The rules are those of `worker.decoding`: a file fails at the second fatal signal with a note, at the third death
+without a note, and at the first timeout. Good files are decoded in between, and every frame of them is checked.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tests.fuzz.mutate import DECOY, GOOD_FRAMES, MADE, fuzzed
 from tests.watch import opened
 
 CHILDREN = 2
-EVERY_GOOD = 10  # one good file after so many broken ones
-DEADLINE_S = 20.0  # of silence
-GRACE_S = 2.0  # a hang is over so soon after its deadline
+EVERY_GOOD = 10  # broken files per good file
+DEADLINE_S = 20.0  # without a message
+GRACE_S = 2.0  # longest time from the deadline to the end of a hanging process
 STRACE = shutil.which("strace")
 
 
 @dataclass
 class Tally:
-    """What came out of a campaign; `reasons` counts the broken files, '' those that had frames."""
+    """The results of a campaign; `reasons` counts the broken files, under '' those that had frames."""
 
     seed: int
     files: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    kept: int = 0  # of those with frames: marked as cut short
+    kept: int = 0  # files with frames that are marked as cut short
     good: int = 0
-    innocents_lost: list[str] = field(default_factory=list)
+    good_lost: list[str] = field(default_factory=list)
     internal: list[str] = field(default_factory=list)
     others_read: list[str] = field(default_factory=list)
     crashes: int = 0
@@ -66,7 +66,7 @@ class Task:
 
 
 class Child:
-    """A decoding process and what it is at."""
+    """A decoding process and its current task."""
 
     def __init__(self, root: Path, number: int, trace: bool) -> None:
         self.note = root / "notes" / f"{number}.crash"
@@ -80,7 +80,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # strace and what it traces end together
+            start_new_session=True,  # strace and the traced process end together
         )
         self.task: Task | None = None
         self.ready = False
@@ -175,13 +175,13 @@ def _hear(child: Child, tally: Tally) -> None:
 
 
 def _settle(task: Task, ended: dict[str, object], tally: Tally) -> None:
-    """One file has ended, in one way."""
+    """Record the end of one file."""
     task.path.unlink()
     tally.longest_s = max(tally.longest_s, time.monotonic() - task.started)
     if task.index < 0:
         tally.good += 1
         if ended.get("numbers") != list(range(GOOD_FRAMES)):
-            tally.innocents_lost.append(f"{task.name}: {ended}")
+            tally.good_lost.append(f"{task.name}: {ended}")
         return
     tally.files += 1
     tally.reasons[str(ended["reason"])] += 1
@@ -192,7 +192,7 @@ def _settle(task: Task, ended: dict[str, object], tally: Tally) -> None:
 
 
 def _over(child: Child, tally: Tally, again: list[Task]) -> bool:
-    """Has the process died, or been silent for too long? Then its file is judged, and another process is needed."""
+    """Has the process died or timed out? If so, decide about its file; the caller starts another process."""
     task, silent_s = child.task, time.monotonic() - child.heard
     if child.process.poll() is not None:
         assert task is not None, "a process died with nothing to do"
@@ -219,11 +219,11 @@ def _over(child: Child, tally: Tally, again: list[Task]) -> bool:
 
 
 def _strangers(trace: Path, root: Path) -> list[str]:
-    """Lines of a trace, from the first file on, that open what is neither that nor Python's, or call an address."""
+    """Lines of a trace, from the first file on, that open an unrelated path or connect to an address."""
     found, begun = [], False
     ours = tuple(
         map(str, (root, REPO, sys.prefix, sys.base_prefix, "/usr/lib", "/lib", "/proc/self", "/proc/sys/vm"))
-    )  # the last by malloc
+    )  # malloc reads the last one
     for line in trace.read_text(errors="replace").splitlines():
         begun = begun or f"{root}/files/" in line
         path = line.partition('"')[2].partition('"')[0]

@@ -12,8 +12,8 @@ from pathlib import Path
 from tests.zoo import cases, make
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
-DECOY = "decoy.mp4"  # a video beside the broken ones, which some of them name
-MOST_BYTES = 120_000  # of a base
+DECOY = "decoy.mp4"  # a video next to the broken ones, which some of them name
+MOST_BYTES = 120_000  # largest base file
 QUICK = {"deadline": "realtime"}
 MADE: dict[str, Callable[[Path], Path]] = {
     "h264.mp4": lambda p: make.video(p, "libx264", 24, options={"preset": "ultrafast", "bf": "2"}, gop=8, noise=20),
@@ -39,7 +39,7 @@ GOOD_FRAMES = 24
 
 @cache
 def bases() -> tuple[tuple[str, bytes], ...]:
-    """(name, content) of what is broken: made videos, and the small shared ones where they are."""
+    """(name, content) of the files to break: generated videos, and the small shared ones if they are available."""
     with tempfile.TemporaryDirectory() as folder:
         made = [(name, build(Path(folder) / name).read_bytes()) for name, build in MADE.items()]
     shared = [p for p in sorted(SHARED.rglob("*")) if p.is_file() and p.suffix != ".csv"]
@@ -65,7 +65,7 @@ def _truncate(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _flip(data: bytearray, rng: random.Random) -> bytearray:
-    early = rng.random() < 0.3  # headers are a small part of a file, and the most telling one
+    early = rng.random() < 0.3  # headers are small, but damage in them has the most effect
     for _ in range(rng.choice((1, 3, 30, 200))):
         at = rng.randrange(min(len(data), 2000) if early else len(data))
         data[at] ^= 1 << rng.randrange(8)
@@ -97,7 +97,7 @@ BOXES = (
 
 
 def _boxes(data: bytes) -> list[tuple[int, int]]:
-    """[start, end) of what looks like an ISO box, at any depth."""
+    """[start, end) of everything that looks like an ISO box, at any depth."""
     found = []
     for name in BOXES.encode().split():
         at = data.find(name)
@@ -109,7 +109,7 @@ def _boxes(data: bytes) -> list[tuple[int, int]]:
 
 
 def _splice(data: bytearray, rng: random.Random) -> bytearray:
-    """A box of another file in the place of one of this, or between two."""
+    """Insert a box of another file, or replace a box with it."""
     other = rng.choice(bases())[1]
     mine, theirs = _boxes(bytes(data)), _boxes(other)
     if not mine or not theirs:
@@ -123,7 +123,7 @@ def _splice(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _lie(data: bytearray, rng: random.Random) -> bytearray:
-    """A box that says it is another size, or that its first numbers are others."""
+    """Change the size of a box, or one of its first numbers."""
     boxes = _boxes(bytes(data))
     start, end = rng.choice(boxes) if boxes else (0, len(data))
     at = start + rng.choice((0, 8, 12, 16, 20, rng.randrange(max(1, end - start))))
@@ -133,7 +133,7 @@ def _lie(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _name_another(data: bytearray, rng: random.Random) -> bytearray:
-    """The name of another file, where a list or a reference might have one."""
+    """Insert the name of another file, as a list or a reference would hold it."""
     lists = (f"#EXTM3U\n{DECOY}\n", f"ffconcat version 1.0\nfile '{DECOY}'\n", f"\0url \0\0\0\0file:{DECOY}\0")
     text = rng.choice(lists).encode()
     at = rng.choice((0, 0, rng.randrange(len(data))))

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.one SEED INDEX FILE`: one file of a campaign, to look at."""
+"""`python -m tests.fuzz.one SEED INDEX FILE`: writes one file of a campaign for inspection."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Broken files by the thousand: each ends in rows or in a reason, none takes another with it, none reads another.
+"""Thousands of broken files: each ends in rows or a reason, and none affects or reads another file.
 
-P3D_FUZZ=2000 gives so many files (`make fuzz-videos`), the suite a few; P3D_SEED another seed. File 17 of seed 3 alone:
-`python -m tests.fuzz.one 3 17 FILE` writes it to FILE.
+P3D_FUZZ sets the number of files (`make fuzz-videos` uses 2000, the suite a few), P3D_SEED the seed.
+`python -m tests.fuzz.one 3 17 FILE` writes file 17 of seed 3 to FILE.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ JOB_FILES = 100
 
 @pytest.mark.timeout(7200)
 @pytest.mark.fault(13, 14, 16, 18, 20, 21)
-def test_every_broken_file_ends_and_harms_nobody(tmp_path: Path) -> None:
-    """Truncated, flipped, overwritten, spliced and lying files: one end each, no defect, no hang past its deadline,
-    no file read but the one in hand, every good file between has all its frames, and a second time all is the same."""
+def test_every_broken_file_ends_and_affects_no_other(tmp_path: Path) -> None:
+    """Truncated, flipped, overwritten and spliced files, or files with wrong sizes: each ends once, without a defect or
+    a hang past its deadline. No other file is read, good files in between keep all frames, and a repeat is equal."""
     tally = campaign(SEED, FILES, tmp_path / "fuzz", trace=LONG)
     print("\n" + json.dumps(tally.record(), indent=1))
     assert tally.files == FILES == sum(tally.reasons.values())
     assert set(tally.reasons) <= {*Reason, ""} - {reason for reason in Reason if reason.startswith("source_")}
-    assert tally.internal == [] and tally.innocents_lost == [] and tally.others_read == []
+    assert tally.internal == [] and tally.good_lost == [] and tally.others_read == []
     assert tally.longest_over_s <= GRACE_S
-    if LONG:  # the same pixels or the same reason, whatever threads and neighbours did meanwhile
+    if LONG:  # the same pixels or the same reason, whatever the timing of threads and other processes
         again = campaign(SEED, FILES, tmp_path / "again")
         assert {at: (end, again.ends[at]) for at, end in tally.ends.items() if end != again.ends[at]} == {}
     assert tally.reasons[""] and tally.reasons["truncated"] and len(tally.reasons) >= 5, "the damage does too little"
 
 
-@pytest.mark.skipif(not LONG, reason="make fuzz-videos runs it; make test has a real job over the zoo")
+@pytest.mark.skipif(not LONG, reason="make fuzz-videos runs it; make test runs a real job over tests/zoo")
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(16)
 def test_a_real_job_over_broken_files_loses_no_good_one(tmp_path: Path, small_weights: Path) -> None:
-    """A job over broken and good files ends as one over good files would: every good one is embedded, none is lost."""
+    """In a job over broken and good files, every good one is embedded."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     for index in range(JOB_FILES):
@@ -64,7 +64,7 @@ def test_a_real_job_over_broken_files_loses_no_good_one(tmp_path: Path, small_we
     assert found["ok"] + found["failed"] == JOB_FILES + 20 and found["pending"] == 0 and not found["damaged"]
 
 
-def test_a_file_is_always_the_same() -> None:
-    """A seed and a number give the same bytes, so that what was found can be looked at again."""
+def test_files_are_reproducible() -> None:
+    """A seed and a number give the same bytes, so that findings can be reproduced."""
     assert fuzzed(3, 17) == fuzzed(3, 17)
     assert fuzzed(3, 17)[1] != fuzzed(3, 18)[1]

@@ -1,4 +1,4 @@
-"""What several files of these tests start from."""
+"""Fixtures that several files of these tests share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.jobs.embedded import embed_all
 
 @pytest.fixture(scope="module")
 def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    """The videos of the module's own `films`, embedded."""
+    """A dataset of the videos of the module's own fixture `films`."""
     folder = tmp_path_factory.mktemp("out")
     store = LocalStore(str(folder / "out"))
     embed_all(str(films), store, JobSpec(None, str(small_weights)), folder)

@@ -1,4 +1,4 @@
-"""A real job without Ray: real videos through the route of a worker, committed shard by shard."""
+"""A job without Ray: real videos are processed as a worker does and committed shard by shard."""
 
 from __future__ import annotations
 

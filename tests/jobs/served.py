@@ -1,4 +1,4 @@
-"""A running page of `p3d results serve`, and requests to it that a browser would not make."""
+"""A running page of `p3d results serve`, and requests to it that a browser would not send."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from p3d.pipeline.types import VideoRef
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -51,7 +51,7 @@ class Served:
         token: str | None = None,
         **params: Any,
     ) -> Reply:
-        """One request; a header that is None is not sent, `token` stands in for the right one."""
+        """Send one request; headers of value None are left out, and `token` replaces the right one."""
         parts = urlsplit(self.url)
         path = (parts.path if token is None else f"/{token}/") + name
         sent = {"Host": parts.netloc, "Origin": f"http://{parts.netloc}" if method == "POST" else None}
@@ -73,7 +73,7 @@ class Served:
         return rows["video_id"].to_pylist()[rows["path"].to_pylist().index(path)]
 
     def ref(self, path: str) -> VideoRef:
-        """The video as the page has it from its row."""
+        """The VideoRef of a row, as the page makes it."""
         row = self.archive.row(self.id_of(path))
         assert row is not None
         return VideoRef(str(row["video_id"]), path, str(row["uri"]), str(row["version"]), size_bytes=0)
@@ -81,7 +81,7 @@ class Served:
 
 @contextmanager
 def serving(store: Store, *, dropped_bytes: int = 10_000_000, layout: str = "pca") -> Iterator[Served]:
-    """The page over an output, in a thread of this process."""
+    """Serve the page of an output in a thread of this process."""
     source = rows_of(store)
     archive, embed = read_archive(source, layout=layout), _embed_of(source, "auto")
     ready, ends, url = threading.Event(), [], []

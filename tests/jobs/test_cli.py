@@ -1,4 +1,4 @@
-"""The command line: a user's mistake is one sentence and a documented exit code, and nothing is written."""
+"""The command line: a user's mistake gives one message and a documented exit code, and nothing is written."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.conftest import REPO, p3d
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    """docs/reference.md and the tables of README.md are those that the code generates."""
+def test_the_generated_documentation_is_up_to_date() -> None:
+    """docs/reference.md and the generated tables match the code."""
     done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=REPO, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS, "weights import", "weights show"])
 def test_help_answers_on_every_verb(verb: str) -> None:
-    """--help says what a verb does, within 80 columns."""
+    """--help of every verb works and fits 80 columns."""
     result = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80)
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 4
@@ -41,7 +41,7 @@ def test_help_answers_on_every_verb(verb: str) -> None:
 
 @pytest.fixture
 def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
-    """A folder with an empty source, files that are no weights, and a list that names a video twice."""
+    """A folder with an empty source, invalid weights files, and a list that names a video twice."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt.bak").write_text("x")
     (tmp_path / "text.safetensors").write_text("not weights")
@@ -89,20 +89,20 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("launch http://example.org/v {out} --weights {small}", 2, "only local paths and s3://"),
         ("launch {archive} gs://bucket/x --weights {small}", 2, "only folders and s3://"),
         ("launch {archive} {here}/full --weights {small}", 5, "holds no job"),
-        ("launch {archive} {here}/twice.txt/out --weights {small}", 6, "a file stands where a folder is needed"),
+        ("launch {archive} {here}/twice.txt/out --weights {small}", 6, "a file exists where a folder is needed"),
         ("plan {here}/empty --weights {small}", 2, "no videos"),
-        ("resume {out}", 4, "there is no job"),
-        ("status {out}", 4, "there is no job"),
-        ("cancel {out}", 4, "there is no job"),
-        ("failures {out}", 4, "there is no job"),
-        ("verify {out}", 4, "there is no job"),
+        ("resume {out}", 4, "no job exists"),
+        ("status {out}", 4, "no job exists"),
+        ("cancel {out}", 4, "no job exists"),
+        ("failures {out}", 4, "no job exists"),
+        ("verify {out}", 4, "no job exists"),
         ("verify s3://b --endpoint-url http://user:secret@127.0.0.1:9", 2, "credentials"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_a_code(
+def test_a_mistake_gives_one_message_and_a_code(
     mistakes: Path, archive: Path, small_weights: Path, words: str, code: int, says: str
 ) -> None:
-    """Each mistake: its documented code, one sentence with what was wrong, no traceback, nothing written."""
+    """Each mistake gives its documented code and a message with the cause, no traceback, and writes nothing."""
     before = sorted(mistakes.rglob("*"))
     names = {"archive": archive, "out": mistakes / "out", "here": mistakes, "small": small_weights}
     ran = in_process(*words.format(**names).split())
@@ -115,7 +115,7 @@ def test_a_mistake_is_a_sentence_and_a_code(
 
 
 def in_process(*args: str) -> tuple[int, str, str]:
-    """(code, stdout, stderr) of a command line in this process: what `main` does, without a process for each case."""
+    """(code, stdout, stderr) of a command line, run as `main` does but in this process, which is faster."""
     import contextlib
     import io
 
@@ -140,7 +140,7 @@ def job(tmp_path: Path) -> LocalStore:
 
 
 def test_status_answers_without_any_control_file(job: LocalStore) -> None:
-    """With `_job/` gone the sums come from the footers; status exits 0, --exit-code says resumable."""
+    """Without `_job/` the totals come from the footers; status exits 0, and --exit-code says resumable."""
     code, out, _ = in_process("status", job.url, "--json")
     found = json.loads(out)
     assert code == 0
@@ -152,7 +152,7 @@ def test_status_answers_without_any_control_file(job: LocalStore) -> None:
 
 
 def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
-    """All shards there: finished, and --wait exits 3 because videos failed."""
+    """With all shards committed the job is finished, and --wait exits 3 because videos failed."""
     manifest = planned(job, tuple("abcdefghij"))
     commit_shard(job, shard_rows(manifest, 2), recipe(), manifest.user_columns(2))
     code, out, _ = in_process("status", job.url, "--wait")
@@ -162,23 +162,23 @@ def test_status_of_a_finished_job_mirrors_it(job: LocalStore) -> None:
 
 
 def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until there is a newer run, `status` says so and waits, 6 if in vain; `cancel` says that nothing can be asked
-    yet; a run that began, or an output that is whole, is what it is."""
+    """Until a newer run begins, `status` says so and waits, and exits 6 after the time limit; `cancel` reports that
+    nothing runs yet. A run that began, or a complete output, has its usual status."""
     from p3d.jobs.cli import status
 
     control.tell_submitted(job, "http://head:8265", "p3d-1", after=0)
     code, out, _ = in_process("status", job.url, "--json")
     found = json.loads(out)
     assert (code, found["state"], found["exit_code"]) == (0, "submitted", None)
-    assert found["sentence"] == "submitted to http://head:8265 as p3d-1; the driver has not begun"
+    assert found["sentence"] == "submitted to http://head:8265 as p3d-1; the driver has not started"
     before = LocalStore(f"{job.url}-2")
     before.create("job.json", job.read("job.json"))
     control.tell_submitted(before, "http://head:8265", "p3d-1", after=0)
     said = in_process("status", before.url)[1].split()
-    assert " ".join(said).endswith("submitted submitted to http://head:8265 as p3d-1; the driver has not begun")
+    assert " ".join(said).endswith("submitted submitted to http://head:8265 as p3d-1; the driver has not started")
     assert "videos" not in said  # it has not planned
     _, _, err = in_process("cancel", job.url)
-    assert "the driver has not begun" in err and "Ask again" in err
+    assert "the driver has not started" in err and "Cancel again" in err
     monkeypatch.setattr(status, "BEGIN_S", 0.0)
     assert in_process("status", job.url, "--wait")[0] == 6
     monkeypatch.setattr(status, "BEGIN_S", 60.0)
@@ -195,7 +195,7 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
     assert "nothing is running" in in_process("cancel", job.url)[2]
     control.tell_submitted(job, "http://head:8265", "p3d-2", after=1)
     control.beat(job, 1, {"counter": 2, "state": "running"})
-    assert "asked" in in_process("cancel", job.url)[2]  # the run that is there, whoever was submitted to follow it
+    assert "asked" in in_process("cancel", job.url)[2]  # the running one, although another was submitted
     control.beat(job, 1, {"counter": 3, "state": "stopped", "exit_code": 6, "sentence": "cancelled"})
     assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "submitted"
     control.forget_submitted(job)
@@ -207,7 +207,7 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
 
 
 def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
-    """What the heartbeat says is shown: rate, ETA, workers and what they are busy with; lines fit 80 columns."""
+    """The content of the heartbeat is shown: rate, ETA, workers and their load; lines fit 80 columns."""
     epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
     worker = {"worker": 0, "state": "busy", "device": "cpu", "host": "h", "shards": ["1/2"], "videos": 1, "clips": 7}
     control.beat(
@@ -236,15 +236,15 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
         "2 truncated",
         "97% of 12",
         "34%     1.5  97%",
-        "1 in hand  0 queued",
-        "limited by decoding, the network at work 34%",
+        "1 in progress  0 queued",
+        "limited by decoding, the network is busy 34%",
     ):
         assert words in out
     assert max(map(len, out.splitlines())) <= max(80, len(job.url) + 40)
 
 
 def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:
-    """cancel writes a request for the newest epoch; with nothing running it says so."""
+    """cancel writes a request for the newest epoch; without a running job it says so."""
     code, _, err = in_process("cancel", job.url)
     assert (code, "nothing is running" in err) == (0, True)
     epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
@@ -255,10 +255,10 @@ def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:
 def test_failures_are_printed_as_table_csv_and_json(job: LocalStore) -> None:
     """The same failures in three forms; --reason filters; an unknown reason is a mistake."""
     printed = in_process("failures", job.url)[1].splitlines()
-    assert printed[0] == "2 truncated: the file ends before the frames it promises"
+    assert printed[0] == f"2 truncated: {REASON_MEANING[Reason.TRUNCATED]}"
     assert printed[1].startswith("  what to do: ") and len(printed) == 3 + 2 * 2
     assert " ".join(printed[1:3]).split()[3:] == REASON_REMEDY[Reason.TRUNCATED].split()
-    for reason in Reason:  # whole words, such as the names of options, in 80 columns
+    for reason in Reason:  # lines of 80 columns that do not split option names
         lines = [*_wrapped(f"9999 {reason}: {REASON_MEANING[reason]}", ""), *_wrapped(REASON_REMEDY[reason], "  ")]
         assert max(map(len, lines)) <= 80 and not any(line.endswith("-") for line in lines)
     csv = in_process("failures", job.url, "--csv")[1].splitlines()
@@ -270,8 +270,8 @@ def test_failures_are_printed_as_table_csv_and_json(job: LocalStore) -> None:
     assert in_process("failures", job.url, "--reason", "bad luck")[0] == 2
 
 
-def test_verify_says_whether_the_job_is_whole(job: LocalStore) -> None:
-    """6 while shards are missing, 7 when something is damaged, with the file's name."""
+def test_verify_says_whether_the_job_is_complete(job: LocalStore) -> None:
+    """Exit code 6 while shards are missing, 7 with the file name when a file is damaged."""
     code, out, _ = in_process("verify", job.url, "--json")
     assert (code, json.loads(out)["reasons"]) == (6, {"truncated": 2})
     alien = job.root / "clips" / "deadbeef-000000000.parquet"
@@ -284,7 +284,7 @@ def test_verify_says_whether_the_job_is_whole(job: LocalStore) -> None:
 
 @pytest.mark.fault(44)
 def test_an_edited_job_is_refused(job: LocalStore) -> None:
-    """A changed recipe in job.json is damage, told in a sentence (row 44)."""
+    """A changed recipe in job.json is reported as damage (row 44)."""
     path = job.root / "job.json"
     path.write_text(path.read_text().replace("every:16", "every:08"))
     code, _, err = in_process("status", job.url)
@@ -293,7 +293,7 @@ def test_an_edited_job_is_refused(job: LocalStore) -> None:
 
 @pytest.mark.fault(42)
 def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path, small_weights: Path) -> None:
-    """Launching other weights into a job exits 5, names what differs, and changes nothing (row 42)."""
+    """Launching other weights into a job exits 5, lists the differences, and changes nothing (row 42)."""
     before = {path: path.stat().st_mtime_ns for path in job.root.rglob("*")}
     code, _, err = in_process("launch", str(archive), job.url, "--weights", str(small_weights), "--clips", "every:8")
     assert code == 5
@@ -303,7 +303,7 @@ def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path
 
 
 def test_models_are_listed() -> None:
-    """Every network with its size, cost and clip, within 80 columns with a speed too; JSON carries the same."""
+    """Every network is listed with size, cost and clip, in 80 columns even with a speed; JSON has the same."""
     text = in_process("models")[1]
     assert re.search(r"p3d199 +199 +66,492,240 +267 +18.4 +2048 +16x160x160", text)
     assert re.search(r"deepvideo-slow +8 +[0-9,]+ +246 +4.1 +4096 +10x170x170", text)
@@ -315,7 +315,7 @@ def test_models_are_listed() -> None:
 
 
 def test_models_are_measured() -> None:
-    """--measure times the networks that were named, on the device it says, and prints the median with its range."""
+    """--measure times the given networks and reports the device, the median and the range."""
     words = ("models", "--model", "deepvideo-single", "--measure")
     code, out, err = in_process(*words, "--json")
     assert code == 0, err
@@ -330,21 +330,21 @@ def test_models_are_measured() -> None:
 
 
 def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """plan: exact counts of videos and shards, clips counted from the files, other files named, nothing written."""
+    """plan gives exact counts of videos and shards, counts clips from the files, and writes nothing."""
     ran = p3d("plan", archive, tmp_path / "out", "--weights", small_weights, "--shard-videos", 5, "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["n_videos"], ran.json["n_shards"], ran.json["skipped"]) == (12, 3, ["readme.txt"])
     assert ran.json["n_clips"] == 28
     assert ran.json["clips_per_s"] > 0
     assert (ran.json["n_tried"], ran.json["binding"], ran.json["useful_cores"]) == (12, "network", None)
-    assert 10_000 < ran.json["output_bytes"] < 28 * 2048 * 8  # all videos begin alike, and compress well
+    assert 10_000 < ran.json["output_bytes"] < 28 * 2048 * 8  # all videos begin with the same frames and compress well
     assert ran.json["decode_s_per_clip"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.fault(51)
-def test_names_cannot_drive_a_terminal() -> None:
-    """Control characters of a file name are shown, not sent (row 51)."""
+def test_names_cannot_control_a_terminal() -> None:
+    """Control characters of a file name are escaped (row 51)."""
     assert escape("a\x1b[31mb\x07\x9b") == "a\\x1b[31mb\\x07\\x9b"
     assert escape("é\nline") == "é\\x0aline"
 
@@ -357,8 +357,8 @@ def test_exit_codes_are_documented() -> None:
     assert {output.exit_code(kind.__new__(kind)) for kind in kinds} <= EXIT_CODES.keys()
 
 
-def test_words_for_people() -> None:
-    """Sizes, times and tables read as people write them."""
+def test_output_is_formatted_for_people() -> None:
+    """Sizes, times and tables are easy to read."""
     assert [human_bytes(n) for n in (5, 1500, 2.5e9)] == ["5 B", "1.5 kB", "2.5 GB"]
     assert [human_time(s) for s in (None, 9, 75, 11100)] == ["-", "9 s", "1 min 15 s", "3 h 05 min"]
     assert table([("a", "1"), ("bbb", "22")], right=(1,)) == ["a     1", "bbb  22"]

@@ -1,4 +1,4 @@
-"""The shards that a worker has in hand share its decode slots: the older first, and never more than there are."""
+"""The current shards of a worker share its concurrent decodes: older shards first, and never more than the maximum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def waits(turn: ShardTurn) -> tuple[threading.Thread, list[str]]:
-    """A thread that awaits its turn, and how that ended."""
+    """A thread that waits for its turn, and how that ended."""
     how: list[str] = []
 
     def wait() -> None:
@@ -34,7 +34,7 @@ def waits(turn: ShardTurn) -> tuple[threading.Thread, list[str]]:
 
 
 def test_a_younger_shard_begins_where_an_older_one_leaves_a_decode(stack: ExitStack) -> None:
-    """Not while the older has a video to start, nor while all slots are in use; at once when both have changed."""
+    """Not while the older one has a video to start or all decodes are in use, but at once when neither is true."""
     concurrency = DecodeConcurrency(2)
     older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.await_turn()  # the first need not wait
@@ -49,7 +49,7 @@ def test_a_younger_shard_begins_where_an_older_one_leaves_a_decode(stack: ExitSt
 
 
 def test_a_drain_withdraws_what_has_not_begun(stack: ExitStack) -> None:
-    """Whoever waits for its turn then, or comes later, is withdrawn; one that has begun hears nothing of it."""
+    """A shard that waits for its turn then, or comes later, is withdrawn. One that has started is not affected."""
     concurrency = DecodeConcurrency(2)
     older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.await_turn()
@@ -62,8 +62,8 @@ def test_a_drain_withdraws_what_has_not_begun(stack: ExitStack) -> None:
     assert older in concurrency.turns and younger in concurrency.turns
 
 
-def test_a_shard_that_is_over_lets_the_next_begin(stack: ExitStack) -> None:
-    """However it ended, and without a last word of what it uses."""
+def test_a_shard_that_has_ended_lets_the_next_begin(stack: ExitStack) -> None:
+    """However it ended, even if it did not report that it uses nothing."""
     concurrency = DecodeConcurrency(1)
     older = concurrency.turn()
     first = older.__enter__()
@@ -76,7 +76,7 @@ def test_a_shard_that_is_over_lets_the_next_begin(stack: ExitStack) -> None:
 
 
 def test_copies_of_older_shards_go_on_first(stack: ExitStack) -> None:
-    """While an older shard has a video that waits with its copy, no younger one's goes on; the older need not ask."""
+    """While an older shard has a halted decode, none of a younger shard resumes. The older shard need not wait."""
     concurrency = DecodeConcurrency(2)
     older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.tell(Use(running=1, halted=1, wants=False))
@@ -87,7 +87,7 @@ def test_copies_of_older_shards_go_on_first(stack: ExitStack) -> None:
 
 
 def test_more_decodes_are_used_at_once(stack: ExitStack) -> None:
-    """Who waits for a slot begins when the worker is given one more."""
+    """A shard that waits begins when the decode concurrency is raised."""
     concurrency = DecodeConcurrency(1)
     older, younger = stack.enter_context(concurrency.turn()), stack.enter_context(concurrency.turn())
     older.tell(Use(running=1, wants=False))

@@ -1,7 +1,7 @@
-"""Control objects: epochs are numbered, one run is in charge, a heartbeat that stands still is dead, a stop is asked.
+"""Control objects: epochs are numbered, one run is active, a run whose heartbeat stops is dead, stops are requested.
 
-Nothing here waits: the two periods of watching are a function that the tests pass in, which may change the store
-meanwhile as another machine would.
+Nothing here waits: the sleep of the two watched periods is a function of the tests, which may change the store as
+another machine would.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def local(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture(autouse=True)
 def no_power_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What survives a power loss is tested with the store; without waiting for the disk, races get more rounds."""
+    """Skip fsync: power loss is tested with the store, and races get more rounds without waiting for the disk."""
     monkeypatch.setattr(store_module, "fsync", lambda path: None)
 
 
 class Watch:
-    """A sleep that takes no time: it notes how long, and does what happens meanwhile."""
+    """A sleep that returns at once: it records the duration, and calls `meanwhile`."""
 
     def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.slept_s: list[float] = []
@@ -85,14 +85,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 @pytest.fixture(scope="session")
 def dead_pid() -> int:
-    """The number of a process that has been here and is gone."""
+    """The id of a process of this machine that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
 
 
 def record(store: Store, number: int, **fields: Any) -> Epoch:
-    """The record of a run of this process on this boot, but for `fields`."""
+    """The record of a run of this process on this boot, except for `fields`."""
     here = Epoch(number, platform.node(), machine.boot_id(), os.getpid(), "2026-01-01T00:00:00Z", {})
     epoch = replace(here, **fields)
     content = json.dumps({name: getattr(epoch, name) for name in Epoch.__slots__}).encode()
@@ -130,7 +130,7 @@ def test_numbers_sort_beyond_nine(local: LocalStore) -> None:
     assert newest_epoch(local).number == newest_number(local) == 11
 
 
-def test_a_claim_says_who_and_how(local: LocalStore) -> None:
+def test_a_claim_records_process_and_options(local: LocalStore) -> None:
     """The record of a run holds host, boot, process and options as they were, and its heartbeat begins at 0."""
     claimed(local, workers=3, device="cpu")
     epoch = newest_epoch(local)
@@ -140,7 +140,7 @@ def test_a_claim_says_who_and_how(local: LocalStore) -> None:
 
 
 def test_a_live_run_is_not_joined(store: Store, watch: Watch) -> None:
-    """A claim beside a run whose heartbeat moves is refused, names it and the ways out, and leaves no trace."""
+    """A claim while another run's heartbeat changes is refused, names that run and the options, and leaves no trace."""
     record(store, 1, host="elsewhere", pid=4711)
     beat(store, 1, running(5))
     watch.meanwhile = lambda: beat(store, 1, running(6))
@@ -172,18 +172,18 @@ def test_a_run_that_never_beat_is_watched_and_followed(local: LocalStore, watch:
 
 
 def test_a_takeover_does_not_wait(local: LocalStore, watch: Watch) -> None:
-    """--takeover gets the next number at once and in silence, from a live run too, whose last heartbeat stays."""
+    """--takeover gets the next number at once and without a message, also from a live run, whose heartbeat stays."""
     record(local, 1)
     beat(local, 1, running(5))
     said: list[str] = []
     assert claim(local, {}, takeover=True, say=said.append).number == 2
     assert (watch.slept_s, said) == ([], [])
     assert heartbeat(local, 1) == running(5)
-    assert newest_number(local) > 1  # by which the run taken over from sees that it is superseded
+    assert newest_number(local) > 1  # this tells the previous run that it is superseded
 
 
 def test_a_run_that_ended_or_died_here_is_not_waited_for(local: LocalStore, watch: Watch, dead_pid: int) -> None:
-    """After a run that finished, or whose process is gone from this boot, a claim neither waits nor says so."""
+    """After a run that finished, or whose process has ended on this boot, a claim does not wait or print."""
     said: list[str] = []
     record(local, 1, pid=dead_pid)
     beat(local, 1, running(5))
@@ -194,7 +194,7 @@ def test_a_run_that_ended_or_died_here_is_not_waited_for(local: LocalStore, watc
 
 
 def test_a_claim_that_another_one_precedes_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that starts between the look and the claim wins; the late claim is refused and changes nothing."""
+    """A run that starts between the check and the claim wins. The late claim is refused and changes nothing."""
     create = store.create
 
     def late(key: str, source: bytes | Path) -> Created:
@@ -212,7 +212,7 @@ def test_a_claim_that_another_one_precedes_is_refused(store: Store, monkeypatch:
 
 
 class MeetsAtTheClaim(LocalStore):
-    """All claims have looked before the first one creates its record."""
+    """All claims have read the newest epoch before the first one creates its record."""
 
     def __init__(self, url: str, n_claims: int) -> None:
         super().__init__(url)
@@ -225,7 +225,7 @@ class MeetsAtTheClaim(LocalStore):
 
 
 def race(store: Store, n_claims: int, *, takeover: bool = False) -> tuple[list[Epoch], list[Exception]]:
-    """Several claims at once, each with options of its own -> those that won, and what the others were told."""
+    """Several claims at once, each with its own options -> those that won, and the errors of the others."""
     won: list[Epoch] = []
     lost: list[Exception] = []
     start = threading.Barrier(n_claims, timeout=20)
@@ -247,7 +247,7 @@ def race(store: Store, n_claims: int, *, takeover: bool = False) -> tuple[list[E
 
 @pytest.mark.fault(41)
 def test_of_two_claims_at_once_one_wins(tmp_path: Path, watch: Watch) -> None:
-    """However two claims interleave, exactly one run is in charge, and the other one is told of it."""
+    """However two claims interleave, exactly one run is active, and the other one gets an error."""
     for at in range(ROUNDS):
         store = LocalStore(str(tmp_path / str(at)))
 
@@ -275,7 +275,7 @@ def test_of_claims_that_saw_the_same_run_one_wins(tmp_path: Path, takeover: bool
 
 
 class LosesTheReply(LocalStore):
-    """As S3 does when the reply to a PUT is lost and botocore repeats it: our own object is in our way."""
+    """As S3 does when the reply to a PUT is lost and botocore repeats it: our own object exists already."""
 
     def create(self, key: str, source: bytes | Path) -> Created:
         super().create(key, source)
@@ -283,7 +283,7 @@ class LosesTheReply(LocalStore):
 
 
 def test_a_claim_recognises_its_own_record(tmp_path: Path) -> None:
-    """A claim whose reply was lost, so that its repetition finds the record there, is in charge all the same."""
+    """A claim whose reply was lost, so that its repetition finds the record, is still valid."""
     store = LosesTheReply(str(tmp_path / "out"))
     assert claimed(store).number == 1
     assert newest_epoch(store).pid == os.getpid()
@@ -292,17 +292,17 @@ def test_a_claim_recognises_its_own_record(tmp_path: Path) -> None:
 # ---- alive or dead ----------------------------------------------------------------------------------------------
 
 ELSEWHERE = {"host": "elsewhere", "boot_id": "another boot"}
-PLACES = {"here": {}, "rebooted": {"boot_id": "an earlier boot"}, "elsewhere": ELSEWHERE}
+HOSTS = {"here": {}, "rebooted": {"boot_id": "an earlier boot"}, "elsewhere": ELSEWHERE}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize(
     ("before", "meanwhile", "live"),
     [
         (running(5), None, False),
         (running(5), running(5), False),
         (running(5), running(6), True),
-        (running(5), running(4), True),  # moved is moved: no order of counters is assumed
+        (running(5), running(4), True),  # any change counts: no order of counters is assumed
         (running(5), {"counter": 6, "state": "stopped"}, False),
         (running(0), running(1), True),
         (None, None, False),
@@ -311,10 +311,10 @@ PLACES = {"here": {}, "rebooted": {"boot_id": "an earlier boot"}, "elsewhere": E
     ],
 )
 def test_a_run_lives_if_its_counter_moves(
-    local: LocalStore, place: str, before: dict | None, meanwhile: dict | None, live: bool
+    local: LocalStore, host: str, before: dict | None, meanwhile: dict | None, live: bool
 ) -> None:
-    """Only a heartbeat that runs and moves within two periods, or begins in them, is alive, wherever the run is."""
-    epoch = record(local, 3, **PLACES[place])
+    """Only a running heartbeat that changes or starts within two periods is alive, on whatever host the run is."""
+    epoch = record(local, 3, **HOSTS[host])
     if before is not None:
         beat(local, 3, before)
     watch = Watch(lambda: meanwhile is not None and beat(local, 3, meanwhile))
@@ -322,11 +322,11 @@ def test_a_run_lives_if_its_counter_moves(
     assert watch.slept_s == [BOTH_PERIODS_S]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_a_run_that_ended_is_dead_at_once(local: LocalStore, place: str, state: str) -> None:
+def test_a_run_that_ended_is_dead_at_once(local: LocalStore, host: str, state: str) -> None:
     """A heartbeat that says the run is over is believed without watching it."""
-    epoch = record(local, 1, **PLACES[place])
+    epoch = record(local, 1, **HOSTS[host])
     beat(local, 1, {"counter": 5, "state": state})
     watch = Watch()
     assert not is_live(local, epoch, sleep=watch)
@@ -335,7 +335,7 @@ def test_a_run_that_ended_is_dead_at_once(local: LocalStore, place: str, state: 
 
 @pytest.mark.parametrize("beats", [False, True])
 def test_a_dead_process_of_this_boot_is_dead_at_once(local: LocalStore, beats: bool, dead_pid: int) -> None:
-    """A run whose process is gone from this very boot is dead without watching, whatever its heartbeat said last."""
+    """A run whose process has ended since this boot is dead without watching, whatever its last heartbeat says."""
     epoch = record(local, 1, pid=dead_pid)
     if beats:
         beat(local, 1, running(5))
@@ -349,7 +349,7 @@ def test_a_dead_process_of_this_boot_is_dead_at_once(local: LocalStore, beats: b
     "fields", [{"host": "elsewhere"}, {"boot_id": "an earlier boot"}, ELSEWHERE, {"boot_id": ""}], ids=str
 )
 def test_a_process_number_means_nothing_elsewhere(fields: dict, dead_pid: int, local: LocalStore) -> None:
-    """On another host or boot, or where boots have no names, a missing process proves nothing: the run is watched."""
+    """On another host or boot, or where boots have no id, a missing process proves nothing: the run is watched."""
     epoch = record(local, 1, pid=dead_pid, **fields)
     beat(local, 1, running(5))
     watch = Watch(lambda: beat(local, 1, running(6)))
@@ -358,8 +358,8 @@ def test_a_process_number_means_nothing_elsewhere(fields: dict, dead_pid: int, l
     assert watch.slept_s == [BOTH_PERIODS_S]
 
 
-def test_where_boots_have_no_names_nobody_died_here(monkeypatch: pytest.MonkeyPatch, dead_pid: int) -> None:
-    """Two empty boot names are not the same boot, so that a process number is not trusted after a reboot."""
+def test_where_boots_have_no_id_no_run_died_here(monkeypatch: pytest.MonkeyPatch, dead_pid: int) -> None:
+    """Two empty boot ids are not the same boot, so a process id is not trusted after a reboot."""
     monkeypatch.setattr(control, "boot_id", lambda: "")
     assert not Epoch(1, platform.node(), "", dead_pid, "", {}).died_here()
 
@@ -369,8 +369,8 @@ def test_this_process_has_not_died() -> None:
     assert not Epoch(1, platform.node(), machine.boot_id(), os.getpid(), "", {}).died_here()
 
 
-def test_the_heartbeat_of_no_run_is_none(store: Store) -> None:
-    """An epoch that never was, or never beat, has no heartbeat."""
+def test_without_a_heartbeat_it_is_none(store: Store) -> None:
+    """An epoch that does not exist, or wrote no heartbeat, has none."""
     assert heartbeat(store, 1) is None
     record(store, 1)
     assert heartbeat(store, 1) is None
@@ -391,7 +391,7 @@ def test_a_heartbeat_is_the_last_one(store: Store) -> None:
 
 @pytest.mark.parametrize("now", [False, True])
 def test_a_request_to_stop_reaches_its_run_only(store: Store, now: bool) -> None:
-    """A cancel request is seen by the epoch it names, with the way to stop that was asked for, and by no other."""
+    """A cancel request is seen, with its `now`, by the epoch it names and by no other."""
     assert cancel_asked(store, 2) is None
     ask_cancel(store, 2, now=now)
     assert cancel_asked(store, 2) == {"now": now}
@@ -400,7 +400,7 @@ def test_a_request_to_stop_reaches_its_run_only(store: Store, now: bool) -> None
 
 
 def test_a_later_request_replaces_the_earlier(local: LocalStore) -> None:
-    """Who asked for a drain may ask for an end at once."""
+    """After a request to drain, a request to stop at once is possible."""
     ask_cancel(local, 1, now=False)
     ask_cancel(local, 1, now=True)
     assert cancel_asked(local, 1) == {"now": True}
@@ -413,7 +413,7 @@ def test_a_request_to_stop_does_not_stop_the_next_run(local: LocalStore) -> None
 
 
 def test_a_sweep_removes_temporary_files_only(store: Store) -> None:
-    """sweep_temps removes what lies under _job/tmp, says how many there were, and touches nothing else."""
+    """sweep_temps removes objects under _job/tmp, returns their number, and changes nothing else."""
     kept = ["clips/a.parquet", "videos/tmp/b.parquet", "_job/tmpfile", "_job/probe/x"]
     for key in kept:
         store.create(key, b"kept")
@@ -443,8 +443,8 @@ def test_a_process_is_alive_until_it_is_gone() -> None:
     assert not machine.is_alive(process.pid)
 
 
-def test_somebody_elses_process_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that may not be signalled is there."""
+def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that we may not signal exists."""
 
     def refuse(pid: int, number: int) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -454,7 +454,7 @@ def test_somebody_elses_process_is_alive(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_cores_are_those_this_process_may_use() -> None:
-    """A process that is bound to one core counts one, whatever the machine has."""
+    """A process that is pinned to one core counts one, whatever the machine has."""
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -466,14 +466,14 @@ def test_cores_are_those_this_process_may_use() -> None:
 
 @pytest.mark.parametrize(("n_cores", "usable"), [(6, 6), (None, 1)])
 def test_without_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, n_cores: int | None, usable: int) -> None:
-    """Where no affinity is known the machine's cores count, and at least one."""
+    """Without CPU affinity all cores of the machine count, and at least one."""
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
     assert machine.usable_cpus() == usable
 
 
-def test_a_boot_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name of this boot is the kernel's, with the container's pid namespace; without such a file it is empty."""
+def test_a_boot_has_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The boot id is the kernel's, with the container's pid namespace. Without such a file it is empty."""
     name = tmp_path / "boot_id"
     namespace = tmp_path / "pid"
     namespace.symlink_to("pid:[4026531836]")
@@ -485,7 +485,7 @@ def test_a_boot_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("newer", [True, False])
-def test_a_write_that_a_newer_run_swept_away_is_no_outage(local: LocalStore, newer: bool) -> None:
+def test_a_write_whose_file_a_newer_run_removed_is_not_an_outage(local: LocalStore, newer: bool) -> None:
     """While a run prepares, its temporary files may be swept by one that took over: refused (5), not an outage (6)."""
     record(local, 1)
     if newer:
@@ -498,8 +498,8 @@ def test_a_write_that_a_newer_run_swept_away_is_no_outage(local: LocalStore, new
 def test_a_claim_whose_file_was_swept_is_tried_again(
     local: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str, times: int
 ) -> None:
-    """The run in charge until now sweeps what it finds, the file of whoever takes over too; three times are enough to
-    call it an outage."""
+    """The previous run removes temporary files, including that of the run which takes over. After three times it counts
+    as an outage."""
     true, failed = getattr(local, name), []
 
     def swept(*given: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A video counts once, for the newest plan that names it, whoever counts."""
+"""A video counts once, for the newest plan that lists it, in every function that counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.sim.store import MemoryStore
 
 
 def replaced(name: str) -> pa.Table:
-    """The manifest row of a file that is another one than before."""
+    """The manifest row of a file that has been replaced."""
     table = videos([name])
     at = table.schema.get_field_index("version")
     return table.set_column(at, table.schema.field("version"), pa.array(["1" * 16]))
 
 
-def test_a_video_that_a_newer_plan_names_does_not_count_in_its_older_shard() -> None:
-    """`d` was replaced before its shard was done: that shard counts as one video less, and its failure is nobody's."""
+def test_a_video_that_a_newer_plan_lists_does_not_count_in_its_older_shard() -> None:
+    """`d` was replaced before its shard was done: that shard counts one video less, and no failure."""
     store = MemoryStore()
     first = planned(store, "abcd", shard_videos=2)
     second = Manifest(store, write_plan(store, 2, recipe().digest, with_shards(replaced("d"), 2), 0))
@@ -38,7 +38,7 @@ def test_a_video_that_a_newer_plan_names_does_not_count_in_its_older_shard() -> 
 
 
 def test_of_one_plan_every_video_counts() -> None:
-    """Where no plan names a video again, a shard counts in full, failures by reason."""
+    """If no newer plan lists a video again, a shard counts in full, with failures by reason."""
     first = planned(MemoryStore(), "abcd")
     sums = count(ended(shard_rows(first, 0, frames=(40, 0)).outcomes), 1, {})
     assert (sums.videos, dict(sums.failures)) == (4, {"truncated": 2})

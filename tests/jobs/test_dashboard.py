@@ -1,4 +1,4 @@
-"""Every query of deploy/grafana.json, asked of a real Prometheus that watches a real job; needs its binary.
+"""Send every query of deploy/grafana.json to a real Prometheus that scrapes a real job; needs its binary.
 
 P3D_PROMETHEUS=/usr/bin/prometheus .venv/bin/python -m pytest -q -s tests/jobs/test_dashboard.py   (apt: prometheus)
 """
@@ -27,12 +27,12 @@ from tests.servers import free_ports
 
 PROMETHEUS = os.environ.get("P3D_PROMETHEUS", "")
 CONFIG = REPO / "deploy" / "prometheus.yml"
-QUIET = {"p3d_troubles_total"}  # nothing went wrong, so there is no series
+QUIET = {"p3d_troubles_total"}  # nothing goes wrong here, so the series does not exist
 
 
 @contextlib.contextmanager
 def prometheus(folder: Path, config: Path) -> Iterator[str]:
-    """A Prometheus on loopback with a data folder of its own; where its questions go."""
+    """Start Prometheus on loopback with a data folder of its own; yields the URL of its query API."""
     port = free_ports(1)[0]
     words = [f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}"]
     with (folder / "prometheus.txt").open("wb") as said:
@@ -45,21 +45,21 @@ def prometheus(folder: Path, config: Path) -> Iterator[str]:
 
 
 def ask(url: str, query: str) -> list[dict[str, Any]]:
-    """The series that a query gives now; fails with Prometheus's own words if it does not parse."""
+    """The series that a query gives now; fails with the message of Prometheus if it does not parse."""
     try:
         with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode({'query': query})}", timeout=30) as reply:
             return json.loads(reply.read())["data"]["result"]
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{query}: {error.read().decode()}") from None
     except urllib.error.URLError:
-        return []  # it has only just started
+        return []  # Prometheus has only just started
 
 
-@pytest.mark.skipif(not PROMETHEUS, reason="P3D_PROMETHEUS names no prometheus")
+@pytest.mark.skipif(not PROMETHEUS, reason="P3D_PROMETHEUS is not set")
 def test_every_query_of_the_dashboard_parses_and_yields(
     tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a job runs, Prometheus finds it by the configuration that we ship, and each panel has something to show."""
+    """While a job runs, Prometheus discovers it with the shipped configuration, and each panel has data."""
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     videos = tmp_path / "videos"
     for at in range(12):

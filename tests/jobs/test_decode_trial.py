@@ -20,7 +20,7 @@ HOW = How(FrameSpec((96, 192), (96, 192)), parse_sampling("every:16", clip_frame
 
 @pytest.fixture
 def videos(tmp_path: Path) -> list[VideoRef]:
-    """Two good videos, of 40 and 5 frames, and one that is none."""
+    """Two good videos, of 40 and 5 frames, and a file that is not a video."""
     make.video(tmp_path / "a.mp4", "libx264", 40, options={"preset": "ultrafast"})
     make.video(tmp_path / "b.mp4", "libx264", 5, options={"preset": "ultrafast"})
     (tmp_path / "c.mp4").write_text("no video")

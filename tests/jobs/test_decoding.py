@@ -1,4 +1,4 @@
-"""Decodes in processes of their own: one that crashes, is killed or hangs takes no other video with it."""
+"""Decodes in separate processes: one that crashes, is killed or hangs does not affect other videos."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> ShardPlan:
-    """Five videos, of which the tests make `bad` misbehave."""
+    """Five videos. The tests make the decode of `bad` fail."""
     (tmp_path / "v").mkdir()
     first = make.video(tmp_path / "v" / "good1.mp4", "libx264", 80, options={"preset": "ultrafast"})
     for name in NAMES[1:]:
@@ -71,11 +71,11 @@ def run(
     shard: ShardPlan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    mischief: str,
+    fault_code: str,
     after: type = FrameBlock,
     **changes: Any,
 ) -> Any:
-    """All messages by video name. `mischief` is code that the decode of `bad` runs after its first block (`after`)."""
+    """All messages by video name. `fault_code` is run by the decode of `bad` after its first block (`after`)."""
     state = tmp_path / "state"
     state.mkdir()
 
@@ -83,7 +83,7 @@ def run(
         for message in decode_task.decode_video(video, made, scratch, note):
             yield message
             if video.path == "bad.mp4" and isinstance(message, after):
-                exec(mischief, {"state": state})
+                exec(fault_code, {"state": state})
 
     def in_message_batches(*given: Any) -> Iterator[MessageBatch]:
         yield from message_batches(decode(*given))
@@ -99,7 +99,7 @@ def run(
     return found
 
 
-def assert_innocents_are_whole(found: dict[str, list[DecodeMessage]]) -> None:
+def assert_other_videos_are_whole(found: dict[str, list[DecodeMessage]]) -> None:
     for name in NAMES:
         if name != "bad":
             assert sum(len(m.numbers_N) for m in found[name] if isinstance(m, FrameBlock)) == 80
@@ -107,58 +107,58 @@ def assert_innocents_are_whole(found: dict[str, list[DecodeMessage]]) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-class TestMischief:
-    """One misbehaving video among four good ones, in a real Ray."""
+class TestFaults:
+    """One video whose decode fails among four good ones, in a real Ray."""
 
     @pytest.mark.fault(13)
-    def test_a_crash_counts_the_second_time(
+    def test_a_video_that_crashes_twice_fails(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A segmentation fault, twice, is `decoder_crash` with the signal's name; nobody else suffers (row 13)."""
+        """A segmentation fault, twice, is `decoder_crash` with the signal's name; other videos are whole (row 13)."""
         found = run(shard, tmp_path, monkeypatch, "import ctypes; ctypes.string_at(0)")
         failure = found["bad"][-1]
         assert isinstance(failure, Failure)
         assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, CRASHES_WITH_NOTE)
         assert "Segmentation fault" in failure.detail
-        assert_innocents_are_whole(found)
+        assert_other_videos_are_whole(found)
 
-    def test_one_crash_is_forgiven(self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A decode that crashes once is tried again from its start, and the video is whole."""
-        mischief = (
+    def test_a_single_crash_is_retried(self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A decode that crashes once is tried again from the start."""
+        fault_code = (
             "import ctypes; first = not list(state.iterdir()); (state / 'x').touch(); first and ctypes.string_at(0)"
         )
-        found = run(shard, tmp_path, monkeypatch, mischief)
+        found = run(shard, tmp_path, monkeypatch, fault_code)
         assert list((tmp_path / "state").iterdir())
         since = max(at for at, message in enumerate(found["bad"]) if isinstance(message, VideoInfo))
         assert sum(len(m.numbers_N) for m in found["bad"][since:] if isinstance(m, FrameBlock)) == 80
         assert isinstance(found["bad"][-1], VideoEnd)
-        assert_innocents_are_whole(found)
+        assert_other_videos_are_whole(found)
 
     @pytest.mark.fault(13)
-    def test_a_death_without_a_note_counts_the_third_time(
+    def test_a_video_fails_at_the_third_death_without_a_note(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """SIGKILL leaves no note: it may have come from outside, so it takes three, and those alone."""
+        """SIGKILL leaves no note and may have come from outside, so it takes three deaths, the last two alone."""
         found = run(shard, tmp_path, monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
         failure = found["bad"][-1]
         assert isinstance(failure, Failure)
         assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, DEATHS)
-        assert_innocents_are_whole(found)
+        assert_other_videos_are_whole(found)
 
     @pytest.mark.fault(14)
     def test_a_hang_ends_at_the_deadline(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A decode that hangs and ignores SIGTERM is killed: `decode_timeout`; the others go on (row 14)."""
-        mischief = (
+        """A decode that hangs and ignores SIGTERM is killed: `decode_timeout`; the others continue (row 14)."""
+        fault_code = (
             "import os, signal, time\n(state / str(os.getpid())).touch()\n"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
         )
-        found = run(shard, tmp_path, monkeypatch, mischief, video_timeout_s=2.0)
+        found = run(shard, tmp_path, monkeypatch, fault_code, video_timeout_s=2.0)
         failure = found["bad"][-1]
         assert isinstance(failure, Failure)
         assert failure.reason == Reason.DECODE_TIMEOUT
-        assert_innocents_are_whole(found)
+        assert_other_videos_are_whole(found)
         (pid,) = (int(path.name) for path in (tmp_path / "state").iterdir())
         end = time.monotonic() + 5
         while _alive(pid) and time.monotonic() < end:
@@ -169,15 +169,15 @@ class TestMischief:
     def test_a_decoder_that_hangs_when_it_is_closed_costs_nothing(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All frames are there, so the video is whole; its process is killed and not waited for for ever."""
+        """All frames are there, so the video is whole; its process is killed after the timeout."""
         found = run(
             shard, tmp_path, monkeypatch, "import time\nwhile True: time.sleep(1)", VideoEnd, video_timeout_s=2.0
         )
-        assert_innocents_are_whole(found | {"good5": found["bad"]})
+        assert_other_videos_are_whole(found | {"good5": found["bad"]})
         assert [isinstance(message, Failure) for message in found["bad"]].count(True) == 0
 
     def test_a_slow_reader_is_not_a_hang(self, shard: ShardPlan, tmp_path: Path) -> None:
-        """The deadline counts the decode's silence, not the time its reader takes between messages."""
+        """The timeout counts the decode's silence, not the time that its reader takes between messages."""
         scratch = tmp_path / "scratch"
         scratch.mkdir()
         ends = Counter[str]()
@@ -189,10 +189,10 @@ class TestMischief:
         assert ends["Failure"] == 0
 
     @pytest.mark.fault(28)
-    def test_trouble_with_the_store_fails_no_video(
+    def test_a_store_error_fails_no_video(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that is gone is the job's trouble: it is raised, and no video fails for it (row 28)."""
+        """A store that does not answer is an error of the job: it is raised, and no video fails (row 28)."""
         with pytest.raises(StoreUnknown, match="outage"):
             run(
                 shard,
@@ -211,7 +211,7 @@ class TestMischief:
 
 @pytest.mark.usefixtures("cluster")
 def test_processes_that_wait_for_a_video_are_kept() -> None:
-    """Ray ends those beyond one a core when they have been idle for a second; a new one takes a second to come up."""
+    """Ray would end those beyond one per core after an idle second, and a new one takes a second to start."""
 
     @ray.remote(num_cpus=0.5)
     def who() -> int:
@@ -219,7 +219,7 @@ def test_processes_that_wait_for_a_video_are_kept() -> None:
         return os.getpid()
 
     until, pids = time.monotonic() + 60, set[int]()
-    while len(pids) < 4 and time.monotonic() < until:  # a process may come up late, and find its task done by another
+    while len(pids) < 4 and time.monotonic() < until:  # a process may start late, after another has done its task
         pids = set(ray.get([who.remote() for _ in range(4)]))
     assert len(pids) == 4
     time.sleep(4)
@@ -227,8 +227,8 @@ def test_processes_that_wait_for_a_video_are_kept() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-class TestRuns:
-    """Twelve short videos, of which the first six are one run, in a real Ray."""
+class TestGroups:
+    """Twelve short videos, of which the first six are one group, in a real Ray."""
 
     @pytest.fixture
     def shorts(self, shard: ShardPlan) -> ShardPlan:
@@ -248,45 +248,45 @@ class TestRuns:
         assert not list(scratch.iterdir())
         return found
 
-    def test_a_run_says_what_single_decodes_say(
+    def test_a_group_sends_what_single_decodes_send(
         self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Video by video the same messages, from fewer tasks."""
+        """The same messages per video, from fewer tasks."""
         begun = []
         true = Decoding._submit_group
         monkeypatch.setattr(
             Decoding, "_submit_group", lambda made, cases: (begun.append(len(cases)), true(made, cases))
         )
-        runs = self.read(shorts, tmp_path / "runs")
+        groups = self.read(shorts, tmp_path / "groups")
         assert begun[0] == 6 and sum(begun) == len(shorts.videos) > len(begun)
         monkeypatch.setattr(decoding, "GROUP_VIDEOS", 1)
         singles = self.read(shorts, tmp_path / "singles")
-        assert runs.keys() == singles.keys() == set(range(12))
+        assert groups.keys() == singles.keys() == set(range(12))
         for at, messages in singles.items():
-            assert [type(m) for m in runs[at]] == [type(m) for m in messages]
-            assert runs[at][-1] == messages[-1] == VideoEnd(80, 3.2)
-            pixels = [[m.frames_NHWC for m in of[at] if isinstance(m, FrameBlock)] for of in (runs, singles)]
+            assert [type(m) for m in groups[at]] == [type(m) for m in messages]
+            assert groups[at][-1] == messages[-1] == VideoEnd(80, 3.2)
+            pixels = [[m.frames_NHWC for m in of[at] if isinstance(m, FrameBlock)] for of in (groups, singles)]
             assert np.array_equal(np.concatenate(pixels[0]), np.concatenate(pixels[1]))
 
     @pytest.mark.parametrize(
-        "mischief",
+        "fault_code",
         [
             "import ctypes; ctypes.string_at(0)",
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
             "import time\nwhile True: time.sleep(1)",
         ],
     )
-    def test_trouble_in_a_run_fails_no_other(
-        self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mischief: str
+    def test_a_failure_in_a_group_fails_no_video(
+        self, shorts: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_code: str
     ) -> None:
-        """A crash, a kill or a hang in the second video of a run: all its videos are whole, decoded by themselves."""
+        """A crash, a kill or a hang in the second video of a group: all its videos are whole, decoded one by one."""
 
         def decode(videos: tuple[VideoRef, ...], made: DecodeSpec, scratch: Path, note: Path) -> Iterator[MessageBatch]:
             for at, video in enumerate(videos):
                 for message in decode_task.decode_video(video, made, scratch, note):
                     yield (message,)
                     if at == 1 and isinstance(message, FrameBlock):
-                        exec(mischief)
+                        exec(fault_code)
 
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
         monkeypatch.setattr(decoding, "_decode_group", ray.remote(num_cpus=1, max_retries=0, **options)(decode))
@@ -298,8 +298,8 @@ class TestRuns:
             assert isinstance(messages[-1], VideoEnd)
         assert sum(isinstance(m, VideoInfo) for m in found[0]) == 1  # it had ended before
 
-    def test_one_broken_video_of_a_run_fails_alone(self, shorts: ShardPlan, tmp_path: Path) -> None:
-        """A file that is no video is a failure, and the run goes on behind it."""
+    def test_one_broken_video_of_a_group_fails_alone(self, shorts: ShardPlan, tmp_path: Path) -> None:
+        """A file that is not a video is a failure, and the group continues after it."""
         Path(shorts.videos[1].uri.removeprefix("file://")).write_bytes(b"x" * shorts.videos[1].size_bytes)
         found = self.read(shorts, tmp_path / "scratch")
         kinds = Counter(type(messages[-1]) for messages in found.values())
@@ -308,15 +308,15 @@ class TestRuns:
 
 @pytest.mark.usefixtures("cluster")
 def test_two_shards_share_the_decode_concurrency_of_a_worker(shard: ShardPlan, tmp_path: Path) -> None:
-    """Read by a thread each they are both whole, never more than two videos decode at once, and the younger shard
-    begins none while the older has one to begin."""
+    """Each is read by its own thread and is whole. At most two videos decode at once, and the younger shard starts none
+    while the older one has a video to start."""
     concurrency, most = DecodeConcurrency(2), 0
     begun, found = list[int](), {number: dict[int, list[DecodeMessage]]() for number in (0, 1)}
 
     def read(number: int) -> None:
         nonlocal most
         with concurrency.turn() as turn:
-            placed.set()
+            queued.set()
             turn.await_turn()
             made = Decoding(replace(shard, shard=number), spec(), tmp_path, turn)
             for at, message in made.messages():
@@ -327,21 +327,21 @@ def test_two_shards_share_the_decode_concurrency_of_a_worker(shard: ShardPlan, t
 
     threads = []
     for number in (0, 1):
-        placed = threading.Event()
+        queued = threading.Event()
         threads.append(threading.Thread(target=read, args=(number,)))
         threads[-1].start()
-        assert placed.wait(5)
+        assert queued.wait(5)
     for thread in threads:
         thread.join(60)
     assert most == 2
     for messages in found.values():
         assert sorted(messages) == list(range(len(NAMES)))
         assert all(isinstance(of_video[-1], VideoEnd) for of_video in messages.values())
-    assert begun[: begun.index(1)].count(0) >= len(NAMES) - 1  # its last may begin a moment later than it was started
+    assert begun[: begun.index(1)].count(0) >= len(NAMES) - 1  # its last one may begin a moment after its start
 
 
-class TestPlaces:
-    """What one shard may do beside another, without Ray: `_start_decodes` and nothing else."""
+class TestTurns:
+    """What one shard may start while another one decodes, without Ray: tests of `_start_decodes` alone."""
 
     @staticmethod
     def made(shard: ShardPlan, tmp_path: Path, turn: ShardTurn, monkeypatch: pytest.MonkeyPatch) -> Decoding:
@@ -356,23 +356,23 @@ class TestPlaces:
     def test_a_video_that_is_retried_is_alone(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It begins when nothing else of its worker decodes, and no younger shard begins beside it."""
+        """It starts when nothing else decodes on its worker, and no younger shard starts while it runs."""
         concurrency = DecodeConcurrency(2)
         with concurrency.turn() as older, concurrency.turn() as younger:
             made = self.made(shard, tmp_path, older, monkeypatch)
-            alone_later = deque([decoding._Case(0, shard.videos[0], deaths=1)])
+            retried_alone = deque([decoding._Case(0, shard.videos[0], deaths=1)])
             younger.tell(Use(running=1, begun=1))
-            made._start_decodes(older, alone_later)
-            assert alone_later and not made.streams and not younger.may_start
+            made._start_decodes(older, retried_alone)
+            assert retried_alone and not made.streams and not younger.may_start
             younger.tell(Use())
-            made._start_decodes(older, alone_later)
-            assert not alone_later and len(made.streams) == 1
+            made._start_decodes(older, retried_alone)
+            assert not retried_alone and len(made.streams) == 1
             assert not older.use.wants and older.use.alone and not younger.may_start
 
     def test_copies_of_an_older_shard_go_on_first(
         self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A younger shard's video waits with its copy as long as an older one's does."""
+        """A halted decode of a younger shard waits while an older shard has one."""
         concurrency = DecodeConcurrency(2)
         with concurrency.turn() as older, concurrency.turn() as younger:
             made = self.made(shard, tmp_path, younger, monkeypatch)
@@ -386,15 +386,15 @@ class TestPlaces:
             assert not stream.halted
 
     def test_a_shard_that_has_read_all_leaves_its_decodes(self, shard: ShardPlan, tmp_path: Path) -> None:
-        """While its last clips are embedded, the slots are another's."""
+        """While its last clips are embedded, the next shard may decode."""
         concurrency = DecodeConcurrency(1)
         with concurrency.turn() as older, concurrency.turn() as younger:
             assert list(Decoding(ShardPlan(1, "0" * 8, 0, ()), spec(), tmp_path, older).messages()) == []
             assert older.use == Use(wants=False) and younger.may_start
 
 
-def test_a_run_takes_short_videos_and_leaves_work_for_the_other_decodes(shard: ShardPlan, tmp_path: Path) -> None:
-    """What waits, over the slots; none beside a long one, or one that was in a run that failed."""
+def test_a_group_takes_short_videos_and_leaves_work_for_the_other_decodes(shard: ShardPlan, tmp_path: Path) -> None:
+    """Its size is what waits divided by the concurrency. A long video, or one whose group failed, is not grouped."""
     short, long = replace(shard.videos[0], size_bytes=1000), replace(shard.videos[0], size_bytes=decoding.GROUP_BYTES)
     made = Decoding(shard, spec(), tmp_path)
 
@@ -404,7 +404,7 @@ def test_a_run_takes_short_videos_and_leaves_work_for_the_other_decodes(shard: S
             setattr(made.waiting[0], name, value)
         taken = []
         while made.waiting:
-            taken.append(len(made._run(concurrency)))
+            taken.append(len(made._group(concurrency)))
         return taken
 
     assert sizes([short] * 64, 2) == [16, 16, 16, 8, 4, 2, 1, 1]
@@ -412,8 +412,8 @@ def test_a_run_takes_short_videos_and_leaves_work_for_the_other_decodes(shard: S
     assert sizes([long, *[short] * 12], 1)[:2] == [1, 12]
     assert sizes([short] * 13, 1, single=True)[:2] == [1, 12]
     remote = replace(short, uri="s3://bucket/v.mp4")
-    assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # as many again are fetched as decode
-    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # here and there do not mix
+    assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # twice as many tasks run as may decode
+    assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # local and remote videos do not mix
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""A device that fails in the middle of a job: no video is blamed, and what cannot be trusted is not used again."""
+"""A device that fails during a job: no video fails because of it, and a failed device is not used again."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def worker_that(mischief: Callable[[int], None]) -> type[ShardWorker]:
 
 def launch(archive: Path, out: Path, weights: Path) -> int:
     words = ["launch", str(archive), str(out), "--weights", str(weights), "--shard-videos", "3"]
-    words += ["--threads", str(usable_cpus())]  # one lane: what fails in one thread must not be used by another
+    words += ["--threads", str(usable_cpus())]  # so that there is only one inference thread
     return cli.main(words, standalone_mode=False)
 
 
 @pytest.mark.fault(9, 10)
-def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
+def test_a_device_that_fails_is_replaced_and_one_short_of_memory_continues(
     tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an illegal access a process is never used again: three workers are replaced. After an out-of-memory half
-    the batch is used, as the footers say. No video fails for either."""
+    """After an illegal access a process is never used again: three workers are replaced. After an out-of-memory error
+    half the batch is used, as the footers say. No video fails because of either."""
     seen, out = tmp_path / "seen", tmp_path / "out"
     seen.mkdir()
 
@@ -68,7 +68,7 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
         if len([name for name in used if name.startswith("failed")]) < 3:
             (seen / f"failed-{pid}").touch()
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        if "tight" not in used and list((out / "clips").glob("*")):  # a shard is done with whole batches
+        if "tight" not in used and list((out / "clips").glob("*")):  # a shard was done with full batches
             (seen / "tight").touch()
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -86,7 +86,7 @@ def test_a_device_that_fails_is_replaced_and_one_that_gets_tight_goes_on(
 
 @pytest.mark.fault(10)
 def test_a_device_that_failed_under_one_shard_computes_nothing_for_the_other() -> None:
-    """The next batch of whichever shard is refused with the same error, and never reaches the device."""
+    """The next batch of any shard is refused with the same error, and never reaches the device."""
     worker, calls = ShardWorker.__new__(ShardWorker), []
     worker.broken = None
 
@@ -106,7 +106,7 @@ def test_a_device_that_failed_under_one_shard_computes_nothing_for_the_other() -
 
 @pytest.mark.fault(10)
 def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard whose last batch was computed before the device failed under another one is not trusted either."""
+    """A shard whose last batch was computed before the device failed under another shard is not committed either."""
     worker, lost = ShardWorker.__new__(ShardWorker), RuntimeError("CUDA error: device-side assert triggered")
     worker.concurrency, worker.in_hand, worker.broken, worker.scratch = DecodeConcurrency(1), {}, None, tmp_path
     worker.spec = SimpleNamespace(decoding=None)
@@ -121,9 +121,9 @@ def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkey
 
 
 @pytest.mark.fault(9)
-def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
-    """All clips have one size, so no video is to blame for it: the shard stays open and the job stops."""
-    trouble = shard_error_of(DeviceFull("cuda has no room for one clip of p3d63"))
+def test_no_memory_for_one_clip_stops_the_job_resumable() -> None:
+    """All clips have one size, so no video causes this: the shard stays open and the job stops."""
+    trouble = shard_error_of(DeviceFull("cuda cannot fit one clip of p3d63 in memory"))
     assert trouble.kind == "store" and "resume" in trouble.detail
 
 
@@ -131,6 +131,6 @@ def test_no_room_for_one_clip_stops_the_job_resumable() -> None:
     ("text", "kind"),
     [("CUDA error: device-side assert triggered", "device"), ("mat1 and mat2 shapes cannot be multiplied", "internal")],
 )
-def test_older_torch_says_it_in_words(text: str, kind: str) -> None:
-    """Where torch has no class for it, a device that is lost is known by its message."""
+def test_older_torch_is_recognised_by_its_message(text: str, kind: str) -> None:
+    """Where torch has no class for it, a device error is recognised by its message."""
     assert shard_error_of(RuntimeError(text)).kind == kind

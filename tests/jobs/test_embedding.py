@@ -1,4 +1,4 @@
-"""`p3d.jobs.embed_file`: the rows of a job without the job, and errors in a sentence."""
+"""`p3d.jobs.embed_file` gives the rows of a job without the job, and clear errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encoder(small_weights: Path) -> Encoder:
 
 
 def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Path) -> ShardRows:
-    """The rows of several videos as a worker makes them, their clips in common batches."""
+    """The rows of several videos as a worker makes them, with clips of several videos in one batch."""
     shard = ShardPlan(1, "0" * 8, 0, tuple(local_row(path.parent, os.fsencode(path.name)) for path in paths))
 
     def messages() -> Iterator[tuple[int, DecodeMessage]]:
@@ -69,7 +69,7 @@ def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Pat
 def test_the_rows_are_a_workers(
     clips: str, how: str, archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
-    """Alone in a process of its own or among others in a shard, a video has the same rows and vectors, bit for bit."""
+    """Alone in a child process or with others in a shard, a video has bit-identical rows and vectors."""
     scores = how == "mean+max"
     recipe = prepare(JobSpec(None, str(small_weights), clips=clips, pool=how, scores=scores)).recipe
     paths = [archive / "video0.mp4", archive / "video1.mp4", archive / "more" / "video2.mp4"]
@@ -90,8 +90,8 @@ def test_the_rows_are_a_workers(
             assert np.array_equal(found.embedding_max_D, vectors[1])
 
 
-def test_layers_come_beside_the_rows(archive: Path, small_weights: Path, encoder: Encoder) -> None:
-    """What was asked for is there by its name, a row a clip, and the features do not change."""
+def test_layers_are_returned_with_the_rows(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+    """Requested layers are returned by name, one row per clip, and the features do not change."""
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
     path = archive / "more" / "video2.mp4"
     plain, found = (
@@ -107,10 +107,10 @@ def test_layers_come_beside_the_rows(archive: Path, small_weights: Path, encoder
         jobs.embed(path, encoder, recipe, layers=["res4b35"])
 
 
-def test_a_decoder_that_began_again_leaves_no_stale_layer(
+def test_a_decoder_that_restarted_leaves_no_stale_layer(
     archive: Path, small_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a second VideoInfo the layers are those of the clips that count."""
+    """After a second VideoInfo, the layers are those of the new clips."""
     from p3d.jobs.api import embed as embedding
 
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
@@ -131,7 +131,7 @@ def test_a_decoder_that_began_again_leaves_no_stale_layer(
 def test_a_video_without_rows_says_why(
     archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken, missing or hanging file raises BadVideo with the reason a job would note, and its sentence."""
+    """A broken or missing file raises BadVideo with the reason and message that a job would record."""
     recipe = prepare(JobSpec(None, str(small_weights))).recipe
     broken = make.damaged(archive / "video0.mp4", tmp_path / "broken.mp4", 0.0, 64)
     for path, reason in ((broken, Reason.NOT_A_VIDEO), (tmp_path / "none.mp4", Reason.SOURCE_MISSING)):
@@ -144,7 +144,7 @@ def test_a_video_without_rows_says_why(
 
 
 def test_the_one_call(archive: Path, small_weights: Path, encoder: Encoder) -> None:
-    """`embed_file` takes a file of weights, or loaded ones, and gives what `embed` does with a job's options."""
+    """`embed_file` takes a weights file or loaded weights, and gives what `embed` gives with a job's options."""
     path = archive / "more" / "video2.mp4"
     recipe = prepare(JobSpec(None, str(small_weights), clips="uniform:1")).recipe
     expected = jobs.embed(path, encoder, recipe)
@@ -155,46 +155,46 @@ def test_the_one_call(archive: Path, small_weights: Path, encoder: Encoder) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "says"),
     [
         ({"clips": "all"}, "every:STRIDE"),
         ({"precision": "fp8"}, "not in fp8"),
         ({"precision": "fp16"}, "for CUDA devices"),
         ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
-        ({"weights": "random:0"}, "say which with --model"),
+        ({"weights": "random:0"}, "choose one with --model"),
         ({"weights": "p3d63-flow"}, "optical flow"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(
-    options: dict[str, Any], sentence: str, archive: Path, small_weights: Path
+def test_a_wrong_option_gives_one_message(
+    options: dict[str, Any], says: str, archive: Path, small_weights: Path
 ) -> None:
-    """A wrong option is refused as `p3d launch` refuses it, before anything is decoded."""
+    """A wrong option is refused as by `p3d launch`, before any video is decoded."""
     weights = options.pop("weights", str(small_weights))
     if weights == "p3d63-flow":
         weights = p3d.weights.random_weights(weights, 0)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=says):
         jobs.embed_file(archive / "video0.mp4", weights, **{"device": "cpu", **options})
 
 
 def test_an_encoder_of_another_network_is_refused(archive: Path, small_weights: Path, encoder: Encoder) -> None:
-    """An encoder and a recipe that do not belong together give no rows."""
+    """An encoder that does not fit the recipe is refused."""
     recipe = dataclasses.replace(prepare(JobSpec(None, str(small_weights))).recipe, model="p3d199")
     with pytest.raises(ValueError, match="for p3d199 in fp32, the encoder runs p3d63"):
         jobs.embed(archive / "video0.mp4", encoder, recipe)
 
 
 def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
-    """`from p3d import jobs` loads neither torch nor Ray, and `embed_file` not Ray."""
+    """`from p3d import jobs` loads neither torch nor Ray, and `embed_file` does not load Ray."""
     code = (
         "import sys; from p3d import jobs; assert not {'torch', 'ray', 'av'} & sys.modules.keys(); "
-        "p3d.jobs.embed_file; assert 'ray' not in sys.modules; p3d.jobs.nothing"
+        "jobs.embed_file; assert 'ray' not in sys.modules; jobs.nothing"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
-    assert ran.stderr.strip().endswith("AttributeError: module 'jobs' has no attribute 'nothing'")
+    assert ran.stderr.strip().endswith("AttributeError: module 'p3d.jobs' has no attribute 'nothing'")
 
 
 def test_the_readme_runs(archive: Path, small_weights: Path) -> None:
-    """The lines of the README's "From Python" do what they say."""
+    """The code of "From Python" in the README works."""
     blocks = (REPO / "README.md").read_text().split("```")
     code = next(block for block in blocks if block.startswith("python") and "embed_file" in block)
     code = code.removeprefix("python").replace("WEIGHTS.safetensors", str(small_weights))

@@ -1,4 +1,4 @@
-"""The main job, for real: real videos, real Ray, the real network, real kills."""
+"""Complete jobs with real videos, real Ray, the real network and real kills."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAUNCH = ("--shard-videos", 2, "--batch-size", 2, "--scores")
 
 
 def rows(out: Path, folder: str) -> pa.Table:
-    """All rows of a folder of the dataset in a fixed order."""
+    """All rows of a folder of the dataset, sorted."""
     table = pa.concat_tables([pq.read_table(path) for path in sorted((out / folder).glob("*.parquet"))])
     keys = [(name, "ascending") for name in ("video_id", "clip_index") if name in table.column_names]
     return table.sort_by(keys).combine_chunks()
@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, archive: Path, small_w
 
 
 def test_every_video_of_a_folder_is_embedded(undisturbed: Path, archive: Path) -> None:
-    """Twelve videos give twelve video rows and the clips of the sampling rule; verify finds nothing wrong."""
+    """Twelve videos give twelve video rows and the clips of the sampling rule; verify finds no problem."""
     videos, clips = rows(undisturbed, "videos"), rows(undisturbed, "clips")
     assert sorted(videos["path"].to_pylist()) == sorted(
         str(path.relative_to(archive)) for path in archive.rglob("*.mp4")
@@ -82,7 +82,7 @@ def test_features_are_those_of_the_network_on_the_frames(undisturbed: Path, arch
     [feature], [probs] = encoder.encode(frames_NHWC, np.arange(16)[None], probs=True)
     stored = np.array(row["embedding"], np.float32)
     cosine = float(feature @ stored / np.linalg.norm(feature) / np.linalg.norm(stored))
-    assert cosine > 0.9999  # not equal: `reformat` places chroma otherwise than the decoder's own scaler
+    assert cosine > 0.9999  # not equal: `reformat` uses another chroma position than the decoder's scaler
     stored = np.array(row["probs"], np.float32)
     assert len(stored) == 10 and np.abs(probs - stored).max() < 1e-3 < np.ptp(probs)
 
@@ -129,7 +129,7 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
     for event in events:
         if event["ph"] == "X":
             tracks.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
-    assert sum(map(len, tracks.values())) == n_shards and len(tracks) <= 2  # a worker has two in hand
+    assert sum(map(len, tracks.values())) == n_shards and len(tracks) <= 2  # a worker may have two shards at once
     for spans in tracks.values():
         assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(sorted(spans)))
     assert events[-1]["args"] == {"clips": rows(undisturbed, "clips").num_rows, "failed videos": 0}
@@ -141,7 +141,7 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
 
 
 def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
-    """A network of 3 frames a clip and 4096 features is launched, checked on its worker, stored and verified alike."""
+    """A network with 3 frames per clip and 4096 features is launched, checked, stored and verified like P3D."""
     from p3d.weights import random_weights, save
     from tests.zoo import make
 
@@ -162,7 +162,7 @@ def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
 
 
 def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, small_weights: Path) -> None:
-    """`p3d.jobs.embed_file` gives what the job stored, every bit of every clip and of the video."""
+    """`p3d.jobs.embed_file` gives what the job stored, bit for bit."""
 
     from p3d import jobs
 
@@ -228,18 +228,18 @@ time.time_ns = lambda: true_ns() + skew * 10**9
 
 
 def with_clock(folder: Path, years: int) -> dict[str, str]:
-    """The environment of processes whose clock is wrong by so many years."""
+    """The environment of processes whose clock is wrong by a number of years."""
     (folder / "sitecustomize.py").write_text(SKEW)
     paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {"PYTHONPATH": paths, "SKEW_S": str(years * 365 * 24 * 3600)}
 
 
 @pytest.mark.fault(40)
-def test_a_grown_and_changed_source_is_planned_anew_whatever_the_clock_says(
+def test_a_grown_and_changed_source_is_planned_again_whatever_the_clock_says(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
     """Launched in 1999 and again in 2040, a job plans only what is new or changed; every video counts once, by its
-    newest plan; no time is negative or endless."""
+    newest plan; no time is negative or infinite."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     shutil.copy(archive / "video0.mp4", source / "kept.mp4")
@@ -319,7 +319,7 @@ class running:  # noqa: N801 - reads as a verb
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
-    """Poll for an event; fail if the process ends first or the time is up."""
+    """Poll for a condition; fail if the process ends first or time runs out."""
     end = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, process.communicate()[1]
@@ -328,8 +328,8 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
 
 
 @pytest.mark.fault(2)
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """SIGINT: exit 130, no process left, no temporary file, a sentence with the resume command (row 2)."""
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """SIGINT: exit 130, no process or temporary file left, and a message with the resume command (row 2)."""
     out = tmp_path / "out"
     with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
@@ -347,7 +347,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path, archive: Pat
 
 
 def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """What a worker of a dead run left half-written, after this run had swept, is gone when the job is done."""
+    """Partial files that a dead run's worker left after the first cleanup are removed when the job ends."""
     out = tmp_path / "out"
     with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
@@ -361,8 +361,8 @@ def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path,
 def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """While a job runs another launch exits 5 and changes nothing; with --takeover a second run goes on at once and the
-    first exits 5; cancel finishes the shard in flight."""
+    """While a job runs, another launch exits 5 and changes nothing. With --takeover a second run continues at once and
+    the first exits 5. cancel finishes the shard in progress."""
     out = tmp_path / "out"
     args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:500", "--shard-videos", 1)
     with running(*args) as first:
@@ -385,8 +385,8 @@ def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
 def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
     tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, real_bucket: str
 ) -> None:
-    """Source and output in a bucket: same ids, same features; the secret key is in no object, no log of Ray, no word of
-    ours; and while the job runs none of its processes listens on anything but loopback."""
+    """Source and output in a bucket give the same ids and features. No object, Ray log or message has the secret key.
+    While the job runs, its processes listen only on loopback."""
     client = boto3.session.Session().client("s3")
     for path in archive.rglob("*.*"):
         client.upload_file(str(path), real_bucket, f"archive/{path.relative_to(archive)}")
@@ -424,7 +424,7 @@ def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
 def test_a_folder_with_its_own_jobs_and_pipeline_does_not_shadow_ours(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """Started where `jobs/` and `pipeline.py` of the user's are, driver and workers run our code."""
+    """In a folder with the user's own `jobs/` and `pipeline.py`, driver and workers run our code."""
     (tmp_path / "jobs").mkdir()
     for path in (tmp_path / "jobs" / "__init__.py", tmp_path / "pipeline.py", tmp_path / "p3d.py"):
         path.write_text(f"open({str(tmp_path / 'shadowed')!r}, 'w')\nraise RuntimeError('the wrong code')\n")
@@ -445,8 +445,8 @@ def test_a_folder_with_its_own_jobs_and_pipeline_does_not_shadow_ours(
 
 
 def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
-    """Each of the 44 shared files is a video or a failure with its documented reason; nothing is `internal`; and the
-    random clips of each video are those that its id and its true frame count say."""
+    """Each of the 44 shared files is a video or a failure with its documented reason, never `internal`. The random
+    clips of each video follow from its id and its true frame count."""
     if not SHARED_VIDEOS.is_dir():
         pytest.skip(f"the shared videos are not at {SHARED_VIDEOS}")
     out = tmp_path / "out"
@@ -477,7 +477,7 @@ def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, sma
     assert p3d("verify", out).code == 0
 
 
-def test_what_is_no_video_is_a_failure_with_its_reason(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+def test_what_is_not_a_video_is_a_failure_with_its_reason(tmp_path: Path, archive: Path, small_weights: Path) -> None:
     """Zero bytes, text, a playlist, a directory, a fifo, a missing file, a link out of the root: rows, not crashes."""
     source = tmp_path / "source"
     source.mkdir()
@@ -511,7 +511,7 @@ def test_what_is_no_video_is_a_failure_with_its_reason(tmp_path: Path, archive: 
 
 
 def test_a_worker_that_computes_other_numbers_is_refused(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """A worker whose golden features differ from those of planning is refused by name: nothing is computed, exit 6."""
+    """A worker whose golden features differ from the planned ones is refused: nothing is computed, exit 6."""
     out = tmp_path / "out"
     assert p3d("launch", archive, out, "--weights", small_weights, "--limit", 1, "--batch-size", 2).code == 0
     (golden,) = (out / "weights").glob("*.golden.json")

@@ -1,4 +1,4 @@
-"""Looking at jobs from outside: a run's log, the list of a folder's jobs, the timeline of one that is long past."""
+"""Look at jobs from outside: the log of a run, the jobs of a folder, the timeline of a finished job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_jobs_of_a_folder_are_listed_with_how_far_they_are(root: str) -> None:
-    """Outputs directly in the root, by name, local and on S3; what is deeper, or is no output, is not in the list."""
+    """Lists outputs directly in the root, by name, local and on S3; not deeper folders or other ones."""
     for name in ("b", "a", "deep/er"):
         with_job(open_store(f"{root}/{name}"))
     open_store(f"{root}/none").create("readme", b"no job")
@@ -65,7 +65,7 @@ def test_jobs_of_a_folder_are_listed_with_how_far_they_are(root: str) -> None:
 
 
 def test_a_job_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
-    """One output with a damaged job.json is a sentence; the rest are listed."""
+    """An output with a damaged job.json gives a message; the others are listed."""
     with_job(LocalStore(str(tmp_path / "good")))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "job.json").write_text("{")
@@ -74,17 +74,17 @@ def test_a_job_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> N
     assert f"{tmp_path}/bad: " in err
 
 
-def test_a_root_without_jobs_or_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """An empty folder is an answer; a missing one is a mistake."""
-    assert in_process("jobs", "list", str(tmp_path)) == (0, "", f"no output is in {tmp_path}\n")
+def test_a_root_without_jobs_or_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+    """An empty folder is a valid result; a missing one is an error."""
+    assert in_process("jobs", "list", str(tmp_path)) == (0, "", f"no job found in {tmp_path}\n")
     code, _, err = in_process("jobs", "list", str(tmp_path / "nowhere"))
-    assert code == 2 and "wants the folder that the outputs are in" in err
+    assert code == 2 and "needs the folder that contains the outputs" in err
     with pytest.raises(InputError):
         list(outputs_below(str(tmp_path / "nowhere"), StoreOptions()))
 
 
-def test_every_event_that_people_want_to_know_of_is_told_with_its_values() -> None:
-    """Who, which shard, what happened and why."""
+def test_every_event_is_logged_with_its_values() -> None:
+    """The log says which worker and shard, what happened and why."""
     said = [
         told(event)
         for event in (
@@ -106,15 +106,15 @@ def test_every_event_that_people_want_to_know_of_is_told_with_its_values() -> No
         "worker 2 could not do shard 1/3 (outage): no answer",
         "shard 1/3 of a worker that died is committed",
         "shard 1/3 of a worker that died is not committed",
-        "whether shard 1/3 is committed could not be seen: no answer",
-        "trying the store that failed again",
+        "could not check whether shard 1/3 is committed: no answer",
+        "retrying the store that failed",
         "stopping: cancelled",
     ]
     assert told(Counted(Totals())) == ""
 
 
 def test_a_log_is_bounded_and_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest lines are kept, one line each whatever is in them, and the number of older ones is said."""
+    """The newest entries are kept, one line each even with newlines, and the number of dropped ones is logged."""
     monkeypatch.setattr(runlog, "LINES", 3)
     log = RunLog(LocalStore(str(tmp_path)), 7)
     for number in range(5):
@@ -128,7 +128,7 @@ def test_a_log_is_bounded_and_says_what_it_left_out(tmp_path: Path, monkeypatch:
 def test_a_log_is_written_seldom_and_a_store_that_fails_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at every line; a write that failed is made up for by the next; nothing new writes nothing."""
+    """The log is not written for every line; the next write replaces a failed one; without news nothing is written."""
     now, writes = [0.0], []
     monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
     store = LocalStore(str(tmp_path))
@@ -148,20 +148,20 @@ def test_a_log_is_written_seldom_and_a_store_that_fails_stops_nothing(
     assert writes == [30.0, 60.0]
 
 
-def test_logs_of_a_run_that_was_not_or_said_nothing(tmp_path: Path) -> None:
-    """Both are a sentence, and only the first is a mistake."""
+def test_logs_of_a_run_that_does_not_exist_or_wrote_nothing(tmp_path: Path) -> None:
+    """Both give a message, and only the first is an error."""
     store = with_job(LocalStore(str(tmp_path)))
     code, out, err = in_process("jobs", "logs", store.url)
     assert (code, out) == (2, "") and "was never run" in err
     control.claim(store, {}, takeover=True, say=print)
     code, out, err = in_process("jobs", "logs", store.url)
-    assert (code, out) == (0, "") and "run 1 wrote no log, or none yet" in err
+    assert (code, out) == (0, "") and "run 1 has not written a log" in err
     code, _, err = in_process("jobs", "logs", store.url, "--run", "2")
     assert code == 2 and "has had 1 run" in err
 
 
 def test_a_trace_has_a_track_for_each_worker_and_every_shard_at_its_time() -> None:
-    """Intervals in microseconds, counters that add up, and each machine and worker named once, before it is used."""
+    """Intervals are in microseconds, counters add up, and each machine and worker is named once, before its use."""
 
     def shard(name: str, host: str, pid: int, ended_s: float, clips: int, failed: int) -> ShardTime:
         return ShardTime(name, host, pid, "cuda:0", ended_s, 2.5, 1.5, 0.5, 4, failed, clips, 64, 0.2, "")
@@ -192,7 +192,7 @@ def test_a_trace_has_a_track_for_each_worker_and_every_shard_at_its_time() -> No
 
 
 def test_a_footer_without_times_is_damage_with_its_name(tmp_path: Path) -> None:
-    """Rows that something else wrote have no timeline, and that is said, not guessed."""
+    """Files of another program have no timeline, which is an error and not a guess."""
     store = with_job(LocalStore(str(tmp_path)))
     with pytest.raises(DamagedJob, match=r"clips/.*parquet: its footer does not say when it was made"):
         shard_times(store)

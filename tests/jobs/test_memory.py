@@ -1,4 +1,4 @@
-"""The memory of one decode: watched from inside its process, which ends itself with a note."""
+"""The memory limit of one decode: a thread of its process watches it, and ends the process with a note."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ before, taken = resource.getrlimit(resource.RLIMIT_AS), []
 with memory_limit(100 << 20, note):
     exec(sys.argv[2])
 assert resource.getrlimit(resource.RLIMIT_AS) == before
-taken = [b"x" * (200 << 20)]  # no limit any more
+taken = [b"x" * (200 << 20)]  # no longer limited
 print("whole")
 """
 
@@ -34,7 +34,7 @@ def child(tmp_path: Path, code: str) -> tuple[int, str, str]:
 
 @pytest.mark.fault(12)
 def test_a_process_that_takes_too_much_ends_with_a_note(tmp_path: Path) -> None:
-    """Piece by piece beyond the limit: the process ends, and its note says how much it was."""
+    """Small allocations that exceed the limit: the process ends, and its note says how much memory it used."""
     code, out, note = child(tmp_path, "while True: taken.append(b'x' * (8 << 20)); time.sleep(0.005)")
     assert (code, out) == (1, "")
     said = re.fullmatch(r"memory: (\d+) MiB, the limit is 100\n", note)
@@ -42,13 +42,13 @@ def test_a_process_that_takes_too_much_ends_with_a_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(12)
-def test_one_huge_allocation_fails_where_it_is_asked_for(tmp_path: Path) -> None:
-    """What no watch could stop in time is refused by the system: a MemoryError, after which all goes on."""
+def test_one_huge_allocation_fails_at_once(tmp_path: Path) -> None:
+    """An allocation too fast for the watch is refused by the system: a MemoryError, and the process continues."""
     code = "try: taken.append(bytearray(6 << 30)); print('granted')\nexcept MemoryError: pass"
     assert child(tmp_path, code) == (0, "whole", "")
 
 
 def test_what_was_there_before_does_not_count(tmp_path: Path) -> None:
-    """The limit is of what is taken on top; memory that is mapped and not used is not taken."""
+    """Only additional memory counts, and memory that is mapped but not used does not."""
     code = "import mmap; taken += [b'x' * (60 << 20), mmap.mmap(-1, 2 << 30)]; time.sleep(0.3)"
     assert child(tmp_path, code) == (0, "whole", "")

@@ -1,4 +1,4 @@
-"""Parcels lose, add and reorder nothing, and hold back only what may wait."""
+"""Message batches lose, add and reorder nothing, and hold back only what may wait."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MESSAGES = st.one_of(
 
 @given(st.lists(MESSAGES))
 def test_messages_come_out_as_they_went_in(messages: list[DecodeMessage]) -> None:
-    """Unpacked, parcels are the messages themselves in their order, and none is empty."""
+    """Unpacked, the batches are the same messages in the same order, and no batch is empty."""
     found = list(message_batches(messages))
     assert [id(message) for message_batch in found for message in message_batch] == [
         id(message) for message in messages
@@ -49,14 +49,14 @@ def test_messages_come_out_as_they_went_in(messages: list[DecodeMessage]) -> Non
 
 
 def test_a_short_video_is_two_objects() -> None:
-    """The start goes alone; info, frames and end travel together."""
+    """The start is sent alone; info, frames and end are sent together."""
     messages = [VideoStart(1), INFO, block(16), END]
     assert list(map(len, message_batches(messages))) == [1, 3]
 
 
 @pytest.mark.parametrize("last", [VideoStart(1), VideoFetched(), ChunkEnd(), END, FAILURE])
 def test_what_is_waited_for_is_not_held_back(last: DecodeMessage) -> None:
-    """A start, a copy, an end and a failure go before the decode does anything else."""
+    """A start, a copy, an end and a failure are sent before the decode does anything else."""
     done: list[str] = []
 
     def decode() -> Iterator[DecodeMessage]:
@@ -68,16 +68,16 @@ def test_what_is_waited_for_is_not_held_back(last: DecodeMessage) -> None:
     assert not done
 
 
-def test_a_message_batch_goes_when_it_is_full() -> None:
-    """Frames of PARCEL_BYTES in all are not held back, so memory does not grow with the video."""
+def test_a_message_batch_is_sent_when_it_is_full() -> None:
+    """Frames of MESSAGE_BATCH_BYTES in total are sent at once, so memory does not grow with the video."""
     one = block(64, 160)
     found = list(message_batches([INFO, *[one] * 10]))
     sizes = [sum(m.frames_NHWC.nbytes for m in message_batch if isinstance(m, FrameBlock)) for message_batch in found]
     assert all(MESSAGE_BATCH_BYTES <= size < MESSAGE_BATCH_BYTES + one.frames_NHWC.nbytes for size in sizes[:-1])
 
 
-def test_a_message_batch_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was held for HELD_S goes with the next message, however little it is: a slow decode is read as it comes."""
+def test_a_message_batch_is_sent_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch held for HELD_S is sent with the next message, however small: a slow decode is read without delay."""
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
 
@@ -89,8 +89,8 @@ def test_a_message_batch_goes_when_it_is_late(monkeypatch: pytest.MonkeyPatch) -
     assert list(map(len, message_batches(decode()))) == [3, 1]
 
 
-def test_a_run_of_short_videos_is_two_objects() -> None:
-    """The first message goes at once, all else together: no video's end or start is sent alone."""
+def test_a_group_of_short_videos_is_two_objects() -> None:
+    """The first message is sent at once, all others together: no end or start of a video is sent alone."""
     of_one = [VideoStart(1), INFO, block(16), END]
     found = list(message_batches(of_one * 4, of_a_group=True))
     assert [len(message_batch) for message_batch in found] == [1, 15]

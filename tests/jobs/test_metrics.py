@@ -1,4 +1,4 @@
-"""The numbers for Prometheus: their table, their arithmetic, and the dashboard that shows them.
+"""The Prometheus metrics: their table, their sums, and the dashboard that shows them.
 
 `tests/jobs/test_remote.py` compares them, read over a real endpoint, with the dataset.
 """
@@ -30,7 +30,7 @@ DASHBOARD = REPO / "deploy" / "grafana.json"
 
 @dataclass
 class Series:
-    """A metric of Ray that keeps what it is told, by the tags beside `output`."""
+    """A Ray metric that keeps its values, by the tags other than `output`."""
 
     values: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
 
@@ -49,7 +49,7 @@ class Series:
 
 
 def counted() -> tuple[Metrics, dict[str, dict[tuple[str, ...], float]]]:
-    """Metrics as they are, and what they said so far."""
+    """Metrics, and the values that they have recorded so far."""
     metrics = Metrics("s3://bucket/run1")
     metrics.series = {name: Series() for name in metrics.series}
     return metrics, {name: series.values for name, series in metrics.series.items()}
@@ -66,9 +66,9 @@ def test_names_follow_prometheus_and_say_what_they_are() -> None:
         assert bool(metric.buckets) == (metric.kind == "histogram") and list(metric.buckets) == sorted(metric.buckets)
 
 
-def test_looks_add_up_to_the_last_counters_however_often_and_late_they_come() -> None:
-    """Whatever looks a driver had at a shard, the sums are those of its end; a look that comes after the end, or a
-    shard that nobody began, adds nothing; a shard begun again counts its work again."""
+def test_updates_add_up_to_the_last_counters_however_often_and_late_they_come() -> None:
+    """However often a driver reads the counters of a shard, the sums are those at its end. A late update, or one of a
+    shard that was not begun, adds nothing. A shard that is begun again counts its work again."""
     seed = random.randrange(10**6)
     print(f"{seed = }")
     rng = random.Random(seed)
@@ -82,7 +82,7 @@ def test_looks_add_up_to_the_last_counters_however_often_and_late_they_come() ->
 
     for at in range(50):
         shard, end = ShardKey(1, at), Progress(4, 0, rng.randint(1, 99), 9, 2.0, rng.random(), 0.0)
-        if at % 2:  # lost with its worker after the last look
+        if at % 2:  # lost with its worker after the last update
             metrics.begin(shard)
             lost = [look(shard, end, share) for share in sorted(rng.random() for _ in range(3))][-1]
             clips, waited_s = clips + lost.clips, waited_s + lost.wait_s
@@ -101,8 +101,8 @@ def test_looks_add_up_to_the_last_counters_however_often_and_late_they_come() ->
 
 
 def test_events_of_the_scheduler_are_the_totals() -> None:
-    """A shard that was found committed after its worker died counts like one that was reported; one that was not found
-    counts nothing; deaths and troubles are told apart."""
+    """A shard that was found committed after its worker died counts like one that was reported. One that was not found
+    counts nothing. Deaths and other errors are distinguished."""
     metrics, said = counted()
     key = ShardKey(1, 0)
     metrics.hear(ShardDone(0, key, 64, 800, (("truncated", 2), ("no_frames", 1))))
@@ -110,14 +110,14 @@ def test_events_of_the_scheduler_are_the_totals() -> None:
     metrics.hear(Checked(key, True, 3, 0, (("truncated", 3),)))
     metrics.hear(Checked(key, False))
     metrics.hear(ShardTrouble(0, key, "outage", "no answer"))
-    metrics.hear(ShardTrouble(0, key, "withdrawn", "not begun"))
+    metrics.hear(ShardTrouble(0, key, "withdrawn", "not started"))
     assert (said["p3d_videos_total"][()], said["p3d_clips_total"][()], said["p3d_shards_total"][()]) == (67, 800, 2)
     assert said["p3d_failed_videos_total"] == {("truncated",): 5, ("no_frames",): 1}
     assert said["p3d_troubles_total"] == {("died",): 1, ("outage",): 1}
 
 
 def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
-    """What stands in the heartbeat is what is shown; after the run nothing is queued, left or at work."""
+    """The gauges show the heartbeat. After the run nothing is queued, left or in progress."""
     metrics, said = counted()
     workers = [{"state": "busy", "shards": ["1/0", "1/1"], "limit": "network"}]
     workers += [{"state": "busy", "shards": ["1/2"], "limit": None}]
@@ -147,22 +147,22 @@ def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
     assert not any(value for values in said.values() for value in values.values())
 
 
-def test_an_outputs_tag_is_readable_bounded_and_its_own() -> None:
-    """The last word of the address and a digest of all of it; odd bytes and long names do no harm."""
+def test_an_outputs_tag_is_readable_bounded_and_unique() -> None:
+    """The last part of the URL and a digest of all of it; odd bytes and long names are handled."""
     tags = [output_tag(url) for url in ("s3://a/run1", "s3://b/run1", "/x/" + "é" * 200, "/x/\udcff{}\n", "/")]
     assert len(set(tags)) == len(tags) and tags[0].startswith("run1-")
     assert all(re.fullmatch(r"[\w.-]{9,49}", tag) for tag in tags), tags
 
 
 def queries(dashboard: dict[str, Any]) -> list[str]:
-    """Every query of a dashboard, those of its variables too."""
+    """Every query of a dashboard, including those of its variables."""
     variables = [one for one in dashboard["templating"]["list"] if one["type"] == "query"]
     shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     return shown + [one["query"]["query"] for one in variables]
 
 
 def exported_names() -> set[str]:
-    """As Prometheus sees them: a histogram is three."""
+    """The names as Prometheus sees them: a histogram has three."""
     names = set()
     for metric in METRICS:
         ends = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
@@ -181,9 +181,9 @@ def test_the_dashboard_shows_every_number_and_no_other() -> None:
     assert len(grouped) > 5 and {tag for found in grouped for tag in found.split(", ")} <= tags
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
-    """What Grafana's import asks for: a title, ids of their own, a place in the grid of 24 columns that no other panel
-    has, the data source by its variable, a legend or a unit."""
+def test_grafana_can_import_the_dashboard() -> None:
+    """The requirements of Grafana's import: a title, unique ids, cells in the grid of 24 columns that do not overlap,
+    the data source by its variable, a unit."""
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["title"] and dashboard["uid"] and dashboard["id"] is None and dashboard["schemaVersion"] >= 36
     panels = dashboard["panels"]
@@ -204,12 +204,12 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
 
 
 def test_every_limit_that_a_worker_can_have_is_shown() -> None:
-    """`Load.limit` says one of the table's, whatever the shares are."""
+    """`Load.limit` is one of LIMITS, whatever the shares are."""
     shares = [0.0, 0.5, 1.0]
     said = {Load(*load).limit for load in itertools.product(shares, repeat=3)}
     assert said == set(LIMITS)
 
 
 def test_reasons_are_a_closed_set() -> None:
-    """The one tag whose values come from videos can only have as many as there are reasons."""
+    """The only tag whose values come from videos has at most as many values as there are reasons."""
     assert 5 < len(REASON_MEANING) < 50

@@ -1,4 +1,4 @@
-"""Random weights enter nothing by accident: whatever computes a feature was given its weights by name."""
+"""Random weights are never used by accident: all code that computes features gets explicit weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def verbs(group: click.Group, before: str = "p3d") -> Iterator[tuple[str, click.
 
 
 def test_no_verb_has_weights_unless_they_are_typed() -> None:
-    """`--weights`, where a verb has it, must be given; plan and launch have it, resume and retry take the job's."""
+    """`--weights` is required where a verb has it; plan and launch have it, resume and retry use the job's weights."""
     assert isinstance(cli, LazyGroup) and cli.verbs is VERBS
     having = {name: option for name, verb in verbs(cli) for option in verb.params if option.name == "weights"}
     assert {"p3d plan", "p3d launch"} <= having.keys()
@@ -65,13 +65,13 @@ def test_no_verb_has_weights_unless_they_are_typed() -> None:
     ],
 )
 def test_no_function_has_default_weights(function: Any, argument: str) -> None:
-    """Each way to a feature asks for weights, a seed or an encoder, and none has a default."""
+    """Every function that leads to features requires weights, a seed or an encoder, without a default."""
     assert inspect.signature(function).parameters[argument].default is inspect.Parameter.empty
 
 
 @pytest.mark.parametrize("words", NO_WEIGHTS)
 def test_a_name_that_is_nearly_random_is_refused(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only random:SEED with a network gives random numbers; anything near it is refused, for a job and a call."""
+    """Only random:SEED with a network gives random weights; similar texts are refused, in jobs and in calls."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError):
         planning.prepare(planning.JobSpec("p3d63", words))
@@ -80,26 +80,26 @@ def test_a_name_that_is_nearly_random_is_refused(words: str, tmp_path: Path, mon
 
 
 def test_random_weights_need_a_network_by_name(tmp_path: Path) -> None:
-    """random:0 alone does not choose a network, and a file's place is not taken by it."""
-    with pytest.raises(InputError, match="say which"):
+    """random:0 alone does not choose a network, and it does not replace a file."""
+    with pytest.raises(InputError, match="choose one with --model"):
         planning.prepare(planning.JobSpec(None, "random:0"))
-    with pytest.raises(InputError, match="say which"):
+    with pytest.raises(InputError, match="choose one with --model"):
         jobs.embed_file(tmp_path / "video.mp4", "random:0")
     with pytest.raises(WeightsError, match="no weights file at random:0"):
         p3d.weights.load("random:0", name="p3d63")
 
 
 def test_a_new_network_is_not_weights() -> None:
-    """What `zoo.build` gives is refused by the Encoder, bare and dressed up as weights."""
+    """The Encoder refuses a network of `zoo.build`, bare or wrapped as Weights."""
     network = zoo.build("p3d63", num_classes=2)
     with pytest.raises(TypeError, match="takes weights"):
         Encoder(network)  # type: ignore[arg-type] # that is the point
-    with pytest.raises(WeightsError, match="in training mode is not a set of weights"):
+    with pytest.raises(WeightsError, match="in training mode cannot be used as weights"):
         Weights(network, zoo.recipe("p3d63", "caffe"), (), "")
 
 
 def test_a_worker_whose_weights_are_gone_or_changed_is_refused(tmp_path: Path, small_weights: Path) -> None:
-    """A resume whose OUT has lost its weights, or holds others under their name, computes nothing."""
+    """A resume computes nothing if OUT has lost its weights or holds others under their name."""
     options = planning.run_options({}, device="cpu")
     given = (str(tmp_path), recipe(), options, (0.0,))
     from p3d.jobs.job import weights_key

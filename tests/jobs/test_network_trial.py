@@ -1,4 +1,4 @@
-"""What a network does in batches of several sizes, and when a plan speaks of one."""
+"""The speed of a network in batches of several sizes, and when a plan suggests one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from p3d.weights import resolve
 NONE_D = np.empty((0, 0), np.float32)
 
 
-def encoder_with_room_for(clips: int, weights: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Encoder, list[int]]:
-    """An encoder on a device that has room for so many clips at a time, and the sizes of the batches that it ran."""
+def encoder_with_memory_for(clips: int, weights: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Encoder, list[int]]:
+    """An encoder on a device with memory for a number of clips at a time, and the batch sizes that it ran."""
     encoder, seen = Encoder(resolve(str(weights)), batch_size=2), []
     true = encoder._network.features
 
@@ -35,12 +35,12 @@ def encoder_with_room_for(clips: int, weights: Path, monkeypatch: pytest.MonkeyP
     return encoder, seen
 
 
-@pytest.mark.parametrize("room", [0, 1, 4, 8])
+@pytest.mark.parametrize("fits", [0, 1, 4, 8])
 def test_every_size_takes_its_turn_as_far_as_memory_goes(
-    room: int, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+    fits: int, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four rounds over the sizes that fit, each batch whole; those that do not have a rate of nothing."""
-    encoder, seen = encoder_with_room_for(max(room, 1), small_weights, monkeypatch)
+    """Four rounds over the sizes that fit, without smaller batches; the other sizes have a rate of 0."""
+    encoder, seen = encoder_with_memory_for(max(fits, 1), small_weights, monkeypatch)
     frames_NHWC, index_BT = golden_clip(encoder.recipe)
     sizes = (2, 4, 8)
 
@@ -49,8 +49,8 @@ def test_every_size_takes_its_turn_as_far_as_memory_goes(
 
     found = rates_by_batch(encoder, sizes, turn, inference_threads=1)
     assert list(found) == list(sizes)
-    assert [size for size, rate in found.items() if rate > 0] == [size for size in sizes if size <= room]
-    fit = [size for size in sizes if size <= room]
+    assert [size for size, rate in found.items() if rate > 0] == [size for size in sizes if size <= fits]
+    fit = [size for size in sizes if size <= fits]
     assert sum(seen.count(size) for size in fit) >= 4 * len(fit)
 
 
@@ -59,19 +59,19 @@ def test_every_size_takes_its_turn_as_far_as_memory_goes(
     [
         ({}, None),
         ({8: 90.0, 32: 100.0, 64: 104.0}, None),
-        ({8: 90.0, 32: 100.0, 64: 120.0, 128: 0.0}, "--batch-size 64 is 1.20 times as fast here as the 32"),
+        ({8: 90.0, 32: 100.0, 64: 120.0, 128: 0.0}, "--batch-size 64 is 1.20 times as fast here as the default of 32"),
         ({8: 50.0, 32: 0.0, 64: 0.0}, None),
         ({8: 66.0, 16: 60.0, 32: 0.0}, "--batch-size 8 is 1.10 times"),
     ],
 )
-def test_a_size_that_is_worth_asking_for_is_said(by_batch: dict[int, float], says: str | None) -> None:
-    """One that beats the default, or what is left of it after halving, by a twentieth."""
+def test_a_faster_size_is_suggested(by_batch: dict[int, float], says: str | None) -> None:
+    """A size that is at least 5 % faster than the default, or than its halved rate if it does not fit."""
     found = EmbedTrial("cuda", 32, 60.0, by_batch, NONE_D, NONE_D).faster
     assert found is None if says is None else found is not None and found.startswith(says)
 
 
 def test_a_cpu_times_the_default_alone(small_weights: Path) -> None:
-    """Rows are those of the frames that were decoded, a row a video."""
+    """Rows are those of the decoded frames, one row per video."""
     prepared = prepare(JobSpec(None, str(small_weights)))
     frames_NHWC, index_BT = golden_clip(prepared.weights.recipe)
     video = VideoRef("id", "a.mp4", "file:///a.mp4", "", 1)
@@ -85,8 +85,8 @@ def test_a_cpu_times_the_default_alone(small_weights: Path) -> None:
 
 
 def test_rates_fit_a_line_of_a_terminal() -> None:
-    """Those of a fast GPU, too."""
+    """The rates of a fast GPU fit 80 columns."""
     rates = {8: 3000.4, 16: 3100.0, 32: 3200.0, 64: 3300.0, 128: 0.0}
     ((_, line),) = _batches(SimpleNamespace(by_batch=rates))  # type: ignore[arg-type]
-    assert line == "8: 3000, 16: 3100, 32: 3200, 64: 3300, 128: no room (clips/s)"
+    assert line == "8: 3000, 16: 3100, 32: 3200, 64: 3300, 128: out of memory (clips/s)"
     assert len(line) + 10 <= 80

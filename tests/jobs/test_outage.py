@@ -1,4 +1,4 @@
-"""A store that fails in mid-job, for real: SeaweedFS frozen, killed and started again."""
+"""A real store that fails during a job: SeaweedFS frozen, killed and started again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import Weed, weed
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Path) -> Iterator[Weed]:
-    """A server of its own, with the archive in a bucket."""
+    """A separate server, with the archive in a bucket."""
     with weed(tmp_path / "weed") as running:
         for name, value in running.env.items():
             monkeypatch.setenv(name, value)
@@ -46,7 +46,7 @@ def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], timeout_s:
 
 
 def launched(weights: Path, said: Path, *more: object) -> subprocess.Popen[str]:
-    many = ("--shard-videos", 1, "--clips", "uniform:150")  # so that it is not over before the trouble begins
+    many = ("--shard-videos", 1, "--clips", "uniform:150")  # so that it does not end before the fault
     words = ["launch", "s3://archive/in", "s3://archive/out", "--weights", weights, *many, *more]
     with said.open("w") as stderr:
         return subprocess.Popen([*P3D, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, text=True)
@@ -63,7 +63,7 @@ ALL_OK = {"manifest": 12, "ok": 12, "failed": 0, "pending": 0, "lost": 0, "dupli
 
 @pytest.mark.fault(28)
 def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Path, small_weights: Path) -> None:
-    """A frozen server, then one killed and started again, cost time and nothing else."""
+    """A frozen server, and one that is killed and started again, only cost time."""
     said = tmp_path / "said"
     driver = launched(small_weights, said)
     wait_for(lambda: commits(server) >= 1, driver)
@@ -82,13 +82,13 @@ def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Pat
 @pytest.mark.skipif(not LONG, reason="a minute of waiting: make chaos")
 @pytest.mark.fault(28)
 def test_an_outage_that_lasts_stops_the_job_resumable(server: Weed, tmp_path: Path, small_weights: Path) -> None:
-    """When patience is spent the run exits 6 with a sentence; a resume finishes, and no video has failed."""
+    """After --store-patience the run exits with 6 and a message; a resume finishes, and no video has failed."""
     said = tmp_path / "said"
     driver = launched(small_weights, said, "--store-patience", 1)
     wait_for(lambda: commits(server) >= 2, driver)
     server.kill()
     assert driver.wait(120) == 6, said.read_text()
-    assert "no video is blamed" in said.read_text()
+    assert "no video failed because of it" in said.read_text()
     assert "p3d resume" in said.read_text()
     server.start()
     ran = p3d("resume", "s3://archive/out", "--json")

@@ -1,4 +1,4 @@
-"""The page of `p3d results serve`, asked over HTTP: who may ask, what is served, and answers as those of search."""
+"""The page of `p3d results serve` over HTTP: access checks, served files, and the same answers as `p3d search`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three videos, one under each hostile name, one that is none, and a secret beside them."""
+    """Three videos under hostile names, a file that is not a video, and a secret file next to them."""
     root = tmp_path_factory.mktemp("page") / "films"
     root.mkdir()
     for at, n_frames in enumerate((40, 20, 16)):
@@ -65,9 +65,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["every vector at hand", "a sample of them"])
+@pytest.fixture(scope="module", params=["every vector in memory", "a sample of them"])
 def any_page(out: LocalStore, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """A small archive, and one that is too large for its vectors to be kept."""
+    """A small dataset, and one that is too large to keep its vectors in memory."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if request.param.startswith("a sample"):
             patch.setattr(archive, "MAP_ROWS", 5)
@@ -80,8 +80,8 @@ def page(out: LocalStore) -> Iterator[Served]:
         yield served
 
 
-def test_only_who_has_the_token_may_ask(page: Served) -> None:
-    """Another token, none, or a part of it finds nothing, whatever is asked for, and is told nothing of the dataset."""
+def test_requests_need_the_token(page: Served) -> None:
+    """With a wrong, missing or partial token every URL is not found, and the response reveals nothing."""
     token = urlsplit(page.url).path.strip("/")
     assert len(token) >= 32
     for name in ("", "api/about", "api/videos", "content", "main.js", "api/map"):
@@ -89,7 +89,7 @@ def test_only_who_has_the_token_may_ask(page: Served) -> None:
         for wrong in ("", token[:-1], token + "x", "x" * len(token), quote("é"), "//" + token):
             reply = page.ask(name, token=wrong, id=page.id_of("0.mp4"))
             assert (reply.status, b"mp4" in reply.body) == (404, False), wrong
-            assert b"the address has a token" in reply.body  # by the guard, before any route is looked for
+            assert b"the address has a token" in reply.body  # by the guard, before routing
     assert page.ask("api/drop", method="POST", token="x" * 32, body=b"x").status == 404
     parts = urlsplit(page.url)
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as raw:
@@ -99,18 +99,18 @@ def test_only_who_has_the_token_may_ask(page: Served) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "localhost@evil", "", "0.0.0.0:1", None])
 def test_another_host_is_refused(page: Served, host: str | None) -> None:
-    """A name that was rebound to loopback in somebody's DNS gets no answer, right token or not."""
+    """A host name that DNS rebinding points to loopback is refused, even with the right token."""
     reply = page.ask("api/about", headers={"Host": host})
     assert reply.status in (400, 403) and b"p3d63" not in reply.body
 
 
-def test_a_forwarded_port_may_ask(page: Served) -> None:
+def test_a_forwarded_port_is_accepted(page: Served) -> None:
     """`ssh -L` gives the page another port, and localhost is loopback too."""
     assert [page.ask("api/about", headers={"Host": host}).status for host in ("localhost:9", "[::1]:80")] == [200, 200]
 
 
 def test_another_page_may_not_send_files(page: Served) -> None:
-    """A POST needs the page's own origin; no answer allows another one to read it."""
+    """A POST needs the page's own origin; no response allows another origin to read it."""
     for origin in ("http://evil.example", "null", None, "http://127.0.0.1:1"):
         reply = page.ask("api/drop", method="POST", headers={"Origin": origin}, body=b"x")
         assert reply.status == 403
@@ -118,7 +118,7 @@ def test_another_page_may_not_send_files(page: Served) -> None:
 
 
 def test_every_answer_has_a_policy_without_inline_scripts(page: Served) -> None:
-    """Found, not found, refused or broken: CSP, no sniffing, no referrer; and the page needs nothing inline."""
+    """Every response, errors included, has CSP, no sniffing, no referrer; and the page needs nothing inline."""
     for reply in (
         page.ask(""),
         page.ask("page.css"),
@@ -158,7 +158,7 @@ def test_everything_the_page_loads_is_there(page: Served) -> None:
     ],
 )
 def test_ranges_are_those_of_the_file(page: Served, films: Path, asked: str, start: int, end: int | None) -> None:
-    """Any range of a video has the bytes of its file, and says which they are."""
+    """Any range of a video has the bytes of its file, and the right Content-Range."""
     content = (films / "0.mp4").read_bytes()
     reply = page.ask("content", id=page.id_of("0.mp4"), headers={"Range": asked})
     expected = content[start:end]
@@ -169,9 +169,9 @@ def test_ranges_are_those_of_the_file(page: Served, films: Path, asked: str, sta
 
 
 def test_what_ranges_and_versions_give(page: Served, films: Path) -> None:
-    """Beyond the end is 416; nonsense, several ranges or those of another version are the whole file; HEAD has none.
+    """Beyond the end is 416; invalid, several or outdated ranges give the whole file; HEAD has no body.
 
-    Who has this version already, and says so, is told 304 and gets no bytes.
+    A client that has this version already gets 304 and no bytes.
     """
     content, video = (films / "0.mp4").read_bytes(), page.id_of("0.mp4")
     beyond = page.ask("content", id=video, headers={"Range": f"bytes={len(content)}-"})
@@ -192,7 +192,7 @@ def test_what_ranges_and_versions_give(page: Served, films: Path) -> None:
 def test_nothing_but_videos_of_the_dataset_is_served(page: Served, films: Path) -> None:
     """No path, uri, dotted or encoded name reaches a file: a video is named by its id, and only by that."""
     secret = films.parent / "secret.mp4"
-    own = ("0.mp4", (films / "0.mp4").as_uri())  # search finds these, as on the command line; nothing is opened by them
+    own = ("0.mp4", (films / "0.mp4").as_uri())  # search accepts these names, but they open no file
     for name in (str(secret), secret.as_uri(), "../secret.mp4", *own, "", "\0", "." * 5000):
         for what in ("content", "picture", "api/video", "api/frames"):
             reply = page.ask(what, id=name, t="0")
@@ -202,8 +202,8 @@ def test_nothing_but_videos_of_the_dataset_is_served(page: Served, films: Path) 
         assert page.ask(path).status in (400, 404), path
 
 
-def test_a_video_that_is_another_now_is_not_served(films: Path, small_weights: Path, tmp_path: Path) -> None:
-    """Rewritten, removed, or a link to somewhere else in its place: the reason is said, and no byte is given."""
+def test_a_video_that_changed_is_not_served(films: Path, small_weights: Path, tmp_path: Path) -> None:
+    """Rewritten, removed, or replaced by a link: the response has the reason, and no byte of the file."""
     root = tmp_path / "v"
     root.mkdir()
     for name in ("rewritten", "removed", "linked", "folder"):
@@ -215,7 +215,7 @@ def test_a_video_that_is_another_now_is_not_served(films: Path, small_weights: P
         opened = open_content(page.ref("rewritten.mp4"), DEFAULTS)
         (root / "rewritten.mp4").write_bytes(b"other")
         with pytest.raises(VideoError, match="not the file that was embedded"):
-            opened.read(0, 10)  # also while it is being sent
+            opened.read(0, 10)  # also if it changes while it is being sent
         opened.close()
         for name in ("removed", "linked", "folder"):
             (root / f"{name}.mp4").unlink()
@@ -233,7 +233,7 @@ def test_a_video_that_is_another_now_is_not_served(films: Path, small_weights: P
 
 
 def test_hostile_names_stay_data(page: Served, films: Path) -> None:
-    """They are found by text, come back as JSON strings as they are, and their videos play; no HTML ever holds one."""
+    """They are found by text, come back unchanged as JSON strings, and their videos play; no HTML contains one."""
     shown = {video["path"] for video in page.ask("api/videos").json["videos"]}
     expected = {name.decode("utf-8", "backslashreplace") for name in HOSTILE}
     assert expected <= shown
@@ -246,7 +246,7 @@ def test_hostile_names_stay_data(page: Served, films: Path) -> None:
 
 
 def test_similar_is_what_search_finds(any_page: Served, out: LocalStore) -> None:
-    """The hits and cosines of `jobs.search`, for a video, a second of it, with conditions and without near-copies."""
+    """The hits and cosines of `p3d search`, for a video, a second of it, with conditions and without near-copies."""
     page, video = any_page, any_page.id_of("0.mp4")
     for params, query, how in (
         ({"own": "yes"}, "0.mp4", {}),
@@ -268,8 +268,8 @@ def test_similar_is_what_search_finds(any_page: Served, out: LocalStore) -> None
     assert others["query_vectors"] == 3 and {hit["query_start_s"] for hit in others["hits"]} <= {0.0, 0.64, 0.96}
 
 
-def test_mistakes_are_sentences(page: Served) -> None:
-    """A condition, number, second or video that cannot be is 400 with a sentence that names it."""
+def test_mistakes_have_messages(page: Served) -> None:
+    """An invalid condition, number, second or video is 400, with a message that names it."""
     video = page.id_of("0.mp4")
     for name, params, word in (
         ("api/videos", {"where": "colour=red"}, "colour"),
@@ -279,7 +279,7 @@ def test_mistakes_are_sentences(page: Served) -> None:
         ("api/similar", {"id": video, "t": "99"}, "99"),
         ("api/similar", {"id": video, "level": "frame"}, "frame"),
         ("api/similar", {"dropped": "never"}, "again"),
-        ("api/similar", {}, "nothing"),
+        ("api/similar", {}, "neither"),
         ("api/similar", {"id": page.id_of("broken.mp4")}, "failed"),
     ):
         reply = page.ask(name, **params)
@@ -287,7 +287,7 @@ def test_mistakes_are_sentences(page: Served) -> None:
 
 
 def test_the_list_is_narrowed(page: Served) -> None:
-    """By text in path or id, conditions, cluster and failure; pages of it add up to all."""
+    """By text in path or id, conditions, cluster and failure; the pages add up to the whole list."""
     every = page.ask("api/videos").json
     assert every["total"] == 9 == len(every["videos"])
     failed = page.ask("api/videos", failed="yes").json["videos"]
@@ -308,7 +308,7 @@ def test_the_list_is_narrowed(page: Served) -> None:
 def test_a_dropped_file_finds_itself(
     out: LocalStore, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Embedded as its job did it: cosine 1 at both levels, conditions hold, and nothing of the file remains."""
+    """Embedded as in the job: cosine 1 at both levels, conditions apply, and nothing of the file remains."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with serving(out) as page:
         _drop_and_find(page, (films / "1.mp4").read_bytes(), tmp_path)
@@ -327,7 +327,7 @@ def _drop_and_find(page: Served, body: bytes, scratch: Path) -> None:
 
 
 def test_a_file_that_cannot_be_embedded_says_why(page: Served, out: LocalStore) -> None:
-    """Not a video, or larger than may be, whatever length was promised: its reason, and the page goes on."""
+    """Not a video, or too large, whatever the Content-Length: the response has the reason, and the page still works."""
     bad = page.ask("api/drop", method="POST", body=b"text <b>", name="x.mp4")
     assert (bad.status, bad.json["reason"]) == (404, "not_a_video")
     with serving(out, dropped_bytes=1000) as small:
@@ -355,10 +355,8 @@ def test_pictures_are_jpegs_of_the_second(page: Served, films: Path) -> None:
     assert frames == {"failures": [None, None, None]}
 
 
-def test_pictures_take_no_more_room_than_they_may(
-    page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The least used go first, and are made again when they are wanted."""
+def test_pictures_stay_within_their_limit(page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used are removed first, and made again on request."""
     kept = pictures.Pictures(tmp_path, DEFAULTS)
     made: list[float] = []
     monkeypatch.setattr(pictures, "KEPT_BYTES", 25)
@@ -375,7 +373,7 @@ def test_pictures_take_no_more_room_than_they_may(
 
 
 def a_video(out: LocalStore) -> VideoRef:
-    """One of the dataset that has rows."""
+    """A video of the dataset that has rows."""
     for folder, table in rows_of(out).rows(clips=False):
         if folder == "videos" and table.num_rows:
             row = table.select(["video_id", "path", "uri", "version"]).to_pylist()[0]
@@ -386,7 +384,7 @@ def a_video(out: LocalStore) -> VideoRef:
 def test_a_failure_that_may_pass_is_not_kept(
     out: LocalStore, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A source that was away has its pictures when it is back; what is no video is not decoded again."""
+    """A source gets its pictures once it is reachable again; a file that is not a video is not decoded again."""
     video, pictures = a_video(out), Pictures(tmp_path, DEFAULTS)
     away = films.rename(films.with_name("away"))
     try:
@@ -402,15 +400,15 @@ def test_a_failure_that_may_pass_is_not_kept(
 
 
 def test_a_request_that_is_broken_off_leaves_no_file_open(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a thread opened for somebody who has gone is closed with its last reference."""
+    """A file opened by a thread for a closed request is closed with its last reference."""
     video, before = a_video(out), psutil.Process().num_fds()
     for _ in range(20):
         open_content(video, DEFAULTS)
     assert psutil.Process().num_fds() <= before + 1
 
 
-def test_what_this_machine_cannot_do_is_a_sentence(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full, or no process to be had, ends one answer and says why."""
+def test_an_error_of_the_machine_is_reported(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a process that cannot start, is an error of one request, with the reason."""
     for error in (OSError(28, "No space left on device"), RuntimeError("can't start new thread")):
 
         def fail(*_: object, error: Exception = error) -> None:
@@ -422,7 +420,7 @@ def test_what_this_machine_cannot_do_is_a_sentence(page: Served, monkeypatch: py
 
 
 def test_the_server_takes_only_so_many_requests(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond them it says that it is busy, instead of piling up work."""
+    """Further requests are refused as too many, instead of being queued."""
     monkeypatch.setattr(server, "MOST_REQUESTS", 0)
     reply = page.ask("api/about")
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
@@ -430,13 +428,13 @@ def test_the_server_takes_only_so_many_requests(page: Served, monkeypatch: pytes
     assert page.ask("api/about").status == 200
 
 
-def test_a_search_that_nobody_waits_for_ends(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the one who asked has broken off the connection, the next step of the search is the last."""
+def test_a_search_ends_when_its_client_has_gone(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the client has closed the connection, the search ends at its next step."""
     began, ended, go_on = threading.Event(), threading.Event(), similar._go_on
 
     def step(gone: threading.Event, *steps: int) -> None:
         began.set()
-        assert gone.wait(20)  # the search takes as long as it takes the server to see it
+        assert gone.wait(20)  # the search lasts until the server notices the closed connection
         try:
             go_on(gone, *steps)
         except similar.NobodyWaits:
@@ -509,7 +507,7 @@ def test_the_command_serves_until_it_is_interrupted(out: LocalStore) -> None:
 
 
 def test_its_end_does_not_wait_for_an_embedding(small_weights: Path, tmp_path: Path) -> None:
-    """Ctrl-C while a long file is being embedded: the process ends with 0, and so does the decoder; nothing is left."""
+    """Ctrl-C while a long file is being embedded: the process exits with 0, the decoder ends, nothing is left."""
     for name in ("films", "tmp"):
         (tmp_path / name).mkdir()
     moving.video(tmp_path / "films" / "short.mp4", 0, 16)
@@ -541,7 +539,7 @@ def test_its_end_does_not_wait_for_an_embedding(small_weights: Path, tmp_path: P
 
 
 def test_the_browser_is_not_told_the_token_among_its_arguments(out: LocalStore, tmp_path: Path) -> None:
-    """It is started with a file that only its user may read, which leads to the page and goes with the server."""
+    """It is started with a file that only its user may read, which redirects to the page and is removed at the end."""
     browser, said = tmp_path / "browser", tmp_path / "said"
     os.mkfifo(said)
     browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{said}"\n')
@@ -563,7 +561,7 @@ def test_the_browser_is_not_told_the_token_among_its_arguments(out: LocalStore, 
 
 
 def test_without_weights_no_file_may_be_dropped(out: LocalStore, tmp_path: Path) -> None:
-    """The page says so before anybody tries."""
+    """The page says so before a file is dropped."""
     from p3d.jobs.cli.serve import _embed_of
 
     shutil.copytree(out.root, tmp_path / "out")
@@ -574,14 +572,14 @@ def test_without_weights_no_file_may_be_dropped(out: LocalStore, tmp_path: Path)
 
 
 def test_umap_that_is_not_installed_is_named(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command that installs it."""
+    """The error names the command that installs it."""
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InputError, match=r"p3d-embeddings\[umap\]"):
         read_archive(page.archive.source, layout="umap")
 
 
 def test_the_port_is_free_again(out: LocalStore) -> None:
-    """A page that has ended holds nothing."""
+    """A server that has ended releases its port."""
     with serving(out) as page:
         port = urlsplit(page.url).port
     assert port is not None

@@ -1,4 +1,4 @@
-"""A long video that several decodes share: the same bits as by one, and the same end whatever goes wrong in a share."""
+"""A long video that several decodes share: bit-identical to one decode, whatever goes wrong in a share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from p3d.jobs.worker.actor import Done, ShardWorker, WorkerSpec
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, MOST_ATTEMPTS, Decoding
 from p3d.jobs.worker.message_batches import MessageBatch
-from p3d.jobs.worker.parallel_decode import BELIEVED_S, Pace, Shared, Unlike
+from p3d.jobs.worker.parallel_decode import BELIEVED_S, Pace, Shared, UnexpectedMessage
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.frames import open_frames
@@ -59,7 +59,7 @@ from p3d.pipeline.types import (
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108))
-N_FRAMES = 1000  # four stripes
+N_FRAMES = 1000  # four GOP chunks
 PROBED: dict[Path, Probe] = {}
 INFO = VideoInfo(N_FRAMES, 192, 96, 0, 25.0, 40.0, "mp4", "h264", 0, "decord")
 END = VideoEnd(N_FRAMES, 40.0)
@@ -72,12 +72,12 @@ def x264(gop: int, b_frames: int = 0) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four stripes of 250 frames."""
+    """Four GOP chunks of 250 frames."""
     return make.video(tmp_path_factory.mktemp("long") / "long.mp4", "libx264", N_FRAMES, options=x264(50))
 
 
 def said(messages: list[DecodeMessage]) -> tuple[Any, ...]:
-    """What a reader is told of a video, however it was cut into blocks: all that came since the last VideoInfo."""
+    """The content of a video's messages since the last VideoInfo, independent of the division into blocks."""
     since = max((at for at, message in enumerate(messages) if isinstance(message, VideoInfo)), default=0)
     blocks = [message for message in messages[since:] if isinstance(message, FrameBlock)]
     arrays = [
@@ -101,7 +101,7 @@ def in_turn(decodes: list[Iterator[DecodeMessage]], last: int, info: VideoInfo =
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[list[int], list[int], int, int]:
-    """Key frames, wanted frames, where the shares begin, and how many decodes there are."""
+    """Key frames, wanted frames, the first frame of the shares, and the number of decodes."""
     gops = draw(st.lists(st.integers(1, 250), min_size=5, max_size=12))
     n_frames = sum(gops)
     wanted = draw(st.lists(st.integers(0, n_frames - 1), unique=True, max_size=200))
@@ -155,15 +155,15 @@ def block(numbers: list[int]) -> FrameBlock:
     ],
     ids=["another file", "failure", "failure after its end", "a frame twice", "another end", "no end"],
 )
-def test_a_share_that_does_not_fit_is_told(second: list[DecodeMessage]) -> None:
-    """Whatever a decode of the whole video would not have sent is refused, so that the whole video is decoded."""
+def test_a_share_that_does_not_fit_is_detected(second: list[DecodeMessage]) -> None:
+    """A message that a decode of the whole video would not have sent is refused, so that the whole video is decoded."""
     first = [INFO, block([0, 1]), ChunkEnd(), END]
-    with pytest.raises(Unlike):
+    with pytest.raises(UnexpectedMessage):
         in_turn([iter(first), iter(second)], -1)
 
 
 def test_a_video_is_worth_sharing_by_what_is_left_of_it() -> None:
-    """Seconds at its present speed; none too early, without a frame, or where the reader waits less than half."""
+    """Seconds at its current speed; 0 if it is too early, without a frame, or if the reader waits less than half."""
     pace = Pace(n_frames=1000, since=100.0, last=99, waited_s=2.0)
     assert pace.left_s(104.0) == pytest.approx(36.0)
     assert replace(pace, first=50, last=149).left_s(104.0) == pytest.approx(34.0)
@@ -172,8 +172,8 @@ def test_a_video_is_worth_sharing_by_what_is_left_of_it() -> None:
     assert replace(pace, waited_s=9.0).left_s(100 + BELIEVED_S / 2) == 0
 
 
-def test_one_that_is_held_back_is_not_silent(long: Path, tmp_path: Path) -> None:
-    """A deadline runs for the decode whose turn it is, from when it came: what was held back was not silent."""
+def test_a_share_that_is_not_read_does_not_time_out(long: Path, tmp_path: Path) -> None:
+    """The timeout counts only for the decode that is read, from the start of its turn."""
     video = local_row(long.parent, os.fsencode(long.name))
     made = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(video_timeout_s=5.0), tmp_path)
     shared = Shared(INFO, -1, deque(["a", "b"]))
@@ -187,7 +187,7 @@ def test_one_that_is_held_back_is_not_silent(long: Path, tmp_path: Path) -> None
 
 
 def test_a_share_that_never_began_is_started_again(long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says nothing of the video, and its turn stays; but not for ever, then the video is decoded whole."""
+    """That says nothing about the video, and it keeps its turn. After MOST_ATTEMPTS the video is decoded whole."""
 
     class Task:
         def options(self, **_: object) -> Task:
@@ -199,17 +199,17 @@ def test_a_share_that_never_began_is_started_again(long: Path, tmp_path: Path, m
     monkeypatch.setattr(decoding, "_decode_video", Task())
     monkeypatch.setattr(Decoding, "_end", lambda made, generator: made.streams.pop(generator))
     video = local_row(long.parent, os.fsencode(long.name))
-    made, alone_later = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path), deque[decoding._Case]()
+    made, retried_alone = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path), deque[decoding._Case]()
     case = decoding._Case(0, video, attempts=1, info=INFO, pace=Pace(N_FRAMES, 0.0))
     made._share(case, 2)
     for number in range(MOST_ATTEMPTS + 1):
-        assert case.shared is not None and not alone_later
+        assert case.shared is not None and not retried_alone
         (name, share), second = case.shared.decodes
         assert (name, share) == (f"00000000-000000000-0-{number + 2 if number else 1}", Share(0, 0, 2))
         assert second == ("00000000-000000000-0-2", Share(0, 1, 2))
         stream = made.streams.pop(case.shared.decodes[0])
-        assert not list(made._over(stream, alone_later, WorkerCrashedError()))
-    assert (list(alone_later), case.shared, made.streams) == ([case], None, {})
+        assert not list(made._over(stream, retried_alone, WorkerCrashedError()))
+    assert (list(retried_alone), case.shared, made.streams) == ([case], None, {})
 
 
 FORMS: dict[str, Callable[[Path], Path]] = {
@@ -239,7 +239,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 def test_pixels_and_times_are_those_of_one_decode(
     name: str, rule: str, fps: float | None, n_decodes: int, decoder: Any, tmp_path: Path
 ) -> None:
-    """Bit for bit, from the start and from any frame on, over codecs, GOPs, clip rules and rates."""
+    """Bit-identical, from the start and from any frame, for several codecs, GOPs, clip rules and rates."""
     path = str(FORMS[name](tmp_path / name))
     sampling = parse_sampling(rule, clip_frames=16, fps=fps).for_video("a")
     policy = DecodePolicy(decoder)
@@ -262,7 +262,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every video is worth sharing from its first block on."""
+    """Every video is shared after its first block."""
     monkeypatch.setattr(Pace, "left_s", lambda pace, _: 1e9 if pace.last >= pace.first else 0.0)
 
 
@@ -274,7 +274,7 @@ def spec(**changes: Any) -> DecodeSpec:
 class Decoded:
     """A long video, and others, decoded in a real Ray.
 
-    `mischief` is code that its decodes run after each FrameBlock and after the VideoEnd.
+    `fault_code` is code that its decodes run after each FrameBlock and after the VideoEnd.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class Decoded:
         path: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
-        mischief: str = "",
+        fault_code: str = "",
         *others: Path,
         **changes: Any,
     ) -> None:
@@ -297,11 +297,11 @@ class Decoded:
             for message in decode_task.decode_video(video, made, scratch, note, share):
                 yield message
                 if isinstance(message, FrameBlock | VideoEnd):
-                    exec(mischief, {"share": share, "message": message, "FrameBlock": FrameBlock})
+                    exec(fault_code, {"share": share, "message": message, "FrameBlock": FrameBlock})
 
         def one_by_one(*given: Any) -> Iterator[MessageBatch]:
             for message in decode(*given):
-                yield (message,)  # so that a decode is no further ahead than the video is long
+                yield (message,)  # so that a decode is never ahead by a whole video
 
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
         monkeypatch.setattr(decoding, "_decode_video", ray.remote(num_cpus=1, max_retries=0, **options)(one_by_one))
@@ -321,7 +321,7 @@ class Decoded:
 
 
 def by_one(path: Path, tmp_path: Path, policy: DecodePolicy = DecodePolicy()) -> tuple[Any, ...]:  # noqa: B008 - frozen
-    """What one decode says of a video."""
+    """The messages of a single decode of a video."""
     made, video = spec(policy=policy), local_row(path.parent, os.fsencode(path.name))
     rules = {"policy": policy, "limits": made.limits, "store_options": DEFAULTS, "scratch": tmp_path}
     return said(list(decode_messages(video, made.frames, made.sampling, **rules)))  # type: ignore[arg-type]
@@ -329,17 +329,17 @@ def by_one(path: Path, tmp_path: Path, policy: DecodePolicy = DecodePolicy()) ->
 
 @pytest.mark.usefixtures("cluster", "at_once")
 class TestShared:
-    """One long video, and a slot that nothing else needs."""
+    """One long video, and a free decode that nothing else needs."""
 
     def test_it_is_shared(self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two decodes, never three at once, say what one says, and nothing is begun again."""
+        """Two decodes, never three at once, send what one sends, and nothing is restarted."""
         made = Decoded(long, tmp_path, monkeypatch)
         assert made.started.keys() == {"whole", "0", "1"} and len(made.started["whole"]) == 1
         assert said(made.messages) == by_one(long, tmp_path)
         assert (made.most, made.n_infos) == (2, 1)
 
     @pytest.mark.parametrize(
-        "mischief",
+        "fault_code",
         [
             "import os, signal; share and share.index and os.kill(os.getpid(), signal.SIGKILL)",
             "import ctypes; share and share.index and ctypes.string_at(0)",
@@ -348,12 +348,12 @@ class TestShared:
         ],
         ids=["killed", "segfault", "hang", "memory"],
     )
-    def test_trouble_in_a_share_costs_only_time(
-        self, mischief: str, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_failure_in_a_share_costs_only_time(
+        self, fault_code: str, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The video is begun again, decoded by one, and whole; a share that hung is gone."""
-        timeout_s = 3.0 if "sleep" in mischief else 30.0
-        made = Decoded(long, tmp_path, monkeypatch, mischief, video_timeout_s=timeout_s)
+        """The video is decoded again by one decode, and whole. A share that hung is killed."""
+        timeout_s = 3.0 if "sleep" in fault_code else 30.0
+        made = Decoded(long, tmp_path, monkeypatch, fault_code, video_timeout_s=timeout_s)
         assert len(made.started["whole"]) == 2 and "1" in made.started
         assert said(made.messages) == by_one(long, tmp_path)
         assert made.n_infos == 2
@@ -365,9 +365,9 @@ class TestShared:
     def test_a_share_that_hangs_when_it_is_closed_costs_nothing(
         self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All its frames are there, so its process is killed, and the video is not begun again."""
-        mischief = "import time\nwhile share and not isinstance(message, FrameBlock): time.sleep(1)"
-        made = Decoded(long, tmp_path, monkeypatch, mischief, video_timeout_s=3.0)
+        """All its frames have arrived, so its process is killed, and the video is not decoded again."""
+        fault_code = "import time\nwhile share and not isinstance(message, FrameBlock): time.sleep(1)"
+        made = Decoded(long, tmp_path, monkeypatch, fault_code, video_timeout_s=3.0)
         assert made.started.keys() == {"whole", "0", "1"} and len(made.started["whole"]) == 1
         assert said(made.messages) == by_one(long, tmp_path)
 
@@ -375,10 +375,10 @@ class TestShared:
         self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two crashes of decodes of the whole video, and as many attempts, as if it had never been shared."""
-        mischief = (
+        fault_code = (
             "import ctypes\nif isinstance(message, FrameBlock) and message.numbers_N[-1] > 500: ctypes.string_at(0)"
         )
-        made = Decoded(long, tmp_path, monkeypatch, mischief)
+        made = Decoded(long, tmp_path, monkeypatch, fault_code)
         (failure,) = (message for message in made.messages if isinstance(message, Failure))
         assert (failure.reason, failure.attempts) == (Reason.DECODER_CRASH, CRASHES_WITH_NOTE)
         assert len(made.started["whole"]) == 1 + CRASHES_WITH_NOTE
@@ -387,20 +387,18 @@ class TestShared:
     def test_damage_in_the_middle_ends_as_it_does_for_one(
         self, partial: Any, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The same reason and words, or the same frames before the damage, marked."""
+        """The same reason and message, or the same frames before the damage, marked as truncated."""
         path, policy = make.damaged(long, tmp_path / "damaged.mp4", 0.6, 2000), DecodePolicy(partial=partial)
         expected = by_one(path, tmp_path, policy)
         assert isinstance(expected[-1], Failure) if partial == "fail" else expected[-1].truncated
         made = Decoded(path, tmp_path, monkeypatch, policy=policy)
         assert len(made.started["whole"]) == 2 and "1" in made.started
-        # An attempt more was seen once, probably of a task that Ray sent to a process killed a moment ago
+        # One more attempt was seen once, probably because Ray sent a task to a process that had just been killed
         messages = [replace(m, attempts=1) if isinstance(m, Failure) else m for m in made.messages]
         assert said(messages) == expected
 
-    def test_shares_need_no_processor_of_rays(
-        self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A share that is ahead never holds what the one before it needs: one free processor is enough for both."""
+    def test_shares_reserve_no_cpu_in_ray(self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A share that is ahead never holds a core that the previous one needs: one free CPU is enough for both."""
         hog = ray.remote(num_cpus=1)(Counter).remote()
         try:
             ray.get(hog.total.remote())
@@ -413,7 +411,7 @@ class TestShared:
     def test_decodes_are_first_for_videos_that_wait(
         self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With two short videos behind it the long one is shared when both have begun; all three are whole."""
+        """With two short videos after it, the long one is shared when both have begun; all three are whole."""
         short = make.video(tmp_path / "short.mp4", "libx264", 20)
         made = Decoded(long, tmp_path, monkeypatch, "", short, short)
         kinds = [(at, type(message)) for at, message in made.all]
@@ -424,7 +422,7 @@ class TestShared:
         assert said(made.messages) == by_one(long, tmp_path)
 
     def test_rows_are_those_of_one_decode(self, long: Path, tmp_path: Path, small_weights: Path) -> None:
-        """A worker commits the same rows, to the bit, from one decode and from two."""
+        """A worker commits bit-identical rows from one decode and from two."""
         prepared = prepare(JobSpec(None, str(small_weights), clips="every:100"))
         tables = []
         for decode_tasks in (1, 2):

@@ -1,4 +1,4 @@
-"""From what was typed, and what the last run had, to the options of a run."""
+"""The options of a run follow from the command line and the last run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_a_resume_keeps_every_option_that_is_not_given_anew(name: str) -> None:
-    """Each option is that of the last run; given, it is the new one, and the others stay."""
+def test_a_resume_keeps_every_option_that_is_not_given_again(name: str) -> None:
+    """Each option is that of the last run unless it is given; the others stay."""
     last = run_options({}, **CHOSEN).to_dict()
     assert {key: getattr(run_options(last), key) for key in CHOSEN} == CHOSEN
     other = "auto" if name == "device" else CHOSEN[name] + 1
@@ -32,15 +32,15 @@ def test_a_resume_keeps_every_option_that_is_not_given_anew(name: str) -> None:
     assert {key: getattr(changed, key) for key in CHOSEN} == CHOSEN | {name: other}
 
 
-def test_limits_of_failure_and_decode_tasks_are_decided_anew() -> None:
+def test_limits_of_failure_and_decode_tasks_are_not_inherited() -> None:
     """A resume does not inherit the `--max-failures` that stopped it, nor another machine's cores."""
     last = run_options({}, max_failures=MaxFailures(count=1)).to_dict() | {"decode_tasks": 99}
     again = run_options(last)
     assert again.max_failures == MaxFailures() and again.decode_tasks < 99
 
 
-def test_the_way_to_s3_is_kept_where_nothing_else_is_chosen() -> None:
-    """A resume of a local output finds its S3 source without being told the endpoint and the profile again."""
+def test_s3_options_are_kept_unless_others_are_given() -> None:
+    """A resume of a local output finds its S3 source without repeating endpoint and profile."""
     launched = StoreOptions(endpoint_url="http://127.0.0.1:9000", profile="archive", requester_pays=True)
     last = run_options({}, s3=launched).to_dict()
     assert run_options(last, s3=StoreOptions()).s3 == launched
@@ -48,20 +48,20 @@ def test_the_way_to_s3_is_kept_where_nothing_else_is_chosen() -> None:
     assert (moved.endpoint_url, moved.profile, moved.requester_pays) == ("http://127.0.0.1:9001", "archive", True)
 
 
-def test_a_record_of_another_version_is_read_as_far_as_it_is_known() -> None:
-    """Options that this version does not know are left out, and new ones get their defaults: a job may be upgraded."""
+def test_unknown_options_in_a_record_of_another_version_are_ignored() -> None:
+    """Unknown options are ignored, and new ones get their defaults, so a job can be upgraded."""
     assert run_options({"threads": 3, "of_the_future": 1, "s3": {"region": "r", "odd": 1}}).s3.region == "r"
 
 
 def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:
-    """`--device cuda:1` is refused with what to do instead."""
+    """`--device cuda:1` is refused with a remedy."""
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         run_options({}, device="cuda:1")
 
 
 @pytest.mark.fault(47)
-def test_options_have_no_place_for_a_secret() -> None:
-    """No field of a run's record is named like one, and an endpoint that carries one is refused."""
+def test_options_cannot_hold_a_secret() -> None:
+    """No field of a run's record is named like a secret, and an endpoint that contains one is refused."""
     names = {*RunOptions.__slots__, *StoreOptions.__slots__}
     assert not [name for name in names if any(word in name for word in ("secret", "token", "password", "access_key"))]
     with pytest.raises(InputError, match="credentials come from botocore"):

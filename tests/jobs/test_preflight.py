@@ -1,4 +1,4 @@
-"""Before a job starts: every node can do its part, or the launch says which one cannot, and why."""
+"""Before a job starts: every node can run it, or the launch says which one cannot, and why."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, 
         ({"source": "denied"}, False, "there: denied"),
     ],
 )
-def test_each_objection_is_one_sentence(changes: dict, downloads: bool, words: str | None) -> None:
-    """A node that differs in what matters is named with what to do; one that differs in what does not is welcome."""
+def test_each_objection_is_one_message(changes: dict, downloads: bool, words: str | None) -> None:
+    """A node with a relevant difference is named with what to do; other differences are accepted."""
     import re
 
     found = objections(
@@ -51,7 +51,7 @@ def test_each_objection_is_one_sentence(changes: dict, downloads: bool, words: s
 
 
 def test_a_machine_reports_what_it_sees(tmp_path: Path, bucket: str) -> None:
-    """OUT and the source are looked at with stores of its own; what is not there is a sentence and no exception."""
+    """OUT and the source are read through its own stores; what is missing gives a message, not an exception."""
     (tmp_path / "job.json").touch()
     assert (look_here(str(tmp_path), "job.json", str(tmp_path), DEFAULTS).out) == ""
     lost = look_here(str(tmp_path / "no"), "job.json", str(tmp_path / "no"), DEFAULTS)
@@ -64,10 +64,10 @@ def test_a_machine_reports_what_it_sees(tmp_path: Path, bucket: str) -> None:
 
 @pytest.fixture
 def second_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cluster of two nodes; the second has a file system of its own below the path that is given."""
+    """A cluster of two nodes; the second has a separate file system below the path that is given."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)  # not on loopback, where there is but one node
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)  # not on loopback, which allows only one node
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
@@ -102,8 +102,8 @@ def second_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ray.shutdown()
 
 
-def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp_path: Path) -> None:
-    """A local OUT on two nodes is refused, where the second would have written to its own disk; a shared one is not."""
+def test_a_folder_that_one_node_does_not_see_is_refused_as_output(second_node: Path, tmp_path: Path) -> None:
+    """A local OUT on two nodes is refused, since the second would write to its own disk; a shared one is not."""
     for folder in (second_node, tmp_path):
         (folder / "job.json").touch()
     nodes, problems = inspect_nodes(str(tmp_path), "job.json", "", DEFAULTS)
@@ -113,7 +113,7 @@ def test_a_folder_that_one_node_does_not_see_is_no_output(second_node: Path, tmp
 
 
 def test_the_cluster_can_be_checked_before_a_job(tmp_path: Path, archive: Path) -> None:
-    """`p3d cluster check` shows each node, leaves nothing in OUT, and says what stands against a job."""
+    """`p3d cluster check` shows each node, leaves nothing in OUT, and lists the problems."""
     out = tmp_path / "out"
     ran = p3d("cluster", "check", out, "--source", archive, "--json")
     assert (ran.code, ran.json["problems"], len(ran.json["nodes"])) == (0, [], 1), ran.err

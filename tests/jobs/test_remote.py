@@ -1,4 +1,4 @@
-"""A job on a cluster that is there already: joined, or submitted to and left alone. Real Ray, with its token."""
+"""A job on an existing cluster, joined or submitted to, with real Ray and its token."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def head() -> Iterator[Nodes]:
 
 
 def finished(out: Path) -> tuple[int, int]:
-    """(ok, lost) of an output that must be clean and whole."""
+    """(ok, lost) of an output that must be clean and complete."""
     from p3d.jobs.job import read_job
 
     store = open_store(str(out))
@@ -52,8 +52,8 @@ def finished(out: Path) -> tuple[int, int]:
 def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     head: Nodes, tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """`--detach` returns with the next steps; the driver over there uses this code and the weights that were put into
-    OUT; from then on the store is all that is needed. The same again over there adds nothing. No token is written."""
+    """`--detach` returns with the next steps. The remote driver uses this code and the weights in OUT; from then on
+    only the store is needed. The same launch again on the cluster adds nothing. No token is written."""
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(small_weights.read_bytes())
     out = tmp_path / "out"
@@ -74,12 +74,11 @@ def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     assert again.code == 0 and "nothing in SRC is new or changed" in again.err, again.err
 
 
-def test_what_prometheus_reads_is_what_the_dataset_says(
+def test_metrics_in_prometheus_match_the_dataset(
     head: Nodes, tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """Over the endpoint that Ray's service discovery names: videos, clips, failures and bytes are those of the output,
-    seconds those of its footers, and every metric of the table but troubles is there, with a tag for the output and
-    none that holds a path."""
+    """The metrics at the endpoint of Ray's service discovery match the output: videos, clips, failures and bytes, and
+    the seconds of its footers. Every metric but troubles exists and has the output as a tag; no tag holds a path."""
     videos = tmp_path / "videos"
     shutil.copytree(archive / "more", videos)
     (videos / "notes.mp4").write_bytes(b"nonsense")
@@ -113,14 +112,14 @@ def test_what_prometheus_reads_is_what_the_dataset_says(
     assert not [value for value in labels if str(tmp_path) in value or ".mp4" in value]
 
 
-def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
+def test_a_driver_that_cannot_begin_is_reported_with_its_last_lines(
     head: Nodes, tmp_path: Path, small_weights: Path
 ) -> None:
-    """SRC is not there on the cluster: the sentence of the driver over there comes back, with an exit code."""
+    """SRC does not exist on the cluster: the message of the remote driver is shown, with an exit code."""
     words = ("launch", tmp_path / "nothing", tmp_path / "out", "--weights", small_weights, *LAUNCH)
     ran = p3d(*words, "--address", head.jobs_address, env=head.env)
-    assert ran.code == 6 and "Its last words" in ran.err and f"{tmp_path}/nothing" in ran.err, ran.err
-    assert p3d("status", tmp_path / "out", "--json").json["state"] == "not started"  # nobody waits for it
+    assert ran.code == 6 and "Its last lines" in ran.err and f"{tmp_path}/nothing" in ran.err, ran.err
+    assert p3d("status", tmp_path / "out", "--json").json["state"] == "not started"  # the note is removed
 
 
 @pytest.mark.skipif(not LONG, reason="make chaos kills nodes")
@@ -128,8 +127,8 @@ def test_a_driver_that_cannot_begin_is_told_with_its_last_words(
 def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """Of three nodes one is killed in mid-job: at most its two shards are done again and the job finishes. Then the
-    head is killed: the driver says so and stops resumable, and another cluster goes on. Nothing is lost or doubled."""
+    """One of three nodes is killed during the job: at most its two shards are repeated, and the job finishes. Then the
+    head is killed: the driver stops, resumable, and another cluster continues. Nothing is lost or duplicated."""
     for victim, code in ((2, 0), (0, 6)):
         out = tmp_path / f"out{victim}"
         with nodes(3, gpus=1) as cluster:
@@ -153,13 +152,13 @@ def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
             assert p3d("resume", out).code == 0
         assert finished(out) == (12, 0)
         assert len(re.findall(r"worker \d+ died:", log)) <= 3
-        assert log.count("is not committed") <= 2  # what the lost worker had in hand, and not what others had
+        assert log.count("is not committed") <= 2  # the shards of the lost worker, and no others
 
 
-def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
+def test_the_head_of_a_joined_cluster_is_dead_after_several_failed_probes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once is not enough, and one answer begins anew; a cluster of our own is asked for its processes instead."""
+    """One failed probe is not enough. A cluster of our own is checked by its processes instead."""
     import p3d.jobs.scheduler.cluster
 
     now = [0.0]
@@ -167,7 +166,7 @@ def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
     cluster = Cluster(Machines(1, 1, 0), tmp_path, head=("127.0.0.1", free_ports(1)[0]), asked=0.0)
     seen = []
     for _ in range(PROBES + 1):
-        seen.append(cluster.dead())  # too early to knock again
+        seen.append(cluster.dead())  # too early for the next probe
         now[0] += 6
         seen.append(cluster.dead())
     assert seen == [""] * (2 * PROBES - 1) + ["head"] + ["", "head"]
@@ -183,15 +182,15 @@ def test_the_head_of_anothers_cluster_is_dead_when_it_does_not_open(
         ("http://127.0.0.1:{port}", "nothing answers at http://127"),
     ],
 )
-def test_an_address_where_nothing_is_is_refused_at_once(address: str, words: str) -> None:
-    """Ray would try for ten minutes."""
+def test_an_address_without_a_server_is_refused_at_once(address: str, words: str) -> None:
+    """Otherwise Ray would try for ten minutes."""
     port = free_ports(1)[0]
     with pytest.raises(ClusterError, match=words.format(port=port)):
         refuse_silent(address.format(port=port))
 
 
-def test_detaching_needs_somebody_else_to_run_the_driver(tmp_path: Path) -> None:
-    """`--detach` without a job server is a usage error, not a job that dies with the terminal."""
+def test_detaching_needs_a_remote_driver(tmp_path: Path) -> None:
+    """`--detach` without a job server is a usage error, not a job that ends with the terminal."""
     for words in (
         ("launch", str(tmp_path), str(tmp_path / "o"), "--weights", "random:0"),
         ("resume", "o"),
@@ -201,24 +200,24 @@ def test_detaching_needs_somebody_else_to_run_the_driver(tmp_path: Path) -> None
         assert ran.exit_code == 2 and "--detach needs --address http" in ran.output
 
 
-def test_a_job_server_cannot_ask_the_nodes() -> None:
-    """`cluster check` at the address of a launch is a sentence that says where to run it, not Ray's error."""
+def test_nodes_cannot_be_checked_through_a_job_server() -> None:
+    """`cluster check` at an http:// address says where to run it, instead of showing Ray's error."""
     ran = CliRunner().invoke(cli, ["cluster", "check", "--address", "http://head:8265"])
     assert ran.exit_code == 2 and "p3d cluster check --address auto" in ran.output
 
 
-def test_what_is_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback and encrypted ways are fine; a plain way, or a cluster without a token, is a sentence."""
+def test_an_insecure_address_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback and encrypted addresses are fine; plain HTTP, or a cluster without a token, gives a warning."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert [openness(f"http://{host}:8265") for host in ("127.0.0.1", "[::1]", "localhost")] == [""] * 3
     assert openness("https://head:8265") == ""
-    assert "who listens sees the token" in openness("http://head:8265")
+    assert "is not encrypted and exposes the token" in openness("http://head:8265")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert "can run code on it" in openness("https://head:8265")
 
 
-def test_a_command_line_is_said_again_as_it_was_typed() -> None:
-    """Options that were typed, with their values; defaults are the other side's; a name is no option."""
+def test_a_command_line_is_repeated_as_it_was_typed() -> None:
+    """Typed options keep their values, defaults are left to the remote side, and names like options are arguments."""
     seen = []
 
     @click.command("verb")
@@ -239,7 +238,7 @@ def test_a_command_line_is_said_again_as_it_was_typed() -> None:
 
 
 def test_a_clusters_machines_decide_the_defaults() -> None:
-    """Workers for its GPUs, decodes for all its cores, threads for its smallest machine; what is given stays."""
+    """Workers follow its GPUs, decodes all its cores, threads its smallest machine; given options stay."""
     there = Machines(cpus=96, node_cpus=16, gpus=8)
     options = run_options({}, there=there)
     assert (options.workers, options.batch_size, options.decode_tasks, options.threads) == (8, 32, 12, 8)
@@ -248,7 +247,7 @@ def test_a_clusters_machines_decide_the_defaults() -> None:
 
 
 def test_weights_may_be_an_object_on_s3(bucket: str, small_weights: Path, tmp_path: Path) -> None:
-    """The same recipe as from the file; one that is not there is a mistake with its name."""
+    """The recipe is the same as from the file; a missing object gives an error with its name."""
     open_store(f"s3://{bucket}/w").create("my weights.safetensors", small_weights)
     named = f"s3://{bucket}/w/my%20weights.safetensors"
     from_s3 = prepare(JobSpec(None, named), StoreOptions())

@@ -1,4 +1,4 @@
-"""`p3d results report`: it says what is there, nothing in a name can act, and no trouble of a source ends it."""
+"""`p3d results report`: correct contents, harmless file names, and no error of a source ends it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BROKEN = b"<img src=x onerror=alert(3)>.mp4"
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four videos with names that want to be markup, and a broken one."""
+    """Four videos whose names contain markup, and a broken one."""
     root = tmp_path_factory.mktemp("films")
     for at, name in enumerate(HOSTILE):
         made = moving.video(root / "made.mp4", at, 20)
@@ -53,7 +53,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """A page taken apart: (tag, attributes) in order, and its text."""
+    """A parsed page: (tag, attributes) in order, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 
 def harmless(html: str) -> Page:
-    """Nothing in it acts, loads or hides; it has what a screen reader goes by."""
+    """Check that nothing in the page runs, loads or hides, and that it has what screen readers need."""
     page = Page(html)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
     assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & {tag for tag, _ in page.tags}
@@ -108,7 +108,7 @@ def test_a_report_from_end_to_end(out: LocalStore, films: Path, tmp_path: Path) 
     assert told["size_bytes"] == len(html.encode()) < 1_000_000
     page = harmless(html)
     pictures = [image for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg;base64,/9j/")]
-    assert len(pictures) == 4 + 4 * 4  # the sheet, and four queries with the three other videos each
+    assert len(pictures) == 4 + 4 * 4  # the contact sheet, and four queries with the three other videos each
     for name in (r"<script>alert(1)<!--.mp4", r"line\x0abreak\x1b[31m{{ 7 * 7 }}.mp4", r"gpj.mp4"):
         assert name in page.text
     assert (
@@ -117,12 +117,12 @@ def test_a_report_from_end_to_end(out: LocalStore, films: Path, tmp_path: Path) 
         and REASON_REMEDY[Reason.NOT_A_VIDEO] in page.text
     )
     assert "<img src=x onerror=alert(3)>.mp4" in page.text
-    assert "When the rows were made is not known" in page.text  # no worker wrote these footers
+    assert "The times of the shards could not be read" in page.text  # no worker wrote these footers
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_sources_that_are_gone_are_said(out: LocalStore, films: Path, tmp_path: Path) -> None:
-    """Without its source a video keeps its place on the sheet, with the reason; the seed draws the same ones."""
+def test_missing_sources_are_reported(out: LocalStore, films: Path, tmp_path: Path) -> None:
+    """A video without its source stays on the contact sheet, with the reason; a seed always draws the same videos."""
     away = films.rename(films.with_name("away"))
     try:
         made = make_report(out, DEFAULTS)
@@ -134,7 +134,7 @@ def test_sources_that_are_gone_are_said(out: LocalStore, films: Path, tmp_path: 
     assert not page.all("img") and page.text.count("source not readable") == 4 + 4 * 4
     again = make_report(out, DEFAULTS, videos=0, queries=0)
     assert not again.pictures and again.facts.durations == made.facts.durations
-    assert "No pictures were asked for" in harmless(render(again)).text
+    assert "No pictures were requested" in harmless(render(again)).text
 
 
 def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
@@ -161,7 +161,7 @@ def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
 def test_a_job_on_s3_and_a_snapshot_have_reports(
     out: LocalStore, films: Path, small_weights: Path, bucket: str, tmp_path: Path
 ) -> None:
-    """Source and OUT on S3 give pictures as files do; an object that changed has a sentence. So does a snapshot."""
+    """Source and OUT on S3 give pictures as files do; a changed object has a reason instead. So with a snapshot."""
     client = boto3.client("s3")
     for at in range(2):
         client.upload_file(os.fsdecode(os.fsencode(films) + b"/" + HOSTILE[at]), bucket, f"films/{at}<b>.mp4")
@@ -181,7 +181,7 @@ def test_a_job_on_s3_and_a_snapshot_have_reports(
 
 
 def test_a_job_that_has_nothing_yet_has_a_report(out: LocalStore, tmp_path: Path) -> None:
-    """During a job, before its first shard: everything is still to be done, and each part says so."""
+    """During a job, before its first shard: everything is still to be done, and each section says so."""
     shutil.copytree(out.url, tmp_path / "out")
     for folder in ("clips", "videos", "failures"):
         shutil.rmtree(tmp_path / "out" / folder)
@@ -190,12 +190,12 @@ def test_a_job_that_has_nothing_yet_has_a_report(out: LocalStore, tmp_path: Path
     assert "No video has rows yet" in harmless(render(made)).text
 
 
-def test_mistakes_are_sentences_and_codes(out: LocalStore, tmp_path: Path) -> None:
-    """No job, no folder to write to, and two things for one stdout."""
+def test_mistakes_have_messages_and_exit_codes(out: LocalStore, tmp_path: Path) -> None:
+    """No job, no folder to write to, and two outputs for one stdout."""
     ask = ("results", "report")
     (tmp_path / "empty").mkdir()
     for words, code, says in (
-        ((str(tmp_path / "empty"), "-o", str(tmp_path / "r.html")), 4, "there is no job at"),
+        ((str(tmp_path / "empty"), "-o", str(tmp_path / "r.html")), 4, "no job exists at"),
         ((out.url, "--queries", "0", "--videos", "0", "-o", str(tmp_path / "no" / "r.html")), 2, "cannot be written"),
         ((out.url, "-o", "-", "--json"), 2, "cannot both go to stdout"),
     ):
@@ -238,7 +238,7 @@ def test_a_timeline_loses_no_clip_and_no_second(shards: list[ShardTime]) -> None
 
 
 def test_runs_machines_and_time_are_shown(out: LocalStore) -> None:
-    """What footers and epochs say is on the page: where a gap in the middle is none in the plot, and hosts are text."""
+    """The page shows what footers and epochs say; a pause is a gap in the plot, and host names are text."""
     shards = [
         ShardTime("s", "node<1>", 7, "cuda:0", at + 10, 10, 6, 7, 5, 0, 100, 1600, 1, "batch 8, threads 1")
         for at in (0, 10, 80)
@@ -257,14 +257,14 @@ def test_runs_machines_and_time_are_shown(out: LocalStore) -> None:
     for text in ("node<1>", "cuda:0", "Newest run: 2", "Run 1, started 2026-01-01", "3.33 clips/s", "<u>", "30 s"):
         assert text in page.text, text
     assert "more cores for decoding, or a faster source, would help" in page.text
-    assert "for 60% of the time" in page.text and "had none for 67%" in page.text
-    twice = timeline([*shards, *shards])  # two shards in hand at once
+    assert "for 60% of the time" in page.text and "no shard for 67%" in page.text
+    twice = timeline([*shards, *shards])  # two shards at once
     assert twice is not None and (twice.network_share, round(twice.idle_share, 2)) == (1.0, 0.67)
     assert timeline([]) is None
 
 
 def test_nothing_hides_in_a_shown_name() -> None:
-    """Control, direction and broken characters are spelt out, other scripts are left alone, long names are cut."""
+    """Control, direction and invalid characters are escaped, other scripts are unchanged, long names are cut."""
     assert shown("a\x00\n\x9b\u202e\ud800b") == r"a\x00\x0a\x9b\u202e\ud800b"
     assert shown("Käse 猫 العربية é") == "Käse 猫 العربية é"
     assert len(shown("x" * 10_000)) == 300
@@ -272,7 +272,7 @@ def test_nothing_hides_in_a_shown_name() -> None:
 
 
 def test_an_old_runs_record_that_cannot_be_read_is_said(out: LocalStore, tmp_path: Path) -> None:
-    """A record that a disk spoiled ends no report; its run is shown as one."""
+    """A damaged record does not end the report; its run is shown as unreadable."""
     shutil.copytree(out.root, tmp_path / "out")
     store = LocalStore(str(tmp_path / "out"))
     control.claim(store, {}, takeover=False, say=print)
@@ -283,7 +283,7 @@ def test_an_old_runs_record_that_cannot_be_read_is_said(out: LocalStore, tmp_pat
 
 
 def test_a_report_that_cannot_be_written_is_said_first(out: LocalStore, tmp_path: Path) -> None:
-    """Before any picture is made, and without touching what lies beside it."""
+    """Before any picture is made, and without touching other files in the folder."""
     (tmp_path / "r.html.part").write_text("mine")
     code, _, err = in_process("results", "report", out.url, "-o", str(tmp_path / "no" / "r.html"))
     assert code == 2 and "cannot be written" in err

@@ -1,4 +1,4 @@
-"""`p3d results`: the group loads no verb for its help; a snapshot end to end, and a sentence for every refusal."""
+"""`p3d results`: help loads no verb; snapshots and evaluations end to end, with a message for every refusal."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.pipeline.test_snapshot import NAMES, add_plan, recipe_
 
 
 def groups(verbs: Verbs, before: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Verbs]]:
-    """(words, table) of every group of verbs below the first."""
+    """(words, table) of every group of verbs below the top."""
     inner = [((*before, name), where) for name, (where, _) in verbs.items() if isinstance(where, Mapping)]
     return [*inner, *(one for words, table in inner for one in groups(table, words))]
 
 
 @pytest.mark.parametrize(("words", "table"), groups(VERBS), ids=lambda one: " ".join(one))
 def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], table: Verbs) -> None:
-    """`p3d GROUP --help` has a line for each verb and loads no module of any; each verb has a help of its own."""
+    """`p3d GROUP --help` has a line for each verb without loading its module; each verb has its own help."""
     code = (
         f"import sys; sys.argv = ['p3d', *{list(words)!r}, '--help']\n"
         "from p3d.jobs.cli import cli\ncli(standalone_mode=False)\n"
@@ -55,7 +55,7 @@ def test_a_group_lists_its_verbs_without_importing_them(words: tuple[str, ...], 
 
 
 def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
-    """A snapshot can be made on a machine that has neither."""
+    """A snapshot can be made on a machine without both."""
     code = (
         "import sys, p3d.jobs.cli.results, p3d.jobs.cli.evaluate, p3d.jobs.cli.index, p3d.jobs.cli.search;"
         "import p3d.jobs.api.search, p3d.jobs.cli.dedup, p3d.pipeline.dataset.snapshot;"
@@ -67,7 +67,7 @@ def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> LocalStore:
-    """Ten videos, two failed; one of these and two others again in a second plan."""
+    """Ten videos, two failed; one of these and two others are in a second plan, too."""
     store = LocalStore(str(tmp_path / "out"))
     add_plan(store, videos(NAMES), frames=(40, 16, 0, 9))
     add_plan(store, videos(("c", "a", "b")), seq=2, frames=(33, 0))
@@ -75,7 +75,7 @@ def out(tmp_path: Path) -> LocalStore:
 
 
 def test_a_takedown_from_end_to_end(out: LocalStore, tmp_path: Path) -> None:
-    """From a list of ids to a dataset that DuckDB and Polars read and verify finds clean, as a user does it."""
+    """A list of ids gives a dataset without them, which DuckDB and Polars read and `verify` finds clean."""
     (tmp_path / "gone.csv").write_text("video_id,why\nd,asked\na,asked\n")
     dest = tmp_path / "dest"
     ran = p3d("results", "snapshot", out.url, dest, "--exclude", tmp_path / "gone.csv", "--json")
@@ -100,20 +100,20 @@ def test_a_takedown_from_end_to_end(out: LocalStore, tmp_path: Path) -> None:
 
 
 def test_a_snapshot_says_what_it_left_out(out: LocalStore, tmp_path: Path) -> None:
-    """Counts on stdout; what is not there, on stderr."""
+    """Counts go to stdout, what was left out to stderr."""
     (tmp_path / "ids").write_text("d\r\n\r\nzebra\n")
     args = ("results", "snapshot", out.url, str(tmp_path / "dest"), "--exclude", str(tmp_path / "ids"), "--no-clips")
     code, printed, said = in_process(*args, "--allow-unknown")
     assert code == 0, said
     assert printed.split()[:6] == ["videos", "7", "clips", "0", "failures", "2"]
-    for words in ("1 excluded", "1 to exclude that OUT does not name", "3 older rows", "snapshot.json says"):
+    for words in ("1 excluded", "1 to exclude that OUT does not have", "3 older rows", "snapshot.json lists"):
         assert words in said
     code, _, said = in_process("results", "snapshot", str(tmp_path / "dest"), str(tmp_path / "again"))
     assert (code, "no clips" in said) == (0, True)
 
 
-def test_refusals_of_a_snapshot_are_sentences_and_codes(out: LocalStore, tmp_path: Path) -> None:
-    """Usage 2, no job 4, a used DEST 5, videos to be done 6, damage 7; DEST never gets a snapshot.json."""
+def test_refusals_of_a_snapshot_have_messages_and_codes(out: LocalStore, tmp_path: Path) -> None:
+    """Usage gives 2, a missing job 4, a used DEST 5, pending videos 6, damage 7; DEST never gets a snapshot.json."""
     (tmp_path / "ids.txt").write_text("zebra\n")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "letter.txt").write_text("dear aunt")
@@ -129,9 +129,9 @@ def test_refusals_of_a_snapshot_are_sentences_and_codes(out: LocalStore, tmp_pat
     refused(2, "'zebra'", out.url, dest, "--exclude", str(tmp_path / "ids.txt"))
     refused(2, "does not exist", out.url, dest, "--exclude", str(tmp_path / "nothing"))
     refused(2, "only folders and s3://", out.url, "gs://bucket")
-    refused(4, "there is no job", str(tmp_path / "nowhere"), dest)
+    refused(4, "no job exists", str(tmp_path / "nowhere"), dest)
     refused(5, "not empty (letter.txt)", out.url, str(tmp_path / "used"))
-    refused(6, "a file stands where a folder is needed", out.url, str(tmp_path / "ids.txt" / "dest"))
+    refused(6, "a file exists where a folder is needed", out.url, str(tmp_path / "ids.txt" / "dest"))
     assert not Path(dest).exists()
     damaged = next((out.root / "clips").iterdir())
     content = damaged.read_bytes()
@@ -146,7 +146,7 @@ def test_refusals_of_a_snapshot_are_sentences_and_codes(out: LocalStore, tmp_pat
 
 @pytest.fixture
 def scored(tmp_path: Path) -> LocalStore:
-    """Six videos, one failed, of weights that name their classes; two are still to be done."""
+    """Six videos, one failed, with weights that have class names; two more are pending."""
     store = LocalStore(str(tmp_path / "scored"))
     chosen = put_weights(store, {"class_names": list(NAMES_OF_CLASSES)})
     add_plan(store, videos("abcdef"), chosen=chosen, frames=(40, 0, 16, 9, 100, 16), shard_videos=6)
@@ -155,7 +155,7 @@ def scored(tmp_path: Path) -> LocalStore:
 
 
 def test_an_evaluation_says_what_it_left_out(scored: LocalStore, tmp_path: Path) -> None:
-    """Rates in percent with one decimal on stdout; whatever was not evaluated, on stderr."""
+    """Rates in percent with one decimal go to stdout, what was not evaluated to stderr."""
     (tmp_path / "labels.csv").write_text("path,label\na.mp4,archery\nc.mp4,1;3\nd.mp4,null\nb.mp4,0\nz.mp4,2\n")
     args = ("results", "evaluate", scored.url, "--labels", str(tmp_path / "labels.csv"))
     code, printed, said = in_process(*args)
@@ -169,20 +169,20 @@ def test_an_evaluation_says_what_it_left_out(scored: LocalStore, tmp_path: Path)
     for words in (
         "2 videos left out without a label",
         "1 video left out because they failed",
-        "2 videos left out because they are still to be done",
-        "1 label of no video that is done here",
+        "2 videos left out because they are pending",
+        "1 label without a finished video here",
         "hit@5 is always 100 %: there are 4 classes",
     ):
         assert words in said, words
     snapshot = str(tmp_path / "snapshot")
     assert in_process("results", "snapshot", scored.url, snapshot, "--no-clips", "--skip-pending")[0] == 0
     code, printed, said = in_process(args[0], args[1], snapshot, *args[3:], "--top", "3")
-    assert (code, printed.split()[-5:-2]) == (0, ["3", "0", "-"]) and "no clip hit@1" in said
+    assert (code, printed.split()[-5:-2]) == (0, ["3", "0", "-"]) and "clip hit@1 is not available" in said
     assert "video hit@3" in printed and "always" not in said
 
 
-def test_refusals_of_an_evaluation_are_sentences_and_codes(scored: LocalStore, out: LocalStore, tmp_path: Path) -> None:
-    """Usage 2, no job 4, damage 7."""
+def test_refusals_of_an_evaluation_have_messages_and_codes(scored: LocalStore, out: LocalStore, tmp_path: Path) -> None:
+    """Usage gives 2, a missing job 4, damage 7."""
     (tmp_path / "labels.csv").write_text("path,label\na.mp4,archer\n")
     (tmp_path / "none.csv").write_text("path,label\nz.mp4,archery\n")
     bare = LocalStore(str(tmp_path / "bare"))
@@ -195,17 +195,17 @@ def test_refusals_of_an_evaluation_are_sentences_and_codes(scored: LocalStore, o
     labels = ("--labels", str(tmp_path / "labels.csv"))
     refused(2, "Missing option '--labels'", scored.url)
     refused(2, "does not exist", scored.url, "--labels", str(tmp_path / "nothing"))
-    refused(2, "'archer' is no class: a name, such as 'archery'", scored.url, *labels)
+    refused(2, "'archer' is not a class: a name, such as 'archery'", scored.url, *labels)
     refused(2, "none of 1 labels", scored.url, "--labels", str(tmp_path / "none.csv"))
     refused(2, "with --scores", bare.url, *labels)
     refused(2, "x>=2", scored.url, *labels, "--top", "1")
-    refused(4, "there is no job", str(tmp_path / "nowhere"), *labels)
+    refused(4, "no job exists", str(tmp_path / "nowhere"), *labels)
     refused(7, "safetensors is damaged", out.url, *labels)
 
 
 @pytest.mark.parametrize("kind", ["ids.txt", "ids", "ids.csv", "ids.parquet"])
 def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None:
-    """007 stays 007 in every form of a list."""
+    """007 stays 007 in every format of a list."""
     path = tmp_path / kind
     if kind == "ids.parquet":
         pq.write_table(pa.table({"video_id": ["007", "1.0", "null"], "n": [1, 2, 3]}), path)
@@ -218,7 +218,7 @@ def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("ids", b"\n \n", "names no ids"),
+        ("ids", b"\n \n", "contains no ids"),
         ("ids.csv", b"path\na.mp4\n", "no column 'video_id'"),
         ("ids.csv", b"video_id,x\n,1\n", "have no id"),
         ("ids.parquet", b"PAR1", "cannot be read"),
@@ -226,13 +226,13 @@ def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None
     ],
 )
 def test_a_list_that_cannot_be_ids_is_refused(name: str, content: bytes, says: str) -> None:
-    """An empty or unreadable takedown list must not pass for one that is done."""
+    """An empty or unreadable takedown list must not look like a successful takedown."""
     with pytest.raises(InputError, match=says):
         read_ids(name, content, "video_id")
 
 
 def test_the_record_names_the_job(out: LocalStore, tmp_path: Path) -> None:
-    """snapshot.json keeps what decides the numbers, so that rows can still be compared when OUT is gone."""
+    """snapshot.json keeps the recipe, so that rows can still be compared when OUT no longer exists."""
     code, _, said = in_process("results", "snapshot", out.url, str(tmp_path / "dest"))
     assert code == 0, said
     from p3d.pipeline.dataset.snapshot_record import read_snapshot

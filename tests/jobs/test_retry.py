@@ -1,4 +1,4 @@
-"""`p3d retry`: failed videos once more, as a new plan; what is committed stays as it is."""
+"""`p3d retry` retries failed videos as a new plan; committed files do not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BY_NEWEST_PLAN = """
 
 
 def states(out: Path) -> dict[str, str]:
-    """path -> ok or the reason, by the one-line rule that anybody can write in SQL."""
+    """path -> ok or the reason, by a one-line rule in SQL."""
     return dict(duckdb.sql(BY_NEWEST_PLAN.format(out=out)).fetchall())
 
 
@@ -29,22 +29,22 @@ def digests(out: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_failed_videos_are_tried_again_as_they_are_now(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """A mended file and one that came back are embedded, one that stays broken fails again; no old byte changes."""
+def test_failed_videos_are_retried_as_they_are_now(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """A repaired file and a restored one are embedded, one that stays broken fails again; no old file changes."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     shutil.copy(archive / "video0.mp4", source / "good.mp4")
-    (source / "mended.mp4").write_text("not a video")
+    (source / "repaired.mp4").write_text("not a video")
     (source / "broken.mp4").write_bytes(b"")
-    names = ("good", "mended", "broken", "back")
+    names = ("good", "repaired", "broken", "back")
     (source / "list.csv").write_text("path,label\n" + "".join(f"{name}.mp4,label of {name}\n" for name in names))
     ran = p3d("launch", source / "list.csv", out, "--weights", small_weights, "--shard-videos", 2)
     assert ran.code == 3, ran.err
     assert states(out) == {
-        "good.mp4": "ok", "mended.mp4": "not_a_video", "broken.mp4": "empty_file", "back.mp4": "source_missing"
+        "good.mp4": "ok", "repaired.mp4": "not_a_video", "broken.mp4": "empty_file", "back.mp4": "source_missing"
     }  # fmt: skip
     before = digests(out)
-    shutil.copy(archive / "video1.mp4", source / "mended.mp4")
+    shutil.copy(archive / "video1.mp4", source / "repaired.mp4")
     shutil.copy(archive / "video1.mp4", source / "back.mp4")
 
     assert "nothing to retry" in p3d("retry", out, "--reason", "decode_timeout").err
@@ -52,16 +52,18 @@ def test_failed_videos_are_tried_again_as_they_are_now(tmp_path: Path, archive: 
     assert ran.code == 3, ran.err
     counts = {name: ran.json[name] for name in ("plans", "videos_all", "videos_done", "videos_failed")}
     assert counts == {"plans": 2, "videos_all": 4, "videos_done": 4, "videos_failed": 1}
-    assert states(out) == {"good.mp4": "ok", "mended.mp4": "ok", "broken.mp4": "empty_file", "back.mp4": "ok"}
+    assert states(out) == {"good.mp4": "ok", "repaired.mp4": "ok", "broken.mp4": "empty_file", "back.mp4": "ok"}
     assert before.items() <= digests(out).items()
     labels = duckdb.sql(f"SELECT path, label, plan_seq FROM '{out}/videos/*.parquet' ORDER BY path").fetchall()
-    assert labels == [(f"{name}.mp4", f"label of {name}", 1 + (name != "good")) for name in ("back", "good", "mended")]
+    assert labels == [
+        (f"{name}.mp4", f"label of {name}", 1 + (name != "good")) for name in ("back", "good", "repaired")
+    ]
     assert [row["path"] for row in p3d("failures", out, "--json").json["failures"]] == ["broken.mp4"]
     assert p3d("verify", out).code == 0
 
 
-def test_a_reason_that_is_none_is_refused(tmp_path: Path) -> None:
-    """An unknown reason ends with 2 and names those that there are; where there is no job, with 4."""
+def test_an_unknown_reason_is_refused(tmp_path: Path) -> None:
+    """An unknown reason exits 2 and lists the known ones; a missing job exits 4."""
     ran = p3d("retry", tmp_path, "--reason", "bad_luck")
     assert ran.code == 2
     assert "decode_timeout" in ran.err

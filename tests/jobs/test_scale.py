@@ -1,4 +1,4 @@
-"""Many shards through the real driver loop, over workers that are done at once: the short form of `bench.scheduler`."""
+"""Many shards through the real driver loop, with workers that finish at once: the short form of `bench.scheduler`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SHARDS = 5000
 
 
 def test_a_driver_keeps_nothing_of_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """5 000 shards are each done once, and the last 3 000 leave less than 20 bytes each; what the run keeps of the
-    newest events has a bound, which is lowered here."""
+    """5 000 shards are each done once, and the last 3 000 leave less than 20 bytes each. The bound on the newest events
+    that a run keeps is lowered here."""
     monkeypatch.setattr(state, "STORY_EVENTS", 500)
     monkeypatch.setattr(runlog, "LINES", 500)
     with bench.without_ray():
@@ -47,7 +47,7 @@ def test_a_driver_keeps_nothing_of_what_is_done(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_answers_of_one_round_are_handled_one_after_the_other() -> None:
-    """One shard of a worker is done and the worker dead under its other one: nothing more is given to it."""
+    """One shard of a worker is done, and the worker died with its other one: it gets no further shard."""
 
     class Ray(bench.NullRay):
         rounds = 0

@@ -1,4 +1,4 @@
-"""`p3d search` and `jobs.search`: a video finds itself bit-equal, altered copies find it, mistakes are sentences."""
+"""`p3d search` and `jobs.search`: a video finds itself exactly, altered copies find it, mistakes give messages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    """The originals, embedded."""
+    """A dataset of the originals."""
     folder = tmp_path_factory.mktemp("out")
     store = LocalStore(str(folder / "out"))
     embed_all(str(films / "originals"), store, JobSpec(None, str(small_weights)), folder)
@@ -56,7 +56,7 @@ def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_an_archived_file_finds_itself_bit_equal(out: LocalStore, films: Path) -> None:
-    """Embedded anew, by the recipe, batch and threads of OUT: cosine 1.0 and distance 0.0, at both levels."""
+    """Embedded again with the recipe, batch size and threads of OUT: cosine 1.0 and distance 0.0, at both levels."""
     path = films / "originals" / "1.mp4"
     source = rows_of(out)
     encoder = encoder_of(source)
@@ -75,8 +75,8 @@ def test_an_archived_file_finds_itself_bit_equal(out: LocalStore, films: Path) -
         assert (clip.path, clip.clip_index, clip.start_s, clip.score) == ("1.mp4", 2, 1.28, score)
 
 
-def test_rows_that_were_rounded_are_found_bit_equal_too(films: Path, small_weights: Path, tmp_path: Path) -> None:
-    """Half precision, two poolings: the query is rounded as the rows are, before and after pooling."""
+def test_rounded_rows_are_found_bit_equal_too(films: Path, small_weights: Path, tmp_path: Path) -> None:
+    """With half precision and two poolings, the query is rounded as the rows are, before and after pooling."""
     (tmp_path / "v").mkdir()
     path = Path(shutil.copy(films / "originals" / "3.mp4", tmp_path / "v" / "3.mp4"))
     store = LocalStore(str(tmp_path / "out"))
@@ -90,7 +90,7 @@ def test_rows_that_were_rounded_are_found_bit_equal_too(films: Path, small_weigh
 
 
 def test_altered_copies_find_their_original(out: LocalStore, films: Path, small_weights: Path, tmp_path: Path) -> None:
-    """The short form of bench/search_quality.py, with random weights: of most copies the original comes out first."""
+    """A short form of bench/search_quality.py with random weights: most copies find their original first."""
     store = LocalStore(str(tmp_path / "out"))
     embed_all(str(films / "copies"), store, JobSpec(None, str(small_weights)), tmp_path, shard_videos=16)
     source, copies, first = rows_of(out), rows_of(store), Counter[str]()
@@ -103,7 +103,7 @@ def test_altered_copies_find_their_original(out: LocalStore, films: Path, small_
 
 
 def test_the_verb_from_a_shell(out: LocalStore, films: Path) -> None:
-    """A file, `--json`: data on stdout, the rate on stderr, and neither torch nor Ray for a query by name."""
+    """Data goes to stdout, the rate to stderr; a query by name loads neither torch nor Ray."""
     code_, printed, said = in_process("search", out.url, str(films / "originals" / "2.mp4"), "--top", "2", "--json")
     assert code_ == 0, said
     found = json.loads(printed)
@@ -122,7 +122,7 @@ def test_the_verb_from_a_shell(out: LocalStore, films: Path) -> None:
 
 
 def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_path: Path) -> None:
-    """VIDEO@TIME, --level, --where, --distinct and --index do what they say, of a job and of its snapshot."""
+    """VIDEO@TIME, --level, --where, --distinct and --index work for a job and for its snapshot."""
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(rows_of(out), dest)
     for place in (out.url, dest.url):
@@ -144,7 +144,7 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
         hits = json.loads(in_process(*args)[1])["hits"]
         assert {hit["path"] for hit in hits} == {"0.mp4"}
         assert all(hit["start_s"] > 0.5 and hit["query_start_s"] in (0.0, 0.64, 1.28, 1.92) for hit in hits)
-        assert "like the query's" in in_process(*args[:-1])[1]
+        assert "query seconds" in in_process(*args[:-1])[1]
         code, printed, said = in_process("search", place, "1.mp4@0.1s", "--distinct", "0.999999")
         assert "0.00-0.64" not in [line.split()[3] for line in printed.splitlines() if " 1.mp4 " in line]
         code, printed, said = in_process("results", "index", place, "--threads", "1")
@@ -155,13 +155,13 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
         assert found["hits"] == exact["hits"]
         assert (found["indexed_rows"], found["new_videos"]) == (13, 0)
     assert json.loads(in_process("results", "index", out.url, "--json")[1])["kind"] == "flat"
-    assert in_process("verify", out.url, "--deep")[0] == 0  # an index is no stranger there
+    assert in_process("verify", out.url, "--deep")[0] == 0  # an index is not an unexpected file
 
 
 def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The lines of docs/search.md that use `p3d.jobs.search` do what they say."""
+    """The code of docs/search.md that uses `p3d.jobs.search` works."""
     page = (REPO / "docs" / "search.md").read_text()
-    (code,) = re.findall(r"^```python\n(from p3d import jobs\n.*?)^```$", page, re.M | re.S)
+    (code,) = re.findall(r"^```python\n(import p3d.jobs\n.*?)^```$", page, re.M | re.S)
     exec(code.replace("OUT", out.url).replace("VIDEO.mp4", str(films / "originals" / "1.mp4")), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["1.000", "1.mp4", "0.0", "0.64"] and len(lines) == 5
@@ -172,21 +172,21 @@ def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixtu
     [
         ("nothing.mp4", [], "'nothing.mp4' is neither a file nor a video of"),
         ("1.mp4@9.5s", [], "no clip of '1.mp4' shows second 9.5: its clips are from 0 to 2.56 s"),
-        ("1.mp4@1.2.3s", [], "ends in no time"),
+        ("1.mp4@1.2.3s", [], "has no valid time"),
         ("1.mp4", ["--where", "x=1"], "no column 'x'"),
         ("1.mp4", ["--index", "--metric", "l2"], "no index of its videos by l2"),
         ("s3://bucket/a.mp4", [], "is neither a file nor a video"),
     ],
 )
-def test_mistakes_are_one_sentence(out: LocalStore, query: str, options: list[str], says: str) -> None:
-    """Exit code 2 and what is wrong; nothing on stdout."""
+def test_mistakes_give_one_message(out: LocalStore, query: str, options: list[str], says: str) -> None:
+    """Exit code 2, the cause on stderr, and nothing on stdout."""
     code, printed, said = in_process("search", out.url, query, *options)
     assert (code, printed) == (2, "")
     assert says in said and "Traceback" not in said
 
 
-def test_what_a_dataset_lacks_is_said(out: LocalStore, films: Path, tmp_path: Path) -> None:
-    """No job 4; weights that are gone or damaged, a video that failed: sentences with what to do."""
+def test_what_a_dataset_lacks_is_reported(out: LocalStore, films: Path, tmp_path: Path) -> None:
+    """A missing job exits 4; missing or damaged weights and a failed video give errors with a remedy."""
     assert in_process("search", str(tmp_path / "nowhere"), "1.mp4")[0] == 4
     copy = LocalStore(str(tmp_path / "copy"))
     shutil.copytree(out.root, copy.root, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -206,7 +206,7 @@ def test_what_a_dataset_lacks_is_said(out: LocalStore, films: Path, tmp_path: Pa
 
 
 def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
-    """A failed video, one that is still to be done, and a path of two videos each have their own sentence."""
+    """A failed video, a pending one, and a path of two videos each have their own message."""
     import pyarrow as pa
 
     from tests.pipeline.rows import videos
@@ -218,24 +218,24 @@ def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
     add_plan(store, table)
     add_plan(store, videos("a"), seq=2, commit=False)
     for query, says in (
-        ("b.mp4", "failed: see"),
+        ("b.mp4", "failed, see"),
         ("a", "still to be done"),
         ("same.mp4", "2 videos of .* have the path"),
     ):
         with pytest.raises(InputError, match=says):
             jobs.search(store.url, query)
-    assert "1 video still to be done and not searched" in in_process("search", store.url, "c")[2]
+    assert "1 video pending and not searched" in in_process("search", store.url, "c")[2]
 
 
 def test_a_missing_extra_is_named() -> None:
-    """What an optional package is for, and how to get it, instead of an ImportError."""
+    """The error names the optional package and how to install it, instead of an ImportError."""
     output.need("json", "search")
     with pytest.raises(InputError, match=r"needs no_such_package.*pip install 'p3d-embeddings\[search\]'"):
         output.need("no_such_package", "search")
 
 
 def test_a_query_of_another_precision_is_refused(out: LocalStore) -> None:
-    """What this machine cannot compute is said before anything is decoded."""
+    """A precision that this machine cannot compute is reported before any video is decoded."""
     source = rows_of(out)
     recipe: Recipe = replace(source.job.recipe, precision="fp16")
     source.job = replace(source.job, recipe=recipe)

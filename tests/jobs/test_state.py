@@ -1,10 +1,10 @@
-"""The scheduler as a pure machine: its arrows one by one, then whole runs in a seeded world that does its worst.
+"""The scheduler as a pure state machine: its transitions one by one, then whole runs in a seeded simulation of faults.
 
     unit tests      one property each, by feeding events
-    simulate(seed)  workers, a store and faults, beside a model of what the scheduler may do; then a resume that heals
+    simulate(seed)  workers, a store and faults, with a model of what the scheduler may do; then a resume without faults
     mutants         schedulers with one defect each: the simulation must catch every one
 
-A seed that fails is named in a note of its error; `simulate(seed)` replays it.
+A note of the error names the seed that failed; `simulate(seed)` replays it.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def feed(scheduler: Scheduler, *events: Event) -> list[Command]:
 
 
 def flying(scheduler: Scheduler) -> list[tuple[int, ShardKey]]:
-    """(worker, shard) of all that is in hand, by worker, each one's oldest first."""
+    """(worker, shard) of all shards in progress, by worker, each one's oldest first."""
     return [(worker, shard) for worker, shards in sorted(scheduler.in_flight.items()) for shard in shards]
 
 
 def machine(n_shards: int, *, workers: int = 1, n_videos: int = 1000, **options) -> Scheduler:
-    """A scheduler whose workers are all ready: shard i flies on worker i."""
+    """A scheduler whose workers are all ready: worker i processes shard i."""
     scheduler = Scheduler(shards(n_shards), n_workers=workers, n_videos=n_videos, **options)
     for command in scheduler.start():
         if isinstance(command, StartWorker):
@@ -110,7 +110,7 @@ def of_kind(commands: Iterable[Command], kind: type) -> list:
     return [command for command in commands if isinstance(command, kind)]
 
 
-# ---- the arrows -------------------------------------------------------------------------------------------------
+# ---- the transitions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_shards", "n_workers", "expected"), [(5, 2, 2), (2, 5, 2), (1, 1, 1), (3, 3, 3)])
@@ -201,7 +201,7 @@ def test_nothing_to_do_finishes_at_once(before: dict[str, int], code: int) -> No
 
 
 def test_no_outcome_before_earlier_runs_are_counted() -> None:
-    """Shards are dispatched while earlier ones are still being counted; the verdict waits, and tells of both."""
+    """Shards are dispatched while earlier ones are still being counted; the outcome waits, and includes both."""
     scheduler = machine(1, n_videos=30, counting=True)
     assert flying(scheduler) == [(0, ShardKey(1, 0))]
     assert of_kind(feed(scheduler, done(0, ShardKey(1, 0))), Finish) == []
@@ -234,17 +234,17 @@ def test_after_the_end_nothing_happens() -> None:
 
 
 def test_nodes_that_join_get_workers() -> None:
-    """Room for more workers is used at once, as far as there is work; less room stops nobody."""
+    """A higher limit starts workers at once, as far as there is work. A lower one stops none."""
     scheduler = machine(4, workers=1)
     assert feed(scheduler, WorkerLimitRaised(9)) == [StartWorker(1), StartWorker(2), StartWorker(3)]
     assert feed(scheduler, WorkerLimitRaised(2)) == []
     assert scheduler.n_workers == 9
 
 
-# ---- the next shard in hand ------------------------------------------------------------------------------------
+# ---- two shards per worker --------------------------------------------------------------------------------------
 
 
-def test_a_busy_worker_has_the_next_shard_in_hand() -> None:
+def test_a_busy_worker_gets_its_next_shard() -> None:
     """With two each, a worker gets its next shard at once, and another whenever one of the two is done."""
     scheduler = machine(5, shards_each=2)
     assert flying(scheduler) == [(0, ShardKey(1, 0)), (0, ShardKey(1, 1))]
@@ -253,14 +253,14 @@ def test_a_busy_worker_has_the_next_shard_in_hand() -> None:
 
 
 @pytest.mark.parametrize(("n_shards", "early"), [(2, 0), (3, 0), (4, 1), (5, 2), (9, 2)])
-def test_the_last_shards_wait_for_whoever_is_free(n_shards: int, early: int) -> None:
-    """No worker has a second shard in hand where less than one for each worker would be left for all."""
+def test_the_last_shards_wait_for_idle_workers(n_shards: int, early: int) -> None:
+    """No worker gets a second shard if that would leave less than one shard per worker in the queue."""
     scheduler = machine(n_shards, workers=2, shards_each=2)
     assert len(flying(scheduler)) == min(n_shards, 2) + early
 
 
 def test_shards_that_were_together_when_their_worker_died_are_done_alone() -> None:
-    """Both are checked; then neither is in hand with another again, so that only one of them can be to blame."""
+    """Both are checked. Then neither is processed with another shard again, so the cause of a death is unambiguous."""
     scheduler = machine(6, shards_each=2)
     commands = feed(scheduler, WorkerDied(0, "killed"))
     assert of_kind(commands, Check) == [Check(ShardKey(1, 0)), Check(ShardKey(1, 1))]
@@ -273,7 +273,7 @@ def test_shards_that_were_together_when_their_worker_died_are_done_alone() -> No
     assert [of for of in seen if {0, 1} & set(of)] == [[0], [1]] and [2, 3] in seen
 
 
-def test_a_death_with_two_shards_in_hand_counts_once() -> None:
+def test_a_death_with_two_shards_counts_once() -> None:
     """The budget of deaths counts workers, not shards."""
     scheduler = machine(40, shards_each=2, worker_deaths=3)
     for worker in range(2):
@@ -286,8 +286,8 @@ def test_a_death_with_two_shards_in_hand_counts_once() -> None:
     assert commands[-1].exit_code == 6
 
 
-def test_a_drain_takes_back_what_has_not_begun() -> None:
-    """A shard that is withdrawn is open again, uncharged, and the end comes with those that had begun."""
+def test_a_drain_withdraws_shards_that_have_not_started() -> None:
+    """A withdrawn shard is open again without an attempt counted. The run ends with those that had started."""
     scheduler = machine(5, shards_each=2, shard_attempts=1)
     assert feed(scheduler, CANCEL) == [Drain(0)]
     assert feed(scheduler, trouble(0, ShardKey(1, 1), "withdrawn")) == []
@@ -318,12 +318,12 @@ def test_a_commit_found_by_the_check_counts_once() -> None:
 
 
 def test_a_shard_that_another_worker_also_did_counts_once() -> None:
-    """A worker thought dead commits after all; its heir adopts that commit, and the sums hold the shard once."""
+    """A worker thought dead commits after all; its successor finds that commit, and the sums hold the shard once."""
     scheduler = machine(1)
     commands = feed(scheduler, WorkerDied(0, "unreachable"), Checked(ShardKey(1, 0), committed=False))
     (started,) = of_kind(commands, StartWorker)
     assert feed(scheduler, WorkerReady(started.worker)) == [Dispatch(started.worker, ShardKey(1, 0))]
-    commands = feed(scheduler, done(started.worker, ShardKey(1, 0)))  # found committed by worker 0, adopted
+    commands = feed(scheduler, done(started.worker, ShardKey(1, 0)))  # it found the commit of worker 0
     assert commands[-1].exit_code == 0
     assert scheduler.totals == Totals(10, 20)
 
@@ -345,7 +345,7 @@ def test_a_dead_worker_is_replaced_while_there_is_work() -> None:
 
 
 def test_an_idle_or_starting_workers_death_costs_no_shard() -> None:
-    """The death of a worker without a shard asks for no check, and another one takes its place if needed."""
+    """The death of a worker without a shard asks for no check, and another one is started if needed."""
     scheduler = Scheduler(shards(2), n_workers=2, n_videos=9)
     scheduler.start()
     assert feed(scheduler, WorkerDied(0, "killed")) == [StartWorker(2)]
@@ -365,7 +365,7 @@ def die(scheduler: Scheduler, *, committed: bool = False) -> list[Command]:
 
 
 def test_too_many_deaths_in_a_row_stop_the_job() -> None:
-    """The budget of worker deaths ends the job with 6, not one death earlier, and names the last death."""
+    """The job ends with 6 when the budget of worker deaths is used up, not earlier, and names the last death."""
     scheduler = machine(9, worker_deaths=4, shard_attempts=99)
     for _ in range(3):
         die(scheduler)
@@ -472,8 +472,8 @@ def test_a_shard_that_succeeds_at_its_last_try_is_done() -> None:
 
 
 @pytest.mark.parametrize(("kind", "code"), [("store", 6), ("job", 2)])
-def test_trouble_that_no_retry_mends_stops_the_job_at_once(kind: str, code: int) -> None:
-    """Trouble of the store ends with 6, of the job with 2, at once, in the words of the trouble; the shard is open."""
+def test_trouble_that_no_retry_fixes_stops_the_job_at_once(kind: str, code: int) -> None:
+    """An error of the store ends with 6, one of the job with 2, at once, with its message. The shard is open."""
     scheduler = machine(4, workers=2)
     commands = feed(scheduler, trouble(0, ShardKey(1, 0), kind))
     assert commands == [StopWorker(0), StopWorker(1), Finish(code, f"{kind} trouble")]
@@ -486,13 +486,13 @@ def test_an_outage_pauses_until_a_shard_on_trial_is_done() -> None:
     scheduler = machine(6, workers=3)
     assert feed(scheduler, *(trouble(worker, ShardKey(1, worker), "outage") for worker in range(3))) == []
     assert scheduler.outage == "outage trouble"
-    for _ in range(20):  # far more than the attempts of a shard: an outage blames none
+    for _ in range(20):  # far more than the attempts of a shard: an outage does not count
         dispatched = of_kind(feed(scheduler, TryAgain(), TryAgain()), Dispatch)
         assert len(dispatched) == 1
         assert feed(scheduler, trouble(dispatched[0].worker, dispatched[0].shard, "outage")) == []
     [(worker, shard)] = scheduler_trial(scheduler)
     assert len(of_kind(feed(scheduler, done(worker, shard)), Dispatch)) == 3
-    again = [feed(scheduler, trouble(*place, "outage")) for place in flying(scheduler)]
+    again = [feed(scheduler, trouble(*pair, "outage")) for pair in flying(scheduler)]
     assert again == [[], [], []], "the trial that ended one outage is not left over for the next"
     assert len(scheduler_trial(scheduler)) == 1
     for worker, shard in flying(scheduler):
@@ -505,7 +505,7 @@ def scheduler_trial(scheduler: Scheduler) -> list[tuple[int, ShardKey]]:
 
 
 def test_a_source_that_never_answers_does_not_hold_up_the_others() -> None:
-    """One shard whose source is always out: all others are done, and the run waits for that one alone."""
+    """One shard whose source never answers: all others are done, and the run waits for that one only."""
     scheduler = machine(4, shard_attempts=2)
     for _ in range(100):
         if scheduler.finished:
@@ -514,7 +514,7 @@ def test_a_source_that_never_answers_does_not_hold_up_the_others() -> None:
         for worker, shard in flying(scheduler):
             feed(scheduler, trouble(worker, shard, "outage") if shard.shard == 0 else done(worker, shard))
         if scheduler.outage and scheduler.open == {ShardKey(1, 0)}:
-            break  # alone, it waits for the driver's patience
+            break  # only that one is left, until the driver's patience ends
     assert scheduler.open == {ShardKey(1, 0)}
     assert scheduler.totals.videos == 30
 
@@ -531,7 +531,7 @@ def test_an_outage_while_a_worker_starts_costs_no_budget() -> None:
 
 
 def test_a_check_that_finds_no_store_leaves_the_shard_open() -> None:
-    """The shard of a dead worker goes back to the queue when the store would not say, and waits for the outage."""
+    """The shard of a dead worker goes back to the queue if the check fails, and waits for the end of the outage."""
     scheduler = machine(1)
     assert feed(scheduler, WorkerDied(0, "killed")) == [Check(ShardKey(1, 0))]
     assert feed(scheduler, CheckFailed(ShardKey(1, 0), "no store")) == []
@@ -548,8 +548,8 @@ def test_a_refused_worker_stops_the_job() -> None:
     assert of_kind(commands, Dispatch) == [Dispatch(0, ShardKey(1, 0))]
 
 
-def test_a_drain_finishes_what_flies_and_starts_nothing() -> None:
-    """Stop with drain waits for every shard in flight, dispatches and starts nothing more, then gives its code."""
+def test_a_drain_finishes_shards_in_progress_and_starts_nothing() -> None:
+    """Stop with drain waits for every shard in progress, dispatches and starts nothing more, then gives its code."""
     scheduler = machine(6, workers=2)
     assert feed(scheduler, CANCEL) == [Drain(0), Drain(1)]
     assert feed(scheduler, done(0, ShardKey(1, 0))) == []
@@ -651,7 +651,7 @@ def test_a_share_of_a_tiny_job() -> None:
 
 
 def test_patience_is_that_of_the_run_options() -> None:
-    """A scheduler that is told nothing has the bounds that RunOptions gives by default."""
+    """A scheduler without arguments has the limits that RunOptions has by default."""
     scheduler, options = machine(1), RunOptions(workers=1, batch_size=1, threads=1, decode_tasks=1)
     assert scheduler.shard_attempts == options.shard_attempts
     assert scheduler.worker_deaths == options.worker_deaths
@@ -762,7 +762,7 @@ def test_validate_notices_a_state_that_contradicts_itself(tamper: Callable, comp
         scheduler.validate()
 
 
-def test_a_run_looks_at_all_of_a_small_job_after_every_event() -> None:
+def test_a_small_job_is_validated_after_every_event() -> None:
     """`check` notices at once that a shard was lost."""
     scheduler = machine(state.CHECKED_AT_ONCE - 1, workers=1)
     scheduler.check()
@@ -771,8 +771,8 @@ def test_a_run_looks_at_all_of_a_small_job_after_every_event() -> None:
         scheduler.check()
 
 
-def test_a_run_looks_at_a_large_job_so_seldom_that_an_event_costs_the_same() -> None:
-    """Of n shards all are looked at once in n / CHECKED_AT_ONCE events, again and again; a lost one is noticed then."""
+def test_a_large_job_is_validated_so_rarely_that_the_cost_per_event_is_constant() -> None:
+    """A job of n shards is validated once in n / CHECKED_AT_ONCE events, which notices a lost shard."""
     for n_shards in (1000, 5000):
         scheduler, silent = machine(n_shards, workers=1), n_shards // state.CHECKED_AT_ONCE
         for _ in range(2):
@@ -786,8 +786,8 @@ def test_a_run_looks_at_a_large_job_so_seldom_that_an_event_costs_the_same() -> 
             scheduler.queue.append(lost)
 
 
-def test_a_run_looks_at_its_end() -> None:
-    """However large the job was: one that finishes with an open shard is no success."""
+def test_the_end_of_a_run_is_validated() -> None:
+    """However large the job was: a run that finishes with an open shard is not a success."""
     scheduler = machine(1000)
     finish_with(0)(scheduler)
     with pytest.raises(AssertionError, match="open shards"):
@@ -795,7 +795,7 @@ def test_a_run_looks_at_its_end() -> None:
 
 
 def test_of_a_done_shard_nothing_is_kept() -> None:
-    """Neither its tries nor that it had to be done alone: a job of millions of shards would keep them all."""
+    """Neither its tries nor that it had to be done alone. Otherwise a job of millions of shards would keep them all."""
     scheduler = machine(9, workers=2, shards_each=2)
     feed(scheduler, WorkerDied(0, "gone"), *(Checked(shard, committed=False) for shard in list(scheduler.in_flight[0])))
     assert scheduler.alone
@@ -835,16 +835,16 @@ REASONS = ("truncated", "too_long", "not_a_video")
 
 @dataclass
 class World:
-    """Workers, a store and faults, and beside them a model of what the scheduler may do, held against all it does.
+    """Workers, a store and faults, and a model of what the scheduler may do, compared with all it does.
 
-    `truth` is what each shard holds once committed; `store` which are. A worker that is believed dead may commit later.
+    `truth` is what each shard holds once committed; `store` holds those that are. A worker believed dead may commit.
     """
 
     rng: Random
     truth: dict[ShardKey, ShardDone]
     rates: dict[str, float]
     store: set[ShardKey] = field(default_factory=set)
-    undead: list[ShardKey] = field(default_factory=list)  # shards of workers that are believed dead and are not
+    undead: list[ShardKey] = field(default_factory=list)  # shards of workers that are alive but believed dead
     fired: Counter[str] = field(default_factory=Counter)
     trace: list[tuple[Event, tuple[Command, ...]]] = field(default_factory=list)
 
@@ -855,12 +855,12 @@ class World:
         self.shard_attempts, self.worker_deaths = rng.randint(1, 4), rng.randint(1, 8)
         self.todo = [shard for shard in self.truth if shard not in self.store]
         self.n_videos = sum(shard.n_videos for shard in self.truth.values())
-        self.workers: dict[int, str] = {}  # starting, idle, busy: those the scheduler must believe alive
+        self.workers: dict[int, str] = {}  # starting, idle, busy: those that the scheduler must consider alive
         self.ever: set[int] = set()
         self.shards_each = rng.choice((1, 1, 2, 3))
         self.flying: dict[int, list[ShardKey]] = {}
         self.alone: set[ShardKey] = set()
-        self.told: set[int] = set()  # workers that are to begin nothing more
+        self.drained: set[int] = set()  # workers that must start nothing more
         self.unchecked: dict[ShardKey, bool] = {}  # shards of dead workers: has a Check been asked?
         self.second: set[ShardKey] = set()  # of those, the ones whose death is already counted by another
         self.closed: set[ShardKey] = set()
@@ -895,7 +895,7 @@ class World:
                 n_events += 1
                 assert n_events <= bound + 8 * self.outages, f"no end after {n_events} events"
                 self.deliver(event)
-        self.judge()
+        self.check_end()
         return self.finish
 
     def sums(self, shards: Iterable[ShardKey]) -> Totals:
@@ -915,7 +915,7 @@ class World:
         return True
 
     def something(self) -> Event | None:
-        """The next thing that happens; None if the scheduler does not hear of it."""
+        """The next event; None if something happens that the scheduler does not see."""
         asked = [shard for shard, has in self.unchecked.items() if has]
         awaited = [*[w for w, does in self.workers.items() if does != "idle"], *asked]
         if self.paused and (not awaited or self.strikes("try again")):
@@ -954,7 +954,7 @@ class World:
         return Checked(shard, True, truth.n_videos, truth.n_clips, truth.failures)
 
     def answer(self, worker: int, shard: ShardKey) -> Event:
-        if worker in self.told and self.strikes("withdrawn"):
+        if worker in self.drained and self.strikes("withdrawn"):
             return ShardTrouble(worker, shard, "withdrawn", "")
         if self.strikes("dies before commit"):
             return WorkerDied(worker, "died before its commit")
@@ -964,7 +964,7 @@ class World:
         for kind in ("outage", "internal", "store", "job"):
             if self.strikes(kind):
                 if self.rng.random() < 0.3:
-                    self.store.add(shard)  # committed, and then the trouble came
+                    self.store.add(shard)  # committed before the error
                 return ShardTrouble(worker, shard, kind, f"{kind} trouble")
         self.store.add(shard)
         if self.strikes("dies after commit"):
@@ -975,7 +975,7 @@ class World:
     # -- the model
 
     def deliver(self, event: Event) -> None:
-        """Tell the scheduler, and hold its answer against the model."""
+        """Pass an event to the scheduler, and compare its commands with the model."""
         match event:
             case WorkerReady(worker):
                 self.workers[worker] = "idle"
@@ -1059,7 +1059,7 @@ class World:
         self.deaths = self.fruitless_deaths = 0
         self.paused, self.trials = False, 0
         truth, rule = self.truth[shard], self.max_failures
-        if self.first_videos < FIRST_VIDEOS:  # shards are of one size here, which divides 200
+        if self.first_videos < FIRST_VIDEOS:  # all shards have the same size here, a divisor of 200
             self.first_videos += truth.n_videos
             self.first.update(dict(truth.failures))
         failed = self.before.failed + self.sums(self.closed).failed
@@ -1080,7 +1080,7 @@ class World:
         return 1 if failures["internal"] else 3 if failures else 0
 
     def obey(self, commands: list[Command]) -> None:
-        """Carry out what the scheduler wants, if it may want it."""
+        """Carry out the scheduler's commands, if the model allows them."""
         finish = next(iter(of_kind(commands, Finish)), None)
         assert finish is None or commands[-1] is finish, "Finish is the last command"
         for command in commands:
@@ -1092,7 +1092,7 @@ class World:
                     self.workers[worker] = "starting"
                     self.ever.add(worker)
                     work = len(self.todo) - len(self.closed) - len(self.stuck)
-                    assert len(self.workers) <= min(self.n_workers, work), "more workers than places or work"
+                    assert len(self.workers) <= min(self.n_workers, work), "more workers than allowed, or than work"
                 case Dispatch(worker, shard):
                     assert self.stopped is None, "a dispatch during a stop"
                     assert not self.paused or self.trials, "a dispatch during an outage"
@@ -1101,8 +1101,8 @@ class World:
                     if in_hand:
                         assert self.workers[worker] == "busy" and not self.paused, "no time for a second shard"
                         assert "idle" not in self.workers.values(), "a second shard, where another has none"
-                        assert len(in_hand) < self.shards_each, "too much in hand"
-                        assert self.alone.isdisjoint([*in_hand, shard]), "a suspect in company"
+                        assert len(in_hand) < self.shards_each, "too many shards for a worker"
+                        assert self.alone.isdisjoint([*in_hand, shard]), "a shard that must be alone gets company"
                         self.fired["ahead"] += 1
                     else:
                         assert self.workers.get(worker) == "idle", f"worker {worker} is not idle"
@@ -1116,8 +1116,8 @@ class World:
                     self.workers[worker] = "busy"
                 case Drain(worker):
                     assert self.stopped is not None and self.stopped.drain, "a drain that nobody asked for"
-                    assert worker in self.flying and worker not in self.told, "a drain of an idle worker, or twice"
-                    self.told.add(worker)
+                    assert worker in self.flying and worker not in self.drained, "a drain of an idle worker, or twice"
+                    self.drained.add(worker)
                 case Check(shard):
                     assert self.unchecked.get(shard) is False, "a check of a shard that needs none"
                     self.unchecked[shard] = True
@@ -1137,7 +1137,7 @@ class World:
         left = len(self.todo) - len(self.closed)
         if self.stopped is not None and not (self.stopped.drain and waits):
             assert finish is not None, "a stop is ignored"
-            # Which of the two it is when a stop comes with the very last shard, a test above asks.
+            # A test above shows which of the two it is when a stop comes with the very last shard.
             assert finish.exit_code in ({self.stopped.exit_code} if left else {self.stopped.exit_code, self.outcome()})
             return
         codes = {6} if spent else set()
@@ -1146,7 +1146,7 @@ class World:
             codes.add(self.outcome())
         assert finish is None or finish.exit_code in codes, f"finished too early or wrongly: {finish}"
 
-    def judge(self) -> None:
+    def check_end(self) -> None:
         """What must hold at the end of a run."""
         assert self.finish.exit_code in DOCUMENTED
         assert self.finish.sentence
@@ -1164,7 +1164,7 @@ class World:
 
 
 def simulate(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
-    """One job in a world with faults, then a resume in a world without: at its end everything is done, once."""
+    """One job in a world with faults, then a resume in one without. In the end every shard is done once."""
     rng = Random(seed)
     size, n_shards = rng.choice((1, 8, 40, 50, 100)), rng.randint(0, 12)
     truth = {}
@@ -1193,7 +1193,7 @@ def simulate(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
     return world
 
 
-def told(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
+def simulate_named(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
     """simulate(); a failure names its seed."""
     try:
         return simulate(seed, make)
@@ -1203,7 +1203,7 @@ def told(seed: int, make: Callable[..., Scheduler] = Scheduler) -> World:
 
 
 def test_whole_jobs_in_a_hostile_world() -> None:
-    """Whatever dies, stalls or stops: each shard is done once, sums are the store's, and the end comes with its code.
+    """Whatever dies, stalls or stops: each shard is done once, sums are those of the store, and the exit code is right.
 
     P3D_FIRST_SEED moves the range of seeds.
     """
@@ -1211,7 +1211,7 @@ def test_whole_jobs_in_a_hostile_world() -> None:
     codes: Counter[int] = Counter()
     started = time.monotonic()
     for seed in SEEDS:
-        world = told(seed)
+        world = simulate_named(seed)
         fired.update(world.fired.keys())
         first_end = next((commands[-1] for _, commands in world.trace if of_kind(commands, Finish)), None)
         if first_end is not None:
@@ -1225,7 +1225,7 @@ def test_whole_jobs_in_a_hostile_world() -> None:
     assert codes.keys() == DOCUMENTED
 
 
-def test_a_seed_is_a_whole_story() -> None:
+def test_a_seed_determines_the_run() -> None:
     """The same seed gives the same events and commands, so that a failure can be replayed."""
     for seed in range(20):
         assert simulate(seed).trace == simulate(seed).trace
@@ -1282,7 +1282,7 @@ class DrainsForEver(Scheduler):
 
 
 class IgnoresStops(Scheduler):
-    """Stops from outside are not heard."""
+    """Stops from outside are ignored."""
 
     def handle(self, event):
         return super().handle(event) if not isinstance(event, Stop) else []
@@ -1307,7 +1307,7 @@ class ForgivesDeathsAtOnce(Scheduler):
 
 
 class SkipsTheCheck(Scheduler):
-    """A dead worker's shard is done again without a look into the store."""
+    """A dead worker's shard is done again without a check of the store."""
 
     def _worker_died(self, worker, detail):
         for command in super()._worker_died(worker, detail):
@@ -1345,7 +1345,7 @@ class ForgetsTheCheck(Scheduler):
 
 
 class DispatchesWhileStopping(Scheduler):
-    """A drain goes on with the queue."""
+    """A drain continues with the queue."""
 
     def _settle(self, commands):
         commands = super()._settle(commands)
@@ -1381,14 +1381,14 @@ class TriesOnceLess(Scheduler):
 
 
 class RetriesTheStore(Scheduler):
-    """Trouble of the store is treated as a defect: tried again."""
+    """An error of the store is treated as a defect: tried again."""
 
     def _trouble(self, shard, kind, detail):
         super()._trouble(shard, "internal" if kind == "store" else kind, detail)
 
 
 class LosesTroubledShards(Scheduler):
-    """Trouble that stops the job closes its shard."""
+    """An error that stops the job closes its shard."""
 
     def _trouble(self, shard, kind, detail):
         super()._trouble(shard, kind, detail)
@@ -1463,7 +1463,7 @@ class LeavesWorkersBehind(Scheduler):
 
 
 class NeverHopeless(Scheduler):
-    """A hopeless job goes on."""
+    """A hopeless job continues."""
 
     def _hopeless(self):
         return None
@@ -1478,20 +1478,20 @@ class HopelessTooEarly(Scheduler):
 
 
 class DispatchesInAnOutage(Scheduler):
-    """Workers go on being given shards while a store is out."""
+    """Workers still get shards during an outage."""
 
     def _pause(self, detail):
         pass
 
 
 class NeverTriesAgain(Scheduler):
-    """A pause is for ever."""
+    """A pause never ends."""
 
     def handle(self, event):
         return [] if isinstance(event, TryAgain) else super().handle(event)
 
 
-class BlamesShardsForAnOutage(Scheduler):
+class ChargesShardsForAnOutage(Scheduler):
     """Every trial in an outage counts as an attempt of its shard."""
 
     def _trouble(self, shard, kind, detail):
@@ -1548,7 +1548,7 @@ MUTANTS = [
     HopelessTooEarly,
     DispatchesInAnOutage,
     NeverTriesAgain,
-    BlamesShardsForAnOutage,
+    ChargesShardsForAnOutage,
     StaysPaused,
     HearsTheDead,
 ]
@@ -1559,15 +1559,15 @@ def test_the_simulation_catches_a_scheduler_with_this_defect(mutant: type[Schedu
     """A scheduler with one defect fails in one of the first seeds, all of which the true scheduler passes."""
     with pytest.raises(AssertionError) as caught:
         for seed in SEEDS[:1000]:
-            told(seed, mutant)
+            simulate_named(seed, mutant)
     print(caught.value.__notes__[0], str(caught.value).splitlines()[:1])
 
 
-# ---- sentences --------------------------------------------------------------------------------------------------
+# ---- messages ---------------------------------------------------------------------------------------------------
 
 
 def given_up(*events: Event) -> str:
-    """The verdict of a job of two shards with one try each, of which the first meets `events`."""
+    """The last message of a job of two shards with one try each, where the first one gets `events`."""
     scheduler = machine(2, shard_attempts=1)
     feed(scheduler, *events)
     return work_off_trials(scheduler).sentence
@@ -1596,7 +1596,7 @@ def test_the_outcome_says_why_a_shard_was_given_up() -> None:
 
 
 def test_the_budget_of_deaths_says_what_killed_the_last() -> None:
-    """The sentence has the number of deaths in a row and the last one's words."""
+    """The message has the number of deaths in a row and the detail of the last one."""
     scheduler = machine(1, shard_attempts=99, worker_deaths=2)
     for worker in (0, 1):
         if worker in scheduler.starting:
@@ -1607,11 +1607,11 @@ def test_the_budget_of_deaths_says_what_killed_the_last() -> None:
 
 
 def test_a_hopeless_job_names_its_commonest_reason_and_the_way_out() -> None:
-    """Of two reasons the one that most videos failed for is named, with the option that goes on all the same."""
+    """Of two reasons the more frequent one is named, with the option to continue nevertheless."""
     scheduler = machine(9)
     [*_, finish] = feed(scheduler, done(0, ShardKey(1, 0), 200, not_a_video=120, truncated=2))
     assert finish == Finish(
         6,
-        "120 of the first 200 videos failed with not_a_video, so the job looks hopeless; see `p3d failures`, and give "
-        "--max-failures to go on all the same",
+        "120 of the first 200 videos failed with not_a_video, so the job looks hopeless; see `p3d failures`, and use "
+        "--max-failures to continue nevertheless",
     )

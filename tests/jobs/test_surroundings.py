@@ -1,6 +1,6 @@
-"""Jobs on machines that lack something: space, rights, descriptors, shared memory, a true clock.
+"""Jobs on machines that lack something: disk space, permissions, file descriptors, shared memory, a correct clock.
 
-Private mounts (`unshare -rm`) give each test a file system of its own; where they are not allowed, a test says so.
+Private mounts (`unshare -rm`) give each test its own file system; where they are not allowed, a test is skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.conftest import LONG, P3D, Ran, p3d
 
 
 def in_private_mounts(setup: str, *args: object, env: dict[str, str] | None = None) -> Ran:
-    """`p3d ARGS` after the shell commands of `setup`, which may mount what only this process and its children see."""
+    """`p3d ARGS` after the shell commands of `setup`, whose mounts only this process and its children see."""
     command = " ".join(shlex.quote(str(word)) for word in [*P3D, *args])
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{setup}\n{command}"],
@@ -36,10 +36,8 @@ def in_private_mounts(setup: str, *args: object, env: dict[str, str] | None = No
 
 
 @pytest.mark.fault(36)
-def test_a_disk_that_fills_stops_the_job_and_after_freeing_it_goes_on(
-    tmp_path: Path, archive: Path, small_weights: Path
-) -> None:
-    """Exit 6 names the path; nothing short is visible and no temporary file stays; with space, a resume finishes."""
+def test_a_full_disk_stops_the_job_and_a_resume_finishes_it(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Exit 6 names the path. No partial or temporary file is left. With free space, a resume finishes."""
     out, kept = tmp_path / "disk" / "out", tmp_path / "kept"
     out.parent.mkdir()
     size = small_weights.stat().st_size + 120_000  # the weights fit, and a few shards
@@ -63,7 +61,7 @@ def test_a_disk_that_fills_stops_the_job_and_after_freeing_it_goes_on(
 def test_an_output_that_cannot_be_written_is_refused_at_launch(
     tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """A read-only file system is one sentence, before Ray starts or a video is looked at."""
+    """A read-only file system gives one message, before Ray starts or a video is read."""
     out = tmp_path / "disk" / "out"
     out.parent.mkdir()
     ran = in_private_mounts(
@@ -76,7 +74,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_launch(
 
 @pytest.mark.fault(39)
 def test_an_output_without_hard_links_is_refused_at_launch(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """Where a result could not be written exactly once nothing is: the file system and the way out are named."""
+    """If results cannot be written exactly once, nothing is written: the error names the file system and a remedy."""
     if not Path("/dev/shm").is_dir() or shutil.which("unshare") is None:
         pytest.skip("no file system without hard links can be made here")
     store, true = LocalStore(str(tmp_path / "out")), os.link
@@ -108,8 +106,8 @@ def test_one_core_little_shared_memory_and_few_descriptors_are_enough(
 
 @pytest.mark.skipif(not LONG, reason="Ray tries for half a minute: make chaos")
 @pytest.mark.fault(53)
-def test_too_few_descriptors_are_a_sentence_and_no_hang(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """Where Ray cannot start at all, the job ends in bounded time with what may be wrong, and can be resumed."""
+def test_too_few_descriptors_are_an_error_and_not_a_hang(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """If Ray cannot start, the job ends in bounded time with the possible causes, and can be resumed."""
     out = tmp_path / "out"
     ran = in_private_mounts("ulimit -n 32", "launch", archive, out, "--weights", small_weights)
     assert ran.code == 6, ran.err

@@ -1,4 +1,4 @@
-"""`p3d weights`: every known format becomes one file, nothing is overwritten, and what does not fit is one sentence."""
+"""`p3d weights`: every known format can be imported, nothing is overwritten, and errors are one message."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def port_file(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-def test_a_2d_file_is_imported_and_said_to_see_no_motion(flat_file: Path, tmp_path: Path) -> None:
-    """The file is what the library makes; stderr says what it is not; the same command again changes nothing."""
+def test_a_2d_file_is_imported_with_a_warning_about_motion(flat_file: Path, tmp_path: Path) -> None:
+    """The file is what the library makes; stderr has the warning; the same command again changes nothing."""
     out = tmp_path / "w.safetensors"
     code, shown, said = in_process("weights", "import", str(flat_file), "-o", str(out))
     assert code == 0, said
@@ -69,7 +69,7 @@ def test_an_import_takes_every_option(flat_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_2d_file_stays_2d_where_that_network_is_named(flat_file: Path, tmp_path: Path) -> None:
-    """--model resnet50 imports the 2-D network itself: no filters in time are made, and nothing warns of motion."""
+    """--model resnet50 imports the 2-D network itself, without temporal filters and without a warning."""
     out = tmp_path / "w.safetensors"
     code, shown, said = in_process("weights", "import", str(flat_file), "-o", str(out), "--model", "resnet50")
     assert (code, said) == (0, "")
@@ -78,7 +78,7 @@ def test_a_2d_file_stays_2d_where_that_network_is_named(flat_file: Path, tmp_pat
 
 
 def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Path, tmp_path: Path) -> None:
-    """The tensors are the checkpoint's, the convention is the one that was asked for, and nothing warns of motion."""
+    """The tensors are the checkpoint's, the convention is the requested one, and nothing is warned of."""
     out = tmp_path / "w.safetensors"
     words = ("--graph", "caffe", "--channel-order", "bgr", "--range", "255")
     code, _, said = in_process("weights", "import", str(port_file), "-o", str(out), *words)
@@ -93,8 +93,8 @@ def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Pa
     ("words", "says"),
     [
         ("{flat} -o {here}/w.pth", "must end in .safetensors"),
-        ("{flat} -o {here}/full.safetensors", "is there already with other content"),
-        ("{flat} -o {here}/folder.safetensors", "is there already"),
+        ("{flat} -o {here}/full.safetensors", "already exists with other content"),
+        ("{flat} -o {here}/folder.safetensors", "already exists"),
         ("{flat} -o {here}/no/w.safetensors", "could not be written"),
         ("{flat} -o {here}/w.safetensors --temporal gaussian", "need a seed"),
         ("{flat} -o {here}/w.safetensors --seed 1", "identity takes none"),
@@ -104,16 +104,16 @@ def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Pa
         ("{flat} -o {here}/w.safetensors --class-names {here}/bytes.txt", "UTF-8"),
         ("{port} -o {here}/w.safetensors --temporal identity", "temporal filters of its own"),
         ("{small} -o {here}/w.safetensors --graph port", "graph caffe and port was asked for"),
-        ("{small} -o {here}/w.safetensors --range 1", "says itself that it takes bgr in 0..255"),
-        ("{here}/two.txt -o {here}/w.safetensors", "ends in none of"),
+        ("{small} -o {here}/w.safetensors --range 1", "states that it takes bgr in 0..255"),
+        ("{here}/two.txt -o {here}/w.safetensors", "has an unknown suffix"),
         ("{here}/none.pth -o {here}/w.safetensors", "there is no weights file"),
         ("{here}/cut.pth -o {here}/w.safetensors", "not a whole torch checkpoint"),
     ],
 )
-def test_what_cannot_be_imported_is_one_sentence(
+def test_what_cannot_be_imported_gives_one_message(
     flat_file: Path, port_file: Path, small_weights: Path, tmp_path: Path, words: str, says: str
 ) -> None:
-    """Exit 2, a sentence, and every file as it was."""
+    """Exit 2, one message, and no file changes."""
     for name, content in {"two.txt": b"a\nb\n", "hole.txt": b"a\n\nc\n", "bytes.txt": b"\xff\n"}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "full.safetensors").write_bytes(b"dear aunt")
@@ -129,19 +129,24 @@ def test_what_cannot_be_imported_is_one_sentence(
 
 
 def test_a_launch_with_a_2d_file_names_the_import(flat_file: Path, archive: Path, tmp_path: Path) -> None:
-    """Nothing that sees no motion enters a job unseen: exit 2, the command in the sentence, no output."""
+    """A 2-D file is not used in a job without notice: exit 2, the import command in the message, no output."""
     code, _, err = in_process("launch", str(archive), str(tmp_path / "out"), "--weights", str(flat_file))
     assert code == 2
     assert f"p3d weights import {flat_file} -o OUT.safetensors" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_says_what_each_format_is(flat_file: Path, port_file: Path, small_weights: Path) -> None:
+def test_show_describes_each_format(flat_file: Path, port_file: Path, small_weights: Path) -> None:
     """Format, network, classes, recipe and sha256 of a 2-D file, a checkpoint and our own."""
     for path, *said in (
         (flat_file, "a 2-D ResNet", "p3d63, graph port, stride on the 3x3", "3, without names"),
         (port_file, "the PyTorch port", "p3d63, graph port, stride on the 1x1", "10, without names"),
-        (small_weights, "this program's own", "p3d63, graph caffe, stride on the 1x1", "10, called class 0 .. class 9"),
+        (
+            small_weights,
+            "our own .safetensors",
+            "p3d63, graph caffe, stride on the 1x1",
+            "10, called class 0 .. class 9",
+        ),
     ):
         code, out, err = in_process("weights", "show", str(path))
         assert (code, err) == (0, "")
@@ -150,16 +155,16 @@ def test_show_says_what_each_format_is(flat_file: Path, port_file: Path, small_w
     assert in_process("weights", "show", str(flat_file) + "x")[0] == 2
 
 
-def test_every_format_has_words(tmp_path: Path) -> None:
-    """What `identify` may say of a file, `show` says in words."""
+def test_every_format_has_a_description(tmp_path: Path) -> None:
+    """`show` describes every format that `identify` may return."""
     path = tmp_path / "w.caffemodel"
     path.write_bytes(b"")
     assert {p3d.weights.identify(path).format, "native", "port", "resnet"} == FORMATS.keys()
 
 
 def test_show_hints_at_range_and_motion(flat_file: Path, port_file: Path, small_weights: Path) -> None:
-    """Weights of byte inputs contradict the recipe that a checkpoint is assumed to have, and fit their own; the filters
-    of an inflated file look at one frame; JSON carries the numbers."""
+    """Weights of byte inputs contradict the assumed recipe of a checkpoint and fit their own. The filters of an
+    inflated file look at one frame. JSON has the numbers."""
     assert "WARNING: bn1 fits inputs" in in_process("weights", "show", str(port_file))[1]
     own = in_process("weights", "show", str(small_weights))[1]
     assert "WARNING" not in own
@@ -181,7 +186,7 @@ def test_show_hints_at_range_and_motion(flat_file: Path, port_file: Path, small_
     ],
 )
 def test_a_convention_keeps_frames_and_turns_colours(order: str, value_range: int, mean: tuple[float, ...]) -> None:
-    """The mean goes with its channel whichever order the network takes."""
+    """The mean stays with its channel in either order."""
     for recipe in (CAFFE_RGB, PORT_RGB):
         made = in_convention(recipe, channel_order=order, value_range=value_range)
         assert (made.channel_order, made.value_range, made.mean) == (order, value_range, mean)

@@ -1,6 +1,6 @@
-"""The README's table of reasons, row by row: a real job over the zoo ends each of its files as the table says.
+"""The README's table of reasons: in a real job over the zoo, each file ends with the reason in the table.
 
-One job reads every case (tests/zoo/cases.py); what no file can do by itself is planted in its processes.
+One job reads every case (tests/zoo/cases.py). Faults that no file can cause are injected into its processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALM = ("--batch-size", 2, "--video-timeout", TIMEOUT_S, "--max-decode-memory", 
 
 
 class Zoo:
-    """A job over the zoo, and what became of each file."""
+    """A job over the zoo, and the rows or failure of each file."""
 
     def __init__(self, out: Path, ran: Ran) -> None:
         self.out, self.ran = out, ran
@@ -44,7 +44,7 @@ class Zoo:
 
 
 def last_message(video: VideoRef, scratch: Path, options: StoreOptions) -> object:
-    """The end of one decode, in this process."""
+    """The last message of one decode, in this process."""
     spec, sampling = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108)), parse_sampling("every:16", clip_frames=16)
     rules = {"policy": DecodePolicy(), "limits": DecodeLimits()}
     return list(decode_messages(video, spec, sampling, **rules, store_options=options, scratch=scratch))[-1]  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def said(message: object) -> str:
 
 
 def denied(tmp_path: Path, _: pytest.FixtureRequest) -> str:
-    """A file of mode 000, read by a user who is not root (root may read all, so the user is changed)."""
+    """Decode a file of mode 000 as a user other than root, who could read it."""
     (tmp_path / "v").mkdir()
     cases.good(tmp_path / "v" / "shut.mp4").chmod(0)
     (row,) = find(str(tmp_path / "v"), StoreOptions()).videos.to_pylist()
@@ -78,7 +78,7 @@ def denied(tmp_path: Path, _: pytest.FixtureRequest) -> str:
 
 
 def corrupt(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """An object whose bytes arrive with the same one flipped, whenever they are asked for."""
+    """Decode an object of which the same byte is flipped in every response."""
     server: dict[str, str] = request.getfixturevalue("s3_server")
     bucket: str = request.getfixturevalue("bucket")
     with proxy(server) as front:
@@ -89,8 +89,8 @@ def corrupt(tmp_path: Path, request: pytest.FixtureRequest) -> str:
         return said(last_message(VideoRef(**row), tmp_path, options))
 
 
-# reasons that a job over local files cannot be brought to
-AT_THE_DOOR = {Reason.SOURCE_DENIED: denied, Reason.SOURCE_CORRUPT: corrupt}
+# reasons that a job over local files cannot have
+SOURCE_REASONS = {Reason.SOURCE_DENIED: denied, Reason.SOURCE_CORRUPT: corrupt}
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, small_weights: Path) -> Zoo:
 def test_every_reason_of_the_readme_has_a_file_that_ends_in_it(
     reason: str, zoo: Zoo, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Each row of the table has a case, and a real decode, nearly always of a real job, ended it in that reason."""
-    if reason in AT_THE_DOOR:
-        assert AT_THE_DOOR[reason](tmp_path, request) == reason
+    """Each row of the table has a case that a real decode, nearly always of a real job, ends with that reason."""
+    if reason in SOURCE_REASONS:
+        assert SOURCE_REASONS[reason](tmp_path, request) == reason
         return
     mine = [case for case in cases.CASES if case.reason == reason]
     assert mine, f"no case of tests/zoo/cases.py ends in {reason}"
@@ -120,14 +120,14 @@ def test_every_reason_of_the_readme_has_a_file_that_ends_in_it(
 
 
 def test_the_table_is_the_closed_set() -> None:
-    """The table, the set of reasons and the cases name the same."""
+    """The table, the set of reasons and the cases agree."""
     assert REASONS == [str(reason) for reason in Reason] == [str(reason) for reason in REASON_MEANING]
-    assert {case.reason for case in cases.CASES} - {None} == set(Reason) - AT_THE_DOOR.keys()
+    assert {case.reason for case in cases.CASES} - {None} == set(Reason) - SOURCE_REASONS.keys()
 
 
 @pytest.mark.fault(13, 14, 16, 17, 18, 24)
 def test_no_good_video_is_lost(zoo: Zoo) -> None:
-    """Every other file of the zoo has its rows, among crashes, hangs and blow-ups; the job says so by its exit code."""
+    """All other files of the zoo have rows, despite crashes, hangs and memory use; the exit code shows the failures."""
     good = {case.name for case in cases.CASES if case.reason is None}
     assert zoo.rows.keys() == good
     assert zoo.failures.keys() == {case.name for case in cases.CASES} - good
@@ -143,8 +143,8 @@ def test_no_good_video_is_lost(zoo: Zoo) -> None:
 
 
 @pytest.mark.fault(12, 13, 14)
-def test_the_guilty_are_named_by_what_was_seen(zoo: Zoo) -> None:
-    """The detail of a crash names the signal, that of a hang its deadline, that of a blow-up both amounts."""
+def test_details_of_failures_name_the_cause(zoo: Zoo) -> None:
+    """The detail of a crash names the signal, that of a hang its deadline, that of excess memory both amounts."""
     assert "Segmentation fault" in zoo.failures["crash.mp4"]["detail"]
     assert zoo.failures["hang.mp4"]["detail"] == f"gave no frame for {TIMEOUT_S} s and was stopped"
     memory = re.search(r"took (\d+) MiB, the limit is 400", zoo.failures["memory.mp4"]["detail"])
@@ -153,8 +153,8 @@ def test_the_guilty_are_named_by_what_was_seen(zoo: Zoo) -> None:
 
 
 @pytest.mark.fault(51)
-def test_names_and_details_of_failures_cannot_drive_a_terminal(zoo: Zoo) -> None:
-    """What is printed of the zoo has no control character but the ends of lines."""
+def test_names_and_details_of_failures_cannot_control_a_terminal(zoo: Zoo) -> None:
+    """The output for the zoo has no control characters but newlines."""
     for verb in ("failures", "status"):
         ran = p3d(verb, zoo.out)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", ran.out + ran.err), verb

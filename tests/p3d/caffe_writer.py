@@ -1,7 +1,7 @@
-"""Writes `.caffemodel` bytes field by field from the specification, knowing nothing of the reader.
+"""Writes `.caffemodel` bytes field by field from the specification, independently of the reader.
 
-The layers come out in the order of the authors' prototxt, with the layers that have no weights between them, and each
-with fields that a reader of weights does not need.
+The layers are in the order of the authors' prototxt, interleaved with layers without weights. Each layer also has
+fields that a reader of weights does not need.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def caffemodel(
     old_dims: bool = False,
     doubles: bool = False,
 ) -> bytes:
-    """A NetParameter. `vectors` stores slopes and the like as "1xC", "1xCx1x1" or "C"; `old_dims` uses the four numbers
-    of before 2015 where at most four dimensions allow it; `doubles` stores float64."""
+    """A NetParameter. `vectors` stores vectors such as slopes as "1xC", "1xCx1x1" or "C"; `old_dims` uses the four
+    numbers from before 2015 for at most four dimensions; `doubles` stores float64."""
     parts = [text(1, "P3D"), message(100, text(1, "data") + text(2, "VideoData"))]
     for row in layers:
         blobs = b""
         for key in row.keys:
             tensor = state[key]
             blobs += message(7, blob(_dims(key, row.kind, tensor, vectors, old_dims), tensor, old_dims, doubles))
-        # bottom = 3, top = 4, param = 6, a custom parameter with all the kinds of field there are
+        # bottom = 3, top = 4, param = 6, and a custom parameter with fields of every wire type
         extras = text(3, "below") + text(4, row.name) + message(6, number(1, 7))
         custom = message(140, number(1, 1) + tag(2, 5) + struct.pack("<f", 0.9) + tag(3, 1) + struct.pack("<d", 0.1))
         parts.append(message(100, text(1, row.name) + text(2, row.kind) + extras + blobs + custom))

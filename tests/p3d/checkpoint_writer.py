@@ -1,8 +1,8 @@
-"""Writes checkpoints of the PyTorch port opcode by opcode, as each age of torch did, without torch.save.
+"""Writes checkpoints of the PyTorch port opcode by opcode, as different versions of torch did, without torch.save.
 
 "2017"  torch 0.3 under Python 2: five pickles and raw storages; byte strings, long ints, no counters
 "2019"  torch 1.0 under Python 3: the same container, text, arguments of _rebuild_tensor_v2
-"zip"   torch 1.6 and later: a stored zip archive with one member a storage
+"zip"   torch 1.6 and later: an uncompressed zip archive with one member per storage
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Pickler:
 def checkpoint(
     state: Mapping[str, torch.Tensor], *, age: str, prefix: str = "", nested: bool = True, cuda: bool = False
 ) -> bytes:
-    """A whole file. `nested` puts the state beside an epoch and an architecture, as training scripts do."""
+    """A whole file. `nested` stores an epoch and an architecture next to the state, as training scripts do."""
     pickler = Pickler(age)
     storages = {str(i if age == "zip" else 94_000_000 + 16 * i): value for i, value in enumerate(state.values())}
     items = [

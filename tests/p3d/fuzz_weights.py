@@ -1,11 +1,12 @@
-"""Damages small weights files of every format at random and holds `load` to its word, whatever comes.
+"""Damages small weights files of every format at random and checks that `load` refuses them or loads them correctly.
 
-    python -m tests.p3d.fuzz_weights 100000      so many inputs, a fifth of each kind of file; the seed is printed
-    python -m tests.p3d.fuzz_weights 1 --seed 5 --at 4711      one input again
+    python -m tests.p3d.fuzz_weights 100000      number of inputs, a fifth for each kind of file; the seed is printed
+    python -m tests.p3d.fuzz_weights 1 --seed 5 --at 4711      repeat one input
 
-Input i of a seed is always the same. Damage goes for structure more than for numbers, and some of it is mended where a
-checksum or a length would hide it from the code behind. Either there is one sentence that names the file, or a network
-of finite numbers: no format but zip has a checksum, so a flipped bit of a number can be a number.
+Input i of a seed is always the same. Damage affects structure more often than numbers. In some inputs checksums and
+lengths are repaired afterwards, so that the code behind these checks is reached. The result is either a one-line error
+that names the file or a network of finite numbers. Only zip has checksums, so other formats cannot detect a changed
+number.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from tests.p3d.tiny_nets import drawn, state_of, tiny_zoo
 
 Rng = np.random.Generator
 Damage = Callable[[Rng, bytes, np.ndarray], bytes]
-LONGEST_SENTENCE = 1500  # characters past the path
+LONGEST_MESSAGE = 1500  # characters in addition to the path
 MOST_GROWTH_BYTES = 400 << 20
 
 
 @functools.cache
 def samples() -> dict[str, tuple[bytes, np.ndarray]]:
-    """A whole file of each format, and where its structure is: the bytes that do not differ with the numbers."""
+    """A whole file of each format, and the offsets of its structure: bytes that do not depend on the numbers."""
     with tiny_zoo():
         one, other = (_files(seed) for seed in (1, 2))
         found = {}
@@ -63,31 +64,31 @@ def _files(seed: int) -> dict[str, bytes]:
         return {"w.caffemodel": caffe, "w.safetensors": to_bytes(load(path)), **files}
 
 
-def _place_at(rng: Rng, data: bytes, structure: np.ndarray) -> int:
+def _offset(rng: Rng, data: bytes, structure: np.ndarray) -> int:
     return int(rng.choice(structure)) if rng.random() < 0.8 else int(rng.integers(len(data)))
 
 
 def _span(rng: Rng, data: bytes, structure: np.ndarray) -> tuple[int, int]:
-    start = _place_at(rng, data, structure)
+    start = _offset(rng, data, structure)
     return start, min(len(data), start + int(2 ** rng.uniform(0, 10)))
 
 
 def flip_bits(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
-        out[_place_at(rng, data, structure)] ^= 1 << int(rng.integers(8))
+        out[_offset(rng, data, structure)] ^= 1 << int(rng.integers(8))
     return bytes(out)
 
 
 def change_bytes(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
-        out[_place_at(rng, data, structure)] = int(rng.integers(256))
+        out[_offset(rng, data, structure)] = int(rng.integers(256))
     return bytes(out)
 
 
 def cut(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    return data[: _place_at(rng, data, structure)]
+    return data[: _offset(rng, data, structure)]
 
 
 def cut_out(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
@@ -101,17 +102,17 @@ def repeat(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
 
 
 def move(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    """A piece of the file over another piece of it."""
+    """Overwrite a piece of the file with another piece."""
     start, end = _span(rng, data, structure)
-    at = _place_at(rng, data, structure)
+    at = _offset(rng, data, structure)
     return data[:at] + data[start:end] + data[at + end - start :]
 
 
 def extreme(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    """A number that nobody expects, in the place of another."""
+    """Replace a number by an extreme one."""
     value = int(rng.choice([0, 1, 0x7F, 0xFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x7F80_0000, 0x7FFF_FFFF_FFFF_FFFF]))
     raw = struct.pack(str(rng.choice(["<Q", ">Q"])), value)[: int(rng.choice([1, 2, 4, 8]))]
-    at = _place_at(rng, data, structure)
+    at = _offset(rng, data, structure)
     return data[:at] + raw + data[at + len(raw) :]
 
 
@@ -123,8 +124,8 @@ def random_bytes(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
 PLAIN: list[Damage] = [flip_bits, flip_bits, change_bytes, cut, cut_out, repeat, move, extreme, random_bytes]
 
 
-def mended_zip(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    """Damage to one member, mostly the pickle, and its checksum made right again."""
+def repaired_zip(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
+    """Damage one member, mostly the pickle, and correct its checksum."""
     out = BytesIO()
     with zipfile.ZipFile(BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         names = old.namelist()
@@ -137,8 +138,8 @@ def mended_zip(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def mended_safetensors(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    """Damage to the header, or other numbers and types in it, and its length made right again."""
+def repaired_safetensors(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
+    """Damage the header, or replace numbers and types in it, and correct its length."""
     (length,) = struct.unpack("<Q", data[:8])
     header, body = data[8 : 8 + length], data[8 + length :]
     if rng.random() < 0.5:
@@ -153,8 +154,8 @@ def mended_safetensors(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
-def mended_caffe(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
-    """Layers dropped, repeated, renamed, retyped and reshaped in a file that is right in every length."""
+def repaired_caffe(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
+    """Drop, repeat, rename, retype or reshape layers in a file whose lengths are all correct."""
     with tiny_zoo():
         config = zoo.config("tiny", num_classes=3)
         rows, state = list(caffe_writer.rows(config)), drawn(config, 1)
@@ -182,7 +183,11 @@ def _any_damage(rng: Rng, data: bytes, structure: np.ndarray) -> bytes:
     return PLAIN[int(rng.integers(len(PLAIN)))](rng, data, structure)
 
 
-MENDED: dict[str, Damage] = {"zip.pth": mended_zip, "w.safetensors": mended_safetensors, "w.caffemodel": mended_caffe}
+REPAIRED: dict[str, Damage] = {
+    "zip.pth": repaired_zip,
+    "w.safetensors": repaired_safetensors,
+    "w.caffemodel": repaired_caffe,
+}
 
 
 def damaged(seed: int, at: int) -> tuple[str, str, bytes]:
@@ -191,14 +196,14 @@ def damaged(seed: int, at: int) -> tuple[str, str, bytes]:
     names = list(samples())
     name = names[at % len(names)]
     data, structure = samples()[name]
-    mended = name in MENDED and rng.random() < 0.4
-    damage = MENDED[name] if mended else PLAIN[int(rng.integers(len(PLAIN)))]
+    repaired = name in REPAIRED and rng.random() < 0.4
+    damage = REPAIRED[name] if repaired else PLAIN[int(rng.integers(len(PLAIN)))]
     return name, damage.__name__, damage(rng, data, structure)
 
 
 @dataclass
 class Tally:
-    """What came of the inputs."""
+    """The outcomes of the inputs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
@@ -206,7 +211,7 @@ class Tally:
 
 
 def run(count: int, seed: int, folder: Path, first: int = 0) -> Tally:
-    """Load `count` inputs; an AssertionError or any other error names the one that did it."""
+    """Load `count` inputs; an AssertionError names the input that failed."""
     tally = Tally()
     samples()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -216,8 +221,8 @@ def run(count: int, seed: int, folder: Path, first: int = 0) -> Tally:
         path.write_bytes(data)
         started = time.monotonic()
         try:
-            same = kind == "cut" or (name == "zip.pth" and kind != mended_zip.__name__)
-            outcome = judge(path, intact=samples()[name][0] if same else None)
+            same = kind == "cut" or (name == "zip.pth" and kind != repaired_zip.__name__)
+            outcome = check(path, intact=samples()[name][0] if same else None)
             assert [each.name for each in folder.iterdir()] == [name], "something was left behind"
         except Exception as error:
             raise AssertionError(f"{seed = }, {at = }: {kind} of {name}") from error
@@ -233,18 +238,19 @@ def run(count: int, seed: int, folder: Path, first: int = 0) -> Tally:
     return tally
 
 
-def judge(path: Path, intact: bytes | None) -> str:
-    """ "refused", or "loaded" where all that is promised of a loaded file holds.
+def check(path: Path, intact: bytes | None) -> str:
+    """Return "refused", or "loaded" if the loaded network is valid.
 
-    With `intact` it must have the numbers of that file: what was cut off held none, or a checksum was there to see.
+    With `intact` a loaded network must have the numbers of that file: the damage affected no number, or a checksum
+    would have detected it.
     """
     try:
         with tiny_zoo():
             weights = load(path)
     except WeightsError as error:
-        sentence = str(error)
-        assert sentence.startswith(str(path)), sentence
-        assert sentence.isprintable() and len(sentence) < len(str(path)) + LONGEST_SENTENCE, sentence
+        message = str(error)
+        assert message.startswith(str(path)), message
+        assert message.isprintable() and len(message) < len(str(path)) + LONGEST_MESSAGE, message
         return "refused"
     state = state_of(weights)
     assert {key: tuple(value.shape) for key, value in state.items()} == expected_shapes(weights.config)

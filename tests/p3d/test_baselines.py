@@ -1,4 +1,4 @@
-"""The networks the paper compares with: their sizes, what they take, and that they are what their papers say."""
+"""The paper's baseline networks: their sizes, their accepted inputs, and agreement with the papers' descriptions."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def seeded_tensor(key: str, shape: torch.Size, generator: torch.Generator) -> to
 
 @functools.cache
 def tiny_state(spacetime: bool) -> dict[str, torch.Tensor]:
-    """Ordinary numbers in all places of a residual network of one block a stage."""
+    """Ordinary numbers for every tensor of a residual network of one block per stage."""
     with torch.device("meta"):
         network = ResNetConfig(name="tiny", blocks=TINY, spacetime=spacetime, num_classes=5).build()
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def tiny_state(spacetime: bool) -> dict[str, torch.Tensor]:
 
 
 def tiny(spacetime: bool = False, graph: str = "caffe", stride_on: str = "1x1") -> Network:
-    """A residual network of one block a stage; it owns its numbers."""
+    """A residual network of one block per stage, with its own copy of the numbers."""
     config = ResNetConfig(
         name="tiny", blocks=TINY, spacetime=spacetime, graph=graph, stride_on=stride_on, num_classes=5
     )
@@ -67,13 +67,13 @@ def clips_of(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @functools.cache
 def pooling() -> Weights:
-    """Convolutional pooling over few small frames: the cheapest network without a normalisation."""
+    """Convolutional pooling over a few small frames: the cheapest network without a normalisation."""
     weights = random_weights("convpool", 0, num_classes=5)
     small = dataclasses.replace(weights.recipe, n_frames=2, resize_hw=(64, 64), crop_hw=(64, 64))
     return dataclasses.replace(weights, recipe=small)
 
 
-PUBLISHED = {  # parameters without the classifier, GMACs a frame of 224x224 with the stride on 1x1 and on 3x3
+PUBLISHED = {  # parameters without the classifier, GMACs per 224x224 frame with the stride on 1x1 and on 3x3
     "resnet50": (23_508_032, 3.856, 4.087),
     "resnet101": (42_500_160, 7.568, 7.799),
     "resnet152": (58_143_808, 11.280, 11.512),
@@ -82,7 +82,7 @@ PUBLISHED = {  # parameters without the classifier, GMACs a frame of 224x224 wit
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_2d_resnets_have_the_published_size_and_cost(name: str) -> None:
-    """Parameters and multiply-adds are those of the known 2-D networks, 16 times a frame's."""
+    """Parameters and multiply-adds per frame are those of the known 2-D networks."""
     params, *gmacs = PUBLISHED[name]
     network = on_meta(name, num_classes=1000)
     assert count(network) - count(network.fc) == params
@@ -120,7 +120,7 @@ def test_the_others_have_the_computed_size(name: str) -> None:
 
 
 def torchvision_shapes(blocks: tuple[int, ...], classes: int) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of torchvision's bottleneck ResNets, written down from its documentation of the layers."""
+    """Keys and shapes of torchvision's bottleneck ResNets, according to its documentation of the layers."""
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
     norms = {"bn1": 64}
     channels = 64
@@ -162,14 +162,14 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_keys_and_shapes_are_those_of_public_checkpoints(name: str) -> None:
-    """torchvision's names for ResNets, the ports' for C3D."""
+    """ResNets have torchvision's names, C3D those of the ports."""
     state = on_meta(name, num_classes=1000).state_dict()
     assert {key: tuple(value.shape) for key, value in state.items() if "num_batches" not in key} == LAYOUTS[name]
 
 
 @pytest.mark.parametrize("name", zoo.BASELINES)
 def test_every_network_takes_its_own_recipe_and_no_other_size(name: str) -> None:
-    """Two clips of the recipe give two rows and scores; another channel count, or a size it cannot take, is refused."""
+    """Two clips of the recipe give two rows and scores; a wrong channel count or size is refused."""
     network, recipe = on_meta(name, num_classes=7), zoo.recipe(name, "caffe")
     shape = (recipe.channels, recipe.n_frames, *recipe.crop_hw)
     features = network.features(torch.empty(2, *shape, device="meta"))
@@ -194,7 +194,7 @@ def test_every_network_takes_its_own_recipe_and_no_other_size(name: str) -> None
     ],
 )
 def test_fully_connected_layers_fix_the_size(name: str, size: tuple[int, int, int]) -> None:
-    """A clip whose rows would not fit, or whose frames would be lost, is refused with its sizes."""
+    """A clip with an unsupported size, or with frames that would be ignored, is refused with its sizes."""
     with pytest.raises(ValueError, match=f"t = {size[0]}"):
         on_meta(name).features(torch.empty(1, 3, *size, device="meta"))
 
@@ -209,14 +209,14 @@ def test_fully_connected_layers_fix_the_size(name: str, size: tuple[int, int, in
     ],
 )
 def test_options_without_a_meaning_are_refused(name: str, options: dict[str, str], message: str) -> None:
-    """A network refuses an option that it would have to ignore."""
+    """A network refuses an option that has no effect on it."""
     with pytest.raises(ValueError, match=message):
         zoo.config(name, **options)
 
 
 @pytest.mark.parametrize(("graph", "stride_on"), [("caffe", "1x1"), ("port", "3x3")])
 def test_a_clips_features_are_the_mean_of_its_frames(graph: str, stride_on: str) -> None:
-    """The 2-D network sees each frame alone, whatever the other frames and clips of the batch."""
+    """The 2-D network computes each frame independently of the other frames and clips of the batch."""
     network, clips = tiny(graph=graph, stride_on=stride_on), clips_of(2, 3, 3, 70, 64)
     with torch.inference_mode():
         together = network.features(clips)
@@ -228,7 +228,7 @@ def test_a_clips_features_are_the_mean_of_its_frames(graph: str, stride_on: str)
 
 @pytest.mark.parametrize(("graph", "stride_on"), [("caffe", "1x1"), ("port", "3x3")])
 def test_the_2d_network_is_the_one_p3d_is_inflated_from(graph: str, stride_on: str) -> None:
-    """Another ResNet, written for the tests of inflation, gives the same row for the same tensors and frame."""
+    """The independent ResNet from the tests of inflation gives the same row for the same tensors and frame."""
     other = PlainResNet(TINY, v1=stride_on == "1x1", caffe_pool=graph == "caffe")
     network, frame = tiny(graph=graph, stride_on=stride_on), clips_of(1, 3, 1, 65, 70)
     network.load_state_dict(other.state_dict())
@@ -238,7 +238,7 @@ def test_the_2d_network_is_the_one_p3d_is_inflated_from(graph: str, stride_on: s
 
 @pytest.mark.parametrize(("graph", "stride_on"), [("caffe", "1x1"), ("port", "3x3")])
 def test_3x3x3_filters_that_see_one_frame_give_the_2d_network(graph: str, stride_on: str) -> None:
-    """With a 2-D network's filters on the centre tap, a static clip has the features of its frame; others do not."""
+    """With a 2-D network's filters on the centre tap, a static clip has its frame's features; a moving clip has not."""
     flat, deep = tiny(graph=graph, stride_on=stride_on), tiny(spacetime=True, graph=graph, stride_on=stride_on)
     state = deep.state_dict()
     for key, value in flat.state_dict().items():
@@ -265,7 +265,7 @@ def test_3x3x3_filters_see_time() -> None:
 
 @pytest.mark.parametrize("spacetime", [False, True])
 def test_folding_changes_rounding_only(spacetime: bool) -> None:
-    """Residual networks lose every normalisation and keep their features to 1e-5."""
+    """Folding removes every normalisation of a residual network and keeps its features to 1e-5."""
     network, clips = tiny(spacetime), clips_of(1, 3, 16, 64, 64)
     with torch.inference_mode():
         plain = network.features(clips)
@@ -276,7 +276,7 @@ def test_folding_changes_rounding_only(spacetime: bool) -> None:
 
 
 def test_c3ds_last_pooling_rounds_up_in_caffe_and_pads_in_the_ports() -> None:
-    """7 pixels become 4 either way, by windows that start at pixel 0 or at pixel -1."""
+    """7 pixels become 4 in both graphs, with windows that start at pixel 0 or at pixel -1."""
     ramp = torch.arange(7.0).expand(1, 1, 2, 7, 7)
     with torch.device("meta"):
         caffe, port = (zoo.build("c3d", graph=graph) for graph in ("caffe", "port"))
@@ -286,7 +286,7 @@ def test_c3ds_last_pooling_rounds_up_in_caffe_and_pads_in_the_ports() -> None:
 
 
 def test_slow_fusion_sees_all_ten_frames_step_by_step() -> None:
-    """Four times after the first convolution, two after the second, one after the third, as in the paper's figure 1."""
+    """4, 2 and 1 time steps are left after the first three convolutions, as in the paper's figure 1."""
     with torch.device("meta"):
         network = zoo.build("deepvideo-slow").eval()
     times: list[int] = []
@@ -299,7 +299,7 @@ def test_slow_fusion_sees_all_ten_frames_step_by_step() -> None:
 
 
 def test_krizhevskys_normalisation_does_not_divide_alpha() -> None:
-    """b = a / (2 + 1e-4 * sum of squares of 5 neighbours) ** 0.5, which torch's alpha must be 5e-4 for."""
+    """b = a / (2 + 1e-4 * sum of squares of 5 neighbours) ** 0.5; for this torch's alpha must be 5e-4."""
     with torch.device("meta"):
         norm = zoo.build("deepvideo-single").norm
     a = torch.full((1, 9, 1, 1), 100.0)
@@ -307,7 +307,7 @@ def test_krizhevskys_normalisation_does_not_divide_alpha() -> None:
 
 
 def test_convolutional_pooling_is_a_maximum_over_frames() -> None:
-    """Order and repetition of the frames do not matter, and every frame can."""
+    """Order and repetition of the frames do not matter, and every frame contributes."""
     network = pooling().network
     assert isinstance(network, ConvPool)
     clip = clips_of(1, 3, 3, 64, 64) * 50
@@ -321,17 +321,17 @@ def test_convolutional_pooling_is_a_maximum_over_frames() -> None:
 
 
 def unlike_clips(frames: int, side: int, amplitude: float) -> torch.Tensor:
-    """Noise and stripes."""
+    """Two different clips: noise and a sine grating."""
     noise = clips_of(3, frames, side, side)
-    chunks = torch.sin(torch.arange(side) / 3).expand(3, frames, side, side)
-    return torch.stack([noise, chunks]) * amplitude
+    grating = torch.sin(torch.arange(side) / 3).expand(3, frames, side, side)
+    return torch.stack([noise, grating]) * amplitude
 
 
 @pytest.mark.parametrize("name", ["resnet50", "convpool"])
 def test_random_features_stay_sane(name: str) -> None:
-    """Seeds give features of the size of one, and unlike clips have unlike ones, also without a normalisation."""
+    """Random weights give features of magnitude one that differ between clips, also without a normalisation."""
     network = pooling().network if name == "convpool" else random_weights(name, 0, num_classes=5).network
-    first: list[float] = []  # how large the first layer's numbers are, before a normalisation could hide it
+    first: list[float] = []  # standard deviation of the first layer's output
     layer = network.get_submodule(network.stem_norm or network.stem)
     handle = layer.register_forward_hook(lambda _module, _given, out: first.append(out.std().item()))
     with torch.inference_mode():
@@ -344,9 +344,9 @@ def test_random_features_stay_sane(name: str) -> None:
 
 
 def assert_a_row_depends_on_its_clip_alone(encoder: Encoder) -> None:
-    """Rows and scores have the same bits alone, in any order and at any place of a batch.
+    """Rows and scores have the same bits alone, in any order and at any position in a batch.
 
-    Five clips: a product of five rows was seen to give other bits in the last place (two threads).
+    Five clips, because with two threads the last row of a five-row product was observed to have different bits.
     """
     frames = np.random.RandomState(0).randint(0, 256, (6, *encoder.recipe.crop_hw, 3)).astype(np.uint8)
     index = np.stack([np.arange(5), np.arange(1, 6)], axis=1)
@@ -359,7 +359,7 @@ def assert_a_row_depends_on_its_clip_alone(encoder: Encoder) -> None:
 
 
 def test_the_encoder_runs_a_network_without_normalisations() -> None:
-    """Fully connected layers give the same bits at every place of a batch, and the golden check passes."""
+    """Fully connected layers give the same bits at every position in a batch, and the golden check passes."""
     weights = pooling()
     encoder = Encoder(weights, batch_size=5, threads=2)
     assert encoder.feature_dim == 4096
@@ -368,7 +368,7 @@ def test_the_encoder_runs_a_network_without_normalisations() -> None:
 
 
 def test_the_encoder_gives_a_frame_network_the_same_bits_at_every_place() -> None:
-    """Frames lie beside the batch in a 2-D network; a clip's row still depends on its clip alone."""
+    """A 2-D network merges frames into the batch, but a clip's row depends on its clip alone."""
     recipe = dataclasses.replace(IMAGENET_BGR, n_frames=2, crop_hw=(64, 64))
     assert_a_row_depends_on_its_clip_alone(
         Encoder(Weights(tiny().eval(), recipe, (), "a test"), batch_size=5, threads=2)
@@ -376,7 +376,7 @@ def test_the_encoder_gives_a_frame_network_the_same_bits_at_every_place() -> Non
 
 
 def hollow(name: str) -> dict[str, torch.Tensor]:
-    """A checkpoint with the public layout and zeros that take no room."""
+    """A checkpoint with the public layout and zeros that need no memory."""
     return {key: torch.zeros(()).expand(shape) for key, shape in LAYOUTS[name].items()}
 
 
@@ -384,7 +384,7 @@ def hollow(name: str) -> dict[str, torch.Tensor]:
 def test_public_checkpoints_load_when_the_network_is_named(
     tmp_path: Path, name: str, stride_on: str, recipe: object
 ) -> None:
-    """torchvision's ResNets and C3D's ports give a network with their conventions, and survive the native format."""
+    """torchvision's ResNets and ports of C3D load with their conventions, also after saving in the native format."""
     path = tmp_path / "w.pth"
     torch.save({f"module.{key}": value for key, value in hollow(name).items()}, path)
     weights = load(path, name=name)
@@ -410,7 +410,7 @@ def test_public_checkpoints_load_when_the_network_is_named(
     ],
 )
 def test_checkpoints_of_other_networks_are_refused(tmp_path: Path, held: str, name: str, message: str) -> None:
-    """A checkpoint that is not of the named network is refused in one sentence."""
+    """A checkpoint of a network other than the named one is refused, and the error names the file."""
     path = tmp_path / "w.pth"
     torch.save(hollow(held), path)
     with pytest.raises(WeightsError, match=rf"w\.pth .*({message})"):
@@ -418,7 +418,7 @@ def test_checkpoints_of_other_networks_are_refused(tmp_path: Path, held: str, na
 
 
 def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    """C3D takes 16 frames of 112x112 and says so."""
+    """C3D accepts only 16 frames of 112x112, and the error says so."""
     path = tmp_path / "w.pth"
     torch.save(hollow("c3d"), path)
     for change in ({"n_frames": 8}, {"crop_hw": (100, 112)}):

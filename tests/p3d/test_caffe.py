@@ -1,4 +1,4 @@
-"""The authors' caffemodels: every blob under its key, and what is no such file is refused by one sentence."""
+"""The authors' caffemodels: every blob gets its key, and any other file is refused with one error message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tiny(name: str = "tiny", blocks: tuple[int, int, int, int] = (1, 1, 1, 1)) -
         return list(rows(config)), drawn(config, 5)
 
 
-@pytest.mark.skipif(not TABLE.is_file(), reason="the table of all 1012 blobs is beside the checkout, not in it")
+@pytest.mark.skipif(not TABLE.is_file(), reason="the table of all 1012 blobs is stored outside the checkout")
 def test_every_blob_of_the_authors_p3d199_has_the_key_of_the_published_table() -> None:
     """All 1012 (layer, type, blob, shape, key) rows agree with the reader, with the writer and with the network."""
     table = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
@@ -69,7 +69,7 @@ def test_layer_names_of_every_depth_give_every_key_once(name: str, numbered: boo
     "conv2 bn1 res1a_branch2a res6a_branch2a res3b0_branch2a res3c1_branch2a res3B_branch2a res3a_branch2d".split(),
 )
 def test_other_layer_names_have_no_key(layer: str) -> None:
-    """The rule takes the authors' names and no neighbours of them."""
+    """The pattern matches the authors' names and no similar ones."""
     assert caffe.key_of(layer) is None
 
 
@@ -102,7 +102,7 @@ def test_res5_may_be_stored_with_a_time_axis(tmp_path: Path) -> None:
 def test_a_caffemodel_is_the_authors_graph_and_recipe(
     tmp_path: Path, name: str, classifier: str, recipe: object
 ) -> None:
-    """Graph "caffe", BGR or flow by the channels of conv1, and as many classes as the classifier has."""
+    """Graph "caffe", BGR or flow according to the channels of conv1, and the classifier's number of classes."""
     with tiny_zoo():
         config = zoo.config(name, num_classes=4)
         path = write(tmp_path, caffemodel(list(rows(config, classifier)), drawn(config, 3)))
@@ -110,13 +110,13 @@ def test_a_caffemodel_is_the_authors_graph_and_recipe(
         assert weights.config == dataclasses.replace(config, graph="caffe")
         assert weights.recipe == recipe
         assert weights.origin.startswith("caffemodel w.caffemodel, sha256 ")
-        assert load(path, graph="port").recipe == recipe  # what frames must be does not follow from the graph
+        assert load(path, graph="port").recipe == recipe  # the recipe does not depend on the graph
         asked = load(path, graph="port", class_names=tuple("wxyz"), **({"recipe": PORT_RGB} if name == "tiny" else {}))
         assert (asked.config.graph, asked.class_names) == ("port", tuple("wxyz"))
 
 
 def net_parameter() -> Any:
-    """NetParameter as the protobuf library knows it, of the fields that weights need."""
+    """The protobuf library's NetParameter, with the fields that weights need."""
     file = descriptor_pb2.FileDescriptorProto(name="weights.proto", package="weights", syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
     fields = {
@@ -150,7 +150,7 @@ def net_parameter() -> Any:
 
 @pytest.mark.parametrize("old_dims", [False, True])
 def test_the_reader_sees_what_the_protobuf_library_sees(old_dims: bool) -> None:
-    """Of the writer's bytes, and of the library's own, both find the same layers, dimensions and numbers."""
+    """In the writer's bytes and in the library's, both readers find the same layers, dimensions and numbers."""
     layers, state = tiny()
     written = caffemodel(layers, state, old_dims=old_dims)
     parsed = net_parameter().FromString(written)
@@ -192,7 +192,7 @@ DATA = message(5, struct.pack("<f", 1.0))
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda: without("conv1"), r"no P3D that is known here \(\(1, 1, 1, 1\) blocks a stage, 0 input"),
+        (lambda: without("conv1"), r"no known P3D \(\(1, 1, 1, 1\) blocks per stage, 0 input"),
         (lambda: without("bn4a_branch2b_t"), "missing layer3.0.bn3.bias, layer3.0.bn3.running_mean"),
         (lambda: without("fc_kinetics"), "missing fc.bias, fc.weight"),
         (
@@ -218,24 +218,24 @@ DATA = message(5, struct.pack("<f", 1.0))
         (lambda: message(100, text(1, "data") + text(2, "Data")), "no layers with weights"),
         (lambda: b"", "no layers with weights"),
         (lambda: message(1, bytes(100)), "no layers with weights"),
-        (lambda: with_blob(message(7, message(1, varint(1)))), "0 arrays in place of one"),
-        (lambda: with_blob(blob((1,), ONE) + blob((1,), ONE, doubles=True)), "2 arrays in place of one"),
-        (lambda: with_blob(DATA + message(7, message(1, varint(2)))), "4 bytes says that it is 2 torch.float32"),
-        (lambda: with_blob(DATA + message(7, message(1, varint(0)))), "4 bytes says that it is 0"),
-        (lambda: with_blob(DATA + message(7, message(1, varint((1 << 64) - 1)))), "4 bytes says that it is 1844"),
-        (lambda: with_blob(DATA + message(7, message(1, varint(1) * 33))), "4 bytes says that it is 1x1"),
-        (lambda: with_blob(DATA + number(7, 1)), "a number stands where bytes belong"),
-        (lambda: with_blob(DATA + message(1, b"x")), "bytes stand where a number belongs"),
+        (lambda: with_blob(message(7, message(1, varint(1)))), "0 arrays instead of one"),
+        (lambda: with_blob(blob((1,), ONE) + blob((1,), ONE, doubles=True)), "2 arrays instead of one"),
+        (lambda: with_blob(DATA + message(7, message(1, varint(2)))), "4 bytes claims to be 2 torch.float32"),
+        (lambda: with_blob(DATA + message(7, message(1, varint(0)))), "4 bytes claims to be 0"),
+        (lambda: with_blob(DATA + message(7, message(1, varint((1 << 64) - 1)))), "4 bytes claims to be 1844"),
+        (lambda: with_blob(DATA + message(7, message(1, varint(1) * 33))), "4 bytes claims to be 1x1"),
+        (lambda: with_blob(DATA + number(7, 1)), "a number was found where bytes were expected"),
+        (lambda: with_blob(DATA + message(1, b"x")), "bytes were found where a number was expected"),
         (lambda: tag(100, 2) + varint(1 << 40), "ends within a field"),
         (lambda: tag(100, 2) + b"\xff" * 10, "a number does not end"),
-        (lambda: tag(9, 3), "the unknown kind 3"),
+        (lambda: tag(9, 3), "the unknown wire type 3"),
         (lambda: tag(0, 0) + b"\1", "a field has no number"),
         (lambda: b"hello world, this is text\n" * 40, "not a whole caffemodel"),
     ],
 )
 @pytest.mark.fault(48)
 def test_a_caffemodel_that_does_not_fit_is_refused(tmp_path: Path, content: Callable[[], bytes], reason: str) -> None:
-    """Missing, extra, repeated, mis-shaped and foreign layers and broken bytes are named together with the file."""
+    """Missing, extra, repeated, mis-shaped or foreign layers and broken bytes are named in the error with the file."""
     path = write(tmp_path, content())
     with tiny_zoo(), pytest.raises(WeightsError, match=rf"w\.caffemodel .*({reason})"):
         load(path)
@@ -243,7 +243,7 @@ def test_a_caffemodel_that_does_not_fit_is_refused(tmp_path: Path, content: Call
 
 
 def test_every_truncation_of_a_caffemodel_is_refused(tmp_path: Path) -> None:
-    """Wherever the file ends early, at a layer's border too, something is missing and said."""
+    """Wherever the file ends early, also between two layers, the error says what is missing."""
     layers, state = tiny()
     whole = caffemodel(layers, state)
     needed = whole.rindex(b"fc_kinetics_relu") - 4  # past it come layers without weights
@@ -254,11 +254,11 @@ def test_every_truncation_of_a_caffemodel_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.fault(48)
 def test_a_caffemodel_without_bounds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file larger than any P3D is refused unread, and a million empty fields are not walked to their end."""
+    """A file larger than any P3D is refused unread, and parsing stops after a million fields."""
     layers, state = tiny()
     path = write(tmp_path, caffemodel(layers, state))
     monkeypatch.setattr(caffe, "LARGEST_BYTES", path.stat().st_size - 1)
-    with pytest.raises(WeightsError, match=r"w\.caffemodel has \d+ bytes and a caffemodel of at most"):
+    with pytest.raises(WeightsError, match=r"w\.caffemodel has \d+ bytes, but a caffemodel may have at most"):
         load(path)
     monkeypatch.undo()
     with pytest.raises(WeightsError, match="more than 1000000 fields"):

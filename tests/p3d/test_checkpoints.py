@@ -1,4 +1,4 @@
-"""Checkpoints of the port, as every age of torch wrote them, and those that nobody should open."""
+"""Checkpoints of the port as different versions of torch wrote them, and malicious or damaged ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny(name: str = "tiny") -> State:
 
 
 def refused(path: Path, reason: str) -> None:
-    """One sentence that names the file, and nothing beside it."""
+    """The file is refused with one line that names it, and no other file is left behind."""
     with tiny_zoo(), pytest.raises(WeightsError, match=reason) as caught:
         load(path)
     assert str(path) in str(caught.value) and str(caught.value).isprintable()
@@ -73,7 +73,7 @@ def test_the_writer_writes_what_torch_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_the_guard_takes_whatever_torch_saves_today(tmp_path: Path, zipped: bool) -> None:
-    """Parameters, several types of number, shared storages, an optimizer's state and plain extras are let through."""
+    """Parameters, several types of number, shared storages, an optimizer's state and plain extras are accepted."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
     network(torch.ones(2, 3)).sum().backward()
     momenta = {at: {"momentum_buffer": each.grad} for at, each in enumerate(network.parameters())}
@@ -122,10 +122,10 @@ def files_with(pickled: bytes) -> list[bytes]:
         (b"\x80\x02}U\x01a\x85" + b"q\x00h\x00\x86" * 60 + b"Ns.", "uses a tuple twice"),
         (b"\x80\x02}U\x01a\x85" + b"2\x86" * 60 + b"Ns.", "uses DUP"),
         (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00}.", "uses PROTO"),
-        (b"\x80\x02}(U\x01aU\x01bU\x01cRu.", "calls something that is no function"),
+        (b"\x80\x02}(U\x01aU\x01bU\x01cRu.", "calls something that is not a function"),
         (b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".", "no state dict"),
         (b"\x80\x02" + b"}U\x01k" * 50_000 + b"N" + b"s" * 50_000 + b".", "'k', which is not a named tensor"),
-        (b"\x80\x02e.", "takes what|no state dict|not a whole"),
+        (b"\x80\x02e.", "takes more values|no state dict|not a whole"),
     ],
     ids="system numpy eval bytearray storage deep twice dup protocol4 text_called lists dicts nothing".split(),
 )
@@ -133,7 +133,7 @@ def files_with(pickled: bytes) -> list[bytes]:
 def test_a_pickle_that_does_more_than_hold_tensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes, reason: str
 ) -> None:
-    """Code, memory without bound, and tuples that take for ever to hash or overflow the stack: refused unopened."""
+    """Code, unbounded memory, and tuples that never finish hashing or overflow the stack are refused unopened."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -144,7 +144,7 @@ def test_a_pickle_that_does_more_than_hold_tensors_is_refused(
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.fault(48)
 def test_a_storage_that_is_not_there_is_refused(tmp_path: Path, age: str) -> None:
-    """A pickle may claim any count of numbers; memory is given to those that the file holds."""
+    """A pickle may claim any count of numbers; memory is allocated only for those that the file holds."""
     state = tiny()
     pickler = Pickler(age)
     value = state["bn1.weight"]
@@ -160,14 +160,14 @@ def test_a_storage_that_is_not_there_is_refused(tmp_path: Path, age: str) -> Non
 
 @pytest.mark.fault(48)
 def test_a_small_file_of_large_tensors_is_refused(tmp_path: Path) -> None:
-    """Stride 0 makes a terabyte of one number; it is refused before it is made."""
+    """Stride 0 makes many gigabytes of one number; the file is refused before they are allocated."""
     path = tmp_path / "w.pth"
     torch.save({"fc.weight": torch.zeros(1).expand(1_000_000, 2048), "fc.bias": torch.zeros(1)}, path)
-    refused(path, r"has \d+ bytes and claims tensors of 8192000004")
+    refused(path, r"has \d+ bytes but claims 8192000004 bytes of tensors")
 
 
 def rewritten(data: bytes, compression: int = zipfile.ZIP_STORED, times: int = 1) -> bytes:
-    """The archive anew; every member `times` times under its name."""
+    """The archive written again, with every member `times` times under its name."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", compression) as new:
         for name in old.namelist() * times:
@@ -178,13 +178,13 @@ def rewritten(data: bytes, compression: int = zipfile.ZIP_STORED, times: int = 1
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.fault(48)
 def test_archives_that_grow_are_refused(tmp_path: Path) -> None:
-    """torch stores and never compresses: a compressed, doubled, overlapping or lying archive is a bomb or damage."""
+    """torch never compresses: an archive with compressed, duplicate or overlapping members is a bomb or damaged."""
     data = checkpoint(tiny(), age="zip")
     refused(write(tmp_path, rewritten(data, zipfile.ZIP_DEFLATED)), "compressed or encrypted")
     bomb = archive(b"\x80\x02}.", {"0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
     assert len(bomb) < 64 << 10
     refused(write(tmp_path, bomb), "compressed or encrypted")
-    refused(write(tmp_path, rewritten(data, times=2)), "two members of one name")
+    refused(write(tmp_path, rewritten(data, times=2)), "two members of the same name")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as members:  # a hundred names for the same bytes
         members.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -200,7 +200,7 @@ def test_archives_that_grow_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.fault(48)
 def test_a_member_that_passes_for_a_folder_is_refused(tmp_path: Path) -> None:
-    """torch reads nothing of a member with a folder's mark and hands out whatever was in memory (found by fuzzing)."""
+    """torch reads nothing from a member marked as a folder and returns uninitialised memory (found by fuzzing)."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(checkpoint(tiny(), age="zip"))) as old, zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
@@ -211,7 +211,7 @@ def test_a_member_that_passes_for_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_of_a_number_in_an_archive_is_seen(tmp_path: Path) -> None:
-    """torch does not look at the checksums of an archive; we do, for every member."""
+    """torch ignores the checksums of an archive; we check every member."""
     data = bytearray(checkpoint(tiny(), age="zip"))
     for at in range(len(data) // 4, len(data) // 2, 997):
         data[at] ^= 4
@@ -220,13 +220,13 @@ def test_a_flipped_bit_of_a_number_in_an_archive_is_seen(tmp_path: Path) -> None
                 weights = load(write(tmp_path, bytes(data)))
             except WeightsError as error:
                 assert "w.pth.tar" in str(error)
-            else:  # the bit was in a date or the like
+            else:  # the bit was in unused metadata, such as a date
                 assert_bits_equal(state_of(weights), tiny())
         data[at] ^= 4
 
 
 def test_a_tar_of_the_first_torch_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """Files of torch 0.1 are tar archives of pickles that no safe reader takes."""
+    """Files of torch 0.1 are tar archives of pickles that no safe reader accepts."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as members:
         members.addfile(tarfile.TarInfo("storages"))
@@ -234,7 +234,7 @@ def test_a_tar_of_the_first_torch_is_refused_with_the_way_out(tmp_path: Path) ->
 
 
 def test_names_out_of_a_file_stay_on_one_short_line(tmp_path: Path) -> None:
-    """A key may hold escape sequences, line feeds or a megabyte; the sentence shows it escaped and cut."""
+    """A key may hold escape sequences, line feeds or a megabyte; the message shows it escaped and cut."""
     path = tmp_path / "w.pth"
     torch.save({**tiny(), "\x1b[31m\n": torch.ones(1), "k" * 1_000_000: torch.ones(1)}, path)
     refused(path, r"unexpected \\x1b\[31m\\n, k{80};")

@@ -1,4 +1,4 @@
-"""The encoder: same numbers as the network, whatever a clip's neighbours, and a self-check that can fail."""
+"""The encoder: same numbers as the network, independent of a clip's neighbours, and a self-check that can fail."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def every(stride: int, clips: int) -> np.ndarray:
     ("name", "graph"), [("p3d63", "caffe"), ("p3d63", "port"), ("p3d63-flow", "caffe"), ("p3d63-flow", "port")]
 )
 def test_rows_are_the_plain_networks(name: str, graph: str) -> None:
-    """Gather, colour, range, layout and folding change a row by less than 1e-5 of what the plain network computes."""
+    """Gathering, colour, range, layout and folding change a row by less than 1e-5, relative to the plain network."""
     weights = seeded(name, graph)
     recipe = weights.recipe
     frames, index = video(20, recipe), every(3, 2)
@@ -70,7 +70,7 @@ def test_rows_are_the_plain_networks(name: str, graph: str) -> None:
 
 
 def test_both_recipes_are_what_they_say() -> None:
-    """The first pixel of a known frame becomes blue-green-red minus the mean, or red-green-blue in ImageNet's units."""
+    """A known pixel becomes blue-green-red minus the mean, or red-green-blue normalised as for ImageNet."""
     pixel = torch.tensor([[[[[255, 0, 51]]]]], dtype=torch.uint8)
     assert normalise(pixel, CAFFE_RGB).flatten().tolist() == [51 - 104, 0 - 117, 255 - 123]
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
@@ -80,7 +80,7 @@ def test_both_recipes_are_what_they_say() -> None:
 
 
 def test_a_row_depends_on_its_clip_alone() -> None:
-    """On the CPU a row is bit-identical alone, among others, in any order and at any place of any batch, scores too."""
+    """On a CPU rows and scores are bit-identical alone, among others, in any order and at any position in a batch."""
     encoder = encoder_of(4)
     frames, index = video(40, encoder.recipe), every(4, 7)
     rows, probs = encoder.encode(frames, index, probs=True)
@@ -97,7 +97,7 @@ def test_a_row_depends_on_its_clip_alone() -> None:
 
 @pytest.mark.parametrize("batch_size", [3, 5])
 def test_every_place_in_a_batch_gives_the_same_bits(batch_size: int) -> None:
-    """One clip at all places of an uneven batch gives one row and one set of scores, although threads share work."""
+    """One clip at all positions of an uneven batch gives identical rows and scores, although threads share the work."""
     frames = video(16, seeded().recipe)
     rows, probs = encoder_of(batch_size).encode(frames, every(0, batch_size), probs=True)
     assert len({row.tobytes() for row in rows}) == 1
@@ -105,7 +105,7 @@ def test_every_place_in_a_batch_gives_the_same_bits(batch_size: int) -> None:
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
-    """Two calls, and another encoder made from the same weights, agree in every bit."""
+    """Two calls, and another encoder built from the same weights, agree in every bit."""
     encoder = encoder_of(4)
     frames, index = video(16, encoder.recipe), every(1, 1)
     rows = encoder.encode(frames, index)
@@ -125,7 +125,7 @@ def test_the_given_network_is_left_alone() -> None:
 
 
 def test_arrays_may_be_read_only_and_strided() -> None:
-    """Frames as they come out of shared memory or a slice are taken without a warning and give the same rows."""
+    """Frames from shared memory or a slice are accepted without a warning and give the same rows."""
     encoder = encoder_of(4)
     frames, index = video(16, encoder.recipe), every(1, 1)
     rows = encoder.encode(frames, index)
@@ -136,7 +136,7 @@ def test_arrays_may_be_read_only_and_strided() -> None:
 
 
 def test_no_clips_give_no_rows() -> None:
-    """An empty request is answered by empty arrays of the right width."""
+    """An empty request returns empty arrays of the right width."""
     rows, probs = encoder_of(4).encode(video(1, seeded().recipe), np.empty((0, 16), np.int64), probs=True)
     assert (rows.shape, probs.shape) == ((0, 2048), (0, 400))
 
@@ -156,7 +156,7 @@ def test_no_clips_give_no_rows() -> None:
     ],
 )
 def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, index: np.ndarray, message: str) -> None:
-    """A wrong shape, dtype or index is refused with its value, never computed on."""
+    """A wrong shape, dtype or index is refused, and the error states its value."""
     with pytest.raises(ValueError, match=re.escape(message)):
         encoder_of(4).encode(frames, index)
 
@@ -176,14 +176,14 @@ def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, inde
     ],
 )
 def test_encoders_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
-    """A wrong option is refused when the encoder is made, by its value."""
+    """A wrong option is refused when the encoder is constructed, and the error states its value."""
     with pytest.raises(ValueError, match=message):
         recipe = options.pop("recipe", seeded().recipe)
         Encoder(dataclasses.replace(seeded(), recipe=recipe), **options)
 
 
 def test_auto_is_the_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "auto" takes CUDA if it is there and never picks mps by itself."""
+    """ "auto" uses CUDA if it is available and never selects mps."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_for("auto") == torch.device("cpu")
@@ -193,7 +193,7 @@ def test_auto_is_the_gpu_or_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_golden_clip_moves_and_has_colour() -> None:
-    """The golden clip would show a wrong frame order, channel order or transposed image."""
+    """The golden clip would reveal a wrong frame order, a wrong channel order or a transposed image."""
     frames, index = golden_clip(CAFFE_RGB)
     assert (frames.shape, frames.dtype, index.tolist()) == ((16, 160, 160, 3), np.uint8, [[*range(16)]])
     assert (frames.min(), frames.max()) == (0, 255)
@@ -256,7 +256,7 @@ class Scaled(torch.nn.Module):
     ],
 )
 def test_the_golden_check_catches(change: str) -> None:
-    """An encoder that computes anything else is refused, by device, network and cosine."""
+    """An encoder with other features is refused, and the error states device, network and cosine."""
     with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu in fp32 .*cosine = "):
         check_golden(perturbed(change), golden_features(seeded()))
 
@@ -270,8 +270,8 @@ def test_the_golden_check_catches_another_networks_features() -> None:
         check_golden(encoder_of(4), np.ones(512, np.float32))
 
 
-def with_room_for(clips: int, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    """An encoder of 8 clips at a time, on a device that has room for fewer."""
+def with_memory_for(clips: int, monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """An encoder of 8 clips at a time, on a device whose memory fits only `clips`."""
     encoder = Encoder(seeded(), batch_size=8, threads=2)
     true = encoder._network.features
 
@@ -285,13 +285,13 @@ def with_room_for(clips: int, monkeypatch: pytest.MonkeyPatch) -> Encoder:
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize(("room", "settles_at"), [(8, 8), (7, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize(("fits", "settles_at"), [(8, 8), (7, 4), (3, 2), (1, 1)])
 def test_a_batch_that_does_not_fit_is_halved_for_good(
-    room: int, settles_at: int, monkeypatch: pytest.MonkeyPatch
+    fits: int, settles_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory, the batch is halved until it fits; the rows are the same, and the encoder stays usable."""
     frames, index = video(30, seeded().recipe), every(2, 7)
-    encoder = with_room_for(room, monkeypatch)
+    encoder = with_memory_for(fits, monkeypatch)
     for _ in range(2):
         rows, probs = encoder.encode(frames, index, probs=True)
         assert encoder.batch_size == settles_at
@@ -302,8 +302,8 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
 
 @pytest.mark.fault(9)
 def test_threads_that_run_out_of_memory_together_halve_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight clips do not fit twice: each thread had begun with eight, and four is what both go on with."""
-    encoder, together = with_room_for(4, monkeypatch), threading.Barrier(2)
+    """Two threads both fail with eight clips: the batch is halved only once, and both continue with four."""
+    encoder, together = with_memory_for(4, monkeypatch), threading.Barrier(2)
     narrow = encoder._network.features
 
     def features(batch: torch.Tensor) -> torch.Tensor:
@@ -319,7 +319,7 @@ def test_threads_that_run_out_of_memory_together_halve_it_once(monkeypatch: pyte
 
 
 def test_threads_encode_at_once_each_in_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows are those of one thread, and no thread ever uses another's stream."""
+    """The rows are the same as with one thread, and no thread ever uses another's stream."""
     encoder, frames = Encoder(seeded(), batch_size=2, threads=1), video(40, seeded().recipe)
     expected, entered = encoder.encode(frames, every(3, 8)), list[tuple[int, object]]()
     real = torch.cpu.stream
@@ -337,7 +337,7 @@ def test_threads_encode_at_once_each_in_a_stream_of_its_own(monkeypatch: pytest.
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_threads_encode_at_once_on_a_gpu() -> None:
-    """Two threads, many batches: rows of one never get into those of the other."""
+    """With two threads and many batches, rows of one thread never mix with those of the other."""
     encoder, frames, index = Encoder(seeded(), device="cuda", batch_size=2), video(200, seeded().recipe), every(3, 60)
     expected = encoder.encode(frames, index)
     with ThreadPoolExecutor(2) as pool:
@@ -347,14 +347,14 @@ def test_threads_encode_at_once_on_a_gpu() -> None:
 
 @pytest.mark.fault(9)
 def test_a_device_without_room_for_one_clip_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeviceFull names the device; no clip is to blame, and none is skipped."""
-    encoder = with_room_for(0, monkeypatch)
-    with pytest.raises(DeviceFull, match="cpu has no room for one clip of p3d63"):
+    """DeviceFull names the device; no clip is skipped."""
+    encoder = with_memory_for(0, monkeypatch)
+    with pytest.raises(DeviceFull, match="cpu cannot fit one clip of p3d63 in memory"):
         encoder.encode(video(16, seeded().recipe), every(1, 1))
 
 
 def test_layers_have_the_papers_shapes_and_names() -> None:
-    """prob, pool5, res5c and the last block of res4 come by Caffe's names, at 16x160x160 in the sizes of the paper."""
+    """prob, pool5, res5c and the last block of res4 have Caffe's names and, at 16x160x160, the sizes in the paper."""
     weights = random_weights("p3d63", 0)
     encoder = Encoder(weights, batch_size=1, threads=2)
     assert encoder.layer_names == ("prob", "pool5", "res5", "res5c", "res4", "res4f")
@@ -367,12 +367,12 @@ def test_layers_have_the_papers_shapes_and_names() -> None:
     assert shapes["res4"] == shapes["res4f"] == (1024, 2, 10, 10)
     assert [zoo.config(name).last_block(4) for name in ("p3d131", "p3d199")] == ["res4b22", "res4b35"]
     with pytest.raises(TypeError):
-        found["pool5"] = found["prob"]  # nobody else's answer changes
+        found["pool5"] = found["prob"]  # the result is read-only
 
 
 @pytest.mark.parametrize("clips", [0, 3])
 def test_layers_leave_features_and_scores_as_they_are(clips: int) -> None:
-    """pool5 and prob are those of `encode` bit for bit, whatever is asked for beside them, and follow from the maps."""
+    """pool5 and prob equal those of `encode` bit for bit, whatever else is requested, and agree with the maps."""
     encoder = encoder_of(2)
     frames, index = video(24, encoder.recipe), every(4, clips)
     rows, probs = encoder.encode(frames, index, probs=True)
@@ -386,7 +386,7 @@ def test_layers_leave_features_and_scores_as_they_are(clips: int) -> None:
 
 
 def test_res4_is_before_its_temporal_pool() -> None:
-    """What is called res4 goes through the pool, res5 and the average into the very features."""
+    """Applying the pool, res5 and the average to "res4" gives exactly the features."""
     network = seeded().network
     clips = torch.from_numpy(np.random.RandomState(0).randn(1, 3, 16, 64, 64).astype(np.float32))
     with torch.inference_mode():
@@ -409,7 +409,7 @@ def halved(batch_size: int) -> Encoder:
 
 @HAS_BF16
 def test_bf16_is_near_and_float32_comes_out() -> None:
-    """bf16 rows are float32, not those of fp32, and near them; the golden check knows its own limit."""
+    """bf16 rows are float32, close to but not equal to fp32 rows; the golden check has a limit for bf16."""
     frames, index = video(24, seeded().recipe), every(4, 3)
     rows, probs = halved(2).encode(frames, index, probs=True)
     true, true_probs = encoder_of(2).encode(frames, index, probs=True)
@@ -426,7 +426,7 @@ def test_bf16_is_near_and_float32_comes_out() -> None:
 @HAS_BF16
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_a_bf16_row_depends_on_its_clip_alone(batch_size: int) -> None:
-    """In bf16 too a row is bit-identical whatever its neighbours, at every place of a batch of the same size."""
+    """In bf16 too a row is bit-identical for any neighbours, at every position in a batch of the same size."""
     encoder = halved(batch_size)
     frames, index = video(24, encoder.recipe), every(1, 7)
     rows, probs = encoder.encode(frames, index, probs=True)
@@ -442,5 +442,5 @@ def test_a_bf16_row_depends_on_its_clip_alone(batch_size: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_passes_the_golden_check_on_a_gpu(precision: str) -> None:
-    """On CUDA each precision gives the CPU's golden features within its own limit."""
+    """On CUDA each precision reproduces the CPU's golden features within its own limit."""
     check_golden(Encoder(seeded(), device="cuda", batch_size=2, precision=precision), golden_features(seeded()))

@@ -1,4 +1,4 @@
-"""Packed convolutions: the plain network's numbers, whatever the block, graph, shape or place, by oneDNN's kernels."""
+"""Packed convolutions give the plain network's numbers in every block, graph and shape, using oneDNN's kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="no on
 
 
 def folded(network: Network) -> Network:
-    """With statistics that are not those of a new network, folded, channels last."""
+    """The network with random statistics in its normalisations, folded."""
     torch.manual_seed(0)
     for module in network.eval().modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
@@ -45,7 +45,7 @@ def clips(count: int, frames: int, height: int, width: int, seed: int = 0) -> to
 @pytest.mark.parametrize("kinds", ["A", "B", "C", "ABC"])
 @torch.inference_mode()
 def test_a_packed_network_gives_the_plain_ones_features(kinds: str, graph: str, stride_on: str) -> None:
-    """Every kind of block, in both graphs and with both strides: the same features, also in shapes not packed for."""
+    """Every kind of block gives the same features, in both graphs, with both strides and in shapes not packed for."""
     config = P3DConfig(name="tiny", blocks=(3, 3, 3, 2), kinds=kinds, graph=graph, stride_on=stride_on, width=8)
     plain = folded(config.build())
     packed = copy.deepcopy(plain)
@@ -59,7 +59,7 @@ def test_a_packed_network_gives_the_plain_ones_features(kinds: str, graph: str, 
 @pytest.mark.parametrize("name", ["resnet50", "resnet50-3d", "convpool", "deepvideo-slow"])
 @torch.inference_mode()
 def test_every_other_network_can_be_packed(name: str) -> None:
-    """2-D, 3x3x3 and plain convolutions with biases give the same features packed, in the memory order they get."""
+    """2-D, 3x3x3 and plain convolutions with biases give the same features when packed."""
     weights = random_weights(name, 0)
     takes = weights.network.takes
     plain = folded(weights.network)
@@ -73,7 +73,7 @@ def test_every_other_network_can_be_packed(name: str) -> None:
 
 @torch.inference_mode()
 def test_what_may_be_written_over() -> None:
-    """The addend is used up, unless it is the input itself, which a convolution must still read."""
+    """The addend is overwritten, unless it is the input itself, which the convolution must still read."""
     conv = PackedConv(nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0)))
     nothing = nn.Identity()
     x, addend = clips(1, 4, 6, 6)[:, [0, 1, 2, 0]], clips(1, 4, 6, 6, seed=1)[:, [0, 1, 2, 0]]
@@ -103,7 +103,7 @@ def test_what_may_be_written_over() -> None:
 def test_a_packed_pool_gives_the_plain_ones_bits(
     pool: nn.MaxPool3d | TemporalPool, shape: tuple[int, ...], kind: torch.dtype
 ) -> None:
-    """Zeros, numbers of every size and infinity, in even and in odd pictures, and where every place is the largest."""
+    """Zeros, numbers of every magnitude and infinity, even and odd sizes, and the maximum at every position."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).relu() * torch.logspace(-8, 4, shape[-1])
     x[0, 0, 0, 0, 0] = torch.inf
@@ -116,7 +116,7 @@ def test_a_packed_pool_gives_the_plain_ones_bits(
 
 @torch.inference_mode()
 def test_a_packed_relu_gives_numbers_alone() -> None:
-    """What is no number comes out as zero, of either sign, which is what lets a pooling compare bits."""
+    """NaN of either sign becomes zero, so that a pooling may compare bits."""
     for kind in (torch.float32, torch.bfloat16) if HAS_BF16 else (torch.float32,):
         conv = PackedConv(nn.Conv3d(3, 32, 1).to(kind))
         x = clips(1, 4, 8, 8).to(kind)
@@ -127,7 +127,7 @@ def test_a_packed_relu_gives_numbers_alone() -> None:
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
-    """A normalisation that was not folded would be left out in silence, and padding of another kind computed wrong."""
+    """An unfolded normalisation would be skipped silently, and other kinds of padding would be computed wrongly."""
     with pytest.raises(ValueError, match="bn1 of P3D must be folded"):
         pack(zoo.config("p3d63").build().eval())
     with pytest.raises(ValueError, match="padding_mode = 'reflect'"):
@@ -141,7 +141,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_convolution_falls_back(threads: int) -> None:
-    """With one clip and one thread too, all 66 convolutions of P3D-63 are packed, and no sum or ReLU is beside them."""
+    """Even with one clip and one thread, all 66 convolutions of P3D-63 are packed, and every sum and ReLU is fused."""
     weights = random_weights("p3d63", 0)
     weights = dataclasses.replace(
         weights, recipe=dataclasses.replace(weights.recipe, resize_hw=(72, 96), crop_hw=(64, 64))
@@ -160,7 +160,7 @@ def test_no_convolution_falls_back(threads: int) -> None:
 
 @pytest.mark.parametrize("looked_at", ["packed", "weight"])
 def test_two_threads_may_meet_at_a_convolution_that_is_not_packed_yet(looked_at: str) -> None:
-    """A worker encodes in lanes, and `plan` begins with them: one may pack while another has only looked."""
+    """Inference threads share the network, so one may pack a convolution that another has just begun to check."""
     x = clips(1, 2, 4, 4)[:, :3]
     waiting = [looked_at]
 
@@ -169,7 +169,7 @@ def test_two_threads_may_meet_at_a_convolution_that_is_not_packed_yet(looked_at:
             value = super().__getattribute__(name)
             if name in waiting:
                 waiting.clear()
-                PackedConv.relu(self, x)  # the other thread, from its first look to its last
+                PackedConv.relu(self, x)  # the other thread, from start to end
             return value
 
     conv = nn.Conv3d(3, 4, 1)

@@ -1,4 +1,4 @@
-"""Hints: what weights tell of the inputs they were trained on, and where they tell nothing."""
+"""Hints: what can be inferred from weights about their training inputs, and what cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from p3d.weights.hints import hints, sentences
 
 
 def pictures() -> Tensor:
-    """Pictures like natural ones, whose amplitudes fall as one over the frequency: (8, 3, 96, 96) in 0..255."""
+    """Pictures similar to natural ones, with amplitudes proportional to 1 / frequency: (8, 3, 96, 96) in 0..255."""
     random = np.random.RandomState(0)
     frequency = np.hypot(np.fft.fftfreq(96)[:, None], np.fft.fftfreq(96))
     frequency[0, 0] = 1
@@ -26,7 +26,7 @@ def pictures() -> Tensor:
 
 
 def trained(recipe: ClipRecipe, filters: str) -> Weights:
-    """A tiny network whose bn1 has the statistics that such filters give on pictures in this recipe."""
+    """A tiny network whose bn1 has the statistics of these filters on pictures in this recipe."""
     network = P3D(P3DConfig(name="p3d63", blocks=(1, 1, 1, 1), num_classes=2)).eval()
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 3, 7, 7, generator=generator) * 0.05
@@ -47,7 +47,7 @@ def trained(recipe: ClipRecipe, filters: str) -> Weights:
 def test_the_scale_of_the_inputs_is_told_within_a_factor_of_two(
     recipe: ClipRecipe, true_std: float, filters: str
 ) -> None:
-    """Whatever the filters, bn1 tells bytes from normalised inputs, and a recipe of the other range gets a warning."""
+    """With any filters, bn1 distinguishes bytes from normalised inputs; a recipe of the other range gets a warning."""
     weights = trained(recipe, filters)
     found = hints(weights)
     assert found.input_std is not None
@@ -58,18 +58,18 @@ def test_the_scale_of_the_inputs_is_told_within_a_factor_of_two(
 
 
 def test_a_normalisation_that_was_never_trained_tells_nothing() -> None:
-    """A fresh network, and statistics between the two ranges, are said to tell neither."""
+    """For an untrained network, and for statistics between the two ranges, the range is reported as unknown."""
     weights = trained(PORT_RGB, "white")
     with torch.no_grad():
         weights.network.bn1.running_var.mul_(60)
-    assert "tells neither" in sentences(hints(weights), PORT_RGB)[0]
+    assert "unclear" in sentences(hints(weights), PORT_RGB)[0]
     weights.network.bn1.reset_running_stats()
     assert hints(weights).input_std is None
-    assert "does not tell" in sentences(hints(weights), PORT_RGB)[0]
+    assert "cannot be inferred" in sentences(hints(weights), PORT_RGB)[0]
 
 
 def test_temporal_filters_are_counted_by_what_they_look_at() -> None:
-    """One outer tap makes a filter see another frame; trained statistics make a normalisation touched."""
+    """One outer tap makes a filter use another frame; trained statistics mark a normalisation as trained."""
     weights = trained(PORT_RGB, "white")
     network = weights.network
     for stage in (network.layer1, network.layer2, network.layer3):

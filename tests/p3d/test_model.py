@@ -1,4 +1,4 @@
-"""The network: its graph, its keys, the sizes it takes and the numbers it must give."""
+"""The network: its graph, its keys, the sizes it accepts and its reference outputs."""
 
 import hashlib
 import zlib
@@ -75,7 +75,7 @@ def test_keys_and_shapes_are_those_of_the_public_checkpoints(name: str) -> None:
 
 @pytest.mark.parametrize("graph", ["caffe", "port"])
 def test_golden_vectors(graph: str) -> None:
-    """P3D-63 gives the features and logits that an interpreter of the original graph gave, to 1e-4."""
+    """P3D-63 gives the same features and logits as an interpreter of the original graph, to 1e-4."""
     network = golden_network(zoo.config("p3d63", graph=graph))
     with torch.inference_mode():
         features = network.features(random_clips(1, 3, 16, 160, 160))[0]
@@ -102,7 +102,7 @@ def test_golden_vectors(graph: str) -> None:
     ],
 )
 def test_the_kinds_of_blocks_interleave_without_a_reset(name: str, kinds: str) -> None:
-    """A, B and C alternate by one counter that runs on from stage to stage, and res5 is 2-D."""
+    """A, B and C alternate by one counter that continues across stages, and res5 is 2-D."""
     letters = {BlockA: "A", BlockB: "B", BlockC: "C", Bottleneck2D: "2"}
     with torch.device("meta"):
         network = zoo.build(name)
@@ -113,7 +113,7 @@ def test_the_kinds_of_blocks_interleave_without_a_reset(name: str, kinds: str) -
 @pytest.mark.parametrize("graph", ["caffe", "port"])
 @pytest.mark.parametrize("frames", [16, 32, 48])
 def test_long_clips_keep_to_themselves(graph: str, frames: int) -> None:
-    """A clip's features in a batch are the mean, over its time steps, of res5 run on one step at a time and alone."""
+    """A clip's features in a batch are the mean over its time steps of res5 computed on each step alone."""
     network = tiny_network(graph)
     clips = random_clips(2, 3, frames, 64, 64)
     with torch.inference_mode():
@@ -139,8 +139,8 @@ def test_the_order_of_the_frames_matters() -> None:
 @pytest.mark.parametrize("stride_on", ["1x1", "3x3"])
 @pytest.mark.parametrize("graph", ["caffe", "port"])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (112, 112), (224, 224)])
-def test_any_image_size_gives_one_row_a_clip(graph: str, stride_on: str, height: int, width: int) -> None:
-    """Odd and large images give one finite row a clip, whichever convolution carries the stride."""
+def test_any_image_size_gives_one_row_per_clip(graph: str, stride_on: str, height: int, width: int) -> None:
+    """Odd and large images give one finite row per clip, whichever convolution has the stride."""
     with torch.inference_mode():
         features = tiny_network(graph, stride_on).features(random_clips(1, 3, 16, height, width))
     assert features.shape == (1, 2048)
@@ -171,7 +171,7 @@ def test_pool1_rounds_up_in_caffe_and_pads_in_the_port() -> None:
     ],
 )
 def test_clips_that_do_not_fit_are_refused_with_their_sizes(shape: tuple[int, ...], message: str) -> None:
-    """A clip the network cannot take is refused by a message that carries the value, never computed wrongly."""
+    """A clip that the network does not accept is refused, and the error states the wrong value."""
     with pytest.raises(ValueError, match=message):
         tiny_network().features(torch.zeros(shape))
 
@@ -190,7 +190,7 @@ def test_clips_that_do_not_fit_are_refused_with_their_sizes(shape: tuple[int, ..
     ],
 )
 def test_configurations_that_cannot_be_are_refused(change: dict[str, object], message: str) -> None:
-    """A wrong option is refused when the configuration is made, by its value."""
+    """A wrong option is refused when the configuration is constructed, and the error states its value."""
     with pytest.raises(ValueError, match=message):
         P3DConfig(**{"name": "x", "blocks": (1, 1, 1, 1), **change})
 
@@ -217,6 +217,6 @@ def test_folding_changes_rounding_only(graph: str) -> None:
 
 
 def test_folding_refuses_a_network_in_training_mode() -> None:
-    """Statistics that still move cannot be folded."""
+    """Statistics that still change cannot be folded."""
     with pytest.raises(ValueError, match="training"):
         fold(tiny_network().train())

@@ -1,4 +1,4 @@
-"""2-D ResNets: every tensor is taken over, and on a clip of equal frames the P3D is the 2-D network, bit for bit."""
+"""2-D ResNets: every tensor is copied, and on a clip of equal frames the P3D equals the 2-D network bit for bit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 2-D ResNet written for these tests alone, with random weights and random statistics in every normalisation."""
+    """A 2-D ResNet written only for these tests, with random weights and random statistics in every normalisation."""
 
     def __init__(
         self, blocks: tuple[int, ...], *, v1: bool = False, caffe_pool: bool = False, classes: int = 5
@@ -93,7 +93,7 @@ def inflated(config: P3DConfig, flat: State, seed: int | None = None) -> P3D:
 
 
 def tiny(kinds: str = "ABC", graph: str = "port", stride_on: str = "3x3") -> tuple[P3D, ResNet]:
-    """A P3D of one kind of block or of all, and the 2-D network that it was made from."""
+    """A P3D with one kind of block or all kinds, and the 2-D network that it was inflated from."""
     blocks = (3, 2, 2, 1) if kinds == "ABC" else (1, 1, 2, 1)
     config = P3DConfig(name="tiny", blocks=blocks, kinds=kinds, graph=graph, stride_on=stride_on, num_classes=5)
     flat = ResNet(blocks, v1=stride_on == "1x1", caffe_pool=graph == "caffe")
@@ -111,7 +111,7 @@ def still(images_BCHW: Tensor, length: int = 16) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These networks are tiny: a second thread costs more than it gives."""
+    """These networks are tiny, so a second thread makes them slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -120,20 +120,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def plain_convolutions() -> Iterator[None]:
-    """torch's own convolutions. oneDNN's add up a 2-D and a 3-D one in different orders, so the last bits differ there
-    whatever the weights are; these do not."""
+    """Use torch's own convolutions. oneDNN sums in different orders in 2-D and 3-D, so the last bits would differ."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
 
 
 bitwise = [
     pytest.mark.usefixtures("plain_convolutions"),
-    pytest.mark.filterwarnings("ignore:TF32 acceleration"),  # said by torch when those flags are set back
+    pytest.mark.filterwarnings("ignore:TF32 acceleration"),  # torch warns when these flags are restored
 ]
 
 
 def assert_same_rows(found: Tensor, wanted: Tensor) -> None:
-    """Where sums may be taken in another order: 1e-5 of the row's length."""
+    """Equal to 1e-5 of the row's length, for computations that may sum in another order."""
     assert ((found - wanted).norm(dim=1) <= 1e-5 * wanted.norm(dim=1)).all()
 
 
@@ -144,7 +143,7 @@ class TestStillClips:
     @pytest.mark.parametrize("graph", ["port", "caffe"])
     @pytest.mark.parametrize("kinds", ["A", "B", "C", "ABC"])
     def test_a_still_clip_gives_what_the_2d_network_gives(self, kinds: str, graph: str, stride_on: str) -> None:
-        """Bit for bit, features and scores, in both graphs, with the stride in either place; a moving clip differs."""
+        """Features and scores are bit-identical in both graphs with either stride position; a moving clip differs."""
         network, flat = tiny(kinds, graph, stride_on)
         images = frames(2)
         with torch.inference_mode():
@@ -160,7 +159,7 @@ class TestStillClips:
     @pytest.mark.parametrize("graph", ["port", "caffe"])
     @pytest.mark.parametrize(("length", "side"), [(32, 64), (16, 97), (16, 160)])
     def test_still_clips_of_other_sizes_do_too(self, graph: str, length: int, side: int) -> None:
-        """32 frames, odd sides, and the size of the paper, where some processors sum in another order in 3-D."""
+        """32 frames, odd sides, and the paper's size, for which some processors sum in another order in 3-D."""
         network, flat = tiny(graph=graph)
         with torch.inference_mode():
             found, wanted = network.features(still(frames(1, side), length)), flat.features(frames(1, side))
@@ -174,7 +173,7 @@ class TestStillClips:
             assert torch.equal(network(still(images)), resnet50.fc(resnet50.features(images)))
 
     def test_the_wrong_stride_or_pooling_is_not_equal(self) -> None:
-        """The two settings that come from the source format matter: with either one wrong the features are others."""
+        """The two settings that depend on the source format matter: with either one wrong the features differ."""
         network, flat = tiny()
         images = frames(1)
         with torch.inference_mode():
@@ -224,7 +223,7 @@ def resnet50_file(resnet50: ResNet, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def counterpart(key: str) -> str | None:
-    """Our key of a 2-D key, written from the specification and not from the code."""
+    """Our key for a 2-D key, derived from the specification and not from the code."""
     stage, _, rest = key.partition(".")
     if stage == "conv1":
         return "conv1_custom." + rest
@@ -236,7 +235,7 @@ def counterpart(key: str) -> str | None:
 
 
 def test_every_tensor_is_taken_over(resnet50: ResNet, resnet50_file: Path) -> None:
-    """Each of the 2-D network's 267 tensors is in the P3D under its name, equal; only temporal ones are new."""
+    """Each of the 2-D network's 267 tensors is in the P3D, unchanged and under our name; only temporal ones are new."""
     weights = load(resnet50_file, temporal="identity")
     state = tensors_of(weights.network)
     flat = tensors_of(resnet50)
@@ -249,7 +248,7 @@ def test_every_tensor_is_taken_over(resnet50: ResNet, resnet50_file: Path) -> No
 
 
 def test_a_2d_file_sets_graph_stride_and_recipe(resnet50_file: Path, tmp_path: Path) -> None:
-    """torchvision's conventions are assumed, the origin says what was done, and the native format keeps all of it."""
+    """torchvision's conventions are the default, the origin records the inflation, and the native format keeps both."""
     weights = load(resnet50_file, temporal="identity")
     config = weights.config
     assert (weights.name, config.graph, config.stride_on, config.num_classes) == ("p3d63", "port", "3x3", 7)
@@ -266,7 +265,7 @@ def test_a_2d_file_sets_graph_stride_and_recipe(resnet50_file: Path, tmp_path: P
 
 
 def test_a_caffe_style_2d_file_is_the_callers_to_say(resnet50_file: Path) -> None:
-    """Variant, graph, stride, recipe and class names override what is assumed."""
+    """Variant, graph, stride, recipe and class names override the defaults."""
     names = tuple("abcdefg")
     asked = {"name": "p3d63-c", "graph": "caffe", "stride_on": "1x1", "recipe": CAFFE_RGB, "class_names": names}
     weights = load(resnet50_file, temporal="identity", **asked)
@@ -276,7 +275,7 @@ def test_a_caffe_style_2d_file_is_the_callers_to_say(resnet50_file: Path) -> Non
 
 
 def hollow(blocks: tuple[int, int, int, int]) -> State:
-    """Every key and shape of a 2-D network of so many bottlenecks, all zeros that take no room in a file."""
+    """Every key and shape of a 2-D network with these bottleneck counts, all zeros that need no space in a file."""
     shapes = flat_shapes(P3DConfig(name="x", blocks=blocks, num_classes=7))
     return {key: torch.zeros((), dtype=torch.float16).expand(shape) for key, shape in shapes.items()}
 
@@ -301,9 +300,9 @@ def test_the_depth_is_told_by_the_keys(
 
 
 def test_nothing_is_inflated_unless_asked_by_name(resnet50_file: Path) -> None:
-    """A 2-D file alone, as a launch gives it, is refused by a sentence that names the command and what it makes."""
+    """A 2-D file alone, as given to a launch, is refused with an error that names the command to convert it."""
     for read in (lambda: load(resnet50_file), lambda: resolve(str(resnet50_file))):
-        with pytest.raises(WeightsError, match=r"no filters in time.*p3d weights import .*frames, not motion"):
+        with pytest.raises(WeightsError, match=r"no temporal filters.*p3d weights import .*frames, not motion"):
             read()
 
 
@@ -323,7 +322,7 @@ def test_nothing_is_inflated_unless_asked_by_name(resnet50_file: Path) -> None:
 def test_what_cannot_be_asked_of_a_2d_file_is_refused(
     resnet50_file: Path, asked: dict[str, object], message: str
 ) -> None:
-    """Options that do not fit are told in a sentence with the file's name."""
+    """Options that do not fit are reported together with the file's name."""
     with pytest.raises(WeightsError, match=rf"resnet50\.pth.*{message}"):
         load(resnet50_file, **asked)
 
@@ -358,7 +357,7 @@ def with_keys(**changes: Tensor | None) -> State:
 )
 @pytest.mark.fault(48)
 def test_2d_networks_that_do_not_fit_are_refused(tmp_path: Path, content: Callable[[], State], message: str) -> None:
-    """Deep stems, basic blocks, other depths, no classifier, wide or attentive variants: named, in a sentence."""
+    """Deep stems, basic blocks, other depths, no classifier, wide variants or attention: the error names each."""
     path = tmp_path / "w.pth"
     torch.save(content(), path)
     with pytest.raises(WeightsError, match=rf"w\.pth .*{message}"):
@@ -366,19 +365,19 @@ def test_2d_networks_that_do_not_fit_are_refused(tmp_path: Path, content: Callab
 
 
 def test_files_with_filters_in_time_take_no_others(tmp_path: Path) -> None:
-    """Asking a P3D file for temporal filters is refused: it has some."""
+    """Requesting temporal filters for a P3D file is refused, because it has them already."""
     network = P3D(P3DConfig(name="p3d63", blocks=(3, 4, 6, 3), num_classes=2))
     save(tmp_path / "w.safetensors", Weights(network.eval(), PORT_RGB, (), "test"))
     with pytest.raises(WeightsError, match="temporal filters of its own"):
         load(tmp_path / "w.safetensors", temporal="identity")
 
 
-# A change here changes what a seed means in every file that was ever made from one.
+# A change here changes the meaning of a seed in every file that was ever made from one.
 SEED_3_SHA256 = "8d20bd67fce2b527bceef8d2ee9bab5055fb4e7bebb6c19068210480fbec6a7c"
 
 
 def test_gaussian_filters_are_small_and_pinned() -> None:
-    """Mean 0, deviation 0.001, plain normalisations, the same numbers everywhere, others from another seed."""
+    """Mean 0, deviation 0.001, initial normalisations, identical on every machine, different for another seed."""
     config = P3DConfig(name="tiny", blocks=(1, 1, 1, 1), num_classes=7)
     flat = {key: value.float() for key, value in hollow((1, 1, 1, 1)).items()}
     state = inflate(config, flat, seed=3)
@@ -402,7 +401,7 @@ def test_gaussian_filters_are_small_and_pinned() -> None:
     ],
 )
 def test_which_temporal_filters_can_be_trained(kinds: str, graph: str, seed: int | None, alive: bool) -> None:
-    """In the port's graph a silent branch ends in a ReLU of zero and never gets a gradient; gaussian and caffe do."""
+    """In the port's graph a zero branch ends in a ReLU of zero and gets no gradient; gaussian ones and caffe's do."""
     blocks = (3, 1, 1, 1) if kinds == "ABC" else (1, 1, 1, 1)
     config = P3DConfig(name="tiny", blocks=blocks, kinds=kinds, graph=graph, stride_on="3x3", num_classes=5)
     network = inflated(config, tensors_of(ResNet(blocks)), seed)

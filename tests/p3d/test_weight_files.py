@@ -1,4 +1,4 @@
-"""Weights files as a whole: what goes round comes back bit for bit, and no damage does more than be refused.
+"""Weights files as a whole: conversions preserve every bit, and damaged files are refused without side effects.
 
 `make fuzz` is the long form of the second half.
 """
@@ -63,7 +63,7 @@ property_test = settings(
 def test_a_checkpoint_of_the_port_goes_round(
     tmp_path_factory: pytest.TempPathFactory, network: dict[str, object], age: str, prefix: str
 ) -> None:
-    """port -> ours -> port: any depth, either graph, every tensor and in the end every byte."""
+    """port -> ours -> port, with any depth and graph: every tensor and finally every byte is the same."""
 
     def written(state: State) -> bytes:
         return checkpoint_writer.checkpoint(state, age=age, prefix=prefix)
@@ -87,7 +87,7 @@ def test_a_caffemodel_goes_round(
     old_dims: bool,
     doubles: bool,
 ) -> None:
-    """caffe -> ours -> caffe: any depth, either way of counting blocks and storing blobs, every tensor and byte."""
+    """caffe -> ours -> caffe, with any depth, block naming and blob format: every tensor and byte is the same."""
     with tiny_zoo(network["blocks"]):
         rows = list(caffe_writer.rows(zoo.config(network["name"]), numbered=numbered))
 
@@ -100,7 +100,7 @@ def test_a_caffemodel_goes_round(
 @pytest.mark.parametrize("name", sorted(fuzz_weights.samples()))
 @pytest.mark.parametrize("suffix", [".caffemodel", ".safetensors", ".pth", ".pth.tar"])
 def test_a_file_under_the_suffix_of_another_format_is_refused(tmp_path: Path, name: str, suffix: str) -> None:
-    """The wrong reader ends in a sentence, not in a crash or in other numbers."""
+    """The wrong reader fails with a clear error, not with a crash or wrong numbers."""
     path = tmp_path / f"other{suffix}"
     path.write_bytes(fuzz_weights.samples()[name][0])
     same = suffix.removesuffix(".tar") == Path(name).suffix
@@ -111,8 +111,8 @@ def test_a_file_under_the_suffix_of_another_format_is_refused(tmp_path: Path, na
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pickletools, for backslashes in damaged names
 @pytest.mark.fault(48)
-def test_damage_is_refused_in_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut, flipped, spliced and cleverly mended files of every format: a WeightsError or a whole network, no more."""
+def test_damage_is_refused_with_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged files of every format, some with repaired checksums, give a WeightsError or a whole network."""
     print(f"seed {SEED}, {INPUTS} inputs")
     here, temporary, folder = (tmp_path / name for name in ("here", "tmp", "files"))
     for each in (here, temporary, folder):

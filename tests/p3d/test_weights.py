@@ -1,4 +1,4 @@
-"""Weights: what is read and written is exact, and what does not fit is refused by one sentence."""
+"""Weights: reading and writing is exact, and files that do not fit are refused with one error message."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from p3d.weights import Weights, WeightsError, load, random_weights, resolve, sa
 
 State = dict[str, torch.Tensor]
 
-# A change here changes every demo and every test that starts from a seed.
+# A change here changes every demo and every test that uses a seed.
 SEED_7_SHA256 = "1a9851d391acfbfc8ac5b9945926eca0fc16178f702b96921519dc52c7c13a85"
 
 
@@ -58,7 +58,7 @@ def native_bytes(native_file: Path) -> bytes:
 
 
 def test_the_native_format_gives_back_what_was_saved(native_file: Path) -> None:
-    """Network, recipe, class names and origin come back equal, in eval mode, with no second file left behind."""
+    """Network, recipe, class names and origin are restored, in eval mode, and no second file is left behind."""
     weights = load(native_file)
     assert_equal_states(weights, seeded())
     assert weights.config == seeded().config
@@ -70,7 +70,7 @@ def test_the_native_format_gives_back_what_was_saved(native_file: Path) -> None:
 
 
 def test_equal_weights_are_equal_bytes_in_every_process(native_bytes: bytes) -> None:
-    """A second call and a second process write the same bytes, and so does a file that was read back."""
+    """A second call and a second process write the same bytes."""
     mine = to_bytes(seeded())
     assert to_bytes(seeded()) == mine
     script = (
@@ -83,12 +83,12 @@ def test_equal_weights_are_equal_bytes_in_every_process(native_bytes: bytes) -> 
 
 
 def test_loading_and_saving_again_changes_no_byte(native_file: Path, native_bytes: bytes) -> None:
-    """A native file is a fixed point: read and written again it has the same sha256."""
+    """A native file that is read and written again has the same bytes."""
     assert to_bytes(load(native_file)) == native_bytes
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(native_file: Path, tmp_path: Path) -> None:
-    """Writing is whole or not at all."""
+    """Writing is atomic."""
     path = tmp_path / "there" / "w.safetensors"
     with pytest.raises(OSError):
         save(path, seeded())
@@ -132,7 +132,7 @@ def with_card(data: bytes, change: Callable[[dict[str, object]], object]) -> byt
 def test_a_native_file_that_contradicts_itself_is_refused(
     native_bytes: bytes, tmp_path: Path, change: Callable[[dict[str, object]], object], message: str
 ) -> None:
-    """Every field of the description is checked, and the sentence names the file and what is wrong."""
+    """Every field of the description is checked, and the error names the file and the problem."""
     path = tmp_path / "w.safetensors"
     path.write_bytes(with_card(native_bytes, change))
     with pytest.raises(WeightsError, match=rf"w\.safetensors .*{message}"):
@@ -140,7 +140,7 @@ def test_a_native_file_that_contradicts_itself_is_refused(
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
-    """Tensors without a description are no weights of ours."""
+    """A safetensors file without our description is refused."""
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, metadata={"format": "pt"}))
     with pytest.raises(WeightsError, match="does not say which network"):
@@ -156,7 +156,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_native_files_are_strict(tmp_path: Path, change: Callable[[State], object], message: str) -> None:
-    """A native file with a key too few, too many or of another shape is refused, and the key is named."""
+    """A native file with a missing, unexpected or mis-shaped tensor is refused, and the error names its key."""
     data = to_bytes(seeded())
     tensors = safetensors.torch.load(data)
     change(tensors)
@@ -180,13 +180,13 @@ def test_native_files_are_strict(tmp_path: Path, change: Callable[[State], objec
 def test_a_native_file_that_says_otherwise_is_refused(
     native_file: Path, asked: dict[str, object], message: str
 ) -> None:
-    """Asking for another network, graph or recipe than the file holds is an error with both in it."""
+    """Asking for a network, graph or recipe other than the file's is an error that states both."""
     with pytest.raises(WeightsError, match=message):
         load(native_file, **asked)
 
 
 def hollow(name: str, num_classes: int = 5, dtype: torch.dtype = torch.float32) -> State:
-    """Every key and shape of a network, all zeros that take no room in a file."""
+    """Every key and shape of a network, all zeros that need no space in a file."""
     with torch.device("meta"):
         state = zoo.build(name, num_classes=num_classes).state_dict()
     return {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in state.items()}
@@ -221,7 +221,7 @@ def test_port_checkpoints_of_every_shape_load(
 
 
 def test_a_modern_checkpoint_loads_and_its_counters_do_not_matter(tmp_path: Path) -> None:
-    """A state dict saved today, counters and metadata included, gives the same network as one without."""
+    """A modern state dict with counters and metadata gives the same network as one without them."""
     network = zoo.build("p3d63", num_classes=5)
     network.load_state_dict(state_of(seeded()), strict=False)
     network.bn1.num_batches_tracked.fill_(1000)
@@ -230,7 +230,7 @@ def test_a_modern_checkpoint_loads_and_its_counters_do_not_matter(tmp_path: Path
 
 
 def test_port_checkpoints_take_what_the_file_cannot_say(tmp_path: Path) -> None:
-    """Variant, graph, stride, recipe and class names are the caller's to say, and survive the native format."""
+    """The caller gives variant, graph, stride, recipe and class names, and the native format keeps them."""
     path = checkpoint(tmp_path, state_of(seeded()))
     names = tuple("vwxyz")
     asked = {"name": "p3d63-c", "graph": "caffe", "stride_on": "3x3", "recipe": CAFFE_RGB, "class_names": names}
@@ -241,8 +241,8 @@ def test_port_checkpoints_take_what_the_file_cannot_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("p3d63-flow", PORT_FLOW), ("p3d131", PORT_RGB), ("p3d199", PORT_RGB)])
-def test_the_network_is_told_by_the_keys(tmp_path: Path, name: str, recipe: object) -> None:
-    """Depth and input channels are read off the checkpoint itself."""
+def test_the_network_is_recognised_by_its_keys(tmp_path: Path, name: str, recipe: object) -> None:
+    """Depth and input channels are inferred from the checkpoint itself."""
     state = hollow(name, 2, torch.float16)
     weights = load(checkpoint(tmp_path, state))
     assert (weights.name, weights.recipe, weights.config.num_classes) == (name, recipe, 2)
@@ -280,13 +280,13 @@ def spoiled(**changes: object) -> dict[str, object]:
 )
 @pytest.mark.fault(48)
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, content: Callable[[], object], message: str) -> None:
-    """Missing, unknown, mis-shaped, non-numeric and non-finite entries are named together with the file."""
+    """Missing, unknown, mis-shaped, non-numeric and non-finite entries are named in the error with the file."""
     with pytest.raises(WeightsError, match=rf"w\.pth\.tar .*{message}"):
         load(checkpoint(tmp_path, content()))
 
 
 def test_a_checkpoint_with_many_troubles_names_the_first_few(tmp_path: Path) -> None:
-    """The sentence stays short: four keys and how many more."""
+    """The message stays short: four keys and the number of others."""
     state = {key: value for key, value in hollow("p3d63").items() if ".bn3." not in key}
     with pytest.raises(WeightsError, match=r"missing (\S+, ){3}\S+ and 48 more;") as caught:
         load(checkpoint(tmp_path, state))
@@ -294,7 +294,7 @@ def test_a_checkpoint_with_many_troubles_names_the_first_few(tmp_path: Path) -> 
 
 
 class RunsCode:
-    """Pickled, this makes a folder when it is opened without care."""
+    """Unsafe unpickling of this object creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -306,7 +306,7 @@ class RunsCode:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.fault(48)
 def test_a_checkpoint_that_would_run_code_is_refused_and_did_not_run(tmp_path: Path, zipped: bool) -> None:
-    """Nothing but tensors is unpickled; the message names the culprit and the safe way out."""
+    """Only tensors are unpickled; the message names the foreign content and the safe alternative."""
     trap = tmp_path / "trap"
     path = checkpoint(tmp_path, {"state_dict": hollow("p3d63"), "extra": RunsCode(trap)}, zipped=zipped)
     with pytest.raises(WeightsError, match=r"holds \w+\.mkdir, .*could run code.*weights_only=False.*state_dict"):
@@ -315,15 +315,15 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_did_not_run(tmp_path: P
 
 
 def test_a_checkpoint_with_a_numpy_number_is_refused_with_the_same_advice(tmp_path: Path) -> None:
-    """Harmless extras that need the unsafe reader are told apart from damage."""
+    """Harmless extras that need the unsafe reader are distinguished from damage."""
     with pytest.raises(WeightsError, match=r"numpy.*save its 'state_dict' alone"):
         load(checkpoint(tmp_path, {"state_dict": {}, "best_prec1": np.float64(71.0)}))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".pth.tar"])
 @pytest.mark.parametrize("content", [b"", b"hello world, this is text\n" * 40, b"PK\x03\x04", b"\x80\x02", b"\0" * 64])
-def test_what_is_no_weights_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
-    """Empty files, text and stray bytes under any suffix give a WeightsError that names the file."""
+def test_a_file_without_weights_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """Empty files, text and random bytes under any suffix give a WeightsError that names the file."""
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=rf"w{suffix} is not a whole"):
@@ -338,12 +338,12 @@ def test_formats_under_each_others_suffix_are_refused(native_file: Path, tmp_pat
         with pytest.raises(WeightsError, match="is not a whole"):
             load(tmp_path / name)
     (tmp_path / "w.onnx").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"w\.onnx ends in none of"):
+    with pytest.raises(WeightsError, match=r"w\.onnx has an unknown suffix"):
         load(tmp_path / "w.onnx")
 
 
 def test_an_unreadable_or_absent_file_is_refused(tmp_path: Path) -> None:
-    """A folder and a path that is not there give the same remedy."""
+    """A folder and a missing path give the same advice."""
     (tmp_path / "folder.pth").mkdir()
     for name in ("folder.pth", "absent.pth"):
         with pytest.raises(WeightsError, match=rf"no weights file at .*{name}.*random:SEED"):
@@ -361,7 +361,7 @@ def test_a_truncated_native_file_is_refused(native_bytes: bytes, tmp_path: Path)
 
 
 def small_files() -> dict[str, bytes]:
-    """A small file of each format; none of them holds a whole network, so no damage can make one load."""
+    """A small file of each format; none holds a whole network, so no damaged version can load."""
     tensors = {"conv1_custom.weight": torch.arange(12.0), "bn1.weight": torch.ones(3)}
     zipped, legacy = io.BytesIO(), io.BytesIO()
     torch.save({"state_dict": tensors}, zipped)
@@ -374,16 +374,16 @@ def small_files() -> dict[str, bytes]:
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(small_files())),
-    place=st.floats(0, 1, exclude_max=True),
+    position=st.floats(0, 1, exclude_max=True),
     value=st.integers(0, 255),
     cut=st.booleans(),
 )
 def test_damage_is_always_a_weights_error(
-    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, value: int, cut: bool
+    tmp_path_factory: pytest.TempPathFactory, name: str, position: float, value: int, cut: bool
 ) -> None:
-    """A file cut anywhere, or with any one byte changed, never gives an error of another kind."""
+    """A file cut anywhere, or with any one byte changed, gives a WeightsError and no other error."""
     data = bytearray(small_files()[name])
-    at = int(place * len(data))
+    at = int(position * len(data))
     if cut:
         del data[at:]
     else:
@@ -395,7 +395,7 @@ def test_damage_is_always_a_weights_error(
 
 
 def test_random_weights_are_pinned() -> None:
-    """A seed gives these very numbers on every machine and with every version of numpy and torch."""
+    """A seed gives the same numbers on every machine and with every version of numpy and torch."""
     digest = hashlib.sha256()
     for key, value in sorted(state_of(seeded()).items()):
         digest.update(key.encode() + value.numpy().tobytes())
@@ -412,12 +412,12 @@ def test_another_seed_is_another_network() -> None:
 
 @pytest.mark.parametrize(("name", "graph"), [("p3d63", "caffe"), ("p3d63", "port"), ("p3d199", "caffe")])
 def test_random_features_stay_sane_at_every_depth(name: str, graph: str) -> None:
-    """Features keep the size of one through 199 layers in both graphs, and unlike clips have unlike features."""
+    """Features keep a magnitude of one through 199 layers in both graphs, and different clips differ in features."""
     weights = random_weights(name, 0, graph=graph, num_classes=5)
     random = np.random.RandomState(0)
     noise = random.randn(3, 16, 64, 64)
-    chunks = np.broadcast_to(np.sin(np.arange(64) / 3), (3, 16, 64, 64))
-    clips = torch.from_numpy(np.stack([noise, chunks]).astype(np.float32)) * (64 if graph == "caffe" else 1)
+    grating = np.broadcast_to(np.sin(np.arange(64) / 3), (3, 16, 64, 64))
+    clips = torch.from_numpy(np.stack([noise, grating]).astype(np.float32)) * (64 if graph == "caffe" else 1)
     with torch.inference_mode():
         features = weights.network.features(clips)
     assert torch.isfinite(features).all()
@@ -458,12 +458,12 @@ def test_resolve_reads_a_seed_or_a_path(native_file: Path) -> None:
 def test_resolve_refuses_everything_else(
     native_file: Path, spec: str, options: dict[str, object], message: str
 ) -> None:
-    """There are no default weights: what is neither a seed nor a fitting file is an error with a remedy."""
+    """There are no default weights: anything but a seed or a fitting file is an error with advice."""
     with pytest.raises(WeightsError, match=message):
         resolve(str(native_file) if spec == "NATIVE" else spec, **options)
 
 
 def test_a_negative_seed_is_refused() -> None:
-    """Seeds count from 0."""
+    """Seeds start at 0."""
     with pytest.raises(WeightsError, match="random:-1"):
         random_weights("p3d63", -1)

@@ -1,4 +1,4 @@
-"""The zoo and its recipes: names, costs, and what a recipe accepts."""
+"""The zoo and its recipes: names, costs, and validation of recipes."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ COSTS = {  # parameters with 400 classes, GMACs of RGB and of flow
 
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_the_published_ones(name: str) -> None:
-    """Parameters, multiply-adds and depth agree with those counted on the public module, also for flow."""
+    """Parameters, multiply-adds and depth agree with counts on the public module, also for flow."""
     params, gmacs, flow_gmacs = COSTS[name]
     rgb, flow = zoo.describe(name), zoo.describe(f"{name}-flow")
     assert (rgb.params, flow.params) == (params, params - 3136)
@@ -31,33 +31,33 @@ def test_costs_are_the_published_ones(name: str) -> None:
 
 
 def test_the_file_of_p3d199_has_the_known_size() -> None:
-    """Megabytes count the normalisations' statistics too, 172,288 of them beside the 66,492,240 parameters."""
+    """The size includes the normalisations' 172,288 statistics in addition to the 66,492,240 parameters."""
     assert zoo.describe("p3d199").size_mb == pytest.approx(4 * (66_492_240 + 172_288) / 1e6)
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("p3d63", 8.7163), ("p3d131", 13.1727), ("p3d199", 18.6778)])
 def test_the_stride_on_the_middle_costs_what_it_should(name: str, gmacs: float) -> None:
-    """With the stride on the 3x3 convolutions the first 1x1x1 sees the full image."""
+    """With the stride on the 3x3 convolutions the first 1x1x1 processes the full image."""
     assert round(zoo.describe(name, stride_on="3x3").gmacs, 4) == gmacs
 
 
 @pytest.mark.parametrize("variant", ["-a", "-b", "-c"])
 def test_single_kind_variants_cost_the_same(variant: str) -> None:
-    """A, B and C have the same convolutions in another order, so a variant differs in its name alone."""
+    """A, B and C have the same convolutions in another order, so variants differ only in name."""
     mixed = zoo.describe("p3d63")
     assert zoo.describe(f"p3d63{variant}") == dataclasses.replace(mixed, name=f"p3d63{variant}")
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("p3d-199", "p3d199"), ("P3D63", "p3d63"), ("p3d131-flo", "p3d131-flow")])
 def test_an_unknown_name_is_answered_by_near_ones(wrong: str, right: str) -> None:
-    """A misspelt name is refused and the message holds the right one."""
+    """A misspelt name is refused, and the message suggests the right one."""
     for ask in (zoo.build, zoo.config, zoo.describe, lambda name: zoo.recipe(name, "caffe")):
         with pytest.raises(ValueError, match=rf"{wrong}.*\b{right}\b"):
             ask(wrong)
 
 
 def test_a_name_like_no_other_is_answered_by_all() -> None:
-    """When nothing is near, the message lists every name."""
+    """If no name is similar, the message lists every name."""
     with pytest.raises(ValueError, match=r"p3d63, .*p3d199-flow"):
         zoo.config("zzzzzz")
 
@@ -75,7 +75,7 @@ def test_recipes_follow_the_graph_and_the_channels() -> None:
 @pytest.mark.parametrize("name", zoo.P3D_NAMES)
 @pytest.mark.parametrize("graph", ["caffe", "port"])
 def test_every_p3d_takes_its_own_recipe(name: str, graph: str) -> None:
-    """Channels and frames of the recipe are what the network of that name takes."""
+    """Channels and frames of the recipe match the network of that name."""
     recipe, config = zoo.recipe(name, graph), zoo.config(name, graph=graph)
     assert recipe.channels == config.in_channels == (2 if name.endswith("flow") else 3)
     assert recipe.n_frames == 16
@@ -102,7 +102,7 @@ def test_a_recipe_survives_its_dictionary(
     value_range: int,
     channels: list[tuple[float, float]],
 ) -> None:
-    """to_dict and from_dict are inverse, for every recipe that can be made."""
+    """from_dict is the inverse of to_dict for every valid recipe."""
     recipe = ClipRecipe(
         n_frames=frames,
         crop_hw=crop,
@@ -117,7 +117,7 @@ def test_a_recipe_survives_its_dictionary(
 
 
 def test_whole_and_decimal_numbers_are_one_recipe() -> None:
-    """104 and 104.0 are written alike, so a digest of the recipe does not depend on how it was typed."""
+    """104 and 104.0 are written in the same way, so a recipe's digest does not depend on how it was typed."""
     typed = dataclasses.replace(CAFFE_RGB, mean=(104, 117, 123), std=(1, 1, 1))
     assert json.dumps(typed.to_dict()) == json.dumps(CAFFE_RGB.to_dict())
 
@@ -139,7 +139,7 @@ def test_whole_and_decimal_numbers_are_one_recipe() -> None:
         ({"mean": [1, 2], "std": [1, 1]}, "'bgr' needs 3"),
         ({"value_range": 256}, "256"),
         ({"value_range": True}, "True"),
-        ({"mean": [1, 2]}, "one number a channel"),
+        ({"mean": [1, 2]}, "one number per channel"),
         ({"mean": ["a", "b", "c"]}, "finite numbers"),
         ({"mean": [1, 2, float("nan")]}, "finite numbers"),
         ({"std": [1, 1, 0]}, "positive"),
@@ -148,19 +148,19 @@ def test_whole_and_decimal_numbers_are_one_recipe() -> None:
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
-    """Any wrong value or unknown key of a recipe's dictionary is a ValueError that says which."""
+    """A wrong value or an unknown key in a recipe's dictionary is a ValueError that names it."""
     with pytest.raises(ValueError, match=message):
         ClipRecipe.from_dict({**CAFFE_RGB.to_dict(), **change})
 
 
 def test_a_recipe_without_statistics_is_refused() -> None:
-    """Mean and std have no default: forgetting them must not pass silently."""
+    """Mean and std have no default: omitting them must not pass silently."""
     with pytest.raises(ValueError, match="without mean and std"):
         ClipRecipe.from_dict({"n_frames": 16})
 
 
 @pytest.mark.parametrize("module", ["p3d", "p3d.recipe"])
 def test_the_package_and_its_recipes_are_light(module: str) -> None:
-    """Importing the package or its recipes does not import torch, so that a command line starts at once."""
+    """Importing the package or its recipes does not import torch, so that the command line starts quickly."""
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Whole P3D networks of a few kB: the zoo's names, files of every format and all checks, without 267 MB a try."""
+"""Whole P3D networks of a few kB, so that tests of names, formats and checks do not need 267 MB each time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ State = dict[str, torch.Tensor]
 
 @contextmanager
 def tiny_zoo(blocks: tuple[int, int, int, int] = (1, 1, 1, 1), width: int = 1) -> Iterator[None]:
-    """Inside, the zoo holds "tiny" and "tiny-flow" alone."""
+    """Inside this context the zoo holds only "tiny" and "tiny-flow"."""
 
     def config(name: str, *, num_classes: int = 400, **options: Any) -> P3DConfig:
         if name not in names:
@@ -42,12 +42,12 @@ def tiny_zoo(blocks: tuple[int, int, int, int] = (1, 1, 1, 1), width: int = 1) -
 
 
 def drawn(config: NetworkConfig, seed: int) -> State:
-    """Finite float32 numbers of every size for every key, in the order of the network: any 32 bits that are one."""
+    """Finite float32 numbers of every magnitude for every key, in the order of the network, from random bits."""
     bits = np.random.default_rng(seed)
     state = {}
     for key, shape in expected_shapes(config).items():
         raw = bits.integers(0, 1 << 32, shape, dtype=np.uint32)
-        raw[(raw & 0x7F80_0000) == 0x7F80_0000] &= 0x807F_FFFF  # what was infinite or no number becomes denormal
+        raw[(raw & 0x7F80_0000) == 0x7F80_0000] &= 0x807F_FFFF  # infinities and NaN become denormal
         state[key] = torch.from_numpy(raw.view(np.float32))
     return state
 
@@ -57,7 +57,7 @@ def state_of(weights: Weights) -> State:
 
 
 def assert_bits_equal(found: State, wanted: State) -> None:
-    """Every tensor, its shape and type, bit for bit: -0.0 is not 0.0 here."""
+    """Compare every tensor, its shape and type, bit for bit: -0.0 differs from 0.0."""
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert found[key].dtype == value.dtype == torch.float32

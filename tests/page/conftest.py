@@ -1,7 +1,7 @@
-"""A real browser for what people look at: Chromium by Playwright, axe-core for accessibility, pictures of each page.
+"""A real browser to test pages in: Chromium by Playwright, axe-core for accessibility, screenshots of each page.
 
-Only `make test-page` runs these tests: they need a browser and npm, which `make test` does not. What they see is kept
-as PNG files in tests/page/seen/, which git ignores.
+Only `make test-page` runs these tests: they need a browser and npm, which `make test` does not. Screenshots are kept as
+PNG files in tests/page/seen/, which git ignores.
 
     def test_it(browser_page, seen): ...
         browser_page.goto(url); no_serious_axe(browser_page); seen("name")
@@ -27,11 +27,11 @@ SEEN = HERE / "seen"
 AXE = os.environ.get("P3D_AXE")  # axe.min.js; `make test-page` sets it
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 SERIOUS = ("serious", "critical")
-EXPECTED: dict[Any, str] = {}  # what a test provokes on the console of its page, such as "status of 404"
+EXPECTED: dict[Any, str] = {}  # console messages that a test expects, such as "status of 404"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without `make test-page` there is nothing to do here."""
+    """Skip these tests unless `make test-page` runs them."""
     if AXE is None:
         for item in items:
             if HERE in item.path.parents:
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium, without a window."""
+    """Headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("P3D_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -53,13 +53,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=list(SIZES))
 def browser_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page at each of both sizes of window, light and without motion; anything on its console fails the test."""
+    """A page at each of two window sizes, light and with reduced motion; any console message fails the test."""
     yield from _new_page(browser, request.param, "light")
 
 
 @pytest.fixture(params=list(SIZES))
 def dark_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The same for people who like it dark."""
+    """The same with a dark colour scheme."""
     yield from _new_page(browser, request.param, "dark")
 
 
@@ -81,7 +81,7 @@ def _new_page(browser: Browser, size: str, scheme: Any) -> Iterator[Page]:
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Callable[..., Path]:
-    """`seen(page, "name")` keeps what a page looks like, under the name, size and colours of the window."""
+    """`seen(page, "name")` saves a screenshot, named by `name`, window size and colour scheme."""
 
     def keep(page: Page, name: str, **how: Any) -> Path:
         SEEN.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def until(page: Page, expression: str, timeout_s: float = 20.0) -> None:
 def no_serious_axe(page: Page) -> None:
     """axe-core finds nothing serious or critical on the page as it is now; the message says what and where."""
     assert AXE is not None
-    # by evaluate, and not by a script element, which the page's own policy would refuse
+    # by evaluate, because the page's Content Security Policy would refuse a script element
     page.evaluate(Path(AXE).read_text() + ";0")
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(found => found.violations)")
     serious = [

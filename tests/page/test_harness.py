@@ -1,4 +1,4 @@
-"""The harness itself: it sees what it is there for."""
+"""Tests of the harness itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
-def test_axe_is_heard(browser_page: Page, seen: Callable[..., Path]) -> None:
-    """A page with a nameless button is refused, and taken once it has a name; its picture is kept."""
+def test_axe_findings_fail_a_test(browser_page: Page, seen: Callable[..., Path]) -> None:
+    """A page with a nameless button fails, and passes once the button has a name; a screenshot is kept."""
     browser_page.set_content("<html lang=en><title>t</title><main><h1>t</h1><button></button></main></html>")
     with pytest.raises(AssertionError, match="button-name"):
         no_serious_axe(browser_page)

@@ -1,4 +1,4 @@
-"""`p3d results report` in a real browser: readable at both sizes, light, dark and on paper; it asks for nothing."""
+"""`p3d results report` in a real browser: readable at both sizes, light, dark and printed; it loads nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ A4_ROOM = 687  # pixels of 1/96 inch between margins of 14 mm
 
 @pytest.fixture(scope="module")
 def report(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a job over a few videos with odd names, one of which is broken and one gone by now."""
+    """The report of a job over a few videos with odd names, one of which is broken and one deleted since."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "films").mkdir()
     for at in range(8):
@@ -61,17 +61,17 @@ def looked_at(page: Page, report: Path, seen: Callable[..., Path]) -> None:
     seen(page, "report", full_page=True)
 
 
-def test_it_is_readable_in_the_light(browser_page: Page, report: Path, seen: Callable[..., Path]) -> None:
-    """No serious fault by axe, nothing wider than the window, every picture shown, nothing loaded."""
+def test_it_is_readable_in_light_colours(browser_page: Page, report: Path, seen: Callable[..., Path]) -> None:
+    """No serious axe finding, nothing wider than the window, every picture shown, nothing loaded."""
     looked_at(browser_page, report, seen)
 
 
-def test_it_is_readable_in_the_dark(dark_page: Page, report: Path, seen: Callable[..., Path]) -> None:
-    """The same for people who like it dark."""
+def test_it_is_readable_in_dark_colours(dark_page: Page, report: Path, seen: Callable[..., Path]) -> None:
+    """The same with a dark colour scheme."""
     looked_at(dark_page, report, seen)
 
 
-# of elements that do not show all of their content; names of videos are cut after three lines on purpose
+# elements that do not show all of their content; names of videos are cut after three lines on purpose
 CUT_OFF = """[...document.querySelectorAll('body *:not(.name)')].filter(one => {
   const style = getComputedStyle(one);
   return (style.overflowX !== 'visible' && one.scrollWidth > one.clientWidth + 1)
@@ -80,7 +80,7 @@ CUT_OFF = """[...document.querySelectorAll('body *:not(.name)')].filter(one => {
 
 
 def test_on_paper_it_is_light_and_whole(browser: Browser, report: Path) -> None:
-    """Of somebody who likes it dark, too: black on white, no wider than A4 has room, and nothing is cut off."""
+    """Even with a dark colour scheme: black on white, no wider than A4, and nothing is cut off."""
     context = browser.new_context(viewport={"width": A4_ROOM, "height": 1000}, color_scheme="dark")
     page = context.new_page()
     page.goto(report.as_uri())
@@ -97,7 +97,7 @@ def test_on_paper_it_is_light_and_whole(browser: Browser, report: Path) -> None:
 
 
 def test_it_prints_on_a4(browser: Browser, report: Path, tmp_path: Path) -> None:
-    """A PDF of A4 pages, and no more of them than its content needs."""
+    """A PDF of A4 pages, no more than its content needs."""
     page = browser.new_page()
     page.goto(report.as_uri())
     made = page.pdf(path=str(tmp_path / "report.pdf"), prefer_css_page_size=True)

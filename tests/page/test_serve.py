@@ -1,6 +1,6 @@
-"""The page of `p3d results serve` in a real browser: looked at, used by keys alone, and given hostile names.
+"""The page of `p3d results serve` in a real browser: its appearance, use by keyboard alone, and hostile names.
 
-Each test runs at two sizes of window; nothing may appear on the console, and every request goes to the page's server.
+Each test runs at two window sizes; nothing may appear on the console, and every request goes to the page's server.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from p3d.pipeline.results.search import exact as search
 from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.embedded import embed_all
 from tests.jobs.served import Served, serving
-from tests.page import films
 from tests.page.conftest import EXPECTED, no_serious_axe, until
+from tests.zoo import corpus
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -32,10 +32,10 @@ Look = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve films, one under a hostile name, one that no browser plays, one that is none."""
-    root = films.archive(tmp_path_factory.mktemp("page") / "films", 2, (2, 3))
+    """Twelve films, one under a hostile name, one that no browser plays, and a file that is not a video."""
+    root = corpus.archive(tmp_path_factory.mktemp("page") / "films", 2, (2, 3))
     os.link(root / "rays" / "rays-noon.mp4", root / HOSTILE)
-    films.film(root / "old-camera.avi", films.clouds, 9, 40, codec="mpeg4")
+    corpus.show(root / "old-camera.avi", corpus.clouds, 9, 40, codec="mpeg4")
     return root
 
 
@@ -54,7 +54,7 @@ def page(browser_page: Page, served: Served) -> Page:
 
 
 def opened(page: Page, served: Served) -> Page:
-    """The page, filled; a request to anywhere else fails the test at its end, on the console."""
+    """The loaded page. A request to another server fails the test at its end, by a console message."""
     page.route(lambda url: not url.startswith((served.url, "blob:")), lambda route: route.abort())
     page.goto(served.url)
     page.wait_for_selector("body.ready")
@@ -62,7 +62,7 @@ def opened(page: Page, served: Served) -> Page:
 
 
 def settled(page: Page) -> None:
-    """Every picture in sight has come, or its reason."""
+    """Wait until every visible picture is loaded, or its reason is shown."""
     until(
         page,
         "[...document.querySelectorAll('img[data-id]')].every(one => one.classList.contains('there') || "
@@ -98,7 +98,7 @@ def test_it_looks_right_in_the_dark(dark_page: Page, served: Served, seen: Look)
 
 
 def test_keys_alone_are_enough(page: Page, seen: Look) -> None:
-    """/ searches, arrows move, Enter plays, S finds the similar, a clip plays from its second, Esc leads back."""
+    """/ searches, arrows move, Enter plays, S finds similar videos, a clip plays from its start, Esc goes back."""
     page.keyboard.press("/")
     page.keyboard.type("RINGS")
     until(page, "document.querySelectorAll('#list li').length === 2")
@@ -139,7 +139,7 @@ def test_keys_alone_are_enough(page: Page, seen: Look) -> None:
 
 
 def test_names_are_text(page: Page, seen: Look) -> None:
-    """A name that is markup shows as it is, in the list, the player, the query, the map and a failure."""
+    """A name that contains markup is shown as text, in the list, the player, the query, the map and a failure."""
     page.fill("#text", "onerror")
     until(page, "document.querySelectorAll('#list li').length === 1")
     assert cards(page) == [HOSTILE]
@@ -155,7 +155,7 @@ def test_names_are_text(page: Page, seen: Look) -> None:
 
 
 def test_what_cannot_be_played_is_shown_as_frames(page: Page, seen: Look) -> None:
-    """An old codec: twelve frames, one of them large; the chosen one can be searched by."""
+    """An old codec: twelve frames, one of them large; one can search by the chosen frame."""
     page.fill("#text", "old-camera")
     until(page, "document.querySelectorAll('#list li').length === 1")
     page.locator(".card").click()
@@ -173,19 +173,19 @@ def test_what_cannot_be_played_is_shown_as_frames(page: Page, seen: Look) -> Non
 
 
 def test_a_failed_video_says_why(page: Page, seen: Look) -> None:
-    """Its reason, what that means, and the sentence of the job."""
+    """Its reason, the meaning of the reason, and the job's own message."""
     page.get_by_role("link", name="1 of them failed").click()
     until(page, "document.querySelectorAll('#list li').length === 1")
     page.locator(".card").click()
     page.wait_for_selector(".why .detail")
     told = page.locator(".why").inner_text()
-    assert "not_a_video" in told and "no video container" in told
+    assert "not_a_video" in told and "not a video container" in told
     seen(page, "failed")
     no_serious_axe(page)
 
 
 def test_a_file_is_searched_by(page: Page, archive: Path, seen: Look) -> None:
-    """It is embedded while the page says so, finds itself first, and plays in the player."""
+    """The page shows that it is being embedded; then it finds itself first, and plays in the player."""
     page.set_input_files("#file", archive / "squares" / "squares-noon.mp4")
     page.wait_for_selector("#list .cosine")
     assert (cards(page)[0], page.locator("#list .cosine").first.inner_text()) == ("squares-noon.mp4", "1.000")
@@ -199,7 +199,7 @@ def test_a_file_is_searched_by(page: Page, archive: Path, seen: Look) -> None:
 
 
 def test_a_file_is_dropped_on_the_page(page: Page, archive: Path, seen: Look) -> None:
-    """Dragged in from outside the browser: the page says what a drop does, takes the file, shows what is like it."""
+    """Dragged in from outside the browser: the page says what a drop does, then shows what is similar to the file."""
     file, drag = archive / "rings" / "rings-noon.mp4", page.context.new_cdp_session(page)
 
     def dragged(kind: str) -> None:
@@ -216,8 +216,8 @@ def test_a_file_is_dropped_on_the_page(page: Page, archive: Path, seen: Look) ->
     assert page.locator("#query .name").inner_text() == file.name and page.locator("#drop").is_hidden()
 
 
-def test_a_file_that_is_no_video_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
-    """The reason stands where the hits would."""
+def test_a_file_that_is_not_a_video_is_refused_with_a_reason(page: Page, tmp_path: Path) -> None:
+    """The reason is shown in place of the hits."""
     EXPECTED[page] = "status of 404"
     (tmp_path / "notes.mp4").write_text("no video")
     page.set_input_files("#file", tmp_path / "notes.mp4")
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_video_is_refused_in_a_sentence(page: Page, tmp_path: 
 
 
 def test_filters_and_the_map(page: Page, seen: Look) -> None:
-    """A condition narrows list and map, a wrong one says so; keys walk over the map; a cluster is a list."""
+    """A condition filters list and map, a wrong one shows an error; keys move on the map; a cluster opens a list."""
     EXPECTED[page] = "status of 400"
     page.keyboard.press("f")
     page.select_option("#column", "n_frames")
@@ -255,7 +255,7 @@ def test_filters_and_the_map(page: Page, seen: Look) -> None:
 
 
 def test_the_map_lights_all_that_the_list_shows(browser_page: Page, served: Served) -> None:
-    """Also after "Show more", of which a page of six videos needs two for these."""
+    """Also after "Show more", which these videos need twice with six videos per page."""
 
     def fewer(route: Route) -> None:
         reply = route.fetch()
@@ -276,7 +276,7 @@ def test_the_map_lights_all_that_the_list_shows(browser_page: Page, served: Serv
     assert page.locator("#more").is_hidden()
 
 
-# pixels of the map that have the colour of a point which is not lit
+# number of map pixels in the colour of a point that is not highlighted
 DIM = """(() => {
   const canvas = document.getElementById("canvas");
   const bytes = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -284,8 +284,8 @@ DIM = """(() => {
 })()"""
 
 
-def test_what_cannot_be_had_is_said(browser_page: Page, served: Served, seen: Look) -> None:
-    """Map, facts and name of a video that cannot be read: a sentence each where they would be, and it goes on."""
+def test_errors_of_map_facts_and_name_are_shown(browser_page: Page, served: Served, seen: Look) -> None:
+    """If map, details and name of a video cannot be read, each shows a message in its place; the page still works."""
     EXPECTED[browser_page] = "status of 500"
 
     def fail(route: Route) -> None:
@@ -307,13 +307,13 @@ def test_what_cannot_be_had_is_said(browser_page: Page, served: Served, seen: Lo
 
 
 def test_hits_that_near_copies_cut_short_are_said_to_be(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the best rows are copies of each other and no more were looked through, there may be more; else not."""
+    """If the best rows are copies of each other and no more were searched, the page says that there may be more."""
     for pool, more in ((1000, False), (1, True)):
         monkeypatch.setattr(search, "POOL", pool)
         page.evaluate(
             f"location.hash = 'like={page.evaluate(FIRST)}&level=clip&own=yes&distinct=0.99&t=0.1&pool={pool}'"
         )
-        page.wait_for_selector("#status:has-text('most like it')")
+        page.wait_for_selector("#status:has-text('most similar to it')")
         until(
             page, f"document.getElementById('status').textContent.includes('there may be more') === {str(more).lower()}"
         )

@@ -1,4 +1,4 @@
-"""Shards of made-up rows for tests of the commit protocol: real types, small numbers."""
+"""Shards of synthetic rows for tests of the commit protocol: real types, small numbers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def planned(store: Store, names: Sequence[str], *, shard_videos: int = 4, recipe
 
 
 def outcome(video: VideoRef, n_frames: int) -> VideoOutcome:
-    """An embedded video of `n_frames`, or a failure where there are none."""
+    """An embedded video of `n_frames`, or a failure if that is 0."""
     if not n_frames:
         return VideoOutcome(video, failure=Failure(Reason.TRUNCATED, "ends early", 1))
     n_clips = len(clip_spans(recipe().sampling, n_frames))
@@ -83,7 +83,7 @@ def distributions(rng: np.random.Generator, n_rows: int, n_scores: int) -> FLOAT
 def shard_rows(
     manifest: Manifest, shard: int, *, seed: int = 0, frames: Sequence[int] = (40, 0, 16, 9), n_scores: int = 0
 ) -> ShardRows:
-    """Rows as extract_shard would give them; video i of the shard has `frames[i % len]` frames, 0 being a failure."""
+    """Rows as extract_shard would return them; video i of the shard has `frames[i % len]` frames, 0 is a failure."""
     rng = np.random.default_rng([seed, shard])
     plan = manifest.shard(shard)
     outcomes = tuple(outcome(video, frames[at % len(frames)]) for at, video in enumerate(plan.videos))

@@ -1,4 +1,4 @@
-"""A decode in a process of its own: the same messages, and a crash or a hang is a value."""
+"""Decoding in a child process: the same messages, and a crash or a hang becomes a Failure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain(message: DecodeMessage) -> object:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make.video(tmp_path_factory.mktemp("apart") / "video.mp4", "libx264", 100, gop=12)
+    return make.video(tmp_path_factory.mktemp("child") / "video.mp4", "libx264", 100, gop=12)
 
 
 def test_the_messages_are_those_of_this_process(video: Path, tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_the_messages_are_those_of_this_process(video: Path, tmp_path: Path) -> 
     assert isinstance(expected[-1], Failure)
 
 
-def mischief(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """Children do `body` after their first message; only they read the folder's sitecustomize."""
+def make_children_run(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Children run `body` after their first message; only they read the sitecustomize of the folder."""
     lines = "\n    ".join(["yield VideoStart(os.getpid())", *body.splitlines(), "yield None"])
     (folder / "sitecustomize.py").write_text(
         "import ctypes, faulthandler, os, signal, threading\n"
@@ -83,31 +83,31 @@ def mischief(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
         ("os._exit(3)", Reason.DECODER_CRASH, "the decoder crashed: exit code 3"),
         ("os.kill(os.getpid(), signal.SIGKILL)", Reason.DECODE_MEMORY, "its process was killed"),
         ("threading.Event().wait()", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),
-        ("ctypes.PyDLL(None).sleep(20)", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),  # no thread of its can run
+        ("ctypes.PyDLL(None).sleep(20)", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),  # it holds the GIL
     ],
 )
 def test_a_crash_and_a_hang_are_failures(
     body: str, reason: Reason, detail: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever becomes of the child, the caller lives, is told why, and no process is left."""
-    mischief(tmp_path, monkeypatch, body)
+    """Whatever happens to the child, the caller survives, learns the reason, and no process is left."""
+    make_children_run(tmp_path, monkeypatch, body)
     started = time.monotonic()
     start, failure = in_child(video, tmp_path, timeout_s=1 if reason is Reason.DECODE_TIMEOUT else 60)
     assert isinstance(start, VideoStart) and isinstance(failure, Failure)
     assert failure.reason is reason and failure.detail.startswith(detail)
     assert not psutil.pid_exists(start.pid)
-    assert time.monotonic() - started < 15  # of the 20 s that one of them would sleep
+    assert time.monotonic() - started < 15  # one child would sleep for 20 s
 
 
-def test_trouble_with_the_store_is_not_the_videos(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A StoreError of the child is raised here, with its sentence."""
-    mischief(tmp_path, monkeypatch, "from p3d.pipeline.errors import StoreDenied\nraise StoreDenied('no, not you')")
-    with pytest.raises(StoreDenied, match="no, not you"):
+def test_store_errors_are_not_failures(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A StoreError of the child is raised in the parent, with its message."""
+    make_children_run(tmp_path, monkeypatch, "from p3d.pipeline.errors import StoreDenied\nraise StoreDenied('denied')")
+    with pytest.raises(StoreDenied, match="denied"):
         list(in_child(video, tmp_path))
 
 
 def test_a_child_that_cannot_start_fails_no_video(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation that is broken is an error of this program, with what the child said last."""
+    """A broken installation is an error of this program, with the last line that the child wrote."""
     (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'no library\\n')\nos._exit(9)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"exit code 9\): no library"):
@@ -124,21 +124,21 @@ def test_a_reader_that_stops_leaves_no_process(video: Path, tmp_path: Path) -> N
 
 
 def test_all_children_are_ended_at_once(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a child that hangs is told that it is gone, and no process is left."""
-    mischief(tmp_path, monkeypatch, "threading.Event().wait()")
+    """The reader of each hanging child gets a Failure, and no process is left."""
+    make_children_run(tmp_path, monkeypatch, "threading.Event().wait()")
     both = [in_child(video, tmp_path) for _ in range(2)]
     pids = [next(messages).pid for messages in both]
     end_children()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert all(isinstance(next(messages), Failure) for messages in both)
-    end_children()  # of none
+    end_children()  # also works without children
 
 
 CALLER = """
 import os, sys, time
 from pathlib import Path
-from tests.pipeline.test_apart import apart
-messages = apart(Path(sys.argv[1]), Path(sys.argv[2]))
+from tests.pipeline.test_child import in_child
+messages = in_child(Path(sys.argv[1]), Path(sys.argv[2]))
 print(next(messages).pid, flush=True)
 if sys.argv[3] == "read":
     print(type(list(messages)[-1]).__name__)
@@ -147,7 +147,7 @@ time.sleep(60 * (sys.argv[3] == "wait"))
 
 
 def test_a_child_does_not_outlive_its_parent(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A parent killed by kill -9 leaves no hanging decoder behind; nor does its main module run twice."""
+    """A parent killed by SIGKILL leaves no hanging decoder behind, and its main module runs only once."""
     script = tmp_path / "caller.py"
     script.write_text(CALLER)  # without `if __name__ == "__main__"`
     command = [sys.executable, str(script), str(video), str(tmp_path)]
@@ -156,7 +156,7 @@ def test_a_child_does_not_outlive_its_parent(video: Path, tmp_path: Path, monkey
     assert ran.stdout.split()[1:] == [VideoEnd.__name__]
     hang = tmp_path / "hang"
     hang.mkdir()
-    mischief(hang, monkeypatch, "threading.Event().wait()")
+    make_children_run(hang, monkeypatch, "threading.Event().wait()")
     env["PYTHONPATH"] = os.pathsep.join([str(REPO), str(hang)])
     with subprocess.Popen([*command, "wait"], stdout=subprocess.PIPE, env=env) as parent:
         assert parent.stdout is not None

@@ -25,7 +25,7 @@ frame_counts = st.integers(1, 300)
 
 @given(samplings, frame_counts)
 def test_every_clip_lies_inside_the_video_and_is_numbered_in_order(sampling: Sampling, n_frames: int) -> None:
-    """A video with a frame has a clip, clips are numbered from 0, and [start, end) never leaves the video."""
+    """A video with a frame has a clip, clips are numbered from 0, and [start, end) is always inside the video."""
     spans = clip_spans(sampling, n_frames)
     assert [span.index for span in spans] == list(range(len(spans))) and spans
     assert all(0 <= span.start_frame < span.end_frame <= n_frames for span in spans)
@@ -54,7 +54,7 @@ def test_the_last_clip_of_every_ends_at_the_last_frame(sampling: Sampling, n_fra
 
 
 def test_a_clip_is_settled_with_its_last_frame() -> None:
-    """Not a frame later: a batch would wait for a frame that may never come."""
+    """Not one frame later: otherwise a batch would wait for a frame that may never arrive."""
     sampling = Sampling("every", 4, clip_frames=8)
     assert [settled_spans(sampling, n_seen) for n_seen in (7, 8, 11, 12)] == [0, 1, 1, 2]
 
@@ -77,7 +77,7 @@ def test_needed_frames_are_those_of_the_clips(sampling: Sampling, n_frames: int)
 
 @given(samplings, frame_counts)
 def test_padding_counts_the_repeats_of_the_last_frame(sampling: Sampling, n_frames: int) -> None:
-    """A clip has T frames; `n_padded` of them stand past the end, and only a video below one span has any."""
+    """A clip has T frames; `n_padded` of them are past the end. Only a video shorter than one span has any."""
     for span in clip_spans(sampling, n_frames):
         numbers_T = frame_numbers(sampling, span, n_frames)
         unbounded_T = span.start_frame + np.arange(sampling.clip_frames) * sampling.frame_step
@@ -89,7 +89,7 @@ def test_padding_counts_the_repeats_of_the_last_frame(sampling: Sampling, n_fram
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 4), frame_counts)
 def test_uniform_is_the_rule_of_the_authors(count: int, t: int, step: int, n_frames: int) -> None:
-    """Clip i of `uniform:N` starts at floor(i * (n - span) / N), and at 0 where the video is shorter than a span."""
+    """Clip i of `uniform:N` starts at floor(i * (n - span) / N), and at 0 if the video is shorter than a span."""
     sampling = Sampling("uniform", count, clip_frames=t, frame_step=step)
     starts = [span.start_frame for span in clip_spans(sampling, n_frames)]
     assert starts == [max(0, int(np.floor(i * (n_frames - sampling.span) / count + 1e-9))) for i in range(count)]
@@ -102,7 +102,7 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_no_frames_make_no_clips() -> None:
-    """A video of no frames has no clips and needs no frames."""
+    """A video without frames has no clips and needs no frames."""
     sampling = parse_sampling("uniform:20", clip_frames=16)
     assert clip_spans(sampling, 0) == [] and len(needed_frames(sampling, 0)) == 0
 
@@ -117,7 +117,7 @@ def random_starts(count: int, seed: int, video_id: str, n_frames: int, *, t: int
 
 @given(st.integers(1, 60), st.integers(0, 10**18 - 1), st.text(max_size=9), frame_counts, st.integers(1, 4))
 def test_random_starts_are_different_and_inside(count: int, seed: int, video_id: str, n: int, step: int) -> None:
-    """`random:N@SEED` gives N different starts in [0, n - span], or all there are; again the same ones."""
+    """`random:N@SEED` gives N different starts in [0, n - span], or all that exist; a repeated draw is equal."""
     starts = random_starts(count, seed, video_id, n, step=step)
     n_starts = max(1, n - 15 * step)
     assert len(set(starts)) == len(starts) == min(count, n_starts)
@@ -126,21 +126,21 @@ def test_random_starts_are_different_and_inside(count: int, seed: int, video_id:
 
 
 def test_random_starts_are_those_of_every_version() -> None:
-    """SHAKE-256 and Floyd's sampling, here step by step from the docstring: no other numbers, in no later version."""
+    """SHAKE-256 and Floyd's sampling, reimplemented from the docstring: the numbers must never change."""
     assert random_starts(4, 7, "a/b.mp4", 300) == [18, 99, 107, 108]
     words = np.frombuffer(hashlib.shake_256(b"7\na/b.mp4").digest(8 * 4), ">u8").tolist()
     assert sorted(word * last // 2**64 for word, last in zip(words, range(282, 286), strict=True)) == [18, 99, 107, 108]
 
 
 def test_random_starts_differ_between_videos_and_seeds() -> None:
-    """Neither the seed nor the id alone decides, and one that ends like a number is not the other's."""
+    """The draw depends on both the seed and the id, and the two cannot be confused when they are joined."""
     drawn = [random_starts(5, *key, 10_000) for key in ((1, "a"), (2, "a"), (1, "b"), (1, "2\na"), (12, "a"), (1, ""))]
     assert len({tuple(starts) for starts in drawn}) == len(drawn)
 
 
 def test_every_random_start_is_as_likely_as_any_other() -> None:
-    """Over 4000 seeds each of the 25 starts is drawn about as often (chi-squared, 24 degrees: 99.99 % lie below 60),
-    and so is each pair of neighbours: a sample is not a run."""
+    """Over 4000 seeds, each of the 25 starts is drawn about equally often (chi-squared, 24 degrees of freedom: 99.99 %
+    are below 60), and so is each pair of neighbours: the starts of one draw are not consecutive."""
     draws = [random_starts(5, seed, "v", 40) for seed in range(4000)]
     counts_S = np.bincount(np.concatenate(draws), minlength=25)
     assert len(counts_S) == 25
@@ -149,14 +149,14 @@ def test_every_random_start_is_as_likely_as_any_other() -> None:
     assert abs(pairs - 4000 * 24 * (5 * 4) / (25 * 24)) < 5 * np.sqrt(3200)
 
 
-def test_random_clips_of_no_video_in_particular_are_refused() -> None:
-    """A draw that forgot the video would be the same for all of them."""
+def test_parsed_random_clips_need_a_video() -> None:
+    """A draw without the id of the video would be the same for all videos."""
     with pytest.raises(ValueError, match="for_video"):
         clip_spans(parse_sampling("random:3@0", clip_frames=16), 100)
 
 
 def test_a_video_of_one_start_has_one_random_clip() -> None:
-    """Shorter than a span, or just as long: one clip, padded where it must be, however many were asked for."""
+    """A video of at most one span has one clip, padded if needed, however many clips were requested."""
     sampling = parse_sampling("random:20@0", clip_frames=16).for_video("v")
     for n_frames in (1, 15, 16):
         assert clip_spans(sampling, n_frames) == [ClipSpan(0, 0, n_frames, 16 - n_frames)]
@@ -170,8 +170,8 @@ MALFORMED = [
 
 @pytest.mark.parametrize("text", MALFORMED)
 def test_a_malformed_rule_is_refused(text: str) -> None:
-    """What is not `every:S`, `uniform:N` or `random:N@SEED` with a positive number is a ValueError that shows them."""
-    with pytest.raises(ValueError, match=r"clips are every:STRIDE .*random:COUNT@SEED, such as every:16"):
+    """Anything but `every:S`, `uniform:N` or `random:N@SEED` with a positive number is a ValueError that shows them."""
+    with pytest.raises(ValueError, match=r"clips must be every:STRIDE .*random:COUNT@SEED, such as every:16"):
         parse_sampling(text, clip_frames=16)
 
 
@@ -186,7 +186,7 @@ def test_a_rule_is_what_was_typed(text: str) -> None:
 
 
 @pytest.mark.parametrize("values", [("each", 1, 16, 1), ("every", 0, 16, 1), ("every", 1, 0, 1), ("every", 1, 16, 0)])
-def test_a_rule_that_cannot_be_is_refused_however_it_is_made(values: tuple) -> None:
+def test_an_invalid_rule_is_refused_however_it_is_made(values: tuple) -> None:
     """A Sampling holds one of three rules and positive numbers."""
     with pytest.raises(ValueError, match=r"each|at least 1"):
         Sampling(*values)
@@ -194,12 +194,12 @@ def test_a_rule_that_cannot_be_is_refused_however_it_is_made(values: tuple) -> N
 
 @pytest.mark.parametrize("values", [("random", 1, 16, 1), ("every", 1, 16, 1, None, 0), ("uniform", 1, 16, 1, None, 3)])
 def test_a_seed_belongs_to_random_clips_alone(values: tuple) -> None:
-    """Random clips without a seed, or a seed that nothing would use, are refused."""
-    with pytest.raises(ValueError, match="random clips need one"):
+    """Random clips without a seed, or another rule with a seed, are refused."""
+    with pytest.raises(ValueError, match="only random clips need a seed"):
         Sampling(*values)
 
 
 def test_random_clips_of_no_video_are_refused() -> None:
-    """Their starts follow from the video's id, so there are none before it is said."""
-    with pytest.raises(ValueError, match=r"^random clips are those of a video: ask `sampling"):
+    """Their starts depend on the video's id, so it must be given first."""
+    with pytest.raises(ValueError, match=r"^random clips depend on the video: use `sampling"):
         clip_spans(Sampling("random", 2, 16, 1, None, 0), 100)

@@ -1,4 +1,4 @@
-"""The commit protocol: one shard, one object, created once; everything else is derived from it, by anybody."""
+"""The commit protocol: one shard, one object, created once; everything else is derived from it, by any process."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_every_video_is_in_the_dataset_once(store: LocalStore) -> None:
 
 
 def test_users_columns_reach_the_videos_file(store: LocalStore) -> None:
-    """A column of the user's list is beside the embedding of its video, not shifted by a failed neighbour."""
+    """A column of the user's list is in the row of its video, not shifted by a failed video before it."""
     commit_all(store)
     assert all(row["label"] == f"label of {row['video_id']}" for row in read(store, "videos"))
 
 
 @pytest.mark.parametrize("how", ["mean", "max", "mean+max"])
 def test_the_pooled_row_is_the_pool_of_the_stored_clips(store: LocalStore, how: str) -> None:
-    """videos = pool(stored clips), bit for bit (I5); `mean+max` has both vectors."""
+    """The videos rows are the pooled stored clips, bit for bit (I5); `mean+max` has both vectors."""
     chosen = recipe(pool=how, embedding_dtype="float16")
     manifest = planned(store, NAMES, recipe_=chosen)
     rows = shard_rows(manifest, 0)
@@ -128,7 +128,7 @@ def test_scores_of_a_video_are_the_mean_of_its_clips_in_float64(store: LocalStor
 
 
 def test_without_scores_no_file_has_a_column_of_them(store: LocalStore) -> None:
-    """The columns are those of a job that never heard of scores; rows that carry some are refused."""
+    """Without scores there are no columns for them, and rows with scores are refused."""
     commit_all(store)
     for folder in ("clips", "videos"):
         names = pq.read_schema(next((store.root / folder).iterdir())).names
@@ -181,7 +181,7 @@ def test_two_writers_agree_on_one_shard(store: LocalStore) -> None:
 
 
 @pytest.mark.fault(1, 4)
-def test_a_kill_between_commit_and_derive_is_mended_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_kill_between_commit_and_derive_is_repaired_to_the_same_bytes(tmp_path: Path) -> None:
     """Derived files made later, from the stored object, equal those made at once."""
     whole, cut = LocalStore(str(tmp_path / "whole")), LocalStore(str(tmp_path / "cut"))
     commit_all(whole)
@@ -215,7 +215,7 @@ def failing(store: LocalStore, errors: list[Exception | None], *, after: bool) -
 def test_an_unknown_create_is_resolved_by_looking(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    """A lost request is sent again, a lost reply is adopted; either way there is one commit (row 32)."""
+    """A lost request is sent again; after a lost reply the object is adopted. One commit either way (row 32)."""
     manifest = planned(store, NAMES)
     monkeypatch.setattr(commit, "PAUSE_S", 0.0)
     monkeypatch.setattr(store, "create", failing(store, [StoreUnknown("time-out")], after=after))
@@ -260,8 +260,8 @@ def test_a_shard_in_which_every_video_failed_is_still_a_commit(store: LocalStore
     assert read(store, "clips") == read(store, "videos") == []
 
 
-def test_files_are_written_as_the_house_has_them(store: LocalStore) -> None:
-    """zstd, byte stream split, page checksums, fixed-size lists of non-null floats, and footer keys (house rules)."""
+def test_files_have_the_documented_encodings(store: LocalStore) -> None:
+    """zstd, byte stream split, page checksums, fixed-size lists of non-null floats, and footer keys."""
     commit_all(store)
     info = next(store.list("clips/"))
     file = pq.ParquetFile(io.BytesIO(store.read(info.key)))
@@ -279,7 +279,7 @@ def test_files_are_written_as_the_house_has_them(store: LocalStore) -> None:
 
 @pytest.mark.fault(45)
 def test_a_flipped_bit_does_not_read_back(store: LocalStore) -> None:
-    """With page checksums, a flip in a data page is an error and not another number (row 45).
+    """With page checksums, a flip in a data page is an error and not a wrong number (row 45).
 
     The checksum does not cover a page's header, some 60 bytes; `verify` finds those flips by sha256.
     """
@@ -302,12 +302,12 @@ def test_a_flipped_bit_does_not_read_back(store: LocalStore) -> None:
 
 
 def test_an_object_too_large_is_refused_with_a_remedy(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the limit nothing is created, and the sentence says how large it is and names the options that help."""
+    """Over the limit nothing is created, and the message says how large it is and names the options that help."""
     manifest = planned(store, NAMES)
     commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
     size_bytes = store.head(clips_key(manifest.shard(0).name)).size_bytes  # type: ignore[union-attr]
     monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", size_bytes)
-    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))  # as large as may be
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))  # the largest size that is allowed
     monkeypatch.setattr(schema, "MAX_OBJECT_BYTES", size_bytes - 1)
     with pytest.raises(InputError, match=r"would be one object of 0\.0 GiB \(at most 4\); launch at a new output with"):
         commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
@@ -315,7 +315,7 @@ def test_an_object_too_large_is_refused_with_a_remedy(store: LocalStore, monkeyp
 
     def large(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
         true(path, table, footer)
-        os.truncate(path, 9 * 1024**3 // 2)  # a hole takes no room
+        os.truncate(path, 9 * 1024**3 // 2)  # a sparse file takes no disk space
 
     monkeypatch.setattr(schema, "write_parquet", large)
     with pytest.raises(InputError, match=r"one object of 4\.5 GiB .* --shard-videos"):
@@ -328,7 +328,7 @@ def test_an_object_too_large_is_refused_with_a_remedy(store: LocalStore, monkeyp
 def test_a_shard_that_does_not_read_back_is_not_committed(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    """What a failing disk swallowed is noticed before anybody can see it; the shard stays open."""
+    """Data that a failing disk lost is noticed before it becomes visible; the shard stays open."""
     manifest, true = planned(store, NAMES), schema.write_parquet
 
     def lossy(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
@@ -447,7 +447,7 @@ def test_a_shard_is_whole_with_all_three_files(store: LocalStore, missing: str) 
 def test_a_store_that_says_nothing_at_all_is_asked_at_growing_intervals(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither create nor head answers: four tries, pauses that double, and a sentence with the object's place."""
+    """Neither create nor head answers: four tries, pauses that double, and a message with the object's URL."""
     manifest, slept = planned(store, NAMES), list[float]()
 
     def fail(*_: object) -> None:

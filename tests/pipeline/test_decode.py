@@ -1,4 +1,4 @@
-"""Decoding: every frame that comes out is the frame it says it is (its number is written in its pixels)."""
+"""Decoding: every frame has the number that it claims to have, which is written in its pixels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NO_B = {"preset": "ultrafast", "bf": "0"}
 
 
 class Seen:
-    """The messages of one video after its last VideoInfo, put together."""
+    """The messages of one video after its last VideoInfo, concatenated."""
 
     def __init__(self, path: Path, sampling: Sampling = EVERY, policy: DecodePolicy = AUTO) -> None:
         self.infos: list[VideoInfo] = []
@@ -106,7 +106,7 @@ GOOD: dict[str, tuple[str, int, Callable[[Path], Path]]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_frame_is_the_one_it_says(name: str, tmp_path: Path) -> None:
+def test_every_frame_has_its_number(name: str, tmp_path: Path) -> None:
     """All frames, in order, each once, on the stated route, with times at 1/25 s; the same for a sparse sampling."""
     expected_route, n_frames, build = GOOD[name]
     path = build(tmp_path / name)
@@ -114,7 +114,7 @@ def test_every_frame_is_the_one_it_says(name: str, tmp_path: Path) -> None:
     assert [info.route for info in seen.infos] == [expected_route]
     assert seen.numbers_N.tolist() == seen.written == list(range(n_frames))
     assert seen.infos[0].n_frames == seen.end.n_frames == n_frames and not seen.end.truncated
-    np.testing.assert_allclose(seen.start_s_N, np.arange(n_frames) / make.FPS, atol=0.0011)  # Matroska counts in ms
+    np.testing.assert_allclose(seen.start_s_N, np.arange(n_frames) / make.FPS, atol=0.0011)  # Matroska times are in ms
     assert seen.end_s_N[-1] == seen.end.duration_s and (seen.end_s_N[:-1] == seen.start_s_N[1:]).all()
     sparse = Seen(path, SPARSE)
     wanted = needed_frames(SPARSE, n_frames).tolist()
@@ -125,7 +125,7 @@ def test_every_frame_is_the_one_it_says(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (decoder, _, _) in GOOD.items() if decoder == "decord"])
 def test_both_decoders_give_the_same_pixels_and_times(name: str, tmp_path: Path) -> None:
-    """A video's rows do not depend on which decoder read it: pixels and times are equal, bit for bit."""
+    """Rows do not depend on the decoder: pixels and times are equal, bit for bit."""
     path = GOOD[name][2](tmp_path / name)
     by_decord, by_pyav = (Seen(path, policy=DecodePolicy(decoder=d)) for d in ("decord", "pyav"))
     assert (by_decord.frames_NHWC == by_pyav.frames_NHWC).all()
@@ -157,14 +157,14 @@ def test_a_turned_video_is_shown_upright(counter_clockwise: int, clockwise: int,
 
 
 def test_a_mirrored_video_is_mirrored_back(tmp_path: Path) -> None:
-    """A display matrix that mirrors is followed too; decord was not measured on it."""
+    """A display matrix that mirrors is applied too; decord was not measured on it."""
     seen = Seen(make.video(tmp_path / "mirrored.mp4", "libx264", 20, mirrored=True))
     assert seen.infos[0].route == "pyav"
     assert make.numbers_in(seen.frames_NHWC[:, :, ::-1]) == list(range(20))
 
 
-def test_frames_that_the_edit_list_discards_do_not_exist(tmp_path: Path) -> None:
-    """The ten frames before time 0 are neither counted nor shown, and time starts at the first that is."""
+def test_frames_that_the_edit_list_discards_are_not_counted(tmp_path: Path) -> None:
+    """The ten frames before time 0 are neither counted nor sent, and time starts at the first that is shown."""
     muxer = {"avoid_negative_ts": "disabled"}
     path = make.video(tmp_path / "e.mp4", "libx264", 60, pts=range(-10, 50), options=NO_B, muxer=muxer)
     seen = Seen(path)
@@ -181,7 +181,7 @@ def test_the_smallest_pictures_are_resized_like_any_other(hw: tuple[int, int], t
 
 @pytest.mark.fault(24)
 def test_a_name_that_is_not_utf8_is_decoded(tmp_path: Path) -> None:
-    """A file name of any bytes can be read; decord cannot be given it, PyAV can."""
+    """Names of any bytes can be read: PyAV accepts them, decord does not."""
     plain = make.video(tmp_path / "plain.mp4", "libx264", 20, options=X264)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %d|x:y.mp4"))
     plain.rename(odd)
@@ -219,7 +219,7 @@ def test_a_stream_that_changes_its_size_keeps_one_frame_shape(tmp_path: Path) ->
 
 @pytest.mark.fault(16)
 def test_a_cut_faststart_file_is_truncated(tmp_path: Path) -> None:
-    """A file cut in half is `truncated` with the counts, never its first half in silence."""
+    """A file cut in half is `truncated`, with the counts; its first half is never used silently."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 60, options=NO_B, muxer={"movflags": "faststart"}, noise=60)
     path = make.cut(whole, tmp_path / "cut.mp4", 0.5)
     error = refused(path)
@@ -236,7 +236,7 @@ def test_a_cut_faststart_file_is_truncated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cut.mkv", "cut.avi", "cut.webm"])
 @pytest.mark.fault(16)
 def test_a_cut_file_of_another_container_is_truncated(name: str, tmp_path: Path) -> None:
-    """Containers that decoders read to a shorter end without an error are seen to be cut all the same."""
+    """Cuts are also found in containers that decoders read to a shorter end without an error."""
     codec = {"cut.mkv": "libx264", "cut.avi": "mpeg4", "cut.webm": "libvpx-vp9"}[name]
     options = {"deadline": "realtime"} if codec == "libvpx-vp9" else {}
     whole = make.video(tmp_path / f"whole_{name}", codec, 60, gop=12, options=options, noise=40)
@@ -245,14 +245,14 @@ def test_a_cut_file_of_another_container_is_truncated(name: str, tmp_path: Path)
 
 @pytest.mark.fault(16)
 def test_a_file_without_its_index_is_truncated(tmp_path: Path) -> None:
-    """An mp4 whose moov stood at the lost end is `truncated`, also under keep: no frame can be found in it."""
+    """An mp4 whose moov was at the lost end is `truncated`, also under keep: no frame can be found in it."""
     path = make.cut(make.video(tmp_path / "w.mp4", "libx264", 60, noise=60), tmp_path / "cut.mp4", 0.5)
     assert refused(path).reason is refused(path, KEEP).reason is Reason.TRUNCATED
 
 
 @pytest.mark.fault(16)
 def test_damage_in_the_middle_is_corrupt_frames(tmp_path: Path) -> None:
-    """Overwritten bytes fail the video; under keep the frames before them are used, and marked."""
+    """Overwritten bytes fail the video; under keep the frames before them are used, and the video is marked."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 60, gop=10, options=NO_B, noise=60)
     path = make.damaged(whole, tmp_path / "damaged.mp4", 0.5, 4000)
     for decoder in ("auto", "pyav", "decord"):
@@ -278,7 +278,7 @@ def test_no_good_frame_is_no_frames(tmp_path: Path) -> None:
 
 
 def opened_while(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
-    """How often PyAV opens a file for all its frames."""
+    """How often PyAV opens a file to decode all its frames."""
     real, times = av.open, []
     with monkeypatch.context() as patch:
         patch.setattr(av, "open", lambda *args, **options: times.append(1) or real(*args, **options))
@@ -286,27 +286,27 @@ def opened_while(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
     return len(times)
 
 
-def test_a_file_is_opened_once_where_it_can_be_wound_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To open a file costs as much as many frames of it; MPEG-TS has no index to go back by."""
+def test_a_file_is_opened_once_where_it_can_be_rewound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a file costs as much as decoding many frames; MPEG-TS has no index for rewinding."""
     for name, times in (("v.mp4", 1), ("v.mkv", 1), ("v.ts", 2)):
         assert opened_while(monkeypatch, make.video(tmp_path / name, "libx264", 40, options=X264)) == times
 
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("codec", "options"), [("libx264", X264), ("libx265", CLOSED_265), ("mpeg4", {})])
-def test_a_file_wound_back_ends_as_one_opened_anew(
+def test_a_rewound_file_ends_like_a_reopened_one(
     codec: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damaged anywhere, under both policies: the same frames and times to the bit, or the same words."""
+    """With damage anywhere, under both policies: the same frames and times to the bit, or the same error."""
     whole, cases = make.video(tmp_path / "w.mp4", codec, 60, gop=20, noise=60, options=options), set[str]()
-    real = pyav_route_module._wound_back
+    real = pyav_route_module._rewound
 
-    def end(path: Path, partial: Any, *, anew: bool) -> tuple[object, ...]:
-        def wound_back(*args: Any) -> Any:
-            cases.add("wound back" if (found := real(*args)) else "opened anew")
-            return None if anew else found
+    def end(path: Path, partial: Any, *, reopen: bool) -> tuple[object, ...]:
+        def rewound(*args: Any) -> Any:
+            cases.add("rewound" if (found := real(*args)) else "reopened")
+            return None if reopen else found
 
-        monkeypatch.setattr(pyav_route_module, "_wound_back", wound_back)
+        monkeypatch.setattr(pyav_route_module, "_rewound", rewound)
         try:
             seen = Seen(path, policy=DecodePolicy("pyav", partial))
         except VideoError as error:
@@ -318,12 +318,12 @@ def test_a_file_wound_back_ends_as_one_opened_anew(
         for n_bytes in (1, 64, 4096):
             path = make.damaged(whole, tmp_path / "damaged.mp4", tenth / 10, n_bytes)
             for partial in ("fail", "keep"):
-                assert end(path, partial, anew=False) == end(path, partial, anew=True), (tenth, n_bytes, partial)
-    assert {"wound back", Reason.CORRUPT_FRAMES} <= cases
+                assert end(path, partial, reopen=False) == end(path, partial, reopen=True), (tenth, n_bytes, partial)
+    assert {"rewound", Reason.CORRUPT_FRAMES} <= cases
 
 
 def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """decord raising half way costs no frame and repeats none: one more VideoInfo, then every frame from PyAV."""
+    """If decord raises partway, no frame is lost or repeated: a second VideoInfo, then every frame from PyAV."""
     path = make.video(tmp_path / "w.mp4", "libx264", 80, options=X264)
     real = decord_route_module.read_decord
 
@@ -332,7 +332,7 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
         raise DecordGaveUp("something new")
 
     monkeypatch.setattr("p3d.pipeline.decode.frames.read_decord", stops)
-    monkeypatch.setattr("p3d.pipeline.decode.seek.LEAST_SPARED", 2)  # PyAV would read sparse clips in the first place
+    monkeypatch.setattr("p3d.pipeline.decode.seek.LEAST_SPARED", 2)  # else PyAV reads sparse clips at once
     for sampling in (EVERY, SPARSE):
         seen = Seen(path, sampling)
         assert [info.route for info in seen.infos] == ["decord", "pyav"]
@@ -341,7 +341,7 @@ def test_when_decord_gives_up_pyav_starts_again(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.fault(18)
 def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clips laid out on a wrong count are laid out again on the true one; where all frames are sent, they need not."""
+    """Clips laid out on a wrong count are laid out again on the true one, except where all frames are sent."""
     path = make.video(tmp_path / "w.ts", "libx264", 40, options=X264)
 
     @contextmanager
@@ -356,7 +356,7 @@ def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monke
     assert [info.n_frames for info in Seen(path).infos] == [45] and Seen(path).end.n_frames == 40
 
 
-# --- what is no video -----------------------------------------------------------------------------------------------
+# --- what is not a video --------------------------------------------------------------------------------------------
 
 TEXTS = {
     "hls.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n/etc/passwd\n\x00\x01", "HLS"),
@@ -371,7 +371,7 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.fault(21)
 def test_text_never_reaches_a_demuxer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Playlists and other text are `not_a_video`, named in the detail, and no native code sees them."""
+    """Playlists and other text are `not_a_video`, named in the detail, and native code never reads them."""
     monkeypatch.setattr(av, "open", lambda *a, **k: pytest.fail("a demuxer was given text"))
     content, word = TEXTS[name]
     (tmp_path / name).write_bytes(content)
@@ -380,8 +380,8 @@ def test_text_never_reaches_a_demuxer(name: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.fault(22)
-def test_things_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
-    """A directory, a fifo without a writer, a socket and a device are `not_a_file`; none is waited for."""
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A directory, a fifo without a writer, a socket and a device are `not_a_file`, without waiting."""
     os.mkfifo(tmp_path / "fifo.mp4")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s.mp4"))
@@ -407,14 +407,14 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("content", [bytes(5000), b"\x89PNG\r\n\x1a\n" + bytes(50), bytes(range(256)) * 16])
 @pytest.mark.fault(16)
 def test_other_bytes_are_not_a_video(content: bytes, tmp_path: Path) -> None:
-    """Zeros, an image and bytes without meaning are `not_a_video`."""
+    """Zeros, an image and arbitrary bytes are `not_a_video`."""
     (tmp_path / "x.mp4").write_bytes(content)
     assert refused(tmp_path / "x.mp4").reason is Reason.NOT_A_VIDEO
 
 
 @pytest.mark.fault(16)
 def test_audio_only_is_no_video_stream(tmp_path: Path) -> None:
-    """A media file without pictures is told apart from bytes that are no media at all."""
+    """A media file without pictures is distinguished from bytes that are not media at all."""
     assert refused(make.audio(tmp_path / "a.mp4")).reason is Reason.NO_VIDEO_STREAM
 
 
@@ -431,7 +431,7 @@ def test_limits_are_refused_before_decoding(tmp_path: Path) -> None:
 
 
 def test_each_objection_alone_sends_a_video_to_pyav(tmp_path: Path) -> None:
-    """decord gets a video only when nothing speaks against it; asked for by name, the objection is the refusal."""
+    """decord gets a video only without objections; if it is requested by name, the objection becomes the error."""
     good = probe(str(make.video(tmp_path / "v.mp4", "libx264", 20, options=X264)), DecodeLimits())
     assert route(good, AUTO, SPEC)[0] == "decord"
     assert route(good, DecodePolicy(decoder="pyav"), SPEC)[0] == "pyav"
@@ -453,7 +453,7 @@ def test_each_objection_alone_sends_a_video_to_pyav(tmp_path: Path) -> None:
         odd = replace(good, **change)
         name, why = route(odd, AUTO, SPEC)
         assert name == "pyav" and why, change
-        with pytest.raises(VideoError, match="decord does not read this video rightly") as caught:
+        with pytest.raises(VideoError, match="decord does not read this video correctly") as caught:
             route(odd, DecodePolicy(decoder="decord"), SPEC)
         assert caught.value.reason is Reason.UNSUPPORTED
     for spec in (FrameSpec((48, 48), resize_hw=(48, 48)), FrameSpec((4000, 4000), resize_hw=(4000, 4000))):
@@ -462,8 +462,8 @@ def test_each_objection_alone_sends_a_video_to_pyav(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gop", [1, 7, 50, 249, 256])
 @pytest.mark.parametrize("n_frames", [1, 256, 257, 1000])
-def test_runs_cover_every_frame_once_and_begin_at_key_frames(gop: int, n_frames: int) -> None:
-    """Runs are adjacent, at most 256 frames long, and begin where decord can seek to."""
+def test_gop_chunks_cover_every_frame_once_and_begin_at_key_frames(gop: int, n_frames: int) -> None:
+    """GOP chunks are adjacent, at most 256 frames long, and begin at key frames, to which decord can seek."""
     keys = np.arange(0, n_frames, gop)
     found = chunk_bounds(keys, n_frames)
     assert [found[0][0], *(end for _, end in found)] == [*(first for first, _ in found), n_frames]
@@ -471,7 +471,7 @@ def test_runs_cover_every_frame_once_and_begin_at_key_frames(gop: int, n_frames:
 
 
 def test_a_policy_that_does_not_exist_is_refused() -> None:
-    """A typing mistake in an option is an error where it is made."""
+    """A wrong option value is an error as soon as the policy is made."""
     with pytest.raises(ValueError, match="decoder is"):
         DecodePolicy(decoder="ffmpeg")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="partial is"):
@@ -479,14 +479,12 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize("least_spared", [0, 2], ids=["left out", "whole"])
-def test_a_sparse_decode_gives_signs_of_life(
-    least_spared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where few frames are wanted, empty blocks come in between, so that a deadline on silence is fair."""
+def test_a_sparse_decode_shows_progress(least_spared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few frames are wanted, empty blocks come in between, so that a deadline without messages works."""
     monkeypatch.setattr(pyav_route_module, "SILENT_FRAMES", 20)
     monkeypatch.setattr("p3d.pipeline.decode.seek.LEAST_SPARED", least_spared)
     path = make.video(tmp_path / "long.mp4", "libx264", 200, options=NO_B)
-    sparse = parse_sampling("every:500", clip_frames=4)  # the first and the last four, all between them referred to
+    sparse = parse_sampling("every:500", clip_frames=4)  # the first and last four; the frames between are referred to
     messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy(decoder="pyav")))
     sizes = [len(message.numbers_N) for message in messages if isinstance(message, FrameBlock)]
     assert len(sizes) >= 9
@@ -503,8 +501,8 @@ def test_a_large_file_is_not_for_decord(tmp_path: Path) -> None:
 
 
 def test_random_clips_go_through_decode_and_extract(tmp_path: Path) -> None:
-    """From two equal files to rows: each video is sent the frames of its own draw and no others, by both decoders, and
-    the rows are of these frames; the two draws differ."""
+    """From two equal files to rows, by both decoders: for each video exactly the frames of its own random clips are
+    sent, the rows are of these frames, and the clips of the two videos differ."""
     sampling = parse_sampling("random:3@4", clip_frames=4)
     for name in ("a.mp4", "b.mp4"):
         make.video(tmp_path / name, "libx264", 90, options=NO_B)
@@ -539,8 +537,8 @@ def test_random_clips_go_through_decode_and_extract(tmp_path: Path) -> None:
     assert starts[0] == starts[1] and len(starts[0]) == 6 and starts[0][:3] != starts[0][3:]
 
 
-def test_auto_takes_the_faster_of_two_that_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` reads small pictures, and codecs that decord is slow at, by PyAV, and says so; decord reads both."""
+def test_auto_takes_the_faster_of_two_correct_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` uses PyAV for small pictures and codecs for which decord is slower, and says so; decord reads both."""
     monkeypatch.undo()
     for codec, hw, expected in (
         ("prores_ks", (240, 320), "pyav"),

@@ -1,6 +1,6 @@
 """Real and hostile sample files: each has its documented result, and every clip equals that of an independent reader.
 
-The samples (44 files, sources and licences in videos.csv) lie beside the repository and are not part of it.
+The samples (44 files, sources and licences in videos.csv) are stored next to the repository and are not part of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 SAMPLINGS = [parse_sampling("every:16", clip_frames=16), parse_sampling("uniform:20", clip_frames=16)]
 RESAMPLED = parse_sampling("every:8", clip_frames=8, fps=10.0)
 # Both routes agree bit for bit with the reader below on every file (measured). Another build of FFmpeg may round
-# otherwise, so a few levels of 255 are let through; the wrong frame differs by far more.
+# differently, so a few levels of 255 are allowed; a wrong frame differs by far more.
 MAX_DIFFERENCE, MEAN_DIFFERENCE = 5, 0.05
 
 REASON = re.compile(r"`(\w+)`(?:; (\d+) with `--partial keep`)?: ")
 
 
 def documented() -> Iterator[tuple[str, tuple[str, int] | Reason, int]]:
-    """(file, (route, frames) or the reason why it has none, frames under `--partial keep`) of docs/decoding.md."""
+    """(file, (route, frames) or the reason of its failure, frames under `--partial keep`) of docs/decoding.md."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "decoding.md").read_text()
     block = page.partition("<!-- generated: samples -->")[2].partition("<!-- end -->")[0]
     for line in block.strip().splitlines()[2:]:
@@ -47,7 +47,7 @@ def documented() -> Iterator[tuple[str, tuple[str, int] | Reason, int]]:
             yield name, Reason(failed[1]), int(failed[2] or 0)
 
 
-# file -> (route, frames) or the reason why it has none, under `--decoder auto --partial fail`: the table of the page
+# file -> (route, frames) or the reason of its failure, under `--decoder auto --partial fail`: the table of the page
 EXPECTED: dict[str, tuple[str, int] | Reason] = {name: result for name, result, _ in documented()}
 KEPT = [(name, n_kept) for name, _, n_kept in documented() if n_kept]
 GOOD = [name for name, result in EXPECTED.items() if isinstance(result, tuple)]
@@ -58,12 +58,12 @@ TURN_FILTERS = {-90: ["transpose=clock"], 90: ["transpose=cclock"], 180: ["hflip
 def sample(name: str) -> str:
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"the sample videos are not beside the repository: no {path}")
+        pytest.skip(f"the sample videos are not next to the repository: no {path}")
     return str(path)
 
 
 def reference(path: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """(frames [N, 160, 160, 3], start_s [N], end of the last one): all frames from front to back, none of our code."""
+    """(frames [N, 160, 160, 3], start_s [N], end of the last one): all frames from front to back, without our code."""
     frames, pts, graph, source, sink = [], [], None, None, None
     with av.open(path) as container:
         stream = max(container.streams.video, key=lambda s: s.width * s.height)
@@ -105,9 +105,9 @@ def decoded(
 
 
 @pytest.mark.fault(17, 18)
-@pytest.mark.timeout(60)  # two of these files make decord hang for ever
+@pytest.mark.timeout(60)  # two of these files make decord hang without end
 @pytest.mark.parametrize("name", GOOD)
-def test_every_clip_is_that_of_the_reference(name: str) -> None:
+def test_every_clip_equals_that_of_the_reference(name: str) -> None:
     """Frames and times of every clip, under both sampling rules and resampled, on the documented route."""
     path = sample(name)
     frames_NHWC, start_s_N, end_s = reference(path)
@@ -129,7 +129,7 @@ def test_every_clip_is_that_of_the_reference(name: str) -> None:
                 _, by_other, _ = decoded(path, sampling, DecodePolicy(decoder=other))  # type: ignore[arg-type] # one of them
             except VideoError as error:
                 assert (other, error.reason) == ("decord", Reason.UNSUPPORTED)
-                assert not faster, "decord reads it; only for speed it is PyAV's"
+                assert not faster, "decord reads it; PyAV is only chosen for speed"
                 continue
             assert by_other.keys() == found.keys()
             assert all((by_other[n][0] == found[n][0]).all() and by_other[n][1:] == found[n][1:] for n in found)
@@ -149,7 +149,7 @@ def assert_same(pixels: np.ndarray, expected: np.ndarray) -> None:
 
 
 def on_screen(fps: float, start_s_N: np.ndarray, end_s: float) -> list[int]:
-    """The frame that a viewer sees at each tick: the last that has begun, give or take a millisecond."""
+    """The frame that a viewer sees at each tick: the last that has begun, within a millisecond."""
     n_ticks = max(1, int(np.ceil((end_s - 0.001) * fps - 1e-9)))
     return [int((start_s_N <= (tick + 1e-9) / fps + 0.001).sum()) - 1 for tick in range(n_ticks)]
 
@@ -168,8 +168,8 @@ def test_a_file_without_frames_has_its_documented_reason(name: str) -> None:
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("name", "n_frames"), KEPT)
-def test_the_frames_before_the_damage_are_kept_when_asked_for(name: str, n_frames: int) -> None:
-    """`--partial keep` gives the good frames, marks the video, and lays its clips out on what is there."""
+def test_the_frames_before_the_damage_are_kept_on_request(name: str, n_frames: int) -> None:
+    """`--partial keep` gives the good frames, marks the video, and lays its clips out on these frames."""
     claimed = {"generated/trunc_faststart_50.mp4": 64, "generated/corrupt_200bytes.mp4": 64}
     for sampling in SAMPLINGS:
         info, found, end = decoded(sample(name), sampling, DecodePolicy(partial="keep"))
@@ -180,8 +180,8 @@ def test_the_frames_before_the_damage_are_kept_when_asked_for(name: str, n_frame
 
 
 def test_every_sample_has_an_expectation() -> None:
-    """The table of docs/decoding.md names each file of the folder, and none that is not there."""
+    """The table of docs/decoding.md names exactly the files of the folder."""
     if not SHARED.is_dir():
-        pytest.skip(f"the sample videos are not beside the repository: no {SHARED}")
+        pytest.skip(f"the sample videos are not next to the repository: no {SHARED}")
     there = {str(path.relative_to(SHARED)) for path in SHARED.rglob("*") if path.is_file()}
     assert there - {"videos.csv"} == EXPECTED.keys()

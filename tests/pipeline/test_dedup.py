@@ -1,4 +1,4 @@
-"""Near-duplicates: all pairs by brute force, whatever the blocks; evidence that is true; clusters of what is near."""
+"""Near-duplicates: the pairs of brute force for any block size, correct evidence, clusters of connected pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def vectors(store: LocalStore) -> tuple[list[str], np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_clusters_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """For any block size, shards, row groups and threshold: pairs, clusters, likest partner; of a snapshot as well."""
+    """For any block size, shards, row groups and threshold: pairs, clusters, nearest partner; also of a snapshot."""
     print(f"{seed = }")
     rng = Random(seed)
     monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(5, 60))
@@ -101,7 +101,7 @@ def test_the_evidence_names_the_seconds(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_verb_prints_clusters_and_json(tmp_path: Path) -> None:
-    """A table with evidence, a count on stderr; --json has every match; nothing found is no error."""
+    """A table with evidence, a count on stderr; --json has every match; finding nothing is not an error."""
     store = LocalStore(str(tmp_path / "out"))
     commit(store, ["a", "b", "c", "d"], {"d": "b"}, 0.01, 2)
     code, printed, said = in_process("results", "dedup", store.url, "--threshold", "0.99")

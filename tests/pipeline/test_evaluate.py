@@ -1,4 +1,4 @@
-"""Hit rates: those of a sheet of paper and of brute force, over the newest rows alone; nothing is left out unsaid."""
+"""Hit rates: those computed by hand and by brute force, over the newest rows alone; what is left out is counted."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def by_hand(store: LocalStore, probs_RK: list[list[float]]) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> LocalStore:
-    """See the table: the clips of a vote 0, 0, 3, and their mean says 3; in c classes 1 and 2 are equal."""
+    """The clips of a rank classes 0, 0, 3 first, and their mean ranks 3 first; in c, classes 1 and 2 are equal."""
     store = LocalStore(str(tmp_path / "out"))
     by_hand(
         store,
@@ -65,7 +65,7 @@ def out(tmp_path: Path) -> LocalStore:
     return store
 
 
-def test_rates_are_those_of_a_sheet_of_paper(out: LocalStore) -> None:
+def test_rates_are_those_computed_by_hand(out: LocalStore) -> None:
     """Labels a 3, c 2, d 0: of five clips one hits; of three videos a hits at 1, c at 2 (its equal class 1 comes
     first), and so does d, whose three last classes are equal and 0 the first of them. b failed."""
     hits = evaluate(newest(out), labels(a=3, b=1, c=2, d=0), top=2)
@@ -77,7 +77,7 @@ def test_rates_are_those_of_a_sheet_of_paper(out: LocalStore) -> None:
 
 
 def test_any_of_several_labels_will_do(out: LocalStore) -> None:
-    """A hit is one label among the likeliest; more labels never count a row twice."""
+    """A row is a hit if any of its labels is among the most likely; it never counts twice."""
     hits = evaluate(newest(out), labels(a=(0, 3), d=(0, 2)), top=2)
     assert (hits.clip_hit1, hits.video_hit1, hits.video_hit_top) == (3 / 4, 1 / 2, 1.0)
 
@@ -147,7 +147,7 @@ def test_the_likeliest_classes_come_first_and_equal_ones_by_number(rows: list[tu
 
 
 def test_a_job_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
-    """One sentence that names --scores."""
+    """The message names --scores."""
     out = LocalStore(str(tmp_path))
     add_plan(out, videos("abc"), chosen=replace(SCORED, scores=False))
     with pytest.raises(InputError, match=r"stores no class scores .* --scores"):
@@ -155,14 +155,14 @@ def test_a_job_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
 
 
 def test_labels_of_no_video_show_what_was_compared(out: LocalStore) -> None:
-    """Where nothing matches, the sentence has a value of either side; a label of a failed video alone is no match."""
+    """If nothing matches, the message shows a value of each side; a label of a failed video alone is not a match."""
     for given_, other in ((labels("path", a=1), "'a' in the list, and 'b.mp4' in the dataset"), (labels(b=1), "'b'")):
         with pytest.raises(InputError, match=f"none of 1 labels is of a video that has rows in .*{other}"):
             evaluate(newest(out), given_)
 
 
 def test_a_path_of_two_videos_is_refused(tmp_path: Path) -> None:
-    """A label that could mean either of two videos is nobody's."""
+    """A label that could mean either of two videos is an error."""
     out, table = LocalStore(str(tmp_path)), videos("ac")
     table = table.set_column(1, table.schema.field("path"), pa.array(["same.mp4", "same.mp4"]))
     add_plan(out, table, chosen=SCORED, frames=(40,))
@@ -170,7 +170,7 @@ def test_a_path_of_two_videos_is_refused(tmp_path: Path) -> None:
         evaluate(newest(out), Labels("path", {"same.mp4": frozenset([1])}))
 
 
-def test_a_damaged_row_is_no_hit(out: LocalStore) -> None:
+def test_a_damaged_row_is_not_a_hit(out: LocalStore) -> None:
     """A flipped byte of the scores is damage, not another rate."""
     path = next((out.root / "clips").iterdir())
     group = pq.ParquetFile(path).metadata.row_group(0)
@@ -184,8 +184,8 @@ def test_a_damaged_row_is_no_hit(out: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("probs", [[0.5, 0.4, 0.0, 0.0], [np.nan, 1.0, 0.0, 0.0], [1.5, -0.5, 0.0, 0.0]])
-def test_rows_that_are_no_distribution_are_damage(out: LocalStore, probs: list[float]) -> None:
-    """Whole files with impossible scores, made by other hands, are refused by verify and by every reader of rows."""
+def test_rows_that_are_not_a_distribution_are_damage(out: LocalStore, probs: list[float]) -> None:
+    """Readable files with impossible scores are refused by verify and by every reader of rows."""
     from p3d.pipeline.dataset.verify import audit
 
     name = next((out.root / "clips").iterdir()).stem
@@ -215,8 +215,8 @@ def read(text: str, names: tuple[str, ...] = NAMES) -> Labels:
 
 
 def test_labels_are_names_or_numbers() -> None:
-    """A name goes before a number (here class 3 is called 2), blanks around a label do not count, an empty label is
-    none, and text stays what it is."""
+    """Names take precedence over numbers (here class 3 is called 2), spaces around a label are ignored, an empty label
+    is no label, and text stays text."""
     text = "\ufeffvideo_id,label,note\r\n007,archery,x\r\nb,0,\r\nc, 2 ;1,\r\nd,bowling; indoor,\r\ne,null,\r\nf,,\r\n"
     assert read(text) == labels("video_id", **{"007": 0, "b": 0, "c": (3, 1), "d": 1, "e": 2})
     assert read("path,uri,label\na,u,3\n", ()) == labels("uri", u=3)
@@ -227,25 +227,25 @@ def test_labels_are_names_or_numbers() -> None:
     [
         ("video_id,class\na,1\n", "needs a column label"),
         ("name,label\na,1\n", "one of video_id, uri, path; it has name, label"),
-        ("path,label\na,4\n", "'4' is no class: a name, such as 'archery', or a number from 0 to 3"),
-        ("path,label\na,0;archer\n", "'archer' is no class"),
-        ("path,label\na,-1\n", "'-1' is no class"),
-        ("path,label\na,\u0663\n", "is no class"),
+        ("path,label\na,4\n", "'4' is not a class: a name, such as 'archery', or a number from 0 to 3"),
+        ("path,label\na,0;archer\n", "'archer' is not a class"),
+        ("path,label\na,-1\n", "'-1' is not a class"),
+        ("path,label\na,\u0663\n", "is not a class"),
         ("path,label\na,0\na,1\n", "names 'a' more than once"),
-        ("path,label,label\na,0,1\n", "two columns of one name"),
+        ("path,label,label\na,0,1\n", "two columns of the same name"),
         ("path,label\na,0,1\n", "cannot be read as CSV"),
         ("", "cannot be read as CSV"),
     ],
 )
 def test_a_list_that_cannot_be_labels_is_refused(text: str, says: str) -> None:
-    """One sentence with the file and the value."""
+    """The message names the file and the value."""
     with pytest.raises(InputError, match=f"labels.csv.*{says}"):
         read(text)
 
 
 def test_labels_by_number_alone() -> None:
     """Weights without names, or with one name for two classes, say that numbers are needed."""
-    with pytest.raises(InputError, match="'archery' is no class: a number from 0 to 3; the weights name no classes"):
+    with pytest.raises(InputError, match="'archery' is not a class: a number from 0 to 3; the weights name no classes"):
         read("path,label\na,archery\n", ())
     with pytest.raises(InputError, match="several classes 'x'"):
         read("path,label\na,x\n", ("x", "x", "y", "z"))
@@ -255,7 +255,7 @@ def test_labels_by_number_alone() -> None:
 
 
 def put_weights(store: LocalStore, card: object) -> Recipe:
-    """Weights in the format of safetensors, with a card and without tensors; the recipe that names them."""
+    """Weights in the format of safetensors, with metadata and without tensors; and the recipe that names them."""
     header = json.dumps({"__metadata__": {"p3d": json.dumps(card)}}).encode()
     content = struct.pack("<Q", len(header)) + header
     chosen = replace(SCORED, weights_sha256=hashlib.sha256(content).hexdigest())
@@ -264,7 +264,7 @@ def put_weights(store: LocalStore, card: object) -> Recipe:
 
 
 def test_names_are_those_of_the_weights(tmp_path: Path) -> None:
-    """From the header of OUT/weights; none where there are no weights or no names."""
+    """From the header of OUT/weights; empty without weights or names."""
     store = LocalStore(str(tmp_path))
     assert class_names(store, SCORED) == ()
     assert class_names(store, put_weights(store, {"class_names": list(NAMES)})) == NAMES
@@ -273,7 +273,7 @@ def test_names_are_those_of_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("card", [{"class_names": ["one"]}, {}, []])
 def test_weights_that_name_other_classes_are_damage(tmp_path: Path, card: object) -> None:
-    """Too few names, or none of the card's keys: DamagedJob names the file."""
+    """Too few names, or missing metadata keys: DamagedJob names the file."""
     store = LocalStore(str(tmp_path))
     chosen = put_weights(store, card)
     with pytest.raises(DamagedJob, match=chosen.weights_sha256):
@@ -281,7 +281,7 @@ def test_weights_that_name_other_classes_are_damage(tmp_path: Path, card: object
 
 
 def test_edited_weights_name_nothing(tmp_path: Path) -> None:
-    """A name that was changed in the file would move its labels: the sha256 says so."""
+    """A changed name would give its labels to another class: the sha256 reveals the change."""
     store = LocalStore(str(tmp_path))
     chosen = put_weights(store, {"class_names": list(NAMES)})
     path = store.root / f"weights/{chosen.weights_sha256}.safetensors"

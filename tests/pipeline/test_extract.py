@@ -1,7 +1,7 @@
-"""A shard of messages -> its rows: every row is that of its own frames, whatever came in between.
+"""The messages of a shard -> its rows: every row is computed from its own frames, whatever arrived in between.
 
-The encoder here is not a network: the feature of a clip lists the codes of its very frames, so a wrong frame anywhere
-is a wrong number. Legend: N frames, B batch, T frames of a clip, D = 1 + T features, R rows.
+The encoder here is not a network: the feature of a clip lists the codes of its frames, so a wrong frame anywhere
+gives a wrong number. Legend: N frames, B clips of a batch, T frames of a clip, D = 1 + T features, R rows.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from p3d.pipeline.types import (
 )
 
 FPS = 25
-WRONG = (128, 192)  # added to the video of the frames of a first and second try, which must leave no trace
+WRONG = (128, 192)  # added to the video number in frames of a first and second attempt, which must leave no trace
 Numbers = Sequence[int] | INT64
 
 
 def frame_codes(frames_NHWC: UINT8) -> FLOAT32:
-    """The number that a frame carries in its one pixel: video * 65536 + frame, exact in float32."""
+    """The number stored in the one pixel of a frame: video * 65536 + frame, exact in float32."""
     return frames_NHWC[:, 0, 0].astype(np.float32) @ np.array([65536, 256, 1], np.float32)
 
 
@@ -73,7 +73,7 @@ def blocks(video: int, numbers: Numbers, size: int) -> list[FrameBlock]:
 
 
 def stream(video: int, n_frames: int, size: int = 64, *, sampling: Sampling | None = None) -> list[DecodeMessage]:
-    """A whole video in blocks of `size`; with a sampling only the frames that its clips need."""
+    """A whole video in blocks of `size`; with a sampling, only the frames that its clips need."""
     numbers = needed_frames(sampling.for_video(f"id{video}"), n_frames) if sampling else np.arange(n_frames)
     return [VideoStart(1), info(n_frames), *blocks(video, numbers, size), VideoEnd(n_frames, n_frames / FPS)]
 
@@ -188,7 +188,7 @@ samplings = st.builds(
 
 @dataclass(frozen=True)
 class Drawn:
-    """One video of a made-up shard: what becomes of it, and the messages that say so."""
+    """One video of a generated shard: its outcome, and the messages that lead to it."""
 
     fate: str
     n_frames: int
@@ -197,10 +197,10 @@ class Drawn:
 
 @st.composite
 def shards(draw: st.DrawFn) -> tuple[Sampling, list[Drawn]]:
-    """A sampling and up to four videos that are read, fail in the middle, or begin again (once or twice) before either.
+    """A sampling and up to four videos that are read or fail in the middle, some after one or two restarts.
 
-    Blocks are of 0 to 64 frames; a decoder sends all frames or only those that are needed, and under `every` the
-    container may promise a wrong number of frames.
+    Blocks have 0 to 64 frames. A decoder sends all frames or only those that are needed, and with `every` the container
+    may declare a wrong number of frames.
     """
     sampling = draw(samplings)
     drawn = []
@@ -234,8 +234,8 @@ def shards(draw: st.DrawFn) -> tuple[Sampling, list[Drawn]]:
 @settings(deadline=None, max_examples=150)
 @given(shards(), st.integers(1, 9), st.integers(0, 2**32))
 def test_rows_are_those_of_their_own_frames(shard: tuple[Sampling, list[Drawn]], batch_size: int, seed: int) -> None:
-    """However the streams are cut and mixed, whatever fails or begins again: the rows of the videos that were read are
-    those of the clip arithmetic, and every batch but the last is full."""
+    """However the streams are split and mixed, whatever fails or restarts: the rows of the videos that were read match
+    the clip arithmetic, and every batch except the last is full."""
     sampling, videos = shard
     spy, progress = Spy(), Progress()
     messages = mixed({at: video.messages for at, video in enumerate(videos)}, Random(seed))
@@ -286,7 +286,7 @@ def test_a_batch_is_encoded_as_soon_as_it_is_full() -> None:
 
 @pytest.mark.parametrize("inference_threads", [1, 3])
 def test_inference_threads_change_no_row(inference_threads: int) -> None:
-    """Batches that are encoded beside each other, and end out of order, give the rows that one thread gives."""
+    """Batches that are encoded in parallel and finish out of order give the same rows as one thread."""
     random, spy = Random(inference_threads), Spy()
 
     def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
@@ -300,7 +300,7 @@ def test_inference_threads_change_no_row(inference_threads: int) -> None:
 
 
 def test_as_many_batches_are_encoded_at_once_as_there_are_inference_threads() -> None:
-    """With three lanes three batches meet at a barrier, time and again, and never a fourth."""
+    """With three threads, three batches meet at a barrier, repeatedly, and never a fourth."""
     meet, there, most = threading.Barrier(3, timeout=20), 0, 0
 
     def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
@@ -309,7 +309,7 @@ def test_as_many_batches_are_encoded_at_once_as_there_are_inference_threads() ->
         most = max(most, there)
         meet.wait()
         there -= 1
-        meet.wait()  # so that nobody comes while another is still counted
+        meet.wait()  # so that no batch starts while another is still counted
         return Spy()(frames_NHWC, index_BT)
 
     progress = Progress()
@@ -322,20 +322,20 @@ def test_as_many_batches_are_encoded_at_once_as_there_are_inference_threads() ->
 
 
 def test_an_error_in_an_inference_thread_is_raised() -> None:
-    """What an encoder raises in its thread comes out of `extract_shard`, and no lane works on behind it."""
+    """An error of the encoder in its thread is raised by `extract_shard`, and no thread still works after it."""
     calls, at_work, begun = count(), set(), threading.Event()
 
     def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
         if next(calls) == 0:
             begun.wait(5)
-            raise RuntimeError("no room on the device")
+            raise RuntimeError("no space on the device")
         at_work.add(threading.get_ident())
         begun.set()
-        time.sleep(0.2)  # longer than the error takes to be heard
+        time.sleep(0.2)  # longer than the error takes to arrive
         at_work.discard(threading.get_ident())
         return np.ones((len(index_BT), 1 + len(index_BT[0])), np.float32)
 
-    with pytest.raises(RuntimeError, match="no room"):
+    with pytest.raises(RuntimeError, match="no space"):
         run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, inference_threads=2)
     assert begun.is_set() and not at_work
     assert next(calls) <= 4
@@ -353,8 +353,8 @@ def test_frames_that_clips_share_are_in_a_batch_once() -> None:
     assert sizes == [(40, (7, 16))]
 
 
-def test_a_second_info_begins_the_video_again() -> None:
-    """What the first try computed is dropped, clips that were encoded already included; the second info is kept."""
+def test_a_second_info_restarts_the_video() -> None:
+    """Everything that the first attempt computed is dropped, including encoded clips; the second info is kept."""
     first = [info(64), *blocks(WRONG[0], np.arange(64), 16)]
     spy = Spy()
     rows = run(in_turn({0: [*first, *stream(0, 40)], 1: stream(1, 16)}), 2, EVERY, spy, batch_size=3)
@@ -363,14 +363,14 @@ def test_a_second_info_begins_the_video_again() -> None:
     assert rows.outcomes[0].info == info(40)
 
 
-def test_a_video_may_begin_again_after_a_failure() -> None:
-    """A retry that follows a Failure supersedes it."""
+def test_a_video_may_restart_after_a_failure() -> None:
+    """A retry that follows a Failure replaces it."""
     messages = [(0, info(16)), (0, Failure(Reason.DECODER_CRASH, "died"))]
     assert_rows(run([*messages, *in_turn({0: stream(0, 20)})], 1, EVERY), {0: 20}, EVERY)
 
 
 @pytest.mark.parametrize("n_seen", [0, 16])
-def test_a_video_that_begins_again_needs_an_end_again(n_seen: int) -> None:
+def test_a_video_that_restarts_needs_a_new_end(n_seen: int) -> None:
     """An end from before the second VideoInfo does not count: fewer clips than the video has are never stored."""
     messages = [*in_turn({0: stream(0, 40)}), (0, info(40)), (0, block(WRONG[0], range(n_seen)))]
     with pytest.raises(ValueError, match="stopped without an end"):
@@ -378,7 +378,7 @@ def test_a_video_that_begins_again_needs_an_end_again(n_seen: int) -> None:
 
 
 def test_a_failure_in_the_middle_drops_only_its_own_clips() -> None:
-    """Clips of the failed video share batches with others; theirs are kept, its are dropped, encoded or not."""
+    """Clips of the failed video share batches with others. Only its own clips are dropped, encoded or not."""
     bad = [*stream(1, 64, 16)[:-1], Failure(Reason.CORRUPT_FRAMES, "frame 65", 3)]
     messages = mixed({0: stream(0, 64, 16), 1: bad, 2: stream(2, 64, 16)}, Random(1))
     progress = Progress()
@@ -389,7 +389,7 @@ def test_a_failure_in_the_middle_drops_only_its_own_clips() -> None:
 
 
 def test_a_failure_after_the_end_counts() -> None:
-    """A source that changed while it was read says so after the last frame: the video has no rows."""
+    """A source that changed while it was read is reported after the last frame: the video has no rows."""
     changed = Failure(Reason.SOURCE_CHANGED, "changed while it was read")
     rows = run(in_turn({0: [*stream(0, 40), changed], 1: stream(1, 20)}), 2, EVERY)
     assert_rows(rows, {1: 20}, EVERY)
@@ -405,7 +405,7 @@ def test_a_video_is_counted_once() -> None:
 
 
 def test_videos_that_never_began_are_failures() -> None:
-    """A Failure alone is a whole stream; a shard may hold nothing else."""
+    """A Failure alone is a complete stream; a shard may contain nothing else."""
     failed = Failure(Reason.SOURCE_MISSING, "gone")
     rows = run([(1, failed), (0, VideoStart(1)), (0, failed)], 2, EVERY)
     assert [o.failure for o in rows.outcomes] == [failed, failed]
@@ -413,7 +413,7 @@ def test_videos_that_never_began_are_failures() -> None:
 
 
 def test_a_video_of_no_frames_is_a_failure() -> None:
-    """No frame could be decoded: no_frames, not a video of no rows."""
+    """If no frame could be decoded, the video fails with no_frames."""
     rows = run(in_turn({0: stream(0, 0), 1: stream(1, 16)}), 2, EVERY)
     assert rows.outcomes[0].failure == Failure(Reason.NO_FRAMES, "no frame could be decoded")
     assert_rows(rows, {1: 16}, EVERY)
@@ -449,8 +449,8 @@ def spoil(video: int, value: float, *, whole: bool = True, frame: int = 16) -> C
 )
 @pytest.mark.fault(11)
 def test_a_feature_that_cannot_be_used_fails_its_own_video_only(value: float, whole: bool, dtype: str) -> None:
-    """NaN, infinity, nothing but zeros, or what becomes one of them in the stored type: one video is non_finite, its
-    neighbours in the same batches keep their rows."""
+    """NaN, infinity, only zeros, or a value that becomes one of them in the stored type: this video is non_finite, and
+    other videos in the same batches keep their rows."""
     spy, progress = Spy(spoil(1, value, whole=whole)), Progress()
     streams = {at: stream(at, 40) for at in range(3)}
     rows = run(in_turn(streams), 3, EVERY, spy, batch_size=9, dtype=dtype, progress=progress)
@@ -464,14 +464,14 @@ def test_a_feature_that_cannot_be_used_fails_its_own_video_only(value: float, wh
 
 @pytest.mark.parametrize(("value", "whole"), [(70_000.0, False), (1e-9, True), (0.0, False)])
 def test_what_the_stored_type_can_hold_is_kept(value: float, whole: bool) -> None:
-    """Numbers too large or too small for float16 are fine as float32, and single zeros always are."""
+    """Numbers too large or too small for float16 are valid as float32, and single zeros are always valid."""
     rows = run(in_turn({0: stream(0, 40), 1: stream(1, 40)}), 2, EVERY, Spy(spoil(1, value, whole=whole)))
     assert all(o.failure is None for o in rows.outcomes)
     assert rows.features_RD[4, 3] == np.float32(value)
 
 
 def test_features_are_rounded_to_what_is_stored() -> None:
-    """With float16 embeddings the rows hold, in float32, exactly what the file will: pooling starts from it."""
+    """With float16 embeddings, the float32 rows have exactly the stored values, and pooling uses these."""
     rows = run(in_turn({0: stream(0, 40)}), 1, EVERY, Spy(lambda features_BD: features_BD / 7), dtype="float16")
     exact = run(in_turn({0: stream(0, 40)}), 1, EVERY, Spy(lambda features_BD: features_BD / 7))
     assert rows.features_RD.dtype == np.float32 and not np.array_equal(rows.features_RD, exact.features_RD)
@@ -482,17 +482,17 @@ def test_features_are_rounded_to_what_is_stored() -> None:
 
 
 def score(features_BD: FLOAT32) -> FLOAT32:
-    """Two class probabilities that say which clip they are of."""
+    """Two class probabilities that identify their clip."""
     first_B = features_BD[:, 1] / np.float32(2**20)
     return np.stack([first_B, 1 - first_B], 1)
 
 
 @settings(deadline=None, max_examples=30)
 @given(shards(), st.integers(1, 9), st.integers(0, 2**32))
-def test_scores_stand_beside_the_features_of_their_clip(
+def test_scores_are_stored_with_the_features_of_their_clip(
     shard: tuple[Sampling, list[Drawn]], batch_size: int, seed: int
 ) -> None:
-    """However the streams are mixed, fail or begin again: each row has the scores of its own clip, float32 [R, 2]."""
+    """However the streams are mixed, fail or restart: each row has the scores of its own clip, float32 [R, 2]."""
     sampling, videos = shard
     messages = mixed({at: video.messages for at, video in enumerate(videos)}, Random(seed))
     rows = run(messages, len(videos), sampling, scores=score, batch_size=batch_size)
@@ -503,7 +503,7 @@ def test_scores_stand_beside_the_features_of_their_clip(
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.fault(11)
 def test_scores_that_are_not_finite_fail_their_own_video_only(value: float) -> None:
-    """NaN or infinity in one class of one clip, with sound features: that video is non_finite, the others keep rows."""
+    """NaN or infinity in one class of one clip, with valid features: that video is non_finite, others keep rows."""
 
     def spoiled(features_BD: FLOAT32) -> FLOAT32:
         probs_BK = score(features_BD)
@@ -517,14 +517,14 @@ def test_scores_that_are_not_finite_fail_their_own_video_only(value: float) -> N
 
 
 def test_scores_are_not_rounded_with_the_features() -> None:
-    """float16 embeddings leave the probabilities float32, as the network gave them."""
+    """With float16 embeddings, the probabilities stay float32, as the network returned them."""
     by_7 = Spy(lambda features_BD: features_BD / 7)
     narrow = run(in_turn({0: stream(0, 40)}), 1, EVERY, by_7, scores=lambda one: score(one * 7), dtype="float16")
     np.testing.assert_array_equal(narrow.probs_RK, run(in_turn({0: stream(0, 40)}), 1, EVERY, scores=score).probs_RK)
 
 
 def test_an_encoder_of_other_scores_is_refused() -> None:
-    """Another number of score rows than clips is a ValueError, not rows that moved."""
+    """If the number of score rows is not that of the clips, it is a ValueError; rows are not shifted."""
     with pytest.raises(ValueError, match="zip"):
         run(in_turn({0: stream(0, 40)}), 1, EVERY, scores=lambda one: score(one)[1:])
 
@@ -546,7 +546,7 @@ def test_a_short_video_is_padded_by_its_last_frame(rule: str, value: int, n_clip
 
 
 def test_times_are_those_of_the_frames() -> None:
-    """A clip starts with its first frame and ends with its last, by their own times, however uneven these are."""
+    """A clip starts with its first frame and ends with its last, at their own times, however uneven these are."""
     start_s_N = np.cumsum(np.arange(40) % 3 + 1.0)
     end_s_N = np.append(start_s_N[1:], 100.0)
     uneven = FrameBlock(np.arange(40), start_s_N, end_s_N, frames_of(0, range(40)))
@@ -558,7 +558,7 @@ def test_times_are_those_of_the_frames() -> None:
 
 @pytest.mark.parametrize(("stride", "step"), [(16, 1), (4, 1), (16, 3)])
 def test_memory_does_not_grow_with_the_length_of_a_video(stride: int, step: int) -> None:
-    """Of 10 000 frames in blocks of 64, no more are alive at a time than a clip, a stride and a few blocks."""
+    """Of 10 000 frames in blocks of 64, at most a clip, a stride and a few blocks are in memory at a time."""
     sampling, alive, most = Sampling("every", stride, 16, step), 0, 0
 
     def gone(count: int) -> None:
@@ -583,26 +583,26 @@ def test_memory_does_not_grow_with_the_length_of_a_video(stride: int, step: int)
     assert most <= sampling.span + stride + 4 * 64
 
 
-def test_an_empty_block_is_nothing() -> None:
-    """A block of no frames is accepted anywhere: before the first frame, between frames, after the last."""
+def test_an_empty_block_changes_nothing() -> None:
+    """A block without frames is accepted anywhere: before the first frame, between frames, after the last."""
     empty = block(0, [])
     messages = [info(20), empty, block(0, range(10)), empty, block(0, range(10, 20)), empty, VideoEnd(20, 0.8)]
     assert_rows(run(in_turn({0: messages}), 1, EVERY), {0: 20}, EVERY)
 
 
-# --- messages that do not add up --------------------------------------------------------------------------------------
+# --- inconsistent messages --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_a_stream_that_stops_without_an_end_is_refused(kept: int) -> None:
-    """No end and no failure: ValueError names the video, wherever its stream stopped."""
+    """Without an end or a failure, a ValueError names the video, wherever its stream stopped."""
     with pytest.raises(ValueError, match="id1: the messages of this video stopped without an end or a failure"):
         run(in_turn({0: stream(0, 40), 1: stream(1, 40)[:kept]}), 2, EVERY)
 
 
 @pytest.mark.parametrize("numbers", [[0, 1, 1], [0, 2, 1], [5, 0]])
 def test_frames_out_of_order_are_refused(numbers: list[int]) -> None:
-    """A frame that comes again or too late is a ValueError."""
+    """A frame that arrives twice or too late is a ValueError."""
     with pytest.raises(ValueError, match=r"frame \d came after frame \d"):
         run([(0, info(40)), (0, block(0, numbers))], 1, EVERY)
 
@@ -610,7 +610,7 @@ def test_frames_out_of_order_are_refused(numbers: list[int]) -> None:
 @pytest.mark.parametrize(("promised", "true"), [(40, 20), (40, 44), (20, 40)])
 @pytest.mark.parametrize("sampling", [Sampling("uniform", 4, 4), Sampling("random", 4, 4, seed=0)])
 def test_clips_of_a_wrong_promise_are_refused(sampling: Sampling, promised: int, true: int) -> None:
-    """Where the promised count decided the clips, another count at the end is a ValueError."""
+    """If the clips were chosen by the declared count, another count at the end is a ValueError."""
     messages = [info(promised), *blocks(0, np.arange(true), 8), VideoEnd(true, true / FPS)]
     with pytest.raises(ValueError, match=f"clips were cut for {promised} frames, but the video has {true}"):
         run(in_turn({0: messages}), 1, sampling)
@@ -619,7 +619,7 @@ def test_clips_of_a_wrong_promise_are_refused(sampling: Sampling, promised: int,
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 60), samplings.filter(lambda one: one.needs_the_count), st.integers(1, 64))
 def test_a_wrong_promise_never_gives_wrong_rows(promised: int, true: int, sampling: Sampling, size: int) -> None:
-    """Where the count decides, whatever the container promised: the rows are those of the true count, or it is a
+    """If clips depend on the count, whatever the container declares: the rows match the true count, or it is a
     ValueError."""
     messages = [info(promised), *blocks(0, np.arange(true), size), VideoEnd(true, true / FPS)]
     try:
@@ -631,13 +631,13 @@ def test_a_wrong_promise_never_gives_wrong_rows(promised: int, true: int, sampli
 
 
 def test_more_frames_than_the_end_says_are_refused() -> None:
-    """An end that takes back frames which are in clips already is a ValueError."""
+    """An end that excludes frames which are already in clips is a ValueError."""
     with pytest.raises(ValueError, match="the video has 10"):
         run([(0, info(40)), (0, block(0, range(40))), (0, VideoEnd(10, 0.4))], 1, SMALL)
 
 
 def test_an_encoder_of_other_rows_is_refused() -> None:
-    """An encoder that gives another number of features than clips is a ValueError, not rows that moved."""
+    """If the number of features is not that of the clips, it is a ValueError; rows are not shifted."""
     with pytest.raises(ValueError, match="zip"):
         run(in_turn({0: stream(0, 40)}), 1, EVERY, lambda frames_NHWC, index_BT: np.ones((2, 17), np.float32))
 
@@ -653,8 +653,8 @@ MISFITS: dict[str, list[DecodeMessage]] = {
 
 
 @pytest.mark.parametrize("what", MISFITS)
-def test_messages_that_do_not_add_up_are_refused(what: str) -> None:
-    """ValueError, with a sentence, if frames are missing or stand outside of a video."""
+def test_inconsistent_messages_are_refused(what: str) -> None:
+    """A ValueError with a message if frames are missing or outside of a video."""
     with pytest.raises(ValueError, match=r"id0|frame"):
         run(in_turn({0: MISFITS[what]}), 1, EVERY)
 
@@ -674,14 +674,14 @@ outcomes = st.one_of(
 @settings(deadline=None)
 @given(st.lists(outcomes, max_size=4).map(tuple))
 def test_outcomes_come_back_from_the_footer(given_: tuple[VideoOutcome, ...]) -> None:
-    """What became of the videos is the same after JSON, as text and as bytes, with reasons of the closed set."""
+    """The outcomes of the videos survive JSON, as text and as bytes, with reasons of the fixed set."""
     text = outcomes_json(given_)
     assert parse_outcomes(text) == parse_outcomes(text.encode()) == given_
     assert all(isinstance(o.failure.reason, Reason) for o in parse_outcomes(text) if o.failure)
 
 
 def test_outcomes_of_a_shard_come_back() -> None:
-    """The very outcomes of an extraction survive: rows and failures."""
+    """The outcomes of an extraction survive: rows and failures."""
     rows = run(in_turn({0: stream(0, 40), 1: [Failure(Reason.NOT_A_VIDEO, "text \u00fc")]}), 2, EVERY)
     assert parse_outcomes(outcomes_json(rows.outcomes)) == rows.outcomes
 
@@ -698,8 +698,8 @@ json_values = st.recursive(
 
 @settings(deadline=None)
 @given(json_values.map(json.dumps) | st.text(max_size=20))
-def test_what_is_no_record_of_outcomes_is_refused(text: str) -> None:
-    """Anything else is a ValueError, KeyError or TypeError, which readers take for damage."""
+def test_text_that_is_not_a_record_of_outcomes_is_refused(text: str) -> None:
+    """Anything else is a ValueError, KeyError or TypeError, which readers treat as damage."""
     try:
         assert parse_outcomes(text) == ()
     except (ValueError, KeyError, TypeError):

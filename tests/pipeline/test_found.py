@@ -1,4 +1,4 @@
-"""What fuzzing found (`make fuzz-videos`), each as a test of its own: files that ended as a defect, or wrong."""
+"""Bugs that fuzzing found (`make fuzz-videos`), one test each: files that ended in a defect or a wrong result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import probe, refuse_trouble_of_the_machine
+from p3d.pipeline.decode.probe import probe, raise_unless_damage
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, read_decord
 from p3d.pipeline.decode.wanted import wanted_by
 from p3d.pipeline.errors import Reason, VideoError
@@ -37,7 +37,7 @@ def refused(path: Path, spec: FrameSpec = SPEC, decoder: str = "auto") -> Reason
 
 
 def with_audio_first(path: Path, n_frames: int, rotation: int) -> Path:
-    """Stream 0 is sound, stream 1 a turned video whose decoder gives its pictures up only when it is flushed."""
+    """Stream 0 is sound, stream 1 a turned video whose decoder returns its pictures only when it is flushed."""
     with av.open(str(path), "w") as output:
         sound = output.add_stream("aac", rate=16000)
         pictures = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "3"})
@@ -56,7 +56,7 @@ def with_audio_first(path: Path, n_frames: int, rotation: int) -> Path:
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("n_frames", [1, 3])
 def test_a_short_video_after_its_sound_is_turned_too(n_frames: int, tmp_path: Path) -> None:
-    """The flush of stream 1 was not known as its own, so the first picture, and with it its turn, was never seen."""
+    """The flush packet of stream 1 was attributed to stream 0, so the first picture and its rotation were missed."""
     path = with_audio_first(tmp_path / "v.mp4", n_frames, 90)
     messages = list(open_frames(str(path), SPEC, EVERY, policy=DecodePolicy()))
     (info,) = [m for m in messages if isinstance(m, VideoInfo)]
@@ -67,22 +67,22 @@ def test_a_short_video_after_its_sound_is_turned_too(n_frames: int, tmp_path: Pa
 
 @pytest.mark.fault(18)
 def test_streams_that_appear_in_mid_file_are_no_defect(tmp_path: Path) -> None:
-    """A broadcast that is joined by sound half way is read to its end, every frame once."""
+    """A broadcast in which sound starts midway is read to its end, every frame once."""
     one = make.video(tmp_path / "a.ts", "libx264", 200, options=cases.FAST | {"qp": "1"}, noise=120)
     two = with_audio_first(tmp_path / "b.ts", 12, 0)
     joined = tmp_path / "c.ts"
-    joined.write_bytes(one.read_bytes() + two.read_bytes() + one.read_bytes())  # it also looks at the end
+    joined.write_bytes(one.read_bytes() + two.read_bytes() + one.read_bytes())  # FFmpeg also reads the end
     assert joined.stat().st_size > 6_000_000  # FFmpeg looks for streams in the first 5 MB
     found = probe(str(joined), DecodeLimits())
     assert found.n_frames >= 400
     with av.open(str(joined)) as container:
-        assert len(container.streams) == 1, "all streams were there from the start: the case is none"
+        assert len(container.streams) == 1, "all streams were there from the start: nothing is tested"
     assert len(numbers(joined)) == found.n_frames
 
 
 @pytest.mark.fault(16)
 def test_a_file_that_ends_before_its_first_stream(tmp_path: Path) -> None:
-    """FFmpeg's "end of file" and "input/output error" of a cut file are about the file, not the machine."""
+    """FFmpeg's "end of file" and "input/output error" for a cut file concern the file, not the machine."""
     whole = make.video(tmp_path / "w.mkv", "libx264", 24, options=cases.FAST, noise=40)
     raw = make.video(tmp_path / "w.h264", "libx264", 16, options=cases.FAST, container="h264")
     for source, sizes in ((whole, (30, 100, 400, 700, 1500)), (raw, (5, 20, 100))):
@@ -93,23 +93,23 @@ def test_a_file_that_ends_before_its_first_stream(tmp_path: Path) -> None:
 
 @pytest.mark.fault(16)
 def test_a_disk_that_fails_is_not_attributed_to_the_file(tmp_path: Path) -> None:
-    """The same words of FFmpeg about a file whose bytes cannot be read go through as they are."""
+    """The same FFmpeg errors for a file whose bytes cannot be read propagate unchanged."""
     error = av.error.OSError(5, "Input/output error")
     whole = tmp_path / "v.mp4"
     whole.write_bytes(b"x" * 10)
-    refuse_trouble_of_the_machine(error, str(whole))
+    raise_unless_damage(error, str(whole))
     with pytest.raises(OSError, match="Input/output"):
-        refuse_trouble_of_the_machine(error, "/proc/self/mem")  # reading it at 0 is an input/output error
+        raise_unless_damage(error, "/proc/self/mem")  # reading it at 0 is an input/output error
     with pytest.raises(VideoError) as caught:
-        refuse_trouble_of_the_machine(error, str(tmp_path / "gone.mp4"))
+        raise_unless_damage(error, str(tmp_path / "gone.mp4"))
     assert caught.value.reason is Reason.SOURCE_MISSING
     with pytest.raises(MemoryError):
-        refuse_trouble_of_the_machine(av.error.MemoryError(12, "Cannot allocate memory"), str(whole))
+        raise_unless_damage(av.error.MemoryError(12, "Cannot allocate memory"), str(whole))
 
 
 @pytest.mark.fault(16)
 def test_a_stream_without_a_size_has_no_frames(tmp_path: Path) -> None:
-    """A cut FLV names its codec but not its size; its short side was divided by."""
+    """A cut FLV names its codec but not its size; a division by its short side raised an error."""
     whole = make.video(tmp_path / "w.flv", "libx264", 24, options=cases.FAST, noise=40)
     content = bytearray(whole.read_bytes())
     start = content.index(b"avcC") if b"avcC" in content else 400
@@ -120,13 +120,13 @@ def test_a_stream_without_a_size_has_no_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(16, 17)
-def test_damage_between_the_frames_that_clips_need_is_seen_all_the_same(tmp_path: Path) -> None:
-    """Told to skip frames, decord saw damage among them or not, by luck, and gave other pixels each time (MJPEG)."""
+def test_damage_between_the_wanted_frames_is_always_noticed(tmp_path: Path) -> None:
+    """When decord skipped frames, timing decided whether it noticed damage, and pixels varied each time (MJPEG)."""
     whole = make.video(tmp_path / "w.mov", "mjpeg", 12, pixel_format="yuvj420p")
     with av.open(str(whole)) as container:
-        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        positions = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = bytearray(whole.read_bytes())
-    at, size = places[8]
+    at, size = positions[8]
     assert at is not None
     content[at : at + size] = bytes(size)
     path = tmp_path / "damaged.mov"
@@ -139,8 +139,8 @@ def test_damage_between_the_frames_that_clips_need_is_seen_all_the_same(tmp_path
 
 
 @pytest.mark.fault(17)
-def test_decord_counting_its_repeats_is_decord_giving_up(tmp_path: Path) -> None:
-    """The error for repeated frames has a class of its own, which was taken for a defect of ours."""
+def test_too_many_repeats_are_decord_giving_up(tmp_path: Path) -> None:
+    """decord's error for repeated frames has its own class, which was taken for a defect of this program."""
     import decord
 
     class Repeats:
@@ -154,8 +154,8 @@ def test_decord_counting_its_repeats_is_decord_giving_up(tmp_path: Path) -> None
 
 
 @pytest.mark.fault(18)
-def test_a_name_says_nothing_of_what_is_inside(tmp_path: Path) -> None:
-    """The route is decided by content: each container under each other's name has the same route and frames."""
+def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    """Content decides: each container under the suffix of any other has the same format and frames."""
     for codec, suffix in (
         ("libx264", "mp4"),
         ("libx264", "mkv"),
@@ -165,8 +165,8 @@ def test_a_name_says_nothing_of_what_is_inside(tmp_path: Path) -> None:
     ):
         pixel_format = "rgb8" if codec == "gif" else "yuv420p"
         path = make.video(tmp_path / f"v.{suffix}", codec, 12, pixel_format=pixel_format)
-        route = probe(str(path), DecodeLimits()).container
+        container = probe(str(path), DecodeLimits()).container
         for other in ("mp4", "avi", "ts", "webm", "jpg", "txt"):
             renamed = Path(shutil.copy(path, tmp_path / f"{suffix}_as.{other}"))
-            assert probe(str(renamed), DecodeLimits()).container == route
+            assert probe(str(renamed), DecodeLimits()).container == container
             assert numbers(renamed) == list(range(12))

@@ -1,4 +1,4 @@
-"""Nothing but the file that was named is read: no other file, no address, whatever name or content says."""
+"""Only the named file is read: no other file and no address, whatever its name or content refers to."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))
 EVERY = parse_sampling("every:16", clip_frames=16)
 
 
-class Yard:
-    """A folder with a decoy video that nobody may open, and a port that nobody may call."""
+class Watched:
+    """A folder with a decoy video that must not be opened, and a port that must not be contacted."""
 
     def __init__(self, root: Path, listener: Listener, seen: Opened) -> None:
         self.root, self.listener, self.seen = root, listener, seen
         self.decoy = root / "decoy.mov"
 
-    def disturbed(self) -> list[object]:
+    def touched(self) -> list[object]:
+        """Opens of the decoy and connections to the port since the last call."""
         return [*self.seen.take(), *self.listener.calls]
 
 
 @pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
+def watched(tmp_path: Path) -> Iterator[Watched]:
     decoy = make.video(tmp_path / "decoy.mov", "libx264", 20, options=cases.FAST)
     with listening() as listener, opened(decoy) as seen:
-        yield Yard(tmp_path, listener, seen)
+        yield Watched(tmp_path, listener, seen)
 
 
 def numbers(path: Path, decoder: str = "auto") -> list[int]:
@@ -50,24 +51,24 @@ def numbers(path: Path, decoder: str = "auto") -> list[int]:
     return make.numbers_in(np.concatenate([b.frames_NHWC for b in blocks if isinstance(b, FrameBlock)]))
 
 
-def test_the_watch_sees_what_it_watches(yard: Yard) -> None:
-    """An open of the decoy and a call at the port are seen, or the tests below could not fail."""
-    yard.decoy.read_bytes()
-    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{yard.listener.port}/", timeout=5):
+def test_the_watch_sees_what_it_watches(watched: Watched) -> None:
+    """An open of the decoy and a connection to the port are noticed; otherwise the tests below could not fail."""
+    watched.decoy.read_bytes()
+    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{watched.listener.port}/", timeout=5):
         pass
-    assert "decoy.mov" in yard.seen.take() and yard.listener.calls
+    assert "decoy.mov" in watched.seen.take() and watched.listener.calls
 
 
 @pytest.mark.fault(21)
-def test_a_mov_whose_samples_are_in_another_file_reads_none_of_it(yard: Yard) -> None:
-    """An external data reference is not followed, by neither decoder; a reader that follows them would (shown)."""
-    whole = make.video(yard.root / "whole.mov", "libx264", 20, options=cases.FAST)
-    path = hostile.outside_reference(whole, yard.root / "outside.mov", yard.decoy)
-    with opened(yard.decoy) as seen:
+def test_a_mov_whose_samples_are_in_another_file_reads_none_of_it(watched: Watched) -> None:
+    """Neither decoder follows an external data reference; the test shows that FFmpeg does if it is allowed to."""
+    whole = make.video(watched.root / "whole.mov", "libx264", 20, options=cases.FAST)
+    path = hostile.outside_reference(whole, watched.root / "outside.mov", watched.decoy)
+    with opened(watched.decoy) as seen:
         with av.open(str(path), container_options={"enable_drefs": "1"}) as container:
             assert len(list(container.decode(video=0))) == 20
         assert seen.take()
-    yard.seen.take()
+    watched.seen.take()
     for decoder in ("auto", "pyav", "decord"):
         with pytest.raises(VideoError):
             numbers(path, decoder)
@@ -75,59 +76,59 @@ def test_a_mov_whose_samples_are_in_another_file_reads_none_of_it(yard: Yard) ->
 
     with contextlib.suppress(decord.DECORDError, RuntimeError):
         decord.VideoReader(str(path), num_threads=1)
-    assert yard.disturbed() == []
+    assert watched.touched() == []
 
 
 @pytest.mark.fault(21)
-def test_lists_of_every_dialect_are_no_videos(yard: Yard) -> None:
-    """Playlists, also disguised ones, end in a reason; no file that they name is opened, no call is made."""
-    texts = hostile.texts(yard.decoy, yard.listener.port)
+def test_playlists_are_not_videos(watched: Watched) -> None:
+    """Playlists, also disguised ones, end in a reason; no file that they name is opened, no connection is made."""
+    texts = hostile.texts(watched.decoy, watched.listener.port)
     for name, content in texts.items():
-        (yard.root / name).write_bytes(content)
+        (watched.root / name).write_bytes(content)
         for decoder in ("auto", "pyav", "decord"):
             with pytest.raises(VideoError) as caught:
-                numbers(yard.root / name, decoder)
+                numbers(watched.root / name, decoder)
             assert caught.value.reason in (Reason.NOT_A_VIDEO, Reason.TRUNCATED), name
-    assert yard.disturbed() == []
+    assert watched.touched() == []
 
 
 @pytest.mark.fault(21, 24)
-def test_a_name_is_never_an_address(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files with names of protocols, patterns and options are read as the files they are, by both decoders."""
-    monkeypatch.chdir(yard.root)
-    good = cases.good(yard.root / "good.mp4")
-    for name in hostile.names(yard.decoy, yard.listener.port):
-        shutil.copy(good, yard.root / name)
+def test_a_name_is_never_an_address(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that look like protocols, patterns or options are read as plain file names, by both decoders."""
+    monkeypatch.chdir(watched.root)
+    good = cases.good(watched.root / "good.mp4")
+    for name in hostile.names(watched.decoy, watched.listener.port):
+        shutil.copy(good, watched.root / name)
         for decoder in ("decord", "pyav"):
             assert numbers(Path(name), decoder) == list(range(20)), name
-    assert yard.disturbed() == []
+    assert watched.touched() == []
 
 
 @pytest.mark.fault(21)
-def test_only_known_demuxers_and_local_files_are_ever_opened(yard: Yard) -> None:
-    """What the sniff lets through is opened with closed lists: no protocol but `file`, no demuxer that reads others."""
+def test_only_known_demuxers_and_local_files_are_ever_opened(watched: Watched) -> None:
+    """Files are opened with closed lists: no protocol but `file`, no demuxer that reads other files."""
     from p3d.pipeline.decode.probe import DEMUXERS
 
     readers_of_others = {"hls", "concat", "dash", "image2", "sdp", "rtsp", "rtp", "lavfi", "imf", "applehttp", "tee"}
     assert not readers_of_others & set(DEMUXERS.split(","))
-    asked: list[dict[str, str]] = []
+    passed: list[dict[str, str]] = []
     real = av.open
 
     def spy(path: str, **options: object) -> object:
-        assert os.path.isabs(path)  # noqa: PTH117 - a str, as it is given
-        asked.append(options["container_options"])  # type: ignore[arg-type]
+        assert os.path.isabs(path)  # noqa: PTH117 - a str, as it is passed
+        passed.append(options["container_options"])  # type: ignore[arg-type]
         return real(path, **options)
 
-    good = cases.good(yard.root / "good.ts")
+    good = cases.good(watched.root / "good.ts")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(av, "open", spy)
         numbers(good)
-    assert len(asked) == 2 and all(one["protocol_whitelist"] == "file" for one in asked)
-    assert all(one["format_whitelist"] == DEMUXERS for one in asked)
+    assert len(passed) == 2 and all(one["protocol_whitelist"] == "file" for one in passed)
+    assert all(one["format_whitelist"] == DEMUXERS for one in passed)
 
 
 @pytest.mark.fault(20)
-def test_a_bomb_is_refused_before_it_goes_off(tmp_path: Path) -> None:
+def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path) -> None:
     """A canvas of 16384x16384 in a thousand bytes and a day of black: refused by the probe, with little memory."""
     peaks = []
     for name, reason in (("16k.gif", Reason.TOO_LARGE), ("a_day_and_more.mp4", Reason.TOO_LONG)):
@@ -147,8 +148,8 @@ def _private_mib() -> int:
 
 
 @pytest.mark.fault(20)
-def test_many_streams_cost_one(tmp_path: Path) -> None:
-    """Of sixty video streams one is read, and decord, which decodes ahead, is not asked."""
+def test_only_one_of_many_streams_is_decoded(tmp_path: Path) -> None:
+    """Of sixty video streams one is read, and decord, which decodes ahead, is not used."""
     case = next(case for case in cases.CASES if case.name == "many_streams.mov")
     case.build(tmp_path / case.name)
     found = probe(str(tmp_path / case.name), DecodeLimits())

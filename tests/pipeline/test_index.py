@@ -1,4 +1,4 @@
-"""The index beside a dataset: it proposes, the rows decide; it grows, and is refused where it does not belong."""
+"""The index of a dataset: it proposes rows, scores come from the dataset; it grows, and is refused elsewhere."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_index_grows_with_its_dataset(out: LocalStore) -> None:
 
 
 def test_old_and_new_rows_of_a_replaced_video(out: LocalStore) -> None:
-    """Before the index knows of it, a new row is found and the old one takes no place, however near the query is."""
+    """A new row is found before it is indexed, and the old row never displaces a hit, however near the query is."""
     build_index(newest(out), level="clip", metric="cosine", kind="flat")
     old = first_vector(out, "v003")
     add_plan(out, videos(["v003"]), seq=2, frames=(200,))
@@ -133,7 +133,7 @@ def first_vector(store: LocalStore, video_id: str) -> np.ndarray:
 
 
 def test_conditions_hold_inside_the_index(out: LocalStore) -> None:
-    """With --where the index gives rows of the videos that satisfy it, however far down they are in all of them."""
+    """With --where the index finds rows of the videos that satisfy it, however low they rank among all rows."""
     build_index(newest(out), level="clip", metric="cosine", kind="flat")
     for where in (["label=label of v014"], ["video_id>=v015", "n_frames=200"], ["label=none"]):
         exact = nearest(newest(out), QUERY, level="clip", top=20, where=where)
@@ -143,7 +143,7 @@ def test_conditions_hold_inside_the_index(out: LocalStore) -> None:
 
 
 def test_a_condition_on_the_id_reads_nothing_more(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others than one video, which is what a page asks: right hits, and of the dataset only their rows are read."""
+    """All videos but one, as the page asks for: correct hits, and only their rows of the dataset are read."""
     build_index(newest(out), level="clip", metric="cosine", kind="flat")
     query, where = first_vector(out, "v003"), ["video_id!=v003"]
     exact = nearest(newest(out), query, level="clip", top=2, where=where)
@@ -169,7 +169,7 @@ def test_near_duplicates_are_left_out_of_what_an_index_gives(out: LocalStore) ->
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_snapshot_has_an_index_of_its_own(out: LocalStore, tmp_path: Path, level: str) -> None:
-    """Index and search of a snapshot, by both levels; its own check does not mind the index."""
+    """Index and search of a snapshot, by both levels; its own check ignores the index."""
     from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
 
     dest = LocalStore(str(tmp_path / "dest"))
@@ -181,7 +181,7 @@ def test_a_snapshot_has_an_index_of_its_own(out: LocalStore, tmp_path: Path, lev
 
 
 def test_an_index_of_other_weights_is_refused(out: LocalStore, tmp_path: Path) -> None:
-    """An index that was copied from another output says whose it is, to search and to index alike."""
+    """An index copied from an output with other weights is refused, for search and for indexing."""
     build_index(newest(out), level="clip", metric="cosine")
     other = LocalStore(str(tmp_path / "other"))
     add_plan(other, videos(NAMES), chosen=recipe_(clips="every:8"), frames=(200,))
@@ -195,8 +195,8 @@ def test_an_index_of_other_weights_is_refused(out: LocalStore, tmp_path: Path) -
     assert build_index(newest(other), level="clip", metric="cosine", rebuild=True).n_rows
 
 
-def test_what_is_wrong_with_an_index_is_a_sentence(out: LocalStore) -> None:
-    """None there, another kind, a cut or missing file, a record of nonsense: each names the command that helps."""
+def test_a_broken_index_is_an_error(out: LocalStore) -> None:
+    """No index, another kind, a cut or missing file, an invalid record: each error names the command that helps."""
     with pytest.raises(InputError, match=r"no index of its videos by l2: `p3d results index .* --level video"):
         nearest_by_index(newest(out), QUERY, level="video", metric="l2")
     with pytest.raises(InputError, match="pq needs 256 rows"):
@@ -221,7 +221,7 @@ def test_what_is_wrong_with_an_index_is_a_sentence(out: LocalStore) -> None:
 
 
 def test_an_empty_dataset_has_no_index(tmp_path: Path) -> None:
-    """Nothing is committed yet: said so."""
+    """Nothing is committed yet, and the error says so."""
     store = LocalStore(str(tmp_path / "out"))
     add_plan(store, videos("ab"), commit=False)
     with pytest.raises(InputError, match="no rows to index yet"):

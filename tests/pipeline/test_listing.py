@@ -1,4 +1,4 @@
-"""Sources -> rows: every video of a source is a row that names it for good, and everything else is told or refused."""
+"""Sources -> rows: every video of a source is a row with a stable id, and all other files are reported or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ODD_NAMES = (
     "plus+and&.mp4",
     "#?.mp4",
 )
-ODD_KEYS = ODD_NAMES[1:]  # the S3 server of the tests knows no key with a newline
+ODD_KEYS = ODD_NAMES[1:]  # the S3 server of the tests does not support a newline in a key
 Put = Callable[..., Any]
 
 
@@ -59,7 +59,7 @@ def column(found: SourceListing, name: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def client(s3_server: dict[str, str]) -> Any:
-    """A client of the server; to make one takes longer than most tests."""
+    """A client of the server, shared because making one takes longer than most tests."""
     import boto3
 
     return boto3.client("s3")
@@ -67,7 +67,7 @@ def client(s3_server: dict[str, str]) -> Any:
 
 @pytest.fixture
 def put(bucket: str, client: Any) -> Put:
-    """Create objects in the bucket whose content is what was given, else their own key."""
+    """Create objects in the bucket. Their content is as given, by default their own key."""
 
     def put(key: str, body: bytes | None = None) -> None:
         client.put_object(Bucket=bucket, Key=key, Body=key.encode() if body is None else body)
@@ -88,8 +88,8 @@ names_of_files = st.tuples(
 @given(st.lists(names_of_files, min_size=1, max_size=6, unique=True))
 @example([((b"\xff",), b"\n", b".mp4"), ((), b"\xe9", b".mp4"), ((), b"\xe9", b".txt")])
 def test_every_file_of_a_folder_is_a_row_or_is_named_as_skipped(files: list) -> None:
-    """Whatever bytes are in the names: `uri` leads to each video, the others are in `skipped`, ids are distinct, and
-    neither the order in which the files were made nor the place of the folder changes the rows."""
+    """Whatever bytes are in the names: `uri` leads to each video, other files are in `skipped`, ids are distinct, and
+    neither the order in which the files were made nor the location of the folder changes the rows."""
     clean = [
         ([b"d" + _legal(part) for part in folders], b"f" + _legal(stem) + suffix) for folders, stem, suffix in files
     ]
@@ -126,7 +126,7 @@ def _legal(part: bytes) -> bytes:
 
 
 def test_a_row_says_which_file_and_which_content(tmp_path: Path) -> None:
-    """`video_id` is of the path below the root, `version` of size and mtime, `path` is for people."""
+    """`video_id` is a hash of the path below the root, `version` of size and mtime; `path` is for display."""
     path = fill(tmp_path, "more/a.mp4") / "more" / "a.mp4"
     [row] = rows(find(str(tmp_path), HERE))
     assert (row["path"], row["uri"], row["size_bytes"]) == ("more/a.mp4", f"file://{quote(str(path))}", 10)
@@ -144,8 +144,8 @@ def test_files_of_one_name_in_two_folders_are_two_videos(tmp_path: Path) -> None
 
 
 def test_moving_an_archive_changes_neither_id_nor_version(tmp_path: Path) -> None:
-    """Where the root is does not matter while the files keep their times; a new time or size is a new version, not a
-    new id."""
+    """The location of the root does not matter if the files keep their times. A new time or size is a new version, not
+    a new id."""
     before = find(str(fill(tmp_path / "here", *TREE)), HERE)
     shutil.copytree(tmp_path / "here", tmp_path / "elsewhere" / "deep")
     after = find(str(tmp_path / "elsewhere" / "deep"), HERE)
@@ -175,7 +175,7 @@ def test_one_file_is_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.fault(24)
 def test_an_odd_name_survives_on_disk(tmp_path: Path, name: str) -> None:
-    """`uri` is one line of ASCII that gives the name's own bytes back, and `path` shows the name."""
+    """`uri` is one line of ASCII that decodes to the bytes of the name, and `path` shows the name."""
     [row] = rows(find(str(fill(tmp_path, name)), HERE))
     assert row["path"] == name and row["uri"].isascii() and len(row["uri"].splitlines()) == 1
     assert local_path(row["uri"]) == os.fsencode(tmp_path / name)
@@ -195,7 +195,7 @@ def test_bytes_that_are_not_utf8_are_shown_and_survive(tmp_path: Path) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.fault(22)
 def test_a_folder_or_a_fifo_named_like_a_video_does_not_hang(tmp_path: Path) -> None:
-    """A fifo is a row that nobody opens, by walk, list or name; a folder named like a video is walked."""
+    """A fifo becomes a row without being opened, by walk, list or name; a folder named like a video is walked."""
     fill(tmp_path, "folder.mp4/inner.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
     os.mkfifo(tmp_path / "list.txt.mp4")
@@ -208,7 +208,7 @@ def test_a_folder_or_a_fifo_named_like_a_video_does_not_hang(tmp_path: Path) -> 
 
 
 def test_links_to_files_are_rows(tmp_path: Path) -> None:
-    """A link has the size and version of its target; one that leads nowhere is a row of a missing video."""
+    """A link has the size and version of its target; a broken link is a row of a missing video."""
     fill(tmp_path, "a.mp4")
     (tmp_path / "link.mp4").symlink_to("a.mp4")
     (tmp_path / "broken.mp4").symlink_to("nowhere.mp4")
@@ -218,7 +218,7 @@ def test_links_to_files_are_rows(tmp_path: Path) -> None:
     assert by_path["broken.mp4"]["size_bytes"] == by_path["loop.mp4"]["size_bytes"] == -1
 
 
-def test_a_linked_folder_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_linked_folder_is_not_skipped_silently(tmp_path: Path) -> None:
     """A link to a folder of videos is either walked or named in `skipped`."""
     fill(tmp_path, "root/a.mp4", "other/b.mp4")
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "other")
@@ -226,8 +226,8 @@ def test_a_linked_folder_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     assert "linked/b.mp4" in column(found, "path") or any(name.startswith("linked") for name in found.skipped)
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Videos below a folder without permission are not dropped from the plan in silence: planning is refused."""
+def test_a_folder_that_cannot_be_read_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos below a folder without permission are not dropped from the plan silently: planning fails."""
     fill(tmp_path, "a.mp4", "secret/b.mp4")
     scandir = os.scandir
 
@@ -258,7 +258,7 @@ def test_a_copy_on_s3_has_the_same_ids(tmp_path: Path, bucket: str, put: Put) ->
 
 
 def test_a_prefix_is_a_folder(bucket: str, put: Put) -> None:
-    """`s3://b/videos` holds what is below `videos/`, not `videos2/`; markers of folders are neither row nor skipped."""
+    """`s3://b/videos` has what is below `videos/`, not `videos2/`; folder markers are neither rows nor skipped."""
     for key in ("videos/b.mp4", "videos/more/", "videos/more/a.mp4", "videos/notes.txt", "videos2/c.mp4", "videos.mp4"):
         put(key)
     found = find(f"s3://{bucket}/videos", HERE)
@@ -269,7 +269,7 @@ def test_a_prefix_is_a_folder(bucket: str, put: Put) -> None:
         assert row["version"] == content_version(row["size_bytes"], row["etag"])
 
 
-def test_the_marker_of_the_prefix_itself_is_no_other_file(bucket: str, put: Put) -> None:
+def test_the_marker_of_the_prefix_itself_is_not_skipped(bucket: str, put: Put) -> None:
     """The empty object `videos/`, which the S3 console makes for a folder, is not named in `skipped`."""
     put("videos/", b"")
     put("videos/a.mp4")
@@ -299,7 +299,7 @@ def test_more_objects_than_one_page_are_all_rows(bucket: str, put: Put, monkeypa
 
 
 def write_list(kind: str, entries: list[str]) -> bytes:
-    """The content of a list of that kind; a text list has blank lines and CRLF, which mean nothing."""
+    """The content of a list of that kind; a text list has blank lines and CRLF, which are ignored."""
     out = io.BytesIO()
     if kind == "txt":
         out.write(("\r\n \n\n".join(entries) + "\n").encode())
@@ -316,8 +316,8 @@ def write_list(kind: str, entries: list[str]) -> bytes:
 def test_a_list_has_relative_absolute_and_s3_entries(
     kind: str, place: str, tmp_path: Path, bucket: str, put: Put
 ) -> None:
-    """Entries keep their order; relative ones are relative to the list and have the ids of a folder walk; what is not
-    there is a row of size -1."""
+    """Entries keep their order. Relative ones are relative to the list and have the ids of a folder walk. A missing
+    file is a row of size -1."""
     fill(tmp_path / "lists", *TREE)
     for name in TREE:
         put(f"lists/{name}", name.encode())
@@ -348,14 +348,14 @@ def test_a_list_has_relative_absolute_and_s3_entries(
 
 @pytest.mark.parametrize("name", ["uri", "url", "path", "video", "file", "filename"])
 def test_the_column_of_paths_may_have_any_usual_name(tmp_path: Path, name: str) -> None:
-    """uri, url, path, video, file and filename are looked for; an entry needs no known extension."""
+    """It may be uri, url, path, video, file or filename; an entry needs no known extension."""
     fill(tmp_path, "film.bin").joinpath("l.csv").write_text(f"n,{name}\n1,film.bin\n")
     [row] = rows(find(str(tmp_path / "l.csv"), HERE))
     assert (row["path"], row["size_bytes"], row["n"]) == ("film.bin", 8, 1)
 
 
 def test_users_columns_are_kept_with_their_types(tmp_path: Path) -> None:
-    """Every other column of a Parquet list is in the rows as it was: name, type, values, order."""
+    """Every other column of a Parquet list is unchanged in the rows: name, type, values, order."""
     own = pa.table(
         {
             "split": pa.array(["a", "b", "a"]).dictionary_encode(),
@@ -375,10 +375,10 @@ def test_users_columns_are_kept_with_their_types(tmp_path: Path) -> None:
 
 
 def test_no_column_of_ours_can_be_overwritten(tmp_path: Path) -> None:
-    """A list with a column of any name that we write is refused, and the message names it."""
+    """A list with a column that the dataset writes itself is refused, and the message names it."""
     for name in sorted(OWN_COLUMNS - {"uri"}):  # a column `uri` is that of the paths
         (tmp_path / "l.csv").write_text(f"uri,{name}\na.mp4,1\n")
-        with pytest.raises(InputError, match=rf"columns \['{name}'\] have the names of our own; rename them"):
+        with pytest.raises(InputError, match=rf"columns \['{name}'\] have names that the dataset uses itself; rename"):
             find(str(tmp_path / "l.csv"), HERE)
 
 
@@ -388,7 +388,7 @@ def test_the_users_own_ids_name_the_videos(tmp_path: Path, kind: str) -> None:
     table = pa.table({"file": ["a.mp4", "b.mp4"], "key": [17, 4], "video_id": ["x", "y"]})
     write = pyarrow.csv.write_csv if kind == "csv" else pq.write_table
     write(table, str(tmp_path / f"l.{kind}"))
-    with pytest.raises(InputError, match="video_id"):  # a column of ours that is not the id
+    with pytest.raises(InputError, match="video_id"):  # a column of the dataset that is not the id
         find(str(tmp_path / f"l.{kind}"), HERE, id_column="key")
     write(table.drop_columns(["video_id"]), str(tmp_path / f"l.{kind}"))
     found = find(str(tmp_path / f"l.{kind}"), HERE, id_column="key")
@@ -411,8 +411,8 @@ def test_the_users_own_ids_name_the_videos(tmp_path: Path, kind: str) -> None:
         ("path\n", None, "no videos"),
     ],
 )
-def test_a_list_that_cannot_be_is_refused(tmp_path: Path, content: str, id_column: str | None, message: str) -> None:
-    """Missing ids, repeats, no paths, ragged or empty files: one sentence, with what is wrong."""
+def test_an_invalid_list_is_refused(tmp_path: Path, content: str, id_column: str | None, message: str) -> None:
+    """Missing ids, duplicates, no paths, ragged or empty files: an error that says what is wrong."""
     (tmp_path / "l.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         find(str(tmp_path / "l.csv"), HERE, id_column=id_column)
@@ -420,7 +420,7 @@ def test_a_list_that_cannot_be_is_refused(tmp_path: Path, content: str, id_colum
 
 @pytest.mark.fault(49)
 def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) -> None:
-    """A row without a path, and a file that is no Parquet, are refused."""
+    """A row without a path, and a file that is not Parquet, are refused."""
     pq.write_table(pa.table({"path": ["a.mp4", None]}), tmp_path / "l.parquet")
     with pytest.raises(InputError, match="1 rows have no path in column 'path'"):
         find(str(tmp_path / "l.parquet"), HERE)
@@ -431,15 +431,15 @@ def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) 
 
 @pytest.mark.fault(23)
 def test_repeats_in_a_text_list_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    """The message counts the repeats, names the first and says what to do."""
+    """The message counts the duplicates, names the first and says what to do."""
     (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\na.mp4\nb.mp4\nc.mp4\n")
-    with pytest.raises(InputError, match=r"2 videos.*remove the repeats, or give each row an id of its own"):
+    with pytest.raises(InputError, match=r"2 videos.*remove the duplicates, or give each row its own id"):
         find(str(tmp_path / "l.txt"), HERE)
 
 
 @pytest.mark.parametrize("source", ["folder", "l.txt"])
 def test_an_id_column_needs_a_table(tmp_path: Path, source: str) -> None:
-    """--id-column with anything but a CSV or Parquet list is refused."""
+    """--id-column with any source but a CSV or Parquet list is refused."""
     fill(tmp_path, "folder/a.mp4").joinpath("l.txt").write_text("folder/a.mp4\n")
     with pytest.raises(InputError, match="--id-column key needs a CSV or Parquet list"):
         find(str(tmp_path / source), HERE, id_column="key")
@@ -471,7 +471,7 @@ def test_a_text_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
 )
 @pytest.mark.fault(47, 49)
 def test_other_urls_and_credentials_are_refused(source: str) -> None:
-    """Only paths and s3:// are sources; a credential in one is refused and never repeated."""
+    """Only paths and s3:// are sources. A credential in a source is refused and never repeated."""
     with pytest.raises(InputError) as caught:
         find(source, HERE)
     assert "canary" not in str(caught.value)
@@ -495,7 +495,7 @@ def test_a_source_without_videos_is_refused_with_a_count(tmp_path: Path, bucket:
             find(source, HERE)
 
 
-def test_a_source_that_is_not_there_is_refused(tmp_path: Path, bucket: str) -> None:
+def test_a_missing_source_is_refused(tmp_path: Path, bucket: str) -> None:
     """A missing folder is an InputError, a missing list on S3 says that there is no such object."""
     with pytest.raises(InputError, match="does not exist"):
         find(str(tmp_path / "nowhere"), HERE)
@@ -507,7 +507,7 @@ def test_a_source_that_is_not_there_is_refused(tmp_path: Path, bucket: str) -> N
 
 
 def test_a_csv_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """One name that is not UTF-8 does not make the other videos of the list missing."""
+    """A name that is not UTF-8 does not make the other videos of the list missing."""
     fill(tmp_path, "a.mp4").joinpath("l.csv").write_bytes(b"path\na.mp4\ncaf\xe9.mp4\n")
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4"), "wb"):  # noqa: PTH118, PTH123 - bytes
         pass
@@ -516,14 +516,14 @@ def test_a_csv_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["007", "1.50", "2024-01-01 10:00"])
 def test_a_name_that_looks_like_a_number_is_a_name(tmp_path: Path, name: str) -> None:
-    """The column of paths is text, whatever a CSV reader would make of it."""
+    """The column of paths is text, whatever type a CSV reader would infer."""
     fill(tmp_path, name).joinpath("l.csv").write_text(f"path\n{name}\n")
     [row] = rows(find(str(tmp_path / "l.csv"), HERE))
     assert row["path"] == name and row["size_bytes"] == len(name)
 
 
 def test_an_id_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
-    """The ids of --id-column are those of the file, so that they can be joined again: 007 and 7 are two videos."""
+    """The ids of --id-column are kept as written, so that they can be joined later: 007 and 7 are two videos."""
     (tmp_path / "l.csv").write_text("path,key\na.mp4,007\nb.mp4,7\n")
     assert column(find(str(tmp_path / "l.csv"), HERE, id_column="key"), "video_id") == ["007", "7"]
 
@@ -537,20 +537,20 @@ def test_an_empty_path_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("header", "name"), [("path,path,n", "path"), ("path,x,x", "x")])
 def test_two_columns_of_one_name_are_refused(tmp_path: Path, header: str, name: str) -> None:
-    """A list with a column twice is refused with its name, not with a traceback."""
+    """A list with a duplicate column is refused with its name, not with a traceback."""
     (tmp_path / "l.csv").write_text(f"{header}\na.mp4,b.mp4,1\n")
-    with pytest.raises(InputError, match=f"more than one column of the name '{name}'"):
+    with pytest.raises(InputError, match=f"more than one column named '{name}'"):
         find(str(tmp_path / "l.csv"), HERE)
 
 
 def test_a_list_in_utf16_is_refused_or_read(tmp_path: Path) -> None:
-    """A text list saved as UTF-16 (Windows) is no traceback: it is refused, or its videos are found."""
+    """A text list saved as UTF-16 (Windows) causes no traceback: it is refused, or its videos are found."""
     fill(tmp_path, "a.mp4").joinpath("l.txt").write_text("a.mp4\n", encoding="utf-16")
     with contextlib.suppress(InputError):
         assert column(find(str(tmp_path / "l.txt"), HERE), "size_bytes") == [5]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:
     """A text list saved with a BOM (Windows) names the same videos as one without."""
     fill(tmp_path, "a.mp4").joinpath("l.txt").write_text("a.mp4\n", encoding="utf-8-sig")
     assert column(find(str(tmp_path / "l.txt"), HERE), "size_bytes") == [5]
@@ -558,15 +558,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c", "\x1c"])
 def test_a_line_of_a_text_list_ends_at_its_newline_only(tmp_path: Path, odd: str) -> None:
-    """One path a line: a name may hold any other character."""
+    """One path per line: a name may contain any other character."""
     fill(tmp_path, f"a{odd}b.mp4").joinpath("l.txt").write_text(f"a{odd}b.mp4\n")
     assert column(find(str(tmp_path / "l.txt"), HERE), "size_bytes") == [len(f"a{odd}b.mp4".encode())]
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_the_uris_of_a_plan_are_a_list_of_the_same_videos(place: str, tmp_path: Path, bucket: str, put: Put) -> None:
-    """What our `uri` column says can be given back as a list: file:// and s3:// entries are percent-decoded, as a
-    source is."""
+    """The `uri` column of a plan can be used as a list: file:// and s3:// entries are percent-decoded, like a
+    source."""
     names = ("per%2Fcent \u00fc.mp4", "plus+and&#?.mp4")
     for name in names:
         put(f"v/{name}")
@@ -584,7 +584,7 @@ def test_a_list_below_an_encoded_prefix_finds_its_neighbours(bucket: str, put: P
 
 
 def test_a_list_on_s3_with_a_name_that_is_not_utf8_is_no_traceback(bucket: str, put: Put) -> None:
-    """No S3 key is such a name, so the entry is refused or is a missing video."""
+    """An S3 key cannot have such a name, so the entry is refused or is a missing video."""
     put("v/l.txt", b"caf\xe9.mp4\n")
     with contextlib.suppress(InputError):
         assert column(find(f"s3://{bucket}/v/l.txt", HERE), "size_bytes") == [-1]
@@ -595,7 +595,7 @@ def test_a_list_on_s3_with_a_name_that_is_not_utf8_is_no_traceback(bucket: str, 
 )
 @pytest.mark.fault(47)
 def test_a_credential_in_a_list_is_refused_and_not_repeated(tmp_path: Path, entry: str) -> None:
-    """Presigned links are the usual content of a list of URLs: none of them reaches a message or a log."""
+    """A list of URLs often has presigned links: none of them may appear in a message or a log."""
     (tmp_path / "l.txt").write_text(f"{entry}\n")
     with pytest.raises(InputError) as caught:
         find(str(tmp_path / "l.txt"), HERE)
@@ -604,7 +604,7 @@ def test_a_credential_in_a_list_is_refused_and_not_repeated(tmp_path: Path, entr
 
 @pytest.mark.fault(47)
 def test_a_credential_in_an_s3_entry_is_refused(tmp_path: Path, s3_server: dict[str, str]) -> None:
-    """`s3://key:secret@bucket/a.mp4` in a list is refused as it is on the command line, and not repeated."""
+    """`s3://key:secret@bucket/a.mp4` in a list is refused as on the command line, and not repeated."""
     (tmp_path / "l.txt").write_text("s3://key:canary@bucket/a.mp4\n")
     with pytest.raises(InputError) as caught:
         find(str(tmp_path / "l.txt"), HERE)
@@ -632,7 +632,7 @@ ODD_LISTS: dict[str, tuple[str, bytes, str | None]] = {
 @pytest.mark.parametrize("what", ODD_LISTS)
 @pytest.mark.fault(49)
 def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], what: str) -> None:
-    """Whatever a list holds, it is refused by name or its odd entries are missing videos."""
+    """Whatever a list contains, it is refused by name, or its invalid entries are missing videos."""
     kind, content, id_column = ODD_LISTS[what]
     (tmp_path / f"l.{kind}").write_bytes(content)
     try:
@@ -644,7 +644,7 @@ def test_an_odd_list_is_no_traceback(tmp_path: Path, s3_server: dict[str, str], 
 
 
 def test_a_file_uri_is_percent_decoded(tmp_path: Path) -> None:
-    """Our own `uri` of a file is a source, whatever its name; a key that is not UTF-8 is an InputError."""
+    """The `uri` of a file in a plan is a valid source, whatever its name; a key that is not UTF-8 is an InputError."""
     [row] = rows(find(str(fill(tmp_path, "a b%.mp4")), HERE))
     assert rows(find(row["uri"], HERE)) == [row]
     with pytest.raises(InputError):

@@ -1,7 +1,7 @@
-"""The GPU's decoder: refused where it cannot be, and the frames that were asked for where torchcodec is installed.
+"""The GPU decoder: refused where it cannot be used; the requested frames where torchcodec is installed.
 
-torchcodec decodes with FFmpeg where it is told to use the CPU, so numbers, times, sizes and refusals are tested without
-a GPU; only the last test needs one.
+On the CPU torchcodec decodes with FFmpeg, so numbers, times, sizes and refusals are tested without a GPU. Only the last
+test needs one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def on_cpu() -> bool:
 
 
 needs_torchcodec = pytest.mark.skipif(not on_cpu(), reason="torchcodec, or an FFmpeg that it can use, is not installed")
-needs_gpu = pytest.mark.skipif(bool(not_here()), reason=not_here() or "a GPU is here")
+needs_gpu = pytest.mark.skipif(bool(not_here()), reason=not_here() or "a GPU is available")
 
 
 def joined(blocks: list[FrameBlock]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -55,16 +55,16 @@ def by_torchcodec(path: Path, sampling: Sampling) -> list[FrameBlock]:
 @pytest.mark.parametrize(
     ("codec", "options", "objection"),
     [
-        ("mpeg4", {}, "codec mpeg4"),
+        ("mpeg4", {}, "it does not decode codec mpeg4"),
         ("libx264", {"pixel_format": "yuv420p10le"}, "pixel format yuv420p10le"),
         ("libx264", {"rotation": 90.0}, "a turned"),
         ("libx264", {"container": "avi"}, "container avi"),
     ],
 )
-def test_what_a_gpu_would_not_read_rightly_is_a_failure_of_that_video(
+def test_what_a_gpu_cannot_read_correctly_fails_that_video(
     codec: str, options: dict, objection: str, tmp_path: Path
 ) -> None:
-    """By name means by name: no other decoder steps in, and the failure says what the objection was."""
+    """If nvdec is requested by name, no other decoder is used, and the failure names the objection."""
     path = make.video(tmp_path / "video.mp4", codec, 20, **options)
     with pytest.raises(VideoError, match=f"nvdec does not read this video: {objection}") as caught:
         list(open_frames(str(path), SPEC, EVERY, policy=NVDEC))
@@ -79,8 +79,8 @@ def test_auto_never_takes_the_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decode_tasks", [1, MAX_DECODE_TASKS])
-def test_a_gpu_has_room_for_its_worker_and_all_its_decodes(decode_tasks: int) -> None:
-    """Else Ray would let the decodes wait for a GPU for ever."""
+def test_a_gpu_serves_its_worker_and_all_its_decodes(decode_tasks: int) -> None:
+    """Otherwise Ray would let the decodes wait for a GPU without end."""
     share = 1 - gpus_of_a_worker("nvdec", decode_tasks)
     assert share == pytest.approx(FETCHED_AHEAD * decode_tasks * GPU_SHARE) and share < 0.5
     assert gpus_of_a_worker("auto", decode_tasks) == 1
@@ -90,7 +90,7 @@ def test_a_gpu_has_room_for_its_worker_and_all_its_decodes(decode_tasks: int) ->
 @pytest.mark.parametrize("rule", ["every:16", "uniform:3"])
 @pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libx265", "mp4"), ("libvpx-vp9", "webm")])
 def test_frames_are_those_of_the_other_routes(codec: str, container: str, rule: str, tmp_path: Path) -> None:
-    """Each frame carries its own number: what comes out is what was asked for, at the times of the other routes."""
+    """Each frame shows its number: the decoded frames are the requested ones, at the times of the other routes."""
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     path = make.video(tmp_path / f"v.{container}", codec, 150, gop=30, b_frames=2, options=options)
     sampling = parse_sampling(rule, clip_frames=16)
@@ -106,12 +106,12 @@ def test_frames_are_those_of_the_other_routes(codec: str, container: str, rule: 
 
 @needs_torchcodec
 def test_a_frame_of_another_time_is_noticed(tmp_path: Path) -> None:
-    """If packets and decoder disagree on which frame is which, or how many there are, the video fails: never wrong."""
+    """If packets and decoder disagree on which frame is which, or how many there are, the video fails."""
     found = probe(str(make.video(tmp_path / "video.mp4", "libx264", 60, gop=10)), DecodeLimits())
     assert found.start_s_N is not None
     wanted = wanted_by(EVERY, found.n_frames)
     shifted = replace(found, start_s_N=np.concatenate([found.start_s_N[:30], found.start_s_N[30:] + 0.04]))
-    with pytest.raises(VideoError, match=r"a frame of 1\.200 s where frame 30 is at 1\.240 s"):
+    with pytest.raises(VideoError, match=r"a frame at 1\.200 s for frame 30, which is at 1\.240 s"):
         list(read_nvdec(shifted, SPEC, wanted, device="cpu"))
     with pytest.raises(VideoError, match="counts 60 frames, the packets say 61"):
         list(read_nvdec(replace(found, n_frames=61), SPEC, wanted, device="cpu"))
@@ -131,7 +131,7 @@ def test_a_damaged_file_is_a_failure_with_its_reason(tmp_path: Path) -> None:
 
 @needs_gpu
 def test_on_a_gpu_the_frames_are_the_same_within_its_colours(tmp_path: Path) -> None:
-    """Through the one door, on the device: numbers, times and pictures, and the route is recorded."""
+    """Through `open_frames`, on the device: numbers and pictures, and the route is recorded."""
     path = make.video(tmp_path / "video.mp4", "libx264", 150, hw=(240, 320), gop=30, b_frames=2)
     messages = list(open_frames(str(path), SPEC, EVERY, policy=NVDEC))
     numbers_N, _, _, frames_NHWC = joined([message for message in messages if isinstance(message, FrameBlock)])

@@ -1,4 +1,4 @@
-"""What a picture looks like: colours by a stated rule, pixel aspect, sizes that change, the stream that is taken."""
+"""Pictures: colours by a stated rule, pixel aspect, sizes that change, and which stream is read."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def flat(path: Path, pixel_format: str, matrix: int, colour_range: int) -> Path:
 
 
 def by_the_book(ycc: Any, matrix: int, colour_range: int) -> np.ndarray:
-    """ITU-R BT.601/709/2020: Y'CbCr of 8 bits [..., 3] -> R'G'B' [..., 3], without a look at curve or primaries."""
+    """ITU-R BT.601/709/2020: Y'CbCr of 8 bits [..., 3] -> R'G'B' [..., 3], ignoring transfer curve and primaries."""
     kr, kb = MATRICES[matrix]
     y, cb, cr = np.moveaxis(np.asarray(ycc, float), -1, 0)
     y, scale = (y / 255, 255) if colour_range == FULL else ((y - 16) / 219, 224)
@@ -70,7 +70,7 @@ def by_the_book(ycc: Any, matrix: int, colour_range: int) -> np.ndarray:
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv420p10le"])
 def test_colours_are_converted_by_the_tags(pixel_format: str, matrix: int, colour_range: int, tmp_path: Path) -> None:
-    """Matrix and range are those that the stream states, BT.601 and limited where it is silent; HDR is not tone-mapped.
+    """Matrix and range are those of the stream, or BT.601 and limited if it states none; HDR is not tone-mapped.
 
     Both routes give the same pixels, within 4 of 255 of the formula (4:2:0 rounds its chroma).
     """
@@ -89,10 +89,10 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
     ["torchcodec__bt709_full_range.mp4", "torchcodec__testsrc2_av1_10bit.mp4", "mp4parse__video_colr_nclx_hdr10.mp4"],
 )
 def test_colours_of_real_samples_follow_the_same_formula(name: str) -> None:
-    """The first picture is that of its own planes by the formula with its tags, and not that of another range."""
+    """The first picture equals its planes converted by the formula with its tags, and not with the other range."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"the sample videos are not beside the repository: no {path}")
+        pytest.skip(f"the sample videos are not next to the repository: no {path}")
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     ycc_HWC = frame.reformat(format="yuv444p16le").to_ndarray() / 256  # no matrix, no range: the samples themselves
@@ -118,8 +118,8 @@ def test_the_short_side_is_that_of_the_picture_as_shown(rotation: int | None, tm
         assert (by_side == by_size).all()
 
 
-def test_a_fixed_size_does_not_look_at_the_pixel_aspect(tmp_path: Path) -> None:
-    """`resize_hw` names both sides: the aspect of picture and pixels alike is given up, as the P3D authors do."""
+def test_a_fixed_size_ignores_the_pixel_aspect(tmp_path: Path) -> None:
+    """`resize_hw` gives both sides, so the aspect of picture and pixels is not kept, as with the P3D authors."""
     found = [
         decoded(make.video(tmp_path / f"{at}.mp4", "libx264", 8, pixel_aspect=aspect), SQUARE, decoder)[1]
         for at, aspect in enumerate([None, Fraction(4, 3), Fraction(10, 11)])
@@ -129,7 +129,7 @@ def test_a_fixed_size_does_not_look_at_the_pixel_aspect(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(20)
-def test_a_thin_picture_is_not_blown_up(tmp_path: Path) -> None:
+def test_a_thin_picture_is_not_enlarged_without_limit(tmp_path: Path) -> None:
     """Two rows resized to a short side of 1024 would be two million columns wide: `too_large`, before any decode."""
     path = make.video(tmp_path / "thin.mp4", "mpeg4", 2, hw=(2, 4096))
     with pytest.raises(VideoError) as caught:
@@ -167,7 +167,7 @@ def test_both_routes_scale_a_size_that_changes_to_the_first(tmp_path: Path) -> N
 
 @pytest.mark.fault(20)
 def test_a_picture_that_grows_beyond_the_limit_in_mid_stream_is_not_decoded(tmp_path: Path) -> None:
-    """The limit of pixels holds for every picture: what the first one promised protects nobody."""
+    """The limit of pixels applies to every picture, not only to the first."""
     quick = {"deadline": "realtime", "auto-alt-ref": "0"}
     path = joined(tmp_path / "v.webm", "libvpx-vp9", [(96, 192), (192, 384)], quick)
     spec = FrameSpec(crop_hw=(48, 48), resize_hw=(48, 48))
@@ -177,8 +177,8 @@ def test_a_picture_that_grows_beyond_the_limit_in_mid_stream_is_not_decoded(tmp_
     assert caught.value.reason is Reason.TOO_LARGE
 
 
-def test_the_stream_of_the_most_pixels_is_taken_and_recorded(tmp_path: Path) -> None:
-    """Of two video streams the larger is read, wherever it stands; `stream_index` says which."""
+def test_the_stream_with_the_most_pixels_is_read_and_recorded(tmp_path: Path) -> None:
+    """Of two video streams the larger is read, whatever its position; `stream_index` says which."""
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as output:
         streams = []

@@ -1,4 +1,4 @@
-"""Plans: rows in fixed shards, a digest of what they say, and files that exist whole or not at all."""
+"""Plans: rows in fixed shards, a digest of their values, and files that exist whole or not at all."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def store(tmp_path: Path) -> LocalStore:
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(-1, 20), st.integers(-1, 150)), min_size=1, max_size=60), st.integers(1, 10))
-@example([-1] * 5 + [50, 52], 10)  # what is missing makes no room
-def test_every_row_is_in_one_shard_and_shards_are_runs(sizes: list[int], shard_videos: int) -> None:
+@example([-1] * 5 + [50, 52], 10)  # an unknown size, -1, counts as 0 bytes
+def test_every_row_is_in_one_shard_and_shards_are_consecutive(sizes: list[int], shard_videos: int) -> None:
     """Shards count from 0 without gaps; none has more rows than asked for or more bytes than the limit (unless it is
     one video), and none is closed before it had to be."""
     rows = put(videos([f"v{at:03d}" for at in range(len(sizes))]), "size_bytes", sizes)
@@ -109,7 +109,7 @@ def test_shards_do_not_depend_on_how_the_table_is_stored() -> None:
     st.booleans(),
 )
 def test_the_digest_is_of_values_not_of_files(chunks: list[int], group: int, codec: str, dictionary: bool) -> None:
-    """Chunks, row groups, compression and encoding of a table change nothing of its digest."""
+    """Chunks, row groups, compression and encoding of a table do not change its digest."""
     rows = table()
     ends = [min(sum(chunks[:at]), len(rows)) for at in range(len(chunks) + 1)] + [len(rows)]
     chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in pairwise(ends)])
@@ -180,7 +180,7 @@ def test_a_users_column_of_any_type_comes_back(store: LocalStore, kind: str) -> 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.duration("ns")])
 def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.DataType) -> None:
-    """`2024-01-01 00:00:00.123456789` in a CSV list is a timestamp of nanoseconds, and no reason for a traceback."""
+    """`2024-01-01 00:00:00.123456789` in a CSV list is a timestamp of nanoseconds, and gives no traceback."""
     rows = table(("a", "b")).append_column("own", pa.array([1704067200123456789, None], pa.int64()).cast(kind))
     plan = write_plan(store, 1, RECIPE, rows, 0)
     assert Manifest(store, plan).videos["own"].cast(pa.int64()).to_pylist() == [1704067200123456789, None]
@@ -195,7 +195,7 @@ def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.Da
     ],
 )
 def test_nanoseconds_of_other_columns_are_no_traceback(store: LocalStore, value: Any, kind: pa.DataType) -> None:
-    """Times of day and nested times of nanoseconds are kept, or refused with a sentence."""
+    """Times of day and nested times of nanoseconds are kept, or refused with a message."""
     rows = table(("a", "b")).append_column("own", pa.array([value, None], kind))
     with contextlib.suppress(InputError):
         assert Manifest(store, write_plan(store, 1, RECIPE, rows, 0)).videos.equals(rows)
@@ -233,7 +233,7 @@ def test_writing_a_plan_again_changes_nothing(store: LocalStore) -> None:
 
 
 class Killed(Exception):
-    """The process is gone."""
+    """The simulated process was killed."""
 
 
 class Dying(LocalStore):
@@ -272,7 +272,7 @@ def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> None:
-    """A part that an interrupted run with another Parquet library left is adopted: the record names its very bytes."""
+    """A part left by an interrupted run with another Parquet library is adopted: the record has its sha256."""
     rows = table()
     whole = plan_digest(RECIPE, 1, rows)
     path = tmp_path / "part"
@@ -397,7 +397,7 @@ def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
 
 @pytest.mark.fault(44)
 def test_a_missing_part_is_damage(store: LocalStore) -> None:
-    """A part that is gone is told as such, with a remedy."""
+    """A missing part is reported, with a remedy."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
     (store.root / plan.folder / "manifest-00000.parquet").unlink()
     with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is missing; restore it, or start at another output"):
@@ -435,7 +435,7 @@ def test_an_edited_record_is_damage(store: LocalStore, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digest", "recipe_digest", "n_shards", "seq"])
 def test_a_record_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
-    """A sound record that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
+    """A valid record that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
     value = getattr(plan, name)
     other = replace(plan, **{name: value[:-1] + "_" if isinstance(value, str) else value + 1})
@@ -463,7 +463,7 @@ def test_a_record_that_cannot_be_read_is_damage(store: LocalStore, content: byte
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '{"plan": 5}', '{"plan": []}', '{"plan": {"parts": [5]}}'])
 def test_a_record_of_another_shape_is_damage(store: LocalStore, content: str) -> None:
-    """Valid JSON that is no plan is DamagedJob too, not a traceback."""
+    """Valid JSON that is not a plan is DamagedJob too, not a traceback."""
     plan = write_plan(store, 1, RECIPE, table(), 0)
     (store.root / plan.key).write_text(content)
     with pytest.raises(DamagedJob):
@@ -471,7 +471,7 @@ def test_a_record_of_another_shape_is_damage(store: LocalStore, content: str) ->
 
 
 def test_of_two_that_plan_at_once_one_is_told(store: LocalStore) -> None:
-    """A number belongs to the plan whose record is there first; the other run stops, and the job goes on."""
+    """A number belongs to the plan whose record was created first; the other run stops, and the job continues."""
     first = write_plan(store, 1, RECIPE, table(("a", "b")), 0)
     with pytest.raises(AlreadyRunning, match="planned at this moment"):
         write_plan(store, 1, RECIPE, table(("a", "c")), 0)
@@ -481,7 +481,7 @@ def test_of_two_that_plan_at_once_one_is_told(store: LocalStore) -> None:
 
 
 def test_the_same_videos_planned_again_are_other_shards(store: LocalStore) -> None:
-    """A second retry of a file that did not change is a plan with shards of its own, not the first one's."""
+    """A second retry of an unchanged file is a plan with new shards, not those of the first retry."""
     plans = [write_plan(store, seq, RECIPE, table(), 0) for seq in (1, 2)]
     names = [Manifest(store, plan).shard(0).name for plan in plans]
     assert names[0] != names[1]

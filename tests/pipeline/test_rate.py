@@ -1,4 +1,4 @@
-"""Resampling: tick k of a video is the frame on screen at k / fps, whatever the video's own times are."""
+"""Resampling: tick k of a video is the frame shown at k / fps, whatever the video's own times are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ gaps_ms = st.lists(st.integers(1, 3000), min_size=1, max_size=40)
 
 
 def on_screen(fps: float, start_s_N: np.ndarray, duration_s: float) -> list[int]:
-    """The rule in words: at k / fps, the latest frame that has begun (give or take a millisecond), to the very end."""
+    """The rule, written directly: at k / fps, the latest frame that has started (within 1 ms), up to the end."""
     found, k = [], 0
     while not found or k / fps < duration_s - rate.STAMP_S - 1e-9 / fps:
         found.append(max(i for i, start_s in enumerate(start_s_N) if start_s - rate.STAMP_S <= (k + 1e-9) / fps))
@@ -43,7 +43,7 @@ def on_screen(fps: float, start_s_N: np.ndarray, duration_s: float) -> list[int]
 
 @given(rates, gaps_ms)
 def test_a_tick_is_the_frame_on_screen(fps: float, gaps: list[int]) -> None:
-    """The runs of ticks of all frames, put together, are the rule as it is said, and leave no tick out."""
+    """The tick ranges of all frames together match the directly written rule, and leave no tick out."""
     edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
     sampling = Sampling("every", 1, 1, fps=fps)
     ticks: dict[int, int] = {}
@@ -55,7 +55,7 @@ def test_a_tick_is_the_frame_on_screen(fps: float, gaps: list[int]) -> None:
 
 @given(st.integers(1, 240), st.integers(1, 500), st.booleans())
 def test_a_video_of_the_wanted_rate_stays_as_it_is(fps: int, n_frames: int, rounded: bool) -> None:
-    """Resampled to its own rate, a video keeps each frame once, with exact times as with those rounded to 1 ms."""
+    """Resampled to its own rate, a video keeps each frame once, with exact times and with times rounded to 1 ms."""
     edges_s = np.arange(n_frames + 1) / fps
     edges_s = np.round(edges_s, 3) if rounded else edges_s
     first_N, end_N = rate.first_ticks(fps, edges_s[:-1]), rate.first_ticks(fps, edges_s[1:])
@@ -67,7 +67,7 @@ def test_a_video_of_the_wanted_rate_stays_as_it_is(fps: int, n_frames: int, roun
 def test_exactly_the_frames_that_clips_need_are_wanted(
     fps: float, gaps: list[int], rule: str, value: int, t: int, step: int
 ) -> None:
-    """Asked one by one or all at once, the answer is the same, and it is the frames at the places of the clips."""
+    """Asked one by one or all at once, the answer is the same: the frames at the ticks of the clips."""
     edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
     start_s_N, end_s_N = edges_s[:-1], edges_s[1:]
     sampling = Sampling(rule, value, t, step, fps)  # type: ignore[arg-type]
@@ -78,12 +78,12 @@ def test_exactly_the_frames_that_clips_need_are_wanted(
     wanted = wanted_by(sampling, n_ticks)
     one_by_one = [i for i in range(len(gaps)) if wanted.has(i, start_s_N[i], end_s_N[i])]
     assert one_by_one == wanted.of(start_s_N, end_s_N).tolist()
-    assert needed <= set(one_by_one) and set(one_by_one) - needed <= {0}  # frame 0 may go when it is gone within 1 ms
+    assert needed <= set(one_by_one) and set(one_by_one) - needed <= {0}  # frame 0 is also wanted if shown under 1 ms
 
 
 @given(rates, gaps_ms, st.integers(1, 3000))
 def test_whole_ticks_end_before_whatever_follows(fps: float, gaps: list[int], more: int) -> None:
-    """The ticks that are whole once a frame has come lie before its end, and no later frame changes them."""
+    """The ticks that are complete after a frame lie before its end, and no later frame changes them."""
     sampling, end_s = Sampling("every", 1, 1, fps=fps), sum(gaps) / 1000
     whole = whole_ticks(sampling, len(gaps) - 1, end_s)
     assert whole / fps <= end_s + 1e-6 and whole <= rate.n_ticks(fps, end_s)
@@ -99,10 +99,10 @@ def test_whole_ticks_end_before_whatever_follows(fps: float, gaps: list[int], mo
     st.integers(1, 3),
     st.integers(1, 5),
 )
-def test_rows_are_cut_as_frames_come_and_are_those_on_screen(
+def test_rows_are_cut_as_frames_arrive_and_are_those_on_screen(
     fps: float, gaps: list[int], rule: str, value: int, t: int, step: int, block: int
 ) -> None:
-    """However frames are spaced and sent, each row holds what was on screen at its ticks, and never ends too late."""
+    """However frames are spaced and sent, each row has the frames shown at its ticks, and never ends too late."""
     edges_s = np.concatenate([[0], np.cumsum(gaps)]) / 1000
     duration_s = float(edges_s[-1])
     sampling = Sampling(rule, value, t, step, fps)  # type: ignore[arg-type]
@@ -134,15 +134,15 @@ def test_rows_are_cut_as_frames_come_and_are_those_on_screen(
 
 
 @pytest.mark.parametrize("fps", [0, -1, 241, float("nan")])
-def test_a_rate_that_cannot_be_is_refused(fps: float) -> None:
-    """0, below, above 240 and NaN are an error where the sampling is made."""
-    with pytest.raises(ValueError, match="fps is more than 0"):
+def test_an_invalid_rate_is_refused(fps: float) -> None:
+    """0, negative rates, rates above 240 and NaN are an error when the sampling is made."""
+    with pytest.raises(ValueError, match="fps must be more than 0"):
         parse_sampling("every:16", clip_frames=16, fps=fps)
     assert parse_sampling("every:16", clip_frames=16, fps=240).fps == 240
 
 
 def test_one_frame_is_on_screen_for_as_long_as_any() -> None:
-    """A video of a single picture has its ticks too; one of none has no length to speak of."""
+    """A video of a single frame has ticks for its whole duration; one without frames has no tick."""
     sampling = parse_sampling("every:16", clip_frames=16, fps=25)
     assert laid_over(sampling, 1, 1.0) == 25
     assert laid_over(sampling, 0, 1.0) == 0
@@ -178,7 +178,7 @@ def rows_of(
     ends: list[VideoEnd] = []
 
     def encode(frames_NHWC: np.ndarray, index_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assert len(frames_NHWC) == len(np.unique(index_BT))  # a frame is there once
+        assert len(frames_NHWC) == len(np.unique(index_BT))  # each frame is sent once
         numbers = make.numbers_in(frames_NHWC)
         seen.extend([numbers[at] for at in index_T] for index_T in index_BT)
         return np.ones((len(index_BT), 1), np.float32), np.empty((len(index_BT), 0), np.float32)
@@ -203,7 +203,7 @@ def rows_of(
 def test_clips_of_a_real_video_are_those_on_screen(
     name: str, rule: str, fps: float, decoder: str, videos: dict[str, Path]
 ) -> None:
-    """Both routes, constant, variable and long-standing frames: each clip holds what a viewer saw at its ticks."""
+    """Both decoders; constant, variable and very long frames: each clip has what a viewer sees at its ticks."""
     sampling = parse_sampling(rule, clip_frames=8, fps=fps)
     seen, times, end = rows_of(videos[name], sampling, decoder)
     start_s_N = np.array(SHOWN[name]) / 100
@@ -214,8 +214,8 @@ def test_clips_of_a_real_video_are_those_on_screen(
     assert times == [(s.start_frame / fps, min(s.end_frame / fps, end.duration_s)) for s in spans]
 
 
-def test_frames_between_two_ticks_do_not_travel(videos: dict[str, Path]) -> None:
-    """At a lower rate only the frames on screen at a tick are sent; a minute of one picture is one frame."""
+def test_frames_between_two_ticks_are_not_sent(videos: dict[str, Path]) -> None:
+    """At a lower rate only the frames shown at a tick are sent; a frame shown for a minute is sent once."""
     for name, fps, n_sent in (("cfr50.mkv", 12.5, 20), ("still.mp4", 25.0, 20)):
         sampling = parse_sampling("every:8", clip_frames=8, fps=fps)
         for decoder in ("decord", "pyav"):

@@ -1,4 +1,4 @@
-"""Recipe, plan and run: what is written comes back the same, and anything else is refused by name."""
+"""Recipe, plan and run records: they survive a round trip, and anything else is refused with its name."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_record_comes_back_from_json(record: Any) -> None:
 @settings(deadline=None, max_examples=40)
 @given(recipes(), st.text(max_size=20), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
 def test_a_job_record_comes_back(chosen: Recipe, origin: str, versions: dict[str, str]) -> None:
-    """job.json gives back the recipe, where the weights came from and the versions."""
+    """job.json returns the recipe, the origin of the weights and the versions."""
     job = JobRecord(chosen, origin, versions)
     assert JobRecord.from_json(job.to_json(), "OUT") == job
     assert json.loads(job.to_json())["recipe_digest"] == chosen.digest
@@ -112,7 +112,7 @@ RECORDS = {
 @pytest.mark.parametrize("name", RECORDS)
 @pytest.mark.fault(47)
 def test_an_unknown_key_is_refused(name: str) -> None:
-    """A key of another version, or a secret that strayed in, is refused by its name; its value is not repeated."""
+    """A key of another version, or a secret added by mistake, is refused by its name; its value is not repeated."""
     record = RECORDS[name]
     with pytest.raises(InputError, match=rf"{name}: unknown or missing keys \['aws_secret_access_key'\]") as caught:
         type(record).from_dict(record.to_dict() | {"aws_secret_access_key": "canary"})
@@ -124,7 +124,7 @@ def test_an_unknown_key_is_refused(name: str) -> None:
     [(name, key) for name, record in RECORDS.items() for key in record.to_dict()],
 )
 def test_a_missing_key_is_refused(name: str, key: str) -> None:
-    """No key is filled in by a default: each one that is missing is refused by its name."""
+    """No key has a default: each missing key is refused by its name."""
     given = RECORDS[name].to_dict()
     del given[key]
     with pytest.raises(InputError, match=rf"unknown or missing keys \['{key}'\]"):
@@ -164,11 +164,11 @@ OTHER: dict[str, dict[str, Any]] = {
     "num_classes": {"num_classes": 4},
     "scores": {"scores": True},
 }
-ONLY_VALUE = {"schema_version"}  # fields of which one value is allowed so far
+ONLY_VALUE = {"schema_version"}  # fields with only one allowed value so far
 
 
 def test_every_field_decides_the_digest() -> None:
-    """A recipe with any one field changed has another digest; no field is forgotten here."""
+    """A recipe with any one field changed has another digest; every field is tested here."""
     assert OTHER.keys() | ONLY_VALUE == {field.name for field in dataclasses.fields(Recipe)}
     digests = [recipe().digest, *(recipe(**change).digest for change in OTHER.values())]
     digests += [digest(recipe().to_dict() | {name: "other"}) for name in ONLY_VALUE]
@@ -176,13 +176,13 @@ def test_every_field_decides_the_digest() -> None:
 
 
 def test_the_digest_of_this_recipe_never_changes() -> None:
-    """An output of an older version stays resumable: the canonical encoding is fixed, whatever the order of keys."""
+    """The output of an older version can be resumed: the canonical encoding is fixed, whatever the order of keys."""
     assert recipe().digest == "7a68c0d71619991060e189a1481ccadca8a85cdc37ca87f9ea4fbb1d813862b5"
     assert digest(dict(reversed(recipe().to_dict().items()))) == recipe().digest
 
 
 def test_a_digest_of_nan_is_refused() -> None:
-    """What JSON cannot say has no digest."""
+    """A value that JSON cannot represent has no digest."""
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"x": float("nan")})
 
@@ -191,7 +191,7 @@ def test_a_digest_of_nan_is_refused() -> None:
 @given(st.sets(st.sampled_from(sorted(OTHER)), min_size=1))
 @pytest.mark.fault(42)
 def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None:
-    """OtherRecipe says for each field that differs what it is here and there, and names no other field."""
+    """OtherRecipe gives both values of each field that differs, and names no other field."""
     changes = {key: value for name in sorted(names) for key, value in OTHER[name].items()}  # short_side after resize_hw
     mine, theirs = recipe(), recipe(**changes)
     with pytest.raises(OtherRecipe) as caught:
@@ -208,7 +208,7 @@ def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None
 
 
 def test_an_equal_recipe_is_not_refused() -> None:
-    """A recipe read back from JSON is the same one."""
+    """A recipe read back from JSON is equal."""
     recipe().refuse_other(Recipe.from_dict(json.loads(json.dumps(recipe().to_dict()))), "OUT")
 
 
@@ -240,8 +240,8 @@ def test_an_equal_recipe_is_not_refused() -> None:
         {"crop_hw": (0, 160)},
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
-    """Every option is validated where the recipe is made, and the message holds the value."""
+def test_an_invalid_recipe_is_refused(change: dict[str, Any]) -> None:
+    """Every option is validated when the recipe is made, and the message contains the value."""
     with pytest.raises(InputError, match="|".join(re.escape(str(value).strip()) for value in change.values())):
         recipe(**change)
 
@@ -251,7 +251,7 @@ def test_a_recipe_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_run_of_nothing_is_refused(name: str, value: int) -> None:
-    """Counts and times of a run are more than 0."""
+    """Counts and times of a run must be more than 0."""
     given = {"workers": 1, "batch_size": 4, "threads": 1, "decode_tasks": 2} | {name: value}
     with pytest.raises(InputError, match=f"{name} must be more than 0, not {value}"):
         RunOptions(**given)  # type: ignore[arg-type] # numbers
@@ -265,7 +265,7 @@ JOB = JobRecord(recipe(), "random:0", {"torch": "2.6"})
 @pytest.mark.parametrize("name", sorted(OTHER))
 @pytest.mark.fault(44)
 def test_an_edited_recipe_is_damage(name: str) -> None:
-    """A recipe in job.json that was edited by hand is found by its digest."""
+    """A recipe in job.json that was edited by hand is detected by its digest."""
     given = json.loads(JOB.to_json())
     given["recipe"] |= OTHER[name]
     with pytest.raises(DamagedJob, match=r"OUT/job\.json was edited"):
@@ -274,7 +274,7 @@ def test_an_edited_recipe_is_damage(name: str) -> None:
 
 @pytest.mark.fault(44)
 def test_a_flipped_bit_of_job_json_never_gives_another_recipe() -> None:
-    """Whatever bit of job.json flips: it is damage, or the recipe is still the one that was written."""
+    """Whichever bit of job.json flips: it is DamagedJob, or the recipe is still the one that was written."""
     content, damaged = JOB.to_json(), 0
     for at in range(len(content)):
         for bit in range(8):
@@ -291,7 +291,7 @@ def test_a_flipped_bit_of_job_json_never_gives_another_recipe() -> None:
     [b"", b"{", b"\xff\xfe", b"{}", b"[]", b"null", b'{"recipe": {}}', JOB.to_json()[:-20]],
 )
 def test_a_job_json_that_cannot_be_read_is_damage(content: bytes) -> None:
-    """Anything that is no job.json is DamagedJob with the place and a remedy."""
+    """Any other content is DamagedJob, with the location and a remedy."""
     with pytest.raises(DamagedJob, match=r"s3://out/job\.json cannot be read .*restore it, or start at another output"):
         JobRecord.from_json(content, "s3://out")
 
@@ -307,7 +307,7 @@ def test_a_job_json_without_a_key_is_damage(key: str) -> None:
 
 @pytest.mark.parametrize("odd", [5, [], "text", None])
 def test_a_job_json_of_another_shape_is_damage(odd: Any) -> None:
-    """A recipe that is no object is DamagedJob too, not a traceback."""
+    """A recipe that is not a JSON object is DamagedJob too, not a traceback."""
     given = json.loads(JOB.to_json()) | {"recipe": odd}
     with pytest.raises(DamagedJob):
         JobRecord.from_json(json.dumps(given).encode(), "OUT")
@@ -350,7 +350,7 @@ def test_any_other_limit_is_refused(text: str) -> None:
 
 @given(st.text(st.sampled_from("0123456789.%- e"), max_size=8))
 def test_a_limit_is_parsed_or_refused(text: str) -> None:
-    """Whatever is typed: a limit that means something, or InputError."""
+    """Any text is either a valid limit or an InputError."""
     try:
         limit = MaxFailures.parse(text)
     except InputError:

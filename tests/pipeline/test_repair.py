@@ -1,4 +1,4 @@
-"""verify's two depths, and repair: what a disk spoils after the commit is found, moved aside and made again."""
+"""Quick and deep verify, and repair: files damaged after the commit are found, moved aside and made again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def manifest(store: LocalStore) -> Manifest:
 
 
 def commit_all(store: Store, manifest: Manifest) -> None:
-    """What a resume does: every shard that is not committed."""
+    """Commit every shard that is not committed yet, as a resume does."""
     for shard in range(manifest.plan.n_shards):
         if store.head(clips_key(manifest.shard(shard).name)) is None:
             commit_shard(store, shard_rows(manifest, shard), recipe(), manifest.user_columns(shard))
@@ -62,7 +62,7 @@ def flip(path: Path, rng: Random) -> None:
 
 
 @pytest.mark.fault(45)
-def test_a_flipped_bit_is_found_mended_and_gone(store: LocalStore, manifest: Manifest) -> None:
+def test_a_flipped_bit_is_found_and_repaired(store: LocalStore, manifest: Manifest) -> None:
     """Every random flip in any data file is found by a deep audit; repair and resume give the same bytes again.
 
     P3D_FLIPS sets how many.
@@ -99,7 +99,7 @@ def test_the_quick_audit_reads_footers_only_and_finds_files_that_are_not_whole(
 
 
 def test_the_quick_audit_finds_pooled_rows_of_other_clips(store: LocalStore, manifest: Manifest) -> None:
-    """Derived files that say they were made from other bytes than are stored are changed, not ok."""
+    """Derived files that name other source bytes than the stored ones are changed, not ok."""
     other = LocalStore(str(store.root.parent / "other"))
     found = planned(other, NAMES)
     commit_shard(other, shard_rows(found, 0, seed=5, frames=(40, 40, 40, 0)), recipe(), found.user_columns(0))
@@ -120,7 +120,7 @@ def test_files_of_no_plan_are_told_and_left(store: LocalStore, manifest: Manifes
 
 
 class Dies(LocalStore):
-    """A store whose process is gone after so many moves and creates."""
+    """A store whose process is killed after a number of moves and creates."""
 
     def __init__(self, url: str, left: int) -> None:
         super().__init__(url)
@@ -144,7 +144,7 @@ class Dies(LocalStore):
 def test_a_repair_that_is_killed_is_finished_by_the_next(
     store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after any number of steps, the next repair and a resume give the undamaged dataset."""
+    """After a kill at any step, the next repair and a resume give the undamaged dataset."""
     monkeypatch.setattr("p3d.pipeline.dataset.commit.CREATE_TRIES", 1)
     monkeypatch.setattr("p3d.pipeline.dataset.commit.PAUSE_S", 0.0)
     whole, rng, steps = files(store), Random(1), 0
@@ -163,7 +163,7 @@ def test_a_repair_that_is_killed_is_finished_by_the_next(
 
 
 def test_repair_from_the_command_line(store: LocalStore, manifest: Manifest) -> None:
-    """`verify --repair` says what it moved and made, exits 6 while a shard is to be computed, and clean after that."""
+    """`verify --repair` lists what it moved and made, and exits 6 while a shard is pending; then all is clean."""
     rng, whole = Random(2), files(store)
     flip(store.root / clips_key(manifest.shard(0).name), rng)
     (store.root / failures_key(manifest.shard(2).name)).write_bytes(b"")
@@ -176,13 +176,13 @@ def test_repair_from_the_command_line(store: LocalStore, manifest: Manifest) -> 
     commit_all(store, manifest)
     assert files(store) == whole
     ran = p3d("verify", store.url)
-    assert (ran.code, "--deep reads every row" in ran.err) == (0, True)
+    assert (ran.code, "--deep checks every row" in ran.err) == (0, True)
 
 
 def test_repair_keeps_out_while_a_run_is_live(
     store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that beats is not disturbed: exit code 5, nothing moved."""
+    """While a run has a heartbeat, repair exits with code 5 and moves nothing."""
     monkeypatch.setattr(control, "HEARTBEAT_S", 0.1)
     epoch = control.claim(store, {}, takeover=False, say=print)
     (store.root / failures_key(manifest.shard(2).name)).write_bytes(b"")

@@ -87,7 +87,7 @@ def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def out(tmp_path: Path) -> LocalStore:
-    """Videos a to j of 3, 0, 1 and 1 clips by turns, b and f and j failed."""
+    """Videos a to j with 3, 0, 1 and 1 clips in turn; b, f and j failed."""
     store = LocalStore(str(tmp_path / "out"))
     add_plan(store, videos("abcdefghij"))
     return store
@@ -98,7 +98,7 @@ def rows_of(source: NewestRows | SnapshotRows, folder: str) -> pa.Table:
 
 
 def test_a_row_finds_itself_exactly(out: LocalStore) -> None:
-    """A stored vector has cosine 1.0 and distance 0.0 to itself, not nearly; of equal queries the first is named."""
+    """A stored vector has cosine 1.0 and distance 0.0 to itself, not nearly; of equal queries the first is reported."""
     clips = rows_of(newest(out), "clips")
     for at, vector in enumerate(schema.features_of(clips["embedding"], DIM)):
         for metric, score in (("cosine", 1.0), ("l2", 0.0)):
@@ -117,7 +117,7 @@ def test_the_cosine_of_equal_rows_is_one(row: list[float]) -> None:
 
 
 def test_every_half_is_widened_exactly() -> None:
-    """All 65536 numbers of float16, nan and infinities too, as Arrow and numpy widen them."""
+    """All 65536 values of float16, NaN and infinities included, as Arrow and numpy widen them."""
     bits = np.arange(2**16, dtype=np.uint16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(bits.view(np.float16)), 256)
     found = schema.features_of(column, 256)
@@ -162,7 +162,7 @@ def test_near_duplicates_are_left_out(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_only_the_wanted_shards_are_read(out: LocalStore) -> None:
-    """`only` reads no shard that has none of its videos, and `skip` none of its pieces: there may be damage in them."""
+    """`only` reads no shard that has none of its videos, and `skip` none of its pieces: damage there has no effect."""
     source = newest(out)
     last = out.root / "clips" / f"{source.pieces[-1]}.parquet"
     last.write_bytes(b"damage")
@@ -176,7 +176,7 @@ def test_only_the_wanted_shards_are_read(out: LocalStore) -> None:
 
 
 def test_a_snapshot_gives_single_videos(out: LocalStore, tmp_path: Path) -> None:
-    """`only` of a snapshot gives the rows of these videos and no others; a whole pass still proves whole files."""
+    """`only` of a snapshot gives the rows of these videos and no others; a full pass still verifies whole files."""
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(newest(out), dest)
     source = SnapshotRows(dest)
@@ -197,11 +197,11 @@ def test_a_snapshot_gives_single_videos(out: LocalStore, tmp_path: Path) -> None
         ("=h264", "not like"),
         ("colour=red", "no column 'colour'; there are video_id, path"),
         ("embedding=1", "no column 'embedding'"),
-        ("fps>fast", "column fps is double, and 'fast' is none"),
+        ("fps>fast", "column fps is double, and 'fast' is not"),
     ],
 )
-def test_a_condition_that_cannot_be_is_a_sentence(out: LocalStore, text: str, says: str) -> None:
-    """Wrong form, column or value: refused before a row is read, with what there is."""
+def test_a_wrong_condition_is_an_error(out: LocalStore, text: str, says: str) -> None:
+    """Wrong form, column or value: refused before a row is read, with what is allowed."""
     with pytest.raises(InputError, match=says):
         nearest(newest(out), np.ones((1, DIM), np.float32), level="clip", where=[text])
 
@@ -222,7 +222,7 @@ def test_conditions_know_types_and_nulls() -> None:
 
 
 def test_a_snapshot_without_clips_says_so(out: LocalStore, tmp_path: Path) -> None:
-    """Its videos can be searched; its clips cannot, in a sentence."""
+    """Its videos can be searched; a search of its clips is an error."""
     dest = LocalStore(str(tmp_path / "bare"))
     snapshot(newest(out), dest, clips=False)
     query = np.ones((1, DIM), np.float32)

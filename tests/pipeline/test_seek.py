@@ -1,4 +1,4 @@
-"""Exact seek: where `route.exact_seek` holds, a decode from any key frame gives what a decode from the start gives."""
+"""Exact seek: where `exact_seek` holds, a decode from any key frame gives the frames of a decode from the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from p3d.pipeline.decode.routes.choice import exact_seek, route
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
 from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
 from p3d.pipeline.decode.seek import (
-    Astray,
+    SelectiveDecodeError,
     Source,
     cut,
     gop_packets,
@@ -55,31 +55,32 @@ N_FRAMES = 36
 
 @dataclass(frozen=True)
 class Numbers(Wanted):
-    """These frames and no others."""
+    """Exactly these frames."""
 
     sampling: None = None
-    places_M: None = None
+    ticks_M: None = None
     numbers: tuple[int, ...] = ()
 
     def of(self, start_s_N: object, end_s_N: object) -> INT64:
         return np.array(self.numbers, np.int64)
 
 
-def put_together(messages: Iterable[object]) -> list[np.ndarray]:
+def concatenated(messages: Iterable[object]) -> list[np.ndarray]:
     """Numbers, start, end and pixels of all blocks."""
     blocks = [m for m in messages if isinstance(m, FrameBlock) and len(m.numbers_N)]
     return [np.concatenate([getattr(block, field) for block in blocks]) for field in FrameBlock.__slots__]
 
 
 def assert_every_tail_is_the_same(path: Path | str, *, may_give_up: bool = False) -> int:
-    """From every key frame to the end, and only three frames from there, by each route; the number of key frames. Then
-    any frames, of which PyAV decodes no more than they need.
+    """Compare decodes with one of the whole video; returns the number of key frames.
 
-    decord may give up, if that is said: it cannot count some streams, and the video is then decoded whole.
+    By each route: from every key frame to the end, and three frames from there. By PyAV also: arbitrary frames, with
+    only the packets that they need. decord may give up if `may_give_up`: it miscounts some streams, which are then
+    decoded whole.
     """
     found = probe(str(path), LIMITS, skippable=True)
     assert exact_seek(found)
-    whole = put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
+    whole = concatenated(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
     assert whole[0].tolist() == list(range(found.n_frames))
     for key in found.key_frames.tolist():
         for end in (found.n_frames, min(key + 3, found.n_frames)):
@@ -89,19 +90,19 @@ def assert_every_tail_is_the_same(path: Path | str, *, may_give_up: bool = False
     for step in (1, 2, 3, 7):
         some = np.flatnonzero(np.random.default_rng(step).integers(0, step + 1, found.n_frames) == 0)
         for numbers_M in filter(len, (some, np.arange(step - 1, found.n_frames, step))):
-            got = put_together(seek_pyav(found, SPEC, Numbers(numbers=tuple(numbers_M.tolist())), LIMITS))
+            got = concatenated(seek_pyav(found, SPEC, Numbers(numbers=tuple(numbers_M.tolist())), LIMITS))
             assert all((mine == its[numbers_M]).all() for mine, its in zip(got, whole, strict=True)), numbers_M
     return len(found.key_frames)
 
 
 def routes(found: Probe, wanted: Wanted, *, may_give_up: bool) -> Iterator[list[np.ndarray]]:
-    yield put_together(seek_pyav(found, SPEC, wanted, LIMITS))
+    yield concatenated(seek_pyav(found, SPEC, wanted, LIMITS))
     try:
         route(found, DecodePolicy("decord"), SPEC)
     except VideoError:
         return
     with contextlib.suppress(*([DecordGaveUp] if may_give_up else [])):
-        yield put_together(read_decord(open_decord(found, SPEC), found, SPEC, wanted))
+        yield concatenated(read_decord(open_decord(found, SPEC), found, SPEC, wanted))
 
 
 X265 = "log-level=none:keyint=10:min-keyint=10:scenecut=0:bframes=3"
@@ -145,7 +146,7 @@ EXACT: dict[str, dict[str, object]] = {
     "mjpeg.mkv": {"codec": "mjpeg", "n_frames": 12, "pixel_format": "yuvj420p"},
     "prores.mov": {"codec": "prores_ks", "n_frames": 12, "pixel_format": "yuv422p10le"},
 }
-# why each is not one
+# videos without exact seek
 NOT_EXACT: dict[str, dict[str, object]] = {
     "open.mp4": {
         "codec": "libx264",
@@ -174,13 +175,13 @@ def made(path: Path, **how: object) -> Path:
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_decode_from_every_key_frame_is_the_tail_of_the_whole(name: str, tmp_path: Path) -> None:
+def test_a_decode_from_every_key_frame_equals_the_tail_of_the_whole(name: str, tmp_path: Path) -> None:
     """Pixels, numbers and times from each key frame on are those of a decode from front to back, on both routes."""
     assert assert_every_tail_is_the_same(made(tmp_path / name, **EXACT[name])) >= (1 if name == "scenes.mkv" else 4)
 
 
 @pytest.mark.parametrize("name", NOT_EXACT)
-def test_what_is_not_proved_is_not_sought(name: str, tmp_path: Path) -> None:
+def test_without_proof_nothing_is_skipped(name: str, tmp_path: Path) -> None:
     """Open GOPs, refreshes without key frames, leading pictures, edit lists and other containers are read whole."""
     path = made(tmp_path / name, **NOT_EXACT[name])
     assert not exact_seek(probe(str(path), LIMITS))
@@ -191,7 +192,7 @@ def test_what_is_not_proved_is_not_sought(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in GOOD if "long_20fps" not in name])
 @pytest.mark.timeout(60)
 def test_every_key_frame_of_the_samples(name: str) -> None:
-    """The same for each sample that is said to have exact seek."""
+    """The same for each sample for which exact seek holds."""
     if exact_seek(probe(sample(name), LIMITS)):
         assert_every_tail_is_the_same(sample(name))
 
@@ -206,7 +207,7 @@ def test_every_key_frame_of_the_samples(name: str) -> None:
     container=st.sampled_from(("mp4", "mov", "mkv")),
     first_pts=st.integers(0, 40),
 )
-@example(  # decord counts 2 of the 4 frames of one cut, and gives up
+@example(  # decord counts 2 of the 4 frames of one in-memory file, and gives up
     gop=3,
     b_frames=2,
     references=1,
@@ -225,7 +226,7 @@ def test_any_structure_of_gops(
     first_pts: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """GOPs of any length, forced key frames, any reordering and any rhythm: every tail is the same."""
+    """GOPs of any length, forced key frames, any reordering and any frame times: every tail is the same."""
     path = tmp_path_factory.mktemp("v") / f"v.{container}"
     options = {"preset": "ultrafast", "x264-params": f"keyint={gop}:min-keyint=1:ref={references}:b-adapt=0"}
     with av.open(str(path), "w") as output:
@@ -240,15 +241,15 @@ def test_any_structure_of_gops(
             pts += steps[number]
         output.mux(stream.encode())
     found = probe(str(path), LIMITS)
-    assume(found.n_frames >= found.n_promised)  # one with 35 packets for 36 frames was drawn once
+    assume(found.n_frames >= found.n_promised)  # hypothesis once found a file with 35 packets for 36 frames
     note(f"{assert_every_tail_is_the_same(path, may_give_up=True)} key frames")
-    # three clips of the whole, through the door that all use, are those of PyAV whatever decord makes of the pieces
-    by_door, by_pyav = pictures(path, "auto"), pictures(path, "pyav")
-    assert by_pyav and all(np.array_equal(by_door[number], frame) for number, frame in by_pyav.items())
+    # three clips of the whole, through `open_frames`, equal those of PyAV even if decord fails on the in-memory files
+    by_auto, by_pyav = pictures(path, "auto"), pictures(path, "pyav")
+    assert by_pyav and all(np.array_equal(by_auto[number], frame) for number, frame in by_pyav.items())
 
 
 def pictures(path: Path, decoder: str) -> dict[int, np.ndarray]:
-    """Number -> pixels of the frames of three clips; of a video that was begun again, those of the last time."""
+    """Number -> pixels of the frames of three clips; if the decode started again, those of the last start."""
     sampling, found = parse_sampling("uniform:3", clip_frames=4), {}
     for message in open_frames(str(path), SPEC, sampling, policy=DecodePolicy(decoder)):  # type: ignore[arg-type]
         if isinstance(message, VideoInfo):
@@ -259,7 +260,7 @@ def pictures(path: Path, decoder: str) -> dict[int, np.ndarray]:
 
 
 def remuxed(source: Path, path: Path, is_key: object) -> Path:
-    """The same packets; `is_key(number, was)` says which are called key frames."""
+    """The same packets; `is_key(number, was)` says which are marked as key frames."""
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
         copy = output.add_stream_from_template(container.streams.video[0])
         for number, packet in enumerate(container.demux(video=0)):
@@ -271,48 +272,48 @@ def remuxed(source: Path, path: Path, is_key: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mpeg4.mp4", "hevc.mp4"])
-def test_key_frames_that_are_none(name: str, tmp_path: Path) -> None:
-    """A container that calls every frame a key frame is not believed, and the frames are right all the same."""
-    liar = remuxed(made(tmp_path / f"w_{name}", **EXACT[name]), tmp_path / name, lambda number, was: True)
-    found = probe(str(liar), LIMITS)
+def test_false_key_frames(name: str, tmp_path: Path) -> None:
+    """A container that marks every frame as a key frame is not trusted, and the frames are still right."""
+    path = remuxed(made(tmp_path / f"w_{name}", **EXACT[name]), tmp_path / name, lambda number, was: True)
+    found = probe(str(path), LIMITS)
     assert len(found.key_frames) > 20 and not found.proved_keys and not exact_seek(found)
     sparse = parse_sampling("every:30", clip_frames=2)
-    numbers_N, _, _, frames_NHWC = put_together(open_frames(str(liar), SPEC, sparse, policy=DecodePolicy()))
+    numbers_N, _, _, frames_NHWC = concatenated(open_frames(str(path), SPEC, sparse, policy=DecodePolicy()))
     assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
 
 
 @pytest.mark.usefixtures("decord_if_right")
-def test_decord_is_not_stopped_at_key_frames_that_are_none(tmp_path: Path) -> None:
-    """Where they do not prove to be ones, decord reads a video of one run, and PyAV a longer one."""
+def test_decord_is_not_stopped_at_false_key_frames(tmp_path: Path) -> None:
+    """Where key frames are not proved, decord reads a video of one GOP chunk, and PyAV a longer one."""
     whole = make.looped(made(tmp_path / "w.mp4", codec="mpeg4", gop=9, hw=(128, 192)), tmp_path / "long.mp4", 8)
     assert route(probe(str(whole), LIMITS), DecodePolicy(), SPEC)[0] == "decord"
-    liar = probe(str(remuxed(whole, tmp_path / "liar.mp4", lambda number, was: True)), LIMITS)
-    name, why = route(liar, DecodePolicy(), SPEC)
-    assert name == "pyav" and "do not prove" in why and liar.n_frames == 8 * N_FRAMES
-    assert route(replace(liar, n_frames=N_FRAMES, n_promised=0), DecodePolicy(), SPEC)[0] == "decord"
+    false = probe(str(remuxed(whole, tmp_path / "false.mp4", lambda number, was: True)), LIMITS)
+    name, why = route(false, DecodePolicy(), SPEC)
+    assert name == "pyav" and "not proved clean starts" in why and false.n_frames == 8 * N_FRAMES
+    assert route(replace(false, n_frames=N_FRAMES, n_promised=0), DecodePolicy(), SPEC)[0] == "decord"
 
 
-def test_a_long_file_is_given_to_decord_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decord_gets_a_long_file_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The frames are those of PyAV, and the file itself is never read by decord."""
     whole = made(tmp_path / "w.mp4", codec="libx264", gop=7, options={"preset": "veryfast"})
     found = probe(str(make.looped(whole, tmp_path / "long.mp4", 9)), LIMITS)
-    reader, by_pyav = open_decord(found, SPEC), put_together(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
+    reader, by_pyav = open_decord(found, SPEC), concatenated(read_pyav(found, SPEC, ALL, DecodePolicy(), LIMITS))
     monkeypatch.setattr("p3d.pipeline.decode.routes.decord.in_pieces", exact_seek)
     monkeypatch.setattr(reader, "get_batch", None)
-    by_decord = put_together(read_decord(reader, found, SPEC, ALL))
+    by_decord = concatenated(read_decord(reader, found, SPEC, ALL))
     assert all((mine == its).all() for mine, its in zip(by_decord, by_pyav, strict=True))
     assert by_decord[0].tolist() == list(range(9 * N_FRAMES))
 
 
-def test_key_frames_that_are_not_named(tmp_path: Path) -> None:
-    """A container that leaves some of them out only costs time."""
+def test_unmarked_key_frames(tmp_path: Path) -> None:
+    """A container that does not mark some key frames only costs time."""
     whole = made(tmp_path / "w.mp4", **EXACT["mpeg4.mp4"])
-    shy = remuxed(whole, tmp_path / "shy.mp4", lambda number, was: was and number % 16 == 0)
-    assert assert_every_tail_is_the_same(shy) < len(probe(str(whole), LIMITS).key_frames)
+    unmarked = remuxed(whole, tmp_path / "unmarked.mp4", lambda number, was: was and number % 16 == 0)
+    assert assert_every_tail_is_the_same(unmarked) < len(probe(str(whole), LIMITS).key_frames)
 
 
 def test_only_the_wanted_gops_are_decoded(tmp_path: Path) -> None:
-    """PyAV is sent the packets of the wanted GOPs alone, and decord a file of them."""
+    """PyAV gets only the packets of the wanted GOPs, and decord a file of them."""
     found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options=FAST)), LIMITS)
     gops = wanted_gops(found, np.array([7, 8, 13, 35]))
     assert gops == [(6, 12), (12, 18), (30, 36)] and joined(gops) == [(6, 18), (30, 36)]
@@ -324,14 +325,14 @@ def test_only_the_wanted_gops_are_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "disposable"),
+    ("name", "skippable"),
     [
         *((name, True) for name in ("pyramid.mp4", "strict.mkv", "fields.mp4", "hevc.mp4", "hevc_layers.mp4")),
         *((name, False) for name in ("10bit.mkv", "vp9.webm", "mpeg4.mp4")),
     ],
 )
-def test_frames_that_no_other_refers_to_are_left_out(name: str, skippable: bool, tmp_path: Path) -> None:
-    """Of each GOP, PyAV is sent no packet after the last that is needed, and no disposable one that is not."""
+def test_skippable_frames_are_left_out(name: str, skippable: bool, tmp_path: Path) -> None:
+    """From each GOP, PyAV gets no packet after the last wanted one, and no skippable one that is not wanted."""
     found = probe(str(made(tmp_path / name, **EXACT[name])), LIMITS, skippable=True)
     assert found.skippable_N is not None and found.skippable_N.any() == skippable
     assert not found.skippable_N[found.key_frames].any()
@@ -349,7 +350,7 @@ def test_frames_that_no_other_refers_to_are_left_out(name: str, skippable: bool,
 
 
 def test_below_the_highest_temporal_layer_none_is_skippable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a packet says: it speaks of its own layer, and a higher one may refer to it."""
+    """A packet describes only its own layer, and frames of a higher layer may refer to it."""
     path = str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"}))
     says = iter([(0, False), (1, True), (0, True), (2, True), (2, False), (1, True)] * 6)
     monkeypatch.setattr(importlib.import_module("p3d.pipeline.decode.probe"), "layer_of", lambda *_: next(says))
@@ -357,15 +358,15 @@ def test_below_the_highest_temporal_layer_none_is_skippable(tmp_path: Path, monk
     assert skippable_N is not None and np.flatnonzero(skippable_N).tolist() == list(range(3, N_FRAMES, 6))
 
 
-@pytest.mark.parametrize("how", ["twice", "out of order", "never asked for"])
-def test_frames_that_come_otherwise_than_they_were_sent(
+@pytest.mark.parametrize("how", ["twice", "out of order", "not requested"])
+def test_decoded_frames_that_do_not_match_their_packets(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are doubted, though each of them has a time that the video has."""
+    """They raise SelectiveDecodeError, even if the video has a frame at each of their times."""
     path = made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})
     found, real = probe(str(path), LIMITS), pyav_route_module._decoded
 
-    def otherwise(*given: object) -> Iterator[object]:
+    def mismatched(*given: object) -> Iterator[object]:
         frames = list(real(*given))  # type: ignore[arg-type]
         sent = given[-1]
         assert isinstance(sent, set)
@@ -379,14 +380,14 @@ def test_frames_that_come_otherwise_than_they_were_sent(
         return iter(frames)
 
     wanted = Numbers(numbers=(6, 7, 8))
-    assert put_together(seek_pyav(found, SPEC, wanted, LIMITS))[0].tolist() == [6, 7, 8]
-    monkeypatch.setattr(pyav_route_module, "_decoded", otherwise)
-    with pytest.raises(Astray, match="came after"):
+    assert concatenated(seek_pyav(found, SPEC, wanted, LIMITS))[0].tolist() == [6, 7, 8]
+    monkeypatch.setattr(pyav_route_module, "_decoded", mismatched)
+    with pytest.raises(SelectiveDecodeError, match="came after"):
         list(seek_pyav(found, SPEC, wanted, LIMITS))
 
 
 def test_how_many_frames_are_spared(tmp_path: Path) -> None:
-    """Those of other GOPs, those after the last wanted one, and disposable ones: each once."""
+    """Those of other GOPs, those after the last wanted one, and skippable ones: each counts once."""
     found = probe(str(made(tmp_path / "v.mp4", codec="libx264", gop=6, options={**FAST, "bf": "0"})), LIMITS)
     assert spared_frames(found, np.array([6, 8, 13])) == 36 - 3 - 2
     skippable_N = np.zeros(36, np.bool_)
@@ -398,7 +399,7 @@ def test_how_many_frames_are_spared(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("decord_if_right")
 @pytest.mark.parametrize("clips", ["every:20", "every:16"])
 def test_clips_that_leave_frames_out_are_read_by_pyav(clips: str, tmp_path: Path) -> None:
-    """Under `auto`, where there are enough of them; the frames are those of decord, with a rate as without."""
+    """Under `auto`, if enough frames can be left out; frames equal those of decord, with and without a rate."""
     params = "keyint=50:min-keyint=50:scenecut=0:b-adapt=0:bframes=3"
     path = made(tmp_path / "v.mp4", codec="libx264", n_frames=100, options={**FAST, "x264-params": params})
     for fps, few in ((None, clips == "every:20"), (8.0, True)):
@@ -406,20 +407,20 @@ def test_clips_that_leave_frames_out_are_read_by_pyav(clips: str, tmp_path: Path
         policies = DecodePolicy("auto"), DecodePolicy("decord")
         auto, decord = (list(open_frames(str(path), SPEC, sampling, policy=policy)) for policy in policies)
         assert isinstance(auto[0], VideoInfo) and auto[0].route == ("pyav" if few else "decord")
-        assert all((a == b).all() for a, b in zip(put_together(auto), put_together(decord), strict=True))
+        assert all((a == b).all() for a, b in zip(concatenated(auto), concatenated(decord), strict=True))
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("clips", ["every:16", "uniform:20"])
 def test_nothing_is_decoded_ahead_of_a_reader_that_stalls(decoder: str, clips: str, tmp_path: Path) -> None:
-    """Once a block has come, no thread of the process works until the next is asked for."""
+    """Once a block has come, no thread of the process works until the next is requested."""
     clip = made(tmp_path / "clip.mp4", codec="libx264", n_frames=250, gop=50, options=FAST)
     long = make.looped(clip, tmp_path / "long.mp4", 30)
     sampling = parse_sampling(clips, clip_frames=16)
     messages = open_frames(str(long), SPEC, sampling, policy=DecodePolicy(decoder))  # type: ignore[arg-type]
     block = next(message for message in messages if isinstance(message, FrameBlock))
     before_s = time.process_time()
-    time.sleep(0.3)  # nothing is to happen, which no event can tell
+    time.sleep(0.3)  # no event can tell that nothing happens
     worked_s = time.process_time() - before_s
     assert len(block.numbers_N) and worked_s < 0.01
 
@@ -428,7 +429,7 @@ DAMAGED_GOP = 3  # of six
 
 
 def damaged(tmp_path: Path, gop: int) -> Path:
-    """One GOP of a video overwritten, but for its key frame's first bytes."""
+    """A video with one GOP overwritten, except for the first bytes of its key frame."""
     whole = made(tmp_path / "w.mp4", codec="libx264", gop=6, noise=60, options={**FAST, "bf": "0"})
     content = bytearray(whole.read_bytes())
     with av.open(str(whole)) as container:
@@ -442,16 +443,16 @@ def damaged(tmp_path: Path, gop: int) -> Path:
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("decoder", ["auto", "pyav", "decord"])
 @pytest.mark.parametrize("partial", ["fail", "keep"])
-def test_damage_counts_where_it_is_looked_at(decoder: str, partial: str, tmp_path: Path) -> None:
-    """Damage in a GOP that no clip needs is not seen, and the rows are those of the whole file; in one that is needed
-    it is judged as ever, from the first frame on."""
+def test_damage_counts_only_in_decoded_gops(decoder: str, partial: str, tmp_path: Path) -> None:
+    """Damage in a GOP that no clip needs goes unnoticed, and the rows equal those of the whole file. In a GOP that is
+    needed, it is handled as usual, in a decode from the first frame on."""
     path = damaged(tmp_path, DAMAGED_GOP)
     policy = DecodePolicy(decoder, partial)  # type: ignore[arg-type]
     sparse = parse_sampling("every:30", clip_frames=2)  # frames 0, 1, 30, 31 and the last two
     messages = list(open_frames(str(path), SPEC, sparse, policy=policy))
     assert sum(isinstance(m, VideoInfo) for m in messages) == 1
     assert messages[-1] == VideoEnd(N_FRAMES, pytest.approx(N_FRAMES / 25))  # type: ignore[arg-type]
-    numbers_N, _, _, frames_NHWC = put_together(messages)
+    numbers_N, _, _, frames_NHWC = concatenated(messages)
     assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [0, 1, 30, 31, 34, 35]
     hit = parse_sampling("every:20", clip_frames=2)  # 20 is in the damaged GOP
     if partial == "fail" or decoder == "decord":
@@ -462,34 +463,34 @@ def test_damage_counts_where_it_is_looked_at(decoder: str, partial: str, tmp_pat
         messages = list(open_frames(str(path), SPEC, hit, policy=policy))
         infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
         assert len(infos) == 2 and isinstance(messages[-1], VideoEnd) and messages[-1].truncated
-        numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
+        numbers_N, _, _, frames_NHWC = concatenated(messages[infos[-1] :])
         assert 18 <= messages[-1].n_frames <= 20 and numbers_N.tolist() == make.numbers_in(frames_NHWC)
 
 
 def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file whose times are not those that were proved is read from front to back, and comes out right."""
+    """A file whose times differ from the probe's is read from front to back, with the right frames."""
     path = made(tmp_path / "v.mp4", codec="libx264", gop=6, options=FAST)
     found = probe(str(path), LIMITS)
     wrong = replace(found, key_dts_K=found.key_dts_K + 512, key_pts_K=found.key_pts_K + 512)
     shifted = [replace(found, first_pts=found.first_pts + ticks) for ticks in (512, 1)]  # by a frame, by less
     for other in (wrong, *shifted):
-        with pytest.raises(Astray):
+        with pytest.raises(SelectiveDecodeError):
             list(seek_pyav(other, SPEC, Numbers(numbers=(13, 14)), LIMITS))
 
     def all_but(lost: int) -> None:
-        def astray(source: Source, found: Probe, first: int, end: int) -> Iterator[object]:
+        def incomplete(source: Source, found: Probe, first: int, end: int) -> Iterator[object]:
             packets = list(gop_packets(source, found, first, end))
             yield from packets[:lost] + packets[lost + 1 :]
 
-        monkeypatch.setattr(seek_module, "gop_packets", astray)
+        monkeypatch.setattr(seek_module, "gop_packets", incomplete)
 
     sparse = parse_sampling("every:30", clip_frames=6)
-    for lost in range(6):  # a packet of each run, which is a GOP
+    for lost in range(6):  # one packet of each range, which is a GOP
         all_but(lost)
         messages = list(open_frames(str(path), SPEC, sparse, policy=DecodePolicy()))
         infos = [at for at, m in enumerate(messages) if isinstance(m, VideoInfo)]
-        assert len(infos) == 2, "it was not doubted"
-        numbers_N, _, _, frames_NHWC = put_together(messages[infos[-1] :])
+        assert len(infos) == 2, "the missing packet was not noticed"
+        numbers_N, _, _, frames_NHWC = concatenated(messages[infos[-1] :])
         assert numbers_N.tolist() == make.numbers_in(frames_NHWC) == [*range(6), *range(30, 36)]
 
 
@@ -497,7 +498,7 @@ def test_a_frame_at_another_time_is_never_taken(tmp_path: Path, monkeypatch: pyt
 @given(extradata=st.binary(max_size=30), packet=st.binary(max_size=200))
 @settings(max_examples=60)
 def test_any_bytes_have_an_answer(codec: str, extradata: bytes, packet: bytes) -> None:
-    """No packet, however broken, makes the proof raise, or go on for ever."""
+    """No packet, however broken, makes the functions raise or loop without end."""
     assert isinstance(key_frame(codec, b"\x01" + extradata, memoryview(packet)), KeyFrame)
     assert layer_of(codec, b"\x01" + extradata, memoryview(packet))[0] in range(-1, 7)
 
@@ -506,12 +507,12 @@ H264_HEAD, HEVC_HEAD = b"\x01" + bytes(3) + b"\xff", b"\x01" + bytes(20) + b"\xf
 
 
 @pytest.mark.parametrize(
-    ("codec", "units", "layer", "disposable"),
+    ("codec", "units", "layer", "skippable"),
     [
         ("h264", ["0190", "0190"], 0, True),
         ("h264", ["0930", "0605", "0190"], 0, True),
-        ("h264", ["0190", "4190"], 0, False),  # a second field that is referred to
-        ("h264", ["6742", "0190"], 0, False),  # parameter sets, which count for what follows
+        ("h264", ["0190", "4190"], 0, False),  # a second field to which others refer
+        ("h264", ["6742", "0190"], 0, False),  # parameter sets, which later frames need
         ("h264", ["6842", "0190"], 0, False),
         ("h264", ["0290"], 0, False),  # data partitions
         ("h264", ["0590"], 0, False),
@@ -528,8 +529,8 @@ H264_HEAD, HEVC_HEAD = b"\x01" + bytes(3) + b"\xff", b"\x01" + bytes(20) + b"\xf
         ("vp9", ["0001"], 0, False),
     ],
 )
-def test_what_packets_say_of_themselves(codec: str, units: list[str], layer: int, skippable: bool) -> None:
-    """Slices, and what stands beside them; a packet whose lengths do not add up says nothing."""
+def test_skippable_packets(codec: str, units: list[str], layer: int, skippable: bool) -> None:
+    """By slices and the NAL units next to them; a packet whose lengths do not add up is never skippable."""
     head = HEVC_HEAD if codec == "hevc" else H264_HEAD
     packet = b"".join(len(bytes.fromhex(unit)).to_bytes(4, "big") + bytes.fromhex(unit) for unit in units)
     assert layer_of(codec, head, memoryview(packet)) == (layer, skippable)
@@ -538,14 +539,14 @@ def test_what_packets_say_of_themselves(codec: str, units: list[str], layer: int
 
 
 def test_parameter_sets_come_with_all_or_with_none() -> None:
-    """Where only some key frames bring their parameter sets, a seek might miss them."""
+    """If only some key frames include parameter sets, a seek might miss them."""
     assert all_proved({KeyFrame.CLEAN}) and all_proved({KeyFrame.WITH_PARAMETERS})
     assert not all_proved({KeyFrame.CLEAN, KeyFrame.WITH_PARAMETERS})
     assert not all_proved({KeyFrame.CLEAN, KeyFrame.UNPROVED}) and not all_proved(set())
 
 
-def test_no_codec_leaves_its_priority_to_the_tests(tmp_path: Path) -> None:
-    """SVT-AV1, run by root, makes its caller a real-time thread; made videos leave none behind."""
+def test_encoders_leave_the_thread_priority_unchanged(tmp_path: Path) -> None:
+    """SVT-AV1, run by root, makes its caller a real-time thread; `make.video` undoes that."""
     before = os.sched_getscheduler(0)
     make.video(tmp_path / "av1.mp4", "libsvtav1", 4)
     assert os.sched_getscheduler(0) == before

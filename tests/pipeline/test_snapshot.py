@@ -1,4 +1,4 @@
-"""Snapshots: the newest rows and no others, nothing of an excluded video, and no snapshot.json before all is proved."""
+"""Snapshots: only the newest rows, nothing of an excluded video, no snapshot.json before every file is verified."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FOLDERS = ("clips", "videos", "failures")
 
 
 def recipe_(**changes: object) -> Recipe:
-    """A recipe that stores scores, with weights that are there."""
+    """A recipe that stores scores, with weights that exist."""
     return recipe(**({"weights_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "scores": True} | changes))
 
 
@@ -61,7 +61,7 @@ def add_plan(
     frames: Sequence[int] = (40, 0, 16, 9),
     commit: bool = True,
 ) -> Manifest:
-    """One more plan of the job at `store`, which it makes if there is none; committed, or not yet."""
+    """Add a plan to the job at `store`, which is created if it does not exist; committed, or not yet."""
     chosen = chosen or recipe_()
     store.create("job.json", JobRecord(chosen, "random:0", {"numpy": "2"}).to_json())
     store.create(f"weights/{chosen.weights_sha256}.safetensors", WEIGHTS)
@@ -74,7 +74,7 @@ def add_plan(
 
 @pytest.fixture
 def out(tmp_path: Path) -> LocalStore:
-    """Ten videos; the failed ones b and f, and c, which was replaced, once more in a second plan, with a new one, x."""
+    """Ten videos; a second plan has the failed b and f and the replaced c again, and a new video x."""
     store = LocalStore(str(tmp_path / "out"))
     add_plan(store, videos(NAMES))
     add_plan(store, videos(("b", "f", "c", "x")), seq=2, frames=(33, 0, 50, 64), shard_videos=3)
@@ -97,7 +97,7 @@ def counts(record: SnapshotRecord) -> tuple[int, ...]:
 
 
 def files(store: LocalStore) -> list[str]:
-    """Every file and folder of a place, relative to it."""
+    """Every file and folder under a folder, relative to it."""
     return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*"))
 
 
@@ -124,7 +124,7 @@ def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytes
     out, dest = LocalStore(str(tmp_path / "out")), LocalStore(str(tmp_path / "dest"))
     chosen = recipe_(pool=rng.choice(("mean", "mean+max")), embedding_dtype=rng.choice(("float32", "float16")))
     chosen = replace(chosen, scores=rng.choice((False, True)))
-    state: dict[str, tuple[int, int]] = {}  # video_id -> its newest plan, and place in it
+    state: dict[str, tuple[int, int]] = {}  # video_id -> its newest plan, and position in it
     n_planned = 0
     for seq in range(1, rng.randint(1, 4) + 1):
         names = rng.sample([f"v{at:02d}" for at in range(20)], rng.randint(1, 20))
@@ -155,7 +155,7 @@ def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_snapshot_is_whole_files_and_a_record(out: LocalStore, dest: LocalStore) -> None:
-    """DEST holds a file a folder, the weights and snapshot.json, no folder of ours besides; the record proves each."""
+    """DEST holds one file per folder, the weights and snapshot.json, and nothing else; the record verifies each."""
     record = snapshot(newest(out), dest)
     weights = f"weights/{recipe_().weights_sha256}.safetensors"
     keys = [*(f"{folder}/part-00000.parquet" for folder in FOLDERS), weights]
@@ -168,7 +168,7 @@ def test_a_snapshot_is_whole_files_and_a_record(out: LocalStore, dest: LocalStor
 
 
 def test_pages_of_a_snapshot_have_checksums(out: LocalStore, dest: LocalStore) -> None:
-    """A bit that flips inside a page of DEST is found by any reader that looks at checksums; rows are zstd."""
+    """A bit that flips inside a page of DEST is found by any reader that checks checksums; rows are zstd."""
     snapshot(newest(out), dest)
     path = dest.root / "clips" / "part-00000.parquet"
     group = pq.ParquetFile(path).metadata.row_group(0)
@@ -184,7 +184,7 @@ def test_pages_of_a_snapshot_have_checksums(out: LocalStore, dest: LocalStore) -
 
 
 def dictionaries(array: pa.Array) -> list[object]:
-    """All that the dictionaries of an array hold, at any depth, used or not."""
+    """All values in the dictionaries of an array, at any depth, used or not."""
     if pa.types.is_dictionary(array.type):
         return array.dictionary.to_pylist()
     return dictionaries(array.values) if pa.types.is_list(array.type) else []
@@ -235,8 +235,8 @@ def test_nothing_of_an_excluded_video_is_in_a_snapshot(tmp_path: Path, dest: Loc
 
 @pytest.mark.fault(45)
 def test_a_flipped_bit_in_the_source_never_becomes_a_row(out: LocalStore, tmp_path: Path) -> None:
-    """Each random flip in a data file of OUT is damage, or the snapshot is that of the whole OUT; never snapshot.json
-    on damage. A flip in a clips file is always damage."""
+    """Each random flip in a data file of OUT is reported as damage, or the snapshot equals that of the undamaged OUT.
+    With damage there is never a snapshot.json. A flip in a clips file is always damage."""
     seed = 20261124
     print(f"{seed = }")
     rng = Random(seed)
@@ -264,7 +264,7 @@ def test_a_flipped_bit_in_the_source_never_becomes_a_row(out: LocalStore, tmp_pa
 
 
 class Dies(LocalStore):
-    """A store whose process is gone after so many creates."""
+    """A store whose process is killed after a number of creates."""
 
     left = 10**9
 
@@ -275,11 +275,11 @@ class Dies(LocalStore):
         return super().create(key, source)
 
 
-def test_a_snapshot_that_is_killed_claims_nothing(
+def test_a_snapshot_that_is_killed_has_no_record(
     out: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before any of its creates there is no snapshot.json, no temporary file stays, and DEST is refused next
-    time with a remedy; with no create left it is whole."""
+    """After a kill before any of its creates, there is no snapshot.json and no temporary file, and DEST is refused next
+    time with a remedy. After the last create the snapshot is complete."""
     monkeypatch.setattr(parts, "GROUP_ROWS", 9)
     monkeypatch.setattr(parts, "FILE_BYTES", 1)
     for steps in range(30):
@@ -301,7 +301,7 @@ def test_a_snapshot_that_is_killed_claims_nothing(
 
 
 def test_a_snapshot_that_is_killed_outright_is_seen_as_unfinished(out: LocalStore, dest: LocalStore) -> None:
-    """SIGKILL leaves temporary files at most beside finished parts: no snapshot.json, and a refusal with a remedy."""
+    """SIGKILL leaves at most temporary files and finished parts: no snapshot.json, and a refusal with a remedy."""
     code = f"""
 import os, signal
 from tests.pipeline.test_snapshot import LocalStore, newest, snapshot
@@ -332,7 +332,7 @@ def test_progress_is_told_step_by_step(out: LocalStore, dest: LocalStore) -> Non
 
 
 class Spoils(LocalStore):
-    """A store that keeps other bytes than it was given, for one key."""
+    """A store that stores wrong bytes for one key."""
 
     spoiled = ""
 
@@ -348,7 +348,7 @@ class Spoils(LocalStore):
 
 
 @pytest.mark.parametrize("key", [*(f"{folder}/part-00000.parquet" for folder in FOLDERS), "weights"])
-def test_what_the_store_spoiled_is_found_before_anything_is_claimed(out: LocalStore, tmp_path: Path, key: str) -> None:
+def test_corruption_by_the_store_is_found_before_the_record(out: LocalStore, tmp_path: Path, key: str) -> None:
     """Every file is read back: a bit that changed on its way to DEST ends the snapshot without snapshot.json."""
     dest = Spoils(str(tmp_path / "dest"))
     dest.spoiled = f"weights/{recipe_().weights_sha256}.safetensors" if key == "weights" else key
@@ -358,7 +358,7 @@ def test_what_the_store_spoiled_is_found_before_anything_is_claimed(out: LocalSt
 
 
 class Races(LocalStore):
-    """A store where somebody else is faster with one key."""
+    """A store in which another process creates one key first."""
 
     def create(self, key: str, source: bytes | Path) -> Created:
         if key == "videos/part-00000.parquet":
@@ -366,8 +366,8 @@ class Races(LocalStore):
         return super().create(key, source)
 
 
-def test_two_snapshots_into_one_place_do_not_mix(out: LocalStore, tmp_path: Path) -> None:
-    """A file that somebody else made meanwhile ends the snapshot; an own one whose answer was lost does not."""
+def test_two_snapshots_into_one_folder_do_not_mix(out: LocalStore, tmp_path: Path) -> None:
+    """A file made by another process meanwhile ends the snapshot; an own file whose response was lost does not."""
     dest = Races(str(tmp_path / "dest"))
     with pytest.raises(AlreadyRunning, match="videos/part-00000"):
         snapshot(newest(out), dest)
@@ -384,8 +384,8 @@ def test_two_snapshots_into_one_place_do_not_mix(out: LocalStore, tmp_path: Path
 
 
 def test_videos_that_are_not_done_are_refused_or_counted(tmp_path: Path, dest: LocalStore) -> None:
-    """Pending videos and underived shards refuse a snapshot; with skip_pending they are counted and left out, and an
-    older row never stands in for one. An excluded one is nobody's concern."""
+    """Pending videos and shards without derived files prevent a snapshot; with skip_pending they are counted and left
+    out, and an older row never replaces one. Excluded videos do not matter."""
     out = LocalStore(str(tmp_path / "out"))
     manifest = add_plan(out, videos(NAMES))
     add_plan(out, videos(("a", "b")), seq=2, commit=False)
@@ -399,8 +399,8 @@ def test_videos_that_are_not_done_are_refused_or_counted(tmp_path: Path, dest: L
     assert pl.read_parquet(dest.root / "videos/*.parquet")["video_id"].to_list() == ["c", "d", "i"]
 
 
-def test_ids_that_nobody_knows_are_refused(out: LocalStore, dest: LocalStore) -> None:
-    """A typing mistake in a takedown list must not pass for a takedown; allow_unknown says that it is none."""
+def test_unknown_ids_are_refused(out: LocalStore, dest: LocalStore) -> None:
+    """A typing mistake in a takedown list must not pass unnoticed, unless allow_unknown is set."""
     rows = newest(out, ["a", "zebra", "yak"])
     with pytest.raises(InputError, match=r"2 of the ids .* 'yak', 'zebra'"):
         snapshot(rows, dest)
@@ -409,7 +409,7 @@ def test_ids_that_nobody_knows_are_refused(out: LocalStore, dest: LocalStore) ->
 
 
 def test_all_videos_may_be_excluded(out: LocalStore, dest: LocalStore) -> None:
-    """What is left is tables without rows, which readers open."""
+    """The result is tables without rows, which readers can open."""
     record = snapshot(newest(out, [*NAMES, "x"]), dest)
     assert counts(record) == (0, 0, 0, 11, 0, 3)
     assert pl.read_parquet(dest.root / "clips/*.parquet").shape == (0, 11)
@@ -436,7 +436,7 @@ def test_a_snapshot_of_a_snapshot_is_that_of_the_job(out: LocalStore, dest: Loca
     with pytest.raises(DamagedJob, match="not the file that"):
         snapshot(SnapshotRows(dest), LocalStore(str(tmp_path / "third")))
     path.unlink()
-    with pytest.raises(DamagedJob, match=r"part-00000.parquet does not exist, and it should. Restore it"):
+    with pytest.raises(DamagedJob, match=r"part-00000.parquet does not exist, but it should be there. Restore it"):
         SnapshotRows(dest)
 
 
@@ -460,7 +460,7 @@ def test_without_clips_they_are_neither_read_nor_written(out: LocalStore, dest: 
 
 
 def test_other_damage_in_the_source_is_told_with_a_remedy(out: LocalStore, dest: LocalStore) -> None:
-    """A clips file that is gone, rows of other clips, weights that are not theirs: DamagedJob, nothing claimed."""
+    """A missing clips file, rows of other clips, or wrong weights: DamagedJob, and no snapshot.json."""
     first, second = sorted(info.key for info in out.list("videos/"))[:2]
     content = out.read(first)
     (out.root / first).write_bytes(out.read(second))
@@ -504,7 +504,7 @@ def reversed_rows(table: pa.Table) -> pa.Table:
 def test_whole_files_with_wrong_clips_are_damage(
     out: LocalStore, dest: LocalStore, spoil: Callable[[pa.Table], pa.Table], says: str
 ) -> None:
-    """A clips file that reads well, from which its other files follow, is still held to its plan and outcomes."""
+    """A readable clips file, with matching derived files, is still checked against its plan and outcomes."""
     manifest = Manifest(out, load_plans(out)[0])
     shard = manifest.shard(0)
     path = out.root / clips_key(shard.name)
@@ -543,7 +543,7 @@ def test_whole_files_with_wrong_clips_are_damage(
 def test_whole_files_with_wrong_derived_rows_are_damage(
     out: LocalStore, dest: LocalStore, key: Callable[[str], str], spoil: Callable[[pa.Table], pa.Table], says: str
 ) -> None:
-    """A videos or failures file that reads well and names the right clips must hold what these clips give."""
+    """A readable videos or failures file that names the right clips must hold what is derived from them."""
     path = out.root / key(Manifest(out, load_plans(out)[0]).shard(0).name)
     with open_parquet(path) as file:
         table, footer = file.read(), read_footer(file)
@@ -554,8 +554,8 @@ def test_whole_files_with_wrong_derived_rows_are_damage(
     assert dest.head(SNAPSHOT_KEY) is None
 
 
-def test_a_place_that_is_used_is_refused(out: LocalStore, dest: LocalStore, tmp_path: Path) -> None:
-    """DEST must be empty or absent and outside of OUT; each refusal says what is there, and nothing is touched."""
+def test_a_used_destination_is_refused(out: LocalStore, dest: LocalStore, tmp_path: Path) -> None:
+    """DEST must be empty or absent and outside OUT; each refusal says what DEST holds, and nothing is touched."""
     snapshot(newest(out), dest)
     before = files(dest), files(out)
     for url, says in (
@@ -573,7 +573,7 @@ def test_a_place_that_is_used_is_refused(out: LocalStore, dest: LocalStore, tmp_
 
 
 def test_columns_of_the_users_lists_become_one_table(tmp_path: Path, dest: LocalStore) -> None:
-    """A column that a plan lacks is null there; whole numbers and fractions meet as fractions; numbers too large for
+    """A column that a plan lacks is null there; whole numbers and fractions become fractions; numbers too large for
     that, and other differences, become text; no value changes."""
     out = LocalStore(str(tmp_path / "out"))
     first = videos(("a", "b")).append_column("score", pa.array([1, 2])).append_column("year", pa.array([1999, 2001]))
@@ -594,14 +594,14 @@ def test_columns_of_the_users_lists_become_one_table(tmp_path: Path, dest: Local
 
 
 def test_an_output_without_weights_gives_a_snapshot_without(out: LocalStore, dest: LocalStore) -> None:
-    """Weights that may not be copied are not needed."""
+    """Weights are optional in an output, and so in a snapshot."""
     (out.root / "weights" / f"{recipe_().weights_sha256}.safetensors").unlink()
     record = snapshot(newest(out), dest)
     assert {one.folder for one in record.files} == set(FOLDERS)
 
 
 def test_every_change_to_a_finished_snapshot_is_found(out: LocalStore, dest: LocalStore) -> None:
-    """A flip in any file, one that is missing, one too many, and an edited snapshot.json."""
+    """A flip in any file, a missing file, an additional file, and an edited snapshot.json."""
     record = snapshot(newest(out), dest)
     rng = Random(7)
     for one in record.files:

@@ -1,4 +1,4 @@
-"""One video -> a local file: the one that was planned, or a reason; nothing else is ever opened."""
+"""One video -> a local file: the one that was planned, or a failure reason. Nothing else is ever opened."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def refused(fetch: Fetch, video: VideoRef) -> tuple[Reason, str]:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a b\n%2F\u00fc.mp4", os.fsdecode(b"caf\xe9.mp4")])
 def test_a_local_file_is_used_where_it_is(tmp_path: Path, scratch: Path, name: str) -> None:
-    """No copy: the absolute path of the source itself, whatever its name."""
+    """There is no copy: the path is the absolute path of the source, whatever its name."""
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / name).write_bytes(b"content")
     [video] = refs(tmp_path / "v").values()
@@ -76,7 +76,7 @@ def test_a_local_file_is_used_where_it_is(tmp_path: Path, scratch: Path, name: s
 
 
 def test_a_video_that_was_never_there_is_missing(tmp_path: Path, fetch: Fetch) -> None:
-    """A list's entry without a file stays missing, even if a file appears later: it is not the one planned."""
+    """A list entry without a file stays missing, even if a file appears later: it is not the planned one."""
     (tmp_path / "l.txt").write_text("gone.mp4\n")
     video = refs(tmp_path / "l.txt")["gone.mp4"]
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_video_that_was_never_there_is_missing(tmp_path: Path, fetch: Fetch) -
 
 @pytest.mark.fault(26)
 def test_a_deleted_file_is_missing(tmp_path: Path, fetch: Fetch) -> None:
-    """A file that is not there any more is source_missing."""
+    """A file that no longer exists is source_missing."""
     video = planned(tmp_path / "v" / "a.mp4")
     (tmp_path / "v" / "a.mp4").unlink()
     assert refused(fetch, video) == (Reason.SOURCE_MISSING, "is not there any more")
@@ -106,7 +106,7 @@ def replaced_by_a_loop(folder: Path) -> None:
 def test_a_file_whose_folder_became_something_else_is_missing(
     tmp_path: Path, fetch: Fetch, replace: Callable[[Path], None]
 ) -> None:
-    """A folder that is now a file, or a link to itself, is trouble with its videos and not a defect of this program."""
+    """If a folder becomes a file or a link to itself, its videos fail; it is not an internal error."""
     video = planned(tmp_path / "v" / "a.mp4")
     replace(tmp_path / "v")
     assert refused(fetch, video)[0] == Reason.SOURCE_MISSING
@@ -144,7 +144,7 @@ def link_to_device(path: Path) -> None:
 def test_what_is_not_a_file_is_refused_unopened(
     tmp_path: Path, fetch: Fetch, make: Callable[[Path], None], detail: str
 ) -> None:
-    """A directory, fifo, socket or device that was planned, or that took the place of a video, is not_a_file."""
+    """A directory, fifo, socket or device that was planned, or that replaced a video, is not_a_file."""
     make(tmp_path / "a.mp4")
     (tmp_path / "l.txt").write_text("a.mp4\n")
     assert refused(fetch, refs(tmp_path / "l.txt")["a.mp4"]) == (Reason.NOT_A_FILE, detail)
@@ -155,8 +155,8 @@ def test_what_is_not_a_file_is_refused_unopened(
 
 
 @pytest.mark.fault(26)
-def test_a_file_that_nobody_may_reach_is_denied(scratch: Path) -> None:
-    """A folder without permission is source_denied; root steps down to an ordinary user for it."""
+def test_a_file_without_permission_is_denied(scratch: Path) -> None:
+    """A folder without permission is source_denied; root switches to an ordinary user to test it."""
     with tempfile.TemporaryDirectory() as place:  # tmp_path cannot be entered by an ordinary user
         Path(place).chmod(0o755)
         video = planned(Path(place) / "v" / "a.mp4")
@@ -174,21 +174,21 @@ def test_a_file_that_nobody_may_reach_is_denied(scratch: Path) -> None:
 
 
 def rewrite(path: Path) -> None:
-    """The same size, another time."""
+    """The same size, a different time."""
     times = path.stat()
     path.write_bytes(b"CONTENT")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
 
 
 def grow(path: Path) -> None:
-    """Another size, the same time."""
+    """A different size, the same time."""
     times = path.stat()
     path.write_bytes(b"content, and more of it")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def swap(path: Path) -> None:
-    """Another file moved into its place."""
+    """Another file is moved over it."""
     path.with_name("b").write_bytes(b"a longer content")
     path.with_name("b").rename(path)
 
@@ -198,7 +198,7 @@ def swap(path: Path) -> None:
 def test_a_file_that_was_changed_after_planning_is_refused(
     tmp_path: Path, fetch: Fetch, change: Callable[[Path], None]
 ) -> None:
-    """Another size or time than planned is source_changed, before a byte is read."""
+    """A size or time that differs from the plan is source_changed, before a byte is read."""
     video = planned(tmp_path / "v" / "a.mp4")
     assert fetch(video) == b"content"
     change(tmp_path / "v" / "a.mp4")
@@ -218,7 +218,7 @@ def test_a_file_that_was_changed_after_planning_is_refused(
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, scratch: Path, change: Callable[[Path], None], reason: Reason
 ) -> None:
-    """Frames of two contents are never mixed: at the end of the block the file must still be the planned one."""
+    """Frames of two versions are never mixed: at the end of the block the file must still be the planned one."""
     video = planned(tmp_path / "v" / "a.mp4")
     read = b""
     with pytest.raises(VideoError) as caught, local_file(video, HERE, scratch) as path:
@@ -228,7 +228,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
 
 def test_an_error_inside_the_block_passes(tmp_path: Path, scratch: Path) -> None:
-    """What the decoder raises is what its caller sees."""
+    """An error of the decoder reaches its caller unchanged."""
     video = planned(tmp_path / "v" / "a.mp4")
     with pytest.raises(VideoError) as caught, local_file(video, HERE, scratch):
         raise VideoError(Reason.TRUNCATED, "ends early")
@@ -239,7 +239,7 @@ def test_an_error_inside_the_block_passes(tmp_path: Path, scratch: Path) -> None
 
 
 def test_a_link_inside_the_source_folder_is_followed(tmp_path: Path, fetch: Fetch) -> None:
-    """A link to a file of the same archive is that file, from any depth, and the archive itself may be a link."""
+    """A link to a file of the same archive is followed from any depth, and the archive itself may be a link."""
     (tmp_path / "v" / "deep" / "er").mkdir(parents=True)
     (tmp_path / "v" / "a.mp4").write_bytes(b"content")
     (tmp_path / "v" / "deep" / "er" / "link.mp4").symlink_to("../../a.mp4")
@@ -255,7 +255,7 @@ def test_a_link_inside_the_source_folder_is_followed(tmp_path: Path, fetch: Fetc
 @pytest.mark.parametrize("link", ["link.mp4", "deep/link.mp4"])
 @pytest.mark.fault(22)
 def test_a_link_out_of_the_source_folder_is_refused(tmp_path: Path, fetch: Fetch, target: str, link: str) -> None:
-    """A link that leads out is not_a_file, also into a folder whose name only begins like the source's."""
+    """A link that leads out is not_a_file, also if the name of the target folder starts with that of the source."""
     (tmp_path / "videos" / "deep").mkdir(parents=True)
     (tmp_path / "videos2").mkdir()
     (tmp_path / target).write_bytes(b"secret")
@@ -266,8 +266,8 @@ def test_a_link_out_of_the_source_folder_is_refused(tmp_path: Path, fetch: Fetch
 
 
 @pytest.mark.fault(22)
-def test_a_link_that_takes_a_files_place_is_refused(tmp_path: Path, fetch: Fetch) -> None:
-    """Same size, same time, but a link out of the folder by now: refused."""
+def test_a_link_that_replaces_a_file_is_refused(tmp_path: Path, fetch: Fetch) -> None:
+    """A file of the same size and time that is now a link out of the folder is refused."""
     video = planned(tmp_path / "v" / "a.mp4")
     shutil.copy2(tmp_path / "v" / "a.mp4", tmp_path / "outside.mp4")
     (tmp_path / "v" / "a.mp4").unlink()
@@ -276,7 +276,7 @@ def test_a_link_that_takes_a_files_place_is_refused(tmp_path: Path, fetch: Fetch
 
 
 def test_a_list_may_name_any_path(tmp_path: Path, fetch: Fetch) -> None:
-    """Absolute entries and entries with `..` have no source folder to leave; a link there is followed."""
+    """Absolute entries and entries with `..` have no source folder, so a link is followed."""
     (tmp_path / "lists").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"content")
     (tmp_path / "link.mp4").symlink_to("a.mp4")
@@ -286,7 +286,7 @@ def test_a_list_may_name_any_path(tmp_path: Path, fetch: Fetch) -> None:
 
 
 def test_a_video_right_below_the_root_of_the_disk_is_a_file(tmp_path: Path, fetch: Fetch) -> None:
-    """A source folder `/` (a container with /video.mp4) is as good as any."""
+    """A source folder `/` (a container with /video.mp4) is valid."""
     video = planned(tmp_path / "v" / "a.mp4")
     path = str(tmp_path / "v" / "a.mp4").removeprefix("/")
     below_root = VideoRef("id", path, video.uri, video.version, video.size_bytes, video.mtime_ns)
@@ -305,8 +305,8 @@ def put(bucket: str) -> Callable[[str, bytes], Any]:
 
 
 def test_an_object_is_copied_to_scratch_and_removed(bucket: str, put: Any, scratch: Path) -> None:
-    """Inside the block there is a local copy with the right bytes and extension, afterwards scratch is empty; an error
-    inside leaves nothing either."""
+    """Inside the block there is a local copy with the right bytes and extension. Afterwards scratch is empty, even
+    after an error."""
     content = bytes(range(256)) * 100
     put("v/a b %2F \u00fc.mp4", content)
     [video] = refs(f"s3://{bucket}/v").values()

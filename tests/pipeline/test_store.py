@@ -1,4 +1,4 @@
-"""Stores: an object appears whole, once, and never changes; both kinds answer alike."""
+"""Stores: an object appears complete, once, and never changes. Both kinds of store behave alike."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_an_object_is_created_once(store: Store) -> None:
-    """The second create of a key says so and changes nothing."""
+    """The second create of a key returns EXISTS and changes nothing."""
     assert store.create("clips/a.parquet", b"first") == CREATED
     assert store.create("clips/a.parquet", b"second") == EXISTS
     assert store.read("clips/a.parquet") == b"first"
@@ -48,14 +48,14 @@ def test_a_temp_file_becomes_an_object_and_leaves_no_trace(store: Store) -> None
 
 @pytest.mark.fault(36)
 def test_a_disk_that_fills_up_while_an_object_is_built_is_named(store: Store) -> None:
-    """What the disk says while a temporary file is written is an error of the store, with its remedy."""
+    """An error of the disk while a temporary file is written is a store error that says what to do."""
     with pytest.raises(StoreFull, match="the disk is full"), store.temp_file():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("when", ["before it is written", "before it is read again", "before it is created"])
 def test_a_swept_temp_file_is_an_outage(tmp_path: Path, when: str) -> None:
-    """A run that took over may sweep a live one's temporary file: that is trouble that passes, in a sentence."""
+    """A run that took over may delete the temporary file of one still running: StoreUnknown, which may be retried."""
     store = LocalStore(str(tmp_path))
     with pytest.raises(StoreUnknown, match="taken over"), store.temp_file() as path:
         if when != "before it is written":
@@ -77,8 +77,8 @@ def test_listing_names_every_object_below_a_prefix_in_order(store: Store) -> Non
     assert list(store.list("nothing/")) == []
 
 
-def test_missing_objects_are_told_apart_from_trouble(store: Store) -> None:
-    """head gives None; read, open and download raise StoreMissing."""
+def test_missing_objects_are_distinguished_from_errors(store: Store) -> None:
+    """head returns None; read, open and download raise StoreMissing."""
     assert store.head("clips/none") is None
     with pytest.raises(StoreMissing):
         store.read("clips/none")
@@ -101,7 +101,7 @@ def test_only_control_objects_can_be_replaced_or_deleted(store: Store) -> None:
 
 
 def test_a_damaged_object_is_set_aside(store: Store) -> None:
-    """It leaves its place for one below _job/damaged/ that no glob of the dataset finds, with its bytes as they are."""
+    """It moves, unchanged, to a key below _job/damaged/ that no glob of the dataset matches."""
     store.create("clips/a.parquet", b"damaged")
     aside = store.set_aside("clips/a.parquet")
     assert store.head("clips/a.parquet") is None
@@ -115,7 +115,7 @@ def test_a_damaged_object_is_set_aside(store: Store) -> None:
 
 
 def test_an_object_can_be_read_in_part(store: Store) -> None:
-    """open gives a seekable file: the end of an object is read without the rest."""
+    """open returns a seekable file: the end of an object is read without the rest."""
     content = bytes(range(256)) * 4096
     store.create("clips/big", content)
     with store.open("clips/big") as file:
@@ -126,7 +126,7 @@ def test_an_object_can_be_read_in_part(store: Store) -> None:
 
 
 def test_a_store_travels_to_another_process(store: Store) -> None:
-    """A store pickles as its URL and options, and works where it arrives."""
+    """A store pickles as its URL and options, and works after unpickling."""
     store.create("job.json", b"{}")
     assert pickle.loads(pickle.dumps(store)).read("job.json") == b"{}"
 
@@ -139,7 +139,7 @@ def test_probe_passes_a_store_that_creates_once(store: Store) -> None:
 
 @pytest.mark.fault(34)
 def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
-    """A store that lets a second writer win is refused in one sentence (fault matrix row 34)."""
+    """A store that lets a second writer win is refused with an error (fault matrix row 34)."""
 
     class Overwriting(LocalStore):
         def create(self, key: str, source: bytes | Path) -> str:  # type: ignore[override]
@@ -156,7 +156,7 @@ def test_probe_refuses_a_store_that_overwrites(tmp_path: Path) -> None:
 
 @pytest.mark.fault(41)
 def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
-    """Racing creates of one key: exactly one is told `created`, and its bytes are the object."""
+    """Concurrent creates of one key: exactly one returns `created`, and its bytes are the object."""
     store = LocalStore(str(tmp_path))
     for round_ in range(20):
         replies: dict[bytes, str] = {}
@@ -183,7 +183,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
 
 @pytest.mark.fault(32)
 def test_a_lost_reply_of_link_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the link was made but an error came back (NFS), the object is ours and counts as created."""
+    """If the link was made but an error was returned (NFS), the object is ours and counts as created."""
     store, link = LocalStore(str(tmp_path)), os.link
 
     def link_then_fail(source: Path, target: Path) -> None:
@@ -200,7 +200,7 @@ NO_LINKS = r"^/.*: this file system has no hard links \(.+\), so .* Write to a l
 
 
 @pytest.mark.parametrize(
-    ("number", "expected", "sentence"),
+    ("number", "expected", "message"),
     [
         (errno.ENOSPC, StoreFull, "the disk is full"),
         (errno.EACCES, StoreDenied, "no permission to write"),
@@ -210,16 +210,16 @@ NO_LINKS = r"^/.*: this file system has no hard links \(.+\), so .* Write to a l
 )
 @pytest.mark.fault(38, 39)
 def test_a_failing_link_commits_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception], message: str
 ) -> None:
-    """Errors of the disk come with their meaning, and leave neither object nor temporary file (row 38, 39)."""
+    """Errors of the disk are explained, and leave neither object nor temporary file (rows 38, 39)."""
     store = LocalStore(str(tmp_path))
 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(store_module.os, "link", fail)
-    with pytest.raises(expected, match=sentence):
+    with pytest.raises(expected, match=message):
         store.create("clips/a", b"x")
     monkeypatch.undo()
     assert store.head("clips/a") is None
@@ -273,12 +273,12 @@ def test_an_s3_server_that_is_not_there_is_unknown_and_soon(monkeypatch: pytest.
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(s3_errors, "GONE_PATIENCE_S", 0.5)
     store = open_store("s3://nowhere", StoreOptions(endpoint_url="http://127.0.0.1:9"))
-    with pytest.raises(StoreUnknown, match="is the S3 server there"):
+    with pytest.raises(StoreUnknown, match="is the S3 server running"):
         store.create("a", b"")
 
 
 def test_a_bucket_that_is_not_there_is_named(s3_server: dict[str, str]) -> None:
-    """A wrong bucket is told as such, not as a missing object."""
+    """A missing bucket is reported as such, not as a missing object."""
     with pytest.raises(StoreMissing, match="no such bucket"):
         open_store("s3://no-such-bucket-here").create("a", b"")
 
@@ -303,18 +303,18 @@ def test_a_folder_may_be_written_as_a_uri(tmp_path: Path) -> None:
             "a user name or a query; credentials come from botocore's chain",
         ),
         ({"endpoint_url": "http://host:9000/?X-Amz-Signature=1"}, "come from botocore's chain"),
-        ({"endpoint_url": "host:9000"}, "is not like http://host:port"),
-        ({"endpoint_url": "ftp://host"}, "is not like http://host:port"),
-        ({"endpoint_url": "http:///"}, "is not like http://host:port"),
-        ({"addressing": "odd"}, "--addressing-style odd is none of auto, path, virtual"),
-        ({"checksums": "odd"}, "--checksums odd is none of when_supported, when_required"),
-        ({"sse": "odd"}, "--sse odd is none of AES256, aws:kms, aws:kms:dsse"),
+        ({"endpoint_url": "host:9000"}, "is not of the form http://host:port"),
+        ({"endpoint_url": "ftp://host"}, "is not of the form http://host:port"),
+        ({"endpoint_url": "http:///"}, "is not of the form http://host:port"),
+        ({"addressing": "odd"}, "--addressing-style odd is not one of auto, path, virtual"),
+        ({"checksums": "odd"}, "--checksums odd is not one of when_supported, when_required"),
+        ({"sse": "odd"}, "--sse odd is not one of AES256, aws:kms, aws:kms:dsse"),
         ({"sse_kms_key_id": "key"}, "--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse"),
         ({"sse": "AES256", "sse_kms_key_id": "key"}, "needs --sse aws:kms or aws:kms:dsse"),
     ],
 )
 def test_ways_to_s3_that_cannot_be_are_refused(options: dict, words: str) -> None:
-    """Each is one sentence with the option's name; none repeats a password."""
+    """Each is an error that names the option; none repeats a password."""
     with pytest.raises(InputError, match=f"{re.escape(words)}$") as caught:
         StoreOptions(**options)
     assert str(caught.value).startswith("--")
@@ -322,8 +322,8 @@ def test_ways_to_s3_that_cannot_be_are_refused(options: dict, words: str) -> Non
 
 
 def test_ways_to_s3_that_can_be() -> None:
-    """What the options allow is kept as it is."""
-    odd = "http://X/a@b://c"  # what stands after the host is the server's business
+    """Valid options are kept unchanged."""
+    odd = "http://X/a@b://c"  # any path after the host is allowed
     for options in (
         {"endpoint_url": "https://X/"},
         {"endpoint_url": odd},
@@ -334,25 +334,21 @@ def test_ways_to_s3_that_can_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "sentence"),
+    ("error", "kind", "message"),
     [
         (OSError("odd"), StoreUnknown, "out/key: None"),
         (OSError(errno.EIO, "Input/output error"), StoreUnknown, "out/key: Input/output error"),
         (OSError(errno.EROFS, "odd", "out/other"), StoreDenied, "out/other: this file system is read-only"),
     ],
 )
-def test_what_a_local_disk_says_is_told_with_the_name_it_says_it_of(
-    error: OSError, kind: type[StoreError], sentence: str
-) -> None:
-    """The system's own words where we have none that are better; an error without a number is not understood."""
-    told = store_module.local_error(error, Path("out/key"))
-    assert (type(told), str(told)) == (kind, sentence)
+def test_an_error_of_a_local_disk_names_the_file(error: OSError, kind: type[StoreError], message: str) -> None:
+    """The message is the system's own unless we have a better one. An error without a number is StoreUnknown."""
+    mapped = store_module.local_error(error, Path("out/key"))
+    assert (type(mapped), str(mapped)) == (kind, message)
 
 
-def test_a_disk_that_fails_under_a_control_object_is_told_with_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The object is named also where the system names none."""
+def test_a_disk_error_of_a_control_object_names_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is named even if the system's error has no file name."""
     store = LocalStore(str(tmp_path))
 
     def fail(*_: object, **__: object) -> None:
@@ -363,14 +359,14 @@ def test_a_disk_that_fails_under_a_control_object_is_told_with_its_name(
         store.delete("_job/beat")
 
 
-def test_a_uri_that_is_no_text_is_refused() -> None:
+def test_a_uri_that_is_not_text_is_refused() -> None:
     """S3 keys are UTF-8; other bytes are shown as \\xNN."""
     with pytest.raises(InputError, match=r"caf\\xe9.mp4 is not UTF-8"):
         split_s3_uri("s3://bucket/caf%E9.mp4")
 
 
 def test_a_local_listing_is_of_what_is_there(tmp_path: Path) -> None:
-    """Below a prefix that ends inside a name; a link to nothing is no object, a missing folder is empty."""
+    """The prefix may end inside a name. A broken link is not an object, and a missing folder is empty."""
     store = LocalStore(str(tmp_path))
     for key in ("clips/aa", "clips/ab", "clips/b"):
         store.create(key, b"1")
@@ -380,7 +376,7 @@ def test_a_local_listing_is_of_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_local_object_can_be_copied(tmp_path: Path) -> None:
-    """`download` gives the object's bytes, and StoreMissing for none."""
+    """`download` copies the object's bytes, and raises StoreMissing if it does not exist."""
     store = LocalStore(str(tmp_path / "out"))
     store.create("weights/a", b"content")
     store.download("weights/a", tmp_path / "copy")
@@ -389,8 +385,8 @@ def test_a_local_object_can_be_copied(tmp_path: Path) -> None:
         store.download("weights/b", tmp_path / "copy")
 
 
-def test_a_missing_object_inside_a_build_is_no_sweep(tmp_path: Path) -> None:
-    """While the temporary file is there, what is missing is something else and stays that."""
+def test_a_missing_object_inside_a_build_is_not_a_sweep(tmp_path: Path) -> None:
+    """While the temporary file exists, StoreMissing is about another object and is not changed."""
     store = LocalStore(str(tmp_path))
     with pytest.raises(StoreMissing, match="clips/none"), store.temp_file() as temp:
         temp.write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""Linear probing: splits as the list has them, folds that test each video once, and a sentence for what cannot be."""
+"""Linear probing: the splits of the list, folds that test each video once, and errors for wrong lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = [f"v{at:02d}" for at in range(24)]
 
 @pytest.fixture
 def out(tmp_path: Path) -> LocalStore:
-    """Twenty-four videos: three kinds, each of eight that are alike."""
+    """Twenty-four videos: three classes of eight similar videos."""
     store = LocalStore(str(tmp_path / "out"))
     commit(store, NAMES, {name: NAMES[at % 3] for at, name in enumerate(NAMES) if at >= 3}, 0.5, 5)
     return store
@@ -32,12 +32,12 @@ def csv(*rows: str) -> bytes:
 
 
 def test_fixed_splits_are_the_lists(out: LocalStore) -> None:
-    """Three splits: who is trained and tested is what the words say, - is neither, and the mean is theirs."""
+    """Three splits: train and test videos are those of the words, - is neither, and the mean is over the splits."""
     words = ("test;train;-", "train;test;train", "train;train;test")
     rows = [f"{name}.mp4,kind {at % 3},{words[at // 3 % 3]}" for at, name in enumerate(NAMES)]
     found = evaluate_svm(newest(out), read_split("l.csv", csv("path,label,split", *rows)))
     assert [(one.n_train, one.n_test, one.n_classes) for one in found.splits] == [(15, 9, 3), (15, 9, 3), (9, 6, 3)]
-    assert [one.accuracy for one in found.splits] == [1.0, 1.0, 1.0]  # the kinds are far apart
+    assert [one.accuracy for one in found.splits] == [1.0, 1.0, 1.0]  # the classes are far from each other
     assert (found.mean, found.fixed, found.videos, found.unlabelled, found.unknown_labels) == (1.0, True, 24, 0, 0)
 
 
@@ -74,14 +74,14 @@ def test_folds_test_each_video_once_and_each_class_evenly() -> None:
 
 
 def test_the_verb_needs_no_scores(out: LocalStore, tmp_path: Path) -> None:
-    """--svm over an output without scores: a line a fold and the mean; what is left out is said; --json too."""
+    """--svm over an output without scores: one line per fold, the mean, and what is left out; also as --json."""
     path = tmp_path / "labels.csv"
     path.write_text("path,label\n" + "".join(f"{name}.mp4,{at % 3}\n" for at, name in enumerate(NAMES[:20])) + "z,1\n")
     code, printed, said = in_process("results", "evaluate", out.url, "--labels", str(path), "--svm", "--folds", "4")
     assert code == 0, said
     assert [line.split()[0] for line in printed.splitlines()] == ["fold", "1", "2", "3", "4", "mean"]
     assert printed.splitlines()[-1].split()[1] == "100.0"
-    assert "4 videos left out without a label" in said and "1 label of no video" in said
+    assert "4 videos left out without a label" in said and "1 label without a finished video" in said
     args = ("results", "evaluate", out.url, "--labels", str(path), "--svm", "--json")
     assert json.loads(in_process(*args)[1])["mean"] == 1.0
 
@@ -91,14 +91,14 @@ def test_the_verb_needs_no_scores(out: LocalStore, tmp_path: Path) -> None:
     [
         (("name,label", "a,1"), "needs a column label, and one of video_id, uri, path"),
         (("path,label", "a,1", "a,2"), "names 'a' more than once"),
-        (("path,label,split", "a,1,train", "b,1,maybe"), "'maybe', which is none of train, test, -"),
+        (("path,label,split", "a,1,train", "b,1,maybe"), "'maybe', not one of train, test, -"),
         (("path,label,split", "a,1,train", "b,1,train;test"), "has 2 words, and others have 1"),
         (("path,label", "zebra,1"), "none of 1 labels is of a video"),
         (("path,label", "v00.mp4,1", "v01.mp4,2"), "has 1 videos, too few for 5 folds"),
         (("path,label,split", "v00.mp4,1,train", "v01.mp4,2,test"), "1 videos of 1 classes to train on and 1 to test"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(out: LocalStore, rows: tuple[str, ...], says: str) -> None:
-    """Lists and splits that mean nothing are refused, with the value."""
+def test_a_wrong_list_is_an_error(out: LocalStore, rows: tuple[str, ...], says: str) -> None:
+    """Invalid lists and splits are refused, and the message has the value."""
     with pytest.raises(InputError, match=says):
         evaluate_svm(newest(out), read_split("l.csv", csv(*rows)))

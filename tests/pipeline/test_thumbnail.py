@@ -1,4 +1,4 @@
-"""Thumbnails: the right frame, the right way up, in the right colours; and no file can hurt the caller."""
+"""Thumbnails: the right frame, upright, in the right colours; and no file can crash the caller."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def row(path: Path) -> VideoRef:
 
 
 def here(path: Path, *seconds: float, **options: object) -> list[Thumbnail | Failure]:
-    """Made in this process: what the child does, without its third of a second."""
+    """Made in this process, to save the start of a child."""
     given = {"store_options": DEFAULTS, "scratch": path.parent, "longest_side": 320, "limits": DecodeLimits()}
     return list(thumbnails(row(path), seconds, **{**given, **options}))
 
 
 def pixels(found: Thumbnail | Failure) -> np.ndarray:
-    """[H, W, 3] of a JPEG, read back; its size is the one that was stated."""
+    """[H, W, 3] of a JPEG, decoded; checks that its size is the stated one."""
     assert isinstance(found, Thumbnail), found
     assert found.jpeg[:3] == b"\xff\xd8\xff"
     with av.open(io.BytesIO(found.jpeg), format="mjpeg") as file:
@@ -54,15 +54,15 @@ def pixels(found: Thumbnail | Failure) -> np.ndarray:
     ],
 )
 def test_the_frame_on_screen_at_that_second(name: str, codec: str, options: dict[str, int], tmp_path: Path) -> None:
-    """Any second of any container gives its own frame: the first, one between two key frames, the last, one beyond."""
+    """Any second of any container gives its own frame: the first, between key frames, the last, past the end."""
     path = make.video(tmp_path / name, codec, 120, hw=(96, 192), **options)
     found = here(path, 0.0, 1.0, 3.3, 4.76, 99.0)
     assert make.numbers_in(np.stack([pixels(one) for one in found])) == [0, 25, 82, 119, 119]
     assert [round(one.at_s, 2) for one in found if isinstance(one, Thumbnail)] == [0, 1, 3.28, 4.76, 4.76]
 
 
-def test_the_right_way_up_and_in_shape(tmp_path: Path) -> None:
-    """A turned picture stands upright, wide pixels are stretched, and neither side passes the limit or is enlarged."""
+def test_orientation_and_shape(tmp_path: Path) -> None:
+    """Turned pictures come out upright, wide pixels are stretched, neither side passes the limit or is enlarged."""
     fast = {"preset": "ultrafast"}
     turned = make.video(tmp_path / "turned.mp4", "libx264", 3, hw=(96, 192), rotation=90, options=fast)
     wide = make.video(tmp_path / "wide.mp4", "libx264", 3, hw=(96, 96), pixel_aspect=Fraction(2), options=fast)
@@ -70,8 +70,8 @@ def test_the_right_way_up_and_in_shape(tmp_path: Path) -> None:
         assert pixels(here(path, 0.08)[0]).shape[:2] == shape
     assert pixels(here(turned, 0.08, longest_side=100)[0]).shape[:2] == (100, 50)
     upright = np.rot90(make.picture(2, 96, 192))  # counterclockwise, as set_display_rotation counts
-    similarity = np.abs(pixels(here(turned, 0.08)[0]).astype(int) - upright).mean()
-    assert similarity < 12, similarity
+    difference = np.abs(pixels(here(turned, 0.08)[0]).astype(int) - upright).mean()
+    assert difference < 12, difference
 
 
 def test_a_jpeg_has_the_colours_it_was_given() -> None:
@@ -84,7 +84,7 @@ def test_a_jpeg_has_the_colours_it_was_given() -> None:
         assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - frame_HWC).max() <= 4
 
 
-def test_what_is_wrong_with_a_file_is_a_value(tmp_path: Path) -> None:
+def test_bad_files_give_failures(tmp_path: Path) -> None:
     """A changed, missing, damaged or over-large file gives a Failure for each second, from a child too."""
     path = make.video(tmp_path / "video.mp4", "libx264", 30, options={"preset": "ultrafast"})
     good = row(path)
@@ -105,23 +105,23 @@ def test_what_is_wrong_with_a_file_is_a_value(tmp_path: Path) -> None:
     (one,) = thumbnails_in_child(good, [0.5], **given)
     assert isinstance(one, Failure) and one.reason is Reason.SOURCE_MISSING
     remote = VideoRef("id", "video.mp4", "s3://bucket/video.mp4", "v", 2**40, etag="e")
-    (one,) = thumbnails_in_child(remote, [0.5], **given)  # nothing is fetched
+    (one,) = thumbnails_in_child(remote, [0.5], **given)  # nothing is downloaded
     assert isinstance(one, Failure) and one.reason is Reason.TOO_LARGE
     text = tmp_path / "text.mp4"
     text.write_text("#EXTM3U\nhttp://example.com/\n")
     assert [one.reason for one in here(text, 0) if isinstance(one, Failure)] == [Reason.NOT_A_VIDEO]
 
 
-def test_damage_costs_only_the_pictures_behind_it(tmp_path: Path) -> None:
-    """Where a file is overwritten in its middle, what comes before it and key frames after it have their pictures."""
+def test_damage_costs_only_the_pictures_after_it(tmp_path: Path) -> None:
+    """If a file is overwritten in its middle, seconds before the damage and key frames after it have pictures."""
     whole = make.video(tmp_path / "whole.mkv", "mpeg4", 200, hw=(96, 192), gop=10, noise=30)
     broken = make.damaged(whole, tmp_path / "broken.mkv", 0.5, 3000)
     first, last = here(broken, 0.08, 7.6)
     assert make.numbers_in(np.stack([pixels(first), pixels(last)])) == [2, 190]
 
 
-def test_a_child_that_hangs_or_crashes_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures made before stay, the others say why there are none, and the caller goes on."""
+def test_a_child_that_hangs_or_crashes_gives_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures made before are kept, the others become Failures, and the caller continues."""
     path = make.video(tmp_path / "video.mp4", "libx264", 30, options={"preset": "ultrafast"})
     for body, reason in (("os.abort()", Reason.DECODER_CRASH), ("threading.Event().wait()", Reason.DECODE_TIMEOUT)):
         (tmp_path / "sitecustomize.py").write_text(

@@ -48,7 +48,7 @@ def test_a_whole_dataset_is_clean(store: LocalStore, manifest: Manifest) -> None
 
 
 def test_reading_leaves_no_thread_behind(store: LocalStore, manifest: Manifest) -> None:
-    """What a verb reads leaves no thread of Arrow's, which would abort the process if it ended a moment too soon."""
+    """Reading leaves no Arrow thread running, which could abort the process at exit."""
     script = """
 import os, sys
 from p3d.pipeline.dataset import verify
@@ -72,7 +72,7 @@ print(sorted(set(os.listdir("/proc/self/task")) - before))
 
 
 def test_an_unfinished_job_is_pending_and_not_damaged(store: LocalStore) -> None:
-    """Shards that were never committed are to be done, not lost."""
+    """Shards that were never committed are pending, not lost."""
     found = planned(store, NAMES)
     commit_shard(store, shard_rows(found, 1), recipe(), found.user_columns(1))
     result = audit(store, JOB)
@@ -142,7 +142,7 @@ def add_alien(store: LocalStore, manifest: Manifest) -> None:
 def test_damage_is_found_and_named(
     store: LocalStore, manifest: Manifest, spoil: Callable[[LocalStore, Manifest], None], kind: str
 ) -> None:
-    """Each kind of damage is counted in its class, with a sentence that names the file (exit code 7)."""
+    """Each kind of damage is counted in its class, with a message that names the file (exit code 7)."""
     spoil(store, manifest)
     result = audit(store, JOB)
     assert getattr(result, kind) > 0
@@ -151,7 +151,7 @@ def test_damage_is_found_and_named(
 
 
 def test_no_flipped_bit_goes_unnoticed(store: LocalStore, manifest: Manifest) -> None:
-    """Random single-bit flips in clips and videos files: verify finds each one (row 45, in short)."""
+    """Random single-bit flips in clips and videos files: verify finds each one (row 45, a short version)."""
     rng = np.random.default_rng(20261123)
     for trial in range(40):
         path = store.root / name(manifest, (clips_key, videos_key)[trial % 2], trial % 3)
@@ -164,8 +164,8 @@ def test_no_flipped_bit_goes_unnoticed(store: LocalStore, manifest: Manifest) ->
     assert not audit(store, JOB).damaged
 
 
-def test_derived_files_that_a_kill_left_unmade_are_not_damage(store: LocalStore, manifest: Manifest) -> None:
-    """A committed shard without its videos file is to be resumed."""
+def test_missing_derived_files_after_a_kill_are_not_damage(store: LocalStore, manifest: Manifest) -> None:
+    """A resume completes a committed shard without its videos file."""
     (store.root / name(manifest, videos_key)).unlink()
     result = audit(store, JOB)
     assert (result.underived, result.damaged) == (1, False)
@@ -188,14 +188,14 @@ def test_a_plan_of_another_recipe_is_refused(store: LocalStore, manifest: Manife
 
 
 def test_failures_are_listed_with_their_reason(store: LocalStore, manifest: Manifest) -> None:
-    """The failures that hold are those of the newest plan that names the video."""
+    """Current failures are those of the newest plan that names the video."""
     assert {row["video_id"]: row["reason"] for row in current_failures(store)} == dict.fromkeys("bfj", "truncated")
 
 
 @pytest.mark.fault(43)
 @pytest.mark.parametrize("deep", [False, True])
 def test_the_software_that_wrote_each_shard_is_listed(store: LocalStore, deep: bool) -> None:
-    """A job that went on with newer packages is whole, and says how many shards each version wrote."""
+    """A job resumed with newer packages is undamaged, and the audit counts the shards that each version wrote."""
     found = planned(store, NAMES)
     for shard, torch in enumerate(("2.12.0", "2.13.0", "2.13.0")):
         rows = shard_rows(found, shard)

@@ -1,4 +1,4 @@
-"""What the S3 tests share: a fault proxy before each of two real servers, and short waits."""
+"""Fixtures of the S3 tests: a fault proxy in front of each of two real servers, and short waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import Weed
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that are long for good reasons, made short; the rules stay the same."""
+    """Shorten the waits and limits for tests; the rules stay the same."""
     for module, name, value in (
         (s3_client, "READ_TIMEOUT_S", 1.0),
         (s3_errors, "BUSY_PATIENCE_S", 1.0),
@@ -47,13 +47,13 @@ def moto_proxy(s3_server: dict[str, str]) -> Iterator[Proxy]:
 
 @pytest.fixture
 def front(weed_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, short: None) -> Proxy:
-    """A proxy before SeaweedFS, through which this process reaches it."""
+    """A proxy in front of SeaweedFS, which this process uses."""
     return _front(weed_proxy, monkeypatch)
 
 
 @pytest.fixture
 def moto_front(moto_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, short: None) -> Proxy:
-    """A proxy before moto, which believes any signature and knows more of S3."""
+    """A proxy in front of moto, which accepts any signature and supports more of S3."""
     return _front(moto_proxy, monkeypatch)
 
 
@@ -75,7 +75,7 @@ _buckets: dict[str, str] = {}  # proxy -> bucket; SeaweedFS takes a second to ma
 
 
 def new_store(front: Proxy, options: StoreOptions = DEFAULTS) -> S3Store:
-    """A fresh prefix in a bucket behind the proxy, which has then seen nothing yet."""
+    """A new prefix in a bucket behind the proxy, whose recorded requests are cleared."""
     if front.url not in _buckets:
         _buckets[front.url] = f"test-{uuid.uuid4().hex[:12]}"
         client_for(DEFAULTS).create_bucket(Bucket=_buckets[front.url])

@@ -1,11 +1,11 @@
-"""A fault proxy: an HTTP server in front of a real S3 server that harms what it is told to harm.
+"""A fault proxy: an HTTP server in front of a real S3 server that injects faults into requests and replies.
 
     with proxy(real_s3.env) as p:           # or any dict with AWS_ENDPOINT_URL; p.env reaches the proxy instead
         p.latency_s = 0.05
         p.faults = [Fault("status", share=0.3), Fault("cut", method="GET", at=1000, times=1)]
 
-The first fault that fits a request is applied; `faults` and `latency_s` may change at any time. Requests are passed on
-with their Host header, so signatures stay valid. What is random comes from `seed`.
+The first fault that matches a request is applied; `faults` and `latency_s` may change at any time. Requests are
+forwarded with their Host header, so signatures stay valid. Random numbers come from `seed`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that came in: when (monotonic seconds), and the kind of the fault that it met, or ''."""
+    """A received request: when (monotonic seconds), and the kind of the fault that was applied, or ''."""
 
     method: str
     path: str
@@ -41,16 +41,16 @@ class Request:
 
 @dataclass(slots=True)
 class Fault:
-    """What to do to a `share` of the requests that fit, at most `times` times.
+    """A fault for a `share` of the requests that match, at most `times` times.
 
     status       answer `status` with S3's error `code` and `headers`; the server is not asked
     cut, reset   end the reply's body after `at` bytes, by closing or by a TCP reset; reset at -1: before any answer
-    silent       send nothing after `at` bytes of the body, for ever; at -1: no answer at all
+    silent       send nothing after `at` bytes of the body; at -1: no answer at all
     trickle      send the body at `rate` bytes/s
-    drop_reply   let the server do it, then close without an answer
+    drop_reply   let the server handle the request, then close without an answer
     flip         change the body's byte at `at`; -1: one at random
-    strip        take the request header `header` away
-    rewrite      only set `headers` (lower case) in a good reply, as all other kinds do too
+    strip        remove the request header `header`
+    rewrite      only set `headers` (lower case) in a successful reply, as all other kinds do too
     """
 
     kind: Kind
@@ -76,7 +76,7 @@ class Fault:
 
 
 class Proxy:
-    """Its faults, what it has seen, and how to reach it."""
+    """A running proxy: its faults, the requests it has received, and how to reach it."""
 
     def __init__(self, env: Mapping[str, str], seed: int) -> None:
         target = urlsplit(env["AWS_ENDPOINT_URL"])
@@ -111,7 +111,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(env: Mapping[str, str], seed: int = 0) -> Iterator[Proxy]:
-    """A proxy before the server of `env`, for the length of a test."""
+    """A proxy in front of the server of `env`, for the duration of a test."""
     made = Proxy(env, seed)
     thread = threading.Thread(target=made._server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The body of an object: cut, reset, silent, trickling, flipped or swapped, what arrives is whole and proved."""
+"""The body of an object is complete and verified, even if it was cut, reset, silent, slow, flipped or replaced."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def store(front: Proxy) -> S3Store:
 
 
 def gets(front: Proxy) -> list[tuple[str, str]]:
-    """(Range, fault) of the GETs that were made."""
+    """(Range, fault) of the GET requests so far."""
     return [(r.headers.get("range", ""), r.fault) for r in front.requests if r.method == "GET"]
 
 
 def test_a_download_is_one_request(front: Proxy, store: S3Store, tmp_path: Path) -> None:
-    """An undisturbed download asks once, with the planned ETag and for the stored checksum."""
+    """A download without faults is one request, with the planned ETag, that asks for the stored checksum."""
     etag = f'"{hashlib.md5(CONTENT).hexdigest()}"'
     store.download("v.mp4", tmp_path / "v", etag=etag)
     assert (tmp_path / "v").read_bytes() == CONTENT
@@ -55,30 +55,30 @@ def test_a_download_is_one_request(front: Proxy, store: S3Store, tmp_path: Path)
     ("kind", "at"),
     [("cut", 0), ("cut", 1), ("cut", 100_000), ("cut", len(CONTENT) - 1), ("reset", 100_000), ("silent", 100_000)],
 )
-def test_a_body_that_breaks_off_is_gone_on_with(
+def test_a_body_that_is_cut_off_is_continued(
     front: Proxy, store: S3Store, tmp_path: Path, kind: Literal["cut", "reset", "silent"], at: int
 ) -> None:
-    """Cut, reset or silent at any byte: the rest comes by range, pinned by If-Match, and the whole is right."""
+    """Cut, reset or silent at any byte: the rest is fetched by range with If-Match, and the whole is correct."""
     front.faults = [Fault(kind, method="GET", at=at, times=1)]
     store.download("v.mp4", tmp_path / "v")
     assert (tmp_path / "v").read_bytes() == CONTENT
     assert [fault for _, fault in gets(front)] == [kind, ""]
     begin = int(gets(front)[1][0].removeprefix("bytes=").rstrip("-") or 0)
-    assert begin <= at and (at < s3_body.PIECE_BYTES or begin > 0 or kind == "reset")  # a reset may take all with it
+    assert begin <= at and (at < s3_body.PIECE_BYTES or begin > 0 or kind == "reset")  # a reset may lose all bytes
     assert front.requests[1].headers["if-match"] == f'"{hashlib.md5(CONTENT).hexdigest()}"'
 
 
 @pytest.mark.fault(30)
-def test_a_body_that_always_breaks_off_is_unknown_and_bounded(front: Proxy, store: S3Store, tmp_path: Path) -> None:
-    """Four tries, then StoreUnknown: the store's trouble, with no half file taken for a whole."""
+def test_a_body_that_is_always_cut_off_is_unknown_and_bounded(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+    """Four attempts, then StoreUnknown: a store error, and a partial file is never accepted."""
     front.faults = [Fault("cut", method="GET", at=100)]
-    with pytest.raises(StoreUnknown, match="breaks off"):
+    with pytest.raises(StoreUnknown, match="was cut off"):
         store.download("v.mp4", tmp_path / "v")
     assert len(gets(front)) == s3_body.BODY_TRIES
 
 
 def put_in_parts(store: S3Store, key: str) -> None:
-    """CONTENT as an object of a multipart upload, whose ETag is no MD5."""
+    """CONTENT as an object of a multipart upload, whose ETag is not an MD5 digest."""
     client, where = client_for(DEFAULTS), {"Bucket": store.bucket, "Key": store.prefix + key}
     upload = client.create_multipart_upload(**where)["UploadId"]
     part = client.upload_part(**where, UploadId=upload, PartNumber=1, Body=CONTENT)
@@ -87,13 +87,13 @@ def put_in_parts(store: S3Store, key: str) -> None:
 
 
 def sha256_header(content: bytes) -> dict[str, str]:
-    """The checksum that S3 sends of a whole object."""
+    """The checksum header that S3 sends for a whole object."""
     return {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(content).digest()).decode()}
 
 
 @pytest.mark.fault(30)
-def test_pieces_are_joined_only_where_the_sum_is_proved(front: Proxy, store: S3Store) -> None:
-    """An object of several parts with a checksum of the whole is fetched again from the start, one without goes on."""
+def test_pieces_are_joined_only_if_they_can_be_verified(front: Proxy, store: S3Store) -> None:
+    """A multipart object with a checksum of the whole is fetched again from the start; without one it is continued."""
     put_in_parts(store, "parts")
     for headers, rest in (({}, "bytes=200000-"), (sha256_header(CONTENT), "")):
         front.faults = [Fault("cut", method="GET", at=200_000, times=1, headers=headers)]
@@ -103,8 +103,8 @@ def test_pieces_are_joined_only_where_the_sum_is_proved(front: Proxy, store: S3S
 
 
 @pytest.mark.fault(30)
-def test_a_part_that_breaks_off_is_read_again(front: Proxy, store: S3Store) -> None:
-    """A footer read by range survives a cut, with the object pinned."""
+def test_a_part_that_is_cut_off_is_read_again(front: Proxy, store: S3Store) -> None:
+    """A footer that is read by range survives a cut, with If-Match for the rest."""
     front.faults = [Fault("cut", method="GET", at=10, times=2)]
     with store.open("v.mp4") as file:
         file.seek(-1000, os.SEEK_END)
@@ -114,25 +114,25 @@ def test_a_part_that_breaks_off_is_read_again(front: Proxy, store: S3Store) -> N
 
 @pytest.mark.fault(31)
 def test_flipped_bytes_are_never_taken(front: Proxy, store: S3Store, tmp_path: Path) -> None:
-    """One flipped byte of the right length: fetched again. Others every time: the line's fault."""
+    """A flipped byte at the right length is fetched again. If it differs every time, it is a network error."""
     front.faults = [Fault("flip", method="GET", times=1)]
     store.download("v.mp4", tmp_path / "v")
     assert (tmp_path / "v").read_bytes() == CONTENT and gets(front) == [("", "flip"), ("", "")]
     front.requests.clear()
     front.faults = [Fault("flip", method="GET")]
-    with pytest.raises(StoreUnknown, match="others every time"):
+    with pytest.raises(StoreUnknown, match="different every time"):
         store.read("v.mp4")
     assert len(gets(front)) == s3_body.BODY_TRIES
     front.requests.clear()
     front.faults = [Fault("flip", method="GET", at=5)]
     with pytest.raises(StoreCorrupt, match="--checksums when_required"):
         store.read("v.mp4")
-    assert len(gets(front)) == 2  # the same wrong bytes twice are what the store holds
+    assert len(gets(front)) == 2  # the same wrong bytes twice: the store has them
 
 
 @pytest.mark.fault(31)
 def test_a_flip_after_a_cut_is_seen(front: Proxy, store: S3Store) -> None:
-    """The digest is of the joined pieces."""
+    """The digest covers the joined pieces."""
     front.faults = [Fault("cut", method="GET", at=150_000, times=1), Fault("flip", method="GET", times=1)]
     assert store.read("v.mp4") == CONTENT
     assert [fault for _, fault in gets(front)] == ["cut", "flip", ""] and gets(front)[2][0] == ""
@@ -140,7 +140,7 @@ def test_a_flip_after_a_cut_is_seen(front: Proxy, store: S3Store) -> None:
 
 @pytest.mark.fault(31)
 def test_the_checksum_that_is_stored_counts_where_the_etag_does_not(front: Proxy, store: S3Store) -> None:
-    """An object of several parts has no MD5; its full-object checksum is checked, one of its parts cannot be."""
+    """A multipart object has no MD5. Its full-object checksum is verified; a checksum of its parts cannot be."""
     put_in_parts(store, "parts")
     front.faults = [Fault("rewrite", method="GET", headers=sha256_header(b"something else"))]
     with pytest.raises(StoreCorrupt):
@@ -150,8 +150,8 @@ def test_the_checksum_that_is_stored_counts_where_the_etag_does_not(front: Proxy
 
 
 @pytest.mark.parametrize("encryption", ["aws:kms", "aws:kms:dsse"])
-def test_etags_that_are_no_md5_are_not_taken_for_one(front: Proxy, store: S3Store, encryption: str) -> None:
-    """KMS-encrypted objects have other ETags; servers with ETags of their own are read with when_required."""
+def test_etags_that_are_not_md5_are_not_used_as_md5(front: Proxy, store: S3Store, encryption: str) -> None:
+    """KMS-encrypted objects have other ETags; servers with their own kind of ETags are read with when_required."""
     odd = {"etag": f'"{"0" * 32}"'}
     front.faults = [Fault("rewrite", method="GET", headers=odd | {"x-amz-server-side-encryption": encryption})]
     assert store.read("v.mp4") == CONTENT
@@ -162,8 +162,8 @@ def test_etags_that_are_no_md5_are_not_taken_for_one(front: Proxy, store: S3Stor
 
 
 @pytest.mark.fault(29)
-def test_a_trickle_is_broken_off(front: Proxy, store: S3Store) -> None:
-    """1 KiB/s is no download: after a while another connection is tried, from where it ended; others proceed."""
+def test_a_slow_body_is_aborted(front: Proxy, store: S3Store) -> None:
+    """1 KiB/s is too slow: after a while it continues on a new connection, from where it ended; others proceed."""
     store.create("other", b"other")
     front.faults = [Fault("trickle", method="GET", key="v.mp4", times=1)]
     times: dict[str, float] = {}
@@ -189,8 +189,8 @@ def test_a_trickle_is_broken_off(front: Proxy, store: S3Store) -> None:
 def test_an_object_that_is_replaced_between_two_pieces(
     front: Proxy, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pieces of two contents are never joined: a planned ETag refuses, without one the new content comes whole."""
-    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it is there
+    """Pieces of two versions are never joined: with a planned ETag it fails, without one the new version is fetched."""
+    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it exists
     new = CONTENT[::-1]
 
     def replace(seconds: float, content: bytes = new) -> None:
@@ -206,28 +206,28 @@ def test_an_object_that_is_replaced_between_two_pieces(
 
 
 @pytest.mark.fault(25)
-def test_a_server_that_does_not_heed_if_match_is_noticed(front: Proxy, store: S3Store, tmp_path: Path) -> None:
+def test_a_server_that_ignores_if_match_is_detected(front: Proxy, store: S3Store, tmp_path: Path) -> None:
     """The reply's own ETag must be the planned one."""
-    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it is there
+    etag = store.head("v.mp4").etag  # type: ignore[union-attr] # it exists
     front.faults = [Fault("rewrite", method="GET", headers={"etag": MULTIPART})]
     with pytest.raises(StoreChanged, match="If-Match"):
         store.download("v.mp4", tmp_path / "v", etag=etag)
 
 
 def test_a_server_without_ranges_is_read_from_the_start(moto_front: Proxy) -> None:
-    """A range that is answered with the whole is not taken for the rest."""
+    """If a range request returns the whole object, it is not treated as the rest."""
     store = new_store(moto_front)
     store.create("v.mp4", CONTENT)
     moto_front.faults = [
         Fault("cut", method="GET", at=100_000, times=1),
-        Fault("strip", method="GET", header="range"),  # moto believes any signature
+        Fault("strip", method="GET", header="range"),  # moto accepts any signature
     ]
     assert store.read("v.mp4") == CONTENT
     assert gets(moto_front) == [("", "cut"), ("bytes=100000-", "strip")]
 
 
 def test_an_empty_object_and_a_missing_one(store: S3Store, tmp_path: Path) -> None:
-    """No bytes are a content too; no object is StoreMissing."""
+    """An empty object is read as such; a missing one is StoreMissing."""
     store.create("empty", b"")
     assert store.read("empty") == b""
     store.download("empty", tmp_path / "e", etag=store.head("empty").etag)  # type: ignore[union-attr]
@@ -238,6 +238,6 @@ def test_an_empty_object_and_a_missing_one(store: S3Store, tmp_path: Path) -> No
 
 @pytest.mark.fault(36)
 def test_a_full_scratch_disk_is_named(store: S3Store) -> None:
-    """A download for which there is no space is StoreFull, the job's trouble, and not a broken video."""
+    """A download without enough disk space is StoreFull, an error of the job and not of the video."""
     with pytest.raises(StoreFull, match="full"):
         store.download("v.mp4", Path("/dev/full"))

@@ -1,4 +1,4 @@
-"""Credentials that expire, are replaced, or stay away: read again through botocore's chain, and no video is blamed."""
+"""Credentials that expire, are replaced or stay missing are read again by botocore's chain, and no video fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Renew = Callable[..., None]
 
 @pytest.fixture
 def renew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Renew:
-    """Writes the credentials file, the only place where botocore finds any."""
+    """Writes the credentials file, the only one that botocore can find."""
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
@@ -53,13 +53,13 @@ def renew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Renew:
 
 
 def refuse(key: str, status: int, code: str) -> Fault:
-    """From now on, whoever comes with this access key is turned away."""
+    """From now on, requests with this access key are refused."""
     return Fault("status", status=status, code=code, only=lambda headers: key in headers["authorization"])
 
 
 @pytest.fixture
 def store(moto_front: Proxy, renew: Renew) -> S3Store:
-    """A store with one object, reached with the OLD key, before moto, which takes any."""
+    """A store on moto, which accepts any key, with one object, reached with the OLD key."""
     made = new_store(moto_front)
     renew(OLD)
     made.create("there", b"content")
@@ -79,7 +79,7 @@ def test_credentials_that_were_renewed_are_read_again(
     status: int,
     code: str,
 ) -> None:
-    """They expire, the file is written anew: each operation succeeds, HEAD too, whose refusal has no words."""
+    """They expire and the file is rewritten: each operation succeeds, also HEAD, whose refusal has no message."""
     moto_front.faults = [refuse(OLD, status, code)]
     renew(NEW)
     answer = operation(store, tmp_path)
@@ -96,7 +96,7 @@ def test_credentials_that_were_renewed_are_read_again(
 def test_credentials_that_were_not_renewed_are_denied_at_once(
     moto_front: Proxy, store: S3Store, renew: Renew, tmp_path: Path, operation: Callable[[S3Store, Path], Any]
 ) -> None:
-    """Without new ones: StoreDenied that says so, after few requests; as soon as there are new ones it works."""
+    """Without new ones, StoreDenied says so after few requests. As soon as there are new ones, it works."""
     for status, code in REFUSALS:
         moto_front.requests.clear()
         moto_front.faults = [refuse(OLD, status, code)]
@@ -110,7 +110,7 @@ def test_credentials_that_were_not_renewed_are_denied_at_once(
 @pytest.mark.fault(46)
 @pytest.mark.parametrize(("key", "secret"), [(OLD, SECRET_KEY), (ACCESS_KEY, "wrong")])
 def test_a_real_server_that_does_not_know_the_key(front: Proxy, renew: Renew, key: str, secret: str) -> None:
-    """SeaweedFS checks signatures: a wrong key and a wrong secret are credentials, and the right ones are then read."""
+    """SeaweedFS checks signatures: a wrong key or secret is a credentials error, and the right ones are then read."""
     store = new_store(front)
     store.create("there", b"content")
     renew(key, secret)
@@ -123,9 +123,9 @@ def test_a_real_server_that_does_not_know_the_key(front: Proxy, renew: Renew, ke
 
 @pytest.mark.fault(26, 46)
 def test_a_refused_head_says_why(moto_front: Proxy, store: S3Store) -> None:
-    """One that is refused for good is a refusal and not credentials; an empty object is no obstacle to asking."""
+    """A permanent refusal is reported as such and not as expired credentials, also for an empty object."""
     moto_front.faults = [Fault("status", status=403, code="AccessDenied")]
-    with pytest.raises(StoreDenied, match=r"access refused.*made by a test"):
+    with pytest.raises(StoreDenied, match=r"access denied.*made by a test"):
         store.head("there")
     assert moto_front.counts() == {"HEAD": 1, "GET": 1}
     moto_front.faults = []
@@ -138,7 +138,7 @@ def test_a_refused_head_says_why(moto_front: Proxy, store: S3Store) -> None:
 
 @pytest.mark.fault(46)
 def test_a_renewal_in_one_thread_serves_all(moto_front: Proxy, store: S3Store, renew: Renew) -> None:
-    """Many threads that are refused at once end with one client, not with one each."""
+    """Many threads that are refused at the same time share one new client."""
     moto_front.faults = [refuse(OLD, 400, "ExpiredToken")]
     before = client_for(DEFAULTS)
     renew(NEW)
@@ -153,7 +153,7 @@ def test_a_renewal_in_one_thread_serves_all(moto_front: Proxy, store: S3Store, r
 def test_a_job_whose_credentials_expire(
     moto_front: Proxy, renew: Renew, tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """Renewed in time, the job only pauses; not renewed, it stops with 6 and resumes; no video failed for either."""
+    """If renewed in time, the job only pauses. If not, it stops with exit code 6 and resumes. No video fails."""
     store = new_store(moto_front)
     renew(OLD)
     for path in archive.rglob("*.mp4"):
@@ -186,7 +186,7 @@ def test_a_job_whose_credentials_expire(
     wait_for(lambda: commits() > seen, driver)
     moto_front.faults = [refuse(NEW, 403, "ExpiredToken")]
     assert driver.wait(90) == 6, (tmp_path / "said").read_text()
-    assert "no video is blamed" in (tmp_path / "said").read_text()
+    assert "no video failed because of it" in (tmp_path / "said").read_text()
     moto_front.faults = []
     ran = p3d("resume", out, "--json")
     assert ran.code == 0 and ran.json["videos_failed"] == 0 and ran.json["videos_done"] == 12, ran.err

@@ -1,4 +1,4 @@
-"""Every word of an S3 server and every error of botocore becomes an error of ours that pickles and tells no secret."""
+"""Every error of an S3 server and of botocore becomes one of our errors, which pickles and contains no secret."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reply(code: str, status: int, message: str = "", **headers: str) -> ClientEr
 
 
 def assert_plain(trouble: RequestError) -> None:
-    """An error of ours that crosses processes as it is."""
+    """Check that it is one of our errors and does not change when pickled."""
     again = pickle.loads(pickle.dumps(trouble.error))
     assert isinstance(trouble.error, JobError)
     assert (type(again), str(again)) == (type(trouble.error), str(trouble.error))
@@ -49,7 +49,7 @@ def assert_plain(trouble: RequestError) -> None:
 
 @pytest.mark.parametrize("code", sorted(s3_errors._CODES))
 def test_every_code_has_its_class(code: str) -> None:
-    """A code decides, whatever the status; only trouble that may pass is waited for, only credentials are renewed."""
+    """The code decides, whatever the status. Only temporary errors are waited for, only credentials are renewed."""
     kind, words = s3_errors._CODES[code]
     for status in (200, 400, 403, 404, 503):
         trouble = from_reply(reply(code, status, "why"), PLACE)
@@ -78,12 +78,12 @@ def test_every_code_has_its_class(code: str) -> None:
     ],
 )
 def test_the_codes_that_decide_what_happens_next(code: str, kind: type[StoreError]) -> None:
-    """The classes that the rest of the program acts on, pinned one by one."""
+    """The classes that the rest of the program depends on, one by one."""
     assert type(from_reply(reply(code, 400), PLACE).error) is kind
 
 
 def test_any_status_is_an_error_of_the_store() -> None:
-    """Total: a code that nobody knows is decided by its status, and a status that nobody knows is not the job's end."""
+    """An unknown code is mapped by its status, and an unknown status does not raise another error."""
     for status in [0, *range(300, 600)]:
         for code in ("Odd", str(status), ""):
             trouble = from_reply(reply(code, status, "why"), PLACE)
@@ -95,14 +95,14 @@ def test_any_status_is_an_error_of_the_store() -> None:
 
 
 def test_the_region_of_the_bucket_is_told() -> None:
-    """A bucket elsewhere names the option that reaches it."""
+    """The error for a bucket in another region names the option to use."""
     told = from_reply(reply("PermanentRedirect", 301, **{"x-amz-bucket-region": "eu-west-3"}), PLACE)
     assert "--region eu-west-3" in str(told.error) and isinstance(told.error, StoreDenied)
-    assert "give the right --region" in str(from_reply(reply("301", 301), PLACE).error)
+    assert "set the right --region" in str(from_reply(reply("301", 301), PLACE).error)
 
 
 def _boto_errors() -> list[BotoCoreError]:
-    """One of each class of botocore, with made-up particulars that look like secrets."""
+    """One error of each class of botocore, with fake details that look like secrets."""
     found, todo = [], [BotoCoreError]
     while todo:
         kind = todo.pop()
@@ -119,7 +119,7 @@ def _boto_errors() -> list[BotoCoreError]:
 
 
 def test_every_error_of_botocore_is_one_of_ours() -> None:
-    """Whatever botocore raises becomes a store error or an input error, pickles, and keeps nothing of its text."""
+    """Any error of botocore becomes a store error or an input error, pickles, and keeps nothing of its text."""
     errors = _boto_errors()
     assert len(errors) > 60  # of about 90 classes
     kinds = set()
@@ -147,14 +147,14 @@ def test_every_error_of_botocore_is_one_of_ours() -> None:
     ],
 )
 def test_the_errors_of_botocore_that_decide_what_happens_next(error: BotoCoreError, kind: type[JobError]) -> None:
-    """No credentials pause the job, silence is unknown, and what can never be is the user's to mend."""
+    """No credentials are StoreDenied, no reply is StoreUnknown, and invalid parameters are InputError."""
     assert type(from_botocore(error, PLACE).error) is kind
 
 
 @pytest.mark.fault(47)
 @pytest.mark.parametrize("secret", SECRETS)
 def test_no_secret_survives(secret: str) -> None:
-    """What a server echoes of keys, tokens and signatures is blotted out of every sentence."""
+    """Keys, tokens and signatures that a server echoes are removed from every message."""
     assert SECRETIVE.search(secret)
     for code, status in [(code, 400) for code in s3_errors._CODES] + [("Odd", 400), ("Odd", 403), (secret, 400)]:
         said = str(from_reply(reply(code, status, f"The key {secret} is not good", Region=secret), PLACE).error)

@@ -1,4 +1,4 @@
-"""Videos on S3 are fetched while others decode: no more decode at once, nothing stays behind, nobody else is blamed."""
+"""Videos on S3 are fetched while others decode. The limit of decodes holds, copies are removed, failures stay alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def spec(**changes: Any) -> DecodeSpec:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, state: Path, slow_s: float = 0.0, hang: str = "") -> None:
-    """Each decode leaves a file with the times [from going on to its end); `hang` never comes back from its copy."""
+    """Each decode writes a file with its times [after its copy, end); the copy of the video `hang` never ends."""
     state.mkdir()
 
     def decode(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path, _: object) -> Iterator[DecodeMessage]:
@@ -117,7 +117,7 @@ def assert_whole(messages: list[DecodeMessage]) -> None:
 def test_fetching_overlaps_decoding_and_no_more_decode(
     moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While `decode_tasks` videos decode, the next are fetched, each once; then they wait, and nothing is left."""
+    """While `decode_tasks` videos decode, the next are fetched, each once, and then wait; no copy is left."""
     watched(monkeypatch, tmp_path / "state", slow_s=0.4)
     moto_front.latency_s = 0.1
     found = gather(shard, scratch, spec())
@@ -132,10 +132,8 @@ def test_fetching_overlaps_decoding_and_no_more_decode(
 
 
 @pytest.mark.fault(29)
-def test_a_video_that_trickles_holds_up_no_other(
-    moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path
-) -> None:
-    """One body that never ends is `decode_timeout` at its deadline; the others are whole by then, its copy is swept."""
+def test_a_slow_video_does_not_delay_others(moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path) -> None:
+    """A body that never ends is `decode_timeout` at its deadline. Others are complete by then; its copy is removed."""
     moto_front.faults = [Fault("trickle", method="GET", key="/3.mp4", rate=200.0)]
     found = gather(shard, scratch, spec(video_timeout_s=3.0))
     failure = found["3.mp4"][-1]
@@ -154,7 +152,7 @@ def test_a_video_that_trickles_holds_up_no_other(
 def test_waiting_for_ones_turn_is_not_silence(
     moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A video that has its copy may wait for a decode longer than its own deadline; one that hangs may not."""
+    """A video with its copy may wait for a decode longer than its deadline; one that hangs may not."""
     watched(monkeypatch, tmp_path / "state", hang="0.mp4")
     found = gather(replace(shard, videos=shard.videos[:2]), scratch, spec(decode_tasks=1, video_timeout_s=3.0))
     assert [type(found[path][-1]) for path in ("0.mp4", "1.mp4")] == [Failure, VideoEnd]
@@ -162,20 +160,20 @@ def test_waiting_for_ones_turn_is_not_silence(
 
 @pytest.mark.fault(26, 28)
 def test_reasons_and_outages_are_as_before(moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path) -> None:
-    """A replaced object is its own failure, an outage of the store is raised and blames no video."""
+    """A replaced object fails only its own video; an outage of the store is raised and fails no video."""
     moto_front.faults = [Fault("status", method="GET", key="/2.mp4", status=412, code="PreconditionFailed")]
     found = gather(shard, scratch, spec())
     failure = found["2.mp4"][-1]
     assert isinstance(failure, Failure) and failure.reason == Reason.SOURCE_CHANGED
     assert sum(isinstance(messages[-1], VideoEnd) for messages in found.values()) == VIDEOS - 1
     moto_front.faults = [Fault("status", key="/2.mp4", status=400, code="OddRequest")]
-    with pytest.raises(StoreError, match="does not take this request"):
+    with pytest.raises(StoreError, match="does not accept this request"):
         gather(shard, scratch, spec())
 
 
 @pytest.fixture
 def many(shard: ShardPlan, moto_front: Proxy) -> ShardPlan:
-    """Sixteen videos on S3, of which the first four are a run where one is decoded at a time."""
+    """Sixteen videos on S3. If one video is decoded at a time, the first four form a group of short videos."""
     videos = [replace(video, video_id=f"{at}", path=f"{at}.mp4") for at, video in enumerate(shard.videos * 2)]
     return replace(shard, videos=tuple(videos))
 
@@ -183,7 +181,7 @@ def many(shard: ShardPlan, moto_front: Proxy) -> ShardPlan:
 def test_short_videos_are_fetched_side_by_side_by_one_task(
     moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They say what single decodes say, video by video; each is fetched once, those of a run within one round trip."""
+    """The messages equal those of single decodes. Each is fetched once, those of a group in one round trip."""
     begun, submit_run = list[int](), Decoding._submit_group
     monkeypatch.setattr(
         Decoding, "_submit_group", lambda made, cases: (begun.append(len(cases)), submit_run(made, cases))
@@ -204,10 +202,10 @@ def test_short_videos_are_fetched_side_by_side_by_one_task(
 
 
 @pytest.mark.parametrize("fault", ["replaced", "silent"])
-def test_one_bad_object_of_a_run_fails_alone(
+def test_one_bad_object_of_a_group_fails_alone(
     fault: str, moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path
 ) -> None:
-    """An object that was replaced, or whose body never comes: the others of its run are whole."""
+    """An object was replaced, or its body never arrives: the other videos of its group are complete."""
     other = replace(many.videos[1], uri=many.videos[1].uri.replace("1.mp4", "7.mp4"))
     videos = (many.videos[0], other, *many.videos[2:7], *many.videos[8:15])  # only one asks for 7.mp4
     moto_front.faults = [
@@ -224,10 +222,10 @@ def test_one_bad_object_of_a_run_fails_alone(
         assert_whole(messages)
 
 
-def test_an_outage_in_a_run_fails_no_video(moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path) -> None:
-    """It is raised, and the copies that were there are swept."""
+def test_an_outage_in_a_group_fails_no_video(moto_front: Proxy, cluster: None, many: ShardPlan, scratch: Path) -> None:
+    """The error is raised, and existing copies are removed."""
     moto_front.faults = [Fault("status", key="/2.mp4", status=400, code="OddRequest")]
-    with pytest.raises(StoreError, match="does not take this request"):
+    with pytest.raises(StoreError, match="does not accept this request"):
         gather(many, scratch, spec(decode_tasks=1))
     until = time.monotonic() + 10  # the killed process may live a moment longer
     while list(scratch.iterdir()) and time.monotonic() < until:
@@ -236,7 +234,7 @@ def test_an_outage_in_a_run_fails_no_video(moto_front: Proxy, cluster: None, man
 
 
 def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as many as may decode, and not beyond the bytes; local videos are never started ahead."""
+    """Twice as many as may decode, within the limit of bytes; local videos are never started ahead."""
     started = []
 
     class Task:
@@ -252,13 +250,13 @@ def test_what_is_fetched_ahead_is_bounded(shard: ShardPlan, scratch: Path, monke
     for video, limit, count in ((shard.videos[0], 1 << 40, 2 * TASKS), (shard.videos[0], 0, TASKS), (here, 0, TASKS)):
         monkeypatch.setattr(decoding, "FETCHED_BYTES", limit)
         made = Decoding(shard, spec(), scratch)
-        while made._room_for(video, Use(wants=False), TASKS):
+        while made._may_start(video, Use(wants=False), TASKS):
             made._submit(decoding._Case(0, replace(video, path=f"{len(started)}")))
         assert len(made.streams) == count
 
 
 def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
-    """Only copies whose process is gone, on this machine."""
+    """Only copies of processes of this machine that no longer exist are removed."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     here = platform.node()
@@ -272,7 +270,7 @@ def test_copies_of_dead_processes_are_swept(scratch: Path) -> None:
 def test_a_long_video_on_s3_is_shared(
     moto_front: Proxy, cluster: None, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two decodes with a copy each say what one says, frame by frame, and nothing of the copies stays behind."""
+    """Two decodes with one copy each return the same frames as one decode, and no copy is left."""
     monkeypatch.setattr(Pace, "left_s", lambda pace, _: 1e9 if pace.last >= pace.first else 0.0)
     params = {"preset": "ultrafast", "x264-params": "keyint=50:min-keyint=50:scenecut=0:bframes=0:open-gop=0"}
     store = new_store(moto_front)
@@ -297,7 +295,7 @@ def test_a_long_video_on_s3_is_shared(
 def test_copies_are_part_of_what_sharing_costs(
     size_bytes: int, n_decodes: int, expected: float, tmp_path: Path
 ) -> None:
-    """A video on S3 must take longer still to be shared, by what its copies take; too large copies are not made."""
+    """A video on S3 is shared only if it is long enough to outweigh its copies; too large copies are not made."""
     video = VideoRef("v", "v.mp4", "s3://bucket/v.mp4", "0", size_bytes)
     made = Decoding(ShardPlan(1, "0" * 8, 0, (video,)), spec(), tmp_path)
     assert made._worth_s(decoding._Case(0, video, fetch_s=3.0), n_decodes) == expected

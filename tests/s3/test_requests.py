@@ -1,4 +1,4 @@
-"""Single requests: a server that is busy, failing, slow, silent, or loses its answer costs time, never an object."""
+"""Single requests: a server that is busy, failing, slow, silent or loses its reply costs time, never an object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 
 THREADS = 8
-PAUSE_S, BUSY_PATIENCE_S = s3.PAUSE_S, s3_errors.BUSY_PATIENCE_S  # as they are; the fixtures shorten them
+PAUSE_S, BUSY_PATIENCE_S = s3.PAUSE_S, s3_errors.BUSY_PATIENCE_S  # the real values; the fixtures shorten them
 BUSY = ((503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests"))
 OPERATIONS: dict[str, Callable[[S3Store], Any]] = {
     "create": lambda store: store.create("new", b"content"),
@@ -50,17 +50,17 @@ def with_one(front: Proxy) -> S3Store:
 
 
 def burst(share: float, seed: int) -> list[Fault]:
-    """That share of all requests is answered with 503, 500 or 429."""
+    """Faults that answer this share of all requests with 503, 500 or 429."""
     rng, each = random.Random(seed), 1 - (1 - share) ** (1 / len(BUSY))
     return [Fault("status", status=status, code=code, only=lambda _: rng.random() < each) for status, code in BUSY]
 
 
 def work(store: S3Store, number: int) -> None:
-    """What a shard asks of its store, small."""
+    """The requests of a shard to its store, with little data."""
     key, content = f"n/{number}", bytes([number]) * 100
     assert store.create(key, content) in (CREATED, EXISTS)
     assert store.read(key) == content
-    assert store.head(key).size_bytes == 100  # type: ignore[union-attr] # it is there
+    assert store.head(key).size_bytes == 100  # type: ignore[union-attr] # it exists
     store.replace(f"_job/{number}", content)
 
 
@@ -68,7 +68,7 @@ def work(store: S3Store, number: int) -> None:
 def test_a_burst_of_busy_answers_slows_us_down_and_breaks_nothing(
     any_front: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 30 % of 503, 500 and 429 all operations complete, each one turned away pausing once and trying once more."""
+    """With 30 % of 503, 500 and 429, all operations complete. Each refused request pauses once and is retried once."""
     monkeypatch.setattr(s3, "PAUSE_S", PAUSE_S)
     monkeypatch.setattr(s3_errors, "BUSY_PATIENCE_S", BUSY_PATIENCE_S)
     pauses: list[float] = []
@@ -92,7 +92,7 @@ def test_a_burst_of_busy_answers_slows_us_down_and_breaks_nothing(
 
 @pytest.mark.fault(27)
 def test_pauses_grow_and_are_random(front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that were turned away together do not come back together, come less and less often, and give up."""
+    """Clients that were refused at the same time do not retry at the same time, retry ever less often, and give up."""
     monkeypatch.setattr(s3, "PAUSE_S", PAUSE_S)
     monkeypatch.setattr(s3_errors, "BUSY_PATIENCE_S", BUSY_PATIENCE_S)
     store, slept = S3Store(new_store(front).url, StoreOptions(region="us-east-1")), [0.0]
@@ -116,26 +116,26 @@ def test_pauses_grow_and_are_random(front: Proxy, monkeypatch: pytest.MonkeyPatc
 def test_an_outage_ends_in_unknown_after_a_bounded_time(
     any_front: Proxy, store: S3Store, operation: Callable[[S3Store], Any]
 ) -> None:
-    """When every request fails, or none is answered, each operation is StoreUnknown, and soon."""
+    """If every request fails or is not answered, each operation is soon StoreUnknown."""
     for fault in (Fault("status", status=500, code="InternalError"), Fault("reset"), Fault("status", code="SlowDown")):
         any_front.faults, began = [fault], time.monotonic()
         any_front.requests.clear()
-        with pytest.raises(StoreUnknown, match=r"overloaded or failing|no answer"):
+        with pytest.raises(StoreUnknown, match=r"overloaded or failing|no reply"):
             operation(store)
         assert time.monotonic() - began < 8 and 2 <= len(any_front.requests) < 60
 
 
 @pytest.mark.fault(28)
 def test_a_server_that_is_not_there_is_named_soon(monkeypatch: pytest.MonkeyPatch, front: Proxy) -> None:
-    """A refused connection is StoreUnknown with the question that helps."""
-    with pytest.raises(StoreUnknown, match="is the S3 server there"):
+    """A refused connection is StoreUnknown, and asks whether the server is running."""
+    with pytest.raises(StoreUnknown, match="is the S3 server running"):
         S3Store("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:9")).head("x")
 
 
 @pytest.mark.fault(29)
 @each_operation
 def test_silence_is_ended_by_a_time_out(front: Proxy, operation: Callable[[S3Store], Any]) -> None:
-    """A request that is never answered is asked again on another connection; if none is, it is StoreUnknown."""
+    """A request that is not answered is retried on another connection; if none is answered, it is StoreUnknown."""
     store = with_one(front)
     front.faults = [Fault("silent", times=1)]
     operation(store)
@@ -147,7 +147,7 @@ def test_silence_is_ended_by_a_time_out(front: Proxy, operation: Callable[[S3Sto
 
 @pytest.mark.fault(29)
 def test_a_slow_server_is_waited_for_and_others_proceed(any_front: Proxy, store: S3Store) -> None:
-    """Requests of half a second each succeed at once, and eight of them at a time take little longer than one."""
+    """Requests of half a second each succeed without a retry, and eight in parallel take little longer than one."""
     any_front.latency_s, began = 0.5, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         assert list(pool.map(lambda _: store.read("there"), range(THREADS))) == [b"content"] * THREADS
@@ -157,7 +157,7 @@ def test_a_slow_server_is_waited_for_and_others_proceed(any_front: Proxy, store:
 @pytest.mark.fault(32)
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_lost_answer_to_a_create_is_exactly_one_object(any_front: Proxy, store: S3Store, times: int) -> None:
-    """The server did it and the answer was lost: the next try finds it there, whole, and it was made once."""
+    """The server created it and the reply was lost: the retry finds it complete, and it was created once."""
     any_front.faults = [Fault("drop_reply", method="PUT", times=times)]
     assert store.create("new", b"first") == EXISTS
     assert any_front.counts()["PUT"] == times + 1
@@ -167,7 +167,7 @@ def test_a_lost_answer_to_a_create_is_exactly_one_object(any_front: Proxy, store
 
 @pytest.mark.fault(32)
 def test_answers_that_are_always_lost_are_unknown_and_the_object_is_there(any_front: Proxy, store: S3Store) -> None:
-    """Nobody guesses: StoreUnknown, and looking again tells; a writer that comes later is told that it exists."""
+    """It is StoreUnknown, and a check finds the object. A later writer gets EXISTS."""
     any_front.faults = [Fault("drop_reply", method="PUT")]
     with pytest.raises(StoreUnknown):
         store.create("new", b"first")
@@ -178,13 +178,13 @@ def test_answers_that_are_always_lost_are_unknown_and_the_object_is_there(any_fr
 
 @pytest.mark.fault(33)
 def test_a_conflict_is_tried_again(any_front: Proxy, store: S3Store) -> None:
-    """409 means that others write at this moment: tried again, bounded, then StoreUnknown, with nothing created."""
+    """409 means that others write at this moment: retried within a limit, then StoreUnknown, with nothing created."""
     conflict = {"method": "PUT", "status": 409, "code": "ConditionalRequestConflict"}
     any_front.faults = [Fault("status", times=3, **conflict)]  # type: ignore[arg-type]
     assert store.create("new", b"content") == CREATED
     assert any_front.counts()["PUT"] == 4
     any_front.faults, began = [Fault("status", **conflict)], time.monotonic()  # type: ignore[arg-type]
-    with pytest.raises(StoreUnknown, match="busy"):
+    with pytest.raises(StoreUnknown, match="other writers use this object"):
         store.create("other", b"content")
     assert time.monotonic() - began < 3
     any_front.faults = []
@@ -195,9 +195,9 @@ def test_a_conflict_is_tried_again(any_front: Proxy, store: S3Store) -> None:
 def test_a_server_that_ignores_if_none_match_is_refused(
     moto_front: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archive: Path, small_weights: Path
 ) -> None:
-    """The probe sees the second create succeed; a launch there exits 2 with the sentence and creates no job."""
+    """The probe sees the second create succeed; a launch there exits 2 with a message and creates no job."""
     store = new_store(moto_front)
-    moto_front.faults = [Fault("strip", method="PUT")]  # moto believes any signature
+    moto_front.faults = [Fault("strip", method="PUT")]  # moto accepts any signature
     with pytest.raises(StoreUnsafe, match="honours If-None-Match"):
         store.prove_create_once()
     ran = p3d("launch", archive, store.url, "--weights", small_weights)
@@ -219,7 +219,7 @@ def many(front: Proxy) -> S3Store:
 
 @pytest.mark.fault(35)
 def test_a_listing_takes_a_page_for_a_thousand(front: Proxy, many: S3Store) -> None:
-    """requests = ceil(n / 1000), edges included; a page that fails is asked again, and each key comes exactly once."""
+    """requests = ceil(n / 1000), also at the boundaries; a page that fails is retried, and each key is listed once."""
     for prefix, count, pages in (("", 2001, 3), ("0", 1000, 1), ("2", 1, 1), ("3", 0, 1)):
         front.requests.clear()
         assert len(list(many.list(f"_job/{prefix}"))) == count
@@ -239,8 +239,8 @@ def test_a_listing_takes_a_page_for_a_thousand(front: Proxy, many: S3Store) -> N
 
 
 @pytest.mark.fault(35)
-def test_a_listing_that_cannot_go_on_is_an_error(front: Proxy, many: S3Store) -> None:
-    """Half a listing is never taken for the whole."""
+def test_a_listing_that_cannot_continue_is_an_error(front: Proxy, many: S3Store) -> None:
+    """A partial listing is never treated as complete."""
     for fault in (Fault("status", key="continuation-token"), Fault("cut", key="continuation-token", at=5000)):
         front.faults, seen = [fault], 0
         with pytest.raises(StoreUnknown):

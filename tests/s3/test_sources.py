@@ -1,4 +1,4 @@
-"""Videos on S3: odd keys, objects that change, vanish or are refused, and bodies that do not arrive whole."""
+"""Videos on S3: odd keys, objects that change, vanish or are denied, and bodies that do not arrive completely."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ NAMES = (
     "x" * 200 + "/" + "\u00fc" * 100 + ".mp4",
 )
 UNTYPED = ("trailing space /x.mp4 ",)  # no known extension, so only a list can name them
-BEYOND_SERVER = ("back\\slash.mp4", "line\nfeed.mp4")  # SeaweedFS takes a backslash for a slash, moto no line feed
+BEYOND_SERVER = ("back\\slash.mp4", "line\nfeed.mp4")  # SeaweedFS treats \ as /, moto rejects a line feed
 LONGEST = 1024  # bytes of a key
 
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A folder for copies, which is empty afterwards, whatever happened."""
+    """A folder for copies, which must be empty after every test."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     yield folder
@@ -84,7 +84,7 @@ def put(store: S3Store, key: str, content: bytes) -> None:
 
 
 def planned(store: S3Store, front: Proxy, key: str = "v.mp4") -> VideoRef:
-    """The row of one object, as a plan has it; the proxy has then seen nothing yet."""
+    """The row of one object as in a plan; the recorded requests of the proxy are cleared."""
     [row] = find(f"{store.url}/{key}", DEFAULTS).videos.to_pylist()
     front.requests.clear()
     return VideoRef(**row)
@@ -103,7 +103,7 @@ def decoded(video: VideoRef, scratch: Path) -> list[DecodeMessage]:
 
 
 def reason_of(video: VideoRef, scratch: Path) -> Reason:
-    """Why a video has no frame. Not one message but its start comes before the failure."""
+    """Why a video has no frames. Only its start message may come before the failure."""
     start, failure = decoded(video, scratch)
     assert isinstance(start, VideoStart) and isinstance(failure, Failure)
     return failure.reason
@@ -120,7 +120,7 @@ def store(any_front: Proxy, content: bytes) -> S3Store:
 
 @pytest.mark.fault(24)
 def test_any_key_is_listed_planned_and_read(any_front: Proxy, scratch: Path, tmp_path: Path) -> None:
-    """Unicode, 1 024 bytes, %2F, plus, blanks, control characters: each is read by its own URI, through Parquet."""
+    """Unicode, 1024 bytes, %2F, plus, blanks, control characters: each is read by its own URI, through Parquet."""
     store = new_store(any_front)
     longest = "l" * 200 + "/"
     longest = longest * ((LONGEST - len(store.prefix) - 10) // len(longest))
@@ -148,7 +148,7 @@ def test_any_key_is_listed_planned_and_read(any_front: Proxy, scratch: Path, tmp
 def test_an_object_that_was_replaced_is_source_changed(
     any_front: Proxy, store: S3Store, scratch: Path, content: bytes
 ) -> None:
-    """Other bytes of the same length after planning: not one frame, one request; the planned content again is read."""
+    """Other bytes of the same length after planning: no frame, one request. The planned content can be read again."""
     video = planned(store, any_front)
     put(store, "v.mp4", content[::-1])
     any_front.requests.clear()
@@ -162,7 +162,7 @@ def test_an_object_that_was_replaced_is_source_changed(
 def test_an_object_that_is_replaced_while_it_is_read_is_never_mixed(
     any_front: Proxy, store: S3Store, scratch: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The body breaks off and the object is another when the rest is asked for: source_changed, not two halves."""
+    """The body is cut off, and the object is replaced before the rest is requested: source_changed, not two halves."""
     video = planned(store, any_front)
 
     def replace(_: float) -> None:
@@ -174,19 +174,19 @@ def test_an_object_that_is_replaced_while_it_is_read_is_never_mixed(
 
 
 @pytest.mark.fault(25)
-def test_a_server_that_hands_out_another_object_is_found_out(moto_front: Proxy, content: bytes, scratch: Path) -> None:
-    """If-Match taken away and the body swapped: the reply's own ETag gives it away."""
+def test_a_server_that_returns_another_object_is_detected(moto_front: Proxy, content: bytes, scratch: Path) -> None:
+    """If-Match is removed and the object replaced: the ETag of the reply shows it."""
     store = new_store(moto_front)
     store.create("v.mp4", content)
     video = planned(store, moto_front)
     put(store, "v.mp4", content[::-1])
-    moto_front.faults = [Fault("strip", method="GET", header="if-match")]  # moto believes any signature
+    moto_front.faults = [Fault("strip", method="GET", header="if-match")]  # moto accepts any signature
     assert reason_of(video, scratch) == Reason.SOURCE_CHANGED
 
 
 @pytest.mark.fault(26)
 def test_a_deleted_object_is_source_missing(any_front: Proxy, store: S3Store, scratch: Path) -> None:
-    """Gone after planning: said after at most two requests."""
+    """Deleted after planning: reported after at most two requests."""
     video = planned(store, any_front)
     client_for(DEFAULTS).delete_object(Bucket=store.bucket, Key=f"{store.prefix}v.mp4")
     any_front.requests.clear()
@@ -195,8 +195,8 @@ def test_a_deleted_object_is_source_missing(any_front: Proxy, store: S3Store, sc
 
 
 @pytest.mark.fault(26)
-def test_one_object_that_is_denied_is_its_own_trouble(any_front: Proxy, store: S3Store, scratch: Path) -> None:
-    """403 for one key: source_denied after two requests, no storm; the others are read."""
+def test_one_object_that_is_denied_fails_alone(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """403 for one key: source_denied after two requests; the others are read."""
     video, other = planned(store, any_front), planned(store, any_front, "other.mp4")
     any_front.faults = [Fault("status", key="/v.mp4", status=403, code="AccessDenied")]
     assert reason_of(video, scratch) == Reason.SOURCE_DENIED
@@ -205,8 +205,8 @@ def test_one_object_that_is_denied_is_its_own_trouble(any_front: Proxy, store: S
 
 
 @pytest.mark.fault(26)
-def test_denial_of_everything_is_the_jobs_trouble(any_front: Proxy, store: S3Store, scratch: Path) -> None:
-    """403 for whatever is asked, or no bucket at all: raised, and no video is blamed."""
+def test_denial_of_everything_is_an_error_of_the_job(any_front: Proxy, store: S3Store, scratch: Path) -> None:
+    """403 for every request, or a missing bucket: an error is raised, and no video fails."""
     video = planned(store, any_front)
     any_front.faults = [Fault("status", status=403, code="AccessDenied")]
     with pytest.raises(StoreDenied):
@@ -219,8 +219,8 @@ def test_denial_of_everything_is_the_jobs_trouble(any_front: Proxy, store: S3Sto
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("kind", ["cut", "reset", "trickle"])
-def test_a_body_that_breaks_off_fails_no_video(front: Proxy, content: bytes, scratch: Path, kind: Any) -> None:
-    """Once: all frames are there. Always: the store's trouble, which the job waits out, and not one frame of a half."""
+def test_a_body_that_is_cut_off_fails_no_video(front: Proxy, content: bytes, scratch: Path, kind: Any) -> None:
+    """If once, all frames arrive. If always, it is a store error, which the job waits out, and no frame is used."""
     store = new_store(front)
     store.create("v.mp4", content)
     video = planned(store, front)
@@ -229,39 +229,37 @@ def test_a_body_that_breaks_off_fails_no_video(front: Proxy, content: bytes, scr
     end = decoded(video, scratch)[-1]
     assert isinstance(end, VideoEnd) and end.n_frames == 30
     front.faults, seen = [Fault(kind, method="GET", at=at if kind == "cut" else 0)], []
-    if kind == "cut":  # always at the same share of what is asked: it would get there in the end
+    if kind == "cut":  # always at the same share of the range: it would complete in the end
         front.faults = [Fault(kind, method="GET", at=10)]
-    with pytest.raises(StoreUnknown, match="breaks off"):
+    with pytest.raises(StoreUnknown, match="was cut off"):
         seen = decoded(video, scratch)
     assert seen == []
 
 
 @pytest.mark.fault(31)
 def test_only_what_is_stored_corrupt_is_source_corrupt(any_front: Proxy, store: S3Store, scratch: Path) -> None:
-    """A flipped byte on the way is fetched again; the same wrong bytes twice are the video's, others each time not."""
+    """A flipped byte is fetched again. The same wrong bytes twice fail the video; different ones are a store error."""
     video = planned(store, any_front)
     any_front.faults = [Fault("flip", method="GET", times=1)]
     assert isinstance(decoded(video, scratch)[-1], VideoEnd)
     any_front.faults = [Fault("flip", method="GET", at=50)]
     assert reason_of(video, scratch) == Reason.SOURCE_CORRUPT
     any_front.faults = [Fault("flip", method="GET")]
-    with pytest.raises(StoreUnknown, match="others every time"):
+    with pytest.raises(StoreUnknown, match="different every time"):
         decoded(video, scratch)
 
 
 @pytest.mark.fault(28)
 def test_an_outage_fails_no_video(any_front: Proxy, store: S3Store, scratch: Path) -> None:
-    """A source that does not answer is the job's trouble; a copy that was begun is gone."""
+    """A source that does not answer is an error of the job; a partial copy is removed."""
     video = planned(store, any_front)
     any_front.faults = [Fault("status")]
     with pytest.raises(StoreUnknown):
         decoded(video, scratch)
 
 
-def test_what_an_option_says_reaches_the_wire(
-    any_front: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Requester pays on every request, encryption on what is written, profile, region and endpoint from the options."""
+def test_options_are_sent_in_the_requests(any_front: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Requester pays in every request, encryption in every write; profile, region and endpoint from the options."""
     bucket = new_store(any_front).bucket
     config = "[profile archive]\nregion = eu-west-3\naws_access_key_id = AKPROFILE\naws_secret_access_key = x\n"
     (tmp_path / "config").write_text(config)
@@ -297,7 +295,7 @@ def test_what_an_option_says_reaches_the_wire(
             assert request.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
 
 
-def test_the_bucket_goes_into_the_host_where_that_is_asked(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bucket_is_in_the_host_with_virtual_addressing(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """--addressing-style virtual names the bucket in the host, path in the path."""
     port = moto_front.url.rpartition(":")[2]
     plain = socket.getaddrinfo
@@ -315,7 +313,7 @@ def test_the_bucket_goes_into_the_host_where_that_is_asked(moto_front: Proxy, mo
 
 
 def test_a_video_error_is_what_the_block_raises(front: Proxy, content: bytes, scratch: Path) -> None:
-    """Inside the data plane the trouble is a VideoError with the place, and the copy is removed."""
+    """Inside the data plane the error is a VideoError with the location, and the copy is removed."""
     store = new_store(front)
     store.create("v.mp4", content)
     video = planned(store, front)

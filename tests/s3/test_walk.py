@@ -1,4 +1,4 @@
-"""Listing a prefix by many listings at once: every object once, whatever the shape of the tree, whatever fails."""
+"""Parallel listings of a prefix: every object once, whatever the shape of the tree and whatever fails."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def walked(store: S3Store, root: str = "") -> Counter[str]:
 
 @pytest.fixture(params=["real_bucket", "bucket"])
 def tree(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
-    """A bucket on each server, and its keys. SeaweedFS keeps files, so for it a folder has a name."""
+    """A bucket on each server, and its keys. SeaweedFS stores files, so its folders need a name."""
     bucket = request.getfixturevalue(request.param)
     keys = [key for key in keys_of_a_tree(1) if request.param == "bucket" or "//" not in f"/{key}"]
     client = boto3.session.Session().client("s3")
@@ -58,7 +58,7 @@ def tree(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
 
 @pytest.mark.fault(35)
 def test_every_object_is_found_once(tree: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any size of page, any number of listings at once and any limit of what is opened up; below any root."""
+    """For any page size, any number of parallel listings, any limit for splitting folders, and any root."""
     bucket, keys = tree
     store = S3Store(f"s3://{bucket}")
     plain = Counter(info.key for info in store.list())
@@ -77,7 +77,7 @@ def test_every_object_is_found_once(tree: tuple[str, list[str]], monkeypatch: py
 def test_a_plan_has_the_same_rows_in_the_same_order_every_time(
     tree: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads may end in any order; the rows of two listings are equal."""
+    """Threads may finish in any order; the rows of two listings are equal."""
     bucket, _ = tree
     monkeypatch.setattr(s3, "PAGE_KEYS", 5)
     first = find(f"s3://{bucket}", StoreOptions())
@@ -98,8 +98,8 @@ def fill(bucket: str, count: int) -> set[str]:
 
 
 @pytest.mark.fault(27, 35)
-def test_a_listing_goes_on_where_a_page_failed(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With three pages in ten refused for a while, no key is lost or given twice, and no folder is begun anew."""
+def test_a_listing_continues_where_a_page_failed(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If three pages in ten fail for a while, no key is lost or listed twice, and no folder is restarted."""
     keys = fill("walk-fails", 60)
     monkeypatch.setattr(s3, "PAGE_KEYS", 2)
     moto_front.requests.clear()
@@ -107,13 +107,13 @@ def test_a_listing_goes_on_where_a_page_failed(moto_front: Proxy, monkeypatch: p
     assert walked(S3Store("s3://walk-fails")) == dict.fromkeys(keys, 1)
     refused = sum(request.fault == "status" for request in moto_front.requests)
     assert refused > 5
-    # 1 opens the bucket, 1 `v/`, 2 the four folders in it; 8 pages a folder; each answered once
+    # 1 for the bucket, 1 for `v/`, 2 for the four folders in it, 8 pages per folder; each answered once
     assert len(moto_front.requests) - refused == 1 + 2 + 4 * 8, Counter(r.path for r in moto_front.requests)
 
 
 @pytest.mark.fault(28, 35)
-def test_a_listing_that_cannot_go_on_ends_in_an_error(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that stays away is StoreUnknown when patience ends; a part of a listing is never taken for all."""
+def test_a_listing_that_cannot_continue_ends_in_an_error(moto_front: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not recover is StoreUnknown after a time limit; a partial listing is never accepted."""
     fill("walk-ends", 60)
     monkeypatch.setattr(s3, "PAGE_KEYS", 2)
     monkeypatch.setattr(s3_walk, "PATIENCE_S", 1.0)

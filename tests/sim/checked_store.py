@@ -1,4 +1,4 @@
-"""A store in memory that looks at every change the moment it happens."""
+"""A store in memory that checks every change as it happens."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.sim.store import MemoryStore
 
 @lru_cache(maxsize=8192)
 def whole(content: bytes) -> tuple[int, dict[str, str]]:
-    """Rows and footer of a data file, every page read."""
+    """The number of rows and the footer of a data file, after reading every page."""
     file = schema.open_parquet(io.BytesIO(content))
     return file.read(use_threads=False).num_rows, schema.read_footer(file)
 
 
 class CheckedStore(MemoryStore):
-    """What must hold at every instant is checked at every instant.
+    """Checks after every change the invariants that must hold at every instant.
 
-    I3: what appears is whole. I4: what was there stays as it was. I5: what is derived names the clips that are there.
-    I7: what appears belongs to a plan, whose parts are all there. Temporary files are seen below `_job/tmp/`, as those
-    of a folder are, so that a run can sweep them, its own or another's.
+    I3: a visible object is complete. I4: an existing object does not change. I5: a derived file names the clips that
+    exist. I7: a visible object belongs to a plan whose parts all exist. As in a folder, temporary files are visible
+    below `_job/tmp/`, so that a run can sweep its own or another's.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -47,10 +47,10 @@ class CheckedStore(MemoryStore):
         if len(self.kept) < len(self.objects):
             for key, content in self.objects.items():
                 if key not in self.kept and not key.startswith("_job/"):
-                    self._judge(key, content)
+                    self._check_new(key, content)
                     self.kept[key] = content
 
-    def _judge(self, key: str, content: bytes) -> None:
+    def _check_new(self, key: str, content: bytes) -> None:
         folder, _, name = key.rpartition("/")
         if folder in ("clips", "videos", "failures"):
             stem = name.removesuffix(".parquet")
@@ -58,29 +58,28 @@ class CheckedStore(MemoryStore):
             try:
                 _, footer = whole(content)
             except (pa.ArrowException, OSError) as error:
-                raise AssertionError(f"I3: {key} is visible and not whole: {error}") from error
+                raise AssertionError(f"I3: {key} is visible but incomplete: {error}") from error
             shard = json.loads(footer[schema.SHARD_KEY])
-            assert (shard["plan_seq"], shard["shard"]) == self.shards[stem], f"I7: {key} says it is of {shard}"
+            assert (shard["plan_seq"], shard["shard"]) == self.shards[stem], f"I7: {key} claims to be of {shard}"
             if folder != "clips":
                 clips = self.objects.get(f"clips/{name}")
-                assert clips is not None, f"I5: {key} is there before its clips"
+                assert clips is not None, f"I5: {key} exists before its clips"
                 made_from = json.loads(footer[schema.SOURCE_KEY])["sha256"]
                 assert made_from == hashlib.sha256(clips).hexdigest(), f"I5: {key} was made from other clips"
         elif folder == "plans":
             plan = PlanRecord.from_json(content, key)
             for part in plan.parts:
                 there = self.objects.get(f"{plan.folder}/{part.name}", b"")
-                assert hashlib.sha256(there).hexdigest() == part.sha256, f"I7: {key} is there before its {part.name}"
-            for at in range(plan.n_shards):
-                name = f"{plan.plan8}-{at:09d}"
+                assert hashlib.sha256(there).hexdigest() == part.sha256, f"I7: {key} exists before its {part.name}"
+            for at, name in enumerate(plan.shard_names):
                 assert name not in self.shards, f"I7: two plans share the shard name {name}"
                 self.shards[name] = (plan.seq, at)
         else:
             known = ("job.json", "weights/", "plans/")
-            assert key.startswith(known), f"I7: nobody knows {key}"
+            assert key.startswith(known), f"I7: unknown object {key}"
 
     def superseded(self, epoch: int) -> bool:
-        """There is a newer run than this one."""
+        """Whether there is a newer run than this one."""
         return any(key > f"_job/epochs/{epoch:06d}.json" for key in self.objects if key.startswith("_job/epochs/"))
 
     def create(self, key: str, source: bytes | Path) -> Created:

@@ -1,7 +1,7 @@
-"""Ray, for drivers and workers of one world: `scheduler.loop` is given this module's FakeRay and finds nothing missing.
+"""A replacement for Ray in a simulated world: `scheduler.loop` uses this module's FakeRay.
 
-A worker is the real ShardWorker with made-up rows in place of decoding and network. It can be killed at any step, die
-between its commit and its answer, or be cut off: its driver hears that it is dead, and it goes on and commits later.
+A worker is the real ShardWorker, with synthetic rows instead of decoding and network. It can be killed at any step, die
+between its commit and its answer, or be cut off: its driver believes it dead, but it continues and commits later.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.sim.world import Process, World
 
 
 def frames_of(plan_seq: int, video_id: str) -> int:
-    """How long a video is, and whether it is one at all: 0 fails. `d` fails for ever, `f` until plan 3."""
+    """The number of frames of a video; 0 means that it fails. `d` always fails, `f` until plan 3."""
     return {"a": 40, "b": 9, "c": 16, "d": 0, "e": 9, "f": 0 if plan_seq < 3 else 16}[video_id]
 
 
 @lru_cache(maxsize=4096)
 def rows_of(plan: ShardPlan, attempt: int) -> ShardRows:
-    """The rows of one attempt at a shard; no two attempts give the same features."""
+    """The rows of one attempt at a shard; every attempt gives different features."""
     outcomes = tuple(outcome(video, frames_of(plan.plan_seq, video.video_id)) for video in plan.videos)
     clips = tuple(
         ClipRow(o.video.video_id, o.video.path, span, span.start_frame / 25, span.end_frame / 25)
@@ -52,7 +52,7 @@ def rows_of(plan: ShardPlan, attempt: int) -> ShardRows:
 
 
 class Ref:
-    """A result to come."""
+    """A future result."""
 
     def __init__(self) -> None:
         self.done, self.value = False, None
@@ -63,7 +63,7 @@ class Ref:
 
 
 class SimWorker(ShardWorker):
-    """The real one but for its start, its rows and the statistics, which hold times."""
+    """The real worker except for its startup, its rows and the statistics, which would hold times."""
 
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
@@ -83,7 +83,7 @@ class SimWorker(ShardWorker):
 
 
 def extract(world: World, plan: ShardPlan) -> ShardRows:
-    """Each call is an attempt of its own."""
+    """Compute a shard; each call counts as a new attempt."""
     world.current.notes.pop("tries", None)
     attempt = world.attempts[plan.name]
     world.attempts[plan.name] += 1
@@ -98,7 +98,7 @@ true_trouble_of = workers.shard_error_of
 
 
 def shard_error_of(world: World, error: Exception) -> ShardError:
-    """The real one; a defect of the program is never the world's doing."""
+    """The real function, but an internal error is a defect of the program and fails the seed."""
     trouble = true_trouble_of(error)
     if trouble.kind == "internal":
         world.fail(error)
@@ -106,7 +106,7 @@ def shard_error_of(world: World, error: Exception) -> ShardError:
 
 
 class Actor:
-    """A worker process and its mailbox, as its driver sees them."""
+    """A worker process and its mailbox, as seen by its driver."""
 
     def __init__(self, ray: FakeRay, spec: WorkerSpec) -> None:
         self.world, self.spec = ray.world, spec
@@ -132,16 +132,16 @@ class Actor:
                 ref.resolve(answer)
 
     def lost(self) -> None:
-        """Its driver hears that it is dead, whether it is or not."""
+        """Tell its driver that it is dead, whether it is or not."""
         for ref in self.refs:
             ref.resolve(RayActorError())
 
     def cut_off(self) -> None:
-        """It lives, and its driver believes it dead."""
+        """It continues to run, but its driver believes it dead."""
         self.process.given_up = True
         self.world.note(f"cut off: {self.process.name}")
         if self.mail or self.worker.in_hand:
-            self.world.fired["worker cut off, goes on"] += 1
+            self.world.fired["worker cut off, continues"] += 1
         self.lost()
 
 
@@ -170,7 +170,7 @@ class Call:
 
 
 class FakeRay:
-    """The five calls that `p3d.jobs.scheduler.loop` makes."""
+    """The five calls of Ray that `p3d.jobs.scheduler.loop` uses."""
 
     def __init__(self, world: World, store: Any) -> None:
         self.world, self.store = world, store
@@ -195,7 +195,7 @@ class FakeRay:
         return ref.value
 
     def kill(self, actor: Actor, *, no_restart: bool) -> None:
-        """Ray's kill does not reach a worker that is out of reach."""
+        """Ray's kill does not reach an unreachable worker."""
         if self.world.strikes("kill does not arrive", quiet=True):
             actor.cut_off()
         elif not actor.process.given_up:
@@ -203,7 +203,7 @@ class FakeRay:
 
 
 def orphan(world: World, driver: Process) -> None:
-    """Threads end with their process. Of a killed driver's workers most die too, later; others finish what they do."""
+    """End a driver's threads. Of a killed driver's workers some are cut off and finish their work, others die later."""
     for process in world.processes:
         if process.parent is driver and process.alive:
             if process.kind == "thread":

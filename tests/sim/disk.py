@@ -1,7 +1,7 @@
-"""A disk that may lose what was not synced: it watches what a LocalStore does to a folder, and tells what may be left.
+"""A simulated disk that may lose unsynced data: it records a LocalStore's system calls and lists what may survive.
 
-A power loss keeps or drops every change of a folder on its own, and of a file that was not synced nothing, a part or
-all, in any combination. That is more than real file systems do, and what POSIX allows.
+A power loss keeps or drops each change of a folder independently. Of an unsynced file it keeps nothing, a part or all,
+in any combination. That is more than real file systems lose, but POSIX allows it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ METHODS = ("write_bytes", "mkdir", "unlink", "replace", "rename")
 
 
 class Disk:
-    """The folder `root`, and the system calls on it. `call` is asked before each, and may raise instead."""
+    """The folder `root` and the system calls on it. Each goes through `call`, which may raise instead."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root, self.calls = root, 0
@@ -46,7 +46,7 @@ class Disk:
         if not path.is_relative_to(self.root) and path != self.root.parent:
             return real()
         self.calls += 1
-        if self.die_at and self.calls >= self.die_at:  # the dead do nothing more, cleaning up least of all
+        if self.die_at and self.calls >= self.die_at:  # a dead process does nothing more, not even cleaning up
             raise Died
         fails = self.calls == self.fail_at
         if fails:
@@ -118,10 +118,10 @@ class Disk:
                 else:
                     del self.durable[name]
 
-    # -- what may be left
+    # -- what may survive
 
     def after_power_loss(self) -> Iterator[dict[str, bytes]]:
-        """Every folder that may be found, as path -> content of its files."""
+        """Every possible content of the folder after a power loss, as path -> content of the file."""
         changed = sorted(k for k in self.now.keys() | self.durable.keys() if self.now.get(k) != self.durable.get(k))
         for kept in itertools.product((False, True), repeat=len(changed)):
             tree = dict(self.durable)
@@ -141,5 +141,5 @@ class Disk:
 
 
 def parts(content: bytes, synced: bool) -> tuple[bytes, ...]:
-    """What may be found of a file."""
+    """The possible contents of a file after a power loss."""
     return (content,) if synced else (b"", content[: len(content) // 2], content)

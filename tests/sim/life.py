@@ -1,4 +1,4 @@
-"""One job in a hostile world: what may befall it, what users type, and what must hold in the end."""
+"""One simulated job: the faults that may happen to it, the commands of users, and the invariants at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from p3d.pipeline.dataset import commit, schema, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.errors import JobError, OtherRecipe
 from p3d.pipeline.recipe import RunOptions
-from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
 from tests.pipeline.rows import recipe, videos
 from tests.sim.checked_store import CheckedStore
@@ -28,13 +28,13 @@ from tests.sim.cluster import FakeRay, frames_of, orphan
 from tests.sim.view import View
 from tests.sim.world import Process, World
 
-SMALL, GROWN, CHANGED = tuple("abcd"), tuple("abcdef"), tuple("abCd")  # a capital: the file was replaced
+SMALL, GROWN, CHANGED = tuple("abcd"), tuple("abcdef"), tuple("abCd")  # upper case: the file was replaced
 SHARD_VIDEOS = 2
 FINISHED = (0, 3)
 EXIT_CODES = {0, 3, 5, 6, 143}
 PREPARED = planning.Prepared(recipe(scores=True), None, b"weights", "random:0")  # type: ignore[arg-type] # no network here
 
-# How often: per operation of the store, per step, per life. Lives differ.
+# Probabilities per store operation and per step; each life draws one value of each.
 PER_OPERATION = {
     "lost request": (0.0, 0.01, 0.1),
     "lost reply": (0.0, 0.01, 0.1),
@@ -52,10 +52,10 @@ PER_STEP = {
 FAULTS = (
     "driver killed",
     "worker killed",
-    "worker cut off, goes on",
+    "worker cut off, continues",
     "zombie commits",
     "commit arrives after its worker gave up",
-    "somebody else's commit is there",
+    "another commit is there",
     "lost request",
     "lost reply",
     "delayed",
@@ -72,7 +72,7 @@ FAULTS = (
 
 
 class Life(World):
-    """A world that holds one job."""
+    """A simulated world with one job."""
 
     def __init__(self, seed: int, scratch: Path) -> None:
         super().__init__(seed)
@@ -80,16 +80,16 @@ class Life(World):
         self.store = CheckedStore(scratch)
         self.ray = FakeRay(self, self.store)
         self.rates = {name: self.rng.choice(rates) for name, rates in (PER_OPERATION | PER_STEP).items()}
-        self.calm = self.rng.choice((0, 0, 30, 40, 60))  # steps before anything goes wrong
+        self.calm = self.rng.choice((0, 0, 30, 40, 60))  # steps before the first fault
         self.claimed: set[int] = set()
         self.ended: Counter[str] = Counter()
 
-    # -- misfortunes
+    # -- faults
 
     def strikes(self, fault: str, *, quiet: bool = False) -> bool:
         return self.steps >= self.calm and super().strikes(fault, quiet=quiet)
 
-    def misfortune(self, process: Process) -> None:
+    def maybe_fault(self, process: Process) -> None:
         rates = self.rates
         if not rates or self.steps < self.calm:
             return
@@ -97,10 +97,10 @@ class Life(World):
         for fault in ("driver killed", "worker killed", "worker cut off", "outage", "interrupt"):
             draw -= rates[fault]
             if draw < 0:
-                self.befall(fault)
+                self.apply_fault(fault)
                 return
 
-    def befall(self, fault: str) -> None:
+    def apply_fault(self, fault: str) -> None:
         if fault == "outage":
             self.out_until = max(self.out_until, self.clock + self.rng.choice((1.0, 20.0, 200.0)))
             return
@@ -119,10 +119,10 @@ class Life(World):
             self.fired[fault] += 1
             self.kill(victim, fault)
 
-    # -- what users type
+    # -- commands of users
 
     def driver(self, name: str, act: Any, *given: Any) -> Process:
-        """A command line in a process of its own; its result is the exit code, or the error it ends with."""
+        """A command line in its own process; its result is the exit code or the error."""
 
         def body() -> Any:
             try:
@@ -130,7 +130,7 @@ class Life(World):
                 assert code in EXIT_CODES, f"{process.name} ends with {code}"
                 self.ended[str(code)] += 1
             except OtherRecipe as error:
-                self.fail(error)  # all here have the same one
+                self.fail(error)  # all commands here use the same recipe
             except JobError as error:
                 self.fired["two plan at once"] += "planned at this moment" in str(error)
                 self.ended[type(error).__name__] += 1
@@ -156,12 +156,12 @@ class Life(World):
         return epoch, options
 
     def launch(self, store: View, names: tuple[str, ...], takeover: bool) -> int:
-        """`p3d launch`, in its order."""
+        """The steps of `p3d launch`, in the same order."""
         job.refuse_other_job(store, PREPARED.recipe)
         store.prove_create_once()
         epoch, options = self.claim(store, takeover=takeover)
         record = planning.create_job(store, PREPARED)
-        found = Found(source(names), ())
+        found = SourceListing(source(names), ())
         added = planning.add_plan(store, record, found, shard_videos=SHARD_VIDEOS, limit=None)
         self.fired["source grown or changed"] += added is not None and added.seq > 1
         code = self.run(store, epoch, options)
@@ -171,7 +171,7 @@ class Life(World):
         return code
 
     def resume(self, store: View, takeover: bool) -> int:
-        """`p3d resume`: nothing at all where everything is there."""
+        """`p3d resume`: does nothing if the job is complete."""
         record = job.read_job(store)
         work = job.look(store, job.manifests(store, record))
         if work.nothing_left and work.n_shards:
@@ -203,7 +203,7 @@ class Life(World):
         claimed = ClaimedRun(store, options, epoch, pulse, None)  # type: ignore[arg-type]
         quiet = lambda _: contextlib.nullcontext()  # noqa: E731
         code = run_job("OUT", record, claimed, say=lambda _: None, show_progress=quiet) or 0
-        if code in FINISHED:  # a run that says so has done all of the plans there were
+        if code in FINISHED:  # a finished run has done all shards of the plans known at its start
             committed, whole = commit.committed_names(self.store)
             left = [name for name, (seq, _) in self.store.shards.items() if seq in known and name not in whole]
             assert not left, f"{self.current.name} finished with {code}, and {left} are open ({len(committed)} are not)"
@@ -211,7 +211,7 @@ class Life(World):
         return code
 
     def check_counts(self, number: int, known: dict[int, manifest.Manifest]) -> None:
-        """What a finished run says of itself, if its last heartbeat arrived, and no plan was added meanwhile."""
+        """Check the counts of a finished run, if its last heartbeat arrived and no plan was added meanwhile."""
         last = control.heartbeat(self.store, number) or {}
         same = known.keys() == {plan.seq for plan in manifest.load_plans(self.store)}
         if last.get("state") == "finished" and "videos" in last and same:
@@ -219,10 +219,10 @@ class Life(World):
             true = {"all": len(newest), "done": len(newest), "failed": len(failing(newest))}
             assert last["videos"] == true, f"{self.current.name} finished and counts {last['videos']}, not {true}"
 
-    # -- what must hold in the end
+    # -- what must hold at the end
 
-    def judge(self) -> None:
-        """I1 to I8, from the store alone and from what the videos truly are."""
+    def check_end(self) -> None:
+        """I1 to I8, from the store alone and from the true states of the videos."""
         record = job.read_job(self.store)
         found = verify.audit(self.store, record)
         assert (found.damaged, found.pending, found.underived) == (False, 0, 0), found.problems
@@ -237,24 +237,24 @@ class Life(World):
         for key, content in self.store.objects.items():
             if key.startswith("clips/"):
                 keys += clip_keys(content)
-        assert len(keys) == len(set(keys)), "I2: a row is there twice"
+        assert len(keys) == len(set(keys)), "I2: a row exists twice"
 
 
 def source(names: tuple[str, ...]) -> pa.Table:
-    """The videos of a source; those with a capital are other files than before, under the same name."""
+    """The videos of a source; an upper-case name is a different file under the same name."""
     table = videos([name.lower() for name in names])
     versions = pa.array(["1" * 16 if name.isupper() else "0" * 16 for name in names])
     return table.set_column(table.schema.get_field_index("version"), table.schema.field("version"), versions)
 
 
 def newest_plans(plans: dict[int, manifest.Manifest]) -> dict[str, int]:
-    """The newest plan that names each video, told in other words than `p3d.jobs.job` does."""
+    """The newest plan of each video, computed independently of `p3d.jobs.job`."""
     named = [(name, seq) for seq, plan in plans.items() for name in plan.videos["video_id"].to_pylist()]
     return {name: max(seq for other, seq in named if other == name) for name, _ in named}
 
 
 def failing(newest: dict[str, int]) -> set[str]:
-    """The videos that truly cannot be read, as the plans have them."""
+    """The videos that cannot be read in their newest plan."""
     return {name for name, seq in newest.items() if not frames_of(seq, name)}
 
 

@@ -1,6 +1,7 @@
-"""What real code made of what, remembered: the same Parquet files are written and read again in thousands of lives.
+"""Caches results of the real code, because thousands of lives write and read the same Parquet files.
 
-Every distinct content is written and read by the real code, once in a process: Arrow is nearly all that a life costs.
+The real code writes and reads every distinct content once per process. Without the cache Arrow would take nearly all
+of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WRITTEN: dict[Any, bytes] = {}
 
 
 def written(path: Path, table: pa.Table, footer: dict[str, str]) -> int:
-    """The real write_parquet; how many bytes it wrote."""
+    """The cached write_parquet; returns the number of bytes written."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
@@ -35,7 +36,7 @@ def written(path: Path, table: pa.Table, footer: dict[str, str]) -> int:
 
 
 class Opened:
-    """A data file that is read once."""
+    """A data file whose tables are read only once."""
 
     def __init__(self, content: bytes) -> None:
         self.file = open_parquet(io.BytesIO(content))
@@ -58,13 +59,13 @@ _opened = lru_cache(maxsize=8192)(Opened)
 
 
 def opened(source: Any) -> Opened:
-    """The real open_parquet."""
+    """The cached open_parquet."""
     content = source.read_bytes() if isinstance(source, Path) else source.read()
     return _opened(content)
 
 
 def once(pure: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of hashable values, computed once for each."""
+    """Cache a pure function of hashable values."""
     return lru_cache(maxsize=4096)(pure)
 
 

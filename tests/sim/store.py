@@ -1,4 +1,4 @@
-"""A store in memory that keeps its history, and one in front of it that fails at a chosen operation."""
+"""A store in memory that records its history, and a wrapper that fails at a chosen operation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KINDS = ("before", "after", "crash before", "crash after")
 
 
 class Died(BaseException):
-    """The process is gone: nothing catches this."""
+    """The process has died; no code catches this."""
 
 
 class MemoryStore(Store):
-    """S3's promise in memory: an object appears whole, once, or not at all. `written` names every change, in order."""
+    """S3's guarantee in memory: an object appears complete, once, or not at all. `written` lists all changes."""
 
     def __init__(self) -> None:
         self.url = "memory"
@@ -77,10 +77,10 @@ class MemoryStore(Store):
 
 
 class FaultyStore(MemoryStore):
-    """The same objects, seen by a process whose nth operation (with `always`, every one from then on) goes wrong.
+    """The same objects for a process whose nth operation fails; with `always`, all later ones fail too.
 
-    before, after              the request, or the answer to it, is lost: StoreUnknown
-    crash before, crash after  the process dies there
+    before, after              the request, or its answer, is lost: StoreUnknown
+    crash before, crash after  the process dies before or after the operation
     """
 
     def __init__(self, inner: MemoryStore, nth: int, kind: str, *, always: bool) -> None:

@@ -1,8 +1,8 @@
-"""The life of one job, from a seed: users launch, resume, retry and cancel in a hostile world; then the world heals.
+"""The life of one job, from a seed: users launch, resume, retry and cancel under faults; then the faults stop.
 
 Real code: `scheduler.state`, `scheduler.loop`, `scheduler.control`, `jobs.job`, `planning.prepare`, `run_job`, the
-worker's `run_shard`, the whole commit protocol and the audit. Not real: Ray, the network, decoding, time, and the
-store, which keeps S3's promise or a folder's in memory.
+worker's `run_shard`, the whole commit protocol and the audit. Simulated: Ray, the network, decoding, time, and the
+store, which implements the guarantees of S3 or of a folder in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.sim.wiring import SCRATCH, real_code_of
 
 
 def live(seed: int) -> Life:
-    """One whole life. AssertionError, with a note that says how to replay it, where an invariant does not hold."""
+    """Run one whole life. If an invariant is violated, raise AssertionError with a note on how to replay it."""
     with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="p3d-sim-") as scratch:
         life = Life(seed, Path(scratch))
         try:
@@ -33,7 +33,7 @@ def live(seed: int) -> Life:
 
 
 def trouble(life: Life) -> None:
-    """A launch, and what users do when it seems to be slow, stuck or dead."""
+    """A launch, and commands of users who find it slow, stuck or dead."""
     rng = life.rng
     started = [life.driver("launch", life.launch, SMALL, False)]
     if rng.random() < 0.15:
@@ -59,37 +59,37 @@ def trouble(life: Life) -> None:
 
 
 def heal(life: Life) -> None:
-    """No fault any more: one resume finishes what is begun, and another finds nothing to do."""
+    """Stop all faults: one resume finishes the job, and a second one finds nothing to do."""
     life.note("faults stop")
     life.rates, life.out_until = {}, 0.0
     drivers = [process for process in life.processes if process.kind == "driver"]
     takeover = life.rng.random() < 0.5
     if not takeover:
         life.wait(until=lambda: all(process.over for process in drivers))
-    while life.late:  # what is still on its way arrives
+    while life.late:  # delayed requests arrive
         life.wait(life.late[0][0] - life.clock + 0.001)
     done = go_on(life, takeover)
-    if takeover:  # a command of before may have planned more, or be in charge now
+    if takeover:  # an earlier command may have added a plan, or be in charge now
         life.wait(until=lambda: all(process.over for process in drivers))
         done = go_on(life, False)
     if done not in FINISHED:
         raise done if isinstance(done, BaseException) else AssertionError(f"I10: a resume ends with {done}")
     life.wait(until=lambda: all(process.over for process in life.processes[1:]))
-    life.judge()
+    life.check_end()
     written = len(life.store.written)
     done = type_in(life, "resume", life.resume, False)
     assert (done, life.store.written[written:]) == (0, []), f"I10: a second resume wrote, or ended with {done}"
 
 
 def go_on(life: Life, takeover: bool) -> Any:
-    """Resume; where the launch died before there was a plan, the user types it again."""
+    """Resume; if the launch died before it created a plan, launch again."""
     planned = "plans/0001.json" in life.store.objects and "job.json" in life.store.objects
     again = ("resume", life.resume) if planned else ("launch", life.launch, SMALL)
     return type_in(life, *again, takeover)
 
 
 def type_in(life: Life, name: str, act: Any, *given: Any) -> Any:
-    """A command, and its exit code or error when it has ended."""
+    """Run a command to its end and return its exit code or error."""
     process = life.driver(name, act, *given)
     life.wait(until=lambda: process.over)
     return process.result

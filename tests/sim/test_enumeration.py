@@ -1,8 +1,8 @@
-"""Every store operation of a launch and of a resume goes wrong once, and from there on, in each of four ways.
+"""Every store operation of a launch and of a resume fails, once or from then on, in each of four ways.
 
-Not at random: the nth operation for n = 1, 2, 3 ... until there is no nth. After each fault the store is well again;
-then one resume must finish the job, another must write nothing, and the dataset must be whole. The rows differ from
-attempt to attempt, as the statistics of real shards do, so that bytes of two attempts that are mixed show.
+The enumeration is not random: the nth operation fails for n = 1, 2, 3 ... until there is no nth. After each fault the
+store works again. Then one resume must finish the job, another must write nothing, and the dataset must be complete.
+Each attempt has different rows, like the statistics of real shards, so that a mixture of two attempts is detected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError, NoSuchJob, StoreMissing
 from p3d.pipeline.recipe import JobRecord
-from p3d.pipeline.sources.listing import Found
+from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import CREATED, EXISTS, Store
 from tests.pipeline.rows import recipe, shard_rows, videos
 from tests.sim.store import KINDS, Died, FaultyStore, MemoryStore
@@ -46,7 +46,7 @@ class Attempts:
 
 
 def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
-    """What `p3d launch` does to the store, in its order; the network and Ray are left out."""
+    """The store operations of `p3d launch`, in the same order, without the network and Ray."""
     from p3d.jobs.planning.prepare import add_plan
 
     store.prove_create_once()
@@ -54,12 +54,12 @@ def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
     store.create("weights/0.safetensors", b"weights")
     if store.create("job.json", JOB.to_json()) == EXISTS:
         JobRecord.from_json(store.read("job.json"), store.url)
-    add_plan(store, JOB, Found(videos(names), ()), shard_videos=2, limit=None)
+    add_plan(store, JOB, SourceListing(videos(names), ()), shard_videos=2, limit=None)
     work_off(store, epoch, attempts)
 
 
 def resume(store: Store, attempts: Attempts) -> None:
-    """What `p3d resume` does: nothing at all where everything is there."""
+    """The store operations of `p3d resume`: nothing if the job is complete."""
     try:
         JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
@@ -76,7 +76,7 @@ def meet_zombies(store: MemoryStore, attempts: Attempts) -> None:
 
 
 def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies: bool = False) -> None:
-    """Sweep, look, derive what is missing, commit what is left, and say so."""
+    """Sweep, survey, derive missing files, commit the remaining shards, and write the final heartbeat."""
     control.sweep_temps(store)
     plans = manifests(store, JOB)
     work = survey(store, plans)
@@ -88,7 +88,7 @@ def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies:
             theirs = shard_rows(manifest, key.shard, seed=next(attempts.numbers), frames=(40, 0, 16))
             with store.temp_file() as path:
                 commit._write_clips(path, theirs, recipe())
-                MemoryStore.create(store, clips_key(rows.shard.name), path)  # no fault of ours touches them
+                MemoryStore.create(store, clips_key(rows.shard.name), path)  # without the injected faults
         commit_shard(store, rows, recipe(), manifest.user_columns(key.shard))
     control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
 
@@ -100,7 +100,7 @@ def launched(attempts: Attempts) -> MemoryStore:
 
 
 def half_done(attempts: Attempts) -> MemoryStore:
-    """A job that was killed: one shard committed and not derived, one not there."""
+    """A job that was killed: one shard is committed but not derived, one is missing."""
     store = MemoryStore()
     launch(store, FIRST, attempts)
     stems = sorted(key.removeprefix("clips/") for key in store.objects if key.startswith("clips/"))
@@ -120,9 +120,9 @@ PATHS: dict[str, tuple[Callable[[Attempts], MemoryStore], Callable[[Store, Attem
 
 
 def points(path: str, stride: int) -> Iterator[tuple[int, str, bool]]:
-    """Every fault on a path (every `stride`th): as long as the nth operation is reached."""
+    """Every fault on a path (every `stride`th), until there is no nth operation."""
     for first, kind in enumerate(KINDS, 1):
-        for always in (False,) if kind.startswith("crash") else (False, True):  # the dead ask nothing more
+        for always in (False,) if kind.startswith("crash") else (False, True):  # a dead process makes no more requests
             for nth in count(1 + first % stride, stride):
                 if not hit(path, nth, kind, always):
                     break
@@ -130,7 +130,7 @@ def points(path: str, stride: int) -> Iterator[tuple[int, str, bool]]:
 
 
 def hit(path: str, nth: int, kind: str, always: bool) -> bool:
-    """One fault, then health: everything must come right. False if there is no nth operation."""
+    """Inject one fault, then check that the job recovers. Returns False if there is no nth operation."""
     make, act, n_videos = PATHS[path]
     attempts = Attempts()
     store = make(attempts)
@@ -140,11 +140,11 @@ def hit(path: str, nth: int, kind: str, always: bool) -> bool:
         act(faulty, attempts)
     check_kept(store, seen)
     seen = data(store)
-    act(store, attempts)  # the user types the same again
+    act(store, attempts)  # the user repeats the command
     try:
         resume(store, attempts)
     except NoSuchJob as error:
-        raise AssertionError("there is no job after a launch without faults") from error
+        raise AssertionError("the job is missing after a launch without faults") from error
     check_kept(store, seen)
     writes = len(store.written)
     resume(store, attempts)
@@ -153,7 +153,7 @@ def hit(path: str, nth: int, kind: str, always: bool) -> bool:
     assert (found.damaged, found.pending, found.underived) == (False, 0, 0), found.problems
     work = survey(store, manifests(store, JOB))
     assert (work.done.videos, work.n_videos) == (n_videos, n_videos)
-    assert once(store), "a row is there twice"
+    assert once(store), "a row exists twice"
     return faulty.fired > 0
 
 
@@ -162,7 +162,7 @@ def data(store: MemoryStore) -> dict[str, bytes]:
 
 
 def check_kept(store: MemoryStore, seen: dict[str, bytes]) -> None:
-    """I4: what was visible is there, byte for byte."""
+    """I4: every object that was visible still exists, byte for byte."""
     for key, content in seen.items():
         assert store.objects.get(key) == content, f"{key} changed or vanished"
 
@@ -180,20 +180,20 @@ def once(store: MemoryStore) -> bool:
 @pytest.mark.fault(1, 4, 32)
 @pytest.mark.parametrize("path", PATHS)
 def test_whatever_operation_fails_one_resume_makes_everything_right(path: str) -> None:
-    """Lost requests, lost answers and kills at every store operation leave a job that the next run finishes.
+    """After lost requests, lost answers and kills at every store operation, the next run finishes the job.
 
-    One operation in four is tried here; `P3D_STRIDE=1` tries all (`make sim`).
+    Only every fourth operation is tried here; `P3D_STRIDE=1` tries all (`make sim`).
     """
     found = list(points(path, STRIDE))
     print(f"{path}: {len(found)} faults")
     assert len(found) > 100 // STRIDE
 
 
-# ---- mutants: a protocol with one defect each, which some fault above must show -----------------------------------
+# ---- mutants: protocols with one defect each, which some fault above must reveal ----------------------------------
 
 
 def overwrites(patch: pytest.MonkeyPatch) -> None:
-    """A create that replaces what is there."""
+    """A create that replaces an existing object."""
 
     def create(self, key, source):
         self.objects[key] = source if isinstance(source, bytes) else source.read_bytes()
@@ -204,7 +204,7 @@ def overwrites(patch: pytest.MonkeyPatch) -> None:
 
 
 def derives_from_memory(patch: pytest.MonkeyPatch) -> None:
-    """After adopting another's commit, the pooled rows are those of our own clips."""
+    """After adopting another run's commit, the pooled rows are computed from our own clips."""
 
     def commit_and_derive(store, rows, recipe_, own):
         with store.temp_file() as path:
@@ -248,7 +248,7 @@ def never_derives_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def deletes_on_recovery(patch: pytest.MonkeyPatch) -> None:
-    """A resume removes what looks unfinished, to do it again."""
+    """A resume removes unfinished shards to repeat them."""
 
     def sweep(store):
         names, whole = commit.committed_names(store)
@@ -275,7 +275,7 @@ def plan_record_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_name_for_all_plans(patch: pytest.MonkeyPatch) -> None:
-    """Shards are named by their number alone, so that a second plan meets the first one's."""
+    """Shards are named only by their number, so that a second plan's names equal the first one's."""
     from p3d.pipeline.types import ShardPlan
 
     patch.setattr(ShardPlan, "name", property(lambda self: f"00000000-{self.shard:09d}"))
@@ -310,7 +310,7 @@ MUTANTS = [
 def test_a_protocol_with_this_defect_is_caught(
     mutant: Callable[[pytest.MonkeyPatch], None], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some fault on a path shows it, as a broken invariant or as a job that cannot be finished."""
+    """Some fault on a path reveals the defect, as a broken invariant or a job that cannot be finished."""
     mutant(monkeypatch)
     with pytest.raises((AssertionError, JobError, KeyError, ValueError)) as caught:
         for _ in points(path, 1):

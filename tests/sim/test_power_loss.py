@@ -1,4 +1,4 @@
-"""The local store against its disk: the power goes, or a system call fails, at every single call of `create`."""
+"""The local store on a simulated disk: power loss, or a failing system call, at every single call of `create`."""
 
 from __future__ import annotations
 
@@ -34,47 +34,52 @@ def create_file(store: LocalStore) -> str:
         return store.create(KEY, path)
 
 
-def in_an_empty_place(store: LocalStore, disk: Disk) -> None:
+def in_an_empty_output(store: LocalStore, disk: Disk) -> None:
     """There is no output yet."""
 
 
-def beside_another_object(store: LocalStore, disk: Disk) -> None:
-    """Folders are there, and so is another object."""
+def next_to_another_object(store: LocalStore, disk: Disk) -> None:
+    """The folders and another object exist."""
     store.create("clips/b.parquet", OTHER)
 
 
-def where_somebody_was_first(store: LocalStore, disk: Disk) -> None:
-    """The key is taken."""
+def where_another_was_first(store: LocalStore, disk: Disk) -> None:
+    """The key already exists."""
     store.create(KEY, OTHER)
 
 
 def in_a_folder_that_is_not_synced(store: LocalStore, disk: Disk) -> None:
-    """Another process has made the folder just now, and not synced it yet."""
+    """Another process has just created the folder and not synced it yet."""
     disk.now |= {"clips": FOLDER}
     os.makedirs(disk.root / "clips")  # noqa: PTH103 - Path.mkdir is watched
 
 
-PLACES = (in_an_empty_place, beside_another_object, where_somebody_was_first, in_a_folder_that_is_not_synced)
+SITUATIONS = (in_an_empty_output, next_to_another_object, where_another_was_first, in_a_folder_that_is_not_synced)
 every_create = pytest.mark.parametrize(
-    ("create", "place"), [*itertools.product((create_bytes, create_file), PLACES)], ids=lambda value: value.__name__
+    ("create", "situation"),
+    [*itertools.product((create_bytes, create_file), SITUATIONS)],
+    ids=lambda value: value.__name__,
 )
 
 
 @contextlib.contextmanager
-def watched(folder: Path, place: Callable[[LocalStore, Disk], None]) -> Any:
-    """A store on a watched disk, in some place, and the calls counted from there on."""
+def watched(folder: Path, situation: Callable[[LocalStore, Disk], None]) -> Any:
+    """A store on a watched disk in the given situation; calls are counted from then on."""
     with pytest.MonkeyPatch.context() as patch:
         root = folder / "out"
         disk = Disk(root, patch)
         root.mkdir(parents=True)
-        place(LocalStore(str(root)), disk)
+        situation(LocalStore(str(root)), disk)
         disk.durable["."] = FOLDER
         disk.calls = 0
         yield LocalStore(str(root)), disk
 
 
 def check_all(disk: Disk, expected: bytes, *, durable: bool) -> int:
-    """Whatever is left after a power loss: every visible Parquet file is whole, and there if it was promised."""
+    """In every state after a power loss, a visible Parquet file is complete, and it exists if that was promised.
+
+    Returns the number of states.
+    """
     n = 0
     for n, left in enumerate(disk.after_power_loss(), 1):  # noqa: B007 - the number of states
         for name, content in left.items():
@@ -82,22 +87,24 @@ def check_all(disk: Disk, expected: bytes, *, durable: bool) -> int:
                 assert content in (WHOLE, OTHER), f"{name} holds {content!r} after a power loss"
         if KEY in left:
             assert left[KEY] == expected, f"{KEY} holds {left[KEY]!r}"
-        assert KEY in left or not durable, f"{KEY} was promised, and a power loss took it: {sorted(left)}"
+        assert KEY in left or not durable, f"{KEY} was promised, but a power loss removed it: {sorted(left)}"
     return n
 
 
-def check_powers(create: Callable[[LocalStore], str], place: Callable[..., None], tmp_path: Path) -> tuple[int, int]:
-    """Lose power before the nth call for n = 1, 2, 3 ... and after the last; how many points and states there were."""
-    first = place is where_somebody_was_first
+def check_powers(
+    create: Callable[[LocalStore], str], situation: Callable[..., None], tmp_path: Path
+) -> tuple[int, int]:
+    """Lose power before the nth call, n = 1, 2, 3 ..., and after the last; return the numbers of points and states."""
+    first = situation is where_another_was_first
     n_states = 0
     for nth in itertools.count(1):
-        with watched(tmp_path / str(nth), place) as (store, disk):
+        with watched(tmp_path / str(nth), situation) as (store, disk):
             disk.die_at = nth
             reply = None
             with contextlib.suppress(Died):
                 reply = create(store)
             n_states += check_all(disk, OTHER if first else WHOLE, durable=first or reply is not None)
-            visible = {path.name for path in disk.root.rglob("*.parquet")}  # of a reader, with no power loss at all
+            visible = {path.name for path in disk.root.rglob("*.parquet")}  # to a reader, without a power loss
             assert all(path.read_bytes() in (WHOLE, OTHER) for path in disk.root.rglob("*.parquet")), visible
             if reply is not None:
                 assert reply == (EXISTS if first else CREATED)
@@ -111,10 +118,10 @@ def check_powers(create: Callable[[LocalStore], str], place: Callable[..., None]
 
 @pytest.mark.fault(37)
 @every_create
-def test_a_power_loss_leaves_a_whole_object_or_none(create: Callable, place: Callable, tmp_path: Path) -> None:
-    """Whatever of the unsynced writes and links is lost, at whatever call; and what `create` promised stays."""
-    points, states = check_powers(create, place, tmp_path)
-    print(f"{create.__name__} {place.__name__}: {points} points, {states} states")
+def test_a_power_loss_leaves_a_whole_object_or_none(create: Callable, situation: Callable, tmp_path: Path) -> None:
+    """Any unsynced writes and links may be lost at any call; an object that `create` promised remains."""
+    points, states = check_powers(create, situation, tmp_path)
+    print(f"{create.__name__} {situation.__name__}: {points} points, {states} states")
     assert points > 5
     assert states > points
 
@@ -122,12 +129,14 @@ def test_a_power_loss_leaves_a_whole_object_or_none(create: Callable, place: Cal
 @pytest.mark.fault(36, 38)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPERM], ids=errno.errorcode.get)
 @every_create
-def test_a_failing_call_leaves_no_half_object(create: Callable, place: Callable, number: int, tmp_path: Path) -> None:
-    """Every call of `create` fails, before or after its effect: a StoreError, no temporary file, a retry is right."""
-    first = place is where_somebody_was_first
+def test_a_failing_call_leaves_no_half_object(
+    create: Callable, situation: Callable, number: int, tmp_path: Path
+) -> None:
+    """Every call of `create` fails, before or after its effect: a StoreError, no temporary file, a correct retry."""
+    first = situation is where_another_was_first
     failed = set()
     for nth, after in ((nth, after) for nth in itertools.count(1) for after in (False, True)):
-        with watched(tmp_path / f"{nth}{after}", place) as (store, disk):
+        with watched(tmp_path / f"{nth}{after}", situation) as (store, disk):
             disk.fail_at, disk.after, disk.error = nth, after, OSError(number, os.strerror(number))
             reply = None
             try:
@@ -148,8 +157,8 @@ def test_a_failing_call_leaves_no_half_object(create: Callable, place: Callable,
 
 @pytest.mark.fault(37)
 def test_a_control_file_that_a_power_loss_emptied_stops_nobody(tmp_path: Path) -> None:
-    """Heartbeats and cancel requests are replaced without a sync; what may be left of them reads as none."""
-    with watched(tmp_path / "disk", in_an_empty_place) as (store, disk):
+    """Heartbeats and cancel requests are replaced without a sync; damaged ones are read as missing."""
+    with watched(tmp_path / "disk", in_an_empty_output) as (store, disk):
         store.replace("_job/heartbeats/000001.json", b'{"state": "running", "counter": 1}')
         store.replace("_job/cancel/000001.json", b'{"now": true}')
         states = list(disk.after_power_loss())
@@ -166,7 +175,7 @@ def test_a_control_file_that_a_power_loss_emptied_stops_nobody(tmp_path: Path) -
 
 
 def skips_fsync_of_the_file(patch: Patch) -> None:
-    """The object is linked without being synced."""
+    """The file is linked without being synced."""
     true = store_module.fsync
     patch.setattr(store_module, "fsync", lambda path: true(path) if path.is_dir() else None)
 
@@ -178,7 +187,7 @@ def skips_fsync_of_the_folder(patch: Patch) -> None:
 
 
 def links_before_it_syncs(patch: Patch) -> None:
-    """The object is visible a moment before it is safe."""
+    """The object is visible a moment before it is durable."""
 
     def link(self, temp, final):
         try:
@@ -193,7 +202,7 @@ def links_before_it_syncs(patch: Patch) -> None:
 
 
 def renames(patch: Patch) -> None:
-    """The temporary file is renamed, over whatever is there."""
+    """The temporary file is renamed over any existing object."""
 
     def rename(self, temp, final):
         store_module.fsync(temp)
@@ -221,7 +230,7 @@ def writes_in_place(patch: Patch) -> None:
 
 
 def builds_among_the_data(patch: Patch) -> None:
-    """The temporary file lies in clips/, and its name ends in .parquet."""
+    """The temporary file is in clips/, and its name ends in .parquet."""
 
     @contextlib.contextmanager
     def temp_file(self):
@@ -236,7 +245,7 @@ def builds_among_the_data(patch: Patch) -> None:
 
 
 def trusts_folders_of_others(patch: Patch) -> None:
-    """A folder that is there is taken to be safe."""
+    """An existing folder is assumed to be durable."""
     patch.setattr(LocalStore, "_folder", lambda self, folder: store_module.make_folder(folder))
 
 
@@ -265,10 +274,10 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_store_with_this_defect_is_caught(mutant: Callable[[Patch], None], tmp_path: Path) -> None:
-    """Some power loss or some reader finds a half object, or misses a promised one."""
+    """After some power loss, or for some reader, an object is incomplete or a promised one is missing."""
     with pytest.MonkeyPatch.context() as patch:
         mutant(patch)
         with pytest.raises(AssertionError) as caught:
-            for create, place in itertools.product((create_bytes, create_file), PLACES):
-                check_powers(create, place, tmp_path / create.__name__ / place.__name__)
+            for create, situation in itertools.product((create_bytes, create_file), SITUATIONS):
+                check_powers(create, situation, tmp_path / create.__name__ / situation.__name__)
     print(str(caught.value).splitlines()[0])

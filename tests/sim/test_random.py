@@ -1,4 +1,4 @@
-"""Whole jobs in a hostile world, thousands of them: drivers, workers and users interleaved at every store operation.
+"""Thousands of whole jobs under random faults: drivers, workers and users interleaved at every store operation.
 
 P3D_SEEDS=10000 pytest tests/sim/test_random.py        many (`make sim`)
 P3D_FIRST_SEED=123 P3D_SEEDS=1 pytest ...              the one that failed
@@ -24,9 +24,9 @@ SEEDS = range(FIRST, FIRST + int(os.environ.get("P3D_SEEDS", "200")))
 @pytest.mark.timeout(3600)
 @pytest.mark.fault(1, 3, 4, 5, 32, 41)
 def test_whatever_happens_one_resume_finishes_and_nothing_ever_changes() -> None:
-    """Kills, zombies, lost and late requests, outages, cancels, takeovers, new plans break no invariant.
+    """Kills, zombies, lost and late requests, outages, cancels, takeovers and new plans break no invariant.
 
-    I3 to I5 and I7 are held at every change of the store, I1 to I8 at the end, I10 and I11 by the resumes.
+    I3 to I5 and I7 are checked at every change of the store, I1 to I8 at the end, I10 and I11 by the resumes.
     """
     fired: Counter[str] = Counter()
     ended: Counter[str] = Counter()

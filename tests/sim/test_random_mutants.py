@@ -1,7 +1,7 @@
-"""Protocols with one defect each, that only shows when processes meet: some seed must find it.
+"""Protocols with one defect each that appears only if processes interact: some seed must find it.
 
-Those that one process alone can show are in `test_enumeration.py`, the scheduler's in `tests/jobs/test_state.py`, those
-of the disk in `test_power_loss.py`.
+Defects that a single process can reveal are in `test_enumeration.py`, the scheduler's in `tests/jobs/test_state.py`,
+those of the disk in `test_power_loss.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Patch = pytest.MonkeyPatch
 
 
 def renames_if_absent(patch: Patch) -> None:
-    """A commit looks whether the key is free, then renames its file there."""
+    """A commit checks that the key is free, then renames its file to it."""
 
     def create(store, key, path):
         if store.head(key) is not None:
@@ -45,18 +45,18 @@ def renames_if_absent(patch: Patch) -> None:
     patch.setattr(commit, "_create", create)
 
 
-def tries_for_ever(patch: Patch) -> None:
-    """A create whose answer never comes is tried without bound."""
+def tries_forever(patch: Patch) -> None:
+    """A create whose answer never arrives is tried without limit."""
     patch.setattr(commit, "CREATE_TRIES", 10**9)
 
 
 def never_looks_for_newer_runs(patch: Patch) -> None:
-    """A run that was taken over goes on as before."""
+    """A run that was taken over continues as before."""
     patch.setattr(control, "newest_number", lambda store: 0)
 
 
 def adopts_without_deriving(patch: Patch) -> None:
-    """A shard that somebody else committed is taken as done, whatever of it is derived."""
+    """A shard that another run committed counts as done, even without its derived files."""
 
     def commit_shard(store, rows, recipe, own):
         with store.temp_file() as path:
@@ -73,7 +73,7 @@ def all_failed(rows, reason):
     return replace(rows, outcomes=outcomes, clips=(), features_RD=rows.features_RD[:0], probs_RK=rows.probs_RK[:0])
 
 
-def blames_videos_for_outages(patch: Patch) -> None:
+def fails_videos_in_outages(patch: Patch) -> None:
     """A shard that cannot be written for a while is committed as failures."""
     true = commit.commit_shard
 
@@ -87,8 +87,8 @@ def blames_videos_for_outages(patch: Patch) -> None:
     patch.setattr(workers, "commit_shard", commit_shard)
 
 
-def deaths_convict_videos(patch: Patch) -> None:
-    """The videos of a shard whose worker died are failures the next time."""
+def deaths_fail_videos(patch: Patch) -> None:
+    """The videos of a shard whose worker died are failures in the next attempt."""
     true = cluster.extract
 
     def extract(world, plan):
@@ -111,7 +111,7 @@ def oldest_plan_counts(patch: Patch) -> None:
 
 
 class Anything(dict):
-    """Whatever is compared with it is what it holds."""
+    """A dictionary whose values compare equal to everything."""
 
     def __getitem__(self, key):
         return Same()
@@ -125,13 +125,13 @@ class Same:
 
 
 def counts_superseded_rows(patch: Patch) -> None:
-    """A video that two plans name counts twice."""
+    """A video in two plans counts twice."""
     true = job.newest_plans
     patch.setattr(job, "newest_plans", lambda manifests: Anything(true(manifests)))
 
 
 def both_are_in_charge(patch: Patch) -> None:
-    """Of two runs that claim the same number, neither looks whether it won."""
+    """Of two runs that claim the same number, neither checks whether it won."""
     true = control.claim
 
     def claim(store, options, **named):
@@ -147,7 +147,7 @@ def both_are_in_charge(patch: Patch) -> None:
 
 
 def loses_a_plan_silently(patch: Patch) -> None:
-    """Of two runs that plan the same number, the one that lost believes that its plan counts."""
+    """Of two runs that create the same plan number, the loser believes that its plan counts."""
     true = manifest.write_plan
 
     def write_plan(store, *given):
@@ -162,7 +162,7 @@ def loses_a_plan_silently(patch: Patch) -> None:
 
 
 def forgets_a_plans_number(patch: Patch) -> None:
-    """Shards are named by their videos alone, so that a second retry of the same meets the first."""
+    """Shards are named only by their videos, so that a second retry of the same videos gets the same names."""
     true = manifest.plan_digest
     patch.setattr(manifest, "plan_digest", lambda recipe_digest, seq, videos: true(recipe_digest, 1, videos))
 
@@ -194,13 +194,13 @@ def sweeps_unfinished_shards(patch: Patch) -> None:
     patch.setattr(control, "sweep_temps", sweep)
 
 
-MUTANTS = [  # and the seed from which they are tried: it is shown soon after
+MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
     (renames_if_absent, 105),
-    (tries_for_ever, 15),
+    (tries_forever, 15),
     (never_looks_for_newer_runs, 5),
     (adopts_without_deriving, 0),
-    (blames_videos_for_outages, 243),
-    (deaths_convict_videos, 5),
+    (fails_videos_in_outages, 243),
+    (deaths_fail_videos, 5),
     (oldest_plan_counts, 95),
     (counts_superseded_rows, 0),
     (both_are_in_charge, 13),
@@ -215,7 +215,7 @@ MUTANTS = [  # and the seed from which they are tried: it is shown soon after
 def test_the_world_catches_a_protocol_with_this_defect(
     mutant: Callable[[Patch], None], first: int, monkeypatch: Patch
 ) -> None:
-    """Some seed, all of which the true protocol passes, shows it as a broken invariant."""
+    """The correct protocol passes all seeds; with the defect, some seed breaks an invariant."""
     mutant(monkeypatch)
     with pytest.raises((AssertionError, JobError)) as caught:
         for seed in range(first, first + 400):

@@ -1,4 +1,4 @@
-"""One process's way to the store of its world, with all that can go wrong on it."""
+"""One process's access to the store of its world, with all its possible faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sim.world import World
 
 
 class View(Store):
-    """What a process sees: requests and answers are lost or late, the store is out, and others come in between."""
+    """The store as seen by a process: requests and answers may be lost or late, and others may run in between."""
 
     def __init__(self, inner: CheckedStore, world: World) -> None:
         self.url, self.inner, self.world = inner.url, inner, world
@@ -24,12 +24,12 @@ class View(Store):
     def _do(self, what: str, key: str, operation: Callable[[], Any], *, late: Callable[[], Any] | None = None) -> Any:
         world = self.world
         world.step(f"{what} {key}")
-        if what not in ("creates", "looks for"):  # it gave up for now: what comes later is another round of tries
+        if what not in ("creates", "looks for"):  # it gave up: later creates are new attempts
             world.current.notes.pop("tries", None)
         try:
             return self._happen(operation, late)
         except StoreUnknown:
-            world.current.notes["beats"] = 0  # a run that could not look need not know
+            world.current.notes["beats"] = 0  # a run that could not read may not know of a newer one
             raise
         except AssertionError as error:
             world.fail(error)
@@ -61,7 +61,7 @@ class View(Store):
             self.world.note(f"{how} {key}: {created} {len(self.inner.objects[key])}")
             if key.startswith("clips/"):
                 if created == EXISTS:
-                    fired["somebody else's commit is there"] += 1
+                    fired["another commit is there"] += 1
                 elif how == "late":
                     fired["commit arrives after its worker gave up"] += 1
                 elif me.given_up:
@@ -121,6 +121,6 @@ class View(Store):
             with unless_swept(path):
                 yield path
         finally:
-            if not me.dead:  # the dead do not clean up
+            if not me.dead:  # a dead process does not clean up
                 path.unlink(missing_ok=True)
                 inner.temps.pop(f"_job/tmp/{name}", None)

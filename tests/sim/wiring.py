@@ -1,4 +1,4 @@
-"""The places where real code meets the world: clocks, threads, process numbers, signals, Ray, Arrow."""
+"""Connects real code with the simulated world: clocks, threads, process numbers, signals, Ray, Arrow."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from tests.sim.cluster import shard_error_of
 from tests.sim.life import Life
 from tests.sim.world import patched
 
-SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # memory, if there is some
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory, if available
 
 
 def write(life: Life, path: Path, table: pa.Table, footer: dict[str, str]) -> None:
-    """Write a file; others may come before it is looked at again."""
+    """Write a file; other processes may run before it is read again."""
     life.step(f"has written {memory.written(path, table, footer)} bytes")
 
 
 def thread(life: Life, *, target: Any, name: str, daemon: bool) -> Any:
-    """A thread of the current process is a process of its own that ends with it."""
+    """Run a thread of the current process as a simulated process that ends with it."""
     return SimpleNamespace(start=lambda: life.spawn("thread", f"{life.current.name} {name}", target))
 
 
 class OneThread:
-    """Stands where ThreadPoolExecutor does."""
+    """Replaces ThreadPoolExecutor."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -59,7 +59,7 @@ class OneThread:
 
 @contextlib.contextmanager
 def real_code_of(life: Life) -> Iterator[None]:
-    """Clocks, process numbers, threads and Ray are the world's."""
+    """Replace clocks, process numbers, threads and Ray by the world's."""
     time = SimpleNamespace(monotonic=lambda: life.clock, sleep=life.wait)
     uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
     again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
@@ -104,7 +104,7 @@ def real_code_of(life: Life) -> Iterator[None]:
 
 
 class NoLog:
-    """Stands for the log of a run, on which nothing rests: its writes would only shift the faults of known seeds."""
+    """Replaces the log of a run, because its writes would only shift the faults of known seeds."""
 
     def __init__(self, *_: object) -> None: ...
     def add(self, sentence: str) -> None: ...
@@ -113,7 +113,7 @@ class NoLog:
 
 
 class NoMetrics:
-    """Stands for the numbers that Ray would export."""
+    """Replaces the metrics that Ray would export."""
 
     def __init__(self, *_: object) -> None: ...
     def begin(self, *_: object) -> None: ...
@@ -124,7 +124,7 @@ class NoMetrics:
 
 
 class Signals:
-    """Stands where the module `signal` does in a driver; only the main thread of a real process may use that."""
+    """Replaces the module `signal` in a driver; only the main thread of a real process may use that module."""
 
     SIGINT, SIGTERM, Signals = signal.SIGINT, signal.SIGTERM, signal.Signals
 

@@ -1,10 +1,10 @@
-"""Many processes in one, told by a seed: each runs real code in a thread of its own, and only one runs at a time.
+"""Simulates many processes in one, controlled by a seed: each runs real code in its own thread, one at a time.
 
-    step(what)   every store operation comes by here: others may run first, things may go wrong, time passes
-    wait(...)    a process sleeps until a time, or until something is true
+    step(what)   called for every store operation: others may run first, faults may happen, time passes
+    wait(...)    a process sleeps until a time, or until a condition is true
 
-Whoever leaves the processor draws who goes on, from the seed and from nothing else; time is virtual. A killed process
-does nothing more: its next step raises Died, which no code catches.
+A process that yields draws the next one from the seed alone; time is virtual. A killed process does nothing more: its
+next step raises Died, which no code catches.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 
 from tests.sim.store import Died
 
-MOST_STEPS = 20_000  # of a whole life: what takes more does not end (I11)
-STAYS = 0.4  # share of steps after which the same process goes on
-SLEEPER = 0.02  # share of steps at which all others are slow, and a sleeper is woken
+MOST_STEPS = 20_000  # of a whole life: more is treated as never ending (I11)
+STAYS = 0.4  # share of steps after which the same process continues
+SLEEPER = 0.02  # share of steps at which all ready processes are slow, so that a sleeper wakes first
 
 
 @dataclass(eq=False)
 class Process:
-    """Something that runs on `host`. `dead` as soon as it is killed; `over` when nothing of it runs any more."""
+    """A simulated process on `host`. It is `dead` as soon as it is killed and `over` when its thread has ended."""
 
     kind: str
     name: str
@@ -55,7 +55,7 @@ class Process:
 
 
 class World:
-    """One seed: its processes, its clock, what went wrong, and a trace of everything."""
+    """One seed: its processes, its clock, the faults that happened, and a trace of all events."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.rng = seed, Random(seed)
@@ -64,8 +64,8 @@ class World:
         self.fired: Counter[str] = Counter()
         self.trace: list[str] = []
         self.failure: BaseException | None = None
-        self.out_until = 0.0  # no store answers before
-        self.late: list[tuple[float, int, Callable[[], None]]] = []  # requests that are still on their way
+        self.out_until = 0.0  # end of a store outage
+        self.late: list[tuple[float, int, Callable[[], None]]] = []  # delayed requests that have not arrived
         self._numbers = count(1)
         self.main = Process("main", "main", 0, "host of main", lambda: None)
         self.current = self.main
@@ -74,7 +74,7 @@ class World:
     # -- processes
 
     def spawn(self, kind: str, name: str, act: Callable[[], Any], host: str = "") -> Process:
-        """A new process, ready to run; its parent is whoever asks."""
+        """A new process, ready to run; its parent is the current process."""
         number = next(self._numbers)
         process = Process(kind, f"{name}#{number}", number, host or self.current.host, act, self.clock)
         process.parent = self.current
@@ -82,14 +82,14 @@ class World:
         return process
 
     def kill(self, process: Process, why: str) -> None:
-        """As kill -9: it does nothing more, cleans up nothing, and its children hear of it only later."""
+        """Like kill -9: the process does nothing more, not even cleanup, and its children notice only later."""
         if process.alive:
             self.note(f"{why}: {process.name}")
             process.dead = True
             process.wake = self.clock
 
     def wait(self, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> None:
-        """Sleep for a time, or until something is true; with neither, only others' doings can wake it."""
+        """Sleep for a time or until a condition is true; with neither, only yield to other processes."""
         me = self.current
         if me.dead:
             raise Died
@@ -99,7 +99,7 @@ class World:
         me.until, me.wake = None, self.clock
 
     def step(self, what: str) -> None:
-        """One operation of a process: time passes, others may come first, and the world may be unkind."""
+        """One operation of a process: time passes, others may run first, and faults may happen."""
         me = self.current
         if me is self.main:
             return
@@ -110,18 +110,18 @@ class World:
             self.fail(AssertionError(f"I11: no end after {self.steps} steps: {self.trace[-12:]}"))
         self.note(f"{me.name} {what}")
         self.clock += 0.001
-        self.misfortune(me)
+        self.maybe_fault(me)
         if self.strikes("slow", quiet=True):
             me.wake = self.clock + self.rng.choice((0.1, 1.0, 8.0, 60.0))
         elif self.rng.random() < STAYS and me.alive:
             return
         self._hand_on()
 
-    def misfortune(self, process: Process) -> None:
-        """What may befall anybody at any step; a world of its own kind adds its own."""
+    def maybe_fault(self, process: Process) -> None:
+        """Faults that may happen at any step; subclasses override this."""
 
     def strikes(self, fault: str, *, quiet: bool = False) -> bool:
-        """Draw whether a fault happens now. A quiet one is counted by whoever carries it out."""
+        """Draw whether a fault happens now. A quiet one is counted by the caller."""
         rate = self.rates.get(fault, 0.0)
         if not rate or self.rng.random() >= rate:
             return False
@@ -130,7 +130,7 @@ class World:
         return True
 
     def fail(self, error: BaseException) -> None:
-        """An invariant does not hold: the whole world ends, whatever the code in between would make of an error."""
+        """An invariant is violated: end the whole world, even if the code in between would catch an error."""
         self.failure = self.failure or error
         raise Died
 
@@ -142,13 +142,13 @@ class World:
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
     def post(self, seconds: float, effect: Callable[[], None]) -> None:
-        """Something that will happen whatever becomes of whoever asked for it."""
+        """Schedule an effect that happens even if the current process dies."""
         heapq.heappush(self.late, (self.clock + seconds, next(self._numbers), effect))
 
-    # -- who runs
+    # -- which process runs
 
     def _hand_on(self) -> None:
-        """Give the baton to whoever is drawn, and come back when it is our turn."""
+        """Give the baton to a drawn process, and return when it is our turn."""
         me, chosen = self.current, self._choose()
         if chosen is not me:
             self._pass(chosen)
@@ -174,7 +174,7 @@ class World:
                 process.result = process.act()
         except Died:
             process.dead = True
-        except BaseException as error:  # noqa: BLE001 - whatever goes wrong in a thread is the seed's failure
+        except BaseException as error:  # noqa: BLE001 - any error in a thread fails the seed
             self.failure = self.failure or error
         process.over = True
         self.note(f"{process.name} {'killed' if process.dead else 'ends'}")
@@ -211,7 +211,7 @@ class World:
             heapq.heappop(self.late)[2]()
 
     def end(self) -> None:
-        """Let every thread of the seed go."""
+        """End every thread of the seed."""
         self.failure = None
         for process in self.processes:
             process.dead = process is not self.main
@@ -223,7 +223,7 @@ class World:
             self._unwind(living)
 
     def _unwind(self, process: Process) -> None:
-        """The next to go on is main, whatever is drawn."""
+        """Run a process to its end; main continues after it."""
         self._choose = lambda: self.main  # type: ignore[method-assign] # the world is over
         process.baton.release()
         self.main.baton.acquire()
@@ -232,12 +232,12 @@ class World:
 
 @contextmanager
 def patched(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Attributes replaced for a while."""
-    before = [(place, name, getattr(place, name)) for place, name, _ in changes]
-    for place, name, value in changes:
-        setattr(place, name, value)
+    """Replace attributes within this context."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for place, name, value in before:
-            setattr(place, name, value)
+        for owner, name, value in before:
+            setattr(owner, name, value)

@@ -1,7 +1,7 @@
-"""The bad-file zoo: for every reason of the README's table a file that ends in it, and odd files that do not.
+"""Bad files: for every reason in the README's table a file that ends in it, and odd files that have rows.
 
-A case is built by a test, never stored. `plant` names what goes wrong while the file is read, where no file can do it
-by itself (tests/zoo/plants.py); such a file is a good video otherwise.
+Tests build the files; none is stored. `plant` names a fault that is injected while the file is read
+(tests/zoo/plants.py), where no file can cause it by itself; such a file is a good video otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Build = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A file name, what becomes of it (None: it has rows), and how it is made at a path."""
+    """A file name, its reason of failure (None: it has rows), and a function that writes it to a path."""
 
     name: str
     reason: Reason | None
@@ -55,7 +55,7 @@ def _cut(share: float, build: Build, suffix: str) -> Build:
 
 
 def _all_bad(path: Path) -> None:
-    """Every byte of the samples overwritten, the index whole."""
+    """Every byte of the samples overwritten, with an intact index."""
     data = bytearray(faststart(path, 30).read_bytes())
     start = data.index(b"mdat") + 4
     data[start:] = b"\xff" * (len(data) - start)
@@ -85,7 +85,7 @@ def _long(path: Path) -> None:
 
 
 def _flat(path: Path) -> None:
-    """One grey: what the planted defect of the network looks for."""
+    """All grey: the injected fault of the network reacts to it."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=25, options=FAST)
         stream.height, stream.width = 96, 192
@@ -113,7 +113,7 @@ def _link_out(path: Path) -> None:
 
 
 def _playlist(path: Path) -> None:
-    """Names a good video beside it, which a demuxer would read in its place."""
+    """Names a good video next to it, which a demuxer would read instead."""
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{path.parent / 'good.mp4'}\n#EXT-X-ENDLIST\n")
 
 
@@ -123,7 +123,7 @@ def _concat(path: Path) -> None:
 
 _R = Reason
 CASES: tuple[Case, ...] = (
-    # rows 16 and 18: what is odd and yet a video
+    # rows 16 and 18: odd videos that have rows
     Case("good.mp4", None, good),
     Case("one_frame.mp4", None, lambda path: good(path, 1)),
     Case("short.mp4", None, lambda path: good(path, 5)),
@@ -165,7 +165,7 @@ CASES: tuple[Case, ...] = (
     # row 22
     Case("fifo.mp4", _R.NOT_A_FILE, lambda path: os.mkfifo(path)),
     Case("link_out.mp4", _R.NOT_A_FILE, _link_out),
-    # rows 11 to 14 and 25, 26: what happens while a file is read
+    # rows 11 to 14 and 25, 26: faults while a file is read
     Case("flat.mp4", _R.NON_FINITE, _flat, "nan"),
     Case("memory.mp4", _R.DECODE_MEMORY, good, "memory"),
     Case("crash.mp4", _R.DECODER_CRASH, good, "crash"),

@@ -12,7 +12,7 @@ def _box(content: bytes) -> bytes:
 
 
 def outside_reference(whole: Path, path: Path, decoy: Path) -> Path:
-    """A mov whose samples are in another file: its data reference is a Macintosh alias of `decoy`, beside it.
+    """A mov whose samples are in another file: its data reference is a Macintosh alias of `decoy`, next to it.
 
     QuickTime File Format, "Data Reference Atoms"; laid out as FFmpeg reads it (libavformat/mov.c, `enable_drefs`).
     """
@@ -35,7 +35,7 @@ def outside_reference(whole: Path, path: Path, decoy: Path) -> Path:
 
 
 def texts(decoy: Path, port: int) -> dict[str, bytes]:
-    """Lists in every dialect that FFmpeg knows, each naming a local video and an address."""
+    """Playlists in every format that FFmpeg knows, each naming a local video or an address."""
     url = f"http://127.0.0.1:{port}/x.mp4"
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{decoy}\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n".encode()
     dash = (
@@ -62,13 +62,13 @@ def texts(decoy: Path, port: int) -> dict[str, bytes]:
 
 
 def names(decoy: Path, port: int) -> list[str]:
-    """File names that are addresses, protocols, patterns or options to a careless reader."""
-    beside = decoy.name
+    """File names that a careless reader takes for addresses, protocols, patterns or options."""
+    other = decoy.name
     return [
         f"http:__127.0.0.1:{port}_x.mp4",
-        f"concat:{beside}|{beside}",
-        f"file:{beside}",
-        f"subfile,,start,0,end,0,,:{beside}",
+        f"concat:{other}|{other}",
+        f"file:{other}",
+        f"subfile,,start,0,end,0,,:{other}",
         "pipe:0",
         "data:video_mp4;base64,AAAA",
         "frame%03d.mp4",

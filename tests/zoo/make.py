@@ -1,4 +1,4 @@
-"""Small videos whose every frame carries its own number, so that a test checks identity and not likeness.
+"""Small videos whose frames each show their own number, so that tests can check the identity of frames.
 
 A frame is a grid of 8 x 2 squares, black or white: the bits of its number, lowest first, row by row. The squares are
 large enough to survive any codec and any resize; `numbers_in` reads them back.
@@ -31,7 +31,7 @@ def picture(number: int, height: int, width: int) -> np.ndarray:
 
 
 def numbers_in(frames_NHWC: np.ndarray) -> list[int]:
-    """The number that each frame carries, read from the middle of its squares."""
+    """The number that each frame shows, read from the middle of its squares."""
     height, width = frames_NHWC.shape[1:3]
     found = np.zeros(len(frames_NHWC), np.int64)
     for bit in range(BITS):
@@ -43,10 +43,10 @@ def numbers_in(frames_NHWC: np.ndarray) -> list[int]:
 
 @contextlib.contextmanager
 def usual_priority() -> Iterator[None]:
-    """Whatever a codec does to this thread's scheduling ends here.
+    """Restore the scheduling of this thread after a codec has changed it.
 
-    Run by root, SVT-AV1 gives the thread that opens it real-time priority. Every process that a test started afterwards
-    would have it too, and one of them, pinned to a core, stopped the machine in a loop of the kernel's.
+    Run by root, SVT-AV1 gives the thread that opens it real-time priority. Every process that a test starts afterwards
+    would inherit it. One of them, pinned to a core, stopped the machine in a loop of the kernel.
     """
     policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
@@ -74,7 +74,7 @@ def video(
     gop: int | None = None,
     b_frames: int | None = None,
 ) -> Path:
-    """Write n_frames numbered frames, 25 (`ticks_per_s`) a second; `pts` gives other times, `noise` more bytes."""
+    """Write n_frames numbered frames at 25 (`ticks_per_s`) per second; `pts` sets other times, `noise` adds bytes."""
     rng = np.random.default_rng(0)
     with usual_priority(), av.open(str(path), "w", format=container, options=muxer or {}) as output:
         stream = output.add_stream(codec, rate=ticks_per_s, options=options or {})
@@ -100,7 +100,7 @@ def video(
 
 
 def looped(source: Path, path: Path, times: int) -> Path:
-    """The packets of `source`, `times` times one after the other: a long video that nobody has to encode."""
+    """The packets of `source`, `times` times in a row: a long video without encoding it."""
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -136,7 +136,7 @@ def cut(source: Path, path: Path, share: float) -> Path:
 
 
 def damaged(source: Path, path: Path, at: float, n_bytes: int) -> Path:
-    """A file with `n_bytes` overwritten by 0xff from the share `at` of its length on."""
+    """A file with `n_bytes` bytes overwritten by 0xff, starting at the share `at` of its length."""
     data = bytearray(source.read_bytes())
     start = int(len(data) * at)
     data[start : start + n_bytes] = b"\xff" * n_bytes

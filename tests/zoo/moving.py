@@ -1,20 +1,20 @@
-"""Videos of moving content, each unlike the others, and what becomes of videos on their way: known answers of search.
+"""Videos of distinct moving content, and altered copies of them, to test search with known answers.
 
-A seed draws a coloured, cloudy background that drifts, and a few discs and bars that move over it, each at a pace of
-its own. `altered` reads such a file back and writes it as a copy would be found elsewhere.
+A seed draws a coloured, cloudy background that drifts, and a few discs and bars that move over it at different speeds.
+`altered` reads such a file and writes a modified copy, such as those found on the web.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 
+from tests.zoo import corpus
+
 HW = (180, 240)
-FPS = 25
 
 
 def frames(seed: int, n_frames: int, hw: tuple[int, int] = HW) -> Iterator[np.ndarray]:
@@ -51,7 +51,7 @@ def frames(seed: int, n_frames: int, hw: tuple[int, int] = HW) -> Iterator[np.nd
 
 
 def _bilinear(coarse: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The coarse picture at fractional places, wrapped around."""
+    """The coarse picture at fractional coordinates, wrapped around."""
     cells = len(coarse)
     r, c = rows.astype(int), columns.astype(int)
     fr, fc = (rows - r)[:, None, None], (columns - c)[None, :, None]
@@ -81,7 +81,7 @@ def _cropped(pictures: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _faster(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """At 1.1 times the pace: every eleventh frame is gone."""
+    """At 1.1 times the speed: every eleventh frame is removed."""
     return [pictures[at * 11 // 10] for at in range(len(pictures) * 10 // 11)]
 
 
@@ -92,24 +92,12 @@ def _letterboxed(pictures: list[np.ndarray]) -> list[np.ndarray]:
 
 
 ALTERATIONS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
-    "re-encoded": lambda pictures: pictures,  # at crf 33, of which the squares can be seen
+    "re-encoded": lambda pictures: pictures,  # at crf 33, with visible block artefacts
     "cropped": _cropped,
     "1.1x faster": _faster,
     "letterboxed": _letterboxed,
 }
 
 
-def _write(path: Path, pictures: Iterator[np.ndarray] | list[np.ndarray], crf: str) -> Path:
-    with av.open(str(path), "w") as output:
-        stream = None
-        for number, picture in enumerate(pictures):
-            if stream is None:
-                stream = output.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": crf})
-                stream.height, stream.width = picture.shape[:2]
-                stream.pix_fmt = "yuv420p"
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            output.mux(stream.encode(frame))
-        assert stream is not None, "a video has frames"
-        output.mux(stream.encode())
-    return path
+def _write(path: Path, pictures: Iterable[np.ndarray], crf: str) -> Path:
+    return corpus.write(path, pictures, corpus.Codec("libx264", options={"preset": "veryfast", "crf": crf}))

@@ -1,7 +1,7 @@
-"""Mischief in the processes of a real job: what goes wrong is planted by the name of the video that is read.
+"""Fault injection in the processes of a real job: the name of the video that is read selects the fault.
 
-As `sitecustomize`, found by PYTHONPATH, this runs before anything else in each process that Ray starts, and wraps two
-functions once their modules are imported: the door of decoding, and the network.
+As `sitecustomize`, found by PYTHONPATH, this runs before anything else in each process that Ray starts. It wraps two
+functions when their modules are imported: `open_frames` and the network's `encode`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a `p3d` process needs in its environment to be planted."""
+    """The environment variables that inject the faults into a `p3d` process."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({__file__!r}, run_name='planted')\n")
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -70,7 +70,7 @@ ACTIONS: dict[str, Callable[[str], None]] = {
 }
 
 
-def _at_the_door(module: ModuleType) -> None:
+def _into_decoding(module: ModuleType) -> None:
     real = module.open_frames
 
     def open_frames(path: str, *args: Any, **options: Any) -> Any:
@@ -83,7 +83,7 @@ def _at_the_door(module: ModuleType) -> None:
     module.open_frames = open_frames  # type: ignore[attr-defined]
 
 
-def _in_the_network(module: ModuleType) -> None:
+def _into_the_network(module: ModuleType) -> None:
     real = module.Encoder.encode
 
     def encode(self: Any, frames_NHWC: Any, index_BT: Any) -> Any:
@@ -97,11 +97,11 @@ def _in_the_network(module: ModuleType) -> None:
     module.Encoder.encode = encode  # type: ignore[attr-defined]
 
 
-PLANTS = {"p3d.pipeline.decode.messages": _at_the_door, "p3d.encoder": _in_the_network}
+PLANTS = {"p3d.pipeline.decode.messages": _into_decoding, "p3d.encoder": _into_the_network}
 
 
 class Planter(importlib.abc.MetaPathFinder):
-    """Lets the real import happen, then changes the module."""
+    """Performs the real import, then changes the module."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name not in PLANTS:

@@ -1,8 +1,8 @@
 """Which decoder reads this video? A pure function of what the probe found.
 
-decord only where its frames were proved right (shared measurements over 84 generated and 127 public files; the tests
-here compare every clip): elsewhere it repeats, drops or misplaces frames without saying so, or never returns. PyAV,
-read from front to back, is right everywhere, and of many codecs faster.
+decord reads only videos for which its frames were proved right, by measurements over 84 generated and 127 public files
+and by tests that compare every clip. On others it silently repeats, drops or misplaces frames, or never returns. PyAV,
+read from front to back, is right everywhere, and faster for many codecs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from p3d.pipeline.decode.blocks import BLOCK_FRAMES
+from p3d.pipeline.decode.blocks import CHUNK_FRAMES
 from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.errors import Reason, VideoError
@@ -20,44 +20,44 @@ RouteName = Literal["decord", "pyav", "nvdec"]
 
 DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg", "prores"))
 NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
-NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, half the chroma: what every engine decodes
+NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, 4:2:0: what every NVDEC engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
-# Where `auto` takes PyAV, for decord is slower (docs/measurements.md): these codecs, by 4 to 12% on an Intel processor
-# and not faster on an AMD one, and pictures of fewer pixels, of which its own loop reads 0.85 to 0.93 of what PyAV's
-# does. With ProRes the two are level.
+# `auto` takes PyAV where decord is slower (docs/measurements.md). For these codecs decord was 4 to 12% slower on an
+# Intel processor and not faster on an AMD one. For pictures of fewer pixels its own loop reached 0.85 to 0.93 of the
+# throughput of PyAV's. For ProRes both are equally fast.
 SLOWER_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"))
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
-# Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72 (all others
-# up to 519 were right on this CPU; the bug depends on its vector width, so the shape is checked while reading too).
+# Pixels after the resize. decord returned a wrong shape or refused at 1-4, 6, 8, 12, 16, 24, 48 and 72. All others
+# up to 519 were right on one CPU. The bug depends on the CPU's vector width, so reading checks the shape too.
 MIN_RESIZED_WIDTH = 100
-MAX_BLOCK_BYTES = 256 * 1024**2  # of such a run, resized
-MAX_PACKET_BYTES = 64 * 1024**2  # compressed: decord queues the packets of all the file it is given at its first read
-# From so many frames on, giving decord each run as a file of its own costs less than to seek: it reads all packets from
-# there to the end again (measured: the same at 15 000 frames).
+MAX_CHUNK_BYTES = 256 * 1024**2  # of a GOP chunk, after the resize
+MAX_PACKET_BYTES = 64 * 1024**2  # compressed: at its first read, decord queues all packets of the file it is given
+# Above this number of frames, giving decord each GOP chunk as a file of its own costs less than a seek, after which it
+# reads all packets up to the end again (measured: equal at 15 000 frames).
 MANY_FRAMES = 16_384
 
 
 def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
     """("decord", "pyav" or "nvdec", why in words).
 
-    VideoError(unsupported) when decord or nvdec is asked for by name and cannot read this video rightly.
+    VideoError(unsupported) when decord or nvdec is requested by name but is not proved to read this video correctly.
     """
     if policy.decoder == "pyav":
-        return "pyav", "asked for"
+        return "pyav", "requested"
     if policy.decoder == "nvdec":
         objection = next(_objections_to_nvdec(found), "")
         if objection:
             raise VideoError(Reason.UNSUPPORTED, f"nvdec does not read this video: {objection}")
-        return "nvdec", "asked for"
+        return "nvdec", "requested"
     objection = next(_objections(found, spec), "")
     if not objection and policy.decoder == "auto" and (slower := _slower(found)):
         return "pyav", slower
     if not objection:
         return "decord", f"{found.codec} in {found.container} with exact frames"
     if policy.decoder == "decord":
-        raise VideoError(Reason.UNSUPPORTED, f"decord does not read this video rightly: {objection}")
+        raise VideoError(Reason.UNSUPPORTED, f"decord does not read this video correctly: {objection}")
     return "pyav", objection
 
 
@@ -71,18 +71,18 @@ def _slower(found: Probe) -> str:
 
 
 def in_pieces(found: Probe) -> bool:
-    """Must decord, or had it better, be given the runs of this file one by one, as files of their own?"""
+    """Should decord get each GOP chunk as an in-memory file, because the file is too large or has too many frames?"""
     return exact_seek(found) and (found.n_frames > MANY_FRAMES or found.packet_bytes > MAX_PACKET_BYTES)
 
 
 def _objections_to_nvdec(found: Probe) -> Iterator[str]:
-    """Why a GPU must not read this video: what it cannot, and what nothing has shown it to read rightly."""
+    """Why a GPU must not read this video: it cannot, or it was never shown to read such videos correctly."""
     if found.codec not in NVDEC_CODECS:
-        yield f"codec {found.codec} is not one that it decodes"
+        yield f"it does not decode codec {found.codec}"
     if found.pixel_format not in NVDEC_PIXELS:
-        yield f"pixel format {found.pixel_format}, where 8 bits and 4:2:0 are asked for"
+        yield f"pixel format {found.pixel_format}, but it needs 8 bits and 4:2:0"
     if not set(found.container.split(",")) & DECORD_CONTAINERS:
-        yield f"container {found.container}: frames after a seek are not proved"
+        yield f"container {found.container}: its frames after a seek are not proved right"
     if found.truncated:
         yield found.truncated
     if found.encrypted:
@@ -96,11 +96,11 @@ def _objections_to_nvdec(found: Probe) -> Iterator[str]:
 
 
 def exact_seek(found: Probe) -> bool:
-    """May this video be decoded from any of its key frames on, with the very frames that come from front to back?
+    """Does decoding from any key frame give exactly the frames of a decode from front to back?
 
-    A closed list, each proved by a test over every key frame of made videos and of the samples: the container has an
-    index, every frame has its time, nothing is cut or left out, and each key frame is a clean start by its own bytes.
-    How FFmpeg reads 4:4:4 H.264 may depend on a message in the first packet (x264 before build 151), so it is not one.
+    Each condition is proved by a test over every key frame of generated and sample videos: the container has an index,
+    every frame has a time, nothing is cut or discarded, and the bytes of each key frame prove a clean start. 4:4:4
+    H.264 is excluded: how FFmpeg reads it may depend on a message in the first packet (x264 before build 151).
     """
     return (
         bool(set(found.container.split(",")) & SEEKABLE_CONTAINERS)
@@ -115,12 +115,12 @@ def exact_seek(found: Probe) -> bool:
 
 
 def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
-    """Why decord must not read this video, one sentence each; the source of each is decoders.md or a test here."""
+    """Reasons why decord must not read this video; each comes from decoders.md or a test of this repository."""
     names = set(found.container.split(","))
     if found.codec not in DECORD_CODECS:
-        yield f"codec {found.codec} is not one of those proved"
+        yield f"codec {found.codec} is not proved for decord"
     if not names & DECORD_CONTAINERS:
-        yield f"container {found.container}: its times, or its first frames, come out wrong"
+        yield f"container {found.container}: decord gives wrong times or wrong first frames"
     if found.truncated:
         yield found.truncated
     if found.encrypted:
@@ -134,7 +134,7 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
     if found.turn.mirrored:
         yield "the picture is mirrored, not only turned"
     if found.turn.degrees and "mov" not in names:
-        yield f"a picture turned by {found.turn.degrees} degrees, outside of mov and mp4"
+        yield f"a picture turned by {found.turn.degrees} degrees, outside mov and mp4"
     if found.n_frames < found.n_promised:
         yield f"{found.n_frames} of {found.n_promised} promised frames"
     if found.start_s_N is None:
@@ -144,14 +144,14 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
     height, width = spec.target_hw(*found.display_hw)
     if width < MIN_RESIZED_WIDTH:
         yield f"width {width} after the resize is below {MIN_RESIZED_WIDTH}"
-    if height * width * 3 * min(BLOCK_FRAMES, found.n_frames) > MAX_BLOCK_BYTES:
-        yield f"a block of frames resized to {height}x{width} takes more than {MAX_BLOCK_BYTES} bytes"
+    if height * width * 3 * min(CHUNK_FRAMES, found.n_frames) > MAX_CHUNK_BYTES:
+        yield f"a GOP chunk of frames resized to {height}x{width} takes more than {MAX_CHUNK_BYTES} bytes"
     if not found.closed_gops:
-        yield "open GOPs: decord cannot place the frames after a seek"
-    if found.n_frames > BLOCK_FRAMES and not found.proved_keys:
-        yield "key frames that do not prove to be ones: decord could not be stopped between them"
-    run_bytes = found.packet_bytes * BLOCK_FRAMES // max(found.n_frames, BLOCK_FRAMES)
-    if (run_bytes if exact_seek(found) else found.packet_bytes) > MAX_PACKET_BYTES:
-        yield f"{found.packet_bytes >> 20} MiB of packets: too much for decord, which holds those of what it is given"
-    if found.n_frames > BLOCK_FRAMES and found.largest_gop > BLOCK_FRAMES:
-        yield f"GOPs of up to {found.largest_gop} frames: decord's memory could not be released between them"
+        yield "open GOPs: decord numbers the frames after a seek wrongly"
+    if found.n_frames > CHUNK_FRAMES and not found.proved_keys:
+        yield "key frames that are not proved clean starts: decord could not be stopped at them"
+    chunk_bytes = found.packet_bytes * CHUNK_FRAMES // max(found.n_frames, CHUNK_FRAMES)
+    if (chunk_bytes if exact_seek(found) else found.packet_bytes) > MAX_PACKET_BYTES:
+        yield f"{found.packet_bytes >> 20} MiB of packets: too much for decord, which holds all packets of a file"
+    if found.n_frames > CHUNK_FRAMES and found.largest_gop > CHUNK_FRAMES:
+        yield f"GOPs of up to {found.largest_gop} frames: decord's memory could not be released within one"

@@ -1,10 +1,11 @@
-"""Frames by PyAV: one stream decoded from front to back, pulled by the reader, right for every container.
+"""Frames by PyAV: one stream decoded from front to back as the reader pulls, right for every container.
 
-It decodes no further than it is asked (a stalled reader costs nothing), applies the rotation, and is the judge of
-damage: a decode error, or a frame that FFmpeg had to conceal, is the end of what can be trusted.
+It decodes no further than requested, so a stalled reader costs nothing, and it applies the rotation. It also detects
+damage: nothing is trusted after a decode error or a frame in which FFmpeg concealed damage.
 
-Where clips leave enough frames out and `route.exact_seek` holds, `seek_pyav` decodes only what the others need. It
-judges nothing: each frame must come at the very time that the probe gave its number, and anything else is `Astray`.
+Where enough frames need not be decoded and `choice.exact_seek` holds, `seek_pyav` decodes only what the wanted frames
+need. Each frame must have exactly the time that the probe found for its number. Otherwise it raises
+`SelectiveDecodeError`, and `read_pyav` decides whether the video is damaged.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from av.video.stream import VideoStream
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
 from p3d.pipeline.decode.picture import Scaler
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, refuse_trouble_of_the_machine
+from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, raise_unless_damage
 from p3d.pipeline.decode.routes.choice import exact_seek
-from p3d.pipeline.decode.seek import Astray, joined, needed_packets, number_at, opened, wanted_gops
+from p3d.pipeline.decode.seek import SelectiveDecodeError, joined, needed_packets, number_at, opened, wanted_gops
 from p3d.pipeline.decode.wanted import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
 
-SILENT_FRAMES = 1024  # decoded frames without a message, at most
+SILENT_FRAMES = 1024  # most frames that are decoded without a message
 
 
 class _Damage(Exception):
-    """The stream cannot be trusted from here on; `tail` when nothing was to come after it."""
+    """The stream cannot be trusted from here on. `tail` is True if no frame was expected after it."""
 
     def __init__(self, words: str, tail: bool) -> None:
         super().__init__(words)
@@ -48,20 +49,19 @@ def read_pyav(
     limits: DecodeLimits,
     source: Source | None = None,
 ) -> Iterator[FrameBlock | VideoEnd]:
-    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count. A `source` that is open is used
-    where it can be wound back (`route.exact_seek`).
+    """The wanted frames in blocks of at most 64, then one VideoEnd with the true count.
 
-    Where few frames are wanted, a block comes every SILENT_FRAMES frames all the same, empty if need be: a sign of life
-    for the caller's deadline.
+    An open `source` is used if it can be rewound (`choice.exact_seek`). If few frames are wanted, a block still comes
+    every SILENT_FRAMES frames, even an empty one, so that the caller sees progress before its deadline.
 
-    Damage is VideoError (corrupt_frames, or truncated at the end of the file) under `partial="fail"`; under "keep"
-    it ends the video after the last good frame, with `truncated=True`. No good frame at all is no_frames either way.
+    Under `partial="fail"`, damage raises VideoError (corrupt_frames, or truncated at the end of the file). Under "keep"
+    the video ends after the last good frame, with `truncated=True`. No good frame at all raises no_frames either way.
     Holds one block of cropped frames, one decoded picture and the decoder's own references.
     """
     scaler = Scaler(spec, found.display_hw, found.turn)
     clock = _Clock(found)
     block = _Block(spec)
-    held: av.VideoFrame | None = None  # the frame before, whose end is the start of the next one
+    held: av.VideoFrame | None = None  # the previous frame, which ends when the next one starts
     n_frames, silent, truncated = 0, 0, bool(found.truncated)
     try:
         for frame in _good_frames(found, limits, source):
@@ -77,8 +77,8 @@ def read_pyav(
     except _Damage as damage:
         if n_frames and policy.partial == "fail":
             reason = Reason.TRUNCATED if damage.tail else Reason.CORRUPT_FRAMES
-            sentence = f"{damage.words} after {n_frames} of {found.n_frames} frames"
-            raise VideoError(reason, sentence) from damage.__cause__
+            detail = f"{damage.words} after {n_frames} of {found.n_frames} frames"
+            raise VideoError(reason, detail) from damage.__cause__
         if not n_frames:
             raise VideoError(Reason.NO_FRAMES, f"{damage.words} before any frame was decoded") from damage.__cause__
         truncated = True
@@ -96,18 +96,19 @@ def seek_pyav(
 ) -> Iterator[FrameBlock]:
     """The wanted frames of a video with exact seek, in blocks of at most 64, decoding only what they need.
 
-    Empty blocks are signs of life, as those of `read_pyav`. Astray at the first doubt; blocks sent before are right.
+    Empty blocks show progress, as in `read_pyav`. SelectiveDecodeError at the first frame that is not as the probe
+    found it; blocks sent before are right.
     """
     assert found.start_s_N is not None and found.end_s_N is not None  # exact_seek: every frame has a time
     scaler, block, silent = Scaler(spec, found.display_hw, found.turn), _Block(spec), 0
     numbers_M = wanted.of(found.start_s_N, found.end_s_N)
     with _opened(found, limits, source) as here:
         for first, end in joined(wanted_gops(found, numbers_M)):
-            run_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
-            run = set(run_M.tolist())
-            for number, frame in _proved_frames(here, found, run_M, first, end):
+            range_M = numbers_M[np.searchsorted(numbers_M, first) : np.searchsorted(numbers_M, end)]
+            in_range = set(range_M.tolist())
+            for number, frame in _proved_frames(here, found, range_M, first, end):
                 silent += 1
-                if number in run:
+                if number in in_range:
                     start_s, end_s = float(found.start_s_N[number]), float(found.end_s_N[number])
                     block.add(number, start_s, end_s, scaler.picture(frame))
                 if len(block) == MESSAGE_FRAMES or silent == SILENT_FRAMES:
@@ -118,36 +119,36 @@ def seek_pyav(
 
 
 def _proved_frames(
-    source: Source, found: Probe, run_M: INT64, first: int, end: int
+    source: Source, found: Probe, range_M: INT64, first: int, end: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) of all that is decoded for `run_M`, in the GOPs [first, end), each proved by its time.
+    """(number, frame) of all that is decoded for `range_M`, in the GOPs [first, end), each identified by its time.
 
-    Astray unless just the frames whose packets were sent come, in order.
+    SelectiveDecodeError unless exactly the frames whose packets were sent are returned, in order.
     """
     sent, last = set[int](), first - 1
     try:
-        for frame in _decoded(source, found, run_M, first, end, sent):
+        for frame in _decoded(source, found, range_M, first, end, sent):
             if frame.is_corrupt:
-                raise Astray(f"damaged data after frame {last}")
+                raise SelectiveDecodeError(f"damaged data after frame {last}")
             number = number_at(found, source, frame.pts)
             if number <= last or number not in sent:
-                raise Astray(f"frame {number} came after frame {last}")
+                raise SelectiveDecodeError(f"frame {number} came after frame {last}")
             sent.remove(number)
             last = number
             yield number, frame
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError as error:
-        raise Astray(f"invalid data after frame {last}") from error
+        raise SelectiveDecodeError(f"invalid data after frame {last}") from error
     if sent:
-        raise Astray(f"frame {min(sent)} did not come")
+        raise SelectiveDecodeError(f"frame {min(sent)} is missing")
 
 
 def _decoded(
-    source: Source, found: Probe, run_M: INT64, first: int, end: int, sent: set[int]
+    source: Source, found: Probe, range_M: INT64, first: int, end: int, sent: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """The frames of the needed packets, to the last: the decoder is drained. `sent` gains each packet's frame."""
-    for number, packet in needed_packets(source, found, run_M, first, end):
+    """All frames of the needed packets; the decoder is drained. Adds the number of each packet's frame to `sent`."""
+    for number, packet in needed_packets(source, found, range_M, first, end):
         sent.add(number)
         yield from source.stream.decode(packet)
     yield from source.stream.decode(None)
@@ -155,38 +156,38 @@ def _decoded(
 
 @contextlib.contextmanager
 def _opened(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[Source]:
-    """The source, or where there is none the file anew, with a decoder that works alone."""
+    """The source; without one, the file opened again, with a decoder that uses one thread."""
     if source is not None:
         yield source
         return
-    with opened(found) as anew:
-        one_thread(anew.stream, limits)
-        yield anew
+    with opened(found) as reopened:
+        one_thread(reopened.stream, limits)
+        yield reopened
 
 
 def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> Iterator[av.VideoFrame]:
-    """Presentable frames in order, up to the first damage (raised)."""
-    again = _wound_back(found, source)
-    with _opened(found, limits, source if again else None) as here:
+    """Presentable frames in order. Raises _Damage at the first damage."""
+    rewound = _rewound(found, source)
+    with _opened(found, limits, source if rewound else None) as here:
         n_sent = n_shown = 0
         try:
-            for packet in again or packets(here.container, here.stream):
+            for packet in rewound or packets(here.container, here.stream):
                 if packet.size:
                     n_sent += 1
                 elif packet.pts is not None or packet.dts is not None:
-                    continue  # an empty sample; sent on, it would end the decoder as the flush does
+                    continue  # an empty sample, which the decoder would take for the flush at the end
                 for frame in _pictures(here.stream, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
                     yield frame
         except av.error.FFmpegError as error:
-            refuse_trouble_of_the_machine(error, found.path)
+            raise_unless_damage(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
 
 
-def _wound_back(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]] | None:
-    """The packets of an open source from the first one on; None if only opening it anew is sure to give them all."""
+def _rewound(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]] | None:
+    """The packets of an open source from the first one on; None if only a newly opened file is sure to give them."""
     if source is None or not exact_seek(found):
         return None
     try:
@@ -199,9 +200,9 @@ def _wound_back(found: Probe, source: Source | None) -> Iterator[av.Packet[Strea
 
 
 def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
-    """What a packet decodes to. Whatever a decoder says of it is about its data: decoders read no files.
+    """The frames that a packet decodes to. Decoders read no files, so any error concerns the packet's data.
 
-    They have many words for damage: GIF's is "operation not permitted", others name an external library or a bug.
+    Their error codes for damage vary: GIF's is "operation not permitted", others name an external library or a bug.
     """
     context = stream.codec_context
     try:
@@ -211,10 +212,10 @@ def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> lis
     except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
         raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {context.name}: {error.strerror}") from error
     except av.error.ArgumentError as error:
-        if not context.width:  # what FFmpeg leaves of a size that it refused
+        if not context.width:  # FFmpeg sets the width to 0 when it refuses a size
             limit = context.options.get("max_pixels")
-            sentence = f"a picture is larger than the limit of {limit} pixels (max_pixels)"
-            raise VideoError(Reason.TOO_LARGE, sentence) from error
+            detail = f"a picture is larger than the limit of {limit} pixels (max_pixels)"
+            raise VideoError(Reason.TOO_LARGE, detail) from error
         raise _Damage("invalid data", tail) from error
     except av.error.FFmpegError as error:
         raise _Damage("invalid data", tail) from error
@@ -223,20 +224,20 @@ def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> lis
 class _Clock:
     """When each frame is shown, in seconds from the first one.
 
-    By its pts. One that is missing, or does not come after the frame before, is placed one frame (1/fps) later, so
-    that times always rise: h264 in AVI and some recorders need it.
+    Times come from the pts. If a pts is missing or not after the previous frame, the frame is shown one frame (1/fps)
+    after it, so times always rise. H.264 in AVI and the files of some recorders need this.
     """
 
     def __init__(self, found: Probe) -> None:
         self._step_s = 1 / found.fps
         self._first: int | None = None
-        self._scale = 0.0  # seconds of a tick of the stream's time base: a Fraction, slow to make for every frame
+        self._scale = 0.0  # seconds per tick, cached because a time base is a Fraction and slow to make
         self._last_duration_s = 0.0
         self.before_s = 0.0
         self.now_s = -self._step_s
 
     def tick(self, frame: av.VideoFrame) -> float:
-        """Start of this frame; `before_s` is then that of the frame before."""
+        """Start of this frame in seconds. Sets `before_s` to the start of the previous frame."""
         if self._first is None:
             self._scale = float(frame.time_base or 0)
         scale = self._scale
@@ -253,22 +254,22 @@ class _Clock:
 
     @property
     def end_s(self) -> float:
-        """End of the frame that was ticked last: its own duration, 1/fps where it has none."""
+        """End of the last frame in seconds, from its own duration, or 1/fps if it has none."""
         return self.now_s + (self._last_duration_s if self._last_duration_s > 0 else self._step_s)
 
 
 class _Block:
-    """Frames waiting to be sent; each is copied once, from the scaler's picture to where it travels from."""
+    """Frames waiting to be sent. Each is copied once, from the scaler's picture to the message's array."""
 
     def __init__(self, spec: FrameSpec) -> None:
         self._frame_shape = (*spec.crop_hw, 3)
         self._start_over(0)
 
-    def _start_over(self, room: int) -> None:
+    def _start_over(self, capacity: int) -> None:
         self._numbers: list[int] = []
         self._start_s: list[float] = []
         self._end_s: list[float] = []
-        self._frames_NHWC: UINT8 = np.empty((room, *self._frame_shape), np.uint8)
+        self._frames_NHWC: UINT8 = np.empty((capacity, *self._frame_shape), np.uint8)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -282,7 +283,7 @@ class _Block:
         self._end_s.append(end_s)
 
     def take(self) -> FrameBlock:
-        """All of them as one message, and start anew."""
+        """All frames as one message; the block is empty afterwards."""
         numbers_N = np.array(self._numbers, np.int64)
         start_s_N, end_s_N = np.array(self._start_s, np.float64), np.array(self._end_s, np.float64)
         block = FrameBlock(numbers_N, start_s_N, end_s_N, self._frames_NHWC[: len(numbers_N)])

@@ -1,1 +1,1 @@
-"""How good the vectors are: hit rates of scores, an SVM on vectors, labels and class names."""
+"""Evaluation against labels: hit rates of scores, accuracy of an SVM on vectors; labels and class names."""

@@ -1,4 +1,4 @@
-"""What people say is in the videos: a CSV of a video and its label, or labels, a row.
+"""Labels of videos, from a CSV file. Each row has a video and its label or labels.
 
 path,label
 sports/a.mp4,archery
@@ -15,21 +15,22 @@ import pyarrow.csv
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.sources.lists import text_of
 
-KEYS = ("video_id", "uri", "path")  # columns of ours that may name the video; the first that is there does
+KEYS = ("video_id", "uri", "path")  # columns of the dataset that may name the video; the first one present is used
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """`of` has the labels by the value of column `key`; rows whose label is empty are not in it."""
+    """`of` maps a value of column `key` to class numbers. Rows with an empty label are left out."""
 
     key: str
     of: dict[str, frozenset[int]]
 
 
 def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: int) -> Labels:
-    """Parse a list of labels. A name of a class goes before its number. InputError, with the value, for what cannot be.
+    """Parse a list of labels. A label is first looked up as a class name, then read as a class number.
 
-    A video that is named twice is refused: two rows that contradict each other must not pass for two labels.
+    InputError names a value that is not valid. A video that is named twice is an error too: two contradictory rows
+    must not count as two labels.
     """
     table = read_table(source, content)
     key = next((name for name in KEYS if name in table.column_names), None)
@@ -38,7 +39,7 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
             f"{source} needs a column label, and one of {', '.join(KEYS)}; it has {', '.join(table.column_names)}"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"the weights name several classes {twice[0]!r}, so names tell nothing; label by number")
+        raise InputError(f"the weights name several classes {twice[0]!r}, so names are ambiguous; label by number")
     numbers = {name: number for number, name in enumerate(names)}
     found: dict[str, frozenset[int]] = {}
     for video, label in zip(table[key].to_pylist(), table["label"].to_pylist(), strict=True):
@@ -52,12 +53,12 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
 
 
 def read_table(source: str, content: bytes) -> pa.Table:
-    """The table, all of it text: 007 stays 007, and a class may be called null."""
+    """The table with every column as text: 007 stays 007, and a class may be called null."""
     text = text_of(content)
     try:
         names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
         if len(set(names)) != len(names):
-            raise InputError(f"{source} has two columns of one name among {', '.join(names)}; rename one")
+            raise InputError(f"{source} has two columns of the same name among {', '.join(names)}; rename one")
         types = dict.fromkeys(names, pa.string())
         options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
         return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
@@ -72,4 +73,4 @@ def _number(source: str, label: str, numbers: dict[str, int], n_classes: int) ->
         return int(label)
     known = f"a name, such as {next(iter(numbers))!r}, or " if numbers else ""
     missing = "" if numbers else "; the weights name no classes"
-    raise InputError(f"{source}: {label!r} is no class: {known}a number from 0 to {n_classes - 1}{missing}")
+    raise InputError(f"{source}: {label!r} is not a class: {known}a number from 0 to {n_classes - 1}{missing}")

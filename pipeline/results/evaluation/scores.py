@@ -1,8 +1,8 @@
-"""Hit rates of the stored scores against labels, as the paper's Sports-1M table has them.
+"""Hit rates of the stored scores against labels, as in the Sports-1M table of the P3D paper.
 
-A hit is a label among the k most likely classes: of a clip for clip hit@k, of a video, whose scores are the mean of its
-clips' full distributions, for video hit@k. Of a video with several labels any one will do. Rows come with every check
-that `results` has for them, and memory holds one row group, the pooled rows of a shard, and the labels.
+A hit is a label among the k most likely classes: of a clip for clip hit@k, of a video for video hit@k. The scores of a
+video are the mean of its clips' distributions. If a video has several labels, any one of them counts. Every row is
+checked as it is read. Memory holds one row group, the pooled rows of a shard, and the labels.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Truth = dict[str, frozenset[int]]  # video_id -> the numbers of its classes
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Hit rates in [0, 1]; `clip_hit1` is None where the rows of clips/ were left out of a snapshot.
+    """Hit rates in [0, 1]; `clip_hit1` is None for a snapshot without clips/.
 
-    `videos` (evaluated), `unlabelled`, `failed` and `pending` are all there are; `unknown_labels` name none that is
-    done.
+    `videos` (evaluated), `unlabelled`, `failed` and `pending` add up to all videos. `unknown_labels` counts the labels
+    that name none of the finished videos.
     """
 
     top: int
@@ -72,9 +72,9 @@ def evaluate(
     top: int = 5,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Hits:
-    """Hit rates of the labelled videos that have rows: clip hit@1, video hit@1 and video hit@`top`, which is above 1.
+    """Hit rates of the labelled videos that have rows: clip hit@1, video hit@1 and video hit@`top`, with `top` > 1.
 
-    InputError where no scores are stored, or no label names a video; DamagedJob where a row is not what it should be.
+    InputError if no scores are stored, or no label names a video; DamagedJob if a row is damaged.
     """
     refuse_without_scores(source)
     recipe = source.job.recipe
@@ -106,9 +106,9 @@ def refuse_without_scores(source: NewestRows | SnapshotRows) -> None:
 
 
 def _match(source: NewestRows | SnapshotRows, labels: Labels) -> tuple[Truth, Counter[str], int]:
-    """The classes of each labelled video that has rows, the rows of each folder, and how many labels name one of them.
+    """The classes of each labelled video with rows, the number of rows per folder, and the number of labels in use.
 
-    A first pass of its own: rows of clips/ do not have all the columns that labels may name a video by.
+    This takes a pass of its own, because rows of clips/ do not have all the columns that may name a video.
     """
     truth, n_rows, known, other = Truth(), Counter[str](), set[str](), ""
     for folder, table in source.rows(clips=False):

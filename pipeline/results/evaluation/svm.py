@@ -1,12 +1,12 @@
-"""Linear probing: a linear SVM on the stored video vectors, against labels. The paper's protocol on UCF101.
+"""Linear probing: a linear SVM on the stored video vectors, against labels. The P3D paper's protocol on UCF101.
 
-    labels.csv ──> who is trained and tested in which split ──> unit vectors of these videos ──> accuracy of each split
+    labels.csv ──> training and test videos of each split ──> unit vectors of these videos ──> accuracy of each split
 
-path,label,split                      one word a split, with ; between: train, test, or - for neither
+path,label,split                      one word per split, separated by ;  train, test, or - for neither
 v_Archery_g01_c01.avi,Archery,test;train;train
 v_Archery_g08_c01.avi,Archery,train;test;train
 
-Memory holds the vectors of the labelled videos: 8 kB each for 2048 features. V videos, D feature dimension.
+Memory holds the vectors of the labelled videos: 8 kB each for 2048 features. Legend: V videos, D feature dimension.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = ("train", "test", "-")
 
 @dataclass(frozen=True, slots=True)
 class LabelledSplit:
-    """What a list says: of each video its label and, where there are fixed splits, a word for each."""
+    """A parsed list: the label of each video and, if the list has fixed splits, a word of WORDS for each split."""
 
     key: str
     label_of: dict[str, str]
@@ -41,7 +41,7 @@ class LabelledSplit:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One SVM: accuracy in [0, 1] on the videos it was not trained on. Classes are those of the training videos."""
+    """One SVM: accuracy in [0, 1] on the test videos. `n_classes` counts the classes of the training videos."""
 
     accuracy: float
     n_train: int
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The mean over splits, and what is not in it: labels of no video with rows are `unknown_labels`."""
+    """The mean accuracy over splits. `unknown_labels` counts labels that name no video with rows."""
 
     mean: float
     splits: tuple[Split, ...]
@@ -62,7 +62,7 @@ class Accuracy:
 
 
 def read_split(source: str, content: bytes) -> LabelledSplit:
-    """Parse a list of labels. InputError, with the value, for what cannot be."""
+    """Parse a list of labels and splits. InputError names a value that is not valid."""
     table = read_table(source, content)
     key = next((name for name in KEYS if name in table.column_names), None)
     if key is None or "label" not in table.column_names:
@@ -71,7 +71,7 @@ def read_split(source: str, content: bytes) -> LabelledSplit:
         )
     names, labels = table[key].to_pylist(), [label.strip() for label in table["label"].to_pylist()]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{source} names {twice[0]!r} more than once; an SVM here takes one label a video")
+        raise InputError(f"{source} names {twice[0]!r} more than once; an SVM takes one label per video")
     label_of = {name: label for name, label in zip(names, labels, strict=True) if label}
     if "split" not in table.column_names:
         return LabelledSplit(key, label_of, {}, 0)
@@ -79,7 +79,7 @@ def read_split(source: str, content: bytes) -> LabelledSplit:
     for name, text in zip(names, table["split"].to_pylist(), strict=True):
         words = tuple(word.strip() for word in text.split(";"))
         if odd := [word for word in words if word not in WORDS]:
-            raise InputError(f"{source}: split of {name!r} has {odd[0]!r}, which is none of {', '.join(WORDS)}")
+            raise InputError(f"{source}: split of {name!r} has {odd[0]!r}, not one of {', '.join(WORDS)}")
         n_splits = n_splits or len(words)
         if len(words) != n_splits:
             raise InputError(f"{source}: split of {name!r} has {len(words)} words, and others have {n_splits}")
@@ -98,8 +98,8 @@ def evaluate_svm(
 ) -> Accuracy:
     """Accuracy of a linear SVM (`cost` is its C) on the unit vectors of the labelled videos.
 
-    Splits are those of the list, or else `folds` stratified ones drawn by `seed`. InputError where there is nothing to
-    train or to test.
+    Splits are those of the list, or else `folds` stratified folds drawn with `seed`. InputError if a split has too
+    little to train on or to test.
     """
     vectors_VD, names, unlabelled = _vectors(source, given, on_step)
     if not names:
@@ -135,13 +135,13 @@ def _vectors(
 
 
 def _fixed(given: LabelledSplit, names: list[str]) -> list[tuple[BOOL, BOOL]]:
-    """(trained, tested) of each split of the list, [V] each."""
+    """Masks (train, test) of each split of the list, [V] each."""
     words = np.array([given.words_of[name] for name in names])
     return [(words[:, at] == "train", words[:, at] == "test") for at in range(given.n_splits)]
 
 
 def _drawn(labels_V: npt.NDArray[np.str_], folds: int, seed: int) -> list[tuple[BOOL, BOOL]]:
-    """Stratified folds: each video is tested once, each class in every fold as evenly as can be."""
+    """Masks (train, test) of stratified folds: each video is tested once, and classes are spread evenly over folds."""
     counts = Counter(labels_V.tolist())
     label, fewest = min(counts.items(), key=lambda one: one[1])
     if fewest < folds:

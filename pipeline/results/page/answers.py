@@ -1,7 +1,7 @@
-"""Requests -> answers. Whatever blocks runs in one of a few small pools of threads, and ends early if nobody waits.
+"""Requests -> responses. Blocking work runs in a few small thread pools, and ends early if the client has gone.
 
     api/about  api/videos  api/video  api/similar  api/map  api/frames  api/drop     JSON
-    picture                                                                          JPEG of a second of a video
+    picture                                                                          JPEG of one second of a video
     content                                                                          the video itself, by ranges
 
 A video is named by its `video_id` in the query string and looked up in the archive; no part of a URL is ever a path.
@@ -34,9 +34,9 @@ from p3d.pipeline.types import Failure, VideoRef
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-PAGE_VIDEOS = 60  # of a list at a time, at most 10 times that
+PAGE_VIDEOS = 60  # videos per page of a list by default; at most 10 times that
 MOST_FRAMES = 24
-CHUNK_BYTES = 1 << 20  # of a video at a time: one ranged GET where it is on S3
+CHUNK_BYTES = 1 << 20  # of a video at a time: one ranged GET if it is on S3
 WAITING_DROPS = 3
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 VIDEO_TYPES = {
@@ -51,7 +51,7 @@ VIDEO_TYPES = {
 
 
 class Answers:
-    """All that the page may be asked. `close` ends its children, and its threads as soon as they look up."""
+    """The request handlers of the page. `close` ends its child processes, and cancels queued work of its threads."""
 
     def __init__(
         self, archive: Archive, scratch: Path, options: StoreOptions, embed: Embed | None, dropped_bytes: int
@@ -140,27 +140,27 @@ class Answers:
         return _json(_hits(found, asked))
 
     async def map(self, _: web.Request) -> web.StreamResponse:
-        plane, rows = self.archive.plane, self.archive.rows
-        shown = rows.take(plane.rows_S).select(["video_id", "path", "duration_s"]).to_pydict()
-        middles = rows.take(plane.middles_K)["video_id"].to_pylist()
-        xy = [[round(value, 5) for value in axis] for axis in plane.xy_S2.T.tolist()]
+        projection, rows = self.archive.projection, self.archive.rows
+        shown = rows.take(projection.rows_S).select(["video_id", "path", "duration_s"]).to_pydict()
+        middles = rows.take(projection.middles_K)["video_id"].to_pylist()
+        xy = [[round(value, 5) for value in axis] for axis in projection.xy_S2.T.tolist()]
         return _json(
             {
-                "layout": plane.layout,
-                "share": plane.share,
+                "layout": projection.layout,
+                "share": projection.share,
                 "of": self.archive.rows.num_rows - self.archive.n_failed,
                 "ids": shown["video_id"],
                 "paths": shown["path"],
                 "durations": shown["duration_s"],
                 "x": xy[0],
                 "y": xy[1],
-                "cluster": plane.cluster_S.tolist(),
+                "cluster": projection.cluster_S.tolist(),
                 "middles": middles,
             }
         )
 
     async def frames(self, request: web.Request) -> web.StreamResponse:
-        """Makes pictures of many seconds in one child, and says which of them there are."""
+        """Make pictures of several seconds in one child process, and return the failure of each, or null."""
         seconds = [_number(text) for text in request.query.getall("t", [])][:MOST_FRAMES]
         found = await self._in(self._looking, self.pictures.of, self._ref(request), seconds)
         return _json({"failures": [_failure(one) if isinstance(one, Failure) else None for one in found]})
@@ -184,24 +184,24 @@ class Answers:
             while start < end and request.method != "HEAD":
                 last = self._sending.submit(opened.read, start, min(start + CHUNK_BYTES, end))
                 piece = await asyncio.wrap_future(last)
-                if not piece:  # a length was promised that cannot be kept
+                if not piece:  # the response cannot have the announced length
                     raise VideoError(Reason.SOURCE_CHANGED, "became shorter while it was read")
                 await response.write(piece)
                 start += len(piece)
             await response.write_eof()
         except ConnectionResetError:
-            pass  # players break off what they have enough of
+            pass  # players close the connection when they have enough
         except (VideoError, StoreError):
             if not response.prepared:
                 raise
             if request.transport is not None:
-                request.transport.abort()  # only a broken connection can say it now
+                request.transport.abort()  # headers are sent, so only a broken connection can report the error
         finally:
-            last.add_done_callback(lambda _: opened.close())  # not while a thread reads it
+            last.add_done_callback(lambda _: opened.close())  # after the thread that reads it
         return response
 
     async def drop(self, request: web.Request) -> web.StreamResponse:
-        """A file to search by: taken in up to the limit, embedded, forgotten; a key for its vectors remains."""
+        """Receive a file up to the size limit, embed it and delete it. Returns a key for its vectors."""
         if self.embed is None:
             raise InputError(f"{self.archive.source.store.url} has no weights to embed a file with")
         if self._drops >= WAITING_DROPS:
@@ -227,7 +227,7 @@ class Answers:
         with path.open("xb") as file:
             async for piece in request.content.iter_chunked(CHUNK_BYTES):
                 if file.tell() + len(piece) > self.dropped_bytes:
-                    raise VideoError(Reason.TOO_LARGE, f"is larger than what may be dropped; {limit}")
+                    raise VideoError(Reason.TOO_LARGE, f"is too large to be dropped; {limit}")
                 await self._in(self._sending, file.write, piece)
 
     def _row(self, request: web.Request) -> dict[str, object]:
@@ -237,18 +237,18 @@ class Answers:
         return row
 
     def _ref(self, request: web.Request) -> VideoRef:
-        """The video of a request, by its row; size and ETag are not in videos/."""
+        """The video of a request, from its row. Its size is 0, because videos/ does not have it."""
         row = self._row(request)
         video_id, path, uri, version = (str(row[name]) for name in ("video_id", "path", "uri", "version"))
         return VideoRef(video_id, path, uri, version, size_bytes=0)
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *given: Any) -> T:
-        """What the function gives, from a thread of a pool; it never begins if the request is cancelled before."""
+        """Run a function in a thread of a pool. It never starts if the request is cancelled before."""
         return await asyncio.wrap_future(pool.submit(function, *given))
 
 
 def _told(handler: Handler) -> Handler:
-    """Errors as JSON, with the sentence that the command line would print."""
+    """Return errors as JSON, with the message that the command line would print."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
@@ -256,15 +256,15 @@ def _told(handler: Handler) -> Handler:
         except VideoError as error:
             return _json(_failure(Failure(error.reason, error.detail)), status=404)
         except NobodyWaits:
-            return _json({"error": "nobody waits for this any more"}, status=499)
+            return _json({"error": "the client closed the request"}, status=499)
         except InputError as error:
             return _json({"error": str(error)}, status=400)
         except StoreError as error:
             return _json({"error": str(error)}, status=502)
         except JobError as error:
             return _json({"error": str(error)}, status=500)
-        except (OSError, RuntimeError) as error:  # a full disk, a disk that fails, no process or thread to be had
-            return _json({"error": f"this machine could not do it: {error}"}, status=507)
+        except (OSError, RuntimeError) as error:  # a full or failing disk, no process or thread could start
+            return _json({"error": f"this machine cannot answer the request: {error}"}, status=507)
 
     return answer
 
@@ -289,7 +289,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
 
 
 def _headers(request: web.Request, response: web.StreamResponse, video: VideoRef, size: int) -> tuple[int, int]:
-    """Status and headers of a video's bytes; the [start, end) of them that follow."""
+    """Set status and headers of a response with a video's bytes. Returns the range [start, end) to send."""
     etag = f'"{video.version}"'
     kind = VIDEO_TYPES.get(Path(video.path).suffix.lower(), "application/octet-stream")
     response.headers.update({"Accept-Ranges": "bytes", "ETag": etag, "Content-Type": kind})
@@ -307,9 +307,9 @@ def _headers(request: web.Request, response: web.StreamResponse, video: VideoRef
 
 
 def _range(request: web.Request, size: int, etag: str) -> tuple[int, int] | None:
-    """Bytes [start, end) that are wanted; None for all: also for a range that makes no sense or is of another version.
+    """The requested bytes [start, end); (size, size) if the range lies outside the content (RFC 9110, 14.2 and 14.4).
 
-    (size, size) where none of them is there (RFC 9110, 14.2 and 14.4).
+    None for the whole content, also if the range is not valid or is of another version.
     """
     if "Range" not in request.headers or request.headers.get("If-Range", etag) != etag:
         return None
@@ -330,7 +330,7 @@ def _suffix(name: str) -> str:
 
 def _one_of(text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
-        raise InputError(f"{text!r} is none of {', '.join(choices)}")
+        raise InputError(f"{text!r} is not one of {', '.join(choices)}")
     return text
 
 
@@ -340,7 +340,7 @@ def _number(text: str) -> float:
     except ValueError:
         number = float("nan")
     if not -1e15 < number < 1e15:
-        raise InputError(f"{text!r} is no number")
+        raise InputError(f"{text!r} is not a number")
     return number
 
 

@@ -1,9 +1,8 @@
-"""All videos of a dataset without their vectors, in memory: the table that the page looks through.
+"""All videos of a dataset without their vectors, in memory: the table that the page searches.
 
-One pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns and ids, some 450 bytes a video
-(docs/page.md says how they were counted), and the vectors of at most MAP_ROWS videos: of all, where there are no more,
-or of a sample for as long as the map is made.
-V rows, S of them on the map, D feature dimension.
+It takes one pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns and ids, some 450 bytes
+per video (docs/page.md says how they were counted), and the vectors of at most MAP_ROWS videos. In a larger dataset
+these are a sample, which is freed once the map is made. Legend: V rows, S of them on the map, D feature dimension.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ import pyarrow.compute as pc
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.results.page.projection import Plane, plane_of
+from p3d.pipeline.results.page.projection import Projection, project
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import where as conditions_of
 from p3d.pipeline.results.search.exact import SLACK
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
 MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice that while it is made
-SUGGESTED = 30  # values of a column, at most
+SUGGESTED = 30  # largest number of distinct values of a column that are suggested
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that conditions may name; `values` are all that occur, if they are few and text."""
+    """A column that conditions may name. `values` are all its values, if they are text and at most SUGGESTED."""
 
     name: str
     kind: str
@@ -40,33 +39,33 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Archive:
-    """`rows` are the columns of videos/ but the vectors, and those of failures/, null where they say nothing."""
+    """`rows` has the columns of videos/ except vectors, and those of failures/. Columns of the other table are null."""
 
     source: NewestRows | SnapshotRows
     rows: pa.Table
     at: dict[str, int]  # video_id -> row
-    plane: Plane
+    projection: Projection
     cluster_V: INT64  # -1 where a row is not on the map
-    vectors_SD: FLOAT32 | None  # of the rows of the map, at length 1; None where the map has not every video
+    vectors_SD: FLOAT32 | None  # of the rows on the map, length 1; None if the map lacks some videos
 
     @property
     def n_failed(self) -> int:
         return int(pc.count(self.rows["reason"]).as_py())
 
     def row(self, video_id: str) -> dict[str, object] | None:
-        """The columns of one video that say something; None if there is no such video."""
+        """The columns of one video that are not null; None if there is no such video."""
         at = self.at.get(video_id)
         if at is None:
             return None
         (row,) = self.rows.slice(at, 1).to_pylist()
-        return {name: _sayable(value) for name, value in row.items() if value is not None}
+        return {name: _json_value(value) for name, value in row.items() if value is not None}
 
     def find(
         self, text: str, where: Sequence[str] = (), cluster: int | None = None, failed: bool | None = None
     ) -> INT64:
-        """Numbers of the rows whose path or id has `text` in it, upper or lower case, and for which all else holds.
+        """Numbers of the rows whose path or id contains `text`, ignoring case, and that satisfy all other conditions.
 
-        InputError for a condition that cannot be.
+        InputError if a condition is not valid.
         """
         found_V = self._has(text)
         for condition in conditions_of.parse(where, self.rows.schema):
@@ -84,21 +83,21 @@ class Archive:
         return _numpy(pc.or_(*has))
 
     def likely(self, queries_QD: FLOAT32, wanted: int, where: Sequence[str]) -> frozenset[str] | None:
-        """The ids among which the `wanted` videos nearest to any query are, by cosine; None without vectors.
+        """Ids that include the `wanted` videos nearest to any query by cosine; None without vectors.
 
-        As in exact search, those within rounding of the last place are among them. InputError as in `find`.
+        As in exact search, videos within the rounding error of the last one are included. InputError as in `find`.
         """
         if self.vectors_SD is None:
             return None
         units_DQ = (queries_QD / np.linalg.norm(queries_QD, axis=1, keepdims=True)).T
         near_S = (self.vectors_SD @ units_DQ).max(axis=1, initial=-np.inf)
-        near_S[~np.isin(self.plane.rows_S, self.find("", where))] = -np.inf
+        near_S[~np.isin(self.projection.rows_S, self.find("", where))] = -np.inf
         floor = np.partition(near_S, -wanted)[-wanted] - 2 * SLACK if len(near_S) > wanted else -np.inf
         likely_S = np.flatnonzero((near_S >= floor) & (near_S > -np.inf))
-        return frozenset(self.rows["video_id"].take(self.plane.rows_S[likely_S]).to_pylist())
+        return frozenset(self.rows["video_id"].take(self.projection.rows_S[likely_S]).to_pylist())
 
     def columns(self) -> tuple[Column, ...]:
-        """What conditions may name: those of search, which knows nothing of failures."""
+        """The columns that conditions may name. As in search, those of failures/ are not included."""
         names = [one.name for one in self.source.schemas["videos"] if not pa.types.is_nested(one.type)]
         return tuple(Column(name, str(self.rows.schema.field(name).type), self._values(name)) for name in names)
 
@@ -109,8 +108,8 @@ class Archive:
         return tuple(sorted(values.to_pylist())) if len(values) <= SUGGESTED else ()
 
 
-def _sayable(value: object) -> object:
-    """JSON has no word for nan and infinity."""
+def _json_value(value: object) -> object:
+    """NaN and infinity as text, because JSON has no numbers for them."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -125,7 +124,7 @@ def read_archive(
     layout: str = "pca",
     on_step: Callable[[int, int], None] | None = None,
 ) -> Archive:
-    """Read every video and failure once. `layout` as in `plane_of`. DamagedJob where a row is not what it should be."""
+    """Read every video and failure once. `layout` is as in `project`. DamagedJob if a row is damaged."""
     dim = source.job.recipe.feature_dim
     sample, seen = Reservoir(np.random.default_rng(0), MAP_ROWS, dim), 0
     tables = [_plain(source.schemas[folder].empty_table()) for folder in ("videos", "failures")]
@@ -139,14 +138,14 @@ def read_archive(
     rows_S = np.array([sample.keys[at][0] for at in range(sample.n)], np.int64)
     vectors_SD = sample.rows_SD[: sample.n]
     vectors_SD /= np.maximum(np.linalg.norm(vectors_SD, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    plane = plane_of(rows_S, vectors_SD, layout)
+    projection = project(rows_S, vectors_SD, layout)
     cluster_V = np.full(rows.num_rows, -1, np.int64)
-    cluster_V[plane.rows_S] = plane.cluster_S
+    cluster_V[projection.rows_S] = projection.cluster_S
     at = {video_id: number for number, video_id in enumerate(rows["video_id"].to_pylist())}
-    return Archive(source, rows, at, plane, cluster_V, vectors_SD if sample.n == sample.seen else None)
+    return Archive(source, rows, at, projection, cluster_V, vectors_SD if sample.n == sample.seen else None)
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Without vectors, and without what a schema says of pandas."""
+    """The table without vectors, and without schema metadata such as that of pandas."""
     kept = [one.name for one in table.schema if not pa.types.is_fixed_size_list(one.type)]
     return table.select(kept).replace_schema_metadata(None)

@@ -1,8 +1,8 @@
-"""The bytes of one video of a dataset, by ranges, proved to be the content that was embedded.
+"""Byte ranges of one video of a dataset, verified to be the content that was embedded.
 
-A row of videos/ says which content it is of: `version`, made of size and time, or of size and ETag. A local file is
-compared when it is opened and before each range, by its descriptor; an S3 object by one HEAD, then each ranged GET has
-`If-Match`. Nothing but a row of the dataset names what is opened.
+`version` in a row of videos/ identifies the content, by size and time, or by size and ETag. A local file is checked by
+its descriptor when it is opened and before each range. An S3 object is checked by one HEAD, and each ranged GET has
+`If-Match`. Only rows of the dataset name what is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANOTHER = "is not the file that was embedded (other size or time)"
 
 
 class Content(Protocol):
-    """`size_bytes` of one video; `read` gives bytes [start, end) of them. VideoError, StoreError."""
+    """The content of one video. `read` returns its bytes [start, end), or raises VideoError or StoreError."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -36,7 +36,7 @@ class Content(Protocol):
 
 @dataclass(slots=True)
 class LocalContent:
-    """A file that is open, at the latest until nobody has it any more; `version` is what it must stay."""
+    """An open file, closed by `close` or with its last reference. `version` is what its content must remain."""
 
     file: FileIO
     version: str
@@ -53,7 +53,7 @@ class LocalContent:
 
 @dataclass(slots=True)
 class S3Content:
-    """An object as it was seen; another one under its key is SOURCE_CHANGED."""
+    """An object as it was at HEAD. If its key holds another object, reading raises SOURCE_CHANGED."""
 
     bucket: str
     info: ObjectInfo
@@ -71,14 +71,14 @@ class S3Content:
         except StoreChanged:
             raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other ETag)") from None
         except StoreMissing:
-            raise VideoError(Reason.SOURCE_MISSING, "is not there any more") from None
+            raise VideoError(Reason.SOURCE_MISSING, "is no longer there") from None
 
     def close(self) -> None:
         pass
 
 
 def open_content(video: VideoRef, options: StoreOptions) -> Content:
-    """The content of a video. VideoError where it is not what was embedded, or no file; StoreError."""
+    """The content of a video. VideoError if it is not what was embedded, or not a file; StoreError."""
     if video.uri.startswith("s3://"):
         return S3Content(split_s3_uri(video.uri)[0], head_of(video, options), options)
     path = local_path(video.uri)

@@ -1,4 +1,4 @@
-"""Thumbnails of videos of the dataset: made in a child each, kept in a folder that never holds more than KEPT_BYTES."""
+"""Thumbnails of videos: made in child processes, kept in a folder that never holds more than KEPT_BYTES."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from p3d.pipeline.types import Failure, VideoRef
 
 KEPT_BYTES = 256 * 1024**2
 KEPT_FAILURES = 10_000
-# these stay as they are; others, such as a source that is away or a slow disk, may be over at the next question
+# these failures are permanent and are kept; others, such as an unreachable source or a slow disk, are tried again
 OF_THE_CONTENT = {Reason.NOT_A_VIDEO, Reason.NO_VIDEO_STREAM, Reason.NO_FRAMES, Reason.UNSUPPORTED, Reason.TOO_LARGE}
-FETCH_BYTES = 128 * 1024**2  # of a video on S3, which is copied whole for its pictures; a larger one has none
-SIDE = 480  # pixels of the longer side: sharp on a screen of twice the density
+FETCH_BYTES = 128 * 1024**2  # of a video on S3, which is copied whole for its pictures; larger videos get no pictures
+SIDE = 480  # pixels of the longer side: sharp on screens of double pixel density
 
 
 @dataclass(slots=True)
 class Pictures:
-    """JPEGs by video, content and second."""
+    """JPEGs by video, version and second."""
 
     folder: Path
     options: StoreOptions
-    _sizes: OrderedDict[str, int] = field(default_factory=OrderedDict)  # by name, the least used first
+    _sizes: OrderedDict[str, int] = field(default_factory=OrderedDict)  # by name, the least recently used first
     _bytes: int = 0  # of all of them
     _failures: OrderedDict[str, Failure] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, video: VideoRef, seconds: Sequence[float]) -> list[bytes | Failure]:
-        """A JPEG for each second, or why there is none. All that are not there yet come from one child."""
+        """A JPEG for each second, or its failure. All that are not kept yet are made by one child process."""
         kept = {second: self._kept(_name(video, second)) for second in seconds}
         missing = [second for second, found in kept.items() if found is None]
         if missing:
@@ -87,5 +87,5 @@ class Pictures:
 
 
 def _name(video: VideoRef, second: float) -> str:
-    """A name that no id can drive out of the folder."""
+    """A file name, hashed so that no video_id can point outside the folder."""
     return hashlib.sha256(f"{video.video_id}\0{video.version}\0{second:.3f}".encode()).hexdigest()[:40] + ".jpg"

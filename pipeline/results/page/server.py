@@ -1,9 +1,9 @@
-"""The server of the page: who may ask, with what, and how much at once; its start and its end.
+"""The server of the page: access checks, limits on requests, start and end.
 
-It listens on loopback only. Every URL begins with a random token, so that neither another user of the machine nor a web
-page that is open in the same browser can ask anything; a `Host` that is not loopback's (DNS rebinding) and a POST that
-comes from another page are refused, and no CORS header is ever sent. Everything it sends has a Content Security Policy
-without inline scripts or styles: whatever a file is called, it stays text.
+It listens on loopback only. Every URL begins with a random token, so neither another user of the machine nor a web page
+open in the same browser can make requests. A `Host` that is not loopback (DNS rebinding) and a POST from another page
+are refused, and no CORS header is ever sent. Every response has a Content Security Policy without inline scripts or
+styles, so any file name is shown as text only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from p3d.pipeline.storage.store import StoreOptions
 
 LOOPBACK = "127.0.0.1"
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")  # any port: one forwarded by ssh has another
-MOST_REQUESTS = 64  # at once; a browser has six
-SHUTDOWN_S = 0.3  # for what is being sent when the server ends; aiohttp waits twice as long at most
+MOST_REQUESTS = 64  # at once; a browser opens six connections
+SHUTDOWN_S = 0.3  # for responses in progress when the server ends; aiohttp waits at most twice as long
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
     "Content-Security-Policy": (
@@ -51,13 +51,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class Guard:
-    """What stands before every answer."""
+    """The checks before every request."""
 
     token: str
     _in_flight: int = field(default=0)
 
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The answer, or a refusal that says nothing of what is here."""
+        """The response, or a refusal that reveals nothing about the dataset."""
         if not HOST.fullmatch(request.headers.get("Host", "")):
             raise web.HTTPForbidden(text="this page answers on loopback only\n")
         if not hmac.compare_digest(request.path[1:].partition("/")[0].encode(), self.token.encode()):
@@ -77,7 +77,7 @@ class Guard:
 async def running(
     archive: Archive, *, embed: Embed | None, options: StoreOptions, port: int, dropped_bytes: int
 ) -> AsyncIterator[str]:
-    """A server for as long as this lasts; its URL, token included. InputError if the port is taken."""
+    """A context with a running server. Yields its URL, token included. InputError if the port is in use."""
     guard = Guard(secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="p3d-page-", ignore_cleanup_errors=True) as scratch:
         answers = Answers(archive, Path(scratch), options, embed, dropped_bytes)
@@ -130,7 +130,7 @@ def _listening(port: int) -> socket.socket:
 
 
 def _static() -> list[str]:
-    """The names of all that the page is made of."""
+    """The names of the static files of the page."""
     folder = resources.files("p3d.pipeline.results.page") / "static"
     return sorted(one.name for one in folder.iterdir() if Path(one.name).suffix in TYPES)
 

@@ -1,7 +1,7 @@
-"""What is like a video, like one second of it, or like a file that was dropped on the page.
+"""What is similar to a video, to one second of it, or to a file that was dropped on the page.
 
-Exact search, or by the index beside the dataset where there is one. Both read and check rows as `p3d search` does; when
-nobody waits for the answer any more, the next step of the search ends it.
+The search is exact, or uses the dataset's index if it has one. Both read and check rows as `p3d search` does. When the
+client has gone, the search ends at its next step.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from p3d.pipeline.results.search.index import nearest_by_index, read_record
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.types import FLOAT32
 
-DROPPED_BYTES = 256 * 1024**2  # of vectors of dropped files that are kept; the oldest go first
+DROPPED_BYTES = 256 * 1024**2  # of vectors kept for dropped files; the least recently used are removed first
 MOST_HITS = 200
 
 Embed = Callable[[Path], Mapping[Level, Query]]
 
 
 class NobodyWaits(Exception):
-    """The one who asked has gone."""
+    """The client has closed its request, so the search stops."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarQuery:
-    """A question: a video of the dataset, or a dropped file by its key; `at_s` is one second of it.
+    """A query: a video of the dataset, or a dropped file by its key. `at_s` selects one second of it.
 
-    `own` are hits of the same video too; `distinct` leaves out near-duplicates, as in `nearest`.
+    `own` allows hits of the same video. `distinct` leaves out near-duplicates, as in `nearest`.
     """
 
     video_id: str | None = None
@@ -55,7 +55,7 @@ class SimilarQuery:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits, best first, and the seconds [start, end) of the query that each of `Hit.query` means."""
+    """Hits, best first, and the seconds [start, end) of each query vector, by `Hit.query`."""
 
     found: SearchResult
     seconds: tuple[tuple[float, float], ...]
@@ -63,15 +63,15 @@ class Answer:
 
 @dataclass(slots=True)
 class Dropped:
-    """Files that were dropped, as vectors: bounded, by key."""
+    """Vectors of dropped files by key, DROPPED_BYTES at most."""
 
     queries: OrderedDict[str, Mapping[Level, Query]] = field(default_factory=OrderedDict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, query: Mapping[Level, Query]) -> str:
-        """A key for it. InputError for one that is longer than all that are kept."""
+        """Store a query and return its key. InputError if it alone exceeds DROPPED_BYTES."""
         if sum(one.features_QD.nbytes for one in query.values()) > DROPPED_BYTES:
-            raise InputError("the file has too many clips for the page; `p3d search OUT FILE` can look for it")
+            raise InputError("the file has too many clips for the page; use `p3d search OUT FILE`")
         key = secrets.token_urlsafe(9)
         with self.lock:
             self.queries[key] = query
@@ -82,7 +82,7 @@ class Dropped:
     def of(self, key: str) -> Mapping[Level, Query]:
         with self.lock:
             if key not in self.queries:
-                raise InputError("the dropped file is not remembered any more; drop it again")
+                raise InputError("the dropped file is no longer kept; drop it again")
             self.queries.move_to_end(key)
             return self.queries[key]
 
@@ -91,9 +91,9 @@ class Dropped:
 
 
 def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threading.Event | None = None) -> Answer:
-    """The nearest rows. InputError for what cannot be; NobodyWaits once `gone` is set.
+    """The nearest rows. InputError if the query is not valid; NobodyWaits once `gone` is set.
 
-    Where the archive has the vectors of all videos, they say which few shards of videos/ need to be read.
+    If the archive holds the vectors of all videos, they decide which few shards of videos/ need to be read.
     """
     source = archive.source
     clips = asked.level == "clip" or asked.at_s is not None
@@ -102,7 +102,7 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
     elif asked.video_id is not None:
         query, name = stored(source, asked.video_id, clips), asked.video_id
     else:
-        raise InputError("nothing was asked for: neither a video nor a dropped file")
+        raise InputError("the query names neither a video nor a dropped file")
     if asked.at_s is not None:
         query = clip_at(query, name, asked.at_s)
     where = [*asked.where, *([] if asked.own or asked.video_id is None else [f"video_id!={asked.video_id}"])]
@@ -127,7 +127,7 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
 
 
 def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
-    """Is there an index by cosine that can be used here? One of other weights, or damaged, only costs time."""
+    """Whether there is a usable index by cosine. If it is of other weights or damaged, exact search is used."""
     if importlib.util.find_spec("faiss") is None:
         return False
     with contextlib.suppress(DamagedJob, OtherRecipe):
@@ -136,7 +136,7 @@ def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
 
 
 def _nearest_by_index_or_not(source: NewestRows | SnapshotRows, features_QD: FLOAT32, **asked: Any) -> SearchResult:
-    """By the index; where that turns out to be damaged, by all rows, which takes longer and finds the same or more."""
+    """Search by the index; if it is damaged, search all rows, which takes longer and finds at least as much."""
     try:
         return nearest_by_index(source, features_QD, **asked)
     except DamagedJob:
@@ -144,7 +144,7 @@ def _nearest_by_index_or_not(source: NewestRows | SnapshotRows, features_QD: FLO
 
 
 def levels(source: NewestRows | SnapshotRows) -> Sequence[Level]:
-    """What can be compared here."""
+    """The levels that can be searched."""
     return LEVELS if source.with_clips else ("video",)
 
 

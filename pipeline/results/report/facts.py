@@ -1,4 +1,4 @@
-"""What the rows of a dataset say in sum: counts, histograms, failures with examples, and a random sample of videos.
+"""Summary of the rows of a dataset: counts, histograms, failures with examples, and a random sample of videos.
 
 One pass over videos/ and failures/; memory holds the rows of one shard, the sums and the samples.
 """
@@ -27,7 +27,7 @@ SAMPLE_COLUMNS = "video_id path uri version duration_s width height codec n_clip
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a chart: how many, and what that is called."""
+    """One bar of a chart: its label, its value, and the text shown for the value."""
 
     label: str
     value: float
@@ -36,7 +36,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A failed video, in its own words."""
+    """A failed video: its path, the detail of its failure, and the number of attempts."""
 
     path: str
     detail: str
@@ -54,7 +54,7 @@ class FailedBy:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A video as its row says; `width` and `height` are as shown."""
+    """A video as in its row; `width` and `height` are those of the displayed picture (after rotation)."""
 
     video_id: str
     path: str
@@ -69,7 +69,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The sums over all newest rows; `hours` and `n_frames` are of the videos that have rows."""
+    """Sums over all current rows. `hours` and `n_frames` are of the videos that have rows."""
 
     n_videos: int
     n_failed: int
@@ -88,7 +88,7 @@ class Facts:
 def gather(
     source: Rows, *, sample: int, rng: np.random.Generator, on_step: Callable[[int, int], None] | None = None
 ) -> Facts:
-    """Look at every row of videos/ and failures/ once. DamagedJob where one is not what it should be."""
+    """Read every row of videos/ and failures/ once. DamagedJob if a row is damaged."""
     sums, drawn = _Sums(), Reservoir(rng, sample, 0)
     for folder, table in source.rows(clips=False, on_step=on_step):
         if folder == "videos" and table.num_rows:
@@ -121,7 +121,7 @@ class _Sums:
     n_frames: int = 0
     n_truncated: int = 0
     seconds: float = 0.0
-    durations: Counter[int] = field(default_factory=Counter)  # by place in DURATIONS_S
+    durations: Counter[int] = field(default_factory=Counter)  # bin of DURATIONS_S -> number of videos
     short_sides: Counter[int] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -148,7 +148,7 @@ class _Sums:
 
 
 def _histogram(counts: Counter[int], edges: Sequence[float], shown: Callable[[float], str]) -> tuple[Bar, ...]:
-    """A bar for each bin from the first to the last that holds anything; bin i is [edges[i - 1], edges[i])."""
+    """One bar per bin, from the first to the last bin that is not empty. Bin i is [edges[i - 1], edges[i])."""
     if not counts:
         return ()
 
@@ -177,5 +177,5 @@ def _time(seconds: float) -> str:
 
 
 def largest(bars: Iterable[Bar]) -> float:
-    """The greatest value, at least a little more than nothing."""
+    """The greatest value; 1 if there are no bars or all are 0, because widths are divided by it."""
     return max((bar.value for bar in bars), default=0) or 1

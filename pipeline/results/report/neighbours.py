@@ -1,8 +1,8 @@
-"""A few clips, and which clips of other videos are like them; of a random sample, whatever the size of the archive.
+"""A few clips, and the most similar clips of other videos, in a random sample of bounded size.
 
-    some shards ──every clip, checked──> CLIPS of them at random ──> queries, and for each its nearest of other videos
+    some shards ──every clip, checked──> CLIPS of them at random ──> queries, and the nearest clips of other videos
 
-Memory holds CLIPS vectors and one row group. N rows of a group, S of the sample, D feature dimension.
+Memory holds CLIPS vectors and one row group. Legend: N rows of a group, S of the sample, D feature dimension.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from p3d.pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search.exact import cosines
 
-CLIPS = 8192  # of the sample: 64 MiB of 2048 float32
-SHARDS = 32  # read for it, drawn at random
-FILES = 1  # of a snapshot, whose files have up to 1 GiB
+CLIPS = 8192  # in the sample: 64 MiB of vectors of 2048 float32
+SHARDS = 32  # of a job, drawn at random, that the sample is taken from
+FILES = 1  # of a snapshot instead, whose files have up to 1 GiB
 _KEYS = ["video_id", "start_s", "end_s"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Seconds [start_s, end_s) of a video; `cosine` to the query, None for the query itself."""
+    """Seconds [start_s, end_s) of a video. `cosine` is to the query, and None for the query itself."""
 
     video: Sampled
     start_s: float
@@ -40,7 +40,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Each query with its neighbours, the nearest first; they were looked for among `n_clips` of `n_videos` videos."""
+    """Each query with its neighbours, the nearest first, found among `n_clips` clips of `n_videos` videos."""
 
     found: tuple[tuple[Clip, tuple[Clip, ...]], ...]
     n_clips: int
@@ -55,7 +55,7 @@ def find_neighbours(
     rng: np.random.Generator,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Neighbours:
-    """Draw clips, and find the nearest clip of each of the `top` likest other videos of the sample."""
+    """Draw query clips, and find the nearest clip of each of the `top` most similar other videos in the sample."""
     sample = Reservoir(rng, CLIPS, source.job.recipe.feature_dim)
     if source.with_clips and queries:
         for folder, table in source.rows(skip=_left_out(source, rng), on_step=on_step):
@@ -79,7 +79,7 @@ def find_neighbours(
 
 
 def _left_out(source: Rows, rng: np.random.Generator) -> frozenset[str]:
-    """All pieces but those that the sample is drawn from."""
+    """All pieces except those that the sample is drawn from."""
     snapshot = isinstance(source, SnapshotRows)
     pieces = [one for one in source.pieces if not snapshot or one.startswith("clips/")]
     size = min(len(pieces), FILES if snapshot else SHARDS)
@@ -90,7 +90,10 @@ def _left_out(source: Rows, rng: np.random.Generator) -> frozenset[str]:
 def _nearest(
     sample: Reservoir, queries: int, top: int, rng: np.random.Generator
 ) -> list[tuple[int, list[tuple[int, float]]]]:
-    """(query, [(neighbour, cosine), ...]) by place, queries of different videos; none if there is one video."""
+    """(query, [(neighbour, cosine), ...]) by row number in the sample. Each query is of another video.
+
+    Empty if the sample has only one video.
+    """
     ids_S = np.array([sample.keys[at][0] for at in range(sample.n)], object)
     features_SD = sample.rows_SD[: sample.n]
     lengths_S = np.sqrt(np.einsum("sd,sd->s", features_SD, features_SD))

@@ -1,4 +1,4 @@
-"""Pictures of a few videos, each from a child of its own; where a source is gone, the report says so instead."""
+"""Thumbnails of a few videos, each made in its own child process. If a source is gone, the report says so instead."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
 
 LONGEST_SIDE = 240
-CHILDREN = 4  # at a time
-BUDGET_S = 300.0  # for all pictures; what has not begun by then is left out
+CHILDREN = 4  # child processes at a time
+BUDGET_S = 300.0  # for all pictures; those not started by then are left out
 
 Wanted = tuple[Sampled, float]  # a video and its second
-Pictures = dict[tuple[str, float], Thumbnail | str]  # by video_id and second; or why there is none
+Pictures = dict[tuple[str, float], Thumbnail | str]  # (video_id, second) -> thumbnail, or the reason of its failure
 
 
 def take_pictures(wanted: Iterable[Wanted], options: StoreOptions) -> Pictures:
-    """A thumbnail for each, or why there is none. No trouble with a source ends the report, a store's included."""
+    """A thumbnail for each, or the reason of its failure. No error of a source or its store ends the report."""
     of_video: dict[str, tuple[Sampled, list[float]]] = {}
     for video, second in wanted:
         seconds = of_video.setdefault(video.video_id, (video, []))[1]
@@ -51,6 +51,6 @@ def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch
         made = thumbnails_in_child(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
     except VideoError as error:
         return [f"{error.reason}: {error.detail}"] * len(seconds)
-    except (StoreError, OSError, RuntimeError) as error:  # an outage, a full disk, no process to be had
+    except (StoreError, OSError, RuntimeError) as error:  # an outage, a full disk, no child process could start
         return [f"not made: {error}"] * len(seconds)
     return [f"{one.reason}: {one.detail}" if isinstance(one, Failure) else one for one in made]

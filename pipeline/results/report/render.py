@@ -1,7 +1,7 @@
-"""A Report -> one HTML file, by page.html beside this module. Everything that comes from outside is escaped there.
+"""A Report -> one HTML file, by the template page.html in this folder, which escapes every value.
 
-Names are hostile: Jinja2 escapes every value, and before it `shown` makes control characters, characters that turn the
-direction of text, and broken text visible. The page's own policy (Content-Security-Policy) forbids scripts and network.
+File names are untrusted. Before Jinja2 escapes a value, `shown` makes control characters, characters that change the
+direction of text, and invalid text visible. The page's Content-Security-Policy forbids scripts and network access.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from p3d.pipeline.results.report.pictures import Pictures
 from p3d.pipeline.results.report.throughput import RunFacts, Throughput
 
 LONGEST_TEXT = 300  # characters of a name or a detail
-PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput, in units of its own
+PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput plot, in SVG units
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a page shows. `run` is None for a snapshot."""
+    """Everything that the page shows. `run` is None for a snapshot."""
 
     out: str
     made: str
@@ -48,7 +48,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page. Its size is that of the thumbnails and some 60 kB, whatever the size of the archive."""
+    """The HTML page. It has the size of the thumbnails plus some 60 kB, whatever the size of the dataset."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("p3d.pipeline.results.report", "."),
         autoescape=True,
@@ -72,7 +72,7 @@ def render(report: Report) -> str:
 
 
 def shown(text: str) -> str:
-    """Text in which nothing hides: control, direction and broken characters as \\xNN or \\uNNNN, and not too long."""
+    """Text with control, direction and invalid characters as \\xNN or \\uNNNN, cut at LONGEST_TEXT characters."""
     if len(text) > LONGEST_TEXT:
         text = text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return "".join(
@@ -86,14 +86,14 @@ def shown(text: str) -> str:
 
 
 def _final(value: Any) -> Any:
-    """What Jinja2 is given to escape."""
+    """Apply `shown` to each value before Jinja2 escapes it."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return shown(value)
     return value
 
 
 def recipe_rows(job: JobRecord) -> list[tuple[str, str]]:
-    """What decides the numbers, in words."""
+    """(name, value) of each setting that determines the vectors, as text."""
     recipe = job.recipe
     height, width = recipe.crop_hw
     resize = f"{recipe.resize_hw[0]} x {recipe.resize_hw[1]}" if recipe.resize_hw else f"short side {recipe.short_side}"
@@ -103,7 +103,7 @@ def recipe_rows(job: JobRecord) -> list[tuple[str, str]]:
         ("weights sha256", recipe.weights_sha256),
         ("features", f"{recipe.feature_dim} {recipe.embedding_dtype}, pooled by {recipe.pool}"),
         ("clips", f"{recipe.clips} of {recipe.clip_frames} frames, frame step {recipe.frame_step}"),
-        ("frame rate", "the video's own" if recipe.fps is None else f"resampled to {recipe.fps:g} a second"),
+        ("frame rate", "the video's own" if recipe.fps is None else f"resampled to {recipe.fps:g} per second"),
         ("frames", f"resized to {resize}, middle {height} x {width} (height x width)"),
         ("decoder", f"{recipe.decoder}, damaged videos: {recipe.partial}"),
         ("precision", recipe.precision),
@@ -114,7 +114,7 @@ def recipe_rows(job: JobRecord) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A filled line in units of PLOT_WIDTH x PLOT_HEIGHT, and what is written at its axes: (place, text)."""
+    """A filled line in units of PLOT_WIDTH x PLOT_HEIGHT, and the ticks of its axes: (position, text)."""
 
     path: Markup
     mean_y: float
@@ -124,7 +124,7 @@ class Plot:
 
 
 def plot(of: Throughput) -> Plot:
-    """Steps, one for each bin; the table has every tenth of the time."""
+    """The throughput as a step plot, one step per bin. The table has one row per tenth of the time."""
     bins = of.clips_per_s
     top = _round_up(max(bins) or 1.0)
     step, bottom = (PLOT_WIDTH - PLOT_LEFT - 8) / len(bins), PLOT_HEIGHT - 24
@@ -155,7 +155,7 @@ def plot(of: Throughput) -> Plot:
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2, 4, 5 or 10 times a power of ten."""
+    """The smallest 1, 2, 4, 5 or 10 times a power of ten that is at least `value`."""
     power = 1.0
     while power * 10 <= value:
         power *= 10
@@ -176,15 +176,15 @@ def human_time(seconds: float) -> str:
 
 
 def clock(at_s: float) -> str:
-    """A moment as people write it, in UTC."""
+    """A time in seconds since 1970 as a date and time in UTC."""
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def data_uri(picture: Thumbnail) -> Markup:
-    """The picture itself, for an `src`: base64 needs no escaping."""
+    """The picture as a data URI, for an `src`: base64 needs no escaping."""
     return Markup("data:image/jpeg;base64,") + Markup(base64.b64encode(picture.jpeg).decode())
 
 
 def _picture(pictures: Pictures, video: Sampled, at_s: float) -> Thumbnail | str:
-    """A thumbnail, or why there is none."""
-    return pictures.get((video.video_id, at_s), "no picture was asked for")
+    """A thumbnail, or the reason why it is missing."""
+    return pictures.get((video.video_id, at_s), "no picture was requested")

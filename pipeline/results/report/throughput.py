@@ -1,4 +1,4 @@
-"""What a report says of the runs of a job: who ran what where, how fast over time, and what took the time."""
+"""What a report shows of the runs of a job: machines and settings, throughput over time, and what took the time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One launch or resume, as its epoch says."""
+    """One launch or resume, as recorded in its epoch."""
 
     number: int
     started: str
@@ -40,7 +40,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Clips per second in BINS equal stretches of [began_s, ended_s)."""
+    """Clips per second in BINS equal intervals of [began_s, ended_s), which are seconds since 1970."""
 
     began_s: float
     ended_s: float
@@ -50,10 +50,10 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """All shards of a job in sum. `stages` are of the shards' time, of which a worker may have several in hand.
+    """Sums over all shards of a job. `stages` divides the shards' time; a worker may compute several shards at once.
 
-    `network_share` is of the time in which a worker had a shard in hand, `idle_share`, without any, of the time from
-    its first to its last.
+    `network_share` is the share of network time in the time in which workers had a shard. `idle_share` is the share
+    of time without a shard between the start of a worker's first shard and the end of its last. Both are in [0, 1].
     """
 
     throughput: Throughput
@@ -65,7 +65,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of how the rows were made. `trouble` is a sentence where the footers do not say it."""
+    """How the rows were made. `trouble` is an error message if the footers could not be read, else empty."""
 
     state: str
     sentence: str
@@ -76,7 +76,7 @@ class RunFacts:
 
 
 def timeline(shards: list[ShardTime]) -> Timeline | None:
-    """Sums over shards; None if there are none. Clocks of several machines are taken as they are."""
+    """Sums over shards; None without shards. The clocks of several machines are not corrected."""
     if not shards:
         return None
     workers: dict[tuple[str, int], list[ShardTime]] = {}
@@ -104,7 +104,7 @@ def timeline(shards: list[ShardTime]) -> Timeline | None:
 
 
 def _covered_s(of: list[ShardTime]) -> float:
-    """For how long a worker had any shard in hand; it may have several at once."""
+    """The time in seconds in which a worker had at least one shard."""
     covered_s, until_s = 0.0, -np.inf
     for one in sorted(of, key=lambda one: one.began_s):
         covered_s += max(0.0, one.ended_s - max(one.began_s, until_s))
@@ -113,7 +113,7 @@ def _covered_s(of: list[ShardTime]) -> float:
 
 
 def throughput(shards: list[ShardTime]) -> Throughput:
-    """The clips of each shard, spread evenly over the time in which it was computed."""
+    """Throughput, with the clips of each shard spread evenly over the time in which it was computed."""
     began_s, ended_s = min(one.began_s for one in shards), max(one.ended_s for one in shards)
     step_s = max(ended_s - began_s, 1e-3) / BINS
     edges = began_s + step_s * np.arange(BINS + 1)
@@ -144,6 +144,6 @@ def _machine(host: str, of: list[ShardTime]) -> Machine:
 
 
 def _listed(words: Iterable[str], most: int = 8) -> str:
-    """Different ones, in order, as far as they are few."""
+    """The distinct words, sorted, at most `most` of them."""
     found = sorted(set(words))
     return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")

@@ -1,11 +1,11 @@
 """Exact search: the rows nearest to one or several vectors, by reading every row once.
 
-    NewestRows | SnapshotRows ──row groups──> scores in float32 ──the few that may win──> float64 ──> Hits
+    NewestRows | SnapshotRows ──row groups──> scores in float32 ──candidates──> float64 ──> Hits
 
-Each group is scored by one matrix product. Rows within `SLACK` of the worst place are scored again in float64 from the
-stored numbers, so a row that is bit-equal to the query has cosine 1 and distance 0 exactly, and equal rows keep plan
-order. Memory holds one row group, its scores, and the best rows so far. Legend: N rows of a group, Q query vectors, D
-feature dimension.
+Each group is scored by one matrix product. Rows within `SLACK` of the worst kept score are scored again in float64 from
+the stored numbers. So a row that is bit-equal to the query has exactly cosine 1 and distance 0, and equal rows keep
+plan order. Memory holds one row group, its scores, and the best rows so far. Legend: N rows of a group, Q query
+vectors, P pairs of a row and a query, D feature dimension.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Level = Literal["clip", "video"]
 Metric = Literal["cosine", "l2"]
 LEVELS: tuple[Level, ...] = ("clip", "video")
 METRICS: tuple[Metric, ...] = ("cosine", "l2")
-# of float32 scores, relative to 1 for cosine and to the squared lengths for l2; the errors that were measured reach
-# 1.2e-6 for 2048 features, and 3.4e-6 for 4096
+# bound of the error of float32 scores, relative to 1 for cosine and to the squared lengths for l2; measured errors
+# reach 1.2e-6 for 2048 features, and 3.4e-6 for 4096
 SLACK = 1e-5
-POOL = 1000  # best rows among which near-duplicates are left out
-SCORES = 4 * 1024**2  # of rows and queries at a time, 16 MiB
-PAIRS = 512  # of rows and queries that are scored in float64 at a time
+POOL = 1000  # best rows to find before near-duplicates are left out
+SCORES = 4 * 1024**2  # scores (rows x queries) computed at a time, 16 MiB
+PAIRS = 512  # pairs of a row and a query scored in float64 at a time
 FLOAT64 = npt.NDArray[np.float64]
 
 
@@ -44,8 +44,8 @@ FLOAT64 = npt.NDArray[np.float64]
 class Hit:
     """A row and how near it is: `score` is the cosine in [-1, 1], or the Euclidean distance.
 
-    `query` is the number of the query vector that it is nearest to. A clip has frames [start_frame, end_frame) and
-    seconds [start_s, end_s); for a video `clip_index` and the frames are None, and the seconds all of it.
+    `query` is the number of the nearest query vector. A clip has frames [start_frame, end_frame) and seconds
+    [start_s, end_s). For a video, `clip_index` and the frames are None, and the seconds cover all of it.
     """
 
     score: float
@@ -66,8 +66,8 @@ class Hit:
 class SearchResult:
     """The nearest rows, best first; `n_rows` were compared in `seconds`.
 
-    `cut_short`: near-duplicates took so many places that there may be more hits than were looked through. By an index,
-    `n_indexed` rows were looked up in it and `n_new` videos are not in it yet, which were compared in full.
+    `cut_short`: so many of the POOL best rows were near-duplicates that there may be more hits. With an index,
+    `n_indexed` is the number of rows in it, and `n_new` that of videos not in it yet, which were compared exactly.
     """
 
     hits: tuple[Hit, ...]
@@ -91,11 +91,11 @@ def nearest(
     skip: frozenset[str] = frozenset(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """The `top` rows nearest to any of the queries.
+    """The `top` rows nearest to any of the queries [Q, D].
 
-    `where` are conditions on columns (`results.search.where`); for clips, those of videos/ too. With `distinct`, a
-    row whose cosine to the query or to a better row is at least that is left out. `only` and `skip` as in `rows`.
-    InputError for conditions that cannot be; DamagedJob where a row is not what it should be.
+    `where` are conditions on columns (`results.search.where`); for clips, also on columns of videos/. With `distinct`,
+    a row whose cosine to the query or to a better row is at least that value is left out. `only` and `skip` are as in
+    `rows`. InputError if a condition is not valid; DamagedJob if a row is damaged.
     """
     started = time.monotonic()
     clips = level == "clip"
@@ -120,7 +120,7 @@ def nearest(
 def _split(
     source: NewestRows | SnapshotRows, where: Iterable[str], level: Level, only: frozenset[str] | None
 ) -> tuple[tuple[conditions_of.Condition, ...], frozenset[str] | None]:
-    """The conditions on the rows themselves; those on columns of videos/ as the ids that satisfy them, of `only`."""
+    """The conditions on the rows themselves, and the ids of `only` that satisfy those on columns of videos/."""
     own = source.schemas["clips" if level == "clip" else "videos"]
     every = conditions_of.parse(where, pa.unify_schemas([own.remove_metadata(), _plain(source.schemas["videos"], own)]))
     direct = tuple(one for one in every if one.column in own.names)
@@ -140,10 +140,10 @@ def _plain(videos: pa.Schema, own: pa.Schema) -> pa.Schema:
 
 
 class _Best:
-    """The `size` rows that are nearest to any query, of all that were added."""
+    """The `size` rows nearest to any query, of all rows added."""
 
     def __init__(self, queries_QD: FLOAT32, metric: Metric, size: int) -> None:
-        # equal queries, as of a still picture, are one: the first of them
+        # equal queries, as those of a still image, are merged into the first of them
         self._queries_QD, self._first_Q = np.unique(np.asarray(queries_QD, np.float32), axis=0, return_index=True)
         self._metric, self._size = metric, size
         squares_Q = np.einsum("qd,qd->q", self._queries_QD, self._queries_QD)
@@ -151,10 +151,10 @@ class _Best:
         self._scaled_DQ = np.ascontiguousarray(
             (self._queries_QD / np.sqrt(squares_Q)[:, None] if metric == "cosine" else 2 * self._queries_QD).T
         )
-        self._hits: list[tuple[float, Hit]] = []  # (how near, hit), the nearest first
+        self._hits: list[tuple[float, Hit]] = []  # (nearness, hit), the nearest first
 
     def add(self, table: pa.Table, features_ND: FLOAT32) -> None:
-        """The rows of a group with their vectors; as many at a time as SCORES holds, however many queries there are."""
+        """Add the rows of a group with their vectors [N, D], in slices of at most SCORES scores."""
         step = max(1, SCORES // len(self._queries_QD))
         for first in range(0, table.num_rows, step):
             self._add(table.slice(first, step), features_ND[first : first + step])
@@ -188,7 +188,7 @@ class _Best:
         del self._hits[self._size :]
 
     def name(self, videos: pa.Table) -> None:
-        """Give the hits among these videos their uri: rows of clips/ do not have it, and come before their video."""
+        """Set the uri of the hits of these videos. Rows of clips/ do not have it, and are read before their video."""
         wanted = pa.array([hit.video_id for _, hit in self._hits if not hit.uri], pa.string())
         rows = videos.select(["video_id", "uri"]).filter(pc.is_in(videos["video_id"], wanted))
         uris = dict(zip(rows["video_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
@@ -200,7 +200,7 @@ class _Best:
         return [hit for _, hit in self._hits]
 
     def _near(self, features_ND: FLOAT32) -> tuple[FLOAT32, float]:
-        """How near each row is to each query, more is nearer, in float32; and by how much that may be wrong."""
+        """The nearness of each row to each query in float32, [N, Q], larger is nearer; and a bound of its error."""
         squares_N = np.einsum("nd,nd->n", features_ND, features_ND)
         near_NQ = features_ND @ self._scaled_DQ
         if self._metric == "cosine":
@@ -211,7 +211,7 @@ class _Best:
         return near_NQ, SLACK * float(squares_N.max() + self._squares_Q.max())
 
     def _exact(self, rows_PD: FLOAT32, queries_PD: FLOAT32) -> FLOAT64:
-        """The same for pairs, in float64: the cosine, or minus the squared distance."""
+        """The nearness of pairs in float64, [P]: the cosine, or minus the squared distance."""
         a, b = rows_PD.astype(np.float64), queries_PD.astype(np.float64)
         if self._metric == "cosine":
             return cosines(a, b)
@@ -248,7 +248,7 @@ def _vectors(of: pa.Schema) -> list[str]:
 
 
 def _distinct(hits: Sequence[Hit], queries_QD: FLOAT32, cosine: float, top: int, more: bool) -> tuple[list[Hit], bool]:
-    """Hits, at most `top`, none of which is that near to a query or a better hit; were there too few?"""
+    """At most `top` hits whose cosine to each query and better hit is below `cosine`; and whether more may exist."""
     taken = list(np.asarray(queries_QD, np.float64))
     kept: list[Hit] = []
     for hit in hits:

@@ -1,11 +1,11 @@
-"""An index beside the dataset: what it is, and search by it.
+"""A FAISS index stored with the dataset: its files, and search with it.
 
-    OUT/_job/index/clip-cosine.json               the record, replaced last: readers see the old index or the new, whole
+    OUT/_job/index/clip-cosine.json               the record, replaced last, so readers see the old index or the new
     OUT/_job/index/clip-cosine-<8 hex>.faiss      the vectors, as FAISS writes them
-    OUT/_job/index/clip-cosine-<8 hex>.parquet    the rows they are of, in order: video_id, plan_seq [, clip_index]
+    OUT/_job/index/clip-cosine-<8 hex>.parquet    the rows of the vectors, in order: video_id, plan_seq [, clip_index]
 
-An index holds no data of its own: it proposes rows, and every hit and score is read from the dataset. Rows that came
-after it was made are searched exactly, so that growth costs time and no hits. `indexing.py` makes one.
+An index only proposes rows; every hit and score is read from the dataset. Rows that are newer than the index are
+searched exactly, so a growing dataset costs time but no hits. `index_build.py` makes an index.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from p3d.pipeline.types import BOOL, FLOAT32, INT64
 FOLDER = "_job/index/"
 SCHEMA_VERSION = 1
 KINDS = ("flat", "ivf", "sq8", "pq")
-RESCORED = {"flat": 1, "ivf": 1, "sq8": 2, "pq": 4}  # times `top` rows are read again, for the kind's rough scores
+RESCORED = {"flat": 1, "ivf": 1, "sq8": 2, "pq": 4}  # x `top` rows are scored exactly, as these kinds round vectors
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRecord:
-    """What an index is of: `pieces` of the dataset. `nprobe` of `nlist` lists are looked through (0: it has none).
+    """An index of `pieces` of the dataset. A search visits `nprobe` of its `nlist` lists (0 if it has no lists).
 
-    `recall_at_10`: of the ten nearest other rows of each of `sample` rows by exact search, the share that the index
-    gives by itself; None where nothing was compared.
+    `recall_at_10` is the share of the ten exact nearest neighbours that the index finds, over `sample` rows; None if
+    nothing was compared.
     """
 
     recipe_digest: str
@@ -72,8 +72,8 @@ def record_key(level: str, metric: str) -> str:
 
 
 def read_record(source: NewestRows | SnapshotRows, level: str, metric: str) -> IndexRecord | None:
-    """The index at this dataset; None if there is none. OtherRecipe if it is of rows of other weights or settings."""
-    place, key = source.store.url, record_key(level, metric)
+    """The record of the dataset's index; None if it has no index. OtherRecipe if weights or settings differ."""
+    url, key = source.store.url, record_key(level, metric)
     try:
         given = json.loads(source.store.read(key))
         if given.pop("schema_version") != SCHEMA_VERSION:
@@ -82,11 +82,11 @@ def read_record(source: NewestRows | SnapshotRows, level: str, metric: str) -> I
     except StoreMissing:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedJob(f"{place}/{key} cannot be read ({error}). {_remedy(place, level, metric)}") from None
+        raise DamagedJob(f"{url}/{key} cannot be read ({error}). {_remedy(url, level, metric)}") from None
     if record.recipe_digest != source.job.recipe.digest:
         raise OtherRecipe(
-            f"the index at {place}/{key} is of rows of other weights or settings (recipe {record.recipe_digest[:8]}, "
-            f"here {source.job.recipe.digest[:8]}). {_remedy(place, level, metric)}"
+            f"the index at {url}/{key} is of rows of other weights or settings (recipe {record.recipe_digest[:8]}, "
+            f"here {source.job.recipe.digest[:8]}). {_remedy(url, level, metric)}"
         )
     return record
 
@@ -102,17 +102,15 @@ def nearest_by_index(
     distinct: float | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """`nearest`, over the videos that the index proposes and those that it does not know yet.
+    """`nearest` over the videos that the index proposes, and those that are not in it yet.
 
-    InputError where there is no index, OtherRecipe where it is of other weights, DamagedJob where it cannot be read.
+    InputError if there is no index, OtherRecipe if it is of other weights, DamagedJob if it cannot be read.
     """
     started = time.monotonic()
     record = read_record(source, level, metric)
     if record is None:
-        place = source.store.url
-        raise InputError(
-            f"{place} has no index of its {level}s by {metric}: `{_command(place, level, metric)}` makes one"
-        )
+        url = source.store.url
+        raise InputError(f"{url} has no index of its {level}s by {metric}: `{_command(url, level, metric)}` makes one")
     where = tuple(where)
     of_ids, others = _conditions(source, where)
     wanted = RESCORED[record.kind] * top if distinct is None else POOL
@@ -133,7 +131,7 @@ def nearest_by_index(
 
 
 def _videos_in(source: NewestRows | SnapshotRows, known: frozenset[str]) -> Iterator[str]:
-    """The videos of the pieces that are not known."""
+    """The videos of all pieces except the `known` ones."""
     if known.issuperset(source.pieces):
         return
     for folder, table in source.rows(clips=False, skip=known):
@@ -144,7 +142,7 @@ def _videos_in(source: NewestRows | SnapshotRows, known: frozenset[str]) -> Iter
 def _conditions(
     source: NewestRows | SnapshotRows, where: tuple[str, ...]
 ) -> tuple[tuple[conditions_of.Condition, ...], tuple[conditions_of.Condition, ...]]:
-    """The conditions on the id, which the rows of an index have themselves, and those that need a pass over videos/."""
+    """The conditions on video_id, which the rows of an index have, and those that need a pass over videos/."""
     try:
         conditions = conditions_of.parse(where, source.schemas["videos"])
     except InputError as error:
@@ -156,7 +154,7 @@ def _conditions(
 def _ids_where(
     source: NewestRows | SnapshotRows, conditions: tuple[conditions_of.Condition, ...]
 ) -> frozenset[str] | None:
-    """The videos that satisfy the conditions, by a pass over videos/; None where there are none."""
+    """The videos that satisfy the conditions, by a pass over videos/; None without conditions."""
     if not conditions:
         return None
     ids: set[str] = set()
@@ -174,7 +172,7 @@ def _proposed(
     of_ids: tuple[conditions_of.Condition, ...],
     among: frozenset[str] | None,
 ) -> frozenset[str]:
-    """The videos of the `n_rows` rows that the index finds nearest to any query, of those that still hold."""
+    """The videos of the `n_rows` current rows that the index finds nearest to any query."""
     with opened(source.store, record) as (index, rows):
         allowed_N = current(source, rows, among)
         for condition in of_ids:
@@ -189,10 +187,10 @@ def _proposed(
 
 @contextlib.contextmanager
 def opened(store: Store, record: IndexRecord) -> Iterator[tuple[Any, pa.Table]]:
-    """FAISS's index, its file mapped into memory and not read, and the rows it is of. DamagedJob if either is not."""
+    """The FAISS index, memory-mapped, and the rows of its vectors. DamagedJob if either cannot be used."""
     import faiss
 
-    place = store.url
+    url = store.url
     with contextlib.ExitStack() as stack:
         try:
             path = stack.enter_context(local_path(store, record.index_key))
@@ -203,15 +201,15 @@ def opened(store: Store, record: IndexRecord) -> Iterator[tuple[Any, pa.Table]]:
             if not index.ntotal == rows.num_rows == record.n_rows or path.stat().st_size != record.index_bytes:
                 raise ValueError(f"it holds {index.ntotal} vectors for {record.n_rows} rows")
         except (StoreMissing, RuntimeError, ValueError, OSError, pa.ArrowException) as error:
-            remedy = _remedy(place, record.level, record.metric)
-            raise DamagedJob(f"the index {place}/{record.index_key} cannot be used: {error}. {remedy}") from None
+            remedy = _remedy(url, record.level, record.metric)
+            raise DamagedJob(f"the index {url}/{record.index_key} cannot be used: {error}. {remedy}") from None
         if record.nlist:
             faiss.extract_index_ivf(index).nprobe = record.nprobe
         yield index, rows
 
 
 def read_index(path: Path, *, mapped: bool = True) -> Any:
-    """An index from a file: mapped, so that only the lists that are looked through take memory, or read whole."""
+    """An index from a file: memory-mapped, so that only the lists that a search visits are loaded, or read whole."""
     import faiss
 
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else 0)
@@ -220,7 +218,7 @@ def read_index(path: Path, *, mapped: bool = True) -> Any:
 def search(
     index: Any, record: IndexRecord, queries_QD: FLOAT32, k: int, allowed_N: BOOL | None, *, nprobe: int | None = None
 ) -> tuple[FLOAT32, INT64]:
-    """FAISS's scores and row numbers, [Q, k]; -1 where it found none. `allowed_N` says which rows may be found."""
+    """FAISS's scores and row numbers, [Q, k]; -1 if it found fewer. `allowed_N` says which rows may be found."""
     import faiss
 
     selector = None
@@ -235,7 +233,7 @@ def search(
 
 
 def prepared(vectors_ND: FLOAT32, metric: str) -> FLOAT32:
-    """Vectors as an index holds them: of length 1 for the cosine, which is then their inner product."""
+    """Vectors as an index holds them. For the cosine they have length 1, so that it is their inner product."""
     made_ND: FLOAT32 = np.array(vectors_ND, np.float32, order="C")
     if metric == "cosine":
         made_ND /= np.linalg.norm(made_ND, axis=1, keepdims=True)
@@ -243,7 +241,7 @@ def prepared(vectors_ND: FLOAT32, metric: str) -> FLOAT32:
 
 
 def current(source: NewestRows | SnapshotRows, rows: pa.Table, among: frozenset[str] | None = None) -> BOOL:
-    """Which rows of an index still hold: their plan is the newest that names their video, which is one of `among`."""
+    """Which rows of an index are current: from the newest plan that names their video, which must be in `among`."""
     ids = rows["video_id"].combine_chunks().dictionary_encode()
     names = ids.dictionary.to_pylist()
     codes_N = ids.indices.to_numpy()
@@ -255,9 +253,9 @@ def current(source: NewestRows | SnapshotRows, rows: pa.Table, among: frozenset[
     return holds
 
 
-def _command(place: str, level: str, metric: str) -> str:
-    return f"p3d results index {place} --level {level} --metric {metric}"
+def _command(url: str, level: str, metric: str) -> str:
+    return f"p3d results index {url} --level {level} --metric {metric}"
 
 
-def _remedy(place: str, level: str, metric: str) -> str:
-    return f"`{_command(place, level, metric)} --rebuild` makes it anew"
+def _remedy(url: str, level: str, metric: str) -> str:
+    return f"`{_command(url, level, metric)} --rebuild` makes it again"

@@ -1,7 +1,7 @@
-"""Makes an index of a dataset, or adds what came since: at most two passes over the rows, and a bounded sample of them.
+"""Builds an index of a dataset, or adds new rows to it, in at most two passes over the rows.
 
-    pass 1   rows that are new ──> their number, a sample to train on, a sample to compare with
-    pass 2   rows that are new ──> the index; all rows ──> the exact neighbours of the sample, for the recall
+    pass 1   new rows ──> their number, a sample to train on, a sample to measure the recall with
+    pass 2   new rows ──> the index; all rows ──> the exact neighbours of the sample, for the recall
 
 Memory: the index itself, TRAIN_BYTES of vectors to train on, and one row group. Legend: N rows of a group, S rows of
 the sample, D feature dimension.
@@ -42,16 +42,16 @@ from p3d.pipeline.results.search.index import search as search_index
 from p3d.pipeline.types import BOOL, FLOAT32
 
 TRAIN_BYTES = 512 * 1024**2
-TRAIN_ROWS_A_LIST = 39  # fewer, and k-means warns that its centroids mean little
-CODES = 256  # centroids of each part of a product quantizer, which need as many rows to train on
+TRAIN_ROWS_PER_LIST = 39  # with fewer, FAISS's k-means warns that the centroids are unreliable
+CODES = 256  # centroids of each part of a product quantizer, which needs as many rows to train on
 MOST_LISTS = 4096
-GOOD_RECALL = 0.95  # at which no more lists are looked through
-LITTLE_GAIN = 0.005
+GOOD_RECALL = 0.95  # recall at which `nprobe` is not increased further
+LITTLE_GAIN = 0.005  # gain of recall below which `nprobe` is not increased further
 NEIGHBOURS = 10
-TIED = 40  # rows that may be as near as the tenth
-EQUAL = 1e-6  # scores that differ by less are equal, as of copies of one video
+TIED = 40  # rows kept that may be as near as the tenth neighbour
+EQUAL = 1e-6  # scores that differ by less are equal, such as those of copies of one video
 GIB = 1024**3
-BY_SIZE = (("flat", GIB // 4), ("ivf", 2 * GIB), ("sq8", 16 * GIB))  # up to these bytes of float32 vectors; then pq
+BY_SIZE = (("flat", GIB // 4), ("ivf", 2 * GIB), ("sq8", 16 * GIB))  # up to these bytes of float32 vectors; above: pq
 
 OnStep = Callable[[str, int, int], None]
 
@@ -68,10 +68,10 @@ def build_index(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> IndexRecord:
-    """Make the index of a dataset, or add the rows that it does not have yet; its record.
+    """Build the index of a dataset, or add the rows that are not in it yet. Returns its record.
 
-    `kind` is flat, ivf, sq8 or pq (see BY_SIZE for None). Without `rebuild`, an index that is there keeps its kind.
-    InputError where there are no rows, or too few for the kind; OtherRecipe for an index of other weights.
+    `kind` is flat, ivf, sq8 or pq; None chooses one by BY_SIZE. Without `rebuild`, an existing index keeps its kind.
+    InputError if there are no rows, or too few for the kind; OtherRecipe for an index of other weights.
     """
     import faiss
 
@@ -119,7 +119,7 @@ def build_index(
 
 @dataclass(slots=True)
 class _Passes:
-    """Passes over the rows of one level, as an index has them: key columns, and vectors of the metric."""
+    """Passes over the rows of one level, as an index needs them: key columns, and vectors prepared for the metric."""
 
     source: NewestRows | SnapshotRows
     level: Level
@@ -142,7 +142,7 @@ class _Passes:
 
 @dataclass(slots=True)
 class _Exact:
-    """The exact nearest rows of a sample, found as all rows come by, without the rows of the sample themselves."""
+    """The exact nearest neighbours of a sample of rows among all rows added, without the sampled rows themselves."""
 
     sample_SD: FLOAT32
     keys_S: list[tuple[Any, ...]]
@@ -153,7 +153,7 @@ class _Exact:
         if not len(self.keys_S):
             return
         near_SN = self.sample_SD @ vectors_ND.T
-        if self.metric == "l2":  # minus half of the squared distance, up to what is equal for all rows
+        if self.metric == "l2":  # minus half of the squared distance, up to a term that is the same for all rows
             near_SN -= np.einsum("nd,nd->n", vectors_ND, vectors_ND) / 2
         k = min(TIED, len(vectors_ND))
         top_SK = np.argpartition(-near_SN, k - 1, axis=1)[:, :k]
@@ -168,7 +168,7 @@ class _Exact:
             self._best[one] = [found for found in best[:TIED] if found[0] <= worst]
 
     def recall(self, found: list[list[tuple[Any, ...]]]) -> float:
-        """The share of the exact neighbours that were found; of rows as near as the tenth, any will do."""
+        """The share of the exact neighbours that were found. Any of the rows as near as the tenth counts."""
         there = sum(
             len({key for _, key in best}.intersection(mine)) for best, mine in zip(self._best, found, strict=True)
         )
@@ -176,25 +176,25 @@ class _Exact:
 
 
 def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[IndexRecord, Any]:
-    """An empty index of the kind that fits so many rows, trained on the sample, and its record so far."""
+    """A record, and an empty index trained on the sample. If `kind` is None, the number of rows decides it."""
     import faiss
 
     n_rows, dim, train_TD = train.seen, passes.dim, train.rows_SD[: train.n]
     kind = kind or next((name for name, most in BY_SIZE if 4 * dim * n_rows <= most), "pq")
     nlist = 0
     if kind != "flat":
-        nlist = max(1, min(math.isqrt(n_rows), len(train_TD) // TRAIN_ROWS_A_LIST, MOST_LISTS))
+        nlist = max(1, min(math.isqrt(n_rows), len(train_TD) // TRAIN_ROWS_PER_LIST, MOST_LISTS))
     if kind == "pq" and len(train_TD) < CODES:
         raise InputError(f"an index of kind pq needs {CODES} rows to train on, and there are {n_rows}; use flat")
     parts = max(number for number in (1, 2, 4, 8, 16, 32, 64, 128) if dim % number == 0)
-    # np: without the order of codes for polysemous search, which is not used here and takes a second a part
+    # np: no polysemous training, which is not used here and takes a second for each part
     codec = {"flat": "Flat", "ivf": "Flat", "sq8": "SQ8", "pq": f"PQ{parts}np"}[kind]
     factory = codec if kind == "flat" else f"IVF{nlist},{codec}"
     index = faiss.index_factory(
         dim, factory, faiss.METRIC_INNER_PRODUCT if passes.metric == "cosine" else faiss.METRIC_L2
     )
     if kind != "flat":
-        index.cp.min_points_per_centroid = 1  # few rows are what there is, and no cause for FAISS's warning
+        index.cp.min_points_per_centroid = 1  # no warning from FAISS if the dataset has few rows
         if kind == "pq":
             index.pq.cp.min_points_per_centroid = 1
         index.train(train_TD)
@@ -220,13 +220,13 @@ def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[Index
 
 
 def _whole(source: NewestRows | SnapshotRows, record: IndexRecord) -> Any:
-    """The index that is there, in memory, so that rows can be added."""
+    """The existing index, read into memory, so that rows can be added."""
     with local_path(source.store, record.index_key) as path:
         return read_index(path, mapped=False)
 
 
 def _measured(record: IndexRecord, index: Any, exact: _Exact, rows: pa.Table, allowed_N: BOOL) -> IndexRecord:
-    """The record with its recall, and with as many lists to look through as it takes."""
+    """The record with its recall, and with `nprobe` doubled until the recall is good or hardly grows."""
     if not record.sample:
         return record
     recall, nprobe = -1.0, 1
@@ -245,7 +245,7 @@ def _measured(record: IndexRecord, index: Any, exact: _Exact, rows: pa.Table, al
 
 
 def _written(source: NewestRows | SnapshotRows, record: IndexRecord, index: Any, rows: pa.Table) -> IndexRecord:
-    """Put both files beside the dataset, then the record that names them, then remove what it no longer names."""
+    """Write both files, then the record that names them, then remove files that it no longer names."""
     import faiss
 
     store, stem = source.store, f"{FOLDER}{record.level}-{record.metric}"

@@ -1,4 +1,4 @@
-"""What is asked: vectors, and which seconds of a video each is from; of a video of the dataset, its own rows."""
+"""Queries of a search: vectors, and which seconds of a video each is from. Stored videos are queries by their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from p3d.pipeline.types import FLOAT32
 class Query:
     """Q vectors to look for, and where in the query video each is from: seconds [start, end).
 
-    `video_id` is None for a file that was embedded; `level` is what is compared if nobody says.
+    `video_id` is None for a file that was embedded. `level` is the level to search by default.
     """
 
     features_QD: FLOAT32
@@ -28,20 +28,23 @@ class Query:
 
 
 def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
-    """A video of the dataset by its video_id, uri or path: its clips, or itself. InputError if it has no rows."""
-    place, dim = source.store.url, source.job.recipe.feature_dim
+    """The vectors of a stored video, found by its video_id, uri or path: of its clips, or its pooled vector.
+
+    InputError if it has no rows.
+    """
+    url, dim = source.store.url, source.job.recipe.feature_dim
     ids = source.find(name)
     if not ids:
         raise InputError(
-            f"{name!r} is neither a file nor a video of {place}: give a video file, or a video_id, uri or path that "
+            f"{name!r} is neither a file nor a video of {url}: give a video file, or a video_id, uri or path that "
             "videos/ has"
         )
     if len(ids) > 1:
         raise InputError(
-            f"{len(ids)} videos of {place} have the path {name!r}; give one's video_id, such as {ids[0]!r}"
+            f"{len(ids)} videos of {url} have the path {name!r}; give the video_id of one, such as {ids[0]!r}"
         )
     if clips and not source.with_clips:
-        raise InputError(f"the snapshot at {place} has no clips; search its videos, with --level video")
+        raise InputError(f"the snapshot at {url} has no clips; search its videos, with --level video")
     features, seconds, failed = [], [], False
     for folder, table in source.rows(clips=clips, only=frozenset(ids)):
         failed |= folder == "failures" and table.num_rows > 0
@@ -50,13 +53,13 @@ def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
             starts = table["start_s"].to_pylist() if clips else [0.0] * table.num_rows
             seconds += list(zip(starts, table["end_s" if clips else "duration_s"].to_pylist(), strict=True))
     if not seconds:
-        why = f"failed: see `p3d failures {place}`" if failed else f"is still to be done: `p3d resume {place}` goes on"
-        raise InputError(f"{name!r} has no rows to search by, for it {why}")
+        why = f"failed, see `p3d failures {url}`" if failed else f"is still to be done, by `p3d resume {url}`"
+        raise InputError(f"{name!r} has no rows to search by: it {why}")
     return Query(np.concatenate(features), tuple(seconds), "clip" if clips else "video", ids[0])
 
 
 def clip_at(query: Query, name: str, at_s: float) -> Query:
-    """The clip that shows a second, of several the one with it nearest to the middle. InputError if none does."""
+    """The clip that shows a second; if several do, the one whose middle is nearest to it. InputError if none does."""
     spans = query.seconds
     showing = [at for at, (start, end) in enumerate(spans) if start <= at_s < end]
     if not showing:

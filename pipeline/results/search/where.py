@@ -1,7 +1,7 @@
-"""Conditions on columns, as they are typed: `codec=h264`, `duration_s>=60`, `label!=cat`. All of them must hold.
+"""Conditions on columns, such as `codec=h264`, `duration_s>=60`, `label!=cat`. All of them must hold.
 
-A condition is one column, one of = != < <= > >=, and a value, which is read as the column's own type. Rows where the
-column is null satisfy none. There is no `and`, `or` or function, so that a condition can neither be slow nor do harm.
+A condition is one column, one of = != < <= > >=, and a value, which is read as the column's type. A row with null in
+the column does not satisfy it. There is no `and`, `or` or function, so a condition is always fast and safe.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`column` `operator` `value`, the value of the column's type."""
+    """`column` `operator` `value`, with a value of the column's type."""
 
     column: str
     operator: str
     value: pa.Scalar
 
     def holds(self, table: pa.Table) -> pa.ChunkedArray:
-        """Which rows satisfy it; none is null."""
+        """Which rows satisfy it, as booleans without nulls."""
         return pc.fill_null(_OPERATORS[self.operator](table[self.column], self.value), False)
 
 
 def parse(texts: Iterable[str], schema: pa.Schema) -> tuple[Condition, ...]:
-    """Conditions on the columns of a table. InputError, with what there is, for one that cannot be."""
+    """Parse conditions on the columns of a table. InputError explains what is wrong, and lists what is allowed."""
     known = [field.name for field in schema if not pa.types.is_nested(field.type)]
     return tuple(_parse(text, schema, known) for text in texts)
 
@@ -63,4 +63,4 @@ def _parse(text: str, schema: pa.Schema, known: list[str]) -> Condition:
     try:
         return Condition(column, operator, pc.cast(pa.scalar(value), kind))
     except pa.ArrowException:
-        raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is none") from None
+        raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is not") from None

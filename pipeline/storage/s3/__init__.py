@@ -1,1 +1,1 @@
-"""Objects on S3: the store, its client, bodies that resume, errors in words, parallel listings."""
+"""S3: the store, its clients, resumable downloads, error messages, retries and parallel listings."""

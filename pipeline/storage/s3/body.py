@@ -1,8 +1,8 @@
-"""The body of one S3 object: whole and proved, or an error; never less than what was asked for.
+"""Download the body of one S3 object: complete and verified, or an error.
 
-botocore retries requests and not bodies. A body that is cut, reset, silent or a trickle is gone on with from where it
-ended, by a ranged GET with `If-Match`; where nothing would prove the sum of the pieces, and after a digest that did not
-match, it is fetched again from the start. Tries are counted, pauses are random.
+botocore retries requests but not bodies. A body that is cut off, reset, silent or too slow is continued from where it
+ended, by a ranged GET with `If-Match`. It is fetched again from the start if no digest could verify the joined pieces,
+or after a digest mismatch. The number of attempts is limited, and pauses are random.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from p3d.pipeline.errors import StoreChanged, StoreCorrupt, StoreError, StoreUnk
 
 BODY_TRIES = 4
 PAUSE_S = 0.2  # before the second try, doubled for the next
-PIECE_BYTES = 1 << 14  # small, because a piece is waited for until it is whole, and a trickle must be noticed
-TRICKLE_S = 15.0  # in which at least TRICKLE_BYTES must arrive; silence is for botocore's read time-out
+PIECE_BYTES = 1 << 14  # small, because `read` blocks until a piece is complete, and a slow body must be noticed
+TRICKLE_S = 15.0  # in which at least TRICKLE_BYTES must arrive; botocore's read time-out detects silence
 TRICKLE_BYTES = 1 << 17
-MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')  # multipart uploads have a "-" and are no MD5
+MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')  # ETags of multipart uploads contain a "-" and are not MD5 digests
 
 
 class _Trickle(Exception):
-    """Too few bytes for too long."""
+    """Fewer than TRICKLE_BYTES arrived in TRICKLE_S."""
 
 
 @dataclass(slots=True)
 class Body:
-    """Bytes [start, end) of an object, end None for all of it, on their way into `sink`, a file opened at its start.
+    """A download of bytes [start, end) of an object (end None: to its end) into `sink`, an empty file.
 
-    `etag` pins the object; None takes it as it is now. `check` is off for servers whose ETags are not what AWS's are.
+    `etag` requires that version of the object; None takes the current one. `check` is False for servers whose ETags do
+    not have the meaning that AWS gives them.
     """
 
-    get: Callable[..., dict[str, Any]]  # get_object of this key; its errors are mapped already
+    get: Callable[..., dict[str, Any]]  # get_object of this key; raises store errors
     sink: BinaryIO
     place: str
     etag: str | None
     check: bool
     start: int = 0
     end: int | None = None
-    at: int = 0  # bytes that are in the sink
-    provable: bool = False  # can what comes in pieces be proved? else a cut body is fetched again from the start
+    at: int = 0  # bytes that were written to the sink
+    provable: bool = False  # whether joined pieces can be verified; if not, a cut body is fetched again from the start
     expected_md5: str | None = None
     md5: Any = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
 
     def fetch(self) -> None:
-        """All of it. StoreChanged, StoreMissing; StoreCorrupt if the stored bytes are wrong, else StoreUnknown."""
+        """Fetch all bytes. StoreChanged, StoreMissing, StoreCorrupt for wrong stored bytes, otherwise StoreUnknown."""
         planned, wrong, failure = self.etag, "", StoreError()
         for attempt in range(BODY_TRIES):
             if attempt:
@@ -59,16 +60,16 @@ class Body:
             try:
                 self._fetch_rest()
                 matches = self.expected_md5 in (None, self.md5.hexdigest())
-            except FlexibleChecksumError:  # botocore's check of the checksum that is stored with the object
+            except FlexibleChecksumError:  # botocore verifies the checksum that is stored with the object
                 matches = False
             except StoreChanged as error:
                 if planned is not None or self.etag is None:
                     raise
-                failure, self.etag = error, None  # a control object was replaced between two pieces: take the new one
+                failure, self.etag = error, None  # a control object was replaced between two pieces: fetch the new one
                 self._again()
                 continue
             except (HTTPClientError, IncompleteReadError, _Trickle) as error:
-                failure = StoreUnknown(f"{self.place}: its content breaks off ({type(error).__name__.strip('_')})")
+                failure = StoreUnknown(f"{self.place}: the download was cut off ({type(error).__name__.strip('_')})")
                 if not self.provable:
                     self._again()
                 continue
@@ -76,12 +77,12 @@ class Body:
                 return
             if self.md5.hexdigest() == wrong:  # the same wrong bytes twice: that is what the store holds
                 raise StoreCorrupt(
-                    f"{self.place}: the bytes that arrive are not those of the object's checksum or ETag; if the ETags "
-                    "of this server are no MD5, use --checksums when_required"
+                    f"{self.place}: the bytes received do not match the object's checksum or ETag; if the ETags of "
+                    "this server are not MD5 digests, use --checksums when_required"
                 )
             failure = StoreUnknown(
-                f"{self.place}: the bytes that arrive are wrong, and others every time; is the network, or the memory "
-                "of a machine, damaged?"
+                f"{self.place}: the bytes received are wrong, and different every time; is the network or the memory "
+                "of a machine faulty?"
             )
             wrong = self.md5.hexdigest()
             self._again()
@@ -94,9 +95,9 @@ class Body:
             asked["Range"] = f"bytes={first}-{'' if self.end is None else self.end - 1}"
         reply = self.get(**asked)
         if self.etag is not None and str(reply.get("ETag")).strip('"') != self.etag.strip('"'):
-            raise StoreChanged(f"{self.place}: no longer the same object; the server did not heed If-Match")
+            raise StoreChanged(f"{self.place}: no longer the same object; the server ignored If-Match")
         if first and not str(reply.get("ContentRange", "")).startswith(f"bytes {first}-"):
-            self._again()  # the server does not know ranges: this is the whole
+            self._again()  # the server does not support ranges: this reply holds the whole object
         if not self.at:
             self._learn(reply)
         body, since, level = reply["Body"], time.monotonic(), self.at
@@ -113,18 +114,18 @@ class Body:
             body.close()
 
     def _learn(self, reply: dict[str, Any]) -> None:
-        """What the first reply says: which object this is, and how to prove that all of it came."""
+        """Take from the first reply which object this is, and how to verify that all of it arrived."""
         self.etag = self.etag or reply.get("ETag")
         md5 = MD5_ETAG.fullmatch(self.etag or "")
         encrypted = str(reply.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in reply
         whole = self.check and self.end is None and not self.start
         self.expected_md5 = md5[1] if whole and md5 and not encrypted else None
         checksums = [value for name, value in reply.items() if name.startswith("Checksum") and name != "ChecksumType"]
-        promised = whole and any("-" not in value for value in checksums)  # "-": of the parts, which nobody can check
+        promised = whole and any("-" not in value for value in checksums)  # "-": checksum of parts, not verifiable
         self.provable = self.etag is not None and (self.expected_md5 is not None or not promised)
 
     def _again(self) -> None:
-        """From the start."""
+        """Discard what was received, and start again at the first byte."""
         self.sink.seek(0)
         self.sink.truncate()
         self.at = 0

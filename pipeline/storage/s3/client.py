@@ -1,7 +1,7 @@
-"""Clients of S3, one per process for each way to reach it: made when first needed, shared by all stores and threads.
+"""S3 clients: one per process and set of options, made when first needed, shared by all stores and threads.
 
-A client takes 80 ms of a processor to make and holds the open connections, so a process that reads many videos should
-make one. Credentials come from botocore's chain, which is read again when a client is forgotten.
+Making a client takes 80 ms of CPU time, and a client holds the open connections, so a process that reads many videos
+should make only one. Credentials come from botocore's chain, which is read again after `forget`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _making = threading.Lock()
 
 
 def client_for(options: StoreOptions) -> Any:
-    """The client of this process; another environment (AWS_*) means another client."""
+    """The client of this process for these options. Other AWS_* variables in the environment mean another client."""
     key = (options, frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    with _making:  # boto3 makes one client at a time; using it is thread-safe
+    with _making:  # making a client is not thread-safe in boto3, using one is
         if key not in _clients:
             _clients[key] = _make(options)
         return _clients[key]
 
 
 def forget(client: Any) -> None:
-    """Make a new one next time, from credentials that are read again. Nothing happens if another thread did so."""
+    """Make `client_for` make a new client, which reads the credentials again. Does nothing if it has done so."""
     with _making:
         for key in [key for key, held in _clients.items() if held is client]:
             del _clients[key]
@@ -53,25 +53,25 @@ def _make(options: StoreOptions) -> Any:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
-        # `S3Store` tries again itself: botocore has a stock of retries for all requests, which an outage uses up
+        # `retry.ask` retries instead: botocore shares one retry quota among all requests, which an outage uses up
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
         tcp_keepalive=True,
-        # what is not asked for stays with the environment and ~/.aws/config
+        # None leaves a setting to the environment and ~/.aws/config
         s3=None if options.addressing == "auto" else {"addressing_style": options.addressing},
         request_checksum_calculation=checksums,
         response_checksum_validation=checksums,
     )
     try:
         return session.client("s3", endpoint_url=options.endpoint_url, config=config)
-    except ValueError:  # botocore's word for an endpoint or a region that cannot be
+    except ValueError:  # raised by botocore for an invalid endpoint or region
         raise InputError(
-            f"--endpoint-url {options.endpoint_url} or the region is not one that botocore takes"
+            f"--endpoint-url {options.endpoint_url} or the region is not one that botocore accepts"
         ) from None
 
 
 def _timestamp(value: Any) -> datetime:
-    """As botocore does, but the form that listings use is parsed in 1 us and not in 150: half the time of a listing."""
+    """Parse a time as botocore does, but the format of listings in 1 us instead of 150: half the time of a listing."""
     if isinstance(value, str) and value[10:11] == "T":
         with contextlib.suppress(ValueError):
             return datetime.fromisoformat(value)
@@ -80,7 +80,7 @@ def _timestamp(value: Any) -> datetime:
 
 
 def _after_fork() -> None:
-    """A child shares neither its parent's sockets nor a lock that another thread held."""
+    """Reset the state in a child process: it must not use its parent's sockets or a lock that another thread held."""
     global _making
     _making = threading.Lock()
     _clients.clear()

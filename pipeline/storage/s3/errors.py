@@ -1,8 +1,8 @@
-"""What an S3 server or botocore says -> one of our store errors, by table.
+"""Tables that turn the errors of S3 servers and botocore into store errors.
 
-Every error has a class that decides what happens next (the video's trouble, the job's, try again, look again) and a
-sentence with a remedy. Nothing that a server echoes is trusted to be free of secrets: only the error code, and the
-message with everything that looks like a key, a token or a signature blotted out, are kept. All of them pickle.
+The class of an error decides what happens next: the video fails, the job fails, the request is retried, or the result
+is checked. Its message says what to do. A server may echo secrets, so only the error code and the message are kept, the
+message without anything that looks like a key, a token or a signature. All errors pickle.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from p3d.pipeline.errors import (
     StoreUnsafe,
 )
 
-BUSY_PATIENCE_S = 30.0  # a server that says "later" is asked again for so long
-GONE_PATIENCE_S = 5.0  # one that cannot be reached
+BUSY_PATIENCE_S = 30.0  # how long a busy server is retried
+GONE_PATIENCE_S = 5.0  # how long a server that cannot be reached is retried
 MESSAGE_CHARS = 200
-SECRETIVE = re.compile(  # presigned links, access keys, and whatever is long enough to be a token or a signature
+SECRETIVE = re.compile(  # presigned links, access keys, and anything long enough to be a token or a signature
     r"[?&]?(X-Amz-[\w-]+|Signature|AWSAccessKeyId|Credential)=[^\s&,]+|\b(AKIA|ASIA)\w+|[A-Za-z0-9+/=_-]{40,}",
     re.IGNORECASE,
 )
@@ -37,7 +37,7 @@ SECRETIVE = re.compile(  # presigned links, access keys, and whatever is long en
 
 @dataclass(frozen=True, slots=True)
 class RequestError:
-    """An error to raise, and what may help first: waiting up to `patience_s`, or reading the credentials again."""
+    """An error to raise, and what to try before: wait up to `patience_s` seconds, or read the credentials again."""
 
     error: JobError
     patience_s: float = 0.0
@@ -45,13 +45,13 @@ class RequestError:
 
 
 _CREDENTIALS = "the credentials have expired or are not valid; renew them where botocore finds them, then resume"
-_REFUSED = "access refused; check the credentials that botocore finds, and what they may do"
+_REFUSED = "access denied; check the credentials that botocore finds, and their permissions"
 _BUSY = "the server is overloaded or failing"
 _FULL = "the storage is full or its quota is used up; free some space and resume"
 _REGION = "the bucket is in another region"
-_KMS = "the encryption key cannot be used; check its state and who may use it"
+_KMS = "the encryption key cannot be used; check its state and its permissions"
 
-# error code -> class and words. What is not here is decided by the status below.
+# error code -> class and message. Other codes are mapped by the HTTP status below.
 _CODES: dict[str, tuple[type[StoreError], str]] = {
     "NoSuchBucket": (StoreNoBucket, "there is no such bucket"),
     "NoSuchKey": (StoreMissing, "no such object"),
@@ -64,7 +64,7 @@ _CODES: dict[str, tuple[type[StoreError], str]] = {
     "IllegalLocationConstraintException": (StoreDenied, _REGION),
     "NotImplemented": (
         StoreUnsafe,
-        "the server lacks something that is needed here; without If-None-Match results could be lost on it. If it has "
+        "the server does not support this request; without If-None-Match, results could be lost on it. If it supports "
         "that and only lacks the newer checksums, use --checksums when_required",
     ),
     "InvalidObjectState": (StoreDenied, "the object is archived (Glacier); restore it first"),
@@ -96,10 +96,10 @@ _CODES: dict[str, tuple[type[StoreError], str]] = {
             "TooManyRequestsException RequestLimitExceeded BandwidthLimitExceeded ServiceUnavailable InternalError "
             "RequestTimeout RequestTimeoutException XMinioServerNotInitialized",
         ),
-        (StoreUnknown, "other writers keep this object busy", "ConditionalRequestConflict OperationAborted Conflict"),
+        (StoreUnknown, "other writers use this object", "ConditionalRequestConflict OperationAborted Conflict"),
         (
             StoreUnknown,
-            "the bytes were damaged or lost on their way to the server",
+            "the bytes were damaged or lost on the way to the server",
             "BadDigest IncompleteBody XAmzContentSHA256Mismatch XAmzContentChecksumMismatch",
         ),
     )
@@ -113,18 +113,18 @@ _STATUSES: dict[int, tuple[type[StoreError], str]] = {
     404: (StoreMissing, "no such object"),
     405: (StoreDenied, _REFUSED),
     408: (StoreUnknown, _BUSY),
-    409: (StoreUnknown, "other writers keep this object busy"),
+    409: (StoreUnknown, "other writers use this object"),
     412: (StoreChanged, "no longer the same object"),
     416: (StoreChanged, "shorter than it was"),
     429: (StoreUnknown, _BUSY),
     501: _CODES["NotImplemented"],
     507: (StoreFull, _FULL),
 }
-_UNEXPLAINED = {  # a reply to HEAD has no body, so its code is only the status
-    400: (StoreDenied, f"refused without a word, as is usual when {_CREDENTIALS.removeprefix('the ')}"),
+_UNEXPLAINED = {  # a reply to HEAD has no body, so its error code is only the status
+    400: (StoreDenied, f"denied without a reason, as is usual when {_CREDENTIALS.removeprefix('the ')}"),
     403: (StoreDenied, _REFUSED),
 }
-# botocore's own errors -> class and words; the first that fits
+# botocore's own errors -> class and message; the first match is used
 _BOTO: tuple[tuple[tuple[type[BotoCoreError], ...], type[JobError], str], ...] = (
     ((boto.NoCredentialsError,), StoreDenied, "botocore finds no credentials; see `aws configure` or AWS_PROFILE"),
     ((boto.ProfileNotFound,), StoreDenied, "there is no such profile; see --profile and ~/.aws/config"),
@@ -133,19 +133,19 @@ _BOTO: tuple[tuple[tuple[type[BotoCoreError], ...], type[JobError], str], ...] =
         StoreDenied,
         "botocore could not get credentials; renew them (`aws sso login`?), then resume",
     ),
-    ((boto.NoRegionError,), InputError, "no region is known; give --region"),
+    ((boto.NoRegionError,), InputError, "no region is set; use --region"),
     (
         (boto.ParamValidationError, boto.InvalidRegionError, boto.InvalidDNSNameError, boto.UnsupportedS3ArnError),
         InputError,
-        "not a bucket, key or region that S3 could have",
+        "not a valid bucket, key or region of S3",
     ),
     ((boto.ConfigParseError, boto.InvalidConfigError), InputError, "botocore cannot read its configuration file"),
-    ((boto.SSLError,), StoreUnknown, "no secure connection; is the certificate known here (AWS_CA_BUNDLE)?"),
+    ((boto.SSLError,), StoreUnknown, "no secure connection; is the certificate trusted here (AWS_CA_BUNDLE)?"),
 )
 
 
 def from_reply(error: ClientError, place: str) -> RequestError:
-    """An error reply of the server. Total: whatever it says becomes a store error."""
+    """The error for an error reply of the server. Never raises: any reply is mapped to a store error."""
     said = error.response.get("Error") or {}
     meta = error.response.get("ResponseMetadata") or {}
     status, code = int(meta.get("HTTPStatusCode") or 0), str(said.get("Code") or "")
@@ -161,17 +161,17 @@ def from_reply(error: ClientError, place: str) -> RequestError:
         kind, words = _STATUSES[status]
     elif status >= 500 or not status:
         kind, words = StoreUnknown, _BUSY
-    else:  # a request that this server will never take: not denied, not unknown
+    else:  # a request that this server never accepts: neither denied nor unknown
         kind, words = (
             StoreError,
             (
-                f"the server does not take this request{f' ({message})' if message else ''}; if it is not AWS, "
+                f"the server does not accept this request{f' ({message})' if message else ''}; if it is not AWS, "
                 "--checksums when_required or --addressing-style path may help"
             ),
         )
     if words is _REGION:
         region = headers.get("x-amz-bucket-region") or said.get("Region")
-        words += f": launch with --region {_clean(str(region))}" if region else "; give the right --region"
+        words += f": launch with --region {_clean(str(region))}" if region else "; set the right --region"
     if words is _REFUSED and message:
         words = f"{words} ({message})"
     shown = str(status) if code in ("", str(status)) else f"{status} {_clean(code)}"
@@ -183,20 +183,20 @@ def from_reply(error: ClientError, place: str) -> RequestError:
 
 
 def from_botocore(error: BotoCoreError, place: str) -> RequestError:
-    """An error of botocore's own: no credentials, no connection, no answer."""
+    """The error for an error that botocore raises itself: no credentials, no connection, no reply."""
     for kinds, kind, words in _BOTO:
         if isinstance(error, kinds):
             return RequestError(kind(f"{place}: {words}"))
     silent = isinstance(error, (boto.HTTPClientError, boto.ConnectionError))
-    words = "no answer; is the S3 server there?" if silent else "the reply makes no sense"
+    words = "no reply; is the S3 server running?" if silent else "the reply cannot be read"
     return RequestError(StoreUnknown(f"{place}: {words} ({type(error).__name__})"), GONE_PATIENCE_S)
 
 
 def cut_off(place: str) -> RequestError:
-    """A good reply whose content did not come."""
+    """The error for a successful reply whose content did not arrive."""
     return RequestError(StoreUnknown(f"{place}: the reply was cut off"), GONE_PATIENCE_S)
 
 
 def _clean(text: str) -> str:
-    """A server's words without anything that could be a secret, on one line."""
+    """A server's text on one line, without anything that could be a secret."""
     return re.sub(r"\s+", " ", SECRETIVE.sub("...", text)).strip()[:MESSAGE_CHARS]

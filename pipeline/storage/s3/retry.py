@@ -1,7 +1,7 @@
-"""When a request to S3 is sent again, and how long is waited before: `ask`.
+"""Send a request to S3, and retry it: `ask`.
 
-A hiccup is tried again at once, a busy server for a bounded time with random, growing pauses, and credentials that were
-refused are read once more. botocore's own retries are off: its clients share one budget, which an outage uses up.
+A busy or unreachable server is retried for a limited time, with random pauses that grow. Credentials that were refused
+are read again once. botocore's own retries are off: its clients share one retry quota, which an outage uses up.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from p3d.pipeline.storage.s3.client import client_for, forget
 from p3d.pipeline.storage.s3.errors import cut_off, from_botocore, from_reply
 from p3d.pipeline.storage.store import StoreOptions
 
-PAUSE_S = 0.2  # after the first "later" of a busy server; doubles
+PAUSE_S = 0.2  # longest pause before the first retry; doubles with each retry
 LONGEST_PAUSE_S = 4.0
-# botocore takes a reply whose content never came for one that says nothing; these always say this
+# botocore accepts a reply whose content never arrived as an empty one; complete replies always have these keys
 SAYS = {"list_objects_v2": "IsTruncated", "copy_object": "CopyObjectResult"}
 
 
 def ask(options: StoreOptions, operation: str, where: str, least_patience_s: float = 0.0, **params: Any) -> Any:
-    """The reply to one request about the object or prefix `where`. StoreError or InputError when it is given up.
+    """The reply to one request about the object or prefix `where`. StoreError or InputError if it fails.
 
-    What may pass is tried again for `least_patience_s` at least.
+    A temporary error is retried for at least `least_patience_s` seconds.
     """
     began, pause_s, renewed = time.monotonic(), PAUSE_S, False
     while True:
@@ -43,7 +43,7 @@ def ask(options: StoreOptions, operation: str, where: str, least_patience_s: flo
         if trouble.renew and not renewed:
             forget(client)
             renewed = True
-        elif trouble.patience_s and (  # twice at least, however long the first time took
+        elif trouble.patience_s and (  # at least one retry, however long the first attempt took
             pause_s == PAUSE_S or time.monotonic() - began + pause_s < max(trouble.patience_s, least_patience_s)
         ):
             time.sleep(random.uniform(pause_s / 2, pause_s))

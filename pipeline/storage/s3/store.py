@@ -1,8 +1,8 @@
 """S3Store: the store behind `s3://`, on boto3.
 
-A request is tried again at once for a hiccup, and for a bounded time when the server is busy; credentials that were
-refused are read once more; a body that breaks off is gone on with (`storage.s3.body`). What is left becomes
-a store error with a sentence (`storage.s3.errors`). Clients are shared within a process (`storage.s3.client`).
+Requests are retried for a limited time, with credentials read again if they were refused (`storage.s3.retry`). A body
+that is cut off is continued (`storage.s3.body`). Any other error becomes a store error with a message
+(`storage.s3.errors`). Clients are shared within a process (`storage.s3.client`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from p3d.pipeline.storage.store import (
     control_key,
 )
 
-RANGE_BYTES = 1 << 17  # read at least, of an object that is opened for a part of it
-PAGE_KEYS = 1000  # of a listing; servers give no more
+RANGE_BYTES = 1 << 17  # least bytes per read of an object that is opened as a file
+PAGE_KEYS = 1000  # most keys per page of a listing; servers return no more
 
-Page = tuple[list[ObjectInfo], list[str]]  # of a listing: objects, and the prefixes that a delimiter cut off
+Page = tuple[list[ObjectInfo], list[str]]  # one page of a listing: objects, and the common prefixes of a delimiter
 
 
 class S3Store(Store):
-    """A prefix in a bucket, by boto3. An object is created by one PutObject with `If-None-Match: *`."""
+    """A prefix in a bucket, with boto3. An object is created by one PutObject with `If-None-Match: *`."""
 
     def __init__(self, url: str, options: StoreOptions = DEFAULTS) -> None:
         bucket, prefix = split_s3_uri(url.rstrip("/") if url.count("/") > 2 else url + "/")
         if not bucket:
-            raise InputError(f"{url}: an S3 place is s3://bucket or s3://bucket/prefix")
+            raise InputError(f"{url}: an S3 URL must be s3://bucket or s3://bucket/prefix")
         self.bucket = bucket
         self.prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self.options = options
@@ -60,10 +60,10 @@ class S3Store(Store):
     def create(self, key: str, source: bytes | Path) -> Created:
         checksum = {"ChecksumAlgorithm": "SHA256"}
         if self.options.checksums == "when_required":
-            checksum = {"ContentMD5": _md5(source)}  # every server knows this one
+            checksum = {"ContentMD5": _md5(source)}  # supported by every server
         try:
             self._put(key, source, IfNoneMatch="*", **checksum)
-        except StoreChanged:  # 412: somebody, perhaps our own lost try, was first
+        except StoreChanged:  # 412: another writer was first, or our own attempt whose reply was lost
             return EXISTS
         return CREATED
 
@@ -78,7 +78,7 @@ class S3Store(Store):
         return io.BufferedReader(_Ranges(self, info), RANGE_BYTES)
 
     def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
-        """Bytes [start, end) of an object that is still the one of `info`."""
+        """Bytes [start, end) of the object of `info`. StoreChanged if it has another ETag now."""
         content = io.BytesIO()
         self._body(info.key, content, etag=info.etag, start=start, end=end).fetch()
         return content.getvalue()
@@ -95,9 +95,9 @@ class S3Store(Store):
             yield from objects
 
     def pages(self, prefix: str = "", *, delimiter: str = "", patience_s: float = 0.0) -> Iterator[Page]:
-        """Pages of at most PAGE_KEYS (objects, prefixes that `delimiter` cuts off).
+        """Pages of at most PAGE_KEYS: (objects, common prefixes up to `delimiter`).
 
-        One that fails is asked for again, for `patience_s` at least, and the listing goes on from there.
+        A page that fails is retried for at least `patience_s` seconds, and the listing continues from there.
         """
         asked = {"Prefix": self.prefix + prefix, "MaxKeys": PAGE_KEYS} | ({"Delimiter": delimiter} if delimiter else {})
         while True:
@@ -115,11 +115,11 @@ class S3Store(Store):
                 return
             token = page["NextContinuationToken"]
             if asked.get("ContinuationToken") == token:
-                raise StoreUnsafe(f"{self._url_of(prefix)}: the server lists this in circles")
+                raise StoreUnsafe(f"{self._url_of(prefix)}: the listing of the server repeats and never ends")
             asked["ContinuationToken"] = token
 
     def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
-        with writing(path), path.open("wb") as file:  # botocore's errors are no OSErrors
+        with writing(path), path.open("wb") as file:  # botocore's errors are not OSErrors
             self._body(key, file, etag=etag).fetch()
 
     def replace(self, key: str, content: bytes) -> None:
@@ -146,7 +146,7 @@ class S3Store(Store):
     def _head(self, key: str) -> Any:
         try:
             return self._ask("head_object", key, Key=self.prefix + key)
-        except StoreDenied:  # a reply to HEAD has no words; one to GET tells expired credentials from a refusal
+        except StoreDenied:  # a reply to HEAD has no text; one to GET shows whether the credentials have expired
             with contextlib.suppress(StoreMissing):
                 self._ask("get_object", key, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
             return self._ask("head_object", key, Key=self.prefix + key)
@@ -166,7 +166,7 @@ class S3Store(Store):
         return Body(get, sink, self._url_of(key), etag, self.options.checksums == "when_supported", start, end)
 
     def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
-        """One request about `key`, tried again as long as that may help and time allows. StoreError, InputError."""
+        """The reply to one request about `key`, with retries. StoreError or InputError if it fails."""
         return ask(self.options, operation, self._url_of(key), least_patience_s, **self._always, **params)
 
 

@@ -1,8 +1,8 @@
-"""All objects below an S3 prefix, by many listings at once.
+"""List all objects below an S3 prefix, with parallel listings.
 
-One listing gives 1000 keys a request, one request after the other. So the folders of the first levels are listed each
-on its own, at the same time; every object is below exactly one of them, or directly in a folder that was opened up.
-Nothing rests on the order in which a server lists.
+One listing returns 1000 keys per request, one request after the other. So the folders of the first levels are listed
+separately, in parallel. Every object is below exactly one of them, or directly in a folder that was split into its
+subfolders. The order in which a server lists does not matter.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from p3d.pipeline.storage.s3.store import S3Store
 from p3d.pipeline.storage.store import ObjectInfo
 
-LISTERS = 16  # listings at a time
-LEVELS = 4  # of folders that are opened up at most
-OPENED_PAGES = 10  # of a folder; one with more entries than these hold is listed whole
-PATIENCE_S = 600.0  # with a server that fails in the middle of a listing
+LISTERS = 16  # parallel listings
+LEVELS = 4  # most levels of folders that are split
+OPENED_PAGES = 10  # most pages of a folder that is split; a folder with more entries is listed as a whole
+PATIENCE_S = 600.0  # how long a server that fails in the middle of a listing is retried
 
 Take = Callable[[list[ObjectInfo]], None]
 
 
 def walk(store: S3Store, root: str, take: Take) -> None:
-    """Give every object below `root` to `take`, once, in pages of at most 1000, from several threads."""
+    """Call `take` with every object below `root` once, in pages of at most 1000, from several threads."""
     folders, whole = [root], list[str]()
     pool = ThreadPoolExecutor(LISTERS)
     try:
@@ -43,7 +43,7 @@ def walk(store: S3Store, root: str, take: Take) -> None:
 
 
 def _open(store: S3Store, folder: str) -> tuple[list[list[ObjectInfo]], list[str]] | None:
-    """The objects directly in a folder, and the folders in it; None if there are too many."""
+    """The objects directly in a folder, in pages, and its subfolders; None if there are too many."""
     objects, folders = list[list[ObjectInfo]](), list[str]()
     for number, (page, prefixes) in enumerate(store.pages(folder, delimiter="/", patience_s=PATIENCE_S)):
         if number == OPENED_PAGES:

@@ -1,6 +1,6 @@
-// Requests to the server, all relative to the page: its URL carries the token.
+// Requests to the server, all relative to the page, whose URL contains the token.
 
-/** What a request answered; an Error with the server's own sentence, and `record` with all it said. */
+/** The JSON of a response. Throws an Error with the server's message, and its whole JSON as `record`. */
 export async function get(name, params, signal) {
   const reply = await fetch(`${name}?${params}`, { signal });
   return answered(reply.status, await reply.text());
@@ -21,7 +21,7 @@ function answered(status, text) {
 export const pictureOf = (id, seconds) => `picture?${new URLSearchParams({ id, t: seconds.toFixed(3) })}`;
 export const contentOf = (id) => `content?${new URLSearchParams({ id })}`;
 
-/** Send a file to be searched by; `onProgress` gets the share that is sent. */
+/** Send a file to search by; `onProgress` is called with the share that is sent, in [0, 1]. */
 export function drop(file, onProgress, signal) {
   return new Promise((done, failed) => {
     const request = new XMLHttpRequest();

@@ -1,9 +1,9 @@
-// The list: a card for each video or clip, and the keys that move among them.
+// The list: a card for each video or clip, and the keys that move between them.
 
 import { $, clock, el, span, titled } from "./dom.js";
 import { thumbnail } from "./thumbnails.js";
 
-/** Put cards into the list, after those that are there or instead of them. */
+/** Show cards in the list, after the existing ones (`append`) or instead of them. */
 export function show(items, { append = false, play, similar, clusterOf }) {
   const cards = items.map((item) => card(item, { play, similar, cluster: clusterOf(item.video_id) }));
   if (append) $("list").append(...cards);
@@ -26,7 +26,7 @@ export function focusFirst() {
   buttons()[0]?.focus();
 }
 
-/** The card that a key leads to gets the focus. True if the key was one of ours. */
+/** Move the focus to the card that a key leads to. True if the key is handled here. */
 export function move(key) {
   const all = buttons();
   const at = all.indexOf(document.activeElement);
@@ -72,5 +72,5 @@ function card(item, { play, similar, cluster }) {
   return el("li", {}, main, more);
 }
 
-/** The cluster's colour; CSS knows the eight of them. */
+/** A dot in the cluster's colour; page.css has the eight colours. */
 export const dot = (cluster) => (cluster === undefined || cluster === null ? null : el("span", { className: `dot c${cluster}`, "aria-hidden": "true" }));

@@ -1,8 +1,8 @@
-// Small makers of elements and texts. Everything that comes from a dataset becomes text here, never markup.
+// Helpers that make elements and text. Everything that comes from a dataset becomes text here, never markup.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element; `props` are its properties, `on…` its listeners, `data` and `aria` attributes; strings become text. */
+/** An element. `props` are its properties, `on…` listeners, `data` and `aria-…` attributes; strings become text. */
 export function el(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -15,7 +15,7 @@ export function el(tag, props = {}, ...children) {
   return made;
 }
 
-/** `1:02:03.4`, `0:07`; tenths only where they are asked for. */
+/** Seconds as `0:07` or `1:02:03`; with `tenths` as `1:02:03.4`. */
 export function clock(seconds, tenths = false) {
   const unit = tenths ? 10 : 1;
   const total = Math.round(seconds * unit);
@@ -29,17 +29,17 @@ export const span = (start, end) => `${clock(start, true)} – ${clock(end, true
 
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-/** The folder and the name of a path. */
+/** The folder and the file name of a path. */
 export function parts(path) {
   const at = path.lastIndexOf("/");
   return at < 0 ? ["", path] : [path.slice(0, at), path.slice(at + 1)];
 }
 
-/** A path as an element: its name, and its folder in a quiet voice. */
+/** A path as an element: its name, and its folder in a muted style. */
 export function titled(path) {
   const [folder, name] = parts(path);
   return el("span", { className: "path", title: path }, el("bdi", { className: "name" }, name), el("bdi", { className: "folder" }, folder));
 }
 
-/** Is this a place where keys are text? */
+/** Whether keys pressed in this element are text input. */
 export const isTyping = (target) => target.matches?.("input, select, textarea") && target.type !== "checkbox";

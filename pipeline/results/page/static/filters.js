@@ -1,13 +1,13 @@
-// Conditions on columns, and what else the list is narrowed to, as chips that can be taken away.
+// Conditions on columns, and other filters of the list, shown as removable chips.
 
 import { $, el } from "./dom.js";
 
 const PREFERRED = ["duration_s", "codec", "n_clips", "width", "height", "fps"];
 
-/** Fill the form with the columns there are; `add` gets a condition such as `codec=h264`. */
+/** Fill the form with the columns; `add` is called with a condition such as `codec=h264`. */
 export function setUp(columns, add) {
   const own = columns.filter((one) => !["video_id", "path", "uri", "version"].includes(one.name));
-  own.sort((a, b) => place(a.name) - place(b.name));
+  own.sort((a, b) => rank(a.name) - rank(b.name));
   $("column").append(...own.map((one) => el("option", { value: one.name }, `${one.name} · ${kindOf(one.kind)}`)));
   const byName = new Map(columns.map((one) => [one.name, one]));
   const suggest = () => {
@@ -31,7 +31,7 @@ export function setUp(columns, add) {
 const isOrdered = (kind) => /int|float|double|decimal|date|timestamp/.test(kind);
 const kindOf = (kind) => (/int|float|double|decimal/.test(kind) ? "number" : kind === "string" ? "text" : kind);
 
-const place = (name) => (PREFERRED.includes(name) ? PREFERRED.indexOf(name) : 50);
+const rank = (name) => (PREFERRED.includes(name) ? PREFERRED.indexOf(name) : 50);
 
 export function toggle() {
   const open = $("filters").hidden;
@@ -42,7 +42,7 @@ export function toggle() {
 
 export const isOpen = () => !$("filters").hidden;
 
-/** `chips` are [text, take it away]. */
+/** `chips` are [text, function that removes it]. */
 export function show(chips) {
   $("chips").hidden = !chips.length;
   $("chips").replaceChildren(

@@ -1,7 +1,7 @@
-// The page. What is looked at is in the URL's fragment, so that back, forward and a reload work:
+// The page. Its state is in the URL's fragment, so that back, forward and reload work:
 //   #text=…&where=…&cluster=2&failed=yes      the list
-//   #like=ID&t=12.5&level=clip&where=…        what is like a video, or a second of it
-//   #dropped=KEY&name=…                       what is like a file that was dropped
+//   #like=ID&t=12.5&level=clip&where=…        what is similar to a video, or to one second of it
+//   #dropped=KEY&name=…                       what is similar to a dropped file
 
 import { drop, get, pictureOf } from "./api.js";
 import * as cards from "./cards.js";
@@ -12,15 +12,15 @@ import * as player from "./player.js";
 
 const TYPING_MS = 150;
 const PAGE = 60;
-let about = null; // what the server says of the dataset
-let asking = new AbortController(); // of what the list is waiting for
-let sending = null; // of a file on its way
-const files = new Map(); // key of a dropped file -> the File, for as long as the page lives
+let about = null; // the server's description of the dataset
+let asking = new AbortController(); // of the list's current request
+let sending = null; // AbortController of the file that is being sent
+const files = new Map(); // key of a dropped file -> the File, until the page is closed
 let listed = []; // ids of the list, in order
 
 const state = () => new URLSearchParams(location.hash.slice(1));
 
-/** Go to another view; `replace` leaves no trace in the history, as between two letters of a word. */
+/** Go to another view; `replace` adds no history entry, as while the user is typing. */
 function go(params, replace = false) {
   const url = `#${params}`;
   if (url === (location.hash || "#")) return;
@@ -62,7 +62,7 @@ async function render() {
   asking = new AbortController();
   const { signal } = asking;
   const params = state();
-  const wait = setTimeout(() => say("Looking …"), 250);
+  const wait = setTimeout(() => say("Searching …"), 250);
   showChips(params);
   showQuery(params);
   if (document.activeElement !== $("text")) $("text").value = params.get("text") ?? "";
@@ -90,7 +90,7 @@ async function showVideos(params, signal, more) {
   map.light(params.has("text") || params.has("where") || params.has("cluster") ? listed : [], null);
   markPlaying();
   const narrowed = ["text", "where", "cluster", "failed"].some((name) => params.has(name));
-  if (!found.total) say(narrowed ? "No video matches. Esc clears the search." : "There are no videos here yet.");
+  if (!found.total) say(narrowed ? "No video matches. Esc clears the search." : "No videos yet.");
   else say(`${count(found.total, "video")}${narrowed ? " found" : ""}`);
   if (!narrowed && about.failed) $("status").append(", ", el("a", { href: "#failed=yes" }, `${about.failed.toLocaleString("en")} of them failed`));
   if (!narrowed && about.pending) $("status").append(`; ${about.pending.toLocaleString("en")} more still to be done`);
@@ -110,8 +110,8 @@ async function showSimilar(params, signal) {
   markPlaying();
   const noun = found.level === "clip" ? "clip" : "video";
   const how = found.indexed ? `by the index of ${found.indexed.toLocaleString("en")}` : `among ${count(found.rows, noun)}`;
-  say(found.hits.length ? `The ${count(found.hits.length, noun)} most like it, ${how}, in ${found.seconds.toFixed(2)} s` : "Nothing is left. Loosen the filters, or show near-copies.");
-  if (found.hits.length && found.cut_short) $("status").append("; near-copies took the best places, so there may be more than these");
+  say(found.hits.length ? `The ${count(found.hits.length, noun)} most similar to it, ${how}, in ${found.seconds.toFixed(2)} s` : "No hits are left. Relax the filters, or show near-copies.");
+  if (found.hits.length && found.cut_short) $("status").append("; many near-copies were left out, so there may be more hits than these");
   if (!found.indexed && found.seconds > 3) $("status").append(el("span", {}, `; p3d results index OUT --level ${noun} makes this faster`));
 }
 
@@ -124,7 +124,7 @@ function showChips(params) {
   filters.show(chips);
 }
 
-/** What the hits are like, and how they are compared. */
+/** Show the query, and how it is compared. */
 function showQuery(params) {
   const box = $("query");
   box.hidden = !isQuery(params);
@@ -189,7 +189,7 @@ async function take(file) {
   let share = 0;
   const tell = () => {
     const seconds = Math.round((performance.now() - began) / 1000);
-    box.firstElementChild.textContent = share < 1 ? `Sending ${file.name}: ${Math.round(100 * share)}%` : `Embedding ${file.name} … ${seconds} s. Esc gives up waiting.`;
+    box.firstElementChild.textContent = share < 1 ? `Sending ${file.name}: ${Math.round(100 * share)}%` : `Embedding ${file.name} … ${seconds} s. Esc cancels.`;
   };
   const clockwork = setInterval(tell, 500);
   box.hidden = false;
@@ -292,7 +292,7 @@ function listen() {
 async function start() {
   about = await get("api/about", "");
   document.title = `${about.out.split("/").pop()} · p3d`;
-  $("place").textContent = `${about.out} · ${about.model}, weights ${about.weights}, clips ${about.clips}`;
+  $("source").textContent = `${about.out} · ${about.model}, weights ${about.weights}, clips ${about.clips}`;
   $("file-button").hidden = !about.drop_bytes;
   player.setUp({ similar, onPlay: markPlaying, onClose: markPlaying });
   filters.setUp(about.columns, (condition) => changed((all) => all.append("where", condition)));
@@ -302,4 +302,4 @@ async function start() {
   document.body.classList.add("ready");
 }
 
-start().catch((error) => say(`The page cannot be filled: ${error.message}`, true));
+start().catch((error) => say(`The page cannot be loaded: ${error.message}`, true));

@@ -1,11 +1,11 @@
-// The map: a point for each video, drawn on a canvas. Wheel or + and - zoom, dragging moves, arrows go to the next point.
+// The map: a point for each video, drawn on a canvas. Wheel, + and - zoom, dragging pans, arrow keys select a point.
 
 import { get } from "./api.js";
 import { $, clock, count, el, titled } from "./dom.js";
 import { thumbnail } from "./thumbnails.js";
 
 const EDGE = 14; // pixels around the points
-const REACH = 14; // pixels from a point within which it is meant
+const REACH = 14; // pixels within which the pointer selects a point
 const MOST_ZOOM = 60;
 
 let points = null; // { ids, paths, durations, x, y, cluster, ... }, x and y in [0, 1]
@@ -35,7 +35,7 @@ export async function load(given) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
 
-/** Say why there is no map, where it would be. */
+/** Show an error in place of the map. */
 export function fail(error) {
   [points, at] = [null, new Map()];
   $("map").hidden = false;
@@ -46,7 +46,7 @@ export function fail(error) {
 
 export const clusterOf = (id) => (at.has(id) ? points.cluster[at.get(id)] : null);
 
-/** Show which videos are hits, and of what. */
+/** Highlight the videos that are hits, and the query video. */
 export function light(ids, queryId) {
   lit = new Set(ids.map((id) => at.get(id)).filter((number) => number !== undefined));
   query = at.get(queryId) ?? -1;
@@ -128,7 +128,7 @@ function nearest(x, y) {
   return best;
 }
 
-/** The nearest point that lies more in a direction than beside it. */
+/** The nearest point within 45 degrees of a direction, seen from the selected point. */
 function towards(dx, dy) {
   let best = -1;
   let least = Infinity;

@@ -1,4 +1,4 @@
-// The player: a video from a second on; frames where the browser cannot play it; what is known of it.
+// The player: plays a video from a given second, or shows frames if the browser cannot play it; and its details.
 
 import { contentOf, get } from "./api.js";
 import { $, clock, el, span, titled } from "./dom.js";
@@ -55,11 +55,11 @@ export async function play(item) {
     if (item.reason) broken(told);
     $("player").append(facts(told.video));
   } catch (error) {
-    if (playing === mine) $("player").append(el("p", { className: "note wrong", role: "alert" }, `What is known of it cannot be shown: ${error.message}`));
+    if (playing === mine) $("player").append(el("p", { className: "note wrong", role: "alert" }, `Its details cannot be shown: ${error.message}`));
   }
 }
 
-/** Play a file that was dropped; it does not leave the browser again. */
+/** Play a dropped file from the browser's own copy; nothing is sent. */
 export function playFile(file) {
   close();
   const url = URL.createObjectURL(file);
@@ -76,7 +76,7 @@ function open(item, src) {
   heading(item);
   if (src) {
     const video = el("video", { controls: true, playsInline: true, preload: "auto", src, "aria-label": `Video ${item.path}` });
-    video.muted = true; // browsers start nothing by itself that is loud
+    video.muted = true; // browsers do not start a video with sound by themselves
     playing.video = video;
     video.onerror = () => cannotPlay(item);
     video.onloadedmetadata = () => (video.videoWidth ? seek(video, item.start_s ?? 0) : cannotPlay(item));
@@ -93,7 +93,7 @@ function open(item, src) {
 
 function seek(video, seconds) {
   video.currentTime = seconds;
-  video.play().catch(() => {}); // without a gesture it may have to wait for one
+  video.play().catch(() => {}); // without a user gesture the browser may refuse to play
 }
 
 function heading(item) {
@@ -112,7 +112,7 @@ function broken(told) {
   );
 }
 
-/** Frames instead: those around the clip, or from all of the video. */
+/** Show frames instead: those around the clip, or from the whole video. */
 async function cannotPlay(item) {
   const mine = playing;
   if (!mine || mine.item.video_id !== item.video_id || !mine.video) return;
@@ -134,7 +134,7 @@ async function cannotPlay(item) {
   try {
     const params = new URLSearchParams({ id: item.video_id });
     for (const second of seconds) params.append("t", second);
-    const made = await get("api/frames", params); // all of them from one decoder, before they are asked for one by one
+    const made = await get("api/frames", params); // one decoder makes all of them, before they are requested one by one
     const why = made.failures.find((one) => one);
     if (playing !== mine) return;
     if (why && made.failures.every((one) => one)) return broken({ video: why, meaning: why.meaning });

@@ -1,11 +1,11 @@
-// Pictures of seconds of videos, as they come into view. A browser opens six connections to a server, and each picture
-// takes one for as long as it is decoded: at most MOST are asked for at a time, so that an answer or a video never waits.
+// Thumbnails of videos, loaded when they come into view. A browser opens six connections to a server, and each picture
+// occupies one while it is decoded. At most MOST are requested at a time, so that other requests never wait.
 
 import { get, pictureOf } from "./api.js";
 import { el } from "./dom.js";
 
 const MOST = 3;
-const TOGETHER = 12; // pictures of one video that come from one decoder
+const TOGETHER = 12; // pictures of one video made by one decoder
 const NEAR = "200px";
 
 const waiting = [];
@@ -20,7 +20,7 @@ const watcher = new IntersectionObserver((entries) => {
   next();
 }, { rootMargin: NEAR });
 
-/** A picture of a second of a video; where there is none, the reason. */
+/** A picture of one second of a video; if it cannot be made, the reason. */
 export function thumbnail(id, seconds) {
   const picture = el("img", { alt: "", decoding: "async", data: { id, seconds: seconds.toFixed(3) } });
   watcher.observe(picture);
