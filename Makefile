@@ -86,8 +86,11 @@ coverage: $(READY)
 # a thousand mutants of the same files, one at a time: which does no test notice? about eight minutes
 mutants: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check mutmut==3.8.1
-	$(PY) -m mutmut run --max-children 2
-	$(PY) -m mutmut results
+	rm -rf build/mutants
+	mkdir -p build/mutants
+	cp -rL p3d tests bench demo deploy docs pyproject.toml README.md Makefile CHANGELOG.md build/mutants/
+	cd build/mutants && $(CURDIR)/$(PY) -m mutmut run --max-children 2
+	cd build/mutants && $(CURDIR)/$(PY) -m mutmut results
 
 check: $(READY)
 	$(PY) -m ruff check .

@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--rounds", type=int)
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="clock for several threads (default: wall)"
+        "--clock", choices=["elapsed", "cpu"], default="elapsed", help="clock for several threads (default: elapsed)"
     )
     parser.add_argument("--compile", action="store_true", help="add an arm of torch.compile; takes minutes to compile")
     given = parser.parse_args()

@@ -7,11 +7,11 @@
     python -m bench.routes --quick                  two videos
 
 One process on one core. The raw loops are the shortest that a user would write: container.decode + VideoReformatter
-(bilinear) + to_ndarray, and get_batch of 64 with width and height, from front to back. They ignore damage, times, memory
-and the choice of frames, and decode all frames whatever the clips are. So with sparse clips a route's share of the better
-raw loop says how many times faster it is than decoding everything. Another arm is the usual loop for clips, decord's
-get_batch of each clip's frames, which skips what it can. Seconds are CPU time of all threads of the process, so other
-processes do not count. Longer videos repeat the packets of a video of --frames.
+(bilinear) + to_ndarray, and get_batch of 64 with width and height, from front to back. They ignore damage, times,
+memory and the choice of frames, and decode all frames whatever the clips are. So with sparse clips a route's share of
+the better raw loop says how many times faster it is than decoding everything. Another arm is the usual loop for clips,
+decord's get_batch of each clip's frames, which skips what it can. Seconds are CPU time of all threads of the process,
+so other processes do not count. Longer videos repeat the packets of a video of --frames.
 """
 
 from __future__ import annotations

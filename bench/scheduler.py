@@ -35,7 +35,7 @@ from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, StartWorker, WorkerReady
-from p3d.jobs.shards import Ended, ShardKey
+from p3d.jobs.totals import Ended, ShardKey
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, Spent
 from p3d.jobs.worker.balance import Load
 from p3d.pipeline.dataset.plans import Manifest

@@ -25,7 +25,8 @@ import numpy as np
 
 from p3d.pipeline.clips.rules import ClipSpan
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p3d.jobs.shards import ShardKey, Totals, count, ended
+from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.dataset.commit import committed_names, derive, read_committed
 from p3d.pipeline.dataset.files import sha256_of
 from p3d.pipeline.dataset.newest import NewestRows

@@ -27,7 +27,7 @@ REPO = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"
 LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, and jobs that take minutes
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, independent of PATH
-# The files that take longest, the longest first: a file runs in one process, and one that began last would be waited for.
+# The files that take longest, the longest first: a file runs in one process, and the last to begin is waited for.
 LONGEST_FIRST = (
     *("jobs/test_end_to_end.py", "s3/test_fetch.py", "jobs/test_outage.py", "jobs/test_surroundings.py"),
     *("chaos/test_chaos.py", "jobs/test_remote.py", "chaos/test_two_drivers.py", "jobs/test_device.py"),

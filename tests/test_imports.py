@@ -18,7 +18,7 @@ TOP = ("p3d", "pipeline", "jobs")
 ORDER = {
     "p3d": "recipe networks zoo weights encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
-    "p3d.jobs": "machine shards job planning worker scheduler monitor api cli",
+    "p3d.jobs": "machine totals job planning worker scheduler monitor api cli",
 }
 NEVER = {
     "p3d": {"p3d.pipeline", "p3d.jobs", "ray", "click", "decord", "boto3", "av", "pyarrow", "rich"},
@@ -154,6 +154,16 @@ def test_a_bare_name_is_refused(name: str) -> None:
         [sys.executable, "-c", f"import {name}"], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert said.returncode == 1 and f"import p3d.{name}, not {name}" in said.stderr
+
+
+def test_a_checkout_without_links_says_so(tmp_path: Path) -> None:
+    """Where git wrote the links as files, as on Windows, the import names the remedy."""
+    (tmp_path / "p3d").mkdir()
+    (tmp_path / "p3d" / "__init__.py").write_text((REPO / "p3d" / "__init__.py").read_text())
+    (tmp_path / "p3d" / "jobs").write_text("../jobs")
+    words = [sys.executable, "-c", "import p3d"]
+    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "Install p3d as a wheel" in said.stderr
 
 
 @pytest.mark.parametrize(

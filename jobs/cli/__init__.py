@@ -36,7 +36,7 @@ JOBS: Verbs = {
 WEIGHTS: Verbs = {
     "import": ("weights", "Convert weights of any known format to one .safetensors."),
     "show": ("weights", "Show what a weights file is, with hints from its values."),
-    "choose": ("choose", "Find graph, channel order and range with labelled videos."),
+    "choose": ("choose_weights", "Find graph, channel order and range with labelled videos."),
 }
 VERBS: Verbs = {
     "plan": ("plan", "Show what a launch would do; writes nothing."),

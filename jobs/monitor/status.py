@@ -18,7 +18,7 @@ from rich.text import Text
 
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
-from p3d.jobs.shards import Totals
+from p3d.jobs.totals import Totals
 from p3d.jobs.worker.balance import Limit
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
@@ -186,7 +186,8 @@ def _limit(workers: list[dict[str, Any]]) -> str | None:
         return None
     loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
     shares = {
-        name: f"{sum(load[name] for load in loads) / len(loads):.0%}" for name in ("inference_threads", "decoding")
+        name: f"{sum(load.get(name, 0.0) for load in loads) / len(loads):.0%}"
+        for name in ("inference_threads", "decoding")
     }
     return SENTENCES[limit].format(**shares)
 

@@ -28,7 +28,7 @@ from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import derived
-from p3d.pipeline.dataset.plans import with_shards
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.errors import VideoError

@@ -23,7 +23,8 @@ import p3d.weights
 from p3d.encoder import check_precision, device_for, golden_features
 from p3d.jobs.job import golden_key, read_job, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
-from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing

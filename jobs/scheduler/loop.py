@@ -50,7 +50,7 @@ from p3d.jobs.scheduler.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from p3d.jobs.shards import ShardKey, Totals, count, ended
+from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.balance import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from p3d.jobs.job import stored_weights
 from p3d.jobs.machine import code_digest, inference_threads_of, software, usable_cpus
-from p3d.jobs.shards import Ended, ended
+from p3d.jobs.totals import Ended, ended
 from p3d.jobs.worker.balance import Balance, Load
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec

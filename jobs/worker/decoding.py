@@ -40,6 +40,7 @@ from ray.exceptions import (
 )
 
 from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
+from p3d.jobs.worker.deadlines import longest_silence_s
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_group_task, decode_video_task, is_remote
 from p3d.jobs.worker.memory import NOTE
 from p3d.jobs.worker.message_batches import MessageBatch
@@ -70,7 +71,6 @@ DEATHS = 3  # of its process for unknown reasons after which a video fails; all 
 GPU_SHARE = 0.005  # of a GPU that an NVDEC decode reserves in Ray, just so that it is placed next to its worker
 POLL_S = 0.5
 TURN_S = 0.05  # between two checks whether another shard has left a decode
-SLOWEST_READ = 10e6  # bytes/s, the slowest source for which the timeout allows
 
 
 def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
@@ -482,12 +482,10 @@ class Decoding:
             retried_alone.append(case)
 
     def _overdue(self, generator: Any) -> bool:
-        """Silent for too long? Until a video is opened, time to fetch and index the whole file is added."""
         stream = self.streams[generator]
-        if stream.silent_since is None:
-            return False
-        reading_s = 0.0 if stream.opened else max(stream.case.video.size_bytes, 0) / SLOWEST_READ
-        return time.monotonic() - stream.silent_since > self.spec.video_timeout_s + reading_s
+        size_bytes = 0 if stream.opened else stream.case.video.size_bytes
+        limit_s = longest_silence_s(self.spec.video_timeout_s, size_bytes)
+        return stream.silent_since is not None and time.monotonic() - stream.silent_since > limit_s
 
     def _kill(self, generator: Any, retried_alone: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
         """Kill a decode that hangs. If it hangs while closing, all frames have arrived and the video is complete."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
-from p3d.weights import guard
+from p3d.weights import pickle_guard
 from p3d.weights.recognise import recognise
 from p3d.weights.record import ImportOptions, Weights, WeightsError, assemble, sha256_of
 
@@ -28,7 +28,7 @@ _PREFIX: Final = "module."
 _LARGEST_CLAIM: Final = 1 << 30  # bytes that the tensors of a small file may claim: four times P3D-199
 # What torch's reader raises for bytes that are not a checkpoint, or a damaged one.
 _DAMAGE: Final = (
-    guard.DamageError,
+    pickle_guard.DamageError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -75,11 +75,11 @@ def read(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> object:
     """The checkpoint as torch reads it if only tensors and plain containers are allowed."""
     try:
-        guard.check(path)
+        pickle_guard.check(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except guard.ForeignContentError as error:
+    except pickle_guard.ForeignContentError as error:
         raise WeightsError(
             f"{path} was not loaded because it holds {str(error)[:80]}, which is not a tensor and could run code; "
             "if you trust it, open it once on an isolated machine with torch.load(..., weights_only=False), "

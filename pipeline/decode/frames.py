@@ -24,7 +24,7 @@ from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_de
 from p3d.pipeline.decode.routes.nvdec import read_nvdec
 from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
 from p3d.pipeline.decode.seek import SelectiveDecodeError, leaves_out
-from p3d.pipeline.decode.wanted import NONE, Wanted, wanted_by
+from p3d.pipeline.decode.wanted_frames import NONE, Wanted, wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import ChunkEnd, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoShareable
 
@@ -45,7 +45,7 @@ def open_frames(
 ) -> Iterator[VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
-    Only frames that the clips need are sent (`decode.wanted`). Numbers and times are those of the video, also with
+    Only frames that the clips need are sent (`decode.wanted_frames`). Numbers and times are the video's own, also with
     `sampling.fps`. VideoEnd.duration_s is the end of the last frame, in seconds from the start of the first. A
     VideoShareable after a VideoInfo says that several decodes may share the video.
 

@@ -22,7 +22,7 @@ from p3d.pipeline.decode.blocks import CHUNK_FRAMES, chunk_bounds
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek
 from p3d.pipeline.decode.seek import leaves_out
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.types import INT64, ChunkEnd, FrameBlock
 
 

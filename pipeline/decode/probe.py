@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
 from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.policy import DecodeLimits
-from p3d.pipeline.decode.skippable import layer_of
+from p3d.pipeline.decode.skippable_frames import layer_of
 from p3d.pipeline.decode.sniff import check_file, damaged_container, ends_early
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
@@ -53,7 +53,7 @@ class Probe:
     frame need the GOP before). `proved_keys` says that the bytes of each key frame prove a clean start
     (`decode.key_frames`). `key_pts_K` and `key_dts_K` are their time stamps as stored, in ticks of the stream's time
     base; `first_pts` is that of the first frame. `skippable_N` is True for each presentable frame to which no other
-    refers (`decode.skippable`); None if the caller did not ask, or if the packets do not give each frame a time.
+    refers (`decode.skippable_frames`); None if the caller did not ask, or if the packets do not give each frame a time.
     `size_refused` is True if the first pictures exceed the size limit; the coded size is then 0. `pixel_aspect` is the
     width of a stored pixel divided by its height; 1.0 where the file gives none, or nonsense.
     """

@@ -13,8 +13,8 @@ import torch
 import p3d.weights
 from p3d.encoder import Encoder
 from p3d.jobs.cli import cli
-from p3d.jobs.cli.choose import _next
-from p3d.jobs.planning.convention import (
+from p3d.jobs.cli.choose_weights import _next
+from p3d.jobs.planning.weights_convention import (
     Labelled,
     Trial,
     _decoded,

@@ -23,7 +23,7 @@ from p3d.jobs.scheduler.state import (
     WorkerDied,
     WorkerReady,
 )
-from p3d.jobs.shards import ShardKey, Totals
+from p3d.jobs.totals import ShardKey, Totals
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown

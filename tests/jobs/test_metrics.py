@@ -17,7 +17,7 @@ import pytest
 
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX, Metrics, output_tag
 from p3d.jobs.scheduler.state import Checked, ShardDone, ShardTrouble, WorkerDied
-from p3d.jobs.shards import ShardKey
+from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.actor import Spent
 from p3d.jobs.worker.balance import LIMITS, Load
 from p3d.pipeline.errors import REASON_MEANING

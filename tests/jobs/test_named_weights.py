@@ -16,8 +16,8 @@ from p3d import jobs, zoo
 from p3d.encoder import Encoder, golden_features
 from p3d.jobs.api import embed as embedding
 from p3d.jobs.cli import VERBS, LazyGroup, cli
-from p3d.jobs.planning import convention as choosing
 from p3d.jobs.planning import prepare as planning
+from p3d.jobs.planning import weights_convention as choosing
 from p3d.jobs.worker.actor import Refused, ShardWorker, WorkerSpec
 from p3d.pipeline.errors import InputError
 from p3d.weights import Weights, WeightsError

@@ -35,7 +35,7 @@ from p3d.pipeline.decode.gop_chunks import Share, chunks_of
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import RunOptions
 from p3d.pipeline.sources.identity import local_row

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from p3d.jobs.cli import VERBS, Verbs, cli
-from p3d.pipeline.dataset.plans import with_shards, write_plan
+from p3d.pipeline.dataset.plans import write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.lists import read_ids

@@ -48,7 +48,7 @@ from p3d.jobs.scheduler.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from p3d.jobs.shards import ShardKey, Totals
+from p3d.jobs.totals import ShardKey, Totals
 from p3d.pipeline.recipe import MaxFailures, RunOptions
 
 ANY_NUMBER = MaxFailures(count=10**9)  # a job that no number of failed videos stops

@@ -13,7 +13,7 @@ import torch
 
 from p3d import zoo
 from p3d.recipe import PORT_FLOW, PORT_RGB
-from p3d.weights import WeightsError, guard, load
+from p3d.weights import WeightsError, load, pickle_guard
 from tests.p3d.checkpoint_writer import AGES, Pickler, archive, checkpoint, legacy
 from tests.p3d.tiny_nets import State, assert_bits_equal, drawn, state_of, tiny_zoo
 
@@ -95,7 +95,7 @@ def test_the_guard_takes_whatever_torch_saves_today(tmp_path: Path, zipped: bool
     }
     path = tmp_path / "w.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    guard.check(path)
+    pickle_guard.check(path)
 
 
 def harmful(name: str, *args: bytes) -> bytes:

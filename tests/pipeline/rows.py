@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from p3d.pipeline.clips.rules import clip_spans
-from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.sources.listing import SourceListing

@@ -12,7 +12,8 @@ import pytest
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.results import duplicates as dedup

@@ -14,7 +14,7 @@ from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe, raise_unless_damage
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, read_decord
-from p3d.pipeline.decode.wanted import wanted_by
+from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
 from tests.zoo import cases, make

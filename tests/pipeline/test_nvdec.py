@@ -20,7 +20,7 @@ from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.decode.routes.nvdec import not_here, read_nvdec
-from p3d.pipeline.decode.wanted import wanted_by
+from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec
 from tests.zoo import make

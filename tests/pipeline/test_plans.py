@@ -23,16 +23,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import plans as manifest_module
-from p3d.pipeline.dataset.plans import (
-    Manifest,
-    known_versions,
-    load_plans,
-    plan_digest,
-    read_part,
-    with_shards,
-    write_plan,
-)
+from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError
 from p3d.pipeline.recipe import PlanRecord
 from p3d.pipeline.storage.local import LocalStore
@@ -76,7 +69,7 @@ def test_every_row_is_in_one_shard_and_shards_are_consecutive(sizes: list[int], 
     one video), and none is closed before it had to be."""
     rows = put(videos([f"v{at:03d}" for at in range(len(sizes))]), "size_bytes", sizes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest_module, "SHARD_BYTES", 100)
+        patch.setattr("p3d.pipeline.dataset.sharding.SHARD_BYTES", 100)
         sharded = with_shards(rows, shard_videos)
     assert sharded.drop_columns(["shard"]).equals(rows)
     assert sharded.column_names[: len(MANIFEST)] == MANIFEST.names

@@ -23,7 +23,7 @@ from p3d.pipeline.clips.rules import (
 )
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.policy import DecodePolicy
-from p3d.pipeline.decode.wanted import wanted_by
+from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from tests.zoo import make

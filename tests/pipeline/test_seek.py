@@ -40,8 +40,8 @@ from p3d.pipeline.decode.seek import (
     spared_frames,
     wanted_gops,
 )
-from p3d.pipeline.decode.skippable import layer_of
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.skippable_frames import layer_of
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
 from tests.pipeline.test_decode_shared import GOOD, sample

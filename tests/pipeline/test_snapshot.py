@@ -21,8 +21,9 @@ from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset import snapshot_parts as parts
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from p3d.pipeline.dataset.newest import NewestRows
-from p3d.pipeline.dataset.plans import Manifest, load_plans, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, load_plans, write_plan
 from p3d.pipeline.dataset.schema import open_parquet, read_footer, write_parquet
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY, SnapshotRecord, problems_of, read_snapshot
 from p3d.pipeline.errors import (

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.dataset.plans import Manifest, with_shards, write_plan
+from p3d.pipeline.dataset.plans import Manifest, write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy

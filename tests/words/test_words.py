@@ -57,8 +57,6 @@ NAMES = {
 # (file, pattern) -> why the words may stand there
 ALLOWED: dict[tuple[str, str], str] = {
     ("CHANGELOG.md", r"\bslots?\b(?!=True)"): "names the JSON key that was renamed",
-    ("pipeline/decode/picture.py", r"(?<!p)lane(?!t)"): "planes of a picture, FFmpeg's term",
-    ("tests/pipeline/test_picture.py", r"(?<!p)lane(?!t)"): "planes of a picture, FFmpeg's term",
 }
 
 

@@ -25,7 +25,7 @@ from p3d.pipeline.decode.blocks import CHUNK_FRAMES, MESSAGE_FRAMES, chunk_bound
 from p3d.pipeline.decode.probe import Probe, Source
 from p3d.pipeline.decode.routes.choice import exact_seek, in_pieces
 from p3d.pipeline.decode.seek import SelectiveDecodeError, cut, joined, opened, wanted_gops
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
 from p3d.pipeline.decode.probe import Probe
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import UINT8, FrameBlock, FrameSpec
 

@@ -25,7 +25,7 @@ from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, raise_unless_damage
 from p3d.pipeline.decode.routes.choice import exact_seek
 from p3d.pipeline.decode.seek import SelectiveDecodeError, joined, needed_packets, number_at, opened, wanted_gops
-from p3d.pipeline.decode.wanted import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
 

@@ -12,7 +12,7 @@ import click
 from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
-    from p3d.jobs.planning.convention import Trial
+    from p3d.jobs.planning.weights_convention import Trial
     from p3d.weights import Weights
 
 
@@ -63,8 +63,8 @@ def choose(
     from p3d import weights as files
     from p3d.encoder import device_for
     from p3d.jobs.machine import usable_cpus
-    from p3d.jobs.planning.convention import choose as try_all
-    from p3d.jobs.planning.convention import labelled_videos
+    from p3d.jobs.planning.weights_convention import choose as try_all
+    from p3d.jobs.planning.weights_convention import labelled_videos
     from p3d.pipeline.errors import InputError
 
     try:
