@@ -10,7 +10,7 @@ from pathlib import Path
 
 import p3d.weights
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights import Weights
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.dataset.commit import committed_names, derive, read_committed
 from p3d.pipeline.dataset.files import sha256_of
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY

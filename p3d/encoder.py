@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from p3d.networks.fused import can_pack, keep_freed_memory, pack
 from p3d.networks.model import P3D, fold
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights.record import Weights
 
 Frames = npt.NDArray[np.uint8]

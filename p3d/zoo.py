@@ -26,7 +26,7 @@ from p3d.networks.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
 from p3d.networks.model import P3DConfig
 from p3d.networks.network import Network, NetworkConfig
 from p3d.networks.resnet import ResNetConfig
-from p3d.recipe import (
+from p3d.preprocessing import (
     C3D_RGB,
     CAFFE_FLOW,
     CAFFE_RGB,

@@ -21,7 +21,7 @@ from p3d.jobs.job import rows_of, stored_weights, weights_key
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import clips_key
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe

@@ -195,7 +195,7 @@ def _in_convention(found: WeightsFile, weights: Weights, order: str | None, valu
     from dataclasses import replace
 
     from p3d.pipeline.errors import InputError
-    from p3d.recipe import in_convention
+    from p3d.preprocessing import in_convention
 
     if order is None and value_range is None:
         return weights

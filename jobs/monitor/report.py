@@ -16,7 +16,7 @@ import numpy as np
 from p3d.jobs.job import rows_of
 from p3d.jobs.monitor.status import read_status
 from p3d.jobs.scheduler import control
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.results.report.facts import Rows, gather

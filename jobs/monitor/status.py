@@ -19,7 +19,7 @@ from rich.text import Text
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
 from p3d.jobs.totals import Totals
-from p3d.jobs.worker.balance import Limit
+from p3d.jobs.worker.autoscale import Limit
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
 from p3d.pipeline.recipe import JobRecord

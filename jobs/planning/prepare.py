@@ -33,7 +33,7 @@ from p3d.pipeline.sources.listing import SourceListing, look_again
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FrameSpec
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights import Weights
 
 _PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume keeps the other options

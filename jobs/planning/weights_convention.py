@@ -32,7 +32,7 @@ from p3d.pipeline.sources.listing import find
 from p3d.pipeline.sources.listing_buffer import FIELDS
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import UINT8, Failure, FrameBlock, VideoEnd, VideoInfo, VideoRef
-from p3d.recipe import CHANNEL_ORDERS, in_convention
+from p3d.preprocessing import CHANNEL_ORDERS, in_convention
 from p3d.weights import Weights
 from p3d.weights.record import assemble
 

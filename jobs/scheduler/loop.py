@@ -52,7 +52,7 @@ from p3d.jobs.scheduler.state import (
 )
 from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
-from p3d.jobs.worker.balance import Load
+from p3d.jobs.worker.autoscale import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
 from p3d.pipeline.dataset.commit import Committed, derive
 from p3d.pipeline.dataset.plans import Manifest

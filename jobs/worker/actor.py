@@ -23,7 +23,7 @@ import pyarrow as pa
 from p3d.jobs.job import stored_weights
 from p3d.jobs.machine import code_digest, inference_threads_of, software, usable_cpus
 from p3d.jobs.totals import Ended, ended
-from p3d.jobs.worker.balance import Balance, Load
+from p3d.jobs.worker.autoscale import DecodeAutoscaler, Load
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import Decoding
@@ -169,7 +169,7 @@ class ShardWorker:
         self.store = open_store(spec.out_url, spec.options.s3)
         self.concurrency = DecodeConcurrency(spec.options.decode_tasks)
         # a worker that is alone on its machine need not leave cores to other workers
-        self.balance = Balance(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
+        self.autoscaler = DecodeAutoscaler(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.broken: Exception | None = None  # the device error after which nothing is computed or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
@@ -277,8 +277,8 @@ class ShardWorker:
         """
         use = self.concurrency.use
         inference_threads = min(self.inference_threads.under_way / self.inference_threads.n, 1.0)
-        self.concurrency.resize(self.balance.sample(inference_threads, use, most_decodes))
-        return self.in_hand.copy(), self.balance.load
+        self.concurrency.resize(self.autoscaler.sample(inference_threads, use, most_decodes))
+        return self.in_hand.copy(), self.autoscaler.load
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the settings in effect."""

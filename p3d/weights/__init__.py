@@ -19,7 +19,7 @@ from typing import Final
 from torch import Tensor
 
 from p3d import zoo
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
 from p3d.weights.record import ImportOptions, Weights, WeightsError, network_config

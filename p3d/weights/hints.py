@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from p3d.networks.blocks import Bottleneck3D
 from p3d.networks.network import Network
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights.record import Weights
 
 _PIXEL_STD: Final = 64.0  # standard deviation of natural pictures in 0..255; about 1 when normalised, 0.25 in 0..1

@@ -16,7 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights.record import COUNTER, ImportOptions, Weights, WeightsError, assemble, check_asked, network_config
 
 FORMAT_VERSION: Final = 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p3d import zoo
 from p3d.networks.network import Network, NetworkConfig
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 
 COUNTER = "num_batches_tracked"  # a training counter of torch's batch normalisation; features do not depend on it
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from p3d import zoo
 from p3d.networks.model import P3DConfig
-from p3d.recipe import PORT_RGB
+from p3d.preprocessing import PORT_RGB
 from p3d.weights.record import (
     ImportOptions,
     Weights,

@@ -15,7 +15,7 @@ import torch
 
 from p3d import zoo
 from p3d.networks.network import Network
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights.record import COUNTER, Weights, WeightsError, assemble, network_config
 
 _SUM_STD = math.sqrt((2**32 - 1) / 3)  # standard deviation of the sum of four uniform 16-bit integers

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import FOLDERS, check, local_path, reading, sha256_of
-from p3d.pipeline.dataset.newest import NewestRows, Rows
+from p3d.pipeline.dataset.newest_rows import NewestRows, Rows
 from p3d.pipeline.dataset.snapshot_parts import Parts, create_file
 from p3d.pipeline.dataset.snapshot_record import (
     SNAPSHOT_KEY,

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.types import FLOAT32
 

@@ -16,7 +16,7 @@ from p3d.jobs.cli import VERBS, cli, output
 from p3d.jobs.cli.dataset import _wrapped
 from p3d.jobs.cli.output import EXIT_CODES, escape, human_bytes, human_time, table
 from p3d.jobs.scheduler import control
-from p3d.jobs.worker.balance import Load
+from p3d.jobs.worker.autoscale import Load
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
 from p3d.pipeline.storage.local import LocalStore

@@ -26,7 +26,7 @@ from p3d.jobs.planning.weights_convention import (
 )
 from p3d.networks.network import GRAPHS
 from p3d.pipeline.errors import InputError
-from p3d.recipe import CHANNEL_ORDERS
+from p3d.preprocessing import CHANNEL_ORDERS
 from p3d.weights import Weights
 from tests.zoo import corpus, make
 

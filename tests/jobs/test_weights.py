@@ -11,7 +11,7 @@ import torch
 
 import p3d.weights
 from p3d.jobs.cli.weights import FORMATS
-from p3d.recipe import CAFFE_RGB, PORT_RGB, in_convention
+from p3d.preprocessing import CAFFE_RGB, PORT_RGB, in_convention
 from tests.jobs.test_cli import in_process
 from tests.p3d.test_resnet import ResNet
 

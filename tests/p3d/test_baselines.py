@@ -16,7 +16,7 @@ from p3d.networks.baselines import C3D, ConvPool, DeepVideo, GoogLeNet, SlowFusi
 from p3d.networks.model import fold
 from p3d.networks.network import Network
 from p3d.networks.resnet import ResNet, ResNetConfig
-from p3d.recipe import C3D_RGB, IMAGENET_BGR, IMAGENET_RGB
+from p3d.preprocessing import C3D_RGB, IMAGENET_BGR, IMAGENET_RGB
 from p3d.weights import Weights, WeightsError, load, random_weights, save, to_bytes
 from tests.p3d.test_resnet import ResNet as PlainResNet
 

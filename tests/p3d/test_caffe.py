@@ -13,7 +13,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from p3d import zoo
-from p3d.recipe import CAFFE_FLOW, CAFFE_RGB, PORT_RGB
+from p3d.preprocessing import CAFFE_FLOW, CAFFE_RGB, PORT_RGB
 from p3d.weights import WeightsError, caffe, load
 from p3d.weights.record import expected_shapes
 from tests.conftest import REPO

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from p3d import zoo
-from p3d.recipe import PORT_FLOW, PORT_RGB
+from p3d.preprocessing import PORT_FLOW, PORT_RGB
 from p3d.weights import WeightsError, load, pickle_guard
 from tests.p3d.checkpoint_writer import AGES, Pickler, archive, checkpoint, legacy
 from tests.p3d.tiny_nets import State, assert_bits_equal, drawn, state_of, tiny_zoo

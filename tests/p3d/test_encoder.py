@@ -21,7 +21,7 @@ from p3d.encoder import (
     golden_features,
     normalise,
 )
-from p3d.recipe import CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
+from p3d.preprocessing import CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 from p3d.weights import Weights, random_weights
 
 SMALL = {"resize_hw": (72, 96), "crop_hw": (64, 64)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
 
 from p3d.networks.model import P3D, P3DConfig
-from p3d.recipe import CAFFE_RGB, PORT_RGB, ClipRecipe
+from p3d.preprocessing import CAFFE_RGB, PORT_RGB, ClipRecipe
 from p3d.weights import Weights
 from p3d.weights.hints import hints, sentences
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's own docume
 
 from p3d.encoder import Encoder
 from p3d.networks.model import P3D, P3DConfig
-from p3d.recipe import CAFFE_RGB, PORT_RGB
+from p3d.preprocessing import CAFFE_RGB, PORT_RGB
 from p3d.weights import Weights, WeightsError, identify, load, resolve, save
 from p3d.weights.resnet import flat_shapes, inflate
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p3d import zoo
-from p3d.recipe import CAFFE_RGB, PORT_FLOW, PORT_RGB
+from p3d.preprocessing import CAFFE_RGB, PORT_FLOW, PORT_RGB
 from p3d.weights import Weights, WeightsError, load, random_weights, resolve, save, to_bytes
 
 State = dict[str, torch.Tensor]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p3d import zoo
-from p3d.recipe import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
+from p3d.preprocessing import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 
 COSTS = {  # parameters with 400 classes, GMACs of RGB and of flow
     "p3d63": (25_745_232, 8.4410, 8.1199),
@@ -159,7 +159,7 @@ def test_a_recipe_without_statistics_is_refused() -> None:
         ClipRecipe.from_dict({"n_frames": 16})
 
 
-@pytest.mark.parametrize("module", ["p3d", "p3d.recipe"])
+@pytest.mark.parametrize("module", ["p3d", "p3d.preprocessing"])
 def test_the_package_and_its_recipes_are_light(module: str) -> None:
     """Importing the package or its recipes does not import torch, so that the command line starts quickly."""
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -13,7 +13,7 @@ import torch
 from p3d import zoo
 from p3d.networks.model import P3DConfig
 from p3d.networks.network import GRAPHS, NetworkConfig
-from p3d.recipe import ClipRecipe
+from p3d.preprocessing import ClipRecipe
 from p3d.weights import Weights
 from p3d.weights.record import COUNTER, expected_shapes
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot

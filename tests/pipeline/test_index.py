@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
 from p3d.pipeline.results.sample import Reservoir

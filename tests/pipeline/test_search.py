@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.search import exact as search_module

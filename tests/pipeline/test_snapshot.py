@@ -20,7 +20,7 @@ import pytest
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset import snapshot_parts as parts
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, load_plans, write_plan
 from p3d.pipeline.dataset.schema import open_parquet, read_footer, write_parquet
 from p3d.pipeline.dataset.sharding import with_shards

@@ -55,7 +55,7 @@ from p3d.pipeline.dataset import verify
 from p3d.pipeline.dataset.commit import derive
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.dataset.plans import Manifest, load_plans
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.storage.local import LocalStore
 from tests.pipeline.rows import recipe
 before = set(os.listdir("/proc/self/task"))

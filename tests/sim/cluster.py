@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from p3d.jobs.job import weights_key
 from p3d.jobs.worker import actor as workers
 from p3d.jobs.worker.actor import Ready, Refused, ShardError, ShardWorker, WorkerSpec
-from p3d.jobs.worker.balance import Balance
+from p3d.jobs.worker.autoscale import DecodeAutoscaler
 from p3d.jobs.worker.concurrency import DecodeConcurrency
 from p3d.jobs.worker.decoding import Decoding
 from p3d.pipeline.clips.rules import clip_spans
@@ -69,7 +69,7 @@ class SimWorker(ShardWorker):
         self.spec, self.store, self.world = spec, store, world
         self.in_hand, self.concurrency, self.broken = {}, DecodeConcurrency(1), None
         self.scratch = Path()
-        self.inference_threads, self.balance = SimpleNamespace(under_way=0, n=1), Balance(1, 1)
+        self.inference_threads, self.balance = SimpleNamespace(under_way=0, n=1), DecodeAutoscaler(1, 1)
 
     def setup(self) -> Ready | Refused:
         try:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.evaluation.labels import KEYS, read_table

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.results.sample import Reservoir
 

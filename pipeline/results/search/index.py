@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import local_path
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe, StoreMissing
 from p3d.pipeline.results.search import where as conditions_of

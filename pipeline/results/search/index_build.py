@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import local_path
-from p3d.pipeline.dataset.newest import NewestRows
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.sample import Reservoir, keys_of

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from p3d.jobs.worker.balance import ENOUGH, REMEMBERED, Balance, Load
+from p3d.jobs.worker.autoscale import ENOUGH, REMEMBERED, DecodeAutoscaler, Load
 from p3d.jobs.worker.concurrency import Use
 
 
@@ -17,9 +17,9 @@ def busy(n: int) -> Use:
 
 def live(
     clips_per_s_per_decode: float, network_clips_per_s: float, *, concurrency: int, most: int, seconds: int = 200
-) -> Balance:
+) -> DecodeAutoscaler:
     """A worker whose decodes yield so many clips per second each, of which the network processes so many."""
-    balance, queued, n = Balance(concurrency, 1), 0.0, concurrency
+    balance, queued, n = DecodeAutoscaler(concurrency, 1), 0.0, concurrency
     for _ in range(seconds):
         decoding = (
             n if queued < 10 else round(network_clips_per_s / clips_per_s_per_decode)
@@ -51,14 +51,14 @@ def test_what_limits_is_named() -> None:
 
 def test_decodes_that_wait_for_a_core_bring_no_more() -> None:
     """While some decodes wait for a core, a worker does not raise their number, and decoding is its limit."""
-    balance = Balance(4, 1)
+    balance = DecodeAutoscaler(4, 1)
     assert {balance.sample(0.1, Use(4, begun=2, at_work=2), 32) for _ in range(100)} == {4}
     assert (balance.load.limit, balance.load.decoding, balance.load.starting) == ("decoding", 0.5, 0.5)
 
 
 def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
     """A concurrency that just saturates the network is kept once one fewer was too few, for some minutes."""
-    balance, seen = Balance(4, 1), []
+    balance, seen = DecodeAutoscaler(4, 1), []
     for _ in range(2 * REMEMBERED):  # four saturate it, and three do not
         fed = balance.concurrency >= 4
         seen.append(balance.sample(1.0 if fed else 0.8, busy(balance.concurrency), 4))
@@ -68,6 +68,6 @@ def test_a_number_that_starved_the_network_is_not_tried_again_at_once() -> None:
 
 def test_one_sample_changes_nothing() -> None:
     """The number changes with an average of several samples, and not again before as many more."""
-    balance = Balance(4, 1)
+    balance = DecodeAutoscaler(4, 1)
     seen = [balance.sample(0.1, busy(balance.concurrency), 32) for _ in range(2 * ENOUGH)]
     assert seen == [4] * (ENOUGH - 1) + [5] * ENOUGH + [6]

@@ -51,7 +51,7 @@ class Load:
         return "fetching" if self.decoding + self.starting + self.fetching >= AT_WORK else "overhead"
 
 
-class Balance:
+class DecodeAutoscaler:
     """The last samples, and the decode concurrency that follows from them. It never goes below `least`."""
 
     def __init__(self, concurrency: int, least: int) -> None:
