@@ -69,7 +69,7 @@ class SimWorker(ShardWorker):
         self.spec, self.store, self.world = spec, store, world
         self.in_hand, self.concurrency, self.broken = {}, DecodeConcurrency(1), None
         self.scratch = Path()
-        self.inference_threads, self.balance = SimpleNamespace(under_way=0, n=1), DecodeAutoscaler(1, 1)
+        self.inference_threads, self.autoscaler = SimpleNamespace(under_way=0, n=1), DecodeAutoscaler(1, 1)
 
     def setup(self) -> Ready | Refused:
         try:
