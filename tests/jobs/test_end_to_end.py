@@ -421,29 +421,6 @@ def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
     assert rows(tmp_path / "out", "videos").select(columns).equals(rows(undisturbed, "videos").select(columns))
 
 
-def test_a_folder_with_its_own_jobs_and_pipeline_does_not_shadow_ours(
-    tmp_path: Path, archive: Path, small_weights: Path
-) -> None:
-    """In a folder with the user's own `jobs/` and `pipeline.py`, driver and workers run our code."""
-    (tmp_path / "jobs").mkdir()
-    for path in (tmp_path / "jobs" / "__init__.py", tmp_path / "pipeline.py", tmp_path / "p3d.py"):
-        path.write_text(f"open({str(tmp_path / 'shadowed')!r}, 'w')\nraise RuntimeError('the wrong code')\n")
-    script = REPO / ".venv" / "bin" / "p3d"
-    command = [str(script)] if script.exists() else P3D
-    done = subprocess.run(
-        [*command, "launch", archive, "out", "--weights", small_weights, "--limit", "2"],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "shadowed").exists()
-    assert rows(tmp_path / "out", "videos").num_rows == 2
-
-
 def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
     """Each of the 44 shared files is a video or a failure with its documented reason, never `internal`. The random
     clips of each video follow from its id and its true frame count."""

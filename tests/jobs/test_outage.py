@@ -75,7 +75,7 @@ def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Pat
     wait_for(lambda: "paused" in said.read_text(), driver)
     server.start()
     assert driver.wait(180) == 0, said.read_text()
-    assert "going on" in said.read_text()
+    assert "continuing: the store answers again" in said.read_text()
     assert verified() == ALL_OK
 
 
