@@ -364,7 +364,7 @@ def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
     """While a job runs, another launch exits 5 and changes nothing. With --takeover a second run continues at once and
     the first exits 5. cancel finishes the shard in progress."""
     out = tmp_path / "out"
-    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:500", "--shard-videos", 1)
+    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:200", "--shard-videos", 1)
     with running(*args) as first:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), first)
         refused = p3d(*args)
@@ -487,15 +487,18 @@ def test_what_is_not_a_video_is_a_failure_with_its_reason(tmp_path: Path, archiv
     ]
 
 
-def test_a_worker_that_computes_other_numbers_is_refused(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+def test_a_worker_that_computes_other_numbers_is_refused(tmp_path: Path, undisturbed: Path) -> None:
     """A worker whose golden features differ from the planned ones is refused: nothing is computed, exit 6."""
     out = tmp_path / "out"
-    assert p3d("launch", archive, out, "--weights", small_weights, "--limit", 1, "--batch-size", 2).code == 0
+    shutil.copytree(undisturbed, out)
+    removed, *kept = sorted((out / "clips").glob("*.parquet"))
+    for folder in ("clips", "videos", "failures"):
+        (out / folder / removed.name).unlink()
     (golden,) = (out / "weights").glob("*.golden.json")
     record = json.loads(golden.read_text())
     record["features"] = record["features"][::-1]
     golden.write_text(json.dumps(record))
-    ran = p3d("launch", archive, out, "--weights", small_weights, "--batch-size", 2)
+    ran = p3d("resume", out)
     assert ran.code == 6
     assert "cosine" in ran.err and "cpu" in ran.err
-    assert len(list((out / "clips").glob("*.parquet"))) == 1
+    assert sorted((out / "clips").glob("*.parquet")) == kept

@@ -46,7 +46,7 @@ def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], timeout_s:
 
 
 def launched(weights: Path, said: Path, *more: object) -> subprocess.Popen[str]:
-    many = ("--shard-videos", 1, "--clips", "uniform:150")  # so that it does not end before the fault
+    many = ("--shard-videos", 1, "--clips", "uniform:60")  # so that it does not end before the fault
     words = ["launch", "s3://archive/in", "s3://archive/out", "--weights", weights, *many, *more]
     with said.open("w") as stderr:
         return subprocess.Popen([*P3D, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, text=True)

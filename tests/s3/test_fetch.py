@@ -135,7 +135,7 @@ def test_fetching_overlaps_decoding_and_no_more_decode(
 def test_a_slow_video_does_not_delay_others(moto_front: Proxy, cluster: None, shard: ShardPlan, scratch: Path) -> None:
     """A body that never ends is `decode_timeout` at its deadline. Others are complete by then; its copy is removed."""
     moto_front.faults = [Fault("trickle", method="GET", key="/3.mp4", rate=200.0)]
-    found = gather(shard, scratch, spec(video_timeout_s=3.0))
+    found = gather(shard, scratch, spec(video_timeout_s=6.0))
     failure = found["3.mp4"][-1]
     assert isinstance(failure, Failure) and failure.reason == Reason.DECODE_TIMEOUT
     for path, messages in found.items():
