@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test artifact bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes test-page coverage mutants check docs clean
+.PHONY: demo test artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) demo/run.py
@@ -18,6 +18,11 @@ test: $(READY)
 # what a user installs: a wheel built from the sdist, in a clean environment, runs a job next to modules of the same names
 artifact:
 	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/artifact
+
+# the bounds of pyproject.toml: the wheel runs a job with the lowest declared versions and one with the newest, each in a
+# clean environment; about four minutes
+bounds:
+	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/bounds
 
 # the figures of docs/performance.md in their small form, under ten minutes on 2 idle cores: a table on the screen,
 # Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import platform
@@ -40,6 +41,14 @@ def inference_threads_of(device: str, cpus: int, threads: int) -> int:
     if device == "cpu":
         return max(1, cpus // threads)
     return 2 if device.startswith("cuda") else 1
+
+
+def user_name() -> str:
+    """The name of this process's user, or its number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # KeyError before Python 3.13
+        return str(os.getuid())
 
 
 def boot_id() -> str:

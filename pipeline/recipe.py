@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,6 +25,9 @@ from p3d.pipeline.types import FrameSpec, shard_name
 SCHEMA_VERSION = 1
 POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
+SHA256 = "[0-9a-f]{64}"
+PART = "manifest-[0-9]{5}\\.parquet"
+PART_ROWS = 1_000_000  # of a manifest part, at most
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
 DECODERS = ("auto", "decord", "pyav", "nvdec")
 PARTIAL = ("fail", "keep")
@@ -63,6 +67,18 @@ class _Strict:
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def new_job_id() -> str:
+    """A random id for a new job: 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def check_names(named: dict[str, tuple[Any, str]]) -> None:
+    """InputError unless each text matches its pattern: they become part of keys, and may come from somebody else."""
+    for name, (text, pattern) in named.items():
+        if not isinstance(text, str) or not re.fullmatch(pattern, text):
+            raise InputError(f"{name} {str(text)[:100]!r} is not one that p3d writes")
 
 
 def digest(value: Any) -> str:
@@ -111,8 +127,9 @@ class Recipe(_Strict):
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        if self.feature_dim < 1 or not re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256):
-            raise InputError(f"{self.feature_dim = } or {self.weights_sha256 = } is not valid")
+        check_names({"weights_sha256": (self.weights_sha256, SHA256)})
+        if self.feature_dim < 1:
+            raise InputError(f"{self.feature_dim = } is not valid")
         if self.num_classes < self.scores:
             raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
@@ -161,6 +178,14 @@ class PartRecord(_Strict):
     first_shard: int
     end_shard: int
 
+    def check(self) -> None:
+        """InputError unless the name and the counts are those of a part that p3d writes."""
+        check_names({"part": (self.name, PART), "sha256": (self.sha256, SHA256)})
+        first, end, n_videos = numbers = (self.first_shard, self.end_shard, self.n_videos)
+        ints = all(type(number) is int for number in numbers)
+        if not ints or not 0 <= first < end <= first + n_videos <= first + PART_ROWS:
+            raise InputError(f"{self.name}: {numbers = } are not those of a part")
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord(_Strict):
@@ -180,6 +205,21 @@ class PlanRecord(_Strict):
     parts: tuple[PartRecord, ...]
     schema_version: int = SCHEMA_VERSION
 
+    def check(self) -> None:
+        """InputError unless the names and the counts are those of a plan that p3d writes."""
+        check_names({"digest": (self.digest, SHA256), "recipe_digest": (self.recipe_digest, SHA256)})
+        numbers = (self.seq, self.size_bytes, self.n_skipped)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise InputError(f"{numbers = } are not counts")
+        for part in self.parts:
+            part.check()
+        edges = [0, *(part.end_shard for part in self.parts)]
+        starts = [part.first_shard for part in self.parts]
+        if not starts or edges[:-1] != starts or edges[-1] != self.n_shards:
+            raise InputError("its parts do not have its shards")
+        if sum(part.n_videos for part in self.parts) != self.n_videos:
+            raise InputError("its parts do not have its videos")
+
     def to_json(self) -> bytes:
         record = {"plan": self.to_dict(), "plan_digest": digest(self.to_dict())}
         return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
@@ -189,7 +229,9 @@ class PlanRecord(_Strict):
         try:
             given = json.loads(content)
             plan, stated = cls.from_dict(given["plan"]), given["plan_digest"]
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            if stated == digest(plan.to_dict()):
+                plan.check()
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise DamagedJob(f"{place} cannot be read ({error}); restore it") from None
         if stated != digest(plan.to_dict()):
             raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
@@ -293,15 +335,21 @@ class RunOptions(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret."""
+    """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret.
+
+    `job_id` is 32 random hex digits that tell this job from any other, also from one with the same recipe. It is empty
+    for a job of a version that did not write it.
+    """
 
     recipe: Recipe
     weights_origin: str
     versions: dict[str, str]
+    job_id: str = ""
 
     def to_json(self) -> bytes:
         record = {
             "schema_version": SCHEMA_VERSION,
+            **({"job_id": self.job_id} if self.job_id else {}),
             "recipe": self.recipe.to_dict(),
             "recipe_digest": self.recipe.digest,
             "weights_origin": self.weights_origin,
@@ -315,10 +363,15 @@ class JobRecord:
             given = json.loads(content)
             recipe = Recipe.from_dict(given["recipe"])
             stated, origin, versions = given["recipe_digest"], given["weights_origin"], given["versions"]
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            job_id = given.get("job_id", "")
+            if not isinstance(job_id, str) or not re.fullmatch(r"([0-9a-f]{32})?", job_id):
+                raise InputError("its job_id is not 32 hex digits")
+            if not isinstance(origin, str) or not all(isinstance(one, str) for one in versions.values()):
+                raise InputError("its weights_origin or versions are not text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
             raise DamagedJob(
                 f"{place}/job.json cannot be read ({error}); restore it, or start at another output"
             ) from None
         if stated != recipe.digest:
             raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
-        return cls(recipe, origin, versions)
+        return cls(recipe, origin, versions, job_id)

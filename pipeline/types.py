@@ -2,6 +2,8 @@
 
     VideoRef ──decode──> VideoStart, VideoFetched, VideoInfo, FrameBlock ..., VideoEnd | Failure ──extract──> ShardRows
 
+A decode that sends nothing else for long, because its video is large, sends VideoAlive.
+
 A decode that takes only its share of a long video (`decode.gop_chunks`) sends ChunkEnds between its FrameBlocks.
 
 Frame numbers count presentable frames from 0. Intervals are [start, end). Seconds count from the first presentable
@@ -32,7 +34,7 @@ class VideoRef:
 
     `uri` is `file:///...` or `s3://bucket/key`, percent-encoded so that any bytes in a name are kept. `path` is for
     display: relative to the source's root, bytes that are not UTF-8 shown as \\xNN. `size_bytes` is -1 if the file
-    did not exist when the job was planned.
+    did not exist when the job was planned. `mtime_ns` is None if it is not known, or too far away for 64 bits.
     """
 
     video_id: str
@@ -157,6 +159,11 @@ class VideoFetched:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoAlive:
+    """The decode makes progress, although it has sent nothing else for some time: it fetches or opens a large video."""
+
+
+@dataclass(frozen=True, slots=True)
 class VideoShareable:
     """After a VideoInfo: several decodes may share this video, and together return what this one would return."""
 
@@ -166,7 +173,9 @@ class ChunkEnd:
     """A decode of a share has sent one GOP chunk of its video; the next decode has the next chunk."""
 
 
-DecodeMessage = VideoStart | VideoFetched | VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd | Failure
+DecodeMessage = (
+    VideoStart | VideoFetched | VideoAlive | VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd | Failure
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job; several test
 
 from tests.servers import Weed, weed
 from tests.zoo import make
+
+# Which jobs are this user's own, and indexes, are in folders of this test process, never in the real home.
+_state, _cache = (tempfile.TemporaryDirectory(prefix=f"p3d-{what}-") for what in ("state", "cache"))
+os.environ["P3D_STATE"], os.environ["P3D_CACHE"] = _state.name, _cache.name
+os.environ.pop("P3D_TRUST", None)
 
 settings.register_profile("p3d", deadline=None)  # the machine is shared, so the time of one example means nothing
 settings.load_profile("p3d")

@@ -18,7 +18,7 @@ TOP = ("p3d", "pipeline", "jobs")
 ORDER = {
     "p3d": "preprocessing networks zoo weights encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
-    "p3d.jobs": "machine totals job planning worker scheduler monitor api cli",
+    "p3d.jobs": "machine totals job trust planning worker scheduler monitor api cli",
 }
 NEVER = {
     "p3d": {"p3d.pipeline", "p3d.jobs", "ray", "click", "decord", "boto3", "av", "pyarrow", "rich"},

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from p3d.encoder import Encoder
 
 Rows = NewestRows | SnapshotRows
+MOST_SETTING = 1024  # clips per batch, or threads
 
 
 def search(
@@ -160,12 +161,17 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
 def _settings_of(source: Rows, kind: str) -> dict[str, int]:
     """Batch size and threads from the footer of the first committed shard, if it ran on this kind of device.
 
-    The files of a snapshot do not store them.
+    The files of a snapshot do not store them. A value that no job has is ignored: OUT may be somebody else's.
     """
     if isinstance(source, SnapshotRows) or not source.pieces:
         return {}
     with source.store.open(clips_key(source.pieces[0])) as content, schema.open_parquet(content) as file:
-        stats = json.loads(schema.read_footer(file).get(schema.STATS_KEY, "{}"))
-    if str(stats.get("device", "")).partition(":")[0] != kind:
+        text = schema.read_footer(file).get(schema.STATS_KEY, "{}")
+    try:
+        stats = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
-    return {name: stats[name] for name in ("batch_size", "threads") if name in stats}
+    if not isinstance(stats, dict) or str(stats.get("device", "")).partition(":")[0] != kind:
+        return {}
+    found = {name: stats.get(name) for name in ("batch_size", "threads")}
+    return {name: value for name, value in found.items() if type(value) is int and 1 <= value <= MOST_SETTING}

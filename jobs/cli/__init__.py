@@ -45,6 +45,7 @@ VERBS: Verbs = {
     "retry": ("retry", "Retry the failed videos of OUT."),
     "status": ("status", "Show the progress of the job at OUT; needs no Ray."),
     "cancel": ("status", "Stop the run at OUT; `p3d resume` continues it."),
+    "trust": ("trust", "Trust a job that somebody else launched at OUT."),
     "failures": ("dataset", "List the videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "search": ("search", "Find what in OUT is most similar to a video or clip."),
@@ -107,6 +108,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    from p3d.jobs.cli.output import run_cli
+    from p3d.jobs.cli.output import run_cli, say_traceback
 
+    sys.excepthook = say_traceback
     sys.exit(run_cli(cli))

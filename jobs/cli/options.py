@@ -18,7 +18,7 @@ from p3d.pipeline.recipe import (
     STORE_PATIENCE_S,
     VIDEO_TIMEOUT_S,
 )
-from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, SSE, Store, StoreOptions
+from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, DEFAULTS, SSE, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
 if TYPE_CHECKING:
@@ -185,14 +185,26 @@ def job_spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Machines | None = None) -> RunOptions:
-    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`."""
+def options_of_run(
+    typed: dict[str, Any], s3: StoreOptions, last: Epoch | None = None, there: Machines | None = None
+) -> RunOptions:
+    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`, but not `s3`."""
     from p3d.jobs.planning.prepare import run_options
     from p3d.pipeline.recipe import MaxFailures, RunOptions
 
     given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
-    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": store_options_of(typed)}
+    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": s3}
     return run_options(last.options if last else {}, there=there, **given)
+
+
+trust_option = click.option(
+    "--trust", is_flag=True, help="Trust the job at OUT, as `p3d trust` does, and go on. Default: refuse a foreign job."
+)
+
+
+def source_option(what: str) -> Callable[[F], F]:
+    """The option that names the source videos which a verb may open."""
+    return click.option("--source", "source", metavar="ROOT", help=f"{what} Default: all if OUT is trusted, else none.")
 
 
 def address_options(verb: Any) -> Any:
@@ -262,6 +274,13 @@ def store_options_of(typed: dict[str, Any]) -> StoreOptions:
         sse=typed["sse"],
         sse_kms_key_id=typed["sse_kms_key_id"],
     )
+
+
+def options_typed(s3: StoreOptions) -> dict[str, Any]:
+    """The values of the command line's options that give these store options, without the defaults."""
+    names = {"addressing": "addressing_style"}
+    fields = {name: getattr(s3, name) for name in StoreOptions.__slots__}
+    return {names.get(name, name): value for name, value in fields.items() if value != getattr(DEFAULTS, name)}
 
 
 def out_store(out: str, options: StoreOptions) -> Store:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
+import io
 import json
-import re
+import os
 import sys
+import tempfile
+import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import click
 
 from p3d.pipeline import errors
-from p3d.pipeline.errors import JobError
+from p3d.pipeline.errors import JobError, escape
 
 EXIT_CODES: dict[int, str] = {
     0: "all done, no failures",
@@ -20,7 +29,8 @@ EXIT_CODES: dict[int, str] = {
     2: "usage error or invalid input, such as no videos or weights that do not fit",
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
-    5: "refused: OUT has another recipe, DEST of a snapshot is not empty, or another scheduler is live or took over",
+    5: "refused: OUT has another recipe, OUT is not trusted (`p3d trust`), DEST of a snapshot is not empty, or another "
+    "scheduler is live or took over",
     6: "stopped, resumable: cancelled, store outage, credentials, disk full, `--max-failures` or retries exhausted",
     7: "`verify` or a snapshot found damage",
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
@@ -29,6 +39,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.InputError, 2),
     (errors.NoSuchJob, 4),
     (errors.OtherRecipe, 5),
+    (errors.Untrusted, 5),
     (errors.AlreadyRunning, 5),
     (errors.Unfinished, 6),
     (errors.DamagedJob, 7),
@@ -38,6 +49,8 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
 ]
 JSON_SCHEMA = 1
 
+T = TypeVar("T")
+
 
 def exit_code(error: JobError) -> int:
     """The exit code of an error about the job."""
@@ -46,13 +59,23 @@ def exit_code(error: JobError) -> int:
 
 def run_cli(command: click.Command) -> int:
     """Run the command line; every expected error becomes one message on stderr and an exit code."""
+    _say_strays()
+    _accept_every_text()
+    try:
+        Path.cwd()  # Python and Ray need it, also for absolute paths
+    except OSError as error:
+        say(f"error: the working directory is no longer there ({error.strerror}); `cd` to another one and try again")
+        return 2
     try:
         result = command.main(standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        shown, message = io.StringIO(), error.format_message()
+        error.show(shown)
+        for line in shown.getvalue().replace(message, escape(message)).splitlines():
+            say(line)
         return 2
     except click.Abort:
         say("interrupted")
@@ -65,11 +88,46 @@ def run_cli(command: click.Command) -> int:
         return exit_code(error)
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or f"TMPDIR ({tempfile.gettempdir()}) or another folder"
+        say(f"error: {where}: the disk is full; free some space, or set TMPDIR to another folder, and try again")
+        return 6
+
+
+def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an internal error as Python does, but escaped: its message may hold text from outside."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        say(line)
+
+
+def _say_strays() -> None:
+    """Print the warnings about stray files as messages, each once; other warnings as Python does."""
+    show_warning, said = warnings.showwarning, set[str]()
+
+    def show_or_say(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if not issubclass(category, errors.StrayFile):
+            show_warning(message, category, *where)
+        elif str(message) not in said:
+            said.add(str(message))
+            say(f"warning: {message}")
+
+    warnings.showwarning = show_or_say  # type: ignore[assignment] # the same arguments, by position
+
+
+def _accept_every_text() -> None:
+    """Let stdout and stderr show what their encoding lacks as \\xNN or \\uNNNN; a closed one accepts everything."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, PTH123 - for the whole process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
-    """Print one message on stderr; control characters of file names are escaped."""
-    click.echo(escape(text), err=True)
+    """Print one message on stderr, escaped. If nobody can read it, such as after a hang-up, the command goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(escape(text), err=True)
 
 
 def show(*lines: str) -> None:
@@ -80,18 +138,33 @@ def show(*lines: str) -> None:
 
 def show_json(record: dict[str, Any]) -> None:
     """Print a JSON object on stdout, with its schema version."""
-    click.echo(json.dumps({"schema_version": JSON_SCHEMA, **record}, default=str))
+    click.echo(json_text({"schema_version": JSON_SCHEMA, **record}))
 
 
-def escape(text: str) -> str:
-    """Control characters as \\xNN, so that a file name can neither control a terminal nor imitate a line of output."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+def json_text(record: dict[str, Any]) -> str:
+    """A JSON object as ASCII text without control characters."""
+    return json.dumps(record, default=str).replace("\x7f", "\\u007f")
+
+
+def escape_all(value: T) -> T:
+    """A record with every text in it escaped, also those in lists, tuples, dicts and dataclasses."""
+    made: Any = value
+    if isinstance(value, str):
+        made = escape(value)
+    elif isinstance(value, dict):
+        made = {escape_all(name): escape_all(one) for name, one in value.items()}
+    elif isinstance(value, list | tuple):
+        made = type(value)(map(escape_all, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = replace(value, **{one.name: escape_all(getattr(value, one.name)) for one in fields(value)})
+    return cast("T", made)
 
 
 def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
     """Lines with aligned columns; the columns in `right` are aligned to the right."""
     if not rows:
         return []
+    rows = escape_all(list(rows))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
 
     def cell(text: str, at: int) -> str:

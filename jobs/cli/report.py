@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 
@@ -42,8 +42,11 @@ from p3d.jobs.cli.results import progress
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed the samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object on stdout.")
+@source_option("Take pictures only of videos below this folder or s3://bucket/prefix.")
 @store_options
-def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, **typed: Any) -> int:
+def report(
+    out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, source: str | None, **typed: Any
+) -> int:
     """Write an HTML report of the job at OUT, during or after it: what ran, how fast, where time went, what failed.
 
     It also has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
@@ -57,6 +60,7 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     Pictures are decoded from the sources in child processes; none starts after 5 minutes. If a source is missing,
     changed, or larger than 512 MiB on S3, a message replaces the picture. --videos 0 --queries 0 opens no source.
     """
+    from p3d.jobs.cli.trust import sources_allowed
     from p3d.jobs.monitor.report import make_report
     from p3d.pipeline.results.report.render import render
 
@@ -65,9 +69,11 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     if to_stdout and as_json:
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
     part = None if to_stdout else _part_of(file)
+    store = out_store(out, store_options)
     made = make_report(
-        out_store(out, store_options),
+        store,
         store_options,
+        rule=sources_allowed(store, source),
         videos=videos,
         queries=queries,
         seed=seed,

@@ -28,6 +28,7 @@ from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import derived
+from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
@@ -98,7 +99,7 @@ def estimate(
     tried = trial(refs, how, children=cpus, longest_s=TRIED_S)
     good = [one for one in tried if isinstance(one.end, VideoEnd)]
 
-    total = int(sizes.sum())
+    total = total_bytes(sizes)
     n_sampled, n_clips = _count(_probed(videos, sizes, order, recipe.sampling), tried, recipe, total)
     decode_s = sum(one.cpu_s for one in tried) * total / max(sum(one.video.size_bytes for one in tried), 1)
 

@@ -65,7 +65,7 @@ class NewestRows:
             "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),
             "failures": schema.FAILURES,
         }
-        self._remedy = f"`p3d verify {store.url} --repair` repairs what can be repaired"
+        self._remedy = f"`p3d verify {store.words()} --repair` repairs what can be repaired"
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []
         self._find_shards(manifests)
@@ -113,7 +113,8 @@ class NewestRows:
                 on_step(done + 1, len(self._shards))
 
     def _find_shards(self, manifests: list[Manifest]) -> None:
-        found = {info.key for folder in FOLDERS for info in self.store.list(f"{folder}/")}
+        # derived files first: of a shard that is committed meanwhile, the clips file is then seen in any case
+        found = {info.key for folder in reversed(FOLDERS) for info in self.store.list(f"{folder}/")}
         for manifest in manifests:
             for at in range(manifest.plan.n_shards):
                 name, n_kept = _name(manifest, at), int(self._kept(manifest, at, None).sum())

@@ -11,21 +11,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from p3d.pipeline.dataset.schema import OWN_COLUMNS, read_parquet, write_parquet
-from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing
-from p3d.pipeline.recipe import PartRecord, PlanRecord
+from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS, read_parquet, write_parquet
+from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing, StrayFile
+from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord
 from p3d.pipeline.storage.store import EXISTS, Store
-from p3d.pipeline.types import ShardPlan, VideoRef
+from p3d.pipeline.types import INT64, ShardPlan, VideoRef
 
-PART_ROWS = 1_000_000
+PLAN_KEY = re.compile(r"plans/[0-9]{4,}\.json")
+PART_KEY = re.compile(rf"plans/[0-9]{{4,}}-[0-9a-f]{{8}}/{PART}")
 
 
 def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
@@ -75,7 +77,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
                 sha256 = hashlib.sha256(store.read(f"{folder}/{name}")).hexdigest()
         shards = part["shard"]
         parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
-    size_bytes = pc.sum(pc.max_element_wise(videos["size_bytes"], 0)).as_py()
+    size_bytes = total_bytes(videos["size_bytes"].to_numpy())
     plan = PlanRecord(
         seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
     )
@@ -85,6 +87,12 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
             raise AlreadyRunning(f"another run of {store.url} planned at this moment; give the same command again")
         return theirs
     return plan
+
+
+def total_bytes(sizes_N: INT64) -> int:
+    """The sum of all sizes, exact beyond 64 bits: a sparse file may claim 8 EiB. Sizes below 0 are of missing files."""
+    sizes_N = np.maximum(sizes_N, 0)
+    return (int((sizes_N >> 32).sum()) << 32) + int((sizes_N & 0xFFFFFFFF).sum())
 
 
 def _parts(videos: pa.Table) -> Iterator[pa.Table]:
@@ -100,10 +108,12 @@ def _parts(videos: pa.Table) -> Iterator[pa.Table]:
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """Every plan of an output, ordered by seq. DamagedJob if one was edited."""
+    """Every plan of an output, ordered by seq. DamagedJob if one was edited. Other files are named once (StrayFile)."""
     plans = []
     for info in store.list("plans/"):
-        if not info.key.endswith(".json"):
+        if not PLAN_KEY.fullmatch(info.key):
+            if not PART_KEY.fullmatch(info.key):
+                warnings.warn(f"{store.url}/{info.key} is not part of a plan and is skipped", StrayFile, stacklevel=2)
             continue
         plan = PlanRecord.from_json(store.read(info.key), f"{store.url}/{info.key}")
         if info.key != plan.key:
@@ -122,7 +132,15 @@ def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
         raise DamagedJob(f"{store.url}/{key} is missing; restore it, or start at another output") from None
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise DamagedJob(f"{store.url}/{key} is not the file that was planned; restore it, or start at another output")
-    return read_parquet(io.BytesIO(content))
+    try:
+        table = read_parquet(io.BytesIO(content))
+        same = table.schema.names[: len(MANIFEST)] == MANIFEST.names and table.num_rows == part.n_videos
+        same = same and all(table.schema.field(name).type == MANIFEST.field(name).type for name in MANIFEST.names)
+        if not same or table["shard"].null_count or table["video_id"].null_count:
+            raise ValueError("it has other columns or rows than a manifest")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedJob(f"{store.url}/{key} is no manifest ({error}); restore it") from None
+    return table
 
 
 def check_digest(plan: PlanRecord, videos: pa.Table) -> None:

@@ -14,6 +14,7 @@ videos, D feature dimension, K classes. `n_scores` is K if scores are stored, el
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3d.pipeline.errors import Reason
+from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
 
 OUTCOMES_KEY = "p3d.outcomes"
@@ -128,7 +130,9 @@ def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
 
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
     """[N, W] float32 -> an Arrow array of the vector column type `kind`, rounded to its dtype."""
-    values = np.ascontiguousarray(vectors_NW, kind.value_type.to_pandas_dtype()).reshape(-1)
+    # not to_pandas_dtype, which needs pandas before pyarrow 26
+    dtype = np.float16 if pa.types.is_float16(kind.value_type) else np.float32
+    values = np.ascontiguousarray(vectors_NW, dtype).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
 
 
@@ -258,8 +262,9 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
     floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps", "resampled_fps")]
     keys = [name for name in ("video_id", "path", "codec", "route", "reason") if name in schema.names]
-    return pq.ParquetWriter(
-        path,
+    where = _for_arrow(path, "w")
+    writer = pq.ParquetWriter(
+        where,
         schema,
         compression="zstd",
         compression_level=1,
@@ -270,6 +275,14 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         },
         write_page_checksum=True,
     )
+    if where is not path:
+        writer.file_handle = where  # which it closes at its end
+    return writer
+
+
+def _for_arrow(path: Path, mode: str) -> Any:
+    """What Arrow opens: the path, or the open file if a folder on the way has a name that is not UTF-8."""
+    return path if is_utf8(path) else pa.OSFile(os.fsencode(path), mode)
 
 
 def write_parquet(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
@@ -293,6 +306,8 @@ def open_parquet(source: Any, *, buffer_bytes: int = 0) -> pq.ParquetFile:
     Arrow's threads may hold the Python object they read from a little longer than the read takes. If the interpreter
     exits at that moment, the process aborts (2 of 60 exits after `pq.read_table`).
     """
+    if isinstance(source, Path):
+        source = _for_arrow(source, "r")
     return pq.ParquetFile(
         source, page_checksum_verification=True, memory_map=False, pre_buffer=False, buffer_size=buffer_bytes
     )

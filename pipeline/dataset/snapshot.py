@@ -151,8 +151,8 @@ def snapshot(
         )
     if isinstance(source, NewestRows) and source.pending and not skip_pending:
         raise Unfinished(
-            f"{source.pending} of the videos of {url} are still to be done: run `p3d resume {url}` first, or leave "
-            "them out with --skip-pending"
+            f"{source.pending} of the videos of {url} are still to be done: run `p3d resume {source.store.words()}` "
+            "first, or leave them out with --skip-pending"
         )
     refuse_used(source.store, dest)
     dest.prove_create_once()
@@ -162,7 +162,7 @@ def snapshot(
     if counts["videos"] + counts["failures"] != source.n_videos or (with_clips and counts["clips"] != n_clips):
         raise DamagedJob(
             f"{url} does not add up: {counts} rows for {source.n_videos} videos and {n_clips} clips; "
-            f"`p3d verify {url} --deep` says more"
+            f"`p3d verify {source.store.words()} --deep` says more"
         )
     files += _copy_weights(source, dest)
     record = SnapshotRecord(

@@ -11,11 +11,12 @@ from typing import Any
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import FOLDERS, UNREADABLE, check, local_path, sha256_of
 from p3d.pipeline.errors import DamagedJob, InputError
-from p3d.pipeline.recipe import JobRecord, Recipe, digest
+from p3d.pipeline.recipe import SHA256, JobRecord, Recipe, check_names, digest
 from p3d.pipeline.storage.store import Store
 
 SNAPSHOT_KEY = "snapshot.json"
 SCHEMA_VERSION = 1
+FILE = rf"(clips|videos|failures)/part-[0-9]{{5,}}\.parquet|weights/{SHA256}\.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class FileRecord:
     sha256: str
     size_bytes: int
     n_rows: int | None
+
+    def __post_init__(self) -> None:
+        check_names({"key": (self.key, FILE), "sha256": (self.sha256, SHA256)})
+        numbers = (self.size_bytes, 0 if self.n_rows is None else self.n_rows)
+        check(all(type(number) is int and number >= 0 for number in numbers), f"{self.key}: {numbers = }")
 
     @property
     def folder(self) -> str:
@@ -95,7 +101,7 @@ class SnapshotRecord:
                 files=tuple(FileRecord(**one) for one in given["files"]),
                 versions=given["versions"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
             raise DamagedJob(f"{url}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.commit import clips_key, derived, failures_key, videos_key
+from p3d.pipeline.dataset.commit import clips_key, data_files, derived, failures_key, videos_key
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.errors import DamagedJob, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.local import scratch_folder, writing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import ShardPlan, VideoOutcome
 
@@ -75,7 +74,8 @@ def audit(
 
     Raises DamagedJob if the plans themselves cannot be trusted.
     """
-    found = {info.key: info.size_bytes for folder in FOLDERS for info in store.list(folder)}
+    # derived files first: of a shard that is committed meanwhile, the clips file is then seen in any case
+    found = {info.key: info.size_bytes for folder in reversed(FOLDERS) for info in data_files(store, folder)}
     result, expected = Audit(), set[str]()
     plans = load_plans(store)
     n_shards, done = sum(plan.n_shards for plan in plans), 0
@@ -269,8 +269,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
         return False
     same = table.schema.equals(rows.schema) and table.combine_chunks().equals(rows.combine_chunks())
     if writer == pa.cpp_version:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "again"
+        with scratch_folder("p3d-") as folder, writing(path := folder / "again"):
             schema.write_parquet(path, rows, footer)
             same = path.read_bytes() == content
     if not (same and file.metadata.created_by.endswith(f" {writer}")):

@@ -15,13 +15,14 @@ from p3d.pipeline.errors import Reason, VideoError
 
 HEAD_BYTES = 4096
 
-# First bytes of files that are lists of other files or web pages.
+# First bytes of files that are lists of other files, web pages or metadata.
 _LISTS = (
     (b"#extm3u", "an HLS playlist"),
     (b"ffconcat", "an ffconcat list"),
     (b"v=0", "an SDP session description"),
     (b"<!doctype", "an HTML page"),
     (b"<html", "an HTML page"),
+    (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
 # Control characters that do not occur in text; every video container has one of them in its first bytes.

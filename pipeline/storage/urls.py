@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
@@ -16,3 +18,12 @@ def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
     if "://" in url and not url.startswith("file://"):
         raise InputError(f"{url}: only folders and s3:// are supported")
     return LocalStore(url)
+
+
+def place_of(store: Store) -> tuple[str, str]:
+    """(path or URL, endpoint) of a store. Links are resolved. The endpoint is empty for a folder and for AWS."""
+    if not store.url.startswith("s3://"):
+        return os.path.realpath(store.url), ""
+    from p3d.pipeline.storage.s3.store import S3Store
+
+    return store.url, store.endpoint if isinstance(store, S3Store) else ""

@@ -21,6 +21,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO, p3d
+from tests.owned import own
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 
@@ -136,6 +137,7 @@ def job(tmp_path: Path) -> LocalStore:
     manifest = planned(store, tuple("abcdefghij"))
     for shard in (0, 1):
         commit_shard(store, shard_rows(manifest, shard), recipe(), manifest.user_columns(shard))
+    own(store)
     return store
 
 

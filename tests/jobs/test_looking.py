@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,46 @@ def test_a_footer_without_times_is_damage_with_its_name(tmp_path: Path) -> None:
     store = with_job(LocalStore(str(tmp_path)))
     with pytest.raises(DamagedJob, match=r"clips/.*parquet: its footer does not say when it was made"):
         shard_times(store)
+
+
+@pytest.mark.fault(58)
+def test_one_bad_record_of_any_kind_hides_no_other_output(tmp_path: Path) -> None:
+    """Half, empty and foreign control files, links and fifos in one output: it is listed or named, others listed."""
+    bad = {
+        "epoch": "_job/epochs/000001.json",
+        "beat": "_job/heartbeats/000001.json",
+        "plan": "plans/0002.json",
+        "job": "job.json",
+        "submitted": "_job/submitted.json",
+    }
+    for name, key in bad.items():
+        for how, content in (("half", b'{"state": '), ("empty", b""), ("list", b"[1]"), ("fifo", None), ("link", None)):
+            store = with_job(LocalStore(str(tmp_path / f"{name}-{how}")))
+            path = store.root / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+            elif how == "fifo":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(tmp_path)
+    with_job(LocalStore(str(tmp_path / "good")))
+    code, out, err = in_process("jobs", "list", str(tmp_path), "--json")
+    found = json.loads(out)
+    listed = {job["out"].rpartition("/")[2] for job in found["jobs"]}
+    named = {sentence.partition(": ")[0].rpartition("/")[2] for sentence in found["unreadable"]}
+    assert code == 0 and "good" in listed and "Error" not in "".join(found["unreadable"]), (found["unreadable"], err)
+    assert listed | named == {"good", *(path.name for path in tmp_path.iterdir())}
+    assert {name.partition("-")[0] for name in named} == {"job", "plan"}
+
+
+@pytest.mark.fault(56)
+def test_links_in_an_output_are_not_followed_to_other_outputs(tmp_path: Path) -> None:
+    """If ROOT is itself an output, links in it are not looked into; in a folder of outputs they are."""
+    with_job(LocalStore(str(tmp_path / "outs" / "a")))
+    root = with_job(LocalStore(str(tmp_path / "b")))
+    for folder in (root.root, tmp_path / "outs"):
+        (folder / "link").symlink_to(tmp_path / "outs" / "a")
+    assert [store.url for store in outputs_below(root.url, StoreOptions())] == [root.url]
+    assert len(list(outputs_below(str(tmp_path / "outs"), StoreOptions()))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from p3d.jobs.scheduler.cluster import inspect_nodes, refuse_unfit
+from p3d.jobs.scheduler.cluster import _sessions, inspect_nodes, own_token, refuse_unfit
 from p3d.jobs.scheduler.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from p3d.pipeline.errors import ClusterError
 from p3d.pipeline.storage.store import DEFAULTS
@@ -23,6 +24,30 @@ from p3d.pipeline.storage.urls import open_store
 from tests.conftest import p3d
 
 HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, "c0de", ("decord", "av"), "", "")
+
+
+def test_the_token_of_a_local_cluster_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clusters have two tokens; afterwards the environment has the user's own, for a cluster to join."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    seen = set[str]()
+    for _ in range(2):
+        with own_token():
+            seen.add(os.environ["RAY_AUTH_TOKEN"])
+        assert os.environ["RAY_AUTH_TOKEN"] == "theirs" and "RAY_AUTH_MODE" not in os.environ
+    assert len(seen) == 2 and "theirs" not in seen
+
+
+@pytest.mark.parametrize("what", ["open", "link", "file"])
+def test_a_folder_for_sessions_that_is_not_private_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may have made it beforehand; the message names it."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    folder = tmp_path / f"p3d-{os.geteuid()}"
+    {"open": folder.mkdir, "link": lambda: folder.symlink_to(tmp_path), "file": folder.touch}[what]()
+    with pytest.raises(ClusterError, match=f"{folder}.*set TMPDIR"):
+        _sessions()
 
 
 @pytest.mark.parametrize(

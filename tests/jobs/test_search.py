@@ -174,7 +174,7 @@ def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixtu
         ("1.mp4@9.5s", [], "no clip of '1.mp4' shows second 9.5: its clips are from 0 to 2.56 s"),
         ("1.mp4@1.2.3s", [], "has no valid time"),
         ("1.mp4", ["--where", "x=1"], "no column 'x'"),
-        ("1.mp4", ["--index", "--metric", "l2"], "no index of its videos by l2"),
+        ("1.mp4", ["--index", "--metric", "l2"], "no index of the videos of "),
         ("s3://bucket/a.mp4", [], "is neither a file nor a video"),
     ],
 )

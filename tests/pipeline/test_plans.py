@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -26,7 +27,7 @@ from p3d.pipeline.dataset import plans as manifest_module
 from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError
+from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
 from p3d.pipeline.recipe import PlanRecord
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
@@ -483,3 +484,71 @@ def test_the_same_videos_planned_again_are_other_shards(store: LocalStore) -> No
 def test_no_plans_are_no_damage(store: LocalStore) -> None:
     """An output without plans has none."""
     assert load_plans(store) == []
+
+
+# --- records that somebody else wrote ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        *[("part", "name", name) for name in ("../../secret.parquet", "/etc/passwd", "", ".", "manifest-0.parquet", 7)],
+        ("part", "name", "manifest-00000.parquet\n"),
+        ("part", "sha256", "../.."),
+        ("part", "n_videos", 10**12),
+        ("part", "first_shard", -1),
+        ("part", "end_shard", True),
+        ("plan", "digest", "../../x" + "0" * 57),
+        ("plan", "recipe_digest", "x"),
+        ("plan", "n_shards", 10**15),
+        ("plan", "n_videos", 10**15),
+        ("plan", "size_bytes", None),
+        ("plan", "parts", ()),
+    ],
+)
+@pytest.mark.fault(57)
+def test_a_record_names_only_files_of_its_own_plan(store: LocalStore, where: str, name: str, value: Any) -> None:
+    """A record with a correct digest, as a stranger can write it, is refused if a name or count is not one of ours."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    if where == "part":
+        plan = replace(plan, parts=(replace(plan.parts[0], **{name: value}), *plan.parts[1:]))
+    else:
+        plan = replace(plan, **{name: value})
+    (store.root / "plans" / "0001.json").write_bytes(plan.to_json())
+    with pytest.raises(DamagedJob, match=r"plans/0001\.json cannot be read \(.*\); restore it"):
+        load_plans(store)
+
+
+@pytest.mark.fault(57)
+def test_a_part_of_other_columns_is_damage(store: LocalStore) -> None:
+    """A part whose digest the record states is refused unless it is a manifest: columns, types and number of rows."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    path = store.root / plan.folder / plan.parts[0].name
+    for content in (table().drop_columns(["uri"]), table().slice(1), put(table(), "size_bytes", [None] * 11), None):
+        if content is None:
+            path.write_bytes(b"PAR1 is not all of it")
+        elif content["size_bytes"].null_count:
+            path.unlink()
+            pq.write_table(content.set_column(4, "size_bytes", content["size_bytes"].cast(pa.string())), path)
+        else:
+            path.unlink()
+            pq.write_table(content, path)
+        part = replace(plan.parts[0], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is no manifest"):
+            read_part(store, plan, part)
+
+
+@pytest.mark.fault(58)
+def test_stray_files_among_the_plans_are_skipped_and_named(store: LocalStore) -> None:
+    """Files of a file manager are not plans: each is named, and the plan is read. Half a plan is damage."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    strays = [".DS_Store", "._0001.json", "0001.json.swp", "1.json", f"0001-{plan.plan8}/.DS_Store"]
+    for name in strays:
+        (store.root / "plans" / name).write_bytes(b"\x00\x05\x16\x07")
+    with pytest.warns(StrayFile) as warned:
+        assert load_plans(store) == [plan]
+    assert {str(one.message).partition(" is not")[0].partition("/plans/")[2] for one in warned} == set(strays)
+    for content in (b"", b'{"plan": {', b"[" * 100_000, b'{"plan": NaN, "plan_digest": 1}'):
+        (store.root / "plans" / "0002.json").write_bytes(content)
+        with pytest.raises(DamagedJob, match=r"plans/0002\.json cannot be read"), pytest.warns(StrayFile):
+            load_plans(store)

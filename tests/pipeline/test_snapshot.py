@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from p3d.pipeline.errors import (
     StoreUnknown,
     Unfinished,
 )
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, Recipe, digest
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
@@ -641,3 +642,24 @@ def test_snapshots_go_between_folders_and_s3(out: LocalStore, tmp_path: Path, re
     assert snapshot(newest(copy, ["a"]), LocalStore(str(tmp_path / "from-s3"))).files == first.files
     slim = snapshot(newest(copy, ["a"]), LocalStore(str(tmp_path / "slim")), clips=False)
     assert slim.files == tuple(one for one in first.files if one.folder != "clips")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("key", key) for key in ("../../secret", "/etc/passwd", "clips/../../x", "job.json", "clips/part-0.parquet")],
+        ("sha256", "x"),
+        ("size_bytes", -1),
+        ("n_rows", "many"),
+    ],
+)
+@pytest.mark.fault(57)
+def test_a_record_names_only_files_of_a_snapshot(out: LocalStore, dest: LocalStore, name: str, value: object) -> None:
+    """A snapshot.json with a correct digest, as a stranger can write it, is refused if it names any other file."""
+    snapshot(newest(out), dest)
+    record = json.loads(dest.read("snapshot.json"))
+    del record["digest"]
+    record["files"][0][name] = value
+    (dest.root / "snapshot.json").write_text(json.dumps(record | {"digest": digest(record)}))
+    with pytest.raises(DamagedJob, match=r"snapshot\.json cannot be trusted"):
+        read_snapshot(dest)

@@ -241,3 +241,38 @@ def test_a_full_scratch_disk_is_named(store: S3Store) -> None:
     """A download without enough disk space is StoreFull, an error of the job and not of the video."""
     with pytest.raises(StoreFull, match="full"):
         store.download("v.mp4", Path("/dev/full"))
+
+
+@pytest.mark.fault(29)
+def test_many_small_slow_bodies_stop_a_reader(
+    front: Proxy, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes at 1 kB/s, and alone is read. A reader of many is told how slow the server is; a download is not."""
+    monkeypatch.setattr(s3_body, "SHORT_S", 0.1)
+    monkeypatch.setattr(s3_body, "SLOW_S", 1.0)
+    store.create("small", bytes(250))
+    front.faults = [Fault("trickle", method="GET", key="/small", rate=1024.0)]
+    assert store.read("small") == bytes(250)
+    began = time.monotonic()
+    with pytest.raises(StoreUnknown, match=r"small: the server sends only \d+ bytes/s"):
+        for _ in range(50):
+            store.read("small")
+            store.download("small", tmp_path / "copy")
+    assert time.monotonic() - began < 10
+    front.faults = []
+    for _ in range(3):
+        assert store.read("v.mp4") == CONTENT
+
+
+def test_slow_bodies_among_others_stop_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body at a good rate starts the count again, and so does a pause."""
+    bodies = s3_body._SlowBodies()
+    for _ in range(10):
+        bodies.add(1000, 50.0, "s3://b/small")
+        bodies.add(1 << 20, 0.5, "s3://b/large")
+    bodies.add(1000, 50.0, "s3://b/small")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 300)
+    bodies.add(1000, 50.0, "s3://b/small")
+    with pytest.raises(StoreUnknown, match="sends only 20 bytes/s"):
+        bodies.add(1000, 50.0, "s3://b/small")

@@ -7,7 +7,6 @@ these are a sample, which is freed once the map is made. Legend: V rows, S of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +57,7 @@ class Archive:
         if at is None:
             return None
         (row,) = self.rows.slice(at, 1).to_pylist()
-        return {name: _json_value(value) for name, value in row.items() if value is not None}
+        return {name: value for name, value in row.items() if value is not None}
 
     def find(
         self, text: str, where: Sequence[str] = (), cluster: int | None = None, failed: bool | None = None
@@ -106,11 +105,6 @@ class Archive:
             return ()
         values = pc.unique(self.rows[name]).drop_null()
         return tuple(sorted(values.to_pylist())) if len(values) <= SUGGESTED else ()
-
-
-def _json_value(value: object) -> object:
-    """NaN and infinity as text, because JSON has no numbers for them."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numpy(mask: pa.ChunkedArray) -> BOOL:

@@ -19,7 +19,7 @@ from typing import Any
 
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.search.exact import LEVELS, POOL, Level, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index, read_record
@@ -127,10 +127,10 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
 
 
 def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
-    """Whether there is a usable index by cosine. If it is of other weights or damaged, exact search is used."""
+    """Whether this user has a usable index by cosine. If it is damaged, exact search is used."""
     if importlib.util.find_spec("faiss") is None:
         return False
-    with contextlib.suppress(DamagedJob, OtherRecipe):
+    with contextlib.suppress(DamagedJob, InputError):
         return read_record(source, level, "cosine") is not None
     return False
 

@@ -53,7 +53,8 @@ def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
             starts = table["start_s"].to_pylist() if clips else [0.0] * table.num_rows
             seconds += list(zip(starts, table["end_s" if clips else "duration_s"].to_pylist(), strict=True))
     if not seconds:
-        why = f"failed, see `p3d failures {url}`" if failed else f"is still to be done, by `p3d resume {url}`"
+        named = source.store.words()
+        why = f"failed, see `p3d failures {named}`" if failed else f"is still to be done, by `p3d resume {named}`"
         raise InputError(f"{name!r} has no rows to search by: it {why}")
     return Query(np.concatenate(features), tuple(seconds), "clip" if clips else "video", ids[0])
 
