@@ -29,10 +29,11 @@ LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, an
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, independent of PATH
 # The files that take longest, the longest first: a file runs in one process, and the last to begin is waited for.
 LONGEST_FIRST = (
-    *("jobs/test_end_to_end.py", "s3/test_fetch.py", "jobs/test_outage.py", "jobs/test_surroundings.py"),
-    *("chaos/test_chaos.py", "jobs/test_remote.py", "chaos/test_two_drivers.py", "jobs/test_device.py"),
-    *("jobs/test_zoo.py", "jobs/test_retry.py", "jobs/test_preflight.py", "jobs/test_decoding.py"),
-    *("jobs/test_parallel_decode.py", "bench/test_null.py", "sim/test_random_mutants.py"),
+    *("jobs/test_end_to_end.py", "jobs/test_whole_jobs.py", "s3/test_fetch.py", "jobs/test_outage.py"),
+    *("jobs/test_surroundings.py", "chaos/test_chaos.py", "jobs/test_remote.py"),
+    *("chaos/test_two_drivers.py", "jobs/test_device.py", "jobs/test_zoo.py", "jobs/test_retry.py"),
+    *("jobs/test_preflight.py", "jobs/test_decoding.py", "jobs/test_parallel_decode.py"),
+    *("bench/test_null.py", "sim/test_random_mutants.py"),
 )
 
 

@@ -13,7 +13,7 @@ import p3d.weights
 from tests.conftest import LONG, REPO
 from tests.zoo import make
 
-VIDEOS, SHARD_VIDEOS = (200, 8) if LONG else (32, 4)
+VIDEOS, SHARD_VIDEOS = (200, 8) if LONG else (48, 4)
 SHARDS = VIDEOS // SHARD_VIDEOS
 FRAMES = (9, 12, 16, 20)
 

@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tests.chaos.monkey import ENDS_THE_RUN, LOOK_S, ROLES, Kill, Mourners, Running, commits, strike
 from tests.chaos.reader import Seen, reading
-from tests.conftest import p3d
+from tests.conftest import LONG, p3d
+from tests.jobs.launched import rows
 
 RUN_S = 420.0  # time limit of one run
 END_S = 60.0  # time limit for a run to notice that its raylet or head has died
@@ -51,17 +49,14 @@ class KillTrial:
 
 
 def plan(quotas: dict[str, int], shards: int, rng: random.Random) -> list[tuple[int, str]]:
-    """Sorted (minimum number of commits, role): kills spread over the job, with time left after the last one."""
+    """Sorted (minimum number of commits, role): kills spread over the job, with time left after the last one.
+
+    The short form is a job of seconds on a loaded machine, so its kills come early: it may not end before they do.
+    """
+    latest = shards * 3 // 4 if LONG else shards // 4
     roles = [role for role, count in quotas.items() for _ in range(count)]
     rng.shuffle(roles)
-    return list(zip(sorted(rng.randint(1, shards * 3 // 4) for _ in roles), roles, strict=True))
-
-
-def rows(out: Path, folder: str) -> pa.Table:
-    """All rows of a folder of the dataset in a fixed order."""
-    table = pa.concat_tables([pq.read_table(path) for path in sorted((out / folder).glob("*.parquet"))])
-    keys = [(name, "ascending") for name in ("video_id", "clip_index") if name in table.column_names]
-    return table.sort_by(keys).combine_chunks()
+    return list(zip(sorted(rng.randint(1, latest) for _ in roles), roles, strict=True))
 
 
 def kill_trial(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -19,22 +15,12 @@ import duckdb
 import numpy as np
 import polars as pl
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from p3d.pipeline.clips.rules import clip_spans, parse_sampling
-from tests.conftest import LONG, P3D, REPO, SHARED_VIDEOS, p3d
+from tests.conftest import LONG, REPO, p3d
+from tests.jobs.launched import LAUNCH, rows, running, wait_until
 from tests.servers import SECRET_KEY
-
-LAUNCH = ("--shard-videos", 2, "--batch-size", 2, "--scores")
-
-
-def rows(out: Path, folder: str) -> pa.Table:
-    """All rows of a folder of the dataset, sorted."""
-    table = pa.concat_tables([pq.read_table(path) for path in sorted((out / folder).glob("*.parquet"))])
-    keys = [(name, "ascending") for name in ("video_id", "clip_index") if name in table.column_names]
-    return table.sort_by(keys).combine_chunks()
 
 
 @pytest.fixture(scope="module")
@@ -138,27 +124,6 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
     assert ran.code == 0 and report.count("data:image/jpeg") == 2 + 5, ran.err
     for said in ("State: <b>finished", "Newest run: 1", "decode_tasks", "clips/s on average", "waiting for frames"):
         assert said in report
-
-
-def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
-    """A network with 3 frames per clip and 4096 features is launched, checked, stored and verified like P3D."""
-    from p3d.weights import random_weights, save
-    from tests.zoo import make
-
-    weights = random_weights("convpool", 0, num_classes=2)
-    recipe = dataclasses.replace(weights.recipe, n_frames=3, resize_hw=(64, 80), crop_hw=(64, 64))
-    save(tmp_path / "w.safetensors", dataclasses.replace(weights, recipe=recipe))
-    (tmp_path / "videos").mkdir()
-    make.video(tmp_path / "videos" / "a.mp4", "libx264", 9, options={"preset": "ultrafast"})
-    make.video(tmp_path / "videos" / "b.mp4", "libx264", 2, options={"preset": "ultrafast"})
-    out = tmp_path / "out"
-    ran = p3d("launch", tmp_path / "videos", out, "--weights", tmp_path / "w.safetensors", "--clips", "every:4")
-    assert ran.code == 0, ran.err
-    clips = rows(out, "clips").sort_by([("path", "ascending"), ("clip_index", "ascending")]).to_pylist()
-    spans = [(row["path"], row["start_frame"], row["end_frame"], row["n_padded"]) for row in clips]
-    assert spans == [("a.mp4", 0, 3, 0), ("a.mp4", 4, 7, 0), ("a.mp4", 6, 9, 0), ("b.mp4", 0, 2, 1)]
-    assert {len(row["embedding"]) for row in clips} == {4096}
-    assert p3d("verify", out, "--deep").code == 0
 
 
 def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, small_weights: Path) -> None:
@@ -289,98 +254,6 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, undisturbed: Path, archiv
     assert not list((out / "_job" / "tmp").glob("*"))
 
 
-class running:  # noqa: N801 - reads as a verb
-    """A `p3d` process that is stopped at the end, whatever happened."""
-
-    def __init__(self, *args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-        self.args, self.cwd, self.env = args, cwd, env
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        self.process = subprocess.Popen(
-            [*P3D, *map(str, self.args)],
-            cwd=self.cwd,
-            env={**os.environ, **(self.env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        return self.process
-
-    def __exit__(self, *_: object) -> None:
-        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        for process in [*children, self.process]:
-            if process.pid != os.getpid():
-                try:
-                    process.kill()
-                except (psutil.NoSuchProcess, ProcessLookupError):
-                    continue
-        self.process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
-    """Poll for a condition; fail if the process ends first or time runs out."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "the event never came"
-        time.sleep(0.02)
-
-
-@pytest.mark.fault(2)
-def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """SIGINT: exit 130, no process or temporary file left, and a message with the resume command (row 2)."""
-    out = tmp_path / "out"
-    with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
-        wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
-        family = psutil.Process(driver.pid).children(recursive=True)
-        driver.send_signal(signal.SIGINT)
-        _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert f"p3d resume {out}" in err
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive
-    ran = p3d("status", out, "--json", "--exit-code")
-    assert (ran.code, ran.json["state"]) == (130, "stopped")
-    assert p3d("verify", out).code == 6
-    assert not list((out / "_job" / "tmp").glob("*"))
-
-
-def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """Partial files that a dead run's worker left after the first cleanup are removed when the job ends."""
-    out = tmp_path / "out"
-    with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
-        wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
-        (out / "_job" / "tmp" / "1-0123456789abcdef.tmp").write_bytes(b"PAR1")
-        _, err = driver.communicate(timeout=100)
-    assert driver.returncode == 0, err
-    assert not list((out / "_job" / "tmp").glob("*"))
-
-
-@pytest.mark.fault(41)
-def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
-    tmp_path: Path, archive: Path, small_weights: Path
-) -> None:
-    """While a job runs, another launch exits 5 and changes nothing. With --takeover a second run continues at once and
-    the first exits 5. cancel finishes the shard in progress."""
-    out = tmp_path / "out"
-    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:200", "--shard-videos", 1)
-    with running(*args) as first:
-        wait_until(lambda: any((out / "clips").glob("*.parquet")), first)
-        refused = p3d(*args)
-        assert refused.code == 5
-        assert "--takeover" in refused.err
-        assert first.poll() is None
-        with running("resume", out, "--takeover") as second:
-            _, err = first.communicate(timeout=60)
-            assert (first.returncode, "superseded" in err) == (5, True), err
-            assert p3d("cancel", out).code == 0
-            _, err = second.communicate(timeout=100)
-            assert (second.returncode, "cancelled" in err) == (6, True), err
-    ran = p3d("verify", out, "--json")
-    assert (ran.code, ran.json["damaged"], ran.json["pending"] > 0) == (6, False, True)
-
-
 @pytest.mark.fault(47, 50)
 def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
     tmp_path: Path, undisturbed: Path, archive: Path, small_weights: Path, real_bucket: str
@@ -419,72 +292,6 @@ def test_a_launch_from_s3_to_s3_gives_the_same_rows_and_gives_nothing_away(
     assert rows(tmp_path / "out", "clips").equals(rows(undisturbed, "clips"))
     columns = ["video_id", "n_clips", "n_frames", "embedding"]
     assert rows(tmp_path / "out", "videos").select(columns).equals(rows(undisturbed, "videos").select(columns))
-
-
-def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
-    """Each of the 44 shared files is a video or a failure with its documented reason, never `internal`. The random
-    clips of each video follow from its id and its true frame count."""
-    if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"the shared videos are not at {SHARED_VIDEOS}")
-    out = tmp_path / "out"
-    ran = p3d("launch", SHARED_VIDEOS, out, "--weights", small_weights, "--clips", "random:2@1", "--batch-size", 2)
-    assert ran.code == 3, ran.err
-    failed = {row["path"]: row["reason"] for row in p3d("failures", out, "--json").json["failures"]}
-    assert failed == {
-        "decord__corrupted.mp4": "corrupt_frames",
-        "generated/audio_only.mp4": "no_video_stream",
-        "generated/corrupt_200bytes.mp4": "corrupt_frames",
-        "generated/trunc_faststart_50.mp4": "truncated",
-        "generated/trunc_moov_end.mp4": "truncated",
-        "generated/trunc_mpeg4_avi.avi": "truncated",
-        "mp4parse__chunk_out_of_range.mp4": "corrupt_frames",
-        "mp4parse__no_timescale.mp4": "no_frames",
-        "mp4parse__short-cenc.mp4": "unsupported",
-    }
-    videos, sampling = rows(out, "videos"), parse_sampling("random:2@1", clip_frames=16)
-    paths = videos["path"].to_pylist()
-    assert len(set(paths) | failed.keys()) == len(paths) + len(failed) == 44
-    expected = [
-        (row["video_id"], span.start_frame, span.end_frame)
-        for row in videos.select(["video_id", "n_frames"]).to_pylist()
-        for span in clip_spans(sampling.for_video(row["video_id"]), row["n_frames"])
-    ]
-    clips = rows(out, "clips").select(["video_id", "start_frame", "end_frame"]).to_pylist()
-    assert [tuple(row.values()) for row in clips] == expected
-    assert p3d("verify", out).code == 0
-
-
-def test_what_is_not_a_video_is_a_failure_with_its_reason(tmp_path: Path, archive: Path, small_weights: Path) -> None:
-    """Zero bytes, text, a playlist, a directory, a fifo, a missing file, a link out of the root: rows, not crashes."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "empty.mp4").touch()
-    (source / "text.mp4").write_text("hello\n" * 100)
-    (source / "playlist.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{archive}/video0.mp4\n")
-    (source / "folder.mp4").mkdir()
-    os.mkfifo(source / "fifo.mp4")
-    (source / "link.mp4").symlink_to(archive / "video0.mp4")
-    shutil.copy(archive / "video0.mp4", source / "gone.mp4")
-    shutil.copy(archive / "video0.mp4", source / "good.mp4")
-    names = [path.name for path in sorted(source.iterdir())] + ["missing.mp4"]
-    (source / "list.csv").write_text("path,note\n" + "".join(f"{name},about {name}\n" for name in names))
-    (source / "gone.mp4").unlink()
-    ran = p3d("launch", source / "list.csv", tmp_path / "out", "--weights", small_weights, "--batch-size", 2)
-    assert ran.code == 3, ran.err
-    failed = {row["path"]: row["reason"] for row in p3d("failures", tmp_path / "out", "--json").json["failures"]}
-    assert failed == {
-        "empty.mp4": "empty_file",
-        "text.mp4": "not_a_video",
-        "playlist.mp4": "not_a_video",
-        "folder.mp4": "not_a_file",
-        "fifo.mp4": "not_a_file",
-        "link.mp4": "not_a_file",
-        "gone.mp4": "source_missing",
-        "missing.mp4": "source_missing",
-    }
-    assert rows(tmp_path / "out", "videos").select(["path", "note"]).to_pylist() == [
-        {"path": "good.mp4", "note": "about good.mp4"}
-    ]
 
 
 def test_a_worker_that_computes_other_numbers_is_refused(tmp_path: Path, undisturbed: Path) -> None:

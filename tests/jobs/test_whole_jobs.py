@@ -1,0 +1,157 @@
+"""Complete jobs that are stopped, or that read odd and broken files, or that run another network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from p3d.pipeline.clips.rules import clip_spans, parse_sampling
+from tests.conftest import SHARED_VIDEOS, p3d
+from tests.jobs.launched import LAUNCH, rows, running, wait_until
+
+
+def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
+    """A network with 3 frames per clip and 4096 features is launched, checked, stored and verified like P3D."""
+    from p3d.weights import random_weights, save
+    from tests.zoo import make
+
+    weights = random_weights("convpool", 0, num_classes=2)
+    recipe = dataclasses.replace(weights.recipe, n_frames=3, resize_hw=(64, 80), crop_hw=(64, 64))
+    save(tmp_path / "w.safetensors", dataclasses.replace(weights, recipe=recipe))
+    (tmp_path / "videos").mkdir()
+    make.video(tmp_path / "videos" / "a.mp4", "libx264", 9, options={"preset": "ultrafast"})
+    make.video(tmp_path / "videos" / "b.mp4", "libx264", 2, options={"preset": "ultrafast"})
+    out = tmp_path / "out"
+    ran = p3d("launch", tmp_path / "videos", out, "--weights", tmp_path / "w.safetensors", "--clips", "every:4")
+    assert ran.code == 0, ran.err
+    clips = rows(out, "clips").sort_by([("path", "ascending"), ("clip_index", "ascending")]).to_pylist()
+    spans = [(row["path"], row["start_frame"], row["end_frame"], row["n_padded"]) for row in clips]
+    assert spans == [("a.mp4", 0, 3, 0), ("a.mp4", 4, 7, 0), ("a.mp4", 6, 9, 0), ("b.mp4", 0, 2, 1)]
+    assert {len(row["embedding"]) for row in clips} == {4096}
+    assert p3d("verify", out, "--deep").code == 0
+
+
+@pytest.mark.fault(2)
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """SIGINT: exit 130, no process or temporary file left, and a message with the resume command (row 2)."""
+    out = tmp_path / "out"
+    with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
+        wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert f"p3d resume {out}" in err
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    ran = p3d("status", out, "--json", "--exit-code")
+    assert (ran.code, ran.json["state"]) == (130, "stopped")
+    assert p3d("verify", out).code == 6
+    assert not list((out / "_job" / "tmp").glob("*"))
+
+
+def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Partial files that a dead run's worker left after the first cleanup are removed when the job ends."""
+    out = tmp_path / "out"
+    with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
+        wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
+        (out / "_job" / "tmp" / "1-0123456789abcdef.tmp").write_bytes(b"PAR1")
+        _, err = driver.communicate(timeout=100)
+    assert driver.returncode == 0, err
+    assert not list((out / "_job" / "tmp").glob("*"))
+
+
+@pytest.mark.fault(41)
+def test_a_second_launch_is_refused_a_takeover_supersedes_and_cancel_drains(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """While a job runs, another launch exits 5 and changes nothing. With --takeover a second run continues at once and
+    the first exits 5. cancel finishes the shard in progress."""
+    out = tmp_path / "out"
+    args = ("launch", archive, out, "--weights", small_weights, "--clips", "uniform:200", "--shard-videos", 1)
+    with running(*args) as first:
+        wait_until(lambda: any((out / "clips").glob("*.parquet")), first)
+        refused = p3d(*args)
+        assert refused.code == 5
+        assert "--takeover" in refused.err
+        assert first.poll() is None
+        with running("resume", out, "--takeover") as second:
+            _, err = first.communicate(timeout=60)
+            assert (first.returncode, "superseded" in err) == (5, True), err
+            assert p3d("cancel", out).code == 0
+            _, err = second.communicate(timeout=100)
+            assert (second.returncode, "cancelled" in err) == (6, True), err
+    ran = p3d("verify", out, "--json")
+    assert (ran.code, ran.json["damaged"], ran.json["pending"] > 0) == (6, False, True)
+
+
+def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
+    """Each of the 44 shared files is a video or a failure with its documented reason, never `internal`. The random
+    clips of each video follow from its id and its true frame count."""
+    if not SHARED_VIDEOS.is_dir():
+        pytest.skip(f"the shared videos are not at {SHARED_VIDEOS}")
+    out = tmp_path / "out"
+    ran = p3d("launch", SHARED_VIDEOS, out, "--weights", small_weights, "--clips", "random:2@1", "--batch-size", 2)
+    assert ran.code == 3, ran.err
+    failed = {row["path"]: row["reason"] for row in p3d("failures", out, "--json").json["failures"]}
+    assert failed == {
+        "decord__corrupted.mp4": "corrupt_frames",
+        "generated/audio_only.mp4": "no_video_stream",
+        "generated/corrupt_200bytes.mp4": "corrupt_frames",
+        "generated/trunc_faststart_50.mp4": "truncated",
+        "generated/trunc_moov_end.mp4": "truncated",
+        "generated/trunc_mpeg4_avi.avi": "truncated",
+        "mp4parse__chunk_out_of_range.mp4": "corrupt_frames",
+        "mp4parse__no_timescale.mp4": "no_frames",
+        "mp4parse__short-cenc.mp4": "unsupported",
+    }
+    videos, sampling = rows(out, "videos"), parse_sampling("random:2@1", clip_frames=16)
+    paths = videos["path"].to_pylist()
+    assert len(set(paths) | failed.keys()) == len(paths) + len(failed) == 44
+    expected = [
+        (row["video_id"], span.start_frame, span.end_frame)
+        for row in videos.select(["video_id", "n_frames"]).to_pylist()
+        for span in clip_spans(sampling.for_video(row["video_id"]), row["n_frames"])
+    ]
+    clips = rows(out, "clips").select(["video_id", "start_frame", "end_frame"]).to_pylist()
+    assert [tuple(row.values()) for row in clips] == expected
+    assert p3d("verify", out).code == 0
+
+
+def test_what_is_not_a_video_is_a_failure_with_its_reason(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """Zero bytes, text, a playlist, a directory, a fifo, a missing file, a link out of the root: rows, not crashes."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "empty.mp4").touch()
+    (source / "text.mp4").write_text("hello\n" * 100)
+    (source / "playlist.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{archive}/video0.mp4\n")
+    (source / "folder.mp4").mkdir()
+    os.mkfifo(source / "fifo.mp4")
+    (source / "link.mp4").symlink_to(archive / "video0.mp4")
+    shutil.copy(archive / "video0.mp4", source / "gone.mp4")
+    shutil.copy(archive / "video0.mp4", source / "good.mp4")
+    names = [path.name for path in sorted(source.iterdir())] + ["missing.mp4"]
+    (source / "list.csv").write_text("path,note\n" + "".join(f"{name},about {name}\n" for name in names))
+    (source / "gone.mp4").unlink()
+    ran = p3d("launch", source / "list.csv", tmp_path / "out", "--weights", small_weights, "--batch-size", 2)
+    assert ran.code == 3, ran.err
+    failed = {row["path"]: row["reason"] for row in p3d("failures", tmp_path / "out", "--json").json["failures"]}
+    assert failed == {
+        "empty.mp4": "empty_file",
+        "text.mp4": "not_a_video",
+        "playlist.mp4": "not_a_video",
+        "folder.mp4": "not_a_file",
+        "fifo.mp4": "not_a_file",
+        "link.mp4": "not_a_file",
+        "gone.mp4": "source_missing",
+        "missing.mp4": "source_missing",
+    }
+    assert rows(tmp_path / "out", "videos").select(["path", "note"]).to_pylist() == [
+        {"path": "good.mp4", "note": "about good.mp4"}
+    ]
