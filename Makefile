@@ -7,17 +7,26 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test artifact bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos test-recipes test-page coverage mutants check docs clean
+.PHONY: demo train-demo test artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
-	$(PY) demo/run.py
+	$(PY) -m demo.run
+
+# train the network of the demo again: the same processor writes the same demo/p3d-demo.safetensors; about five minutes
+train-demo: $(READY)
+	$(PY) -m demo.train
 
 test: $(READY)
-	$(PY) -m pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -q --durations=10 -n 4 --dist loadfile --no-loadscope-reorder
 
 # what a user installs: a wheel built from the sdist, in a clean environment, runs a job next to modules of the same names
 artifact:
 	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/artifact
+
+# the bounds of pyproject.toml: the wheel runs a job with the lowest declared versions and one with the newest, each in a
+# clean environment; about four minutes
+bounds:
+	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/bounds
 
 # the figures of docs/performance.md in their small form, under ten minutes on 2 idle cores: a table on the screen,
 # Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
@@ -55,7 +64,12 @@ fuzz: $(READY)
 # thousands of broken videos (P3D_FUZZ, P3D_SEED) are decoded. strace, if installed, records each file that is opened.
 # Then a real job over a hundred of them; `make test` has a short form
 fuzz-videos: $(READY)
-	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz
+	P3D_FUZZ=$${P3D_FUZZ:-2500} $(PY) -m pytest -q -s tests/fuzz/test_fuzz.py
+
+# two thousand hostile outputs (P3D_FUZZ, P3D_SEED), each with one verb, about ten minutes. strace, if installed, records
+# what each verb opens, changes and connects to; audit events of Python and inotify always do. `make test` takes a hundred
+fuzz-outputs: $(READY)
+	P3D_FUZZ=$${P3D_FUZZ:-2000} $(PY) -m pytest -q -s tests/fuzz/test_hostile_outputs.py
 
 # the recipes of docs/search.md with all their libraries, in a separate environment; a few minutes
 test-recipes: $(READY) .venv-recipes/.ready
@@ -117,4 +131,4 @@ $(READY): pyproject.toml constraints.txt tests/servers.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-recipes .venv-page tests/page/seen demo/videos demo/out
+	rm -rf $(VENV) .venv-recipes .venv-page tests/page/seen demo/videos demo/out demo/out-untrained

@@ -1,4 +1,4 @@
-"""Write docs/reference.md and the generated tables of README.md and docs/reliability.md from the code.
+"""Write docs/reference.md and the generated tables of docs/networks.md and docs/reliability.md from the code.
 
 python docs/generate.py          rewrite
 python docs/generate.py --check  exit 1 if a file is out of date
@@ -156,13 +156,11 @@ def with_blocks(text: str, **blocks: str) -> str:
 
 
 def main() -> int:
-    reliability = (ROOT / "docs" / "reliability.md").read_text()
+    docs = ROOT / "docs"
     wanted = {
-        ROOT / "docs" / "reference.md": reference(),
-        ROOT / "docs" / "reliability.md": with_blocks(reliability, faults=faults()),
-        ROOT / "README.md": with_blocks(
-            (ROOT / "README.md").read_text(), exit_codes=exit_codes(), reasons=reasons(), networks=networks()
-        ),
+        docs / "reference.md": reference(),
+        docs / "reliability.md": with_blocks((docs / "reliability.md").read_text(), faults=faults()),
+        docs / "networks.md": with_blocks((docs / "networks.md").read_text(), networks=networks()),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:

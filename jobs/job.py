@@ -6,23 +6,22 @@ The state of a video is that of the newest plan that contains it. `newest_plans`
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from p3d.jobs.totals import ShardKey, Totals, count, ended
-from p3d.pipeline.dataset.commit import committed_names, derive, read_committed
-from p3d.pipeline.dataset.files import sha256_of
+from p3d.pipeline.dataset.commit import derive, read_committed, stored_names
+from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
+from p3d.pipeline.dataset.verify import audit_shards
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
@@ -48,7 +47,7 @@ def read_job(store: Store) -> JobRecord:
     try:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
-        raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.url}` starts one") from None
+        raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.words()}` starts one") from None
 
 
 def stored_weights(store: Store, recipe: Recipe) -> Weights:
@@ -56,9 +55,7 @@ def stored_weights(store: Store, recipe: Recipe) -> Weights:
     import p3d.weights
 
     key = weights_key(recipe)
-    with tempfile.TemporaryDirectory(prefix="p3d-weights-") as folder:
-        path = Path(folder) / "weights.safetensors"
-        store.download(key, path)
+    with local_path(store, key) as path:  # of an output in a folder, nothing is copied
         if sha256_of(path) != recipe.weights_sha256:
             raise DamagedJob(f"{store.url}/{key} is damaged: its sha256 differs from its name; restore it")
         return p3d.weights.load(path)
@@ -71,21 +68,25 @@ def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows
     return NewestRows(store, read_job(store), leave_out)
 
 
-def refuse_other_job(store: Store, recipe: Recipe) -> None:
-    """OtherRecipe if the output belongs to a job with other settings, or holds unrelated files."""
+def refuse_other_job(store: Store, recipe: Recipe) -> JobRecord | None:
+    """The job at an output, or None. OtherRecipe for a job with other settings, and for unrelated files.
+
+    Plans without a job are unrelated, too: their videos are not those of the user's source.
+    """
     try:
         existing = read_job(store)
     except NoSuchJob:
-        ours = ("_job/", "weights/", "plans/")  # a launch that was killed early leaves these
+        ours = ("_job/", "weights/")  # a launch that was killed early leaves these
         unrelated = next((info.key for info in store.list() if not info.key.startswith(ours)), None)
         if unrelated is None:
-            return
+            return None
         if store.head("job.json") is None:
             raise OtherRecipe(
                 f"{store.url} is not empty but holds no job ({unrelated}); choose a new folder for the output"
             ) from None
         existing = read_job(store)  # another launch created it at this moment
     recipe.refuse_other(existing.recipe, store.url)
+    return existing
 
 
 def golden_of(store: Store, recipe: Recipe) -> npt.NDArray[np.float32]:
@@ -116,6 +117,8 @@ def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
 class Work:
     """What is left of a job, as read from the store. Each video is counted once.
 
+    `orphaned` are names of shards to do whose clips file is lost, while files made from it exist. `strange` are names
+    of data files that belong to none of these plans.
     `superseded` has the newest plan_seq of every video that an older plan contains, too.
     """
 
@@ -126,6 +129,8 @@ class Work:
     n_shards: int
     superseded: dict[str, int]
     done: Totals = field(default_factory=Totals)
+    orphaned: list[str] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
 
     @property
     def nothing_left(self) -> bool:
@@ -134,7 +139,7 @@ class Work:
 
 def look(store: Store, manifests: dict[int, Manifest]) -> Work:
     """Find which shards are committed and which still need their derived files, with one listing per folder."""
-    committed, whole = committed_names(store)
+    committed, whole, orphaned = stored_names(store)
     names = {
         name: ShardKey(seq, at)
         for seq, manifest in manifests.items()
@@ -153,7 +158,33 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
             for video_id in manifest.videos["video_id"].to_pylist()
             if newest[video_id] != seq
         },
+        orphaned=sorted(orphaned & names.keys()),
+        strange=sorted((committed | orphaned) - names.keys()),
     )
+
+
+def refuse_strange(store: Store, work: Work) -> None:
+    """DamagedJob if a data file belongs to no plan: `p3d verify` rejects such an output, so no run may finish it."""
+    if work.strange:
+        # a plan may have been added meanwhile
+        known = {name for plan in load_plans(store) for name in plan.shard_names}
+        if strange := [name for name in work.strange if name not in known]:
+            raise DamagedJob(
+                f"{store.url} holds data files that belong to none of its plans, such as {strange[0]}.parquet: move "
+                "them to a place outside, then give this command again"
+            )
+
+
+def refuse_damaged(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
+    """DamagedJob if the quick `verify` rejects any of these shards, with what to do, in the order that works."""
+    found = audit_shards(store, job.recipe, ((manifests[key.plan_seq], key.shard) for key in shards))
+    if found.damaged:
+        more = f", and {len(found.problems) - 1} more like it" if len(found.problems) > 1 else ""
+        what, words = f"{found.problems[0].rstrip('.')}{more}", store.words()
+        raise DamagedJob(
+            f"{store.url} is damaged: {what}. First `p3d verify {words} --repair`, which sets damaged files aside, "
+            f"then `p3d resume {words}`"
+        )
 
 
 def count_done(store: Store, work: Work) -> Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import platform
@@ -42,16 +43,26 @@ def inference_threads_of(device: str, cpus: int, threads: int) -> int:
     return 2 if device.startswith("cuda") else 1
 
 
+def user_name() -> str:
+    """The name of this process's user, or its number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # KeyError before Python 3.13
+        return str(os.getuid())
+
+
 def boot_id() -> str:
     """Identifies this boot and this PID namespace; empty if Linux does not say."""
     return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.readlink()}" if BOOT_ID.exists() else ""
 
 
 def is_alive(pid: int) -> bool:
-    """Does a process with this pid exist on this machine?"""
+    """Does a process with this pid exist on this machine? False for what is no pid: to `kill`, 0 and -1 mean many."""
+    if pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

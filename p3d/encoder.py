@@ -27,7 +27,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,21 @@ def device_for(wish: str) -> torch.device:
     return torch.device(wish)
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, and torch uses them."""
+    onednn: Any = torch.backends.mkldnn  # untyped
+    return bool(onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def computes_in(precision: str, device: torch.device) -> bool:
+    """Whether `check_precision` accepts this precision on this device."""
+    try:
+        check_precision(precision, device)
+    except ValueError:
+        return False
+    return True
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise ValueError unless `precision` is known and useful on this device.
 
@@ -87,7 +102,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"precision {precision} was never tried on {device}; use fp32 there")
     if precision == "fp16":
         raise ValueError("precision fp16 is for CUDA devices: a CPU would be many times slower; use bf16 or fp32 there")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not cpu_has_bf16():
         raise ValueError("precision bf16 needs a CPU with instructions for it, which this one lacks; use fp32 here")
 
 

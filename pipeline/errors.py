@@ -10,6 +10,7 @@ A problem with **the job** is an exception with a message for the user:
     │   └── BadVideo        the one video that was asked for has no rows
     ├── NoSuchJob           this output has no job.json
     ├── OtherRecipe         the output belongs to a job with other settings
+    ├── Untrusted           the output is of somebody else, and the request needs trust in it
     ├── AlreadyRunning      another scheduler is running at this output
     ├── ClusterError        Ray could not start, or a node cannot take part in the job
     ├── Unfinished          the request needs a finished job
@@ -21,12 +22,15 @@ A problem with **the job** is an exception with a message for the user:
         ├── StoreCorrupt    the bytes received do not match the store's checksum
         ├── StoreDenied     missing credentials or permissions
         ├── StoreFull       no space left
-        ├── StoreUnsafe     the store cannot create an object exactly once
+        ├── StoreGone       the folder of the output was removed or exchanged while it was in use
+        ├── StoreUnsafe     the store cannot create an object exactly once, or holds a link, a device or a huge file
         └── StoreUnknown    the request may or may not have happened (time-out, lost reply, outage)
 """
 
 from __future__ import annotations
 
+import shlex
+import unicodedata
 from enum import StrEnum
 
 
@@ -90,13 +94,59 @@ REASON_REMEDY: dict[Reason, str] = {
     Reason.SOURCE_CHANGED: "Launch again into the same output: the new version is planned.",
     Reason.SOURCE_CORRUPT: "The store holds damaged bytes: upload it again, then retry.",
     Reason.TOO_LONG: "Cut it, or retry with a higher --max-duration.",
-    Reason.TOO_LARGE: "Scale it down, or retry with a higher --max-pixels or --max-file-bytes.",
+    Reason.TOO_LARGE: "Retry with a higher limit if its detail names max_pixels or max_file_bytes; else crop it.",
     Reason.DECODE_TIMEOUT: "Retry with a higher --video-timeout, or convert it.",
     Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or convert it.",
     Reason.DECODER_CRASH: "Convert it, then retry; please report it if you may share the file.",
     Reason.NON_FINITE: "Check the weights; in fp16, launch into a new output with --precision fp32.",
     Reason.INTERNAL: "Please report it with its detail text.",
 }
+
+
+# what code raises that reads a record whose values are of other types, or larger, than those that p3d writes
+MALFORMED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+def meaning_of(reason: str) -> tuple[str, str]:
+    """What a reason means and what to do about it. A row of an output may have one that this version does not know."""
+    if reason not in set(Reason):
+        return "a reason that this version of p3d does not know", "Look at its detail."
+    return REASON_MEANING[Reason(reason)], REASON_REMEDY[Reason(reason)]
+
+
+def escape(text: str) -> str:
+    """Text from outside for people: control characters as \\xNN or \\uNNNN, so is all else that is not printable.
+
+    So a name can neither control a terminal nor imitate a line of output, nor change the direction of a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable() or unicodedata.category(one) == "Zs"
+        else f"\\x{ord(one):02x}"
+        if one < "\u0100"
+        else one.encode("ascii", "backslashreplace").decode()
+        for one in text
+    )
+
+
+def shell_words(*words: str) -> str:
+    """Words as a user types them in a shell. What `escape` would change is written as bash, zsh and ksh read it."""
+    return " ".join(shlex.quote(word) if escape(word) == word else _dollar_quoted(word) for word in words)
+
+
+def _dollar_quoted(word: str) -> str:
+    raw = word.encode("utf-8", "surrogateescape")
+    return "$'" + "".join(chr(one) if 32 <= one < 127 and one not in b"'\\" else f"\\x{one:02x}" for one in raw) + "'"
+
+
+def as_stored(text: str) -> str:
+    """A name that was typed or requested as columns hold it: bytes that are not UTF-8 as \\xNN. Any text has one."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class VideoError(Exception):
@@ -138,6 +188,10 @@ class NoSuchJob(JobError):
 
 class OtherRecipe(JobError):
     """The output belongs to a job with other settings; the message names the fields that differ."""
+
+
+class Untrusted(JobError):
+    """The user neither launched the job nor named its output to `p3d trust`, and the request needs that."""
 
 
 class AlreadyRunning(JobError):
@@ -184,9 +238,17 @@ class StoreFull(StoreError):
     """No space left for the object."""
 
 
+class StoreGone(StoreError):
+    """The folder of the output was removed or unmounted, or another one is in its place. Nothing more is written."""
+
+
 class StoreUnsafe(StoreError):
-    """The store cannot create an object exactly once, so results on it would not be safe."""
+    """The store cannot create an object exactly once, or holds what is never opened: a link, a device, a huge file."""
 
 
 class StoreUnknown(StoreError):
     """The request may or may not have happened: time-out, lost reply, outage."""
+
+
+class StrayFile(UserWarning):
+    """A file in an output that p3d did not write, or cannot read, was skipped. The message names it."""

@@ -49,6 +49,7 @@ from p3d.pipeline.types import (
     FrameBlock,
     ShardPlan,
     ShardRows,
+    VideoAlive,
     VideoEnd,
     VideoFetched,
     VideoInfo,
@@ -134,7 +135,7 @@ def extract_shard(
     with _Batch(encode, batch_size, progress, inference_threads) as batch:
         for at, message in _timed(messages, progress):
             match message:
-                case VideoStart() | VideoFetched() | VideoShareable() | ChunkEnd():
+                case VideoStart() | VideoFetched() | VideoAlive() | VideoShareable() | ChunkEnd():
                     continue
                 case VideoInfo():
                     tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))

@@ -1,6 +1,6 @@
 """All options of a job, each in exactly one of three records, which are kept separate.
 
-    Recipe      everything that determines the numbers. In OUT/job.json with a digest; must not change on one OUT.
+    Recipe      what decides the numbers of a row. In OUT/job.json with a digest; must not change on one OUT.
     PlanRecord  which videos, in which shards. In OUT/plans/<seq>.json; new plans are added, none is edited.
     RunOptions  speed, limits and retries. In the epoch record of each run; may change with every run.
 
@@ -13,17 +13,22 @@ import dataclasses
 import hashlib
 import json
 import re
+import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
-from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
-from p3d.pipeline.types import FrameSpec, shard_name
+from p3d.pipeline.types import FrameSpec, checked, shard_name
 
 SCHEMA_VERSION = 1
 POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
+SHA256 = "[0-9a-f]{64}"
+PART = "manifest-[0-9]{5}\\.parquet"
+PART_ROWS = 1_000_000  # of a manifest part, at most
+MOST_NUMBERS = 1 << 20  # of a row, features or class probabilities; the largest network has 4096 features
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
 DECODERS = ("auto", "decord", "pyav", "nvdec")
 PARTIAL = ("fail", "keep")
@@ -65,6 +70,18 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+def new_job_id() -> str:
+    """A random id for a new job: 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def check_names(named: dict[str, tuple[Any, str]]) -> None:
+    """InputError unless each text matches its pattern: they become part of keys, and may come from somebody else."""
+    for name, (text, pattern) in named.items():
+        if not isinstance(text, str) or not re.fullmatch(pattern, text):
+            raise InputError(f"{name} {str(text)[:100]!r} is not one that p3d writes")
+
+
 def digest(value: Any) -> str:
     """sha256 hex of the canonical JSON of `value`: sorted keys, no spaces, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -73,7 +90,9 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recipe(_Strict):
-    """Everything that determines the numbers of a row. Jobs may share a dataset only if their recipes are equal.
+    """What decides the numbers of a row. Jobs may share a dataset only if their recipes are equal.
+
+    Device, batch size, threads and versions of libraries may change the last bits. They are in the footers of shards.
 
     `weights_sha256` is of our own safetensors file. `resize_hw`, `short_side` and `crop_hw` are in pixels (see
     FrameSpec). `fps` is the rate that videos are resampled to, None for their own.
@@ -111,14 +130,23 @@ class Recipe(_Strict):
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        if self.feature_dim < 1 or not re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256):
-            raise InputError(f"{self.feature_dim = } or {self.weights_sha256 = } is not valid")
+        check_names({"weights_sha256": (self.weights_sha256, SHA256)})
+        if not 1 <= self.feature_dim <= MOST_NUMBERS or not 0 <= self.num_classes <= MOST_NUMBERS:
+            raise InputError(f"{self.feature_dim = } or {self.num_classes = } is not valid")
         if self.num_classes < self.scores:
             raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
             _ = self.sampling, self.frame_spec
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    @classmethod
+    def from_dict(cls, given: Any) -> Self:
+        recipe = super(Recipe, cls).from_dict(given)
+        for hw in (recipe.resize_hw, recipe.crop_hw):
+            if hw is not None and not (len(hw) == 2 and all(type(side) is int for side in hw)):
+                raise InputError(f"a height and a width were expected, not {str(hw)[:SHOWN]}")
+        return checked([recipe])[0]
 
     @property
     def sampling(self) -> Sampling:
@@ -151,6 +179,11 @@ class Recipe(_Strict):
             )
 
 
+def part_name(at: int) -> str:
+    """The name of a plan's part, by its position from 0."""
+    return f"manifest-{at:05d}.parquet"
+
+
 @dataclass(frozen=True, slots=True)
 class PartRecord(_Strict):
     """One manifest part: a Parquet file of `n_videos` rows with the shards [first_shard, end_shard)."""
@@ -160,6 +193,14 @@ class PartRecord(_Strict):
     n_videos: int
     first_shard: int
     end_shard: int
+
+    def check(self) -> None:
+        """InputError unless the name and the counts are those of a part that p3d writes."""
+        check_names({"part": (self.name, PART), "sha256": (self.sha256, SHA256)})
+        first, end, n_videos = numbers = (self.first_shard, self.end_shard, self.n_videos)
+        ints = all(type(number) is int for number in numbers)
+        if not ints or not 0 <= first < end <= first + n_videos <= first + PART_ROWS:
+            raise InputError(f"{self.name}: {numbers = } are not those of a part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +221,23 @@ class PlanRecord(_Strict):
     parts: tuple[PartRecord, ...]
     schema_version: int = SCHEMA_VERSION
 
+    def check(self) -> None:
+        """InputError unless the names and the counts are those of a plan that p3d writes."""
+        check_names({"digest": (self.digest, SHA256), "recipe_digest": (self.recipe_digest, SHA256)})
+        numbers = (self.seq, self.size_bytes, self.n_skipped)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise InputError(f"{numbers = } are not counts")
+        for at, part in enumerate(self.parts):
+            part.check()
+            if part.name != part_name(at):
+                raise InputError(f"its part {at} is {part.name}")
+        edges = [0, *(part.end_shard for part in self.parts)]
+        starts = [part.first_shard for part in self.parts]
+        if not starts or edges[:-1] != starts or edges[-1] != self.n_shards:
+            raise InputError("its parts do not have its shards")
+        if sum(part.n_videos for part in self.parts) != self.n_videos:
+            raise InputError("its parts do not have its videos")
+
     def to_json(self) -> bytes:
         record = {"plan": self.to_dict(), "plan_digest": digest(self.to_dict())}
         return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
@@ -189,7 +247,9 @@ class PlanRecord(_Strict):
         try:
             given = json.loads(content)
             plan, stated = cls.from_dict(given["plan"]), given["plan_digest"]
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            if stated == digest(plan.to_dict()):
+                plan.check()
+        except (*MALFORMED, InputError) as error:
             raise DamagedJob(f"{place} cannot be read ({error}); restore it") from None
         if stated != digest(plan.to_dict()):
             raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
@@ -293,15 +353,21 @@ class RunOptions(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret."""
+    """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret.
+
+    `job_id` is 32 random hex digits that tell this job from any other, also from one with the same recipe. It is empty
+    for a job of a version that did not write it.
+    """
 
     recipe: Recipe
     weights_origin: str
     versions: dict[str, str]
+    job_id: str = ""
 
     def to_json(self) -> bytes:
         record = {
             "schema_version": SCHEMA_VERSION,
+            **({"job_id": self.job_id} if self.job_id else {}),
             "recipe": self.recipe.to_dict(),
             "recipe_digest": self.recipe.digest,
             "weights_origin": self.weights_origin,
@@ -315,10 +381,15 @@ class JobRecord:
             given = json.loads(content)
             recipe = Recipe.from_dict(given["recipe"])
             stated, origin, versions = given["recipe_digest"], given["weights_origin"], given["versions"]
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            job_id = given.get("job_id", "")
+            if not isinstance(job_id, str) or not re.fullmatch(r"([0-9a-f]{32})?", job_id):
+                raise InputError("its job_id is not 32 hex digits")
+            if not isinstance(origin, str) or not all(isinstance(one, str) for one in versions.values()):
+                raise InputError("its weights_origin or versions are not text")
+        except (*MALFORMED, InputError) as error:
             raise DamagedJob(
                 f"{place}/job.json cannot be read ({error}); restore it, or start at another output"
             ) from None
         if stated != recipe.digest:
             raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
-        return cls(recipe, origin, versions)
+        return cls(recipe, origin, versions, job_id)

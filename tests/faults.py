@@ -61,8 +61,15 @@ FAULTS: dict[int, str] = {
     49: "malicious lists",
     50: "Ray reachable from other machines",
     51: "names that control a terminal or fake a line",
+    52: "shards made on other devices, or with other batch sizes or threads",
     53: "few file descriptors, few processes",
     54: "little shared memory",
+    55: "an output that is unmounted, removed or exchanged during a job",
+    56: "links, FIFOs, devices and huge files in an output",
+    57: "records of an output that name files elsewhere",
+    58: "stray, empty and half control files",
+    59: "a lost clips file",
+    60: "a full TMPDIR",
 }
 # rows that no test here can cover, or not yet, and why
 UNTESTED: dict[int, str] = {}

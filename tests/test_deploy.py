@@ -119,6 +119,29 @@ def pods() -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in groups]
 
 
+def test_a_repetition_of_the_rayjob_trusts_its_own_output() -> None:
+    """The head's P3D_TRUST lists the OUT of the entrypoint and nothing else, so that a new container may continue."""
+    words = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
+    out = parse_p3d(words[1 : words.index("||")]).params["out"]
+    (head,) = pods()[0]["containers"]
+    assert {one["name"]: one["value"] for one in head["env"]} == {"P3D_TRUST": out}
+
+
+def test_whatever_starts_p3d_unattended_sets_its_trust() -> None:
+    """In deploy/ and in each section of the documents: a command that is repeated without a person names P3D_TRUST."""
+    for path in DEPLOY.iterdir():
+        if re.search(r"(?m)^[^#\n]*\bp3d (launch|resume|retry)\b", path.read_text()):
+            assert "P3D_TRUST" in path.read_text(), path
+    repeated = re.compile(r"backoffLimit|Restart=|restartPolicy|crontab|@reboot|while ! p3d|until p3d")
+    found = []
+    for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
+        for section in re.split(r"(?m)^## ", page.read_text()):
+            if repeated.search(section):
+                found.append(page.name)
+                assert "P3D_TRUST" in section, (page, section[:40])
+    assert "cluster.md" in found
+
+
 def test_the_rayjob_has_the_fields_that_kuberay_knows() -> None:
     """No field is misspelled, Ray has the version of this project, and its parameters are valid options."""
     job = load("rayjob.yaml")
@@ -253,11 +276,12 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_nothing_secret_is_in_deploy() -> None:
-    """Keys come from roles and secrets: no file contains one, and no environment variable is set by value."""
+    """Keys come from roles and secrets: no file contains one, and only an output is set in the environment by value."""
     for path in DEPLOY.iterdir():
         text = path.read_text()
         assert not re.search(r"AKIA|ASIA|-----BEGIN|(?i:secret_access_key|auth_token)\s*[:=]\s*[\"']?\w", text), path
-    assert not [container for pod in pods() for container in pod["containers"] if "env" in container]
+    given = [one["name"] for pod in pods() for container in pod["containers"] for one in container.get("env", ())]
+    assert given == ["P3D_TRUST"]
 
 
 def test_the_page_explains_each_file_and_its_commands_are_valid() -> None:

@@ -18,7 +18,7 @@ TOP = ("p3d", "pipeline", "jobs")
 ORDER = {
     "p3d": "preprocessing networks zoo weights encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
-    "p3d.jobs": "machine totals job planning worker scheduler monitor api cli",
+    "p3d.jobs": "machine totals job trust planning worker scheduler monitor api cli",
 }
 NEVER = {
     "p3d": {"p3d.pipeline", "p3d.jobs", "ray", "click", "decord", "boto3", "av", "pyarrow", "rich"},
@@ -37,6 +37,7 @@ ONLY = {
     "click": "p3d.jobs.cli",
     "rich": "p3d.jobs.cli p3d.jobs.monitor",
     "safetensors": "p3d.weights",
+    "urllib3": "p3d.weights p3d.pipeline.storage.s3",
     "faiss": "p3d.pipeline.results",
     "sklearn": "p3d.pipeline.results",
     "jinja2": "p3d.pipeline.results.report",

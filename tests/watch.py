@@ -21,10 +21,14 @@ class Opened:
     """Names of the watched files that were opened so far, in order. A watched folder reports the files in it."""
 
     descriptor: int
-    names: dict[int, str]
+    paths: dict[int, Path]
 
     def take(self) -> list[str]:
         """The names that were opened since the last call."""
+        return [path.name for path in self.take_paths()]
+
+    def take_paths(self) -> list[Path]:
+        """The paths that were opened since the last call."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.descriptor, 1 << 16):
@@ -32,7 +36,7 @@ class Opened:
                 while at < len(data):
                     watch, _, _, length = struct.unpack_from("iIII", data, at)
                     name = data[at + 16 : at + 16 + length].rstrip(b"\0")
-                    found.append(os.fsdecode(name) or self.names[watch])
+                    found.append(self.paths[watch] / os.fsdecode(name))
                     at += 16 + length
         return found
 
@@ -41,13 +45,13 @@ class Opened:
 def opened(*paths: Path) -> Iterator[Opened]:
     """Record every open of these files, and of files in these folders, by any process (inotify(7))."""
     descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    names = {}
+    watched = {}
     for path in paths:
         watch = _libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_OPEN)
         assert watch >= 0, os.strerror(ctypes.get_errno())
-        names[watch] = path.name
+        watched[watch] = path
     try:
-        yield Opened(descriptor, names)
+        yield Opened(descriptor, watched)
     finally:
         os.close(descriptor)
 

@@ -10,8 +10,10 @@ decoder gives an ordinary error.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from p3d.encoder import Encoder
 
 Rows = NewestRows | SnapshotRows
+MOST_SETTING = 1024  # clips per batch, or threads
 
 
 def search(
@@ -59,7 +62,8 @@ def search(
     nearer) or "l2" (distance, lower is nearer). `where` are conditions such as "duration_s>=60". With `distinct`, a hit
     is left out if its cosine to the query or to a better hit is `distinct` or more. With `index`, candidates come from
     the index of `p3d results index`, and their scores from the rows. For many files make one `encoder` with
-    `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each.
+    `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each. A file is embedded in fp32 if this
+    machine does not compute in the precision of the rows; the result's `warning` then says so.
 
     Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, DamagedJob, StoreError.
     """
@@ -84,9 +88,10 @@ def find(
     look = nearest_by_index if index else nearest
     chosen = level or query.level
     features_QD = query.features_QD
-    return look(
+    found = look(
         source, features_QD, level=chosen, metric=metric, top=top, where=where, distinct=distinct, on_step=on_step
     )
+    return replace(found, warning=query.warning)
 
 
 def resolve(
@@ -94,14 +99,18 @@ def resolve(
 ) -> Query:
     """Resolve a QUERY into vectors that will be compared with `level`. A time in `text` always selects one clip."""
     name, at_s = text, None
-    if not Path(text).is_file() and not source.find(text) and (match := re.fullmatch(r"(.+)@([0-9.]+)s", text)):
+    if not _is_file(text) and not source.find(text) and (match := re.fullmatch(r"(.+)@([0-9.]+)s", text)):
         name, at_s = match[1], _second(text, match[2])
     wants_clips = at_s is not None or level == "clip"
-    if Path(name).is_file():
+    if _is_file(name):
         query = embedded(source, name, encoder or encoder_of(source, device))["clip" if wants_clips else "video"]
     else:
         query = stored(source, name, wants_clips)
     return query if at_s is None else clip_at(query, name, at_s)
+
+
+def _is_file(name: str) -> bool:
+    return os.path.isfile(name)  # noqa: PTH113 - `Path` raises an error for a name that is too long
 
 
 def _second(text: str, number: str) -> float:
@@ -112,16 +121,27 @@ def _second(text: str, number: str) -> float:
 
 
 def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
-    """Embed a file as the job of the dataset does, rounded as its rows are: queries of its clips and the video."""
+    """Embed a file as the job of the dataset does, rounded as its rows are: queries of its clips and the video.
+
+    If the encoder's device does not compute in the precision of the rows, it has to be in fp32 (`encoder_of`), and the
+    queries have a warning. Raises ValueError for an encoder of any other precision; other errors are those of `embed`.
+    """
     from p3d.jobs.api.embed import embed
+    from p3d.jobs.planning.prepare import recipe_of_query
 
     recipe = source.job.recipe
-    found = embed(path, encoder, recipe)
+    of_query, warning = recipe_of_query(recipe, str(encoder.device)), None
+    if of_query.precision != recipe.precision:
+        warning = (
+            f"this machine does not support {recipe.precision}, the precision of the rows, on device {encoder.device}; "
+            f"the file was embedded in {of_query.precision}, so even a copy of a video does not match exactly"
+        )
+    found = embed(path, encoder, of_query)
     features_ND = _rounded(found.features_ND, recipe)
     pooled_D = _rounded(pool_clips(features_ND, recipe.pool)[0], recipe)
     return {
-        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), "clip"),
-        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), "video"),
+        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), "clip", warning=warning),
+        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), "video", warning=warning),
     }
 
 
@@ -132,10 +152,11 @@ def _rounded(features: FLOAT32, recipe: Recipe) -> FLOAT32:
 def encoder_of(source: Rows, device: str = "auto") -> Encoder:
     """The encoder of a dataset, with the weights, batch size and threads that its rows were computed with.
 
-    InputError if OUT has no weights, or this machine cannot compute in the precision of the recipe.
+    It computes in fp32 if the device does not support the precision of the rows. InputError if OUT has no weights, or
+    this machine does not have the device or the decoder.
     """
     from p3d.encoder import Encoder, device_for
-    from p3d.jobs.planning.prepare import refuse_unfit_device, run_options
+    from p3d.jobs.planning.prepare import recipe_of_query, run_options
 
     recipe, store = source.job.recipe, source.store
     key = weights_key(recipe)
@@ -143,7 +164,7 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
         raise InputError(
             f"{store.url} has no weights to embed a file with; restore {key}, or search by one of its videos"
         )
-    refuse_unfit_device(recipe, device)
+    precision = recipe_of_query(recipe, device).precision
     weights = stored_weights(store, recipe)
     kind = device_for(device).type
     last = _settings_of(source, kind)
@@ -153,19 +174,24 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
         device=options.device,
         batch_size=options.batch_size,
         threads=options.threads if kind == "cpu" else None,
-        precision=recipe.precision,
+        precision=precision,
     )
 
 
 def _settings_of(source: Rows, kind: str) -> dict[str, int]:
     """Batch size and threads from the footer of the first committed shard, if it ran on this kind of device.
 
-    The files of a snapshot do not store them.
+    The files of a snapshot do not store them. A value that no job has is ignored: OUT may be somebody else's.
     """
     if isinstance(source, SnapshotRows) or not source.pieces:
         return {}
     with source.store.open(clips_key(source.pieces[0])) as content, schema.open_parquet(content) as file:
-        stats = json.loads(schema.read_footer(file).get(schema.STATS_KEY, "{}"))
-    if str(stats.get("device", "")).partition(":")[0] != kind:
+        text = schema.read_footer(file).get(schema.STATS_KEY, "{}")
+    try:
+        stats = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
-    return {name: stats[name] for name in ("batch_size", "threads") if name in stats}
+    if not isinstance(stats, dict) or str(stats.get("device", "")).partition(":")[0] != kind:
+        return {}
+    found = {name: stats.get(name) for name in ("batch_size", "threads")}
+    return {name: value for name, value in found.items() if type(value) is int and 1 <= value <= MOST_SETTING}

@@ -34,6 +34,8 @@ JOBS: Verbs = {
     "trace": ("jobs", "Write the timeline of a job for a trace viewer."),
 }
 WEIGHTS: Verbs = {
+    "fetch": ("fetch_weights", "Download published weights and import them."),
+    "list": ("fetch_weights", "List the weights that can be fetched by name."),
     "import": ("weights", "Convert weights of any known format to one .safetensors."),
     "show": ("weights", "Show what a weights file is, with hints from its values."),
     "choose": ("choose_weights", "Find graph, channel order and range with labelled videos."),
@@ -45,11 +47,12 @@ VERBS: Verbs = {
     "retry": ("retry", "Retry the failed videos of OUT."),
     "status": ("status", "Show the progress of the job at OUT; needs no Ray."),
     "cancel": ("status", "Stop the run at OUT; `p3d resume` continues it."),
+    "trust": ("trust", "Trust a job that somebody else launched at OUT."),
     "failures": ("dataset", "List the videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "search": ("search", "Find what in OUT is most similar to a video or clip."),
     "models": ("models", "List the available networks."),
-    "weights": (WEIGHTS, "Convert and inspect files of weights."),
+    "weights": (WEIGHTS, "Download, convert and inspect files of weights."),
     "jobs": (JOBS, "Look at jobs, running or finished."),
     "cluster": (CLUSTER, "Check a Ray cluster before a job."),
     "results": (RESULTS, "Use the rows of OUT: index, copies, evaluation, pages."),
@@ -74,6 +77,7 @@ class LazyGroup(click.Group):
             return LazyGroup(cmd_name, verbs=where, help=line)
         attribute = f"{cmd_name}_" if iskeyword(cmd_name) or hasattr(builtins, cmd_name) else cmd_name
         command: click.Command = getattr(importlib.import_module(f"p3d.jobs.cli.{where}"), attribute)
+        command.help = command.help or line  # PYTHONOPTIMIZE=2 removes docstrings
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -107,6 +111,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    from p3d.jobs.cli.output import run_cli
+    from p3d.jobs.cli.output import escape_hooks, run_cli
 
+    escape_hooks()
     sys.exit(run_cli(cli))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
 
 if TYPE_CHECKING:
     from p3d.pipeline.dataset.verify import Audit
@@ -39,7 +39,7 @@ def failures(
 
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import current_failures
-    from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, InputError, Reason
+    from p3d.pipeline.errors import InputError, Reason, meaning_of
 
     store = out_store(out, store_options_of(typed))
     read_job(store)
@@ -53,7 +53,7 @@ def failures(
             sys.stdout, ["video_id", "path", "uri", "plan_seq", "version", "reason", "detail", "attempts"]
         )
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(output.escape_all, rows))
     elif not rows:
         output.say("no failures")
     else:
@@ -61,8 +61,9 @@ def failures(
         for row in rows:
             counts[row["reason"]] = counts.get(row["reason"], 0) + 1
         for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-            output.show(*_wrapped(f"{count} {name}: {REASON_MEANING[Reason(name)]}", ""))
-            output.show(*_wrapped(f"what to do: {REASON_REMEDY[Reason(name)]}", "  "))
+            meaning, remedy = meaning_of(name)
+            output.show(*_wrapped(f"{count} {name}: {meaning}", ""))
+            output.show(*_wrapped(f"what to do: {remedy}", "  "))
             for row in (row for row in rows if row["reason"] == name):
                 output.show(f"    {row['path']}", f"        {row['detail']}")
     return 0
@@ -79,12 +80,16 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
     "--repair", "repair_it", is_flag=True, help="Repair what --deep finds; move damaged files to _job/damaged/."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@trust_option
 @store_options
-def verify(out: str, deep: bool, repair_it: bool, as_json: bool, **typed: Any) -> int:
+def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **typed: Any) -> int:
     """Check OUT against its plans: every video is accounted for once, and every file is complete.
 
     Reads the footers of all files; --deep reads everything. --repair writes damaged videos and failures files again. A
     shard whose clips are damaged becomes pending, and `p3d resume` computes it again.
+
+    Shards that were made with different versions, devices, batch sizes or threads are listed. They are not damage, but
+    the last bits of their vectors may differ.
 
     For a snapshot (`p3d results snapshot`), every file is checked against its sha256, and the rows are counted.
 
@@ -95,7 +100,8 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, **typed: Any) -
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
 
-    store = out_store(out, store_options_of(typed))
+    s3 = store_options_of(typed)
+    store = out_store(out, s3)
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
         return _verify_snapshot(store, repair_it, as_json)
     job = read_job(store)
@@ -107,6 +113,9 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, **typed: Any) -
 
     deep = deep or repair_it
     if repair_it:
+        from p3d.jobs.cli.trust import need_trust
+
+        need_trust(store, job, s3, trust_it=trust, verb="verify --repair")
         return _repair(out, store, job, as_json)
     found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
@@ -118,14 +127,18 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, **typed: Any) -
         )
         for sentence in found.problems:
             output.say(sentence)
-        for package, shards in found.software.items():
+        for name, shards in (found.software | found.settings).items():
             if len(shards) > 1:
-                which = ", ".join(f"{version} ({output.count(n, 'shard')})" for version, n in sorted(shards.items()))
-                output.say(f"written by more than one {package}: {which}")
+                which = ", ".join(
+                    f"{value} ({output.count(n, 'shard')}, such as {found.examples[name][value]})"
+                    for value, n in sorted(shards.items())
+                )
+                output.say(f"made with different values of {name}: {which}")
         if found.damaged:
-            output.say(f"damage found: `p3d verify {out} --repair` repairs what it can, `p3d resume` computes the rest")
+            repair = f"`p3d verify {store.words(out)} --repair`"
+            output.say(f"damage found: {repair} repairs what it can, `p3d resume` computes the rest")
         elif found.pending or found.underived:
-            output.say(f"not finished: `p3d resume {out}` continues")
+            output.say(f"not finished: `p3d resume {store.words(out)}` continues")
         else:
             rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
             how = "every row checked" if deep else "footers checked; --deep checks every row"
@@ -172,7 +185,7 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     epoch = control.claim(store, last.options if last else {}, takeover=False, say=output.say)
     with control.Pulse(store, epoch.number):
         done = repair(store, job.recipe, audit(store, job))
-    sentence = f"repaired; `p3d resume {out}` computes what was set aside"
+    sentence = "repaired; `p3d resume` computes what was set aside"
     control.beat(store, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": sentence})
     found = audit(store, job)
     if as_json:
@@ -187,7 +200,7 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
         for problem in found.problems:
             output.say(f"left as it is: {problem}")
         if found.pending:
-            output.say(f"{output.count(found.pending, 'video')} to be computed:  p3d resume {out}")
+            output.say(f"{output.count(found.pending, 'video')} to be computed:  p3d resume {store.words(out)}")
         elif not found.damaged:
             output.say("clean" if done.moved or done.derived else "nothing to repair")
     return 7 if found.damaged else 6 if found.pending else 0

@@ -1,4 +1,4 @@
-"""`p3d results index`: an index for fast search, stored in OUT. Needs faiss-cpu, but neither torch nor Ray."""
+"""`p3d results index`: an index for fast search, in this user's cache. Needs faiss-cpu, but neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -65,14 +65,16 @@ def index(
     flat up to 256 MiB of rows, ivf up to 2 GiB, sq8 up to 16 GiB, then pq. An index is built in memory. That takes its
     own size, 512 MiB for training, and one row group.
 
-    The index is written atomically to OUT/_job/index/ and may be deleted. The printed recall@10 compares the index
-    alone with exact search, on random rows; enough lists are scanned to reach 0.95. An index of other weights or
-    settings is refused. Old rows of a replaced video stay in the index and are skipped, until --rebuild.
+    The index is written atomically to your cache (P3D_CACHE, default ~/.cache/p3d) and may be deleted. Nothing of it is
+    read from or written to OUT. The printed recall@10 compares the index alone with exact search, on random rows;
+    enough lists are scanned to reach 0.95. Old rows of a replaced video stay in the index and are skipped, until
+    --rebuild.
     """
     output.need("faiss", "search")
     from p3d.jobs.job import rows_of
     from p3d.jobs.machine import usable_cpus
     from p3d.pipeline.results.search.index_build import build_index
+    from p3d.pipeline.results.search.index_cache import IndexFolder
 
     started = time.monotonic()
     source = rows_of(out_store(out, store_options_of(typed)))
@@ -86,10 +88,14 @@ def index(
         threads=threads or usable_cpus(),
         rebuild=rebuild,
         on_step=progress if show_steps else None,
+        say=output.say,
     )
+    assert record.vectors is not None
+    path = IndexFolder.of(source, level, metric).path / record.vectors.name
     if as_json:
-        shown = {name: value for name, value in asdict(record).items() if name != "pieces"}
-        output.show_json({"out": source.store.url, **shown, "pending": source.pending})
+        shown = {name: value for name, value in asdict(record).items() if name not in ("pieces", "vectors", "rows")}
+        shown["index_bytes"] = record.vectors.size_bytes
+        output.show_json({"out": source.store.url, "file": str(path), **shown, "pending": source.pending})
         return 0
     recall = "-" if record.recall_at_10 is None else f"{record.recall_at_10:.3f} on {record.sample} rows"
     lists = f", {record.nprobe} of {record.nlist} lists scanned" if record.nlist else ""
@@ -98,12 +104,12 @@ def index(
             [
                 ("rows", str(record.n_rows)),
                 ("kind", f"{record.kind} ({record.factory}{lists})"),
-                ("size", output.human_bytes(record.index_bytes)),
+                ("size", output.human_bytes(record.vectors.size_bytes)),
                 ("recall@10", recall),
             ]
         )
     )
-    output.say(f"{source.store.url}/{record.index_key}, in {output.human_time(time.monotonic() - started)}")
+    output.say(f"{path}, in {output.human_time(time.monotonic() - started)}")
     if source.pending:
         output.say(f"{output.count(source.pending, 'video')} pending; index OUT again to add them")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,8 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
             found.append(read_status(store, read_job(store)))
         except JobError as error:
             broken.append(f"{store.url}: {error}")
+        except Exception as error:  # noqa: BLE001 - the boundary of one output: the others are listed in any case
+            broken.append(f"{store.url}: its records cannot be read ({type(error).__name__}: {error})")
     if as_json:
         output.show_json({"jobs": [asdict(status) for status in found], "unreadable": broken})
     elif found:
@@ -65,7 +66,8 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
 def logs(out: str, number: int | None, tail: int | None, **typed: Any) -> int:
     """Print the log of a run of the job at OUT: workers that started or ended, shards, problems. Times are in UTC.
 
-    A running job writes its log every half minute. Ray's own logs are on its nodes, in /tmp/ray.
+    A running job writes its log every half minute. Ray's own logs are on its nodes, in /tmp/ray; those of a run
+    without --address are in /tmp/p3d-UID/ray.
     """
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
@@ -98,15 +100,17 @@ def trace(out: str, file: Path, **typed: Any) -> int:
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.trace import trace_events
     from p3d.pipeline.dataset.shard_times import shard_times
+    from p3d.pipeline.storage.local import writing
 
     store = out_store(out, store_options_of(typed))
     read_job(store)
     shards = shard_times(store)
-    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": list(trace_events(shards))})
+    text = output.json_text({"displayTimeUnit": "ms", "traceEvents": list(trace_events(shards))})
     if str(file) == "-":
         sys.stdout.write(text + "\n")
     else:
-        file.write_text(text + "\n")
+        with writing(file):
+            file.write_text(text + "\n")
         workers = len({(shard.host, shard.pid) for shard in shards})
         output.say(f"{file}: {output.count(len(shards), 'shard')} of {output.count(workers, 'worker process')}")
     return 0

@@ -48,7 +48,7 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
     output.show(*output.table(rows, right=(1, 2, 3, 4, 5, 7)))
     if speeds:
         output.say(f"clips/s on {_where(speeds)}, median of interleaved rounds, without decoding")
-    output.say("no weights are shipped: give --weights a file, or random:SEED to try the pipeline")
+    output.say("no weights are shipped: give --weights a file (`p3d weights fetch`) or, for a trial, random:SEED")
     return 0
 
 

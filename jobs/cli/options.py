@@ -18,7 +18,7 @@ from p3d.pipeline.recipe import (
     STORE_PATIENCE_S,
     VIDEO_TIMEOUT_S,
 )
-from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, SSE, Store, StoreOptions
+from p3d.pipeline.storage.store import ADDRESSING, CHECKSUMS, DEFAULTS, SSE, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ def _apply(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+class _Weights(click.types.StringParamType):
+    """The text of --weights, which has no default: its absence names the two ways to get some."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return (
+            "Give a file of weights, such as p3d63.safetensors from `p3d weights fetch resnet50-v2 -o "
+            "p3d63.safetensors`, or random:SEED, which shows that the pipeline works but gives meaningless features"
+        )
+
+
 def _choice(*words: str) -> dict[str, Any]:
     return {"type": click.Choice(words), "default": words[0], "show_default": True}
 
@@ -46,6 +56,7 @@ def _choice(*words: str) -> dict[str, Any]:
 recipe_options = _apply(
     click.option(
         "--weights",
+        type=_Weights(),
         required=True,
         metavar="FILE|random:SEED",
         help="Load weights: our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
@@ -83,7 +94,9 @@ recipe_options = _apply(
     click.option("--scores", is_flag=True, help="Also store class probabilities, per clip and per video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="Store vectors in this type."),
     click.option(
-        "--precision", **_choice("fp32", "bf16", "fp16"), help="Run the network in this precision. fp16: CUDA only."
+        "--precision",
+        **_choice("fp32", "bf16", "fp16"),
+        help="Run the network in this precision. fp16: CUDA only. `plan` compares bf16 with fp32.",
     ),
     click.option(
         "--decoder",
@@ -185,14 +198,26 @@ def job_spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{name: typed[name] for name in JobSpec.__slots__})
 
 
-def options_of_run(typed: dict[str, Any], last: Epoch | None = None, there: Machines | None = None) -> RunOptions:
-    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`."""
+def options_of_run(
+    typed: dict[str, Any], s3: StoreOptions, last: Epoch | None = None, there: Machines | None = None
+) -> RunOptions:
+    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`, but not `s3`."""
     from p3d.jobs.planning.prepare import run_options
     from p3d.pipeline.recipe import MaxFailures, RunOptions
 
     given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
-    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": store_options_of(typed)}
+    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": s3}
     return run_options(last.options if last else {}, there=there, **given)
+
+
+trust_option = click.option(
+    "--trust", is_flag=True, help="Trust the job at OUT, as `p3d trust` does, and go on. Default: refuse a foreign job."
+)
+
+
+def source_option(what: str) -> Callable[[F], F]:
+    """The option that names the source videos which a verb may open."""
+    return click.option("--source", "source", metavar="ROOT", help=f"{what} Default: all if OUT is trusted, else none.")
 
 
 def address_options(verb: Any) -> Any:
@@ -262,6 +287,13 @@ def store_options_of(typed: dict[str, Any]) -> StoreOptions:
         sse=typed["sse"],
         sse_kms_key_id=typed["sse_kms_key_id"],
     )
+
+
+def options_typed(s3: StoreOptions) -> dict[str, Any]:
+    """The values of the command line's options that give these store options, without the defaults."""
+    names = {"addressing": "addressing_style"}
+    fields = {name: getattr(s3, name) for name in StoreOptions.__slots__}
+    return {names.get(name, name): value for name, value in fields.items() if value != getattr(DEFAULTS, name)}
 
 
 def out_store(out: str, options: StoreOptions) -> Store:

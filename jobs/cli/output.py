@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
+import io
 import json
-import re
+import logging
+import os
 import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import click
 
 from p3d.pipeline import errors
-from p3d.pipeline.errors import JobError
+from p3d.pipeline.errors import JobError, escape
 
 EXIT_CODES: dict[int, str] = {
     0: "all done, no failures",
@@ -20,15 +30,19 @@ EXIT_CODES: dict[int, str] = {
     2: "usage error or invalid input, such as no videos or weights that do not fit",
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
-    5: "refused: OUT has another recipe, DEST of a snapshot is not empty, or another scheduler is live or took over",
-    6: "stopped, resumable: cancelled, store outage, credentials, disk full, `--max-failures` or retries exhausted",
-    7: "`verify` or a snapshot found damage",
+    5: "refused: OUT has another recipe, OUT is not trusted (`p3d trust`), DEST of a snapshot is not empty, or another "
+    "scheduler is live or took over",
+    6: "stopped, resumable: cancelled, store outage, cut download, credentials, disk full, `--max-failures` or "
+    "retries exhausted",
+    7: "`verify`, a snapshot or a run found damage",
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
+    141: "nobody reads the output any more, as in `p3d models | true`",
 }
 _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.InputError, 2),
     (errors.NoSuchJob, 4),
     (errors.OtherRecipe, 5),
+    (errors.Untrusted, 5),
     (errors.AlreadyRunning, 5),
     (errors.Unfinished, 6),
     (errors.DamagedJob, 7),
@@ -37,6 +51,9 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.StoreError, 6),
 ]
 JSON_SCHEMA = 1
+STDOUT = "the standard output"
+
+T = TypeVar("T")
 
 
 def exit_code(error: JobError) -> int:
@@ -46,13 +63,23 @@ def exit_code(error: JobError) -> int:
 
 def run_cli(command: click.Command) -> int:
     """Run the command line; every expected error becomes one message on stderr and an exit code."""
+    _say_warnings()
+    _open_streams()
+    try:
+        Path.cwd()  # Python and Ray need it, also for absolute paths
+    except OSError as error:
+        say(f"error: the working directory is no longer there ({error.strerror}); `cd` to another one and try again")
+        return 2
     try:
         result = command.main(standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        shown, message = io.StringIO(), error.format_message()
+        error.show(shown)
+        for line in shown.getvalue().replace(message, escape(message)).splitlines():
+            say(line)
         return 2
     except click.Abort:
         say("interrupted")
@@ -63,13 +90,135 @@ def run_cli(command: click.Command) -> int:
     except JobError as error:
         say(f"error: {error}")
         return exit_code(error)
-    except BrokenPipeError:
-        return 0
+    except (BrokenPipeError, SystemExit):  # click and rich make a SystemExit of a closed pipe
+        if not isinstance(_Output.failed, BrokenPipeError):
+            raise
+        return 141
+    except OSError as error:
+        words = _surroundings(error)
+        if words is None:
+            raise
+        say(f"error: {words}")
+        return 6
+
+
+def _surroundings(error: OSError) -> str | None:
+    """The message for an error that only says what this machine lacks; None for another, which is a mistake of ours."""
+    if error.errno == errno.ENOENT and str(error.strerror).startswith("No usable temporary directory"):
+        return "no folder for temporary files can be written, or all are full; set TMPDIR to one with free space"
+    words = _LACKING.get(error.errno or 0)
+    if error.filename == STDOUT:
+        return f"{STDOUT} cannot be written ({error.strerror})"
+    said = str(error.strerror or "")
+    named = error.filename or (said if "/" in said else "TMPDIR or another folder")  # pyarrow names a file there
+    return words and f"{named}: {words}"
+
+
+_FULL = "the disk is full; free some space, or set TMPDIR to another folder, and try again"
+_LACKING = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "the file would be larger than `ulimit -f` or its file system allows",
+    errno.EACCES: "no permission; see the permissions of the file and `umask`",
+    errno.EROFS: "this file system is read-only",
+    errno.EIO: "the disk or the terminal failed (Input/output error)",
+    errno.EMFILE: "too many open files; raise the limit of `ulimit -n`",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENOMEM: "too little memory",
+    errno.EAGAIN: "no process or thread can be started; raise the limit of `ulimit -u`",
+}
+
+
+def escape_hooks() -> None:
+    """Escape what Python prints of itself: uncaught errors, also of threads, and log records of any library."""
+    sys.excepthook = say_traceback
+    threading.excepthook = lambda of: say_traceback(of.exc_type, of.exc_value, of.exc_traceback)
+    sys.unraisablehook = lambda of: say_traceback(of.exc_type, of.exc_value, of.exc_traceback)
+    make = logging.getLogRecordFactory()
+
+    def escaped(*given: Any, **named: Any) -> logging.LogRecord:
+        record = make(*given, **named)
+        with contextlib.suppress(TypeError, ValueError, KeyError):  # a wrong format, which the handler reports
+            record.msg, record.args = "\n".join(map(escape, record.getMessage().split("\n"))), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = "\n".join(_traceback_lines(*record.exc_info))
+        return record
+
+    logging.setLogRecordFactory(escaped)
+
+
+def say_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Print an internal error as Python does, but escaped: its message may hold text from outside."""
+    for line in _traceback_lines(kind, error, trace):
+        say(line)
+
+
+def _traceback_lines(kind: Any, error: Any, trace: Any) -> list[str]:
+    return [escape(line) for line in "".join(traceback.format_exception(kind, error, trace)).splitlines()]
+
+
+def _say_warnings() -> None:
+    """Print every warning escaped: one about a stray file as a message, and once; others in Python's form."""
+    said = set[str]()
+
+    def show_or_say(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        text = escape(str(message))
+        if not issubclass(category, errors.StrayFile):
+            for one in warnings.formatwarning(text, category, filename, lineno, line).splitlines():
+                say(one)
+        elif text not in said:
+            said.add(text)
+            say(f"warning: {text}")
+
+    warnings.showwarning = show_or_say
+    warnings.simplefilter("always", errors.StrayFile)  # also with PYTHONWARNINGS=error or =ignore
+
+
+class _Output(io.FileIO):
+    """The stdout of this process. The first error when it is written names it and is raised; the rest is dropped."""
+
+    failed: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        if _Output.failed is not None:  # Python writes what is left when it ends
+            return len(content)
+        try:
+            return super().write(content)
+        except OSError as error:
+            _Output.failed = OSError(error.errno, error.strerror, STDOUT)  # a BrokenPipeError stays one
+            raise _Output.failed from None
+
+
+def _open_streams() -> None:
+    """Let stdout and stderr show what their encoding lacks as \\xNN or \\uNNNN; a closed one accepts everything.
+
+    No later file gets the number of a stream that was closed, since libraries and child processes would write into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115, PTH123 - for the whole process
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        raw, kept = _Output(sys.stdout.fileno(), "w", closefd=False), sys.stdout
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), kept.encoding, line_buffering=kept.line_buffering)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
-    """Print one message on stderr; control characters of file names are escaped."""
-    click.echo(escape(text), err=True)
+    """Print one message on stderr, escaped. If nobody can read it, such as after a hang-up, the command goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(escape(text), err=True)
 
 
 def show(*lines: str) -> None:
@@ -80,18 +229,33 @@ def show(*lines: str) -> None:
 
 def show_json(record: dict[str, Any]) -> None:
     """Print a JSON object on stdout, with its schema version."""
-    click.echo(json.dumps({"schema_version": JSON_SCHEMA, **record}, default=str))
+    click.echo(json_text({"schema_version": JSON_SCHEMA, **record}))
 
 
-def escape(text: str) -> str:
-    """Control characters as \\xNN, so that a file name can neither control a terminal nor imitate a line of output."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+def json_text(record: dict[str, Any]) -> str:
+    """A JSON object as ASCII text without control characters."""
+    return json.dumps(record, default=str).replace("\x7f", "\\u007f")
+
+
+def escape_all(value: T) -> T:
+    """A record with every text in it escaped, also those in lists, tuples, dicts and dataclasses."""
+    made: Any = value
+    if isinstance(value, str):
+        made = escape(value)
+    elif isinstance(value, dict):
+        made = {escape_all(name): escape_all(one) for name, one in value.items()}
+    elif isinstance(value, list | tuple):
+        made = type(value)(map(escape_all, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = replace(value, **{one.name: escape_all(getattr(value, one.name)) for one in fields(value)})
+    return cast("T", made)
 
 
 def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
     """Lines with aligned columns; the columns in `right` are aligned to the right."""
     if not rows:
         return []
+    rows = escape_all(list(rows))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
 
     def cell(text: str, at: int) -> str:

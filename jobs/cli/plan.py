@@ -32,6 +32,22 @@ def _batches(guess: Estimate) -> list[tuple[str, str]]:
     return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
 
 
+def _bf16(guess: Estimate) -> list[tuple[str, str]]:
+    """What bf16 would gain and cost here, if it was measured; the option is named if it makes the job faster."""
+    from p3d.jobs.planning.network_trial import WORTH
+
+    half = guess.bf16
+    if half is None:
+        return []
+    if half.times < WORTH:
+        gains = f"not faster here: the network {half.times:.2f} times as fast as in fp32"
+    else:
+        gains = f"network {half.times:.1f} times as fast here, the job {half.job_times:.1f} times"
+        gains += ": --precision bf16" if half.job_times >= WORTH else ""
+    clips = output.count(half.n_clips, "clip")
+    return [("bf16", gains), ("", f"(cosine with fp32 {half.cosine:.6f}, lowest {half.lowest:.6f}, of {clips})")]
+
+
 @click.command()
 @click.argument("src")
 @click.argument("out", required=False)
@@ -51,6 +67,10 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     A sample of the videos is probed, and 32 of them are decoded and embedded here, for at most half a minute. Clips,
     bytes and time are extrapolated from that. On a GPU several batch sizes are timed. If OUT holds a job with other
     settings, `plan` refuses it as `launch` would.
+
+    With --precision fp32 some clips are also embedded in bf16, where the network and this machine support it. The
+    answer shows how much faster bf16 would be, for the network and for the whole job, and its cosines with fp32. That
+    takes a few more seconds.
     """
     from p3d.jobs.job import refuse_other_job
     from p3d.jobs.planning.estimate import estimate
@@ -95,6 +115,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
                 ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
                 *_batches(guess),
                 ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
+                *_bf16(guess),
             ]
         )
     )

@@ -1,8 +1,9 @@
-"""The progress of a run on stderr: a bar with rate and ETA on a terminal, periodic lines elsewhere."""
+"""The progress of a run or a download on stderr: a bar on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,3 +60,27 @@ def _bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             bar.update(task, completed=videos["done"], total=videos["all"], rate=rate, failed=videos["failed"], eta=eta)
 
         yield update
+
+
+@contextmanager
+def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar of bytes on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as SpeedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), SpeedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda received, total: bar.update(task, completed=received, total=total)
+        return
+    last = [-LINE_EVERY_S]
+
+    def line(received: int, total: int | None) -> None:
+        if (now := time.monotonic()) - last[0] >= LINE_EVERY_S:
+            last[0] = now
+            of_all = "" if total is None else f" of {output.human_bytes(total)}"
+            output.say(f"{name}: {output.human_bytes(received)}{of_all}")
+
+    yield line

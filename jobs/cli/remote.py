@@ -62,7 +62,7 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
 
-def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
+def words_again(ctx: click.Context, **changed: str | bool | None) -> list[str]:
     """The command line of this verb as typed, with the values of `changed`; options without a value are left out."""
     options, arguments = list[str](), list[str]()
     for param in ctx.command.params:
@@ -81,7 +81,9 @@ def words_again(ctx: click.Context, **changed: str | None) -> list[str]:
     return [str(ctx.info_name), *options, "--", *arguments]
 
 
-def run_remote_driver(address: str, store: Store, out: str, words: list[str], *, detach: bool) -> int | None:
+def run_remote_driver(
+    address: str, store: Store, out: str, words: list[str], *, detach: bool, trusted: bool
+) -> int | None:
     """Start the remote driver and print the next commands. None if the caller may now watch until it ends."""
     from p3d.jobs.scheduler import control
     from p3d.jobs.scheduler.submission import openness, state_of, submit, without_user
@@ -89,13 +91,14 @@ def run_remote_driver(address: str, store: Store, out: str, words: list[str], *,
     if warning := openness(address):
         output.say(f"warning: {warning}")
     before = control.newest_number(store)
-    name = submit(address, words, store.url)
+    name = submit(address, words, store.url, trusted=trusted)
     control.tell_submitted(store, without_user(address), name, before)
     output.say(f"submitted to {address} as {name}")
     output.say("this machine is no longer needed:")
-    output.say(f"  p3d status {out} --watch    show progress")
-    output.say(f"  p3d cancel {out}            stop it, resumable")
-    output.say(f"  p3d jobs logs {out}         print the log")
+    named = store.words(out)
+    output.say(f"  p3d status {named} --watch    show progress")
+    output.say(f"  p3d cancel {named}            stop it, resumable")
+    output.say(f"  p3d jobs logs {named}         print the log")
     if detach:
         return 0
     while control.newest_number(store) == before:

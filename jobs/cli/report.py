@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 
@@ -42,8 +43,11 @@ from p3d.jobs.cli.results import progress
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed the samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object on stdout.")
+@source_option("Take pictures only of videos below this folder or s3://bucket/prefix.")
 @store_options
-def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, **typed: Any) -> int:
+def report(
+    out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, source: str | None, **typed: Any
+) -> int:
     """Write an HTML report of the job at OUT, during or after it: what ran, how fast, where time went, what failed.
 
     It also has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
@@ -57,6 +61,7 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     Pictures are decoded from the sources in child processes; none starts after 5 minutes. If a source is missing,
     changed, or larger than 512 MiB on S3, a message replaces the picture. --videos 0 --queries 0 opens no source.
     """
+    from p3d.jobs.cli.trust import sources_allowed
     from p3d.jobs.monitor.report import make_report
     from p3d.pipeline.results.report.render import render
 
@@ -64,10 +69,13 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
     to_stdout = str(file) == "-"
     if to_stdout and as_json:
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
-    part = None if to_stdout else _part_of(file)
+    target = Path(os.path.realpath(file)) if file.is_file() else file  # a link to a file is kept
+    part = None if to_stdout else _part_of(target)
+    store = out_store(out, store_options)
     made = make_report(
-        out_store(out, store_options),
+        store,
         store_options,
+        rule=sources_allowed(store, source),
         videos=videos,
         queries=queries,
         seed=seed,
@@ -79,7 +87,7 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
         sys.stdout.buffer.write(page)
         sys.stdout.flush()
     else:
-        _write(part, file, page)
+        _write(part, target, page)
     counts = {"pictures": made.n_pictures, "without_picture": missing}
     facts = made.facts
     if as_json:
@@ -96,9 +104,16 @@ def report(out: str, file: Path, videos: int, queries: int, seed: int, as_json: 
 
 
 def _part_of(path: Path) -> Path:
-    """A unique temporary name in the folder of `path`. InputError, before the long work, if it is not writable."""
+    """A unique temporary name in the folder of `path`. InputError, before the long work, if it is not writable.
+
+    It is the path itself of a device or a pipe, such as /dev/stdout, which is written to and never replaced.
+    """
     from p3d.pipeline.errors import InputError
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file, such as report.html")
+    if path.exists() and not path.is_file():
+        return path
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         part.touch(exist_ok=False)
@@ -114,7 +129,9 @@ def _write(part: Path, path: Path, page: bytes) -> None:
 
     try:
         part.write_bytes(page)
-        part.replace(path)
+        if part != path:
+            part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part != path:
+            part.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}") from None

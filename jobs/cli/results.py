@@ -50,12 +50,14 @@ def snapshot(
     pending: its older row is not used.
     """
     from p3d.jobs.job import rows_of
+    from p3d.jobs.trust import id_of, is_trusted, owned_at, remember
     from p3d.pipeline.dataset.snapshot import snapshot as write_snapshot
     from p3d.pipeline.sources.lists import read_ids
 
     s3 = store_options_of(typed)
     leave_out = frozenset[str]() if exclude is None else read_ids(str(exclude), exclude.read_bytes(), "video_id")
-    source, target = rows_of(out_store(out, s3), leave_out), out_store(dest, s3)
+    store, target = out_store(out, s3), out_store(dest, s3)
+    source = rows_of(store, leave_out)
     record = write_snapshot(
         source,
         target,
@@ -64,6 +66,9 @@ def snapshot(
         skip_pending=skip_pending,
         on_step=progress if sys.stderr.isatty() and not as_json else None,
     )
+    # a copy of a foreign OUT still names foreign paths
+    if is_trusted(store, owned_at(store)) and (warning := remember(target, id_of(record), "copied", s3)):
+        output.say(warning)
     counts = record.counts
     if as_json:
         output.show_json({**record.to_dict(), "dest": target.url, "n_unknown": len(source.unknown)})

@@ -69,7 +69,8 @@ def search(
 
     Without --level, a video is compared with videos, and a clip with clips. A whole video compared with clips finds
     clips that are similar to any of its own. With --metric cosine, 1 means the same direction; with l2, 0 means equal
-    vectors. OUT may be a snapshot, too.
+    vectors. OUT may be a snapshot, too. A file is embedded in the precision of OUT's rows, or in fp32 with a warning if
+    this machine does not support it.
 
     --where is one column, one of = != < <= > >=, and a value; all conditions must hold. Columns are those of the rows
     and of videos/, including the ones of your own list: --where "duration_s>=60" --where label=cat.
@@ -109,6 +110,7 @@ def search(
                 "indexed_rows": found.n_indexed,
                 "new_videos": found.n_new,
                 "pending": source.pending,
+                "warning": found.warning,
                 "hits": [{"rank": at + 1, **_record(hit, metric, spans)} for at, hit in enumerate(found.hits)],
             }
         )
@@ -149,6 +151,8 @@ def _span(start_s: float, end_s: float) -> str:
 
 
 def _footer(found: SearchResult, level: str, pending: int) -> None:
+    if found.warning:
+        output.say(found.warning)
     rate = found.n_rows / max(found.seconds, 1e-9)
     compared = f"{output.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
     output.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
@@ -57,13 +57,25 @@ REDIRECT = """<!doctype html>
     metavar="MIB",
     help="Accept dropped files up to this size.",
 )
+@source_option("Open only videos below this folder or s3://bucket/prefix.")
 @store_options
-def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_limit: int, **typed: Any) -> int:
+def serve(
+    out: str,
+    port: int,
+    open_page: bool,
+    layout: str,
+    device: str,
+    drop_limit: int,
+    source: str | None,
+    **typed: Any,
+) -> int:
     """Open a local web page to explore OUT: search, play, drop a file, see all videos on a map.
 
     Find videos by path, id or conditions on columns. A click plays a clip from its second and shows what is most
     similar, with cosines. A file that is dropped on the page is embedded as `p3d search OUT FILE` does it. The map
     shows up to 20 000 videos, by PCA or (extra `umap`) UMAP of their vectors, coloured by cluster.
+
+    Of an OUT that is not trusted (see `p3d trust`) no video is opened without --source.
 
     The page listens only on 127.0.0.1, under a printed URL with a random token. It serves the videos of OUT and no
     other file, and only while they are unchanged since they were embedded. From another machine:
@@ -72,17 +84,22 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
     output.need("aiohttp", "page")
     if layout == "umap":
         output.need("umap", "umap")
+    from p3d.jobs.cli.trust import sources_allowed
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.page.archive import read_archive
     from p3d.pipeline.results.page.server import serve_until_stopped
+    from p3d.pipeline.results.search.index_cache import name_old_index
 
     s3 = store_options_of(typed)
-    source = rows_of(out_store(out, s3))
+    store = out_store(out, s3)
+    rule = sources_allowed(store, source)
+    rows = rows_of(store)
+    name_old_index(store)
     steps = partial(progress, "read") if sys.stderr.isatty() else None
-    archive = read_archive(source, layout=layout, on_step=steps)
-    output.say(f"{output.count(archive.rows.num_rows, 'video')} of {source.store.url}; Ctrl-C ends the page")
-    if source.pending:
-        output.say(f"{output.count(source.pending, 'video')} pending and not shown")
+    archive = read_archive(rows, layout=layout, on_step=steps)
+    output.say(f"{output.count(archive.rows.num_rows, 'video')} of {store.url}; Ctrl-C ends the page")
+    if rows.pending:
+        output.say(f"{output.count(rows.pending, 'video')} pending and not shown")
 
     with tempfile.TemporaryDirectory(prefix="p3d-open-") as private:
 
@@ -95,10 +112,11 @@ def serve(out: str, port: int, open_page: bool, layout: str, device: str, drop_l
         asyncio.run(
             serve_until_stopped(
                 archive,
-                embed=_embed_of(source, device),
+                embed=_embed_of(rows, device),
                 options=s3,
                 port=port,
                 dropped_bytes=drop_limit * MIB,
+                rule=rule,
                 on_ready=ready,
             )
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
 
 if TYPE_CHECKING:
     from p3d.jobs.monitor.status import Status
@@ -62,21 +62,21 @@ def status(
                 now = read_status(store, job)
         elif watch and not as_json:
             width = shutil.get_terminal_size().columns
-            with Live(render(now, width=width, escape=output.escape), console=console, auto_refresh=False) as live:
+            with Live(render(now, width=width, escape=output.escape_all), console=console, auto_refresh=False) as live:
                 while under_way(now):
                     time.sleep(WATCH_S)
                     now = read_status(store, job)
-                    live.update(render(now, width=width, escape=output.escape), refresh=True)
+                    live.update(render(now, width=width, escape=output.escape_all), refresh=True)
             return _code(now) if mirror else 0
     except KeyboardInterrupt:
-        output.say(f"detached; the job continues. `p3d cancel {out}` stops it")
+        output.say(f"detached; the job continues. `p3d cancel {store.words(out)}` stops it")
         return 0
     if wait and now.state == SUBMITTED:
         output.say(f"the driver did not begin within {BEGIN_S:.0f} s; `ray job logs` on the cluster shows why")
     if as_json:
         output.show_json(asdict(now))
     else:
-        console.print(render(now, width=console.width, escape=output.escape))
+        console.print(render(now, width=console.width, escape=output.escape_all))
     return _code(now) if mirror or wait else 0
 
 
@@ -90,14 +90,17 @@ def _code(now: Status) -> int:
 @click.command()
 @click.argument("out")
 @click.option("--now", is_flag=True, help="Abandon the shards in progress; a resume computes them again.")
+@trust_option
 @store_options
-def cancel(out: str, now: bool, **typed: Any) -> int:
+def cancel(out: str, now: bool, trust: bool, **typed: Any) -> int:
     """Stop the run at OUT: after the shards in progress, or at once with --now. Committed shards are kept."""
+    from p3d.jobs.cli.trust import need_trust
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
 
-    store = out_store(out, store_options_of(typed))
-    read_job(store)
+    s3 = store_options_of(typed)
+    store = out_store(out, s3)
+    need_trust(store, read_job(store), s3, trust_it=trust, verb="cancel")
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
@@ -108,6 +111,7 @@ def cancel(out: str, now: bool, **typed: Any) -> int:
     control.ask_cancel(store, epoch.number, now=now)
     what = "stops at once" if now else "finishes its shards in progress and stops"
     output.say(f"asked: the run on {epoch.host} {what}; it checks every {control.HEARTBEAT_S:.0f} s")
-    output.say(f"  p3d status {out} --wait    wait until it has")
-    output.say(f"  p3d resume {out}           continue later")
+    named = store.words(out)
+    output.say(f"  p3d status {named} --wait    wait until it has")
+    output.say(f"  p3d resume {named}           continue later")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,8 @@ RANDOM_IN_TIME = (
 )
 
 _file = click.argument("file", type=click.Path(path_type=Path))
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-
-
-@click.command("import")
-@_file
-@click.option(
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+out_option = click.option(
     "-o",
     "--output",
     "out",
@@ -42,45 +39,58 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
     metavar="OUT.safetensors",
     help="Write to this file.",
 )
-@click.option("--model", help="Choose among networks with these tensors, such as p3d63-a. Default: the mixed one.")
-@click.option(
-    "--graph", type=click.Choice(["caffe", "port"]), help="Use the authors' graph or the port's. Default: the format's."
+_IMPORT_OPTIONS = (
+    click.option("--model", help="Choose among networks with these tensors, such as p3d63-a. Default: the mixed one."),
+    click.option(
+        "--graph",
+        type=click.Choice(["caffe", "port"]),
+        help="Use the authors' graph or the port's. Default: the format's.",
+    ),
+    click.option(
+        "--stride-on",
+        type=click.Choice(["1x1", "3x3"]),
+        help="Set which convolution has stride 2. Default: the format's.",
+    ),
+    click.option(
+        "--temporal",
+        type=click.Choice(["identity", "gaussian"]),
+        help="Initialise the temporal filters of a 2-D ResNet. Default: identity.",
+    ),
+    click.option("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it."),
+    click.option(
+        "--channel-order",
+        type=click.Choice(["rgb", "bgr"]),
+        help="Set the order it was trained on. Default: the format's.",
+    ),
+    click.option(
+        "--range",
+        "value_range",
+        type=click.Choice(["255", "1"]),
+        help="Set the input range. 255: minus 104/117/123; 1: ImageNet mean and std. Default: the format's.",
+    ),
+    click.option(
+        "--class-names",
+        "names_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Read class names from UTF-8 text, one per line. Default: none, or the file's own.",
+    ),
 )
-@click.option(
-    "--stride-on", type=click.Choice(["1x1", "3x3"]), help="Set which convolution has stride 2. Default: the format's."
-)
-@click.option(
-    "--temporal",
-    type=click.Choice(["identity", "gaussian"]),
-    help="Initialise the temporal filters of a 2-D ResNet. Default: identity.",
-)
-@click.option("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it.")
-@click.option(
-    "--channel-order", type=click.Choice(["rgb", "bgr"]), help="Set the order it was trained on. Default: the format's."
-)
-@click.option(
-    "--range",
-    "value_range",
-    type=click.Choice(["255", "1"]),
-    help="Set the input range. 255: minus 104/117/123; 1: ImageNet mean and std. Default: the format's.",
-)
-@click.option(
-    "--class-names",
-    "names_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Read class names from UTF-8 text, one per line. Default: none, or the file's own.",
-)
-@_as_json
-def import_(
-    file: Path,
-    out: Path,
-    channel_order: str | None,
-    value_range: str | None,
-    names_file: Path | None,
-    as_json: bool,
-    **typed: Any,
-) -> int:
+
+
+def import_options(verb: Callable[..., int]) -> Callable[..., int]:
+    """The options that state what a file does not, for `import` and `fetch`."""
+    for option in reversed(_IMPORT_OPTIONS):
+        verb = option(verb)
+    return verb
+
+
+@click.command("import")
+@_file
+@out_option
+@import_options
+@as_json_option
+def import_(file: Path, out: Path, as_json: bool, **typed: Any) -> int:
     """Convert FILE to one .safetensors that holds network, graph, clip recipe, classes and origin.
 
     FILE is our own .safetensors, a caffemodel of the authors, a checkpoint of the PyTorch port, or a 2-D ImageNet
@@ -96,13 +106,38 @@ def import_(
 
     OUT is written atomically and never replaces other content. Exits 2 when FILE does not fit.
     """
+    check_name(out)
+    convert(file, out, as_json=as_json, **typed)
+    return 0
+
+
+def check_name(out: Path) -> None:
+    """InputError for an OUT that no other verb could read."""
+    from p3d.pipeline.errors import InputError
+
+    if out.suffix.lower() != ".safetensors":
+        raise InputError(f"{out} must end in .safetensors, so that other verbs can read it")
+
+
+def convert(
+    file: Path,
+    out: Path,
+    *,
+    as_json: bool,
+    channel_order: str | None,
+    value_range: str | None,
+    names_file: Path | None,
+    downloaded: str = "",
+    **typed: Any,
+) -> None:
+    """Write OUT and show what it is. `downloaded` says where FILE is from and is added to the origin."""
+    from dataclasses import replace
+
     from p3d.pipeline.errors import InputError
     from p3d.weights import to_bytes
     from p3d.weights.native import write
     from p3d.zoo import BASELINES
 
-    if out.suffix.lower() != ".safetensors":
-        raise InputError(f"{out} must end in .safetensors, so that other verbs can read it")
     found = _identify(file)
     inflates = found.format == "resnet" and typed["model"] not in BASELINES
     if inflates:
@@ -110,6 +145,8 @@ def import_(
     names = None if names_file is None else _class_names(names_file)
     weights = _load(found, class_names=names, **_named(typed))
     weights = _in_convention(found, weights, channel_order, value_range)
+    if downloaded:
+        weights = replace(weights, origin=f"{weights.origin}; {downloaded}")
     content = to_bytes(weights)
     try:
         if out.exists() and (not out.is_file() or out.read_bytes() != content):
@@ -124,12 +161,11 @@ def import_(
         output.show(*_lines(record, weights))
     if inflates:
         output.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
-    return 0
 
 
 @click.command()
 @_file
-@_as_json
+@as_json_option
 def show(file: Path, as_json: bool) -> int:
     """Show what FILE is: format, network, graph, stride, classes, clip recipe, origin, sha256.
 

@@ -5,10 +5,8 @@ Reads only the store, even of a running job; needs neither torch nor Ray.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +22,12 @@ from p3d.pipeline.results.report.neighbours import find_neighbours
 from p3d.pipeline.results.report.pictures import take_pictures
 from p3d.pipeline.results.report.render import Report
 from p3d.pipeline.results.report.throughput import RunFacts, RunRecord, timeline
+from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import Store, StoreOptions
 
 RUNS = 12  # the newest ones are shown
+OPTIONS = 100  # of a run that are shown
+DEPTH = 3  # of records inside records in its options
 NEIGHBOURS = 4  # of each query
 
 
@@ -37,12 +38,13 @@ def make_report(
     videos: int = 24,
     queries: int = 4,
     seed: int = 0,
+    rule: SourceRule = EVERY_SOURCE,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Everything that a report shows of the job or snapshot at a store: bounded samples, drawn by `seed`.
 
     `videos` is the number on the contact sheet, `queries` the number of clips whose neighbours are shown. If both are
-    0, no source is opened. NoSuchJob, DamagedJob.
+    0, no source is opened, and else none that `rule` does not allow. NoSuchJob, DamagedJob.
     """
 
     def told(what: str) -> Callable[[int, int], None] | None:
@@ -62,7 +64,7 @@ def make_report(
         run=_run(store, source),
         facts=facts,
         neighbours=like,
-        pictures=take_pictures(wanted, options),
+        pictures=take_pictures(wanted, options, rule),
         seed=seed,
     )
 
@@ -90,25 +92,25 @@ def _run(store: Store, source: Rows) -> RunFacts | None:
 def _runs(store: Store) -> list[RunRecord]:
     """The newest runs, oldest first."""
     found = []
-    for key in sorted(info.key for info in store.list("_job/epochs/"))[-RUNS:]:
-        try:
-            epoch = control.Epoch(**json.loads(store.read(key)))
-        except (ValueError, TypeError):
-            found.append(RunRecord(int(Path(key).stem), "", "", "its record cannot be read", ()))
+    for number in control.epoch_numbers(store)[-RUNS:]:
+        if (epoch := control.read_epoch(store, number)) is None:
+            found.append(RunRecord(number, "", "", "its record cannot be read", ()))
             continue
         beat = control.heartbeat(store, epoch.number) or {}
         state = str(beat.get("state", "unknown"))
         state = "dead" if state == control.RUNNING and epoch.died_here() else state
-        found.append(RunRecord(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options))))
+        found.append(RunRecord(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options)[:OPTIONS])))
     return found
 
 
-def _flat(options: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+def _flat(options: dict[str, Any], before: str = "", depth: int = 1) -> list[tuple[str, str]]:
     """(name, value) of all options that are set, as text; nested names are joined by dots."""
     found: list[tuple[str, str]] = []
     for name, value in options.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{before}{name}.")
+        if isinstance(value, list) or (isinstance(value, dict) and depth == DEPTH):
+            found.append((before + name, "..."))
+        elif isinstance(value, dict):
+            found += _flat(value, f"{before}{name}.", depth + 1)
         elif value is not None and value is not False:
             found.append((before + name, f"{value:g}" if isinstance(value, float) else str(value)))
     return found

@@ -26,6 +26,7 @@ from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.storage.store import Store
 
 SUBMITTED = "submitted"
+DAMAGED = 7  # exit code of a run that found damage: it has not finished, whatever is listed
 UNDER_WAY = (SUBMITTED, control.RUNNING)
 
 
@@ -77,7 +78,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     state = beat.get("state", "not started")
     if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
         state = "dead"
-    if plans and names <= whole and state != control.RUNNING:
+    if plans and names <= whole and state != control.RUNNING and beat.get("exit_code") != DAMAGED:
         state = "finished"
     waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
     if waiting and state != "finished":
@@ -124,8 +125,12 @@ def _outcome(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[
     return beat.get("exit_code", 6), beat.get("sentence", "not started; `p3d resume` starts it")
 
 
-def render(status: Status, *, width: int, escape: Callable[[str], str]) -> RenderableType:
-    """The status of a job for a terminal of `width` columns."""
+def render(status: Status, *, width: int, escape: Callable[[Status], Status]) -> RenderableType:
+    """The status of a job for a terminal of `width` columns. `escape` makes its texts harmless: they are from OUT.
+
+    A `str` in a table is markup for Rich, so each cell is a `Text`.
+    """
+    status = escape(status)
     head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
     colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
     share = status.videos_done / status.videos_all if status.videos_all else 0.0
@@ -152,9 +157,9 @@ def render(status: Status, *, width: int, escape: Callable[[str], str]) -> Rende
         )
         parts.append(Text(f"failures: {reasons}", "red"))
     if status.outage:
-        parts.append(Text(escape(f"paused: {status.outage}"), "yellow"))
+        parts.append(Text(f"paused: {status.outage}", "yellow"))
     if status.sentence:
-        parts.append(Text(escape(status.sentence)))
+        parts.append(Text(status.sentence))
     return Group(*parts)
 
 
@@ -177,14 +182,19 @@ SENTENCES: dict[Limit, str] = {
 
 def limit_of(workers: list[dict[str, Any]]) -> Limit | None:
     """The limit of most workers; None before any has worked."""
-    limits = Counter(worker["limit"] for worker in workers if worker.get("limit") and worker["state"] == "busy")
+    limits = Counter(worker["limit"] for worker in workers if worker["state"] == "busy" and _known_limit(worker))
     return limits.most_common(1)[0][0] if limits else None
+
+
+def _known_limit(worker: dict[str, Any]) -> bool:
+    limit = worker.get("limit")
+    return isinstance(limit, str) and limit in SENTENCES
 
 
 def _limit(workers: list[dict[str, Any]]) -> str | None:
     if (limit := limit_of(workers)) is None:
         return None
-    loads = [worker["load"] for worker in workers if worker.get("limit") and worker["state"] == "busy"]
+    loads = [worker.get("load") or {} for worker in workers if worker["state"] == "busy" and _known_limit(worker)]
     shares = {
         name: f"{sum(load.get(name, 0.0) for load in loads) / len(loads):.0%}"
         for name in ("inference_threads", "decoding")
@@ -201,7 +211,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
     for worker in workers:
         load = worker.get("load") or {}
         known = worker["state"] == "busy" and load.get("decode_concurrency")
-        table.add_row(
+        cells = (
             str(worker["worker"]),
             worker["device"],
             worker["state"],
@@ -209,9 +219,10 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             str(worker["videos"]),
             str(worker["clips"]),
             f"{load['inference_threads']:.0%}" if known else "-",
-            f"{load.get('queued', 0.0):g}" if known else "-",
+            f"{load['queued']:g}" if known and isinstance(load.get("queued"), int | float) else "-",
             f"{load['decoding']:.0%} of {load['decode_concurrency']}" if known else "-",
         )
+        table.add_row(*map(Text, cells))
     return table
 
 

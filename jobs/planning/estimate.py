@@ -3,6 +3,7 @@
     all videos ──sample──> probe: clips per byte ──> 32 of them ──trial──> seconds of decoding, frames
                                                      frames ──Encoder, inference threads of a job──> clips/s, rows
                                                               on a GPU also in batches of several sizes
+                                                              in fp32 also in bf16, if that runs here
                                                      rows ──the dataset's own writers──> bytes per row
 
 On a CPU, decoding and the network share the cores, so their times add up. On a GPU they overlap, so the slower of the
@@ -23,11 +24,12 @@ import pyarrow as pa
 
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.decode_trial import How, Tried, trial
-from p3d.jobs.planning.network_trial import embed_trial
+from p3d.jobs.planning.network_trial import Bf16, embed_trial
 from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import derived
+from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
@@ -47,6 +49,13 @@ MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/per
 
 
 @dataclass(frozen=True, slots=True)
+class Bf16Gain(Bf16):
+    """`job_times`: the speed of the whole job as a multiple of that in fp32, with its start and its decoding."""
+
+    job_times: float
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """Counts of videos and shards are exact; clips, bytes and seconds are extrapolated.
 
@@ -54,6 +63,7 @@ class Estimate:
     batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
     a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
     slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
+    `bf16` is None unless the recipe is in fp32 and could also run in bf16 here.
     """
 
     n_videos: int
@@ -74,6 +84,7 @@ class Estimate:
     workers: int
     device: str
     warnings: tuple[str, ...]
+    bf16: Bf16Gain | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,7 +109,7 @@ def estimate(
     tried = trial(refs, how, children=cpus, longest_s=TRIED_S)
     good = [one for one in tried if isinstance(one.end, VideoEnd)]
 
-    total = int(sizes.sum())
+    total = total_bytes(sizes)
     n_sampled, n_clips = _count(_probed(videos, sizes, order, recipe.sampling), tried, recipe, total)
     decode_s = sum(one.cpu_s for one in tried) * total / max(sum(one.video.size_bytes for one in tried), 1)
 
@@ -131,11 +142,24 @@ def estimate(
         network_s_per_clip=cpus / rate if on_cpu else 0.0,
         binding="decoding" if cores_s > network_s else "network",
         useful_cores=None if on_cpu else rate * decode_s / max(n_clips, 1),
-        seconds=STARTUP_S + (cores_s + network_s if on_cpu else max(cores_s, network_s)),
+        seconds=seconds_of_job(cores_s, network_s, on_cpu=on_cpu),
         workers=workers,
         device=device,
         warnings=tuple(warnings),
+        bf16=None if network.bf16 is None else gain(network.bf16, cores_s, network_s, on_cpu=on_cpu),
     )
+
+
+def seconds_of_job(cores_s: float, network_s: float, *, on_cpu: bool) -> float:
+    """Seconds from launch to end, if decoding takes `cores_s` and the network `network_s` alone."""
+    return STARTUP_S + (cores_s + network_s if on_cpu else max(cores_s, network_s))
+
+
+def gain(bf16: Bf16, cores_s: float, network_s: float, *, on_cpu: bool) -> Bf16Gain:
+    """What bf16 gains for a whole job whose stages take these seconds in fp32."""
+    full_s = seconds_of_job(cores_s, network_s, on_cpu=on_cpu)
+    half_s = seconds_of_job(cores_s, network_s / bf16.times, on_cpu=on_cpu)
+    return Bf16Gain(**asdict(bf16), job_times=full_s / half_s)
 
 
 def _count(probed: dict[str, tuple[int, int]], tried: list[Tried], recipe: Recipe, total: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
     trial ──frames of a clip of each──> Encoder, as many inference threads as a job has ──> clips/s, rows
                                         on a GPU also in batches of several sizes
+                                   └──> the same in bf16, in turn, if fp32 was asked for ──> times the speed, cosines
 
 On a CPU the Encoder arranges its weights for the first batch size, so one Encoder cannot compare sizes. Only the
 default is timed there; docs/performance.md has rates of other sizes.
@@ -17,8 +18,9 @@ from itertools import repeat
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
-from p3d.encoder import Encoder, device_for
+from p3d.encoder import Encoder, computes_in, device_for
 from p3d.jobs.machine import inference_threads_of
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch
@@ -27,7 +29,23 @@ from p3d.pipeline.types import FLOAT32, INT64, UINT8
 TIMED_S = 5.0  # after one warm-up batch per inference thread; at least two more batches per thread are timed
 GPU_BATCHES = (8, 16, 32, 64, 128)  # clips
 ROUNDS = 3  # over all sizes in turn, after one to warm up
-WORTH = 1.05  # a batch size this many times as fast as the default is suggested
+BF16_ROUNDS, BF16_S = 3, 2.0  # after so many rounds, or seconds in bf16, no further round also runs in bf16
+WORTH = 1.05  # what is this many times as fast as the default is suggested
+
+
+@dataclass(frozen=True, slots=True)
+class Bf16:
+    """What bf16 gains and costs here, compared with fp32.
+
+    `times` is the speed of the network as a multiple of that in fp32, the median of interleaved rounds. `cosine` is the
+    median of the cosines between the features of a clip in bf16 and in fp32, and `lowest` the lowest, over `n_clips`
+    clips of different videos; a feature vector of zeros counts as 0.
+    """
+
+    times: float
+    cosine: float
+    lowest: float
+    n_clips: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +54,8 @@ class EmbedTrial:
 
     `clips_per_s` is the rate with the default batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0
     for those that do not fit; it is empty on a CPU. `features_ND` and `probs_NK` are float32, with N videos; K is 0 if
-    the recipe stores no scores.
+    the recipe stores no scores. `bf16` is None unless the recipe is in fp32, the network and the device also run in
+    bf16, and a video could be decoded.
     """
 
     device: str
@@ -45,6 +64,7 @@ class EmbedTrial:
     by_batch: dict[int, float]
     features_ND: FLOAT32
     probs_NK: FLOAT32
+    bf16: Bf16 | None = None
 
     @property
     def faster(self) -> str | None:
@@ -62,39 +82,66 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
     device, recipe = str(device_for("auto")), prepared.recipe
     size, threads = default_batch(device), max(1, cpus // 2)
     inference_threads = inference_threads_of(device, cpus, threads)
-    encoder = Encoder(
-        prepared.weights,
-        device=device,
-        batch_size=size,
-        threads=threads if device == "cpu" else None,
-        precision=recipe.precision,
-    )
+
+    def encoder_in(precision: str) -> Encoder:
+        return Encoder(
+            prepared.weights,
+            device=device,
+            batch_size=size,
+            threads=threads if device == "cpu" else None,
+            precision=precision,
+        )
+
+    has_bf16 = "bf16" in prepared.weights.network.precisions and computes_in("bf16", device_for(device))
+    encoder = encoder_in(recipe.precision)
+    half = encoder_in("bf16") if tried and has_bf16 and recipe.precision == "fp32" else None
     black_NHWC = np.zeros((1, *recipe.crop_hw, 3), np.uint8)
     clips = [one.frames_NHWC for one in tried if len(one.frames_NHWC)] or [black_NHWC]
 
-    def batch(number: int, size: int) -> tuple[FLOAT32, FLOAT32]:
-        return encoder.encode(*_batch(clips, recipe.clip_frames, number * size, size), probs=True)
+    def batch(of: Encoder, number: int, size: int) -> tuple[FLOAT32, FLOAT32]:
+        return of.encode(*_batch(clips, recipe.clip_frames, number * size, size), probs=True)
 
     with ThreadPoolExecutor(inference_threads) as pool:
 
-        def turn(first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
-            return list(pool.map(batch, range(first, first + inference_threads), repeat(size)))
+        def turn(of: Encoder, first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
+            return list(pool.map(batch, repeat(of), range(first, first + inference_threads), repeat(size)))
 
-        done = [batch(0, size)]  # alone, because it may rearrange the weights in memory
-        done += pool.map(batch, range(1, inference_threads), repeat(size))
-        started, warm = time.monotonic(), len(done)
-        while len(done) < 3 * inference_threads or (
-            time.monotonic() - started < TIMED_S and len(done) * size < len(clips)
-        ):
-            done += turn(len(done), size)
-        rate = (len(done) - warm) * size / (time.monotonic() - started)
+        done = [batch(encoder, 0, size)]  # alone, because it may rearrange the weights in memory
+        done += pool.map(batch, repeat(encoder), range(1, inference_threads), repeat(size))
+        if half:
+            batch(half, 0, size)
+        warm, done_in_bf16 = len(done), list[tuple[FLOAT32, FLOAT32]]()
+        spent, spent_in_bf16 = list[float](), list[float]()  # seconds of each round
+        while len(done) < 3 * inference_threads or (sum(spent) < TIMED_S and len(done) * size < len(clips)):
+            first, started = len(done), time.monotonic()
+            done += turn(encoder, first, size)
+            spent.append(time.monotonic() - started)
+            if half and len(spent) <= BF16_ROUNDS and sum(spent_in_bf16) < BF16_S:
+                started = time.monotonic()
+                done_in_bf16 += turn(half, first, size)
+                spent_in_bf16.append(time.monotonic() - started)
+        rate = len(spent) * inference_threads * size / sum(spent)
         by_batch = (
             {}
             if device == "cpu"
-            else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(0, size), inference_threads)
+            else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(encoder, 0, size), inference_threads)
         )
     features_ND, probs_NK = (np.concatenate(rows)[: len(tried)] for rows in zip(*done, strict=True))
-    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0])
+    bf16 = None
+    if half:
+        pairs = list(zip(done[warm:], done_in_bf16, strict=False))
+        cosines_N = np.concatenate([_cosines(ours[0], theirs[0]) for ours, theirs in pairs])[: len(clips)]
+        times = median(full / half for full, half in zip(spent, spent_in_bf16, strict=False))
+        bf16 = Bf16(times, float(np.median(cosines_N)), float(cosines_N.min()), len(cosines_N))
+    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0], bf16)
+
+
+def _cosines(one_ND: FLOAT32, other_ND: FLOAT32) -> npt.NDArray[np.float64]:
+    """The cosine of each pair of rows; 0 if one of them is all zeros."""
+    one_ND, other_ND = one_ND.astype(np.float64), other_ND.astype(np.float64)
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    found_N: npt.NDArray[np.float64] = (one_ND * other_ND).sum(axis=1) / np.where(lengths_N > 0, lengths_N, 1.0)
+    return found_N
 
 
 def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UINT8, INT64]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import p3d.weights
-from p3d.encoder import check_precision, device_for, golden_features
+from p3d.encoder import check_precision, computes_in, device_for, golden_features
 from p3d.jobs.job import golden_key, read_job, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
 from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, write_plan
@@ -28,8 +27,9 @@ from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing
-from p3d.pipeline.recipe import CPU_BATCH, GPU_BATCH, JobRecord, PlanRecord, Recipe, RunOptions
+from p3d.pipeline.recipe import CPU_BATCH, GPU_BATCH, JobRecord, PlanRecord, Recipe, RunOptions, new_job_id
 from p3d.pipeline.sources.listing import SourceListing, look_again
+from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FrameSpec
@@ -39,6 +39,8 @@ from p3d.weights import Weights
 _PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume keeps the other options
 # per worker; each holds 100 to 300 MB, and message batches in Ray's shared memory (jobs/scheduler/cluster.py)
 MAX_DECODE_TASKS = 32
+PLAIN_NAME = re.compile(r"[\w+-][\w .+-]*")  # of a file: no separator, control character or leading dot
+NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +88,30 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
 
 @contextlib.contextmanager
 def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
-    """The weights as given; an object on S3 is downloaded to a temporary file of the same name."""
+    """The weights as given; an object on S3 is downloaded to a temporary file."""
     if not named.startswith("s3://"):
         yield named
         return
     folder, _, name = named.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="p3d-weights-") as scratch:
-        path = Path(scratch) / unquote(name)
+    with scratch_folder("p3d-weights-") as scratch:
+        path = scratch / _local_name(unquote(name))
         try:
             open_store(folder, s3).download(unquote(name), path)
         except StoreMissing:
             raise InputError(f"there is no weights file {named}") from None
         yield str(path)
+
+
+def _local_name(key: str) -> str:
+    """The file name of a key of weights if it is a plain one, since the origin of the weights states it; else our own.
+
+    A key may hold any characters, such as those of an absolute path.
+    """
+    last = key.rpartition("/")[2]
+    if PLAIN_NAME.fullmatch(last) and len(last.encode()) <= NAME_BYTES:
+        return last
+    suffix = re.search(r"\.[A-Za-z]{1,12}$", last)
+    return f"weights{suffix[0] if suffix else ''}"
 
 
 def fix(weights: Weights, spec: JobSpec) -> Prepared:
@@ -139,14 +153,17 @@ def frame_spec(clip: ClipRecipe) -> FrameSpec:
     return FrameSpec(crop_hw=clip.crop_hw, resize_hw=clip.resize_hw, short_side=clip.short_side)
 
 
-def create_job(store: Store, prepared: Prepared) -> JobRecord:
-    """Write the weights, the golden features and job.json into OUT, job.json last. Idempotent."""
+def create_job(store: Store, prepared: Prepared, job_id: str = "") -> JobRecord:
+    """Write the weights, the golden features and job.json into OUT, job.json last. Idempotent.
+
+    `job_id` is that of a new job, random if it is empty; the record of a job that existed before keeps its own.
+    """
     recipe = prepared.recipe
     store.create(weights_key(recipe), prepared.content)
     golden = golden_features(prepared.weights)
     record = {"features": [float(value) for value in golden], "what": "features of the golden clip, CPU, float32"}
     store.create(golden_key(recipe), json.dumps(record).encode())
-    job = JobRecord(recipe, prepared.origin, software())
+    job = JobRecord(recipe, prepared.origin, software(), job_id or new_job_id())
     if store.create("job.json", job.to_json()) == EXISTS:
         job = read_job(store)
         recipe.refuse_other(job.recipe, store.url)
@@ -154,10 +171,20 @@ def create_job(store: Store, prepared: Prepared) -> JobRecord:
 
 
 def add_plan(
-    store: Store, job: JobRecord, found: SourceListing, *, shard_videos: int, limit: int | None
+    store: Store,
+    job: JobRecord,
+    found: SourceListing,
+    *,
+    shard_videos: int,
+    limit: int | None,
+    without: Collection[int] = (),
 ) -> PlanRecord | None:
-    """Plan the videos that no earlier plan has in this version; None if nothing is new."""
-    plans = load_plans(store)
+    """Plan the videos that no earlier plan has in this version; None if nothing is new.
+
+    Plans of the numbers `without` will not be run, so that their videos count as new.
+    """
+    every = load_plans(store)
+    plans = [plan for plan in every if plan.seq not in without]
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     if plans:
         known = known_versions(store, plans)
@@ -165,7 +192,7 @@ def add_plan(
         videos = videos.filter([known.get(one) != mark for one, mark in zip(ids, marks, strict=True)])
     if not videos.num_rows:
         return None
-    seq = max((plan.seq for plan in plans), default=0) + 1
+    seq = max((plan.seq for plan in every), default=0) + 1
     return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), found.n_skipped)
 
 
@@ -221,6 +248,19 @@ def refuse_unfit_device(recipe: Recipe, device: str, there: Machines | None = No
         raise InputError(f"--decoder nvdec: {why}. Use auto, decord or pyav")
 
 
+def recipe_of_query(recipe: Recipe, device: str) -> Recipe:
+    """The recipe to embed a file with, to compare it with rows of `recipe`.
+
+    It is in fp32 if the device does not support the precision of `recipe`. InputError if this machine does not have the
+    device, or cannot decode as the recipe says.
+    """
+    with contextlib.suppress(ValueError):  # a device that is not there is refused below
+        if not computes_in(recipe.precision, device_for(device)):
+            recipe = replace(recipe, precision="fp32")
+    refuse_unfit_device(recipe, device)
+    return recipe
+
+
 def most_decodes(machines: Machines) -> int:
     """The most concurrent decodes of one worker, when the other workers leave it all cores."""
     return min(max(1, machines.cpus), MAX_DECODE_TASKS)
@@ -229,12 +269,12 @@ def most_decodes(machines: Machines) -> int:
 def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
     """The options of a run: those given, else those of the last run of this output, else the defaults.
 
-    `--max-failures` and the number of decode tasks are not inherited. `there` has the cores and GPUs of a cluster,
-    which replace those of this machine. InputError for a device that is not available.
+    `--max-failures`, the number of decode tasks and `s3`, which says where credentials go, are not inherited. `there`
+    has the cores and GPUs of a cluster, which replace those of this machine. InputError for a device that is not
+    available.
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _PER_RUN}
-    given["s3"] = given.get("s3", StoreOptions()).or_those_of(last.get("s3", {}))
     device = given.get("device", kept.get("device", "auto"))
     if ":" in device:
         raise InputError(f"--device {device}: each worker gets its own GPU; set CUDA_VISIBLE_DEVICES to choose GPUs")

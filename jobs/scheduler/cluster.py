@@ -5,6 +5,9 @@
     ray://HOST:PORT      joined_cluster   the same from outside the cluster, through the Ray client server
     http://HOST:PORT     p3d.jobs.scheduler.submission  a driver is started on the cluster
 
+Other users of this machine can reach neither the ports nor the files of a local cluster: it has a token of its own, in
+the environment of its processes, and its session folder lies in a private folder.
+
 Ray puts the driver's working directory first on its workers' path, so a user's own `jobs/` or `pipeline.py` there
 would shadow ours (measured). So paths are made absolute first, and Ray starts from a private empty folder.
 """
@@ -13,8 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -25,13 +31,16 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
+from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, Config, get_authentication_mode
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p3d.jobs.machine import Machines, is_alive, usable_cpus
 from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections
-from p3d.pipeline.errors import ClusterError
+from p3d.pipeline.errors import ClusterError, StoreFull, escape
+from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import StoreOptions
 
 Answer = TypeVar("Answer")
@@ -44,6 +53,8 @@ PROBES = 4  # failed in a row, after which the head counts as dead
 # Holds unread message batches of 8 to 13 MB each: two per decode, or five per share of a video.
 OBJECT_STORE_BYTES = 512 * 1024**2  # at least
 OBJECT_STORE_BYTES_PER_CORE = 64 * 1024**2  # each core may run a decode
+SESSION_BYTES = 2 * 1024**2  # free space for the logs and sockets of Ray's session, at least
+PROCESSES = 256  # processes and threads of a local cluster, at least; on two cores it had 278
 PROCESSES_PER_CORE = 4  # two that fetch or decode, a worker, and the preflight task
 
 
@@ -106,14 +117,15 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
         refuse_silent(address)  # Ray would retry for many minutes
     with _private_folder() as scratch:
         try:
-            ray.init(
-                address=address,
-                # a submitted driver has the code already, and Ray refuses to get it twice
-                runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
-                log_to_driver=False,
-                logging_level="ERROR",
-                namespace="p3d",
-            )
+            with _entrypoint():
+                ray.init(
+                    address=address,
+                    # a submitted driver has the code already, and Ray refuses to get it twice
+                    runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    namespace="p3d",
+                )
         except Exception as error:  # Ray has no class for it
             raise ClusterError(
                 f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
@@ -122,6 +134,39 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
         cluster = Cluster(_machines(), scratch, head=_head(address))
         threading.Thread(target=cluster.watch, name="watch", daemon=True).start()
         yield cluster
+
+
+def _refuse_full(folder: Path) -> None:
+    """StoreFull, which names the folder, if Ray's session could not start there: Ray itself would only time out."""
+    free = shutil.disk_usage(folder).free
+    if free < SESSION_BYTES:
+        raise StoreFull(
+            f"{folder}: the disk is full ({free / 1e6:.1f} MB free); free some space, or set TMPDIR to another folder"
+        )
+
+
+def refuse_few_processes() -> None:
+    """ClusterError if `ulimit -u` allows too few processes and threads: Ray's C++ would abort, or never end."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if os.geteuid() != 0 and limit != resource.RLIM_INFINITY and limit < PROCESSES:
+        raise ClusterError(
+            f"this user may have only {limit} processes and threads, and Ray needs at least {PROCESSES}; raise the "
+            "limit of `ulimit -u`"
+        )
+
+
+def refuse_without_loopback() -> None:
+    """ClusterError unless this machine can connect to itself. Without that Ray would try for many minutes."""
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            socket.create_connection(listener.getsockname(), timeout=PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"this machine cannot connect to itself at 127.0.0.1, as Ray must ({error.strerror or error}); is its "
+            "loopback interface up (`ip link set lo up`)?"
+        ) from None
 
 
 def _machines() -> Machines:
@@ -164,27 +209,35 @@ def code_folders() -> list[str]:
 def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     """Start Ray on this machine's loopback interface, without a dashboard. Stop it at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
+    os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's processes need their docstrings
+    _absolute_tmpdir()
     _loopback_only()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads of a worker would take cores from decoders
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # a thread's own glibc arena has 64 MB, and a layer may be larger
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its warning
     # Ray keeps this many idle processes; it would end more after a second, and a new one takes a second of CPU time
     os.environ.setdefault("RAY_num_workers_soft_limit", str(PROCESSES_PER_CORE * (cpus or usable_cpus())))
-    with _private_folder() as scratch:
+    refuse_few_processes()
+    refuse_without_loopback()
+    with own_token(), _private_folder() as scratch:
+        sessions = _sessions()
+        _refuse_full(sessions.parent)
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus or usable_cpus(),
-                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                namespace="p3d",
-            )
+            with _entrypoint():
+                ray.init(
+                    address="local",
+                    _temp_dir=str(sessions),
+                    num_cpus=cpus or usable_cpus(),
+                    object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    namespace="p3d",
+                )
         except Exception as error:  # Ray has no class for it
             raise ClusterError(
                 f"Ray could not start on this machine ({' '.join(str(error).split())}). Common causes: little memory, "
-                "a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in /tmp/ray/session_latest/logs"
+                f"a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in {sessions}/session_latest/logs"
             ) from error
         resources, node = ray.cluster_resources(), ray._private.worker._global_node
         n_cpus = int(resources.get("CPU", 0))
@@ -192,19 +245,86 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
+def _entrypoint() -> Iterator[None]:
+    """Let Ray record the command line escaped: one that names a file which is not UTF-8 would end `ray.init`."""
+    recorded = ray._private.utils.get_entrypoint_name
+    ray._private.utils.get_entrypoint_name = lambda: escape(recorded())
+    try:
+        yield
+    finally:
+        ray._private.utils.get_entrypoint_name = recorded
+
+
+@contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
     """A temporary folder from which Ray is started. Afterwards Ray is shut down and the folder removed."""
     _sweep_dead_runs()
     before = Path.cwd()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
-    (scratch / "empty").mkdir()
+    with writing(Path(tempfile.gettempdir())):
+        scratch = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))
+        (scratch / "empty").mkdir()
     os.chdir(scratch / "empty")
     try:
         yield scratch
     finally:
         ray.shutdown()
-        os.chdir(before)
+        with contextlib.suppress(OSError):  # it was deleted during the run
+            os.chdir(before)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_token() -> Iterator[None]:
+    """A token that Ray's processes of this run demand, in the environment, which no other user can read.
+
+    Ray itself would write one to a file that other users can read. RAY_AUTH_MODE=disabled remains in force.
+    """
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _read_token_again()
+    if before["RAY_AUTH_MODE"] is None and get_authentication_mode() != AuthenticationMode.TOKEN:
+        del os.environ["RAY_AUTH_MODE"]  # this version of Ray has read the mode once and for all
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+        _read_token_again()
+
+
+def _read_token_again() -> None:
+    """Make Ray in this process forget the mode and the token that it has read from the environment."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _sessions() -> Path:
+    """Where Ray makes its session folders: in a private folder of this user, as Ray opens its own to all users.
+
+    ClusterError if the folder is not private, which another user may have made. Its name is short, since the paths of
+    sockets are limited to 107 bytes.
+    """
+    private = Path(get_default_system_temp_dir()) / f"p3d-{os.geteuid()}"
+    try:
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = private.lstat()
+    except OSError as error:
+        raise ClusterError(f"{private} cannot be made for Ray's session ({error.strerror}); set TMPDIR") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ClusterError(
+            f"{private} is not a private folder of this user; remove it, or set TMPDIR to another folder"
+        )
+    return private / "ray"
+
+
+def _absolute_tmpdir() -> None:
+    """Make a relative TMPDIR absolute, since Ray and its processes start in another working directory."""
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).absolute())
 
 
 def _loopback_only() -> None:

@@ -7,6 +7,9 @@
 
 They avoid wasted work by two schedulers at once. Safety comes from the commit protocol alone. Clocks of different
 machines are never compared: a run is alive if its heartbeat counter changes while it is watched.
+
+Other files here, such as those of a file manager, are skipped and named once (StrayFile). A record that cannot be read
+counts as missing, as a power loss may leave an empty one, but the number of an epoch is taken from its name.
 """
 
 from __future__ import annotations
@@ -15,22 +18,41 @@ import contextlib
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from p3d.jobs.machine import boot_id, is_alive
-from p3d.pipeline.errors import AlreadyRunning, StoreError, StoreMissing, StoreUnknown
+from p3d.jobs.machine import boot_id, is_alive, user_name
+from p3d.pipeline.errors import AlreadyRunning, StoreError, StoreMissing, StoreUnknown, StoreUnsafe, StrayFile
 from p3d.pipeline.storage.store import CREATED, Store
 
 HEARTBEAT_S = 5.0
 WATCHED_PERIODS = 2
 RUNNING = "running"
 CLAIM_TRIES = 3
+EPOCH = re.compile(r"_job/epochs/([0-9]{6,9})\.json")
+TEMP = re.compile(r"_job/tmp/[0-9]+-[0-9a-f]{32}\.tmp")  # as LocalStore.temp_file names them
+MOST = 1e18  # of a number in a record
+# What `status` shows of a heartbeat, by name. Any may be missing; of a record inside it, nothing.
+BEAT: dict[str, Any] = {
+    "outage": str,
+    "sentence": str,
+    "exit_code": int,
+    "clips": int,
+    "elapsed_s": float,
+    "clips_per_s": float,
+    "eta_s": float | None,
+    "shards": {"done": int},
+    "videos": {"all": int, "done": int, "failed": int},
+    "failures": dict[str, int],
+    "workers": [{"worker": int, "state": str, "device": str, "shards": [str], "videos": int, "clips": int}],
+}
+LOAD = {"inference_threads": float, "decoding": float, "decode_concurrency": int}  # of a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +66,7 @@ class Epoch:
     started: str
     options: dict[str, Any]
     token: str = ""  # identifies our own record when the reply to its creation was lost
+    user: str = ""  # who started it
 
     def died_here(self) -> bool:
         """True if it ran on this host since its last boot, and its process has ended."""
@@ -52,24 +75,88 @@ class Epoch:
         return not is_alive(self.pid)
 
 
+def epoch_numbers(store: Store) -> list[int]:
+    """The numbers of all epochs, in order. Costs one listing."""
+    numbers = []
+    for info in store.list("_job/epochs/"):
+        if name := EPOCH.fullmatch(info.key):
+            numbers.append(int(name[1]))
+        else:
+            _skip(store, info.key, "is not a record of a run")
+    return sorted(numbers)
+
+
+def read_epoch(store: Store, number: int) -> Epoch | None:
+    """The record of a run; None if it cannot be read."""
+    key = f"_job/epochs/{number:06d}.json"
+    record = _record(store, key, dict.fromkeys(Epoch.__slots__, str) | {"number": int, "pid": int, "options": dict})
+    given = {name: value for name, value in (record or {}).items() if name in Epoch.__slots__}
+    if not set(Epoch.__slots__[:6]) <= given.keys() or given["number"] != number:
+        _skip(store, key, "cannot be read")
+        return None
+    return Epoch(**given)
+
+
 def newest_epoch(store: Store) -> Epoch | None:
-    """The newest run, alive or not; None before the first."""
-    keys = [info.key for info in store.list("_job/epochs/")]
-    return Epoch(**json.loads(store.read(max(keys)))) if keys else None
+    """The newest run, alive or not; None before the first.
+
+    If its record cannot be read, its options are those of the newest run whose record can.
+    """
+    numbers = epoch_numbers(store)
+    for number in reversed(numbers):
+        if (found := read_epoch(store, number)) is not None:
+            return found if number == numbers[-1] else Epoch(numbers[-1], "unknown", "", 0, "", found.options)
+    return Epoch(numbers[-1], "unknown", "", 0, "", {}) if numbers else None
 
 
 def newest_number(store: Store) -> int:
     """The number of the newest epoch, 0 before the first. Costs one listing."""
-    return max((int(Path(info.key).stem) for info in store.list("_job/epochs/")), default=0)
+    return max(epoch_numbers(store), default=0)
 
 
 def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
-    """The last heartbeat of an epoch, or None."""
-    try:
-        beat: dict[str, Any] = json.loads(store.read(f"_job/heartbeats/{number:06d}.json"))
-    except (StoreMissing, ValueError):  # a power loss may leave an empty file
+    """The last heartbeat of an epoch, or None. If values that only `status` shows are of other types, without them."""
+    beat = _record(store, f"_job/heartbeats/{number:06d}.json", {"state": str, "counter": int})
+    if beat is None or not {"state", "counter"} <= beat.keys():
         return None
-    return beat
+    sound = all(_fits(beat[name], kind) for name, kind in BEAT.items() if name in beat)
+    sound = sound and ("videos" not in beat or {"shards", "clips", "failures"} <= beat.keys())
+    workers = beat.get("workers", ()) if sound else ()
+    sound = sound and all(_fits(worker.get("load") or dict.fromkeys(LOAD, 0), LOAD) for worker in workers)
+    return beat if sound else {"state": beat["state"], "counter": beat["counter"]}
+
+
+def _record(store: Store, key: str, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """A JSON object whose values, as far as it has them, are of the types in `fields`; else None."""
+    try:
+        record = json.loads(store.read(key))
+    except (StoreMissing, ValueError, RecursionError):
+        return None
+    except StoreUnsafe as error:
+        warnings.warn(str(error), StrayFile, stacklevel=2)
+        return None
+    if not isinstance(record, dict):
+        return None
+    return record if all(_fits(record[name], kind) for name, kind in fields.items() if name in record) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type: [T] is a list of T, and a dict has at least these keys. Numbers are below MOST."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(one, kind[0]) for one in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(name in value and _fits(value[name], of) for name, of in kind.items())
+    if kind == dict[str, int]:
+        return isinstance(value, dict) and all(_fits(one, int) for one in value.values())
+    if isinstance(value, bool):
+        return bool(kind is bool)
+    if isinstance(value, int | float):
+        return abs(value) < MOST and (isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind)))
+    return isinstance(value, kind)
+
+
+def _skip(store: Store, key: str, why: str) -> None:
+    warnings.warn(f"{store.url}/{key} {why} and is skipped", StrayFile, stacklevel=3)
 
 
 def beat(store: Store, number: int, snapshot: dict[str, Any]) -> None:
@@ -96,11 +183,11 @@ def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callabl
         if is_live(store, last):
             raise AlreadyRunning(
                 f"{store.url} is being worked on by process {last.pid} on {last.host}; watch it with "
-                f"`p3d status {store.url} --watch`, stop it with `p3d cancel`, or take over with --takeover"
+                f"`p3d status {store.words()} --watch`, stop it with `p3d cancel`, or take over with --takeover"
             )
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     number, token = (last.number if last else 0) + 1, uuid.uuid4().hex
-    epoch = Epoch(number, platform.node(), boot_id(), os.getpid(), started, options, token)
+    epoch = Epoch(number, platform.node(), boot_id(), os.getpid(), started, options, token, user_name())
     key = f"_job/epochs/{epoch.number:06d}.json"
     content = (json.dumps({name: getattr(epoch, name) for name in Epoch.__slots__}, indent=1) + "\n").encode()
     for tries_left in reversed(range(CLAIM_TRIES)):
@@ -161,11 +248,8 @@ def tell_submitted(store: Store, where: str, name: str, after: int) -> None:
 
 def not_begun(store: Store, newest: int) -> str:
     """A message about a submitted driver that has not started, else empty."""
-    try:
-        submission = json.loads(store.read("_job/submitted.json"))
-    except (StoreMissing, ValueError):  # a power loss may leave an empty file
-        return ""
-    if submission["after"] != newest:
+    submission = _record(store, "_job/submitted.json", {"where": str, "name": str, "after": int}) or {}
+    if submission.keys() != {"where", "name", "after"} or submission["after"] != newest:
         return ""
     return f"submitted to {submission['where']} as {submission['name']}; the driver has not started"
 
@@ -183,16 +267,15 @@ def ask_cancel(store: Store, number: int, *, now: bool) -> None:
 
 def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
     """The request to stop, if there is one."""
-    try:
-        request: dict[str, Any] = json.loads(store.read(f"_job/cancel/{number:06d}.json"))
-    except (StoreMissing, ValueError):  # a power loss may leave an empty file
-        return None
-    return request
+    return _record(store, f"_job/cancel/{number:06d}.json", {"now": bool})
 
 
 def sweep_temps(store: Store) -> int:
-    """Remove temporary files of dead runs from OUT/_job/tmp, and return how many. Only the newest epoch may do this."""
-    leftovers = [info.key for info in store.list("_job/tmp/")]
+    """Remove temporary files of dead runs from OUT/_job/tmp, and return how many. Only the newest epoch may do this.
+
+    Only names that this program makes are removed, and nothing in folders below.
+    """
+    leftovers = [info.key for info in store.list("_job/tmp/") if TEMP.fullmatch(info.key)]
     for key in leftovers:
         store.delete(key)
     return len(leftovers)

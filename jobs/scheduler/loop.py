@@ -7,6 +7,7 @@ It also writes the heartbeat with the whole progress of the job, so `status` nee
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from p3d.jobs.job import Work, count_done, golden_of
+from p3d.jobs.job import Work, count_done, golden_of, refuse_damaged
 from p3d.jobs.machine import code_digest
 from p3d.jobs.planning.prepare import most_decodes
 from p3d.jobs.scheduler import control
@@ -54,7 +55,7 @@ from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.autoscale import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
-from p3d.pipeline.dataset.commit import Committed, derive
+from p3d.pipeline.dataset.commit import Committed, committed_names, derive
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.errors import (
     DamagedJob,
@@ -63,12 +64,14 @@ from p3d.pipeline.errors import (
     StoreDenied,
     StoreError,
     StoreFull,
+    StoreGone,
     StoreMissing,
     StoreUnknown,
 )
 from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import shard_name
 
 SHARDS_EACH = 2  # per worker, so that it need not wait for a commit or for the driver
 POLL_S = 0.25
@@ -107,6 +110,7 @@ class RayLoop:
         epoch: control.Epoch,
         options: RunOptions,
         *,
+        say: Callable[[str], None] = lambda _: None,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         gpus = cluster.machines.gpus
@@ -116,7 +120,8 @@ class RayLoop:
             raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
         self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also uses those that join
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
-        self.cluster, self.options, self.on_progress = cluster, options, on_progress
+        self.cluster, self.options, self.say, self.on_progress = cluster, options, say, on_progress
+        self.silent: set[str] = set()  # sinks that have failed, which was said
         self.spec = WorkerSpec(
             store.url,
             job.recipe,
@@ -124,6 +129,7 @@ class RayLoop:
             tuple(golden_of(store, job.recipe).tolist()),
             code_digest(),
             str(cluster.scratch),
+            job.job_id,
         )
         self.state = Scheduler(
             work.todo,
@@ -142,13 +148,16 @@ class RayLoop:
         self.pending: dict[Any, Callable[[Any], Event | None]] = {}  # pending result -> how it becomes an event
         self.asking: dict[Any, tuple[int, float]] = {}  # pending progress calls -> (worker, when it was asked)
         self.lost = False  # true when Ray has died
+        self.finish: Finish | None = None
         self.signals: list[int] = []
         self.log = RunLog(store, epoch.number)
-        self.metrics = Metrics(store.url)
+        self.metrics: Metrics | None = None
+        with self._sink("metrics"):
+            self.metrics = Metrics(store.url)
         self.counter = 0
         self.lost_at: float | None = None  # when the current outage of a store began
         self.why_lost = ""
-        self.full = ""  # why no heartbeat can be written: waiting does not help with a full disk
+        self.full = ""  # why no heartbeat can be written: waiting does not help with a disk that is full or gone
         self.try_at, self.try_s = 0.0, TRY_AGAIN_S
         self.started = time.monotonic()
         self.beaten = self.asked = float("-inf")
@@ -157,9 +166,10 @@ class RayLoop:
         """Run to the end. SIGINT and SIGTERM stop it cleanly."""
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self.log.add(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
-            if where := endpoint():
-                self.log.add(f"its Prometheus metrics are at {where}")
+            self._note(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
+            with self._sink("metrics"):
+                if where := endpoint():
+                    self._note(f"its Prometheus metrics are at {where}")
             self._carry_out(self.state.start())
             while self.state.finished is None:
                 for event in self._results():
@@ -167,23 +177,50 @@ class RayLoop:
                 for event in [*self._outside(), *self._outages()]:
                     self._handle(event)
                 self._heartbeat()
-            return self.state.finished
+            self.finish = self._confirmed(self.state.finished)
+            return self.finish
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for worker in self.workers.values():
                 self._kill(worker.actor)
-            finish = self.state.finished or Finish(1, "stopped by an internal error; resumable")
+            finish = self.finish or Finish(1, "stopped by an internal error; resumable")
             self._beat("finished" if finish.exit_code in (0, 3) else "stopped", finish)
-            self.log.add(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
-            self.log.write(now=True)
+            self._note(f"run {self.epoch.number} ended with exit code {finish.exit_code}: {finish.sentence}")
+            with self._sink("log"):
+                self.log.write(now=True)
+
+    def _confirmed(self, finish: Finish) -> Finish:
+        """Before a run says that it has finished: is all that was committed really in the store, and would `verify`
+        accept what this run wrote? Shards of earlier runs were verified while they were counted.
+        """
+        if finish.exit_code not in (0, 3):
+            return finish
+        try:
+            whole = committed_names(self.store)[1]
+            refuse_damaged(self.store, self.job, self.manifests, self.work.todo)
+        except StoreError as error:
+            return Finish(6, f"all shards were committed, but {self.store.url} cannot be read: {error}")
+        except DamagedJob as error:
+            return Finish(7, f"all shards were committed, but {error}", lost=True)
+        keys = [*self.work.committed.values(), *self.work.todo]
+        lost = sorted({shard_name(self.manifests[seq].plan.plan8, shard) for seq, shard in keys} - whole)
+        if not lost:
+            return finish
+        return Finish(
+            6,
+            f"{len(lost)} of {len(keys)} shards were committed and are no longer in {self.store.url}, such as "
+            f"{lost[0]}: was the disk unmounted, or were files removed? A resume computes what is not there",
+            lost=True,
+        )
 
     def _handle(self, event: Event) -> None:
         """Handle an event, and those that result at once from its commands."""
         events = deque([event])
         while events:
-            self.log.hear(events[0])
-            self.metrics.hear(events[0])
+            with self._sink("log"):
+                self.log.hear(events[0])
+            self._measure(lambda metrics: metrics.hear(events[0]))
             events.extend(self._carry_out(self.state.handle(events.popleft())))
             self.state.check()
 
@@ -212,7 +249,7 @@ class RayLoop:
                 return None  # the call in `pending` reports the death
             worker.in_hand.update((key, said[key]) for key in worker.in_hand if key in said)
             worker.load = load
-            self.metrics.look(worker.in_hand)
+            self._measure(lambda metrics: metrics.look(worker.in_hand))
             return None
         meaning = self.pending.pop(ref)
         try:
@@ -273,9 +310,10 @@ class RayLoop:
         return [TryAgain()]
 
     def _count(self) -> None:
-        """Read the footers of all shards that were committed before. Runs in a thread, since it may take long."""
+        """Read and verify the footers of all shards that were committed before. A thread, since it may take long."""
         while True:
             try:
+                refuse_damaged(self.store, self.job, self.manifests, self.work.committed.values())
                 return self.counted.put(Counted(count_done(self.store, self.work)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
@@ -346,7 +384,7 @@ class RayLoop:
     def _dispatch(self, number: int, key: ShardKey) -> None:
         worker, manifest = self.workers[number], self.manifests[key.plan_seq]
         worker.in_hand[key] = Progress()
-        self.metrics.begin(key)
+        self._measure(lambda metrics: metrics.begin(key))
 
         def meaning(reply: Any) -> Event | None:
             if number not in self.workers:
@@ -366,7 +404,7 @@ class RayLoop:
     def _ended(self, number: int, key: ShardKey, reply: Done | ShardError) -> Event:
         if isinstance(reply, ShardError):
             return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
-        self.metrics.done(key, reply.spent)
+        self._measure(lambda metrics: metrics.done(key, reply.spent))
         sums = count(reply.videos, key.plan_seq, self.work.superseded)
         return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
 
@@ -375,7 +413,7 @@ class RayLoop:
         if worker is not None and worker.in_hand:
             n_clips = sum(progress.clips for progress in worker.in_hand.values())
             keys = " and ".join(map(str, sorted(worker.in_hand)))
-            self.log.add(f"worker {number} has died while it processed shard {keys}, with {n_clips} clips computed")
+            self._note(f"worker {number} has died while it processed shard {keys}, with {n_clips} clips computed")
         return WorkerDied(number, " ".join(str(error).split())[:300])
 
     def _check(self, key: ShardKey) -> Event:
@@ -400,6 +438,35 @@ class RayLoop:
 
     # -- what others see
 
+    @contextlib.contextmanager
+    def _sink(self, name: str) -> Iterator[None]:
+        """The boundary of a sink, which only tells people about the run: metrics, log or progress.
+
+        Its errors never end a run. The first is said.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the boundary of a sink
+            if name not in self.silent:
+                self.silent.add(name)
+                with contextlib.suppress(Exception):
+                    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                    self.say(f"warning: the {name} of this run cannot be kept ({what}); the run goes on")
+
+    def _measure(self, update: Callable[[Metrics], object]) -> None:
+        with self._sink("metrics"):
+            if self.metrics is not None:
+                update(self.metrics)
+
+    def _note(self, sentence: str) -> None:
+        with self._sink("log"):
+            self.log.add(sentence)
+
+    def _show(self, snapshot: dict[str, Any]) -> None:
+        with self._sink("progress"):
+            if self.on_progress is not None:
+                self.on_progress(snapshot)
+
     def _heartbeat(self) -> None:
         now = time.monotonic()
         if now - self.asked >= PROGRESS_S:
@@ -411,31 +478,31 @@ class RayLoop:
                 elif worker.state == "busy" and now - unanswered[number] > SILENT_S:
                     ray.kill(worker.actor, no_restart=True)  # its call in `pending` then reports the death
             snapshot = self.snapshot(control.RUNNING)
-            self.metrics.show(snapshot)
-            if self.on_progress is not None:
-                self.on_progress(snapshot)
+            self._measure(lambda metrics: metrics.show(snapshot))
+            self._show(snapshot)
         if time.monotonic() - self.beaten < control.HEARTBEAT_S:
             return
         self._beat(control.RUNNING)
-        self.log.write()
+        with self._sink("log"):
+            self.log.write()
 
     def _beat(self, state: str, finish: Finish | None = None) -> None:
         """Write the heartbeat. While it cannot be written, `why_lost` says why."""
         self.beaten = time.monotonic()
         self.counter += 1
         snapshot = self.snapshot(state)
-        self.metrics.show(snapshot)
+        self._measure(lambda metrics: metrics.show(snapshot))
         if finish is not None:
             snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
         try:
             control.beat(self.store, self.epoch.number, snapshot)
             self.why_lost = ""
-        except StoreFull as error:
+        except (StoreFull, StoreGone) as error:
             self.full = str(error)
         except StoreError as error:
             self.why_lost = str(error)
-        if self.on_progress is not None and finish is not None:
-            self.on_progress(snapshot)
+        if finish is not None:
+            self._show(snapshot)
 
     def snapshot(self, state: str) -> dict[str, Any]:
         """The progress of the whole job as JSON. Times are in seconds, rates per second of this run."""

@@ -194,9 +194,12 @@ class Metrics:
 
 
 def output_tag(out_url: str) -> str:
-    """The last part of the output's URL, for people, and 8 hex digits of the URL's SHA-256, which make it unique."""
-    name = re.sub(r"[^\w.-]+", "-", out_url.rstrip("/").rpartition("/")[2])[:40]
-    return f"{name}-{hashlib.sha256(out_url.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    """The last part of the output's URL, for people, and 8 hex digits of the URL's SHA-256, which make it unique.
+
+    Ray takes ASCII alone in a tag.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", out_url.rstrip("/").rpartition("/")[2])[:40]
+    return f"{name}-{hashlib.sha256(out_url.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def endpoint() -> str:

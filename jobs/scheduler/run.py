@@ -8,37 +8,49 @@ The caller passes functions that print a message and show progress.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from p3d.jobs.job import Work, derive_again, look, manifests
+from p3d.jobs.job import Work, derive_again, look, manifests, refuse_damaged, refuse_strange
 from p3d.jobs.scheduler import cluster as clusters
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch, Pulse
 from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.scheduler.state import Finish
+from p3d.jobs.trust import skipped_plans
+from p3d.pipeline.dataset.commit import clips_key
 from p3d.pipeline.dataset.plans import Manifest
-from p3d.pipeline.errors import StoreError
+from p3d.pipeline.dataset.repair import set_orphans_aside
+from p3d.pipeline.errors import DamagedJob, StoreError
 from p3d.pipeline.recipe import JobRecord, RunOptions
+from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import Store
 
 COMPLETE = (0, 3)  # exit codes of a run that leaves no shard open
+DAMAGED = 7  # of one that found damage
 
 # called with the number of videos of the job; yields a function that takes a snapshot about once per second
-ShowProgress = Callable[[int], contextlib.AbstractContextManager[Callable[[dict[str, Any]], None] | None]]
+OnProgress = Callable[[dict[str, Any]], None]
+ShowProgress = Callable[[int], contextlib.AbstractContextManager[OnProgress | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A run that has claimed its output. `cluster` is the cluster that it has joined, or None to start one."""
+    """A run that has claimed its output. `cluster` is the cluster that it has joined, or None to start one.
+
+    `rule` says which videos may be read; a plan with another video in a shard to do is skipped, unless its digest is
+    `own_plan`: the plan of this run.
+    """
 
     store: Store
     options: RunOptions
     epoch: Epoch
     pulse: Pulse
     cluster: Cluster | None
+    rule: SourceRule = EVERY_SOURCE
+    own_plan: str = ""
 
 
 def run_job(
@@ -46,37 +58,114 @@ def run_job(
 ) -> int | None:
     """Run what is left of the job. `out` is OUT as the user wrote it. The exit code, or None if nothing was left."""
     store = run.store
+    store.hold_to("job.json")
     control.sweep_temps(store)
     plans = manifests(store, job)
     work = look(store, plans)
+    refuse_strange(store, work)
+    if work.orphaned:
+        _set_aside(run, work, say)
     derive_again(store, job, plans, work.underived)
+    skipped = skipped_plans(plans, work.todo, run.rule, run.own_plan)
+    for seq, uri in skipped.items():
+        say(f"plan {seq} is skipped: {uri} is not {run.rule}")
+    work.todo = [key for key in work.todo if key.plan_seq not in skipped]
     if not work.todo:
         run.pulse.stop()
+        if skipped:
+            return _stopped_short(run, skipped, say)
+        _refuse_damaged(run, job, plans, work)
         control.beat(store, run.epoch.number, {"counter": 1, "state": "finished"})
         return None
     workers = f"{run.options.workers} worker" + ("s" if run.options.workers > 1 else "")
     say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {workers} ...")
-    finish = _loop(job, run, plans, work, show_progress)
+    finish = _loop(job, run, plans, work, say, show_progress)
     if finish.exit_code in COMPLETE or finish.exit_code > 128:
         # killed workers left temporary files: ours just now, or those of a dead driver since the first sweep
         with contextlib.suppress(StoreError):
             if control.newest_number(store) == run.epoch.number:  # else a run that took over may be using them
                 control.sweep_temps(store)
+    if skipped and finish.exit_code in COMPLETE:
+        return _stopped_short(run, skipped, say)
     say(finish.sentence)
     if finish.exit_code not in COMPLETE:
-        say(f"no committed shard is lost; continue with:  p3d resume {out}")
+        kept = "" if finish.lost or not _is_there(store) else "no committed shard is lost; "
+        say(f"{kept}continue with:  p3d resume {store.words(out)}")
     return finish.exit_code
 
 
+def _refuse_damaged(run: ClaimedRun, job: JobRecord, plans: dict[int, Manifest], work: Work) -> None:
+    """Before a run without any work says so. DamagedJob, which its last heartbeat keeps for `status`."""
+    try:
+        refuse_damaged(run.store, job, plans, work.committed.values())
+    except DamagedJob as error:
+        stopped = {"counter": 1, "state": "stopped", "exit_code": DAMAGED, "sentence": str(error)}
+        control.beat(run.store, run.epoch.number, stopped)
+        raise
+
+
+def _is_there(store: Store) -> bool:
+    try:
+        return store.head("job.json") is not None
+    except StoreError:
+        return False
+
+
+def _set_aside(run: ClaimedRun, work: Work, say: Callable[[str], None]) -> None:
+    """Move the files aside that were made from lost clips files: those of the clips computed next have other bytes.
+
+    DamagedJob if the run may not, because it only reads the videos below a folder, as in an output that is not trusted.
+    """
+    lost = f"{len(work.orphaned)} of the shards have lost their clips files, such as {clips_key(work.orphaned[0])}"
+    if run.rule != EVERY_SOURCE:
+        words = run.store.words()
+        raise DamagedJob(
+            f"{lost}. If you trust this output, run `p3d trust {words}`, then `p3d verify {words} --repair`, and then "
+            "this command again"
+        )
+    n_moved = set_orphans_aside(run.store, work.orphaned)
+    say(f"{lost}: they are computed again. {n_moved} files that were made from them are now in _job/damaged/")
+
+
+def _stopped_short(run: ClaimedRun, skipped: dict[int, str], say: Callable[[str], None]) -> int:
+    """The end of a run that has done all it may do: the exit code, and a heartbeat that says what it has skipped."""
+    plans = ", ".join(map(str, skipped))
+    sentence = f"stopped: the videos {run.rule} are done; skipped plans: {plans}"
+    before = control.heartbeat(run.store, run.epoch.number) or {"counter": 1}
+    control.beat(run.store, run.epoch.number, {**before, "state": "stopped", "exit_code": 6, "sentence": sentence})
+    say(sentence)
+    return 6
+
+
 def _loop(
-    job: JobRecord, run: ClaimedRun, plans: dict[int, Manifest], work: Work, show_progress: ShowProgress
+    job: JobRecord,
+    run: ClaimedRun,
+    plans: dict[int, Manifest],
+    work: Work,
+    say: Callable[[str], None],
+    show_progress: ShowProgress,
 ) -> Finish:
     """Run the Ray loop, on the joined cluster or on one that is started for this run."""
     joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster()
-    with joined as cluster, show_progress(work.n_videos) as on_progress:
+    with joined as cluster, _shown(show_progress, work.n_videos, say) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         source = first.uri if first.uri.startswith("s3://") else ""
         clusters.refuse_unfit(run.store.url, "job.json", source, run.options.s3)
-        loop = RayLoop(run.store, job, plans, work, cluster, run.epoch, run.options, on_progress=on_progress)
+        loop = RayLoop(run.store, job, plans, work, cluster, run.epoch, run.options, say=say, on_progress=on_progress)
         run.pulse.stop()
         return loop.loop()
+
+
+@contextlib.contextmanager
+def _shown(show_progress: ShowProgress, n_videos: int, say: Callable[[str], None]) -> Iterator[OnProgress | None]:
+    """The progress of a run; None if it cannot be shown, which is said and ends no run."""
+    with contextlib.ExitStack() as stack:
+        on_progress = None
+        try:
+            on_progress = stack.enter_context(show_progress(n_videos))
+        except Exception as error:  # noqa: BLE001 - the boundary of a sink, as in the loop
+            say(f"warning: the progress of this run cannot be shown ({type(error).__name__}: {error}); the run goes on")
+        yield on_progress
+        closing = stack.pop_all()
+        with contextlib.suppress(Exception):  # what was shown no longer matters
+            closing.close()

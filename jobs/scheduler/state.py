@@ -185,10 +185,14 @@ class StopWorker:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last command. `exit_code` is that of the command line; `sentence` is for people."""
+    """The last command. `exit_code` is that of the command line; `sentence` is for people.
+
+    `lost` is true if shards that were committed are no longer in the store.
+    """
 
     exit_code: int
     sentence: str
+    lost: bool = False
 
 
 Command = StartWorker | Dispatch | Check | Drain | StopWorker | Finish

@@ -17,6 +17,7 @@ import uuid
 from urllib.parse import urlsplit
 
 from p3d.jobs.scheduler.cluster import code_folders, refuse_silent
+from p3d.jobs.trust import LISTED
 from p3d.pipeline.errors import ClusterError
 
 LAST_LINES = 20
@@ -24,8 +25,11 @@ NO_AGENT = "No available agent"  # the error of a head that has only just starte
 YOUNG_S = 60.0
 
 
-def submit(address: str, words: list[str], out: str) -> str:
-    """Start `p3d WORDS` on the cluster's head. Returns Ray's submission id. ClusterError if it fails."""
+def submit(address: str, words: list[str], out: str, *, trusted: bool) -> str:
+    """Start `p3d WORDS` on the cluster's head. Returns Ray's submission id. ClusterError if it fails.
+
+    `trusted`: the driver, which runs as another user, trusts the job at `out` because this user does.
+    """
     from ray.job_submission import JobSubmissionClient
 
     refuse_silent(address)
@@ -41,7 +45,7 @@ def submit(address: str, words: list[str], out: str) -> str:
                 client.submit_job(
                     entrypoint=command,
                     submission_id=name,
-                    runtime_env={"py_modules": code_folders()},
+                    runtime_env={"py_modules": code_folders(), "env_vars": {LISTED: out} if trusted else {}},
                     metadata={"out": out},
                 )
                 return name

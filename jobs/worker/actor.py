@@ -8,6 +8,7 @@ driver ──run_shard──> ShardWorker ──submits, streams from──> dec
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import tempfile
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from p3d.jobs.job import stored_weights
+from p3d.jobs.job import read_job, stored_weights
 from p3d.jobs.machine import code_digest, inference_threads_of, software, usable_cpus
 from p3d.jobs.totals import Ended, ended
 from p3d.jobs.worker.autoscale import DecodeAutoscaler, Load
@@ -50,6 +51,7 @@ class WorkerSpec:
     golden: tuple[float, ...]
     code: str
     scratch: str
+    job_id: str = ""  # of the driver's job.json; empty for a job that has none
 
     @property
     def decoding(self) -> DecodeSpec:
@@ -149,6 +151,9 @@ def shard_error_of(error: Exception) -> ShardError:
             return ShardError("store", str(error))
         case JobError():
             return ShardError("job", str(error))
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or tempfile.gettempdir()
+            return ShardError("store", f"{platform.node()}: {where}: the disk is full; free some space and resume")
         case DeviceFull():
             return ShardError("store", f"{platform.node()}: {error}. Free its memory, then resume")
     detail = f"{type(error).__name__}: {error}"
@@ -197,6 +202,9 @@ class ShardWorker:
                 precision=self.spec.recipe.precision,
             )
             check_golden(self.encoder, np.array(self.spec.golden, np.float32))
+            self.store.hold_to("job.json")
+            if self.spec.job_id and read_job(self.store).job_id != self.spec.job_id:
+                return Refused(f"{self.store.url} on {platform.node()} is the output of another job than on the driver")
         except (StoreUnknown, StoreDenied) as error:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:

@@ -127,6 +127,7 @@ def _messages(
         scratch=scratch,
         share=share,
         file=file,
+        deadline_s=spec.video_timeout_s,
     )
 
 
@@ -165,7 +166,7 @@ def _await_turn() -> Iterator[DecodeMessage]:
 
 def _tidy(scratch: Path) -> None:
     """Create the scratch folder, and remove copies left there by decodes of this machine that have ended."""
-    scratch.mkdir(parents=True, exist_ok=True)  # where the owner is on another machine
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)  # where the owner is on another machine
     for folder in scratch.glob(f"video-{platform.node()}-*"):
         pid = int(folder.name.rsplit("-", 2)[1])
         if pid == os.getpid() or not is_alive(pid):

@@ -40,7 +40,6 @@ from ray.exceptions import (
 )
 
 from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
-from p3d.jobs.worker.deadlines import longest_silence_s
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_group_task, decode_video_task, is_remote
 from p3d.jobs.worker.memory import NOTE
 from p3d.jobs.worker.message_batches import MessageBatch
@@ -124,7 +123,6 @@ class _Stream:
     halted: bool = False
     began: float = 0.0  # when the current fetch or decode began; monotonic seconds
     silent_since: float | None = None  # None until its process has begun, and while it is halted
-    opened: bool = False
     ended: bool = False
     group: bool = False
     rest: deque[_Case] = field(default_factory=deque)
@@ -358,11 +356,10 @@ class Decoding:
     def _handle_message(
         self, stream: _Stream, message: DecodeMessage, retried_alone: deque[_Case]
     ) -> Iterator[tuple[int, DecodeMessage]]:
-        stream.opened = stream.opened or isinstance(message, VideoInfo)
         stream.ended = isinstance(message, (VideoEnd, Failure))
         if isinstance(message, VideoStart):
             if stream.began and stream.rest:
-                stream.case, stream.opened = stream.rest.popleft(), False
+                stream.case = stream.rest.popleft()
             else:
                 stream.began = time.monotonic()
         if stream.ended:  # the next video of a group has begun, even before its VideoStart is read
@@ -482,20 +479,19 @@ class Decoding:
             retried_alone.append(case)
 
     def _overdue(self, generator: Any) -> bool:
-        stream = self.streams[generator]
-        size_bytes = 0 if stream.opened else stream.case.video.size_bytes
-        limit_s = longest_silence_s(self.spec.video_timeout_s, size_bytes)
-        return stream.silent_since is not None and time.monotonic() - stream.silent_since > limit_s
+        since = self.streams[generator].silent_since
+        return since is not None and time.monotonic() - since > self.spec.video_timeout_s
 
     def _kill(self, generator: Any, retried_alone: deque[_Case]) -> Iterator[tuple[int, DecodeMessage]]:
-        """Kill a decode that hangs. If it hangs while closing, all frames have arrived and the video is complete."""
+        """Kill a decode beyond its deadline (`decode.deadlines`). If it hangs while closing, its video is complete."""
         stream = self._end(generator)
         if stream.group:
             self._one_by_one(stream)
         elif stream.case.shared:
             yield from self._over(stream, retried_alone, None)
         elif not stream.ended:
-            detail = f"gave no frame for {self.spec.video_timeout_s:g} s and was stopped"
+            what = "the fetch made no progress" if stream.fetching else "gave no frame"
+            detail = f"{what} for {self.spec.video_timeout_s:g} s and was stopped"
             yield stream.case.at, Failure(Reason.DECODE_TIMEOUT, detail, stream.case.attempts)
 
     def _end(self, generator: Any) -> _Stream:

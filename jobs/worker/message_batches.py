@@ -12,13 +12,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from p3d.pipeline.types import ChunkEnd, DecodeMessage, Failure, FrameBlock, VideoEnd, VideoFetched, VideoStart
+from p3d.pipeline.types import (
+    ChunkEnd,
+    DecodeMessage,
+    Failure,
+    FrameBlock,
+    VideoAlive,
+    VideoEnd,
+    VideoFetched,
+    VideoStart,
+)
 
 MessageBatch = tuple[DecodeMessage, ...]
 MESSAGE_BATCH_BYTES = 8 * 1024**2  # of frames, at which a batch is sent: two blocks of 64 at 160x160
 HELD_S = 0.25  # a batch this old is sent with its next message
-# Sent at once. Deadlines count from VideoStart, VideoFetched halts a decode, and after ChunkEnd another is read.
-_AT_ONCE = (VideoStart, VideoFetched, ChunkEnd, VideoEnd, Failure)
+# Sent at once. Deadlines count from VideoStart and VideoAlive, VideoFetched halts a decode, and after ChunkEnd another
+# is read.
+_AT_ONCE = (VideoStart, VideoAlive, VideoFetched, ChunkEnd, VideoEnd, Failure)
 
 
 def message_batches(messages: Iterable[DecodeMessage], *, of_a_group: bool = False) -> Iterator[MessageBatch]:

@@ -13,7 +13,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from p3d.pipeline.types import ChunkEnd, DecodeMessage, FrameBlock, VideoEnd, VideoFetched, VideoInfo, VideoStart
+from p3d.pipeline.types import (
+    ChunkEnd,
+    DecodeMessage,
+    FrameBlock,
+    VideoAlive,
+    VideoEnd,
+    VideoFetched,
+    VideoInfo,
+    VideoStart,
+)
 
 BELIEVED_S = 1.0  # of decoding, before its speed counts as known
 # What must be left of a video, in seconds at its current speed. Sharing costs a second or two: the processes start,
@@ -61,7 +70,7 @@ class Shared:
         match message:
             case _ if self.ended:
                 raise UnexpectedMessage(f"{type(message).__name__} after the end")
-            case VideoStart() | VideoFetched():
+            case VideoStart() | VideoFetched() | VideoAlive():
                 pass
             case VideoInfo() if message == self.info:
                 pass

@@ -77,7 +77,8 @@ def identify(path: str | Path) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(
-            f"there is no weights file at {path}; give the path of one, or random:SEED for random weights"
+            f"there is no weights file at {path}; give the path of one, download one with `p3d weights fetch`, or give "
+            "random:SEED for random weights"
         )
     look = _LOOKS.get(path.suffix.lower())
     if look is None:
@@ -160,7 +161,10 @@ def resolve(spec: str, *, name: str | None = None, graph: str | None = None, num
         classes = 400 if num_classes is None else num_classes
         return random_weights(name, int(seed), graph=graph or "caffe", num_classes=classes)
     if not spec:
-        raise WeightsError("no weights were named; give the path of a file, or random:SEED for random weights")
+        raise WeightsError(
+            "no weights were named; give the path of a file, download one with `p3d weights fetch`, or give "
+            "random:SEED for random weights"
+        )
     weights = load(spec, name=name, graph=graph)
     if num_classes is not None and num_classes != weights.config.num_classes:
         raise WeightsError(

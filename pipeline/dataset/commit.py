@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ import pyarrow as pa
 
 from p3d.pipeline.clips.pool import mean_probs, pool
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown
+from p3d.pipeline.dataset.files import UNREADABLE
+from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown, StrayFile
 from p3d.pipeline.recipe import Recipe
-from p3d.pipeline.storage.store import CREATED, Store
+from p3d.pipeline.storage.store import CREATED, ObjectInfo, Store
 from p3d.pipeline.types import FLOAT32, ShardPlan, ShardRows, VideoOutcome
 
 CREATE_TRIES = 4  # attempts if the response to a create is lost
@@ -197,7 +199,7 @@ def _create(store: Store, key: str, path: Path) -> bool:
 def _reading(name: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise DamagedJob(f"clips/{name}.parquet is damaged ({error}); run verify") from None
 
 
@@ -210,8 +212,25 @@ def read_committed(store: Store, name: str) -> Committed:
 
 def committed_names(store: Store) -> tuple[set[str], set[str]]:
     """Names of the committed shards, and of those whose derived files exist too."""
-    stems = [
-        {info.key.removeprefix(folder).removesuffix(".parquet") for info in store.list(folder)}
-        for folder in ("clips/", "videos/", "failures/")
-    ]
-    return stems[0], stems[0] & stems[1] & stems[2]
+    return stored_names(store)[:2]
+
+
+def data_files(store: Store, folder: str) -> Iterator[ObjectInfo]:
+    """The Parquet files below a folder such as `clips/`. No reader reads other files there: they are named once."""
+    for info in store.list(folder):
+        if info.key.endswith(".parquet"):
+            yield info
+        else:
+            warnings.warn(f"{store.url}/{info.key} is not a Parquet file and is skipped", StrayFile, stacklevel=2)
+
+
+def stored_names(store: Store) -> tuple[set[str], set[str], set[str]]:
+    """As `committed_names`, and names of shards that have lost their clips file: only files made from it exist.
+
+    Derived files are listed first. So a shard that is committed meanwhile may lack them here, but never its clips file.
+    """
+    videos, failures, clips = (
+        {info.key.removeprefix(folder).removesuffix(".parquet") for info in data_files(store, folder)}
+        for folder in ("videos/", "failures/", "clips/")
+    )
+    return clips, clips & videos & failures, (videos | failures) - clips

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from p3d.pipeline.errors import DamagedJob, StoreMissing
-from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.errors import MALFORMED, DamagedJob, StoreMissing
+from p3d.pipeline.storage.local import LocalStore, is_utf8, scratch_folder
 from p3d.pipeline.storage.store import Store
 
 FOLDERS = ("clips", "videos", "failures")
-UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+UNREADABLE = (pa.ArrowException, OSError, *MALFORMED)
 
 
 @contextlib.contextmanager
 def local_path(store: Store, key: str) -> Iterator[Path]:
-    """The object as a local file: the stored file itself, or a temporary copy. StoreError if it cannot be read."""
+    """The object as a local file: the stored file itself, or a temporary copy. StoreError if it cannot be read.
+
+    A file below a folder whose name is not UTF-8 gets a temporary link, since safetensors cannot open it by its name.
+    """
     if isinstance(store, LocalStore):
         store.open(key).close()  # raises the store's own error if the file cannot be read
-        yield store.root / key
-        return
-    with tempfile.TemporaryDirectory(prefix="p3d-") as folder:
-        path = Path(folder) / "object"
-        store.download(key, path)
+        if is_utf8(store.root):
+            yield store.root / key
+            return
+    with scratch_folder("p3d-") as folder:
+        path = folder / Path(key).name  # weights are recognised by their suffix
+        if isinstance(store, LocalStore):
+            path.symlink_to(store.root / key)
+        else:
+            store.download(key, path)
         yield path
 
 

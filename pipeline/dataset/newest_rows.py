@@ -26,7 +26,7 @@ from p3d.pipeline.dataset.commit import clips_key, failures_key, pooled, vector_
 from p3d.pipeline.dataset.files import FOLDERS, check, local_path, reading, sha256_of
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.user_columns import conform, own_fields
-from p3d.pipeline.errors import DamagedJob
+from p3d.pipeline.errors import DamagedJob, as_stored
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, FLOAT32, INT64, VideoOutcome, shard_name
@@ -65,7 +65,7 @@ class NewestRows:
             "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),
             "failures": schema.FAILURES,
         }
-        self._remedy = f"`p3d verify {store.url} --repair` repairs what can be repaired"
+        self._remedy = f"`p3d verify {store.words()} --repair` repairs what can be repaired"
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []
         self._find_shards(manifests)
@@ -84,7 +84,7 @@ class NewestRows:
         """The ids of the videos that have this video_id, uri or path in the newest plan that names them."""
         if name in self.newest:
             return () if name in self.leave_out else (name,)
-        found = []
+        name, found = as_stored(name), []
         for manifest in self._manifests:
             named = pc.or_(pc.equal(manifest.videos["uri"], name), pc.equal(manifest.videos["path"], name))
             ids, seq = manifest.videos.select(["video_id"]).filter(named)["video_id"].to_pylist(), manifest.plan.seq
@@ -113,7 +113,8 @@ class NewestRows:
                 on_step(done + 1, len(self._shards))
 
     def _find_shards(self, manifests: list[Manifest]) -> None:
-        found = {info.key for folder in FOLDERS for info in self.store.list(f"{folder}/")}
+        # derived files first: of a shard that is committed meanwhile, the clips file is then seen in any case
+        found = {info.key for folder in reversed(FOLDERS) for info in self.store.list(f"{folder}/")}
         for manifest in manifests:
             for at in range(manifest.plan.n_shards):
                 name, n_kept = _name(manifest, at), int(self._kept(manifest, at, None).sum())
@@ -178,6 +179,7 @@ class NewestRows:
         pooling, first = _Pooling(recipe), 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, use_threads=False)
+            table.validate(full=True)  # of text that is not UTF-8
             at = slice(first, first + table.num_rows)
             same = table["video_id"].to_pylist() == ids_V[video_R[at]].tolist()
             same &= np.array_equal(table["clip_index"].to_numpy(), index_R[at])

@@ -11,21 +11,26 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from p3d.pipeline.dataset.schema import OWN_COLUMNS, read_parquet, write_parquet
-from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing
-from p3d.pipeline.recipe import PartRecord, PlanRecord
+from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.files import UNREADABLE
+from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS, write_parquet
+from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing, StrayFile
+from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, part_name
 from p3d.pipeline.storage.store import EXISTS, Store
-from p3d.pipeline.types import ShardPlan, VideoRef
+from p3d.pipeline.types import INT64, ShardPlan, VideoRef
 
-PART_ROWS = 1_000_000
+ROW_BYTES = 2  # of a part, at least, per row; with the shortest names that still differ a row has 8
+PLAN_KEY = re.compile(r"plans/[0-9]{4,}\.json")
+PART_KEY = re.compile(rf"plans/[0-9]{{4,}}-[0-9a-f]{{8}}/{PART}")
 
 
 def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
@@ -43,7 +48,7 @@ def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"a column of the list cannot be kept ({error}); cast nanoseconds to microseconds") from None
     return rows
 
@@ -66,7 +71,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
     folder = f"plans/{seq:04d}-{whole[:8]}"
     parts = []
     for at, part in enumerate(_parts(videos)):
-        name = f"manifest-{at:05d}.parquet"
+        name = part_name(at)
         with store.temp_file() as path:
             write_parquet(path, part, {})
             with path.open("rb") as file:
@@ -75,7 +80,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
                 sha256 = hashlib.sha256(store.read(f"{folder}/{name}")).hexdigest()
         shards = part["shard"]
         parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
-    size_bytes = pc.sum(pc.max_element_wise(videos["size_bytes"], 0)).as_py()
+    size_bytes = total_bytes(videos["size_bytes"].to_numpy())
     plan = PlanRecord(
         seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
     )
@@ -85,6 +90,12 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
             raise AlreadyRunning(f"another run of {store.url} planned at this moment; give the same command again")
         return theirs
     return plan
+
+
+def total_bytes(sizes_N: INT64) -> int:
+    """The sum of all sizes, exact beyond 64 bits: a sparse file may claim 8 EiB. Sizes below 0 are of missing files."""
+    sizes_N = np.maximum(sizes_N, 0)
+    return (int((sizes_N >> 32).sum()) << 32) + int((sizes_N & 0xFFFFFFFF).sum())
 
 
 def _parts(videos: pa.Table) -> Iterator[pa.Table]:
@@ -100,17 +111,40 @@ def _parts(videos: pa.Table) -> Iterator[pa.Table]:
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """Every plan of an output, ordered by seq. DamagedJob if one was edited."""
-    plans = []
+    """Every plan of an output, ordered by seq. DamagedJob if one was edited. Other files are named once (StrayFile)."""
+    plans, sizes = list[PlanRecord](), dict[str, int]()
     for info in store.list("plans/"):
-        if not info.key.endswith(".json"):
+        if not PLAN_KEY.fullmatch(info.key):
+            if PART_KEY.fullmatch(info.key):
+                sizes[info.key] = info.size_bytes
+            else:
+                warnings.warn(f"{store.url}/{info.key} is not part of a plan and is skipped", StrayFile, stacklevel=2)
             continue
         plan = PlanRecord.from_json(store.read(info.key), f"{store.url}/{info.key}")
         if info.key != plan.key:
             raise DamagedJob(f"{store.url}/{info.key} is not the record of that number; restore it")
         plans.append(plan)
     plans.sort(key=lambda plan: plan.seq)
+    for plan in plans:
+        _refuse_claims(store, plan, sizes)
     return plans
+
+
+def _refuse_claims(store: Store, plan: PlanRecord, sizes: dict[str, int]) -> None:
+    """DamagedJob if a record claims more rows than fit into its parts. Costs nothing where these were just listed.
+
+    `status` counts and names the shards of a record without reading its parts, so a record alone may not claim many.
+    """
+    for part in plan.parts:
+        key = f"{plan.folder}/{part.name}"
+        if key not in sizes:
+            head = store.head(key)  # on S3 a listing may have passed this key before the part was created
+            sizes[key] = head.size_bytes if head is not None else 0
+        if part.n_videos * ROW_BYTES > sizes[key]:
+            missing = "is missing" if not sizes[key] else f"has {sizes[key]} bytes, too few for that"
+            raise DamagedJob(
+                f"{store.url}/{plan.key} claims {part.n_videos} videos in {part.name}, which {missing}; restore it"
+            )
 
 
 def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
@@ -122,7 +156,28 @@ def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
         raise DamagedJob(f"{store.url}/{key} is missing; restore it, or start at another output") from None
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise DamagedJob(f"{store.url}/{key} is not the file that was planned; restore it, or start at another output")
-    return read_parquet(io.BytesIO(content))
+    try:
+        with schema.open_parquet(io.BytesIO(content)) as file:
+            if file.metadata.num_rows != part.n_videos:  # before they are read: a few bytes may claim any number
+                raise ValueError(f"it has {file.metadata.num_rows} rows and not {part.n_videos}")
+            table = file.read(use_threads=False)
+        names = table.schema.names
+        same = names[: len(MANIFEST)] == MANIFEST.names and len(set(names)) == len(names)
+        same = same and all(table.schema.field(name).type == MANIFEST.field(name).type for name in MANIFEST.names)
+        if not same or table["shard"].null_count or table["video_id"].null_count:
+            raise ValueError("it has other columns or rows than a manifest")
+        _check_shards(part, table["shard"].to_numpy())
+    except UNREADABLE as error:
+        raise DamagedJob(f"{store.url}/{key} is no manifest ({error}); restore it") from None
+    return table
+
+
+def _check_shards(part: PartRecord, shards_N: INT64) -> None:
+    """ValueError unless the rows are in the shards that the record claims, in order, each of which has a row."""
+    edges = np.concatenate(([part.first_shard - 1], shards_N, [part.end_shard])).astype(np.int64)
+    steps = np.diff(edges)
+    if not (steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()):
+        raise ValueError(f"its rows are not those of shards {part.first_shard} to {part.end_shard - 1}, in order")
 
 
 def check_digest(plan: PlanRecord, videos: pa.Table) -> None:

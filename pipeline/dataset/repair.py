@@ -8,11 +8,13 @@ files are moved before their clips file, so new clips and old pooled rows can ne
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from p3d.pipeline.dataset.commit import clips_key, derive, failures_key, videos_key
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.verify import Audit
+from p3d.pipeline.errors import StoreMissing
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import parse_shard_name
@@ -48,6 +50,21 @@ def repair(store: Store, recipe: Recipe, found: Audit) -> Repair:
             for shard in sorted(by_plan[plan.plan8]):
                 derive(store, manifest.shard(shard), recipe, manifest.user_columns(shard))
     return Repair(tuple(moved), tuple(sorted(wanting)), tuple(sorted(found.bad_shards)))
+
+
+def set_orphans_aside(store: Store, names: list[str]) -> int:
+    """Move the derived files of shards that have lost their clips file to `_job/damaged/`. Returns how many.
+
+    Otherwise the shard would be computed again, and its old derived files would belong to other bytes. Only the run
+    that holds the current epoch may call this.
+    """
+    moved = 0
+    for name in names:
+        for key in (videos_key(name), failures_key(name)):
+            with contextlib.suppress(StoreMissing):
+                store.set_aside(key)
+                moved += 1
+    return moved
 
 
 def _name(key: str) -> str:

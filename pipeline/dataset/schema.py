@@ -14,6 +14,7 @@ videos, D feature dimension, K classes. `n_scores` is K if scores are stored, el
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3d.pipeline.errors import Reason
-from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
+from p3d.pipeline.storage.local import is_utf8
+from p3d.pipeline.storage.store import DATA_BYTES
+from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef, checked
 
 OUTCOMES_KEY = "p3d.outcomes"
 STATS_KEY = "p3d.stats"
 SHARD_KEY = "p3d.shard"  # {"plan_seq", "plan8", "shard"} of every data file
 SOURCE_KEY = "p3d.clips"  # of a derived file: {"sha256", "size_bytes"} of the clips object it was made from
 ROW_GROUP_ROWS = 4096
-MAX_OBJECT_BYTES = 4 * 1024**3
+MAX_OBJECT_BYTES = DATA_BYTES
 SUM_ERROR = 1e-3  # largest deviation from 1 of the sum of a row of probabilities
 # every float16 as float32, indexed by its bits: looking a row up here takes a third of the time of numpy's conversion
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -128,7 +131,9 @@ def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
 
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
     """[N, W] float32 -> an Arrow array of the vector column type `kind`, rounded to its dtype."""
-    values = np.ascontiguousarray(vectors_NW, kind.value_type.to_pandas_dtype()).reshape(-1)
+    # not to_pandas_dtype, which needs pandas before pyarrow 26
+    dtype = np.float16 if pa.types.is_float16(kind.value_type) else np.float32
+    values = np.ascontiguousarray(vectors_NW, dtype).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
 
 
@@ -234,8 +239,8 @@ def outcomes_json(outcomes: tuple[VideoOutcome, ...]) -> str:
 
 
 def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
-    """The inverse of `outcomes_json`. Raises ValueError, KeyError or TypeError if the text is not such a record."""
-    return tuple(
+    """The inverse of `outcomes_json`. One of MALFORMED if the text is not such a record."""
+    outcomes = tuple(
         VideoOutcome(
             video=VideoRef(**o["video"]),
             n_clips=o["n_clips"],
@@ -245,6 +250,13 @@ def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
         )
         for o in json.loads(text)
     )
+    checked(outcomes)
+    checked([o.video for o in outcomes])
+    for name in ("info", "end", "failure"):
+        checked([held for o in outcomes if (held := getattr(o, name)) is not None])
+    if not all(0 <= o.n_clips < 2**31 for o in outcomes):  # a sum of them is compared with the rows
+        raise ValueError("a number of clips is not possible")
+    return outcomes
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -258,8 +270,9 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     vectors = [field.name for field in lists if pa.types.is_float32(field.type.value_type)]
     floats = [name for name in schema.names if name in ("start_s", "end_s", "duration_s", "fps", "resampled_fps")]
     keys = [name for name in ("video_id", "path", "codec", "route", "reason") if name in schema.names]
-    return pq.ParquetWriter(
-        path,
+    where = _for_arrow(path, "w")
+    writer = pq.ParquetWriter(
+        where,
         schema,
         compression="zstd",
         compression_level=1,
@@ -270,6 +283,14 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         },
         write_page_checksum=True,
     )
+    if where is not path:
+        writer.file_handle = where  # which it closes at its end
+    return writer
+
+
+def _for_arrow(path: Path, mode: str) -> Any:
+    """What Arrow opens: the path, or the open file if a folder on the way has a name that is not UTF-8."""
+    return path if is_utf8(path) else pa.OSFile(os.fsencode(path), mode)
 
 
 def write_parquet(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
@@ -293,6 +314,8 @@ def open_parquet(source: Any, *, buffer_bytes: int = 0) -> pq.ParquetFile:
     Arrow's threads may hold the Python object they read from a little longer than the read takes. If the interpreter
     exits at that moment, the process aborts (2 of 60 exits after `pq.read_table`).
     """
+    if isinstance(source, Path):
+        source = _for_arrow(source, "r")
     return pq.ParquetFile(
         source, page_checksum_verification=True, memory_map=False, pre_buffer=False, buffer_size=buffer_bytes
     )
@@ -302,3 +325,25 @@ def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
     """All rows of a data file, or of some of its columns."""
     with open_parquet(source) as file:
         return file.read(columns=columns, use_threads=False)
+
+
+def records(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as Python values. A value that Python cannot hold is text, such as a time in nanoseconds."""
+    columns = {name: _values(table[name]) for name in table.column_names}
+    return [{name: values[at] for name, values in columns.items()} for at in range(table.num_rows)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):
+        values = [_value(column.slice(at, 1).combine_chunks()) for at in range(len(column))]
+    return values
+
+
+def _value(one: pa.Array) -> Any:
+    """The value of an array of length 1."""
+    try:
+        return one[0].as_py()
+    except (ValueError, OverflowError):
+        return " ".join(one.to_string().split())[1:-1].strip()

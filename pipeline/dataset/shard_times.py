@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import clips_key, committed_names
+from p3d.pipeline.dataset.files import UNREADABLE
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.storage.store import Store
 
 READERS = 16  # footers at a time
+MOST = 1e15  # of a number in a footer
+SHOWN = 200  # characters of an error that may quote a footer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +62,35 @@ def _read(store: Store, name: str) -> ShardTime:
             stats = json.loads(schema.read_footer(file)[schema.STATS_KEY])
         return ShardTime(
             name,
-            stats["host"],
-            stats["pid"],
-            stats["device"],
-            datetime.fromisoformat(stats["ended"]).timestamp(),
-            stats["shard_s"],
-            stats["encode_s"],
-            stats["wait_s"],
-            stats["videos"],
-            stats["failed"],
-            stats["clips"],
-            stats.get("frames", 0),
-            stats.get("full_s", 0.0),
+            _text(stats["host"]),
+            _number(stats["pid"], int),
+            _text(stats["device"]),
+            ended_s := _number(datetime.fromisoformat(stats["ended"]).timestamp()),
+            _number(stats["shard_s"], most=ended_s),  # so that it did not begin before 1970
+            _number(stats["encode_s"]),
+            _number(stats["wait_s"]),
+            _number(stats["videos"], int),
+            _number(stats["failed"], int),
+            _number(stats["clips"], int),
+            _number(stats.get("frames", 0), int),
+            _number(stats.get("full_s", 0.0)),
             sys.intern(f"batch {stats.get('batch_size', '?')}, threads {stats.get('threads', '?')}"),
         )
-    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueError and OSError
-        raise DamagedJob(f"{clips_key(name)}: its footer does not say when it was made ({error}); run verify") from None
+    except UNREADABLE as error:
+        why = str(error)[:SHOWN]
+        raise DamagedJob(f"{clips_key(name)}: its footer does not say when it was made ({why}); run verify") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of text")
+    return value
+
+
+def _number(value: Any, kind: type = float, most: float = MOST) -> Any:
+    """A number in [0, `most`], an integer where `kind` says so. TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
+    if not (math.isfinite(value) and 0 <= value <= most):
+        raise ValueError(f"{value:g} is not in [0, {most:g}]")
+    return value

@@ -32,7 +32,15 @@ from p3d.pipeline.dataset.snapshot_record import (
     problems_of,
     read_snapshot,
 )
-from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, OtherRecipe, StoreCorrupt, Unfinished
+from p3d.pipeline.errors import (
+    AlreadyRunning,
+    DamagedJob,
+    InputError,
+    OtherRecipe,
+    StoreCorrupt,
+    Unfinished,
+    as_stored,
+)
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import EXISTS, Store
 
@@ -57,13 +65,20 @@ class SnapshotRows:
             "clips": schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores),
             "failures": schema.FAILURES,
         }
+        pools = len(recipe.pool.split("+"))
+        ours = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, pools, recipe.n_scores)
         seen: set[str] = set()
         for file in self._files("videos", "failures"):
             with reading(store, file.key, self._remedy), store.open(file.key) as content:
                 table = schema.open_parquet(content)
-                self.schemas.setdefault(file.folder, table.schema_arrow)
+                if file.folder == "videos":
+                    held = table.schema_arrow
+                    same = pa.schema(list(held)[: len(ours)]).equals(ours) and len(set(held.names)) == len(held)
+                    check(same, "it has other columns than p3d writes")
+                    self.schemas.setdefault("videos", held)
                 ids = table.read(columns=["video_id"], use_threads=False)["video_id"]
                 seen.update(leave_out.intersection(ids.to_pylist()))
+        self.schemas.setdefault("videos", ours)
         self.unknown, self.with_clips = leave_out - seen, self.record.with_clips
         self.excluded, self.pending = counts.excluded + len(seen), counts.pending
         self.superseded = counts.superseded
@@ -77,6 +92,7 @@ class SnapshotRows:
     def find(self, name: str) -> tuple[str, ...]:
         """The ids of the videos that have this video_id, uri or path."""
         found: dict[str, list[str]] = {"video_id": [], "uri": [], "path": []}
+        name = as_stored(name)
         for file in self._files("videos", "failures"):
             with reading(self.store, file.key, self._remedy), self.store.open(file.key) as content:
                 table = schema.open_parquet(content).read(columns=list(found), use_threads=False)
@@ -113,6 +129,7 @@ class SnapshotRows:
                 groups = [at for at in range(file.num_row_groups) if wanted is None or _has_any(file, at, wanted)]
                 for batch in file.iter_batches(schema.ROW_GROUP_ROWS, row_groups=groups, use_threads=False):
                     rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])
+                    rows.validate(full=True)  # of text that is not UTF-8
                     keep = pc.invert(pc.is_in(rows["video_id"], self._leave_out))
                     if wanted is not None:
                         keep = pc.and_(keep, pc.is_in(rows["video_id"], wanted))
@@ -151,8 +168,8 @@ def snapshot(
         )
     if isinstance(source, NewestRows) and source.pending and not skip_pending:
         raise Unfinished(
-            f"{source.pending} of the videos of {url} are still to be done: run `p3d resume {url}` first, or leave "
-            "them out with --skip-pending"
+            f"{source.pending} of the videos of {url} are still to be done: run `p3d resume {source.store.words()}` "
+            "first, or leave them out with --skip-pending"
         )
     refuse_used(source.store, dest)
     dest.prove_create_once()
@@ -162,7 +179,7 @@ def snapshot(
     if counts["videos"] + counts["failures"] != source.n_videos or (with_clips and counts["clips"] != n_clips):
         raise DamagedJob(
             f"{url} does not add up: {counts} rows for {source.n_videos} videos and {n_clips} clips; "
-            f"`p3d verify {url} --deep` says more"
+            f"`p3d verify {source.store.words()} --deep` says more"
         )
     files += _copy_weights(source, dest)
     record = SnapshotRecord(

@@ -10,12 +10,14 @@ from typing import Any
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import FOLDERS, UNREADABLE, check, local_path, sha256_of
-from p3d.pipeline.errors import DamagedJob, InputError
-from p3d.pipeline.recipe import JobRecord, Recipe, digest
+from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError
+from p3d.pipeline.recipe import SHA256, JobRecord, Recipe, check_names, digest
 from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import checked
 
 SNAPSHOT_KEY = "snapshot.json"
 SCHEMA_VERSION = 1
+FILE = rf"(clips|videos|failures)/part-[0-9]{{5,}}\.parquet|weights/{SHA256}\.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,11 @@ class FileRecord:
     sha256: str
     size_bytes: int
     n_rows: int | None
+
+    def __post_init__(self) -> None:
+        check_names({"key": (self.key, FILE), "sha256": (self.sha256, SHA256)})
+        numbers = (self.size_bytes, 0 if self.n_rows is None else self.n_rows)
+        check(all(type(number) is int and number >= 0 for number in numbers), f"{self.key}: {numbers = }")
 
     @property
     def folder(self) -> str:
@@ -85,17 +92,21 @@ class SnapshotRecord:
             stated = given.pop("digest")
             check(stated == digest(given), "it does not match its own digest")
             check(given["schema_version"] == SCHEMA_VERSION, f"its schema version is {given['schema_version']}")
+            texts = [given[name] for name in ("weights_origin", "source", "created_at")]
+            for held in (given["job_versions"], given["versions"], given["plans"]):
+                texts += [*held, *held.values()]
+            check(all(isinstance(one, str) for one in texts), "it has other values than texts")
             return cls(
                 source=given["source"],
                 created_at=given["created_at"],
                 job=JobRecord(Recipe.from_dict(given["recipe"]), given["weights_origin"], given["job_versions"]),
                 plans=given["plans"],
                 with_clips=given["with_clips"],
-                counts=Counts(**given["counts"]),
-                files=tuple(FileRecord(**one) for one in given["files"]),
+                counts=checked([Counts(**given["counts"])])[0],
+                files=tuple(checked([FileRecord(**one) for one in given["files"]])),
                 versions=given["versions"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        except (*MALFORMED, InputError) as error:
             raise DamagedJob(f"{url}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
 
 

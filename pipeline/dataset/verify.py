@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.commit import clips_key, derived, failures_key, videos_key
+from p3d.pipeline.dataset.commit import clips_key, data_files, derived, failures_key, videos_key
+from p3d.pipeline.dataset.files import UNREADABLE, check, reading
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.errors import DamagedJob, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.storage.local import scratch_folder, writing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import ShardPlan, VideoOutcome
 
 FOLDERS = ("clips/", "videos/", "failures/")
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
-_UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+READERS = 16  # threads that read footers
+AHEAD = 128  # shards whose footers are in memory
+# of a footer: what is no part of the recipe, and may still change the last bits of a vector. Versions do, too
+SETTINGS = ("device", "batch_size", "threads")
+SHOWN = 100  # characters of a value of a footer
 
 
 @dataclass(slots=True)
@@ -56,6 +61,8 @@ class Audit:
     reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
+    settings: dict[str, dict[str, int]] = field(default_factory=dict)  # one of SETTINGS -> value -> shards made with it
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)  # package or setting -> value -> one such shard
     bad_shards: set[str] = field(default_factory=set)  # names of shards whose clips file cannot be trusted
     bad_derived: set[str] = field(default_factory=set)  # keys of videos and failures files that are wrong or missing
 
@@ -75,19 +82,21 @@ def audit(
 
     Raises DamagedJob if the plans themselves cannot be trusted.
     """
-    found = {info.key: info.size_bytes for folder in FOLDERS for info in store.list(folder)}
-    result, expected = Audit(), set[str]()
+    found, result, expected = _listed(store), Audit(), set[str]()
     plans = load_plans(store)
     n_shards, done = sum(plan.n_shards for plan in plans), 0
     for plan in plans:
         if plan.recipe_digest != job.recipe.digest:
             raise DamagedJob(f"{store.url}/{plan.folder} was made for another recipe than job.json holds")
         manifest = Manifest(store, plan)
-        for at in range(plan.n_shards):
-            shard = manifest.shard(at)
-            expected |= {clips_key(shard.name), videos_key(shard.name), failures_key(shard.name)}
+        shards = [(manifest, at) for at in range(plan.n_shards)]
+        for shard, footers in _with_footers(store, shards, {} if deep else found):
+            expected.update(_keys(shard.name))
             if not _absent(shard, found, result):
-                (_audit_rows if deep else _audit_footers)(store, job.recipe, manifest, shard, found, result)
+                if deep:
+                    _audit_rows(store, job.recipe, manifest, shard, result)
+                else:
+                    _audit_footers(job.recipe, shard, footers, found, result)
             done += 1
             if on_shard is not None:
                 on_shard(done, n_shards)
@@ -95,6 +104,55 @@ def audit(
         result.unexpected += 1
         result.problem(f"{key} belongs to no plan of this output")
     return result
+
+
+def audit_shards(store: Store, recipe: Recipe, shards: Iterable[tuple[Manifest, int]]) -> Audit:
+    """The quick audit of these shards alone, each given by its manifest and its number. Needs three small reads each.
+
+    A run makes it of the shards that were committed, so that it finishes no output which `verify` rejects.
+    """
+    found, result = _listed(store), Audit()
+    for shard, footers in _with_footers(store, list(shards), found):
+        if not _absent(shard, found, result):
+            _audit_footers(recipe, shard, footers, found, result)
+    return result
+
+
+def _listed(store: Store) -> dict[str, int]:
+    """key -> bytes of every data file. Derived files are listed first: of a shard that is committed meanwhile, the
+    clips file is then seen in any case.
+    """
+    return {info.key: info.size_bytes for folder in reversed(FOLDERS) for info in data_files(store, folder)}
+
+
+def _keys(name: str) -> tuple[str, str, str]:
+    return clips_key(name), videos_key(name), failures_key(name)
+
+
+# of a data file: the entries of its footer, its number of rows and its columns; or why they cannot be read
+_Footer = tuple[dict[str, str], int, pa.Schema] | Exception
+
+
+def _with_footers(
+    store: Store, shards: list[tuple[Manifest, int]], found: dict[str, int]
+) -> Iterator[tuple[ShardPlan, dict[str, _Footer]]]:
+    """Each shard with the footers of those of its files that are in `found`, which threads read ahead."""
+
+    def read(name: str) -> dict[str, _Footer]:
+        return {key: _footer(store, key) for key in _keys(name) if key in found}
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for first in range(0, len(shards), AHEAD):
+            some = [manifest.shard(at) for manifest, at in shards[first : first + AHEAD]]
+            yield from zip(some, pool.map(read, (shard.name for shard in some)), strict=True)
+
+
+def _footer(store: Store, key: str) -> _Footer:
+    try:
+        with store.open(key) as content, schema.open_parquet(content) as file:
+            return schema.read_footer(file), file.metadata.num_rows, file.schema_arrow
+    except UNREADABLE as error:
+        return error
 
 
 def _absent(shard: ShardPlan, found: dict[str, int], result: Audit) -> bool:
@@ -114,17 +172,15 @@ def _absent(shard: ShardPlan, found: dict[str, int], result: Audit) -> bool:
 
 
 def _audit_footers(
-    store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
+    recipe: Recipe, shard: ShardPlan, footers: dict[str, _Footer], found: dict[str, int], result: Audit
 ) -> None:
     """Check the footers of a shard's three files against the plan, the listing and each other."""
     key = clips_key(shard.name)
     try:
-        with store.open(key) as content, schema.open_parquet(content) as file:
-            footer = schema.read_footer(file)
-            outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
-            n_clips, columns = file.metadata.num_rows, file.schema_arrow
-            _note_software(footer, result)
-    except _UNREADABLE as error:
+        footer, n_clips, columns = _sound(footers[key])
+        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
+        _note_settings(shard.name, footer, result)
+    except UNREADABLE as error:
         return _bad_shard(shard, f"{key} is damaged: {error}", result)
     if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
         return _bad_shard(shard, f"{key} has other columns than this job writes", result)
@@ -139,10 +195,9 @@ def _audit_footers(
             result.bad_derived.add(other)
             continue
         try:
-            with store.open(other) as content, schema.open_parquet(content) as file:
-                stated = json.loads(schema.read_footer(file)[schema.SOURCE_KEY])["size_bytes"]
-                rows = file.metadata.num_rows
-        except _UNREADABLE as error:
+            footer, rows, _ = _sound(footers[other])
+            stated = json.loads(footer[schema.SOURCE_KEY])["size_bytes"]
+        except UNREADABLE as error:
             _bad_derived(other, n_rows, f"{other} is damaged: {error}", result)
             continue
         if (rows, stated) != (n_rows, found[key]):
@@ -150,10 +205,23 @@ def _audit_footers(
     return None
 
 
-def _note_software(footer: dict[str, str], result: Audit) -> None:
-    for package, version in json.loads(footer[schema.STATS_KEY]).get("software", {}).items():
-        shards = result.software.setdefault(package, {})
-        shards[version] = shards.get(version, 0) + 1
+def _sound(footer: _Footer) -> tuple[dict[str, str], int, pa.Schema]:
+    if isinstance(footer, Exception):
+        raise footer
+    return footer
+
+
+def _note_settings(shard: str, footer: dict[str, str], result: Audit) -> None:
+    """Count the shard for each version and setting it was made with. `threads` has a meaning on a CPU only."""
+    stats = json.loads(footer[schema.STATS_KEY])
+    found = {name: stats[name] for name in SETTINGS if name in stats}
+    if found.get("device") != "cpu":
+        found.pop("threads", None)
+    for counts, values in ((result.software, stats.get("software", {})), (result.settings, found)):
+        for name, value in values.items():
+            shards, value = counts.setdefault(name, {}), str(value)[:SHOWN]
+            shards[value] = shards.get(value, 0) + 1
+            result.examples.setdefault(name, {}).setdefault(value, shard)
 
 
 def _bad_shard(shard: ShardPlan, message: str, result: Audit) -> None:
@@ -168,9 +236,7 @@ def _bad_derived(key: str, n_rows: int, message: str, result: Audit) -> None:
     result.problem(message)
 
 
-def _audit_rows(
-    store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, found: dict[str, int], result: Audit
-) -> None:
+def _audit_rows(store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPlan, result: Audit) -> None:
     """Check every page of a shard's three files, and that the derived files follow from its clips."""
     content = store.read(clips_key(shard.name))
     try:
@@ -178,8 +244,8 @@ def _audit_rows(
         footer = schema.read_footer(file)
         outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
         table = file.read(use_threads=False)
-        _note_software(footer, result)
-    except _UNREADABLE as error:
+        _note_settings(shard.name, footer, result)
+    except UNREADABLE as error:
         return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
     if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
         return _bad_shard(shard, f"{clips_key(shard.name)} has other columns than this job writes", result)
@@ -261,7 +327,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
         result.underived += 1
         result.bad_derived.add(key)
         return None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         _bad_derived(key, rows.num_rows, f"{key} is damaged: {error}", result)
         return None
     if stated != json.loads(footer[schema.SOURCE_KEY]) | {"writer": writer}:
@@ -269,8 +335,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
         return False
     same = table.schema.equals(rows.schema) and table.combine_chunks().equals(rows.combine_chunks())
     if writer == pa.cpp_version:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "again"
+        with scratch_folder("p3d-") as folder, writing(path := folder / "again"):
             schema.write_parquet(path, rows, footer)
             same = path.read_bytes() == content
     if not (same and file.metadata.created_by.endswith(f" {writer}")):
@@ -279,13 +344,16 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
 
 
 def current_failures(store: Store) -> list[dict[str, Any]]:
-    """The current rows of failures/: a video's state is that of the newest plan that names it."""
+    """The current rows of failures/: a video's state is that of the newest plan that names it. DamagedJob."""
     plans = load_plans(store)
     newest: dict[str, int] = {}
     if len(plans) > 1:
         for plan in plans:
             newest.update(dict.fromkeys(Manifest(store, plan).videos["video_id"].to_pylist(), plan.seq))
     rows: list[dict[str, Any]] = []
-    for info in store.list("failures/"):
-        rows += schema.read_parquet(io.BytesIO(store.read(info.key))).to_pylist()
+    for info in data_files(store, "failures/"):
+        with reading(store, info.key, f"`p3d verify {store.words()} --repair` repairs what can be repaired"):
+            table = schema.read_parquet(io.BytesIO(store.read(info.key)))
+            check(table.schema.equals(schema.FAILURES), "it has other columns than p3d writes")
+            rows += table.to_pylist()
     return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]

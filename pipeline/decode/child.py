@@ -64,10 +64,11 @@ def decode_in_child(
 ) -> Generator[DecodeMessage, None, None]:
     """The messages of `decode_messages`, decoded in a child process; a Failure last if the video cannot be used.
 
-    `timeout_s` as in `in_a_child`; for a file of many gigabytes it must allow for reading the whole file once. Closing
-    the iterator kills the child. StoreError propagates. RuntimeError if no child starts: the video is not the cause.
+    `timeout_s` as in `in_a_child`, whatever the size of the file. Closing the iterator kills the child. StoreError
+    propagates. RuntimeError if no child starts: the video is not the cause.
     """
     named = {"policy": policy, "limits": limits, "store_options": store_options, "scratch": scratch}
+    named["deadline_s"] = timeout_s
     with closing(in_a_child(decode_messages, (video, spec, sampling), named, timeout_s=timeout_s)) as messages:
         for message in messages:
             yield message

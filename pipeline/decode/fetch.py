@@ -12,13 +12,13 @@ import errno
 import os
 import platform
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from p3d.pipeline.errors import Reason, StoreChanged, StoreCorrupt, StoreDenied, StoreMissing, StoreNoBucket, VideoError
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version
+from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
@@ -26,14 +26,21 @@ from p3d.pipeline.types import VideoRef
 
 
 @contextlib.contextmanager
-def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterator[str]:
-    """An absolute path to the video's bytes; a copy in `scratch` is removed afterwards. VideoError, StoreError."""
+def local_file(
+    video: VideoRef, options: StoreOptions, scratch: Path, received: Callable[[int], object] | None = None
+) -> Iterator[str]:
+    """An absolute path to the video's bytes; a copy in `scratch` is removed afterwards. VideoError, StoreError.
+
+    `received` is called with the number of bytes whenever some have been fetched.
+    """
     if video.size_bytes < 0:
+        if not video.uri.startswith("s3://"):
+            _refuse_denied(local_path(video.uri))
         raise VideoError(Reason.SOURCE_MISSING, "was not there when the job was planned")
     if video.uri.startswith("s3://"):
         owner = f"video-{platform.node()}-{os.getpid()}-"  # shows a later cleanup whether this process still runs
-        with tempfile.TemporaryDirectory(dir=scratch, prefix=owner) as folder:
-            yield _download(video, options, Path(folder))
+        with scratch_folder(owner, scratch) as folder:
+            yield _download(video, options, folder, received)
         return
     path = local_path(video.uri)
     check_local(video, path)
@@ -45,12 +52,12 @@ def local_file(video: VideoRef, options: StoreOptions, scratch: Path) -> Iterato
     check_local(video, path)
 
 
-def _download(video: VideoRef, options: StoreOptions, folder: Path) -> str:
+def _download(video: VideoRef, options: StoreOptions, folder: Path, received: Callable[[int], object] | None) -> str:
     bucket, key = split_s3_uri(video.uri)
     store = open_store(f"s3://{bucket}", options)
     path = folder / f"video{Path(key).suffix[:16]}"
     try:
-        store.download(key, path, etag=video.etag)
+        store.download(key, path, etag=video.etag, received=received)
     except StoreNoBucket:
         raise  # a problem of the job: another endpoint, or the whole archive was deleted
     except StoreChanged:
@@ -98,6 +105,16 @@ def check_local(video: VideoRef, path: bytes) -> os.stat_result:
     if stat_version(status) != video.version:
         raise VideoError(Reason.SOURCE_CHANGED, "is not the file that was planned (other size or time)")
     return status
+
+
+def _refuse_denied(path: bytes) -> None:
+    """VideoError for a file in a folder that may not be entered: no one knows whether it is there."""
+    try:
+        os.stat(path)  # noqa: PTH116 - bytes
+    except PermissionError:
+        raise VideoError(Reason.SOURCE_DENIED, "no permission to reach the file") from None
+    except (OSError, ValueError):
+        return
 
 
 def _root(video: VideoRef, path: bytes) -> bytes | None:

@@ -10,12 +10,14 @@ seen before, so the caller runs this in a child process with a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from p3d.pipeline.clips.rules import Sampling, laid_over
+from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, chunked, chunks_of
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, Source, probe, probed
@@ -42,7 +44,8 @@ def open_frames(
     policy: DecodePolicy,
     limits: DecodeLimits = _DEFAULT_LIMITS,
     share: Share | None = None,
-) -> Iterator[VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd]:
+    progress: Progress | None = None,
+) -> Generator[VideoInfo | VideoShareable | FrameBlock | ChunkEnd | VideoEnd, None, None]:
     """One VideoInfo, FrameBlocks of at most 64 frames in order, one VideoEnd with the true number of frames.
 
     Only frames that the clips need are sent (`decode.wanted_frames`). Numbers and times are the video's own, also with
@@ -59,11 +62,16 @@ def open_frames(
     With a `share`, only its frames come, and a ChunkEnd after each of its GOP chunks; VideoInfo and VideoEnd are those
     of the whole video. A VideoError then only means that the video must be decoded whole.
 
+    `progress` counts the packets that are read before the first message. decord cannot be counted while it indexes the
+    file, which takes about as long as the probe did; up to twice that counts as progress.
+
     Raises VideoError for anything wrong with the file, before or between messages. Memory: one GOP chunk of at most 256
     cropped frames (decord) or one block of 64 (PyAV), however slowly the messages are taken.
     """
     takes_all = sampling.needs_every_frame and sampling.fps is None
-    with probed(path, limits, not takes_all) as (found, source):
+    progress, began = progress or Progress(), time.monotonic()
+    with probed(path, limits, not takes_all, progress) as (found, source):
+        progress.uncounted_until = 3 * time.monotonic() - 2 * began
         name = _route_of(found, spec, sampling, policy, limits)
         if share is not None:
             yield from _share(found, source, name, spec, sampling, limits, share)
@@ -209,7 +217,8 @@ def _check_resized(found: Probe, spec: FrameSpec) -> None:
     if height * width > MOST_RESIZED_PIXELS:
         raise VideoError(
             Reason.TOO_LARGE,
-            f"{found.coded_width}x{found.coded_height} pixels would be {width}x{height} after the resize",
+            f"{found.coded_width}x{found.coded_height} pixels would be {width}x{height} after the resize; the limit is "
+            f"{MOST_RESIZED_PIXELS} pixels, which no option changes",
         )
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TypeVar
 
 from p3d.pipeline.clips.rules import Sampling
+from p3d.pipeline.decode.deadlines import FETCHED_BYTES, SMALL_BYTES, Progress, alive_while
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreError, VideoError
+from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.storage.store import StoreOptions
-from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoFetched, VideoRef, VideoStart
+from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoAlive, VideoFetched, VideoRef, VideoStart
 
 T = TypeVar("T")
 
@@ -36,18 +38,31 @@ def decode_messages(
     scratch: Path,
     share: Share | None = None,
     file: AbstractContextManager[str] | None = None,
+    deadline_s: float = VIDEO_TIMEOUT_S,
 ) -> Iterator[DecodeMessage]:
     """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if the video fails. StoreError propagates.
 
-    `file` is the video's `local_file`, if the caller has created it already.
+    `file` is the video's `local_file`, if the caller has created it already. `deadline_s` is how long the caller waits
+    for a message. If fetching or opening a large video makes progress for longer, VideoAlive messages say so.
     """
     sampling = sampling.for_video(video.video_id)
     yield VideoStart(os.getpid())
 
     def decoded() -> Iterator[DecodeMessage]:
-        with file or local_file(video, store_options, scratch) as path:
+        fetched, opened = Progress(FETCHED_BYTES), Progress()
+        with ExitStack() as stack:
+            copy = file or local_file(video, store_options, scratch, fetched.add)
+            path = yield from alive(lambda: stack.enter_context(copy), fetched)
             yield VideoFetched()
-            yield from open_frames(path, spec, sampling, policy=policy, limits=limits, share=share)
+            frames = open_frames(path, spec, sampling, policy=policy, limits=limits, share=share, progress=opened)
+            stack.enter_context(closing(frames))
+            yield (yield from alive(lambda: next(frames), opened))
+            yield from frames
+
+    def alive(work: Callable[[], T], progress: Progress) -> Generator[VideoAlive, None, T]:
+        if video.size_bytes < SMALL_BYTES:
+            return work()
+        return (yield from alive_while(work, progress, deadline_s))
 
     yield from failures_as_values(decoded())
 

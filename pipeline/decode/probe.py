@@ -9,6 +9,7 @@ file for large ones. Only the first picture is decoded, for its orientation and 
 from __future__ import annotations
 
 import contextlib
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
 from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.policy import DecodeLimits
@@ -37,6 +39,7 @@ ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # largest pixel aspect ratio, either way; more than that is taken for nonsense
 READ_BYTES = 1024**2
+LOOK_S = 60.0  # for reading a file again after an error
 _NONE = np.empty(0, np.int64)
 LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
 
@@ -154,14 +157,22 @@ def probe(path: str, limits: DecodeLimits, skippable: bool = False) -> Probe:
 
 
 @contextlib.contextmanager
-def probed(path: str, limits: DecodeLimits, skippable: bool = False) -> Iterator[tuple[Probe, Source]]:
-    """`probe`, and the file still open: opening it again would cost 9 ms for a 720p video, as FFmpeg decodes frames."""
+def probed(
+    path: str, limits: DecodeLimits, skippable: bool = False, progress: Progress | None = None
+) -> Iterator[tuple[Probe, Source]]:
+    """`probe`, and the file still open: opening it again would cost 9 ms for a 720p video, as FFmpeg decodes frames.
+
+    `progress` counts the packets.
+    """
     absolute, _ = check_file(path, limits)
     with open_container(absolute) as container:
         stream = best_stream(container)
         check_limits(stream, container, limits)
         one_thread(stream, limits)
-        yield _Pass(container, stream, skippable).run(absolute, limits), Source(container, stream)
+        yield (
+            _Pass(container, stream, skippable, progress or Progress()).run(absolute, limits),
+            Source(container, stream),
+        )
 
 
 def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
@@ -178,14 +189,15 @@ def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
     """Raise if the cause is not the file's content: `error` itself if memory is exhausted or bytes cannot be read,
     VideoError if the file was deleted or cannot be opened.
 
-    FFmpeg reports "input/output error", "try again" or "operation not permitted" for damaged data too. So the whole
-    file is read here to find out.
+    FFmpeg reports "input/output error", "try again" or "operation not permitted" for damaged data too. So the file is
+    read here to find out, as much of it as can be read within LOOK_S.
     """
     if isinstance(error, MemoryError):
         raise error
+    until = time.monotonic() + LOOK_S
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - surrogates
-            while file.read(READ_BYTES):
+            while file.read(READ_BYTES) and time.monotonic() < until:
                 pass
     except FileNotFoundError:
         raise VideoError(Reason.SOURCE_MISSING, "the file was deleted while it was read") from error
@@ -236,8 +248,8 @@ def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeL
 class _Pass:
     """One pass over the packets of all streams. Needs up to 49 bytes per frame, of which the Probe keeps 16."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, skippable: bool) -> None:
-        self.container = container
+    def __init__(self, container: InputContainer, stream: VideoStream, skippable: bool, progress: Progress) -> None:
+        self.container, self.progress = container, progress
         self.stream = stream
         self.asks_skippable = skippable
         self.skippable = array("b")  # per packet of `pts`: its layer if it may be skippable, else -1
@@ -309,6 +321,7 @@ class _Pass:
     def _read(self) -> None:
         try:
             for packet in packets(self.container):
+                self.progress.done += 1
                 ours = packet.stream.index == self.stream.index  # `packet.stream_index` is 0 for an empty packet
                 if packet.size:
                     if packet.pts is not None:

@@ -6,6 +6,7 @@ Native demuxers follow references in a file: an `#EXTM3U` text named `.mp4` made
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import BinaryIO
@@ -15,13 +16,14 @@ from p3d.pipeline.errors import Reason, VideoError
 
 HEAD_BYTES = 4096
 
-# First bytes of files that are lists of other files or web pages.
+# First bytes of files that are lists of other files, web pages or metadata.
 _LISTS = (
     (b"#extm3u", "an HLS playlist"),
     (b"ffconcat", "an ffconcat list"),
     (b"v=0", "an SDP session description"),
     (b"<!doctype", "an HTML page"),
     (b"<html", "an HTML page"),
+    (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
 # Control characters that do not occur in text; every video container has one of them in its first bytes.
@@ -55,6 +57,10 @@ def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
         raise VideoError(Reason.SOURCE_MISSING, f"the file is not there: {error.strerror}") from error
     except PermissionError as error:
         raise VideoError(Reason.SOURCE_DENIED, f"the file cannot be opened: {error.strerror}") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise VideoError(Reason.SOURCE_MISSING, f"no file can be there: {error.strerror}") from error
     what = text_kind(head)
     if what:
         raise VideoError(Reason.NOT_A_VIDEO, f"the file is {what}")

@@ -17,6 +17,8 @@ from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import ObjectInfo
 from p3d.pipeline.types import VideoRef
 
+APPLE_DOUBLE_NAME, APPLE_DOUBLE = b"._", b"\0\x05\x16\x07"
+
 
 def video_id(relative: bytes, label: str = "") -> str:
     """32 hex digits that identify a video by its path below the source's root."""
@@ -36,6 +38,14 @@ def local_path(uri: str) -> bytes:
 def stat_version(status: os.stat_result) -> str:
     """The version of a local file as it is now."""
     return content_version(status.st_size, status.st_mtime_ns)
+
+
+def time_column(time_ns: int) -> int | None:
+    """A time of a file as the column `mtime_ns` holds it: None outside of 1677 to 2262, beyond 64 bits.
+
+    The version is made of the time itself, whatever it is.
+    """
+    return time_ns if -(2**63) <= time_ns < 2**63 else None
 
 
 def readable(raw: bytes) -> str:
@@ -58,7 +68,30 @@ def _content(raw: bytes) -> tuple[str, int, int | None]:
             status = os.stat(raw)  # noqa: PTH116 - bytes
     except (OSError, ValueError):  # ValueError: a NUL byte, which no file name can contain
         return content_version(-1, None), -1, None
-    return stat_version(status), status.st_size, status.st_mtime_ns
+    return stat_version(status), status.st_size, time_column(status.st_mtime_ns)
+
+
+def is_apple_double(raw: bytes) -> bool:
+    """Is the file at a path the metadata that macOS keeps of another file, where the disk cannot hold it? (RFC 1740)
+
+    Its name is that of the other file after `._`. Only regular files are opened.
+    """
+    if not os.path.basename(raw).startswith(APPLE_DOUBLE_NAME):  # noqa: PTH119 - bytes
+        return False
+    try:
+        with open(os.open(raw, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:  # noqa: PTH123
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(4) == APPLE_DOUBLE
+    except (OSError, ValueError):
+        return False  # the row says that it cannot be read
+
+
+def real_path(raw: bytes, folders: dict[bytes, bytes]) -> bytes:
+    """The path of a local file without links. `folders` holds those of folders that were asked for before."""
+    folder, name = os.path.split(raw)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.join(folders[folder], name)  # noqa: PTH118 - bytes
+    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 - bytes
 
 
 def local_row_again(row: VideoRef) -> VideoRef:
@@ -73,4 +106,5 @@ def s3_row(bucket: str, key: str, name: str, info: ObjectInfo | None) -> VideoRe
     if info is None:
         return VideoRef(video_id(raw), readable(raw), uri, content_version(-1, None), -1)
     version = content_version(info.size_bytes, info.etag)
-    return VideoRef(video_id(raw), readable(raw), uri, version, info.size_bytes, info.mtime_ns, info.etag)
+    mtime_ns = time_column(info.mtime_ns)
+    return VideoRef(video_id(raw), readable(raw), uri, version, info.size_bytes, mtime_ns, info.etag)

@@ -1,7 +1,8 @@
 """Find the videos of a source (a folder, an `s3://` prefix, one file or a list) as rows.
 
 Rows keep the order of the sorted walk or of the list. Nothing is skipped silently: files of other kinds and links to
-folders are named in `skipped`, and a folder that cannot be read is an error.
+folders are named in `skipped`, and a folder that cannot be read is an error. AppleDouble files (`._x.mp4` next to
+`x.mp4`, written by macOS) are files of another kind, even in a list.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset.schema import MANIFEST
-from p3d.pipeline.errors import InputError
-from p3d.pipeline.sources.identity import local_path, local_row, local_row_again, readable, s3_row
+from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing
+from p3d.pipeline.sources.identity import (
+    APPLE_DOUBLE,
+    APPLE_DOUBLE_NAME,
+    is_apple_double,
+    local_path,
+    local_row,
+    local_row_again,
+    readable,
+    real_path,
+    s3_row,
+)
 from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
 from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
 from p3d.pipeline.storage.s3.uri import split_s3_uri
@@ -62,6 +73,8 @@ def find(
     kept. Relative paths are relative to the list. `tell` is called with the progress of a long listing.
     InputError if the source cannot be read or has no videos.
     """
+    if not source:
+        raise InputError("the source is an empty text; name a folder, a video, a list or s3://bucket/prefix")
     if CREDENTIAL.match(source):
         raise InputError("the source contains a credential; use a plain path or s3:// and botocore's credential chain")
     is_list = source.lower().endswith(LIST_EXTENSIONS)
@@ -73,15 +86,21 @@ def find(
             if is_list
             else _walk_s3(source, options, tell)
         )
-    elif "://" in source and not source.startswith("file://"):
+    elif "://" in source and not source.startswith("file:///"):
         raise InputError(f"{source}: only local paths and s3:// are supported")
     else:
         named = os.fsdecode(local_path(source)) if source.startswith("file://") else source
         path = Path(os.path.abspath(named))  # noqa: PTH100 - resolve() would follow links
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        if is_list and path.is_file():
-            found = _from_list(str(path), path.read_bytes(), options, id_column)
+        try:
+            if not path.exists():
+                raise InputError(f"{path} does not exist")
+            if not (path.is_dir() or path.is_file() or _is_video(path.name)):  # such as the fifo of `<(ls)` in a shell
+                raise InputError(f"{path} is neither a folder nor a file; save a list as a file, and name that")
+            content = path.read_bytes() if is_list and path.is_file() else None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        if content is not None:
+            found = _from_list(str(path), content, options, id_column)
         else:
             found = (
                 _walk_folder(path, tell) if path.is_dir() else _table([local_row(path.parent, os.fsencode(path.name))])
@@ -93,7 +112,14 @@ def find(
         )
     if is_list:  # the names of a walk are distinct
         _refuse_duplicates(found.videos)
+        if id_column is None:
+            _refuse_spellings(found.videos)
     return found
+
+
+def named_in(source: str, videos: pa.Table) -> frozenset[str]:
+    """The uris of the videos if `source` is a list, which may name them anywhere; empty for a folder or a prefix."""
+    return frozenset(videos["uri"].to_pylist() if source.lower().endswith(LIST_EXTENSIONS) else ())
 
 
 def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
@@ -135,6 +161,7 @@ def _walk_folder(root: Path, tell: Tell) -> SourceListing:
     with ListingBuffer() as buffer:
         sorter = _Sorter(buffer, tell)
         for directory, folders, names in os.walk(base, onerror=_refuse_unreadable):
+            _refuse_unless_entered(directory)
             folders.sort()
             below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
             links = [os.path.relpath(folder, base) for folder in below if os.path.islink(folder)]  # noqa: PTH114 - bytes
@@ -142,9 +169,18 @@ def _walk_folder(root: Path, tell: Tell) -> SourceListing:
             files = [os.path.relpath(os.path.join(directory, name), base) for name in sorted(names)]  # noqa: PTH118
             for at in range(0, len(files), BATCH):
                 batch = files[at : at + BATCH]
-                rows = [local_row(root, name) for name in batch if _is_video(name)]
-                sorter.take(rows, [readable(name) for name in batch if not _is_video(name)])
+                videos = [name for name in batch if _is_video(name) and not is_apple_double(os.path.join(base, name))]  # noqa: PTH118
+                others = sorted(set(batch).difference(videos))
+                sorter.take([local_row(root, name) for name in videos], [readable(name) for name in others])
         return sorter.found()
+
+
+def _refuse_unless_entered(directory: bytes) -> None:
+    """InputError for a folder whose names may be listed, but none of whose files may be opened."""
+    try:
+        os.stat(os.path.join(directory, b"."))  # noqa: PTH116, PTH118 - bytes
+    except OSError as error:
+        _refuse_unreadable(error)
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -169,14 +205,29 @@ def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> SourceListing:
 
         def take(objects: list[ObjectInfo]) -> None:
             names = [info.key.removeprefix(root) for info in objects]
-            listed = list(zip(names, objects, strict=True))
-            rows = [s3_row(bucket, info.key, name, info) for name, info in listed if _is_video(name)]
-            sorter.take(rows, [name for name in names if name and not name.endswith("/") and not _is_video(name)])
+            videos = {
+                name: info
+                for name, info in zip(names, objects, strict=True)
+                if _is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
+            }
+            rows = [s3_row(bucket, info.key, name, info) for name, info in videos.items()]
+            sorter.take(rows, [name for name in names if name and not name.endswith("/") and name not in videos])
 
         walk(store, root, take)
         if not sorter.n_seen and prefix and (info := store.head(prefix)) is not None:  # one object
             return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
         return sorter.found()
+
+
+def _is_apple_double(store: Store, key: str, size_bytes: int) -> bool:
+    """As `is_apple_double`, of an object: it is read only if its name is like that."""
+    if not key.rpartition("/")[2].startswith(APPLE_DOUBLE_NAME.decode()) or size_bytes < len(APPLE_DOUBLE):
+        return False
+    try:
+        with store.open(key) as file:
+            return file.read(len(APPLE_DOUBLE)) == APPLE_DOUBLE
+    except (StoreMissing, StoreChanged, StoreDenied):
+        return False  # the row says that it cannot be read
 
 
 def _read_s3(source: str, options: StoreOptions) -> bytes:
@@ -186,14 +237,21 @@ def _read_s3(source: str, options: StoreOptions) -> bytes:
 
 def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> SourceListing:
     listed = read_list(source, content, id_column)
+    lookup = _Lookup(source, options)
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
-        videos = _table(list(pool.map(_Lookup(source, options).row, listed.entries))).videos
+        looked_up = list(pool.map(lookup.look, listed.entries))
+    rows = [row for row, _ in looked_up]
+    others = [other for _, other in looked_up]
+    videos = _table(rows).videos
     if listed.ids is not None:
         videos = videos.set_column(0, MANIFEST.field("video_id"), listed.ids)
     if listed.own is not None:
         for field in listed.own.schema:
             videos = videos.append_column(field, listed.own[field.name])
-    return SourceListing(videos, ())
+    if not any(others):
+        return SourceListing(videos, ())
+    skipped = [row.path for row, other in zip(rows, others, strict=True) if other]
+    return SourceListing(videos.filter(pc.invert(pa.array(others))), tuple(skipped[:MAX_SKIPPED]), len(skipped))
 
 
 class _Lookup:
@@ -203,6 +261,14 @@ class _Lookup:
         self.source, self.options = source, options
         self.base = source.rpartition("/")[0] or "/"
         self.stores: dict[str, Store] = {}
+
+    def look(self, entry: str) -> tuple[VideoRef, bool]:
+        """The row of an entry, and whether it is an AppleDouble file."""
+        row = self.row(entry)
+        if not row.uri.startswith("s3://"):
+            return row, is_apple_double(local_path(row.uri))
+        bucket, key = split_s3_uri(row.uri)
+        return row, _is_apple_double(self.stores[bucket], key, row.size_bytes)
 
     def row(self, entry: str) -> VideoRef:
         """The row of an entry: a percent-encoded URI if it has a scheme, else a path relative to the list."""
@@ -267,3 +333,17 @@ def _refuse_duplicates(videos: pa.Table) -> None:
             f"{len(twice)} videos are listed more than once, the first as {paths[:3]} (id {twice[0]}); "
             "remove the duplicates, or give each row its own id with --id-column"
         )
+
+
+def _refuse_spellings(videos: pa.Table) -> None:
+    """InputError if two rows name one file or object in different ways: by `./`, `//`, a link, or its absolute path."""
+    seen: dict[bytes | str, str] = {}
+    folders: dict[bytes, bytes] = {}
+    for uri, path in zip(videos["uri"].to_pylist(), videos["path"].to_pylist(), strict=True):
+        named = uri if uri.startswith("s3://") else real_path(local_path(uri), folders)
+        if named in seen:
+            raise InputError(
+                f"{seen[named]!r} and {path!r} are two names of one file; remove one, or give each row its own id with "
+                "--id-column"
+            )
+        seen[named] = path

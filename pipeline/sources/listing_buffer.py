@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from p3d.pipeline.dataset.schema import MANIFEST
+from p3d.pipeline.storage.local import writing
 from p3d.pipeline.types import VideoRef
 
 FIELDS = [field for field in MANIFEST if field.name != "shard"]
@@ -30,7 +31,8 @@ class ListingBuffer:
     """Call `write` from any thread, then `table` once."""
 
     def __init__(self) -> None:
-        descriptor, self._path = tempfile.mkstemp(prefix="p3d-listing-")
+        with writing(Path(tempfile.gettempdir())):
+            descriptor, self._path = tempfile.mkstemp(prefix="p3d-listing-")
         self._file = os.fdopen(descriptor, "wb")
         self._writer = pa.ipc.new_file(self._file, pa.schema(FIELDS))
         self._firsts: list[str] = []
@@ -42,16 +44,17 @@ class ListingBuffer:
         if not rows:
             return
         batch = batch_of(rows)
-        with self._lock:
+        with self._lock, writing(Path(self._path)):
             self._writer.write_batch(batch)
             self._firsts.append(rows[0].uri)
             self.n_rows += len(rows)
 
     def table(self) -> pa.Table:
         """All rows. The file is unlinked here, and its space is freed together with the table."""
-        self._writer.close()
-        self._file.close()
-        reader = pa.ipc.open_file(pa.memory_map(self._path))
+        with writing(Path(self._path)):
+            self._writer.close()
+            self._file.close()
+        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(self._path)))
         order = sorted(range(len(self._firsts)), key=self._firsts.__getitem__)
         self.close()
         return pa.Table.from_batches([reader.get_batch(at) for at in order], schema=pa.schema(FIELDS))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
-from p3d.pipeline.errors import InputError, StoreUnsafe
+from p3d.pipeline.errors import InputError, StoreUnsafe, shell_words
 
 Created = Literal["created", "exists"]
 CREATED: Created = "created"
@@ -26,6 +26,9 @@ EXISTS: Created = "exists"
 CONTROL = "_job/"
 ADDRESSING = ("auto", "path", "virtual")
 CHECKSUMS = ("when_supported", "when_required")
+RECORD_BYTES = 64 * 1024**2  # a record of a million shards has less
+DATA_BYTES = 4 * 1024**3  # of a data file or of weights; some readers have all of it in memory
+OBJECT_BYTES = 64 * 1024**3  # of anything else, such as a video
 SSE = ("AES256", "aws:kms", "aws:kms:dsse")
 
 
@@ -75,11 +78,19 @@ class StoreOptions:
         if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
             raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
 
-    def or_those_of(self, last: dict[str, Any]) -> StoreOptions:
+    def or_those_of(self, last: StoreOptions) -> StoreOptions:
         """These options, with those of an earlier run where this one has the default. InputError if they conflict."""
-        chosen = {name for name in self.__slots__ if getattr(self, name) != getattr(DEFAULTS, name)}
-        kept = {name: value for name, value in last.items() if name in self.__slots__ and name not in chosen}
-        return replace(self, **kept)
+        defaults = [name for name in self.__slots__ if getattr(self, name) == getattr(DEFAULTS, name)]
+        return replace(self, **{name: getattr(last, name) for name in defaults})
+
+    def words(self) -> list[str]:
+        """These options as words of the command line, without those that have the default."""
+        names = {"addressing": "addressing-style"}
+        found: list[str] = []
+        for name in self.__slots__:
+            if (value := getattr(self, name)) != getattr(DEFAULTS, name):
+                found += [f"--{names.get(name, name.replace('_', '-'))}", *([] if value is True else [str(value)])]
+        return found
 
 
 DEFAULTS = StoreOptions()
@@ -96,7 +107,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """The content of the object. StoreMissing if it does not exist."""
+        """The content of the object. StoreMissing if it does not exist, StoreUnsafe if it is huge or not a file."""
 
     @abstractmethod
     def open(self, key: str) -> BinaryIO:
@@ -111,8 +122,13 @@ class Store(ABC):
         """All objects whose key starts with `prefix`, in the order of their keys."""
 
     @abstractmethod
-    def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
-        """Copy an object into a local file. With `etag`, StoreChanged if the object is no longer that one."""
+    def download(
+        self, key: str, path: Path, *, etag: str | None = None, received: Callable[[int], object] | None = None
+    ) -> None:
+        """Copy an object into a local file. With `etag`, StoreChanged if the object is no longer that one.
+
+        `received` is called with the number of bytes whenever some have arrived, also those of repeated attempts.
+        """
 
     @abstractmethod
     def replace(self, key: str, content: bytes) -> None:
@@ -130,6 +146,20 @@ class Store(ABC):
     def temp_file(self) -> contextlib.AbstractContextManager[Path]:
         """A private local path to build an object in. A file at this path is removed afterwards."""
 
+    def hold_to(self, key: str) -> None:
+        """From now on write only while this object is the same file (StoreGone), as it shows that OUT is still there.
+
+        Only a folder can be exchanged: for other stores this does nothing. StoreMissing if the object does not exist.
+        """
+        return
+
+    def words(self, out: str = "") -> str:
+        """What a user types after a verb of `p3d` to reach this store: OUT, as typed if given, and the S3 options.
+
+        Every message that names a command uses it, since without the endpoint or profile the command would not work.
+        """
+        return shell_words(out or self.url)
+
     def prove_create_once(self) -> None:
         """Check that `create` never replaces an object, by creating one key twice. StoreUnsafe if it does."""
         key = f"{CONTROL}probe/{uuid.uuid4().hex}"
@@ -141,6 +171,21 @@ class Store(ABC):
                 f"{self.url} lets a second writer replace an object ({first}, {second}): results could be lost there. "
                 "Use a local disk, or an S3 server that honours If-None-Match"
             )
+
+
+def most_bytes(key: str) -> int:
+    """The most bytes that an object with this key may have: no record of ours comes near it."""
+    if key.endswith((".parquet", ".safetensors")):
+        return DATA_BYTES
+    return RECORD_BYTES if key.endswith((".json", ".log")) else OBJECT_BYTES
+
+
+def refuse_huge(place: str, key: str, size_bytes: int) -> None:
+    """StoreUnsafe if the object at `place` has more bytes than one with its key may have."""
+    if size_bytes > most_bytes(key):
+        raise StoreUnsafe(
+            f"{place} has {size_bytes} bytes, more than any file of that kind that p3d writes; remove it or restore it"
+        )
 
 
 def control_key(key: str) -> None:

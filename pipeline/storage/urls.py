@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
+
+_SLASHES = "; a path after file:// begins with a slash"
 
 
 def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
@@ -13,6 +17,17 @@ def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
         from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
 
         return S3Store(url, options)
-    if "://" in url and not url.startswith("file://"):
-        raise InputError(f"{url}: only folders and s3:// are supported")
+    if not url:
+        raise InputError("the name of a folder or s3://bucket/prefix is expected, not an empty text")
+    if "://" in url and not url.startswith("file:///"):
+        raise InputError(f"{url}: only folders and s3:// are supported" + (_SLASHES if url.startswith("file:") else ""))
     return LocalStore(url)
+
+
+def place_of(store: Store) -> tuple[str, str]:
+    """(path or URL, endpoint) of a store. Links are resolved. The endpoint is empty for a folder and for AWS."""
+    if not store.url.startswith("s3://"):
+        return os.path.realpath(store.url), ""
+    from p3d.pipeline.storage.s3.store import S3Store
+
+    return store.url, store.endpoint if isinstance(store, S3Store) else ""

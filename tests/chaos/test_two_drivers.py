@@ -159,5 +159,5 @@ def test_workers_that_rays_memory_monitor_kills_are_deaths_like_others(
 
 def lost_calls(driver: int) -> int:
     """The number of lost calls in the Ray logs of a driver's session."""
-    (session,) = Path("/tmp/ray").glob(f"session_*_{driver}")
+    (session,) = Path(f"/tmp/p3d-{os.geteuid()}/ray").glob(f"session_*_{driver}")
     return sum(path.read_text(errors="replace").count("Inject RPC") for path in (session / "logs").rglob("*.log"))

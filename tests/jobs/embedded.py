@@ -15,6 +15,7 @@ from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, Store
+from tests.owned import own
 
 
 def embed_all(
@@ -23,7 +24,8 @@ def embed_all(
     """Plan and embed every video of `source` into `store`, as `p3d launch` would on one CPU with one thread."""
     prepared = prepare(spec)
     job = create_job(store, prepared)
-    encoder = Encoder(prepared.weights, batch_size=batch_size, threads=1)
+    own(store)
+    encoder = Encoder(prepared.weights, batch_size=batch_size, threads=1, precision=job.recipe.precision)
     plan = add_plan(store, job, find(source, DEFAULTS), shard_videos=shard_videos, limit=None)
     assert plan is not None
     manifest = Manifest(store, plan)

@@ -21,6 +21,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO, p3d
+from tests.owned import own
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 
@@ -30,7 +31,7 @@ def test_the_generated_documentation_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "weights import", "weights show"])
+@pytest.mark.parametrize("verb", ["", *VERBS, "weights import", "weights show", "weights fetch", "weights list"])
 def test_help_answers_on_every_verb(verb: str) -> None:
     """--help of every verb works and fits 80 columns."""
     result = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80)
@@ -136,6 +137,7 @@ def job(tmp_path: Path) -> LocalStore:
     manifest = planned(store, tuple("abcdefghij"))
     for shard in (0, 1):
         commit_shard(store, shard_rows(manifest, shard), recipe(), manifest.user_columns(shard))
+    own(store)
     return store
 
 

@@ -35,7 +35,7 @@ from p3d.jobs.scheduler.control import (
     newest_number,
     sweep_temps,
 )
-from p3d.pipeline.errors import AlreadyRunning, StoreUnknown
+from p3d.pipeline.errors import AlreadyRunning, StoreUnknown, StrayFile
 from p3d.pipeline.storage import local as store_module
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import EXISTS, Created, Store
@@ -60,7 +60,7 @@ def local(tmp_path: Path) -> LocalStore:
 @pytest.fixture(autouse=True)
 def no_power_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip fsync: power loss is tested with the store, and races get more rounds without waiting for the disk."""
-    monkeypatch.setattr(store_module, "fsync", lambda path: None)
+    monkeypatch.setattr(store_module, "fsync", lambda *_: None)
 
 
 class Watch:
@@ -378,7 +378,8 @@ def test_without_a_heartbeat_it_is_none(store: Store) -> None:
 
 def test_a_heartbeat_is_the_last_one(store: Store) -> None:
     """A heartbeat replaces the one before it, of its own epoch only, and keeps all of its snapshot."""
-    snapshot = {**running(2), "videos": {"all": 10, "done": 3}, "eta_s": None, "sentence": "é \x1b[31m"}
+    snapshot = {**running(2), "videos": {"all": 10, "done": 3, "failed": 1}, "eta_s": None, "sentence": "é \x1b[31m"}
+    snapshot |= {"clips": 20, "shards": {"all": 2, "done": 1}, "failures": {"truncated": 1}}
     beat(store, 1, running(1))
     beat(store, 2, running(8))
     beat(store, 1, snapshot)
@@ -413,16 +414,18 @@ def test_a_request_to_stop_does_not_stop_the_next_run(local: LocalStore) -> None
 
 
 def test_a_sweep_removes_temporary_files_only(store: Store) -> None:
-    """sweep_temps removes objects under _job/tmp, returns their number, and changes nothing else."""
+    """sweep_temps removes the files in _job/tmp that p3d names so, returns their number, and changes nothing else."""
+    mine = "0" * 32 + ".tmp"
     kept = ["clips/a.parquet", "videos/tmp/b.parquet", "_job/tmpfile", "_job/probe/x"]
+    kept += [f"_job/tmp/{name}" for name in (f"deep/3-{mine}", "letter.tmp", f"1-{mine}.odt", f"x-{mine}", "1-a.tmp")]
     for key in kept:
         store.create(key, b"kept")
     claimed(store)
     ask_cancel(store, 1, now=False)
     control_keys = ["_job/cancel/000001.json", "_job/epochs/000001.json", "_job/heartbeats/000001.json"]
-    for name in ("1-a.tmp", "2-b.tmp", "deep/3-c.tmp"):
+    for name in (f"1-{mine}", f"22-{mine}"):
         store.replace(f"_job/tmp/{name}", b"left over")
-    assert sweep_temps(store) == 3
+    assert sweep_temps(store) == 2
     assert {info.key for info in store.list()} == {*kept, *control_keys}
     assert store.read("clips/a.parquet") == b"kept"
     assert sweep_temps(store) == 0
@@ -512,3 +515,107 @@ def test_a_claim_whose_file_was_swept_is_tried_again(
     with contextlib.nullcontext() if times < 3 else pytest.raises(StoreUnknown):
         epoch = control.claim(local, {}, takeover=True, say=print)
         assert control.newest_epoch(local) == epoch and control.heartbeat(local, epoch.number)
+
+
+# ---- files that are not ours, or not whole ------------------------------------------------------------------------
+
+
+@pytest.mark.fault(58)
+def test_stray_files_are_skipped_and_named(local: LocalStore) -> None:
+    """Files of a file manager or an editor among the epochs are no runs: each is named, and the true ones are found."""
+    claimed(local, takeover=True)
+    strays = [".DS_Store", "._000001.json", "000002.json.swp", "2.json", "000009.txt", "deep/000009.json"]
+    for name in strays:
+        local.replace(f"_job/epochs/{name}", b"\x00\x05\x16\x07")
+    with pytest.warns(StrayFile) as warned:
+        assert newest_number(local) == 1
+        assert newest_epoch(local) == claimed_record(local, 1)
+    said = {str(one.message).partition(" is not")[0].rpartition("/epochs/")[2] for one in warned}
+    assert said == set(strays)
+    assert claimed(local, takeover=True).number == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"number": 2, "host"', b"[]", b"[" * 100_000, b'{"number": 2}', b"\xff\xfe"]
+)
+@pytest.mark.fault(58)
+def test_a_record_of_a_run_that_cannot_be_read_is_named_and_its_number_is_used(
+    local: LocalStore, content: bytes
+) -> None:
+    """An empty or half record stops nobody: the options are those of the run before, the next run has a new number."""
+    first = claimed(local, takeover=True)
+    local.replace("_job/epochs/000002.json", content)
+    with pytest.warns(StrayFile, match=r"epochs/000002\.json cannot be read and is skipped"):
+        found = newest_epoch(local)
+    assert found is not None and (found.number, found.options) == (2, first.options)
+    assert not found.died_here()
+    assert claimed(local, takeover=True).number == 3
+
+
+def claimed_record(store: Store, number: int) -> Epoch:
+    return Epoch(**json.loads(store.read(f"_job/epochs/{number:06d}.json")))
+
+
+WHOLE = {
+    "counter": 1,
+    "state": RUNNING,
+    "videos": {"all": 3, "done": 1, "failed": 1},
+    "shards": {"all": 2, "done": 1},
+    "clips": 4,
+    "failures": {"truncated": 1},
+    "eta_s": None,
+    "workers": [
+        {"worker": 0, "state": "busy", "device": "cpu", "shards": ["1/0"], "videos": 1, "clips": 4, "load": {}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": 5},
+        {"counter": "1"},
+        {"counter": True},
+        {"videos": {"all": 3}},
+        {"videos": [1]},
+        {"shards": None},
+        {"clips": 1.5},
+        {"clips": 10**400},
+        {"eta_s": float("inf")},
+        {"eta_s": float("nan")},
+        {"failures": {"truncated": "many"}},
+        {"workers": {"worker": 0}},
+        {"workers": [{}]},
+        {"workers": [{**WHOLE["workers"][0], "shards": [1]}]},
+        {"workers": [{**WHOLE["workers"][0], "load": {"decoding": "all"}}]},
+        {"sentence": ["done"]},
+    ],
+)
+@pytest.mark.fault(58)
+def test_a_heartbeat_of_another_form_is_not_shown(local: LocalStore, change: dict[str, Any]) -> None:
+    """A value of another type than those that a run writes is never shown; state and counter still say who is alive."""
+    beat(local, 1, WHOLE)
+    assert heartbeat(local, 1) == WHOLE
+    beat(local, 1, WHOLE | change)
+    alive = None if {"state", "counter"} & change.keys() else {"state": RUNNING, "counter": 1}
+    assert heartbeat(local, 1) == alive
+    for content in (b"[1]", b"null", b'"running"'):
+        local.replace("_job/heartbeats/000001.json", content)
+        local.replace("_job/cancel/000001.json", content)
+        local.replace("_job/submitted.json", content)
+        assert heartbeat(local, 1) is cancel_asked(local, 1) is None
+        assert control.not_begun(local, 0) == ""
+
+
+@pytest.mark.fault(56)
+def test_a_fifo_in_the_place_of_a_record_is_named_and_nobody_waits(local: LocalStore) -> None:
+    """A fifo or a link as heartbeat, cancel request or epoch counts as missing; it is never opened."""
+    claimed(local, takeover=True)
+    for name in ("heartbeats/000001.json", "cancel/000001.json"):
+        local.delete(f"_job/{name}")
+        (local.root / "_job" / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(local.root / "_job" / name)
+    (local.root / "_job" / "epochs" / "000002.json").symlink_to("/dev/zero")
+    with pytest.warns(StrayFile):
+        assert heartbeat(local, 1) is cancel_asked(local, 1) is None
+        assert newest_number(local) == 1

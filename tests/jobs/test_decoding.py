@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
+from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from p3d.jobs.scheduler.cluster import local_cluster
 from p3d.jobs.worker import decode_task, decoding
@@ -207,6 +209,22 @@ class TestFaults:
         scratch.mkdir()
         list(Decoding(shard, spec(), scratch).messages())
         assert not list(scratch.iterdir())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_other_users_cannot_reach_a_local_cluster() -> None:
+    """Its token is in no command line and no file, and its sockets and logs lie in a folder of mode 0700."""
+    token, session = os.environ["RAY_AUTH_TOKEN"], Path(ray._private.worker._global_node.get_session_dir_path())
+    assert get_authentication_mode() == AuthenticationMode.TOKEN and len(token) == 64
+    private = session.parent.parent
+    assert (private.stat().st_mode & 0o777, private.stat().st_uid) == (0o700, os.geteuid())
+    sockets = [
+        Path(path) for path in ray._private.worker._global_node.address_info.values() if "/sockets/" in str(path)
+    ]
+    assert sockets and all(path.is_relative_to(private) for path in sockets)
+    words = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or []]
+    assert len(words) > 2 and not any(token in word for word in words)
+    assert not [path for path in session.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -414,6 +432,18 @@ def test_a_group_takes_short_videos_and_leaves_work_for_the_other_decodes(shard:
     remote = replace(short, uri="s3://bucket/v.mp4")
     assert sizes([remote] * 64, 2)[:3] == [8, 7, 6]  # twice as many tasks run as may decode
     assert sizes([short, short, *[remote] * 30], 1)[:2] == [2, 7]  # local and remote videos do not mix
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("size_bytes", [1000, 100 << 30])
+def test_the_deadline_does_not_depend_on_the_size(size_bytes: int, shard: ShardPlan, tmp_path: Path) -> None:
+    """A decode is overdue after `video_timeout_s` without a message, and every message restarts that time."""
+    made = Decoding(shard, spec(video_timeout_s=30.0), tmp_path)
+    case = decoding._Case(0, replace(shard.videos[0], size_bytes=size_bytes))
+    stream = made.streams["decode"] = decoding._Stream(case, tmp_path / "note", None, fetching=False)
+    for silent_s, overdue in ((29.0, False), (31.0, True)):
+        stream.silent_since = time.monotonic() - silent_s
+        assert made._overdue("decode") is overdue
 
 
 def _alive(pid: int) -> bool:

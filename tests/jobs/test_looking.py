@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from p3d.jobs.machine import boot_id, is_alive
 from p3d.jobs.monitor.outputs import outputs_below
+from p3d.jobs.monitor.report import _runs
 from p3d.jobs.monitor.trace import trace_events
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import log as runlog
+from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.log import RunLog, read_log, told
 from p3d.jobs.scheduler.state import (
     Checked,
@@ -24,9 +35,12 @@ from p3d.jobs.scheduler.state import (
     WorkerReady,
 )
 from p3d.jobs.totals import ShardKey, Totals
+from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
-from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown
+from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown, StoreUnsafe
+from p3d.pipeline.results.report.render import clock, human_time, plot
+from p3d.pipeline.results.report.throughput import timeline
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
@@ -196,3 +210,111 @@ def test_a_footer_without_times_is_damage_with_its_name(tmp_path: Path) -> None:
     store = with_job(LocalStore(str(tmp_path)))
     with pytest.raises(DamagedJob, match=r"clips/.*parquet: its footer does not say when it was made"):
         shard_times(store)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["1e999", 10**400]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+STATS: dict[str, Any] = {"host": "a", "pid": 1, "device": "cpu", "ended": "2026-01-02T03:04:05+00:00", "shard_s": 1.0}
+STATS |= {"encode_s": 0.5, "wait_s": 0.1, "videos": 2, "failed": 0, "clips": 3, "frames": 9, "full_s": 0.0}
+ODD = ["0001-01-01", "9999-12-31T23:59:59", "1969-01-01T00:00:00+00:00", float("nan"), float("-inf"), -1, 1e308, 10**30]
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(st.sampled_from([*STATS, "batch_size"]), JSON | st.sampled_from(ODD), min_size=1), st.booleans())
+def test_any_footer_gives_a_timeline_or_an_error_with_its_name(odd: dict[str, Any], whole: bool) -> None:
+    """Values of other types, NaN, negative and huge ones: no trace, plot or page of a report ends in a traceback."""
+    name = f"{'0' * 8}-00000"
+    stats = {**STATS, **odd} if whole else odd
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(folder)
+        path = Path(folder, "clips", f"{name}.parquet")
+        path.parent.mkdir()
+        schema.write_parquet(path, pa.table({"a": [1]}), {schema.STATS_KEY: json.dumps(stats)})
+        try:
+            shards = shard_times(store)
+        except DamagedJob as error:
+            assert f"clips/{name}.parquet: its footer" in str(error) and len(str(error)) < 400
+            return
+    assert list(trace_events(shards))
+    drawn = timeline(shards)
+    assert drawn is not None and np.isfinite(drawn.throughput.clips_per_s).all() and plot(drawn.throughput)
+    assert clock(drawn.throughput.began_s) and clock(drawn.throughput.ended_s) and human_time(drawn.machines[0].busy_s)
+
+
+@pytest.mark.parametrize("stats", ["[1]", "null", '"x"', "[" * 100_000, "1" * 9999, "\\ud800", "{"])
+def test_a_footer_that_is_not_a_record_is_an_error_with_its_name(tmp_path: Path, stats: str) -> None:
+    """Lists, texts, endless nesting and half a record in the place of the record are damage, and `trace` exits 7."""
+    store = with_job(LocalStore(str(tmp_path / "out")))
+    path = next((tmp_path / "out" / "clips").iterdir())
+    schema.write_parquet(path, pa.table({"a": [1]}), {schema.STATS_KEY: stats})
+    code, _, err = in_process("jobs", "trace", store.url, "-o", str(tmp_path / "t.json"))
+    assert code == 7 and path.name in err and len(err) < 600, err
+
+
+def test_an_epoch_with_odd_options_is_shown_in_a_report(tmp_path: Path) -> None:
+    """Options of any JSON type and depth are text, and a pid that no system has belongs to no process."""
+    deep: dict[str, Any] = {}
+    for _ in range(800):
+        deep = {"a": deep, "b": [deep] if len(deep) < 2 else 1}
+    options = {"deep": deep, "nan": float("nan"), "list": [[1]], **{f"o{at}": at for at in range(500)}}
+    store = with_job(LocalStore(str(tmp_path)))
+    epoch = Epoch(1, platform.node(), boot_id(), 10**17, "now", options)
+    record = {name: getattr(epoch, name) for name in Epoch.__slots__}
+    store.create("_job/epochs/000001.json", json.dumps(record).encode())
+    control.beat(store, 1, {"counter": 1, "state": "running"})
+    (run,) = _runs(store)
+    assert run.state == "dead" and len(run.options) <= 100 and all(len(text) < 50 for _, text in run.options)
+    assert not any(is_alive(pid) for pid in (0, -1, -(10**17), 10**17))
+
+
+@pytest.mark.fault(58)
+def test_one_bad_record_of_any_kind_hides_no_other_output(tmp_path: Path) -> None:
+    """Half, empty and foreign control files, links and fifos in one output: it is listed or named, others listed."""
+    bad = {
+        "epoch": "_job/epochs/000001.json",
+        "beat": "_job/heartbeats/000001.json",
+        "plan": "plans/0002.json",
+        "job": "job.json",
+        "submitted": "_job/submitted.json",
+    }
+    for name, key in bad.items():
+        for how, content in (("half", b'{"state": '), ("empty", b""), ("list", b"[1]"), ("fifo", None), ("link", None)):
+            store = with_job(LocalStore(str(tmp_path / f"{name}-{how}")))
+            path = store.root / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+            elif how == "fifo":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(tmp_path)
+    with_job(LocalStore(str(tmp_path / "good")))
+    code, out, err = in_process("jobs", "list", str(tmp_path), "--json")
+    found = json.loads(out)
+    listed = {job["out"].rpartition("/")[2] for job in found["jobs"]}
+    named = {sentence.partition(": ")[0].rpartition("/")[2] for sentence in found["unreadable"]}
+    assert code == 0 and "good" in listed and "Error" not in "".join(found["unreadable"]), (found["unreadable"], err)
+    assert listed | named == {"good", *(path.name for path in tmp_path.iterdir())}
+    assert {name.partition("-")[0] for name in named} == {"job", "plan"}
+
+
+@pytest.mark.fault(56)
+def test_links_in_an_output_are_not_followed_to_other_outputs(tmp_path: Path) -> None:
+    """If ROOT is itself an output or a snapshot, links in it are not looked into; in a folder of outputs they are."""
+    with_job(LocalStore(str(tmp_path / "outs" / "a")))
+    root = with_job(LocalStore(str(tmp_path / "b")))
+    copied = LocalStore(str(tmp_path / "copy"))
+    copied.create("snapshot.json", b"{}")
+    for folder in (root.root, copied.root, tmp_path / "outs"):
+        (folder / "link").symlink_to(tmp_path / "outs" / "a")
+    assert list(outputs_below(copied.url, StoreOptions())) == []
+    (copied.root / "snapshot.json").unlink()
+    (copied.root / "snapshot.json").symlink_to(tmp_path / "outs" / "a")
+    with pytest.raises(StoreUnsafe):
+        list(outputs_below(copied.url, StoreOptions()))
+    assert [store.url for store in outputs_below(root.url, StoreOptions())] == [root.url]
+    assert len(list(outputs_below(str(tmp_path / "outs"), StoreOptions()))) == 2

@@ -17,6 +17,7 @@ from p3d.pipeline.types import (
     DecodeMessage,
     Failure,
     FrameBlock,
+    VideoAlive,
     VideoEnd,
     VideoFetched,
     VideoInfo,
@@ -34,7 +35,8 @@ def block(n_frames: int, side: int = 16) -> FrameBlock:
 
 
 MESSAGES = st.one_of(
-    st.sampled_from([VideoStart(1), VideoFetched(), INFO, ChunkEnd(), END, FAILURE]), st.integers(0, 64).map(block)
+    st.sampled_from([VideoStart(1), VideoFetched(), VideoAlive(), INFO, ChunkEnd(), END, FAILURE]),
+    st.integers(0, 64).map(block),
 )
 
 
@@ -54,9 +56,9 @@ def test_a_short_video_is_two_objects() -> None:
     assert list(map(len, message_batches(messages))) == [1, 3]
 
 
-@pytest.mark.parametrize("last", [VideoStart(1), VideoFetched(), ChunkEnd(), END, FAILURE])
+@pytest.mark.parametrize("last", [VideoStart(1), VideoFetched(), VideoAlive(), ChunkEnd(), END, FAILURE])
 def test_what_is_waited_for_is_not_held_back(last: DecodeMessage) -> None:
-    """A start, a copy, an end and a failure are sent before the decode does anything else."""
+    """A start, a copy, a sign of life, an end and a failure are sent before the decode does anything else."""
     done: list[str] = []
 
     def decode() -> Iterator[DecodeMessage]:

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 
+from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX, Metrics, output_tag
+from p3d.jobs.scheduler.run import _shown
 from p3d.jobs.scheduler.state import Checked, ShardDone, ShardTrouble, WorkerDied
 from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.actor import Spent
@@ -64,6 +69,52 @@ def test_names_follow_prometheus_and_say_what_they_are() -> None:
         assert metric.name.removesuffix("_total").rpartition("_")[2] in UNITS, metric.name
         assert metric.meaning and set(metric.tags) <= {"reason", "stage", "kind", "state", "limit"}
         assert bool(metric.buckets) == (metric.kind == "histogram") and list(metric.buckets) == sorted(metric.buckets)
+
+
+def test_an_error_in_metrics_log_or_progress_ends_no_run() -> None:
+    """Each sink may fail at every call: the first error of each is said once, and nothing is raised."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise UnicodeEncodeError("ascii", "café", 3, 4, "ordinal not in range")
+
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        raise BrokenPipeError
+
+    def on_progress(snapshot: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+    loop: Any = object.__new__(RayLoop)
+    loop.silent, loop.say, loop.on_progress, loop.metrics, loop.log = set(), say, on_progress, Broken(), Broken()
+    for _ in range(3):
+        loop._measure(lambda metrics: metrics.hear(WorkerDied(1, "")))
+        loop._note("a sentence")
+        loop._show({})
+    assert [re.sub(r" \(.*\)", "", sentence) for sentence in said] == [
+        f"warning: the {sink} of this run cannot be kept; the run goes on" for sink in ("metrics", "log", "progress")
+    ]
+
+
+def test_a_progress_that_cannot_be_shown_ends_no_run() -> None:
+    """An error when the view of a run opens is said, one when it closes is dropped; what the run raises stays."""
+    said: list[str] = []
+
+    @contextlib.contextmanager
+    def broken(_: int, *, at_once: bool) -> Iterator[Any]:
+        if at_once:
+            raise OSError(5, "Input/output error")
+        yield said.append
+        raise OSError(5, "Input/output error")
+
+    for at_once in (True, False):
+        with _shown(partial(broken, at_once=at_once), 3, said.append) as on_progress:
+            assert (on_progress is None) is at_once
+    assert len(said) == 1 and "cannot be shown" in said[0]
+    with pytest.raises(KeyError), _shown(lambda _: contextlib.nullcontext(), 3, said.append):
+        raise KeyError
 
 
 def test_updates_add_up_to_the_last_counters_however_often_and_late_they_come() -> None:

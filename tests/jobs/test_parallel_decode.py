@@ -180,7 +180,7 @@ def test_a_share_that_is_not_read_does_not_time_out(long: Path, tmp_path: Path) 
     case = decoding._Case(0, video, shared=shared)
     long_ago = time.monotonic() - 100
     for name in ("a", "b"):
-        made.streams[name] = decoding._Stream(case, tmp_path / name, None, False, silent_since=long_ago, opened=True)
+        made.streams[name] = decoding._Stream(case, tmp_path / name, None, False, silent_since=long_ago)
     assert (made._is_read("a"), made._is_read("b"), made._overdue("a")) == (True, False, True)
     assert not list(made._of_a_share(case, shared, ChunkEnd(), deque()))
     assert (made._is_read("a"), made._is_read("b"), made._overdue("b")) == (False, True, False)

@@ -40,17 +40,22 @@ def test_limits_of_failure_and_decode_tasks_are_not_inherited() -> None:
 
 
 def test_s3_options_are_kept_unless_others_are_given() -> None:
-    """A resume of a local output finds its S3 source without repeating endpoint and profile."""
+    """Options that are given replace those of the user's own record, and the others stay."""
     launched = StoreOptions(endpoint_url="http://127.0.0.1:9000", profile="archive", requester_pays=True)
-    last = run_options({}, s3=launched).to_dict()
-    assert run_options(last, s3=StoreOptions()).s3 == launched
-    moved = run_options(last, s3=StoreOptions(endpoint_url="http://127.0.0.1:9001")).s3
+    assert StoreOptions().or_those_of(launched) == launched
+    moved = StoreOptions(endpoint_url="http://127.0.0.1:9001").or_those_of(launched)
     assert (moved.endpoint_url, moved.profile, moved.requester_pays) == ("http://127.0.0.1:9001", "archive", True)
 
 
 def test_unknown_options_in_a_record_of_another_version_are_ignored() -> None:
     """Unknown options are ignored, and new ones get their defaults, so a job can be upgraded."""
-    assert run_options({"threads": 3, "of_the_future": 1, "s3": {"region": "r", "odd": 1}}).s3.region == "r"
+    assert run_options({"threads": 3, "of_the_future": 1}).threads == 3
+
+
+def test_s3_options_of_a_run_record_are_never_inherited() -> None:
+    """A record in OUT does not decide where credentials go, or who pays: neither endpoint nor profile is taken."""
+    last = run_options({}, s3=StoreOptions(endpoint_url="http://203.0.113.1", profile="rich", requester_pays=True))
+    assert run_options(last.to_dict()).s3 == StoreOptions()
 
 
 def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:

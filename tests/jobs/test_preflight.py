@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +17,16 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from p3d.jobs.scheduler.cluster import inspect_nodes, refuse_unfit
+from p3d.jobs.scheduler.cluster import (
+    _absolute_tmpdir,
+    _sessions,
+    inspect_nodes,
+    local_cluster,
+    own_token,
+    refuse_few_processes,
+    refuse_unfit,
+    refuse_without_loopback,
+)
 from p3d.jobs.scheduler.preflight import SCRATCH_BYTES, NodeReport, look_here, objections
 from p3d.pipeline.errors import ClusterError
 from p3d.pipeline.storage.store import DEFAULTS
@@ -23,6 +34,61 @@ from p3d.pipeline.storage.urls import open_store
 from tests.conftest import p3d
 
 HERE = NodeReport("here", 2, "/tmp", 10**12, {"torch": "2.13.0", "av": "18.0"}, "c0de", ("decord", "av"), "", "")
+
+
+def test_the_token_of_a_local_cluster_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clusters have two tokens; afterwards the environment has the user's own, for a cluster to join."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    seen = set[str]()
+    for _ in range(2):
+        with own_token():
+            seen.add(os.environ["RAY_AUTH_TOKEN"])
+        assert os.environ["RAY_AUTH_TOKEN"] == "theirs" and "RAY_AUTH_MODE" not in os.environ
+    assert len(seen) == 2 and "theirs" not in seen
+
+
+def test_too_few_processes_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `ulimit -u 60` Ray aborted, or the command never ended. Root has no such limit."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (60, 60))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    refuse_few_processes()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(ClusterError, match=r"only 60 processes .* `ulimit -u`"), local_cluster():
+        raise AssertionError("Ray was started")
+
+
+def test_a_relative_tmpdir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray and its processes start in another working directory, and refuse a relative one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", "t t")
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    _absolute_tmpdir()
+    assert (os.environ["TMPDIR"], os.environ["RAY_TMPDIR"]) == (f"{tmp_path}/t t", "")
+
+
+def test_a_machine_without_loopback_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container without any network. Ray would try to reach itself for many minutes."""
+    refuse_without_loopback()
+
+    def down(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", down)
+    with pytest.raises(ClusterError, match=r"cannot connect to itself at 127\.0\.0\.1"), local_cluster():
+        raise AssertionError("Ray was started")
+
+
+@pytest.mark.parametrize("what", ["open", "link", "file"])
+def test_a_folder_for_sessions_that_is_not_private_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may have made it beforehand; the message names it."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    folder = tmp_path / f"p3d-{os.geteuid()}"
+    {"open": folder.mkdir, "link": lambda: folder.symlink_to(tmp_path), "file": folder.touch}[what]()
+    with pytest.raises(ClusterError, match=f"{folder}.*set TMPDIR"):
+        _sessions()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     weights.write_bytes(small_weights.read_bytes())
     out = tmp_path / "out"
     words = ("launch", archive, out, "--weights", weights, *LAUNCH, "--address", head.jobs_address)
-    ran = p3d(*words, "--detach", env=head.env)
+    mine = head.env | {"P3D_STATE": str(tmp_path / "state")}  # the driver on the head cannot read it
+    ran = p3d(*words, "--detach", env=mine)
     assert ran.code == 0, ran.err
     assert "submitted to" in ran.err and f"p3d status {out} --watch" in ran.err
     assert "INFO" not in ran.err, ran.err
@@ -70,8 +71,15 @@ def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     ).out
     assert finished(out) == (12, 0)
     assert not [path for path in out.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-    again = p3d("launch", archive, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=head.env)
+    again = p3d("launch", archive, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=mine)
     assert again.code == 0 and "nothing in SRC is new or changed" in again.err, again.err
+    assert "not trusted" not in again.err
+    lost = min((out / "clips").iterdir()).name
+    for folder in ("clips", "videos", "failures"):
+        (out / folder / lost).unlink()
+    assert p3d("resume", out, "--address", head.jobs_address, env=head.env).code == 5
+    resumed = p3d("resume", out, "--address", head.jobs_address, env=mine)  # the driver trusts what its client trusts
+    assert resumed.code == 0 and finished(out) == (12, 0), resumed.err
 
 
 def test_metrics_in_prometheus_match_the_dataset(

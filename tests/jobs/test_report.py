@@ -292,3 +292,20 @@ def test_a_report_that_cannot_be_written_is_said_first(out: LocalStore, tmp_path
         == 0
     )
     assert {path.name for path in tmp_path.iterdir()} == {"r.html", "r.html.part"}
+
+
+def test_a_report_replaces_no_device_pipe_or_link(out: LocalStore, tmp_path: Path) -> None:
+    """Else root would lose the device of `-o /dev/null`. A link stays a link, and what it leads to is written."""
+    words = ("results", "report", out.url, "--videos", "0", "--queries", "0", "-o")
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "r.html"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    file.touch()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert in_process(*words, str(pipe))[0] == in_process(*words, str(link))[0] == 0
+        assert os.read(reader, 15) == b"<!DOCTYPE html>"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink() and file.read_bytes().startswith(b"<!DOCTYPE html>")
+    assert in_process(*words, "")[0] == 2

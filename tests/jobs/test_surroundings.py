@@ -5,11 +5,14 @@ Private mounts (`unshare -rm`) give each test its own file system; where they ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -52,7 +55,7 @@ def test_a_full_disk_stops_the_job_and_a_resume_finishes_it(tmp_path: Path, arch
     assert list((kept / "_job" / "tmp").iterdir()) == []
     found = p3d("verify", kept, "--deep", "--json").json
     assert not found["damaged"] and found["ok"] + found["pending"] == 12 and found["ok"] > 0 < found["pending"]
-    again = p3d("resume", kept)
+    again = p3d("resume", kept, "--trust")
     assert again.code == 0, again.err
     assert p3d("verify", kept, "--deep").code == 0
 
@@ -70,6 +73,24 @@ def test_an_output_that_cannot_be_written_is_refused_at_launch(
     assert (ran.code, ran.out) == (6, "")
     assert ran.err.splitlines()[-1].startswith(f"error: {out}") and "read-only" in ran.err
     assert "Traceback" not in ran.err and "starting" not in ran.err
+
+
+@pytest.mark.parametrize("words", [["status", "out"], ["launch", "/videos", "/out", "--weights", "random:0"]])
+def test_a_working_directory_that_was_deleted_is_a_message(tmp_path: Path, words: list[str]) -> None:
+    """Exit 2, and the message says what to do, also for absolute paths."""
+    (tmp_path / "gone").mkdir()
+    command = " ".join(shlex.quote(word) for word in [*P3D, *words])
+    done = subprocess.run(
+        ["sh", "-c", f"rmdir '{tmp_path}/gone'; exec {command}"],
+        cwd=tmp_path / "gone",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = "error: the working directory is no longer there"
+    assert done.stderr.splitlines()[-1].startswith(expected) and "Traceback" not in done.stderr
 
 
 @pytest.mark.fault(39)
@@ -132,3 +153,57 @@ def test_a_name_that_would_drive_a_terminal_is_shown_escaped(
         assert "\x1b" not in said and "\x07" not in said and "\r" not in said, (args, said)
         assert "\nFAKE" not in said, (args, said)
     assert "\\x1b[31m" in p3d("failures", out).out
+
+
+@pytest.mark.fault(55)
+def test_an_output_that_goes_away_in_mid_job_stops_it_and_is_not_made_again(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """A disk that is pulled after the first commit: exit 6, nothing at its old place, nothing lost on the disk."""
+    out, pulled = tmp_path / "disk" / "out", tmp_path / "pulled"
+    words = ["launch", archive, out, "--weights", small_weights, "--shard-videos", 1]
+    with subprocess.Popen([*P3D, *map(str, words)], stderr=subprocess.PIPE, text=True) as job:
+        try:
+            while job.poll() is None and not any((out / "clips").glob("*.parquet")):
+                time.sleep(0.02)
+            out.rename(pulled)
+            _, said = job.communicate(timeout=60)
+        finally:
+            job.kill()
+    assert job.returncode == 6, said
+    assert f"{out}/job.json is gone, or another file or folder is in its place" in said
+    assert f"continue with:  p3d resume {out}" in said and "no committed shard is lost" not in said
+    assert not out.exists()
+    found = p3d("verify", pulled, "--deep", "--json").json
+    assert not found["damaged"] and found["ok"] > 0 < found["pending"]
+
+
+@pytest.mark.fault(60)
+def test_a_full_temporary_folder_is_named_and_weights_are_not_copied_there(
+    tmp_path: Path, archive: Path, small_weights: Path
+) -> None:
+    """With TMPDIR full, a search for a new video works on an output in a folder; a run says which folder is full."""
+    store = LocalStore(str(tmp_path / "out"))
+    content = small_weights.read_bytes()
+    key = f"weights/{hashlib.sha256(content).hexdigest()}.safetensors"
+    store.create(key, content)
+    script = f"""import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from types import SimpleNamespace
+from p3d.jobs.job import stored_weights
+from p3d.jobs.scheduler.cluster import local_cluster
+from p3d.pipeline.errors import StoreFull
+from p3d.pipeline.storage.local import LocalStore
+stored_weights(LocalStore({store.url!r}), SimpleNamespace(weights_sha256={key[8:72]!r}))
+try:
+    local_cluster().__enter__()
+except StoreFull as error:
+    print(error)
+"""
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "tmp").mkdir()
+    setup = (
+        f"mount -t tmpfs -o size=64k none {tmp_path}/tmp\nTMPDIR={tmp_path}/tmp {sys.executable} {tmp_path}/script.py"
+    )
+    ran = in_private_mounts(setup, "--version")
+    assert ran.out.startswith(f"{tmp_path}/tmp/") and "the disk is full" in ran.out, ran.err
+    assert "or set TMPDIR to another folder" in ran.out.splitlines()[0]

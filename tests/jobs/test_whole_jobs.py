@@ -17,7 +17,7 @@ from tests.jobs.launched import LAUNCH, rows, running, wait_until
 
 
 def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
-    """A network with 3 frames per clip and 4096 features is launched, checked, stored and verified like P3D."""
+    """A network with 3 frames per clip and 4096 features runs, is stored and verified like P3D, whatever OUT's name."""
     from p3d.weights import random_weights, save
     from tests.zoo import make
 
@@ -27,14 +27,15 @@ def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     make.video(tmp_path / "videos" / "a.mp4", "libx264", 9, options={"preset": "ultrafast"})
     make.video(tmp_path / "videos" / "b.mp4", "libx264", 2, options={"preset": "ultrafast"})
-    out = tmp_path / "out"
+    out = tmp_path / "café 日本"
     ran = p3d("launch", tmp_path / "videos", out, "--weights", tmp_path / "w.safetensors", "--clips", "every:4")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0 and "warning" not in ran.err, ran.err
     clips = rows(out, "clips").sort_by([("path", "ascending"), ("clip_index", "ascending")]).to_pylist()
     spans = [(row["path"], row["start_frame"], row["end_frame"], row["n_padded"]) for row in clips]
     assert spans == [("a.mp4", 0, 3, 0), ("a.mp4", 4, 7, 0), ("a.mp4", 6, 9, 0), ("b.mp4", 0, 2, 1)]
     assert {len(row["embedding"]) for row in clips} == {4096}
     assert p3d("verify", out, "--deep").code == 0
+    assert "finished" in p3d("jobs", "logs", out).out and "café" in p3d("status", out).out
 
 
 @pytest.mark.fault(2)
@@ -61,7 +62,7 @@ def test_a_run_that_ends_leaves_no_temporary_file(tmp_path: Path, archive: Path,
     out = tmp_path / "out"
     with running("launch", archive, out, "--weights", small_weights, *LAUNCH) as driver:
         wait_until(lambda: any((out / "clips").glob("*.parquet")), driver)
-        (out / "_job" / "tmp" / "1-0123456789abcdef.tmp").write_bytes(b"PAR1")
+        (out / "_job" / "tmp" / "1-0123456789abcdef0123456789abcdef.tmp").write_bytes(b"PAR1")
         _, err = driver.communicate(timeout=100)
     assert driver.returncode == 0, err
     assert not list((out / "_job" / "tmp").glob("*"))

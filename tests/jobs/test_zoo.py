@@ -1,4 +1,4 @@
-"""The README's table of reasons: in a real job over the zoo, each file ends with the reason in the table.
+"""The table of reasons of docs/reference.md: in a real job over the zoo, each file ends with the reason in the table.
 
 One job reads every case (tests/zoo/cases.py). Faults that no file can cause are injected into its processes.
 """
@@ -25,7 +25,7 @@ from tests.conftest import REPO, Ran, p3d
 from tests.s3.proxy import Fault, proxy
 from tests.zoo import cases, plants
 
-TABLE = re.search(r"<!-- generated: reasons -->\n(.*?)<!-- end -->", (REPO / "README.md").read_text(), re.S)
+TABLE = re.search(r"^## Failure reasons$(.*?)^## ", (REPO / "docs" / "reference.md").read_text(), re.S | re.M)
 assert TABLE is not None
 REASONS = re.findall(r"^\| `(\w+)` \|", TABLE[1], re.M)
 TIMEOUT_S = 8
@@ -103,7 +103,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, small_weights: Path) -> Zoo:
 
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.fault(11, 12, 13, 14, 16, 19, 20, 21, 22, 25, 26, 31)
-def test_every_reason_of_the_readme_has_a_file_that_ends_in_it(
+def test_every_reason_of_the_table_has_a_file_that_ends_in_it(
     reason: str, zoo: Zoo, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each row of the table has a case that a real decode, nearly always of a real job, ends with that reason."""

@@ -389,6 +389,16 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
             assert refused(path).reason is Reason.NOT_A_FILE
 
 
+def test_a_path_that_cannot_lead_to_a_file_is_missing(tmp_path: Path) -> None:
+    """A link that leads to itself and a name that is too long are rows, not errors of the system."""
+    (tmp_path / "a.mp4").symlink_to("b.mp4")
+    (tmp_path / "b.mp4").symlink_to("a.mp4")
+    for name in ("a.mp4", "x" * 300, "x/" * 3000):
+        with pytest.raises(VideoError, match="no file can be there") as caught:
+            probe(f"{tmp_path}/{name}", DecodeLimits())
+        assert caught.value.reason is Reason.SOURCE_MISSING
+
+
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing is source_missing, unreadable is source_denied, zero bytes is empty_file."""
     (tmp_path / "empty.mp4").touch()

@@ -666,7 +666,9 @@ seconds = st.floats(0, 1e9)
 refs = st.builds(VideoRef, words, words, words, words, st.integers(-1, 2**50), st.none() | counts, st.none() | words)
 infos = st.builds(VideoInfo, counts, counts, counts, counts, seconds, seconds, words, words, counts, words)
 outcomes = st.one_of(
-    st.builds(VideoOutcome, refs, counts, infos, st.builds(VideoEnd, counts, seconds, st.booleans())),
+    st.builds(
+        VideoOutcome, refs, st.integers(0, 2**31 - 1), infos, st.builds(VideoEnd, counts, seconds, st.booleans())
+    ),
     st.builds(VideoOutcome, refs, failure=st.builds(Failure, st.sampled_from(Reason), words, counts)),
 )
 

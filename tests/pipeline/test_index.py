@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +16,13 @@ import pytest
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
-from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.errors import DamagedJob, InputError, StoreError, StrayFile
 from p3d.pipeline.results.sample import Reservoir
+from p3d.pipeline.results.search import index, index_cache
 from p3d.pipeline.results.search.exact import LEVELS, METRICS, nearest
-from p3d.pipeline.results.search.index import KINDS, nearest_by_index, opened, read_record
-from p3d.pipeline.results.search.index_build import build_index
+from p3d.pipeline.results.search.index import KINDS, IndexRecord, nearest_by_index, opened, read_record
+from p3d.pipeline.results.search.index_build import _built, build_index
+from p3d.pipeline.results.search.index_cache import IndexFolder
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.storage.urls import open_store
@@ -35,6 +39,15 @@ def out(tmp_path: Path) -> LocalStore:
     store = LocalStore(str(tmp_path / "out"))
     add_plan(store, videos(NAMES), shard_videos=7, frames=(200,))
     return store
+
+
+def folder_of(out: Store) -> IndexFolder:
+    return IndexFolder.of(newest(out), "clip", "cosine")
+
+
+def names(record: IndexRecord) -> list[str]:
+    assert record.vectors and record.rows
+    return [record.vectors.name, record.rows.name]
 
 
 def keys(found: object) -> list[tuple[str, int | None]]:
@@ -68,7 +81,7 @@ def test_an_index_finds_what_exact_search_finds(out: LocalStore, kind: str, metr
 def test_the_stated_recall_is_that_of_brute_force(out: LocalStore) -> None:
     """recall@10 of a poor index, counted again by hand over every row of the sample: all of them."""
     record = build_index(newest(out), level="clip", metric="cosine", kind="pq", sample=10_000)
-    with opened(out, record) as (index, rows):
+    with opened(newest(out), record) as (index, rows):
         vectors = np.concatenate(
             [schema.features_of(t["embedding"], DIM) for folder, t in newest(out).rows() if folder == "clips"]
         )
@@ -102,11 +115,11 @@ def test_an_index_grows_with_its_dataset(out: LocalStore) -> None:
     assert set(grown.pieces) == set(source.pieces) > set(first.pieces)
     found = nearest_by_index(newest(out), QUERY, level="clip", top=30)
     assert (found.n_new, keys(found)[0]) == (0, keys(exact)[0])
-    with opened(out, grown) as (index, rows):
+    with opened(newest(out), grown) as (index, rows):
         assert index.ntotal == rows.num_rows == grown.n_rows
         assert rows["video_id"].to_pylist()[-13:] == ["x1"] * 13
-    left = sorted(info.key for info in out.list("_job/index/"))
-    assert left == sorted([grown.index_key, grown.rows_key, "_job/index/clip-cosine.json"])
+    folder = folder_of(out)
+    assert {path.name for path in folder.path.iterdir()} == {*names(grown), folder.record.name, "lock"}
     rebuilt = build_index(newest(out), level="clip", metric="cosine", kind="sq8", rebuild=True)
     assert (rebuilt.n_rows, rebuilt.kind) == (first.n_rows - 2 * 13 + 3 * 13, "sq8")  # without the replaced rows
 
@@ -180,44 +193,187 @@ def test_a_snapshot_has_an_index_of_its_own(out: LocalStore, tmp_path: Path, lev
     assert problems_of(dest, read_snapshot(dest)) == []
 
 
-def test_an_index_of_other_weights_is_refused(out: LocalStore, tmp_path: Path) -> None:
-    """An index copied from an output with other weights is refused, for search and for indexing."""
+def test_an_index_of_another_job_is_not_used(out: LocalStore, tmp_path: Path) -> None:
+    """Neither a copy of OUT nor another job in its place gets the index; the next build removes the old one."""
     build_index(newest(out), level="clip", metric="cosine")
-    other = LocalStore(str(tmp_path / "other"))
-    add_plan(other, videos(NAMES), chosen=recipe_(clips="every:8"), frames=(200,))
-    shutil.copytree(out.root / "_job" / "index", other.root / "_job" / "index")
-    for refused in (
-        lambda: nearest_by_index(newest(other), QUERY, level="clip"),
-        lambda: build_index(newest(other), level="clip", metric="cosine"),
-    ):
-        with pytest.raises(OtherRecipe, match=r"other weights or settings.*--rebuild"):
-            refused()
-    assert build_index(newest(other), level="clip", metric="cosine", rebuild=True).n_rows
+    old = set(folder_of(out).path.iterdir())
+    moved = LocalStore(str(tmp_path / "moved"))
+    out.root.rename(moved.root)
+    out = LocalStore(out.url)
+    add_plan(out, videos(NAMES), chosen=recipe_(clips="every:8"), frames=(200,))
+    for other in (moved, out):
+        with pytest.raises(InputError, match="your cache has no index"):
+            nearest_by_index(newest(other), QUERY, level="clip")
+    record = build_index(newest(out), level="clip", metric="cosine")
+    assert {path.name for path in folder_of(out).path.iterdir() if path in old} == {"lock"}
+    assert {*names(record)} < {path.name for path in folder_of(out).path.iterdir()}
 
 
 def test_a_broken_index_is_an_error(out: LocalStore) -> None:
     """No index, another kind, a cut or missing file, an invalid record: each error names the command that helps."""
-    with pytest.raises(InputError, match=r"no index of its videos by l2: `p3d results index .* --level video"):
+    with pytest.raises(InputError, match=r"no index of the videos of .* by l2: run `p3d results index .* --level vid"):
         nearest_by_index(newest(out), QUERY, level="video", metric="l2")
     with pytest.raises(InputError, match="pq needs 256 rows"):
         build_index(newest(out), level="video", metric="l2", kind="pq")
     record = build_index(newest(out), level="clip", metric="cosine")
     with pytest.raises(InputError, match="is of kind flat; give --rebuild"):
         build_index(newest(out), level="clip", metric="cosine", kind="ivf")
-    path = out.root / record.index_key
-    content = path.read_bytes()
-    for broken in (content[: len(content) // 2], b"", content + b"x", b"x" * len(content)):
-        path.write_bytes(broken)
+    folder = folder_of(out)
+    for name in names(record):
+        content = (folder.path / name).read_bytes()
+        for broken in (content[: len(content) // 2], b"", content + b"x", b"x" * len(content)):
+            (folder.path / name).write_bytes(broken)
+            with pytest.raises(DamagedJob, match=r"its sha256 differs.*--rebuild"):
+                nearest_by_index(newest(out), QUERY, level="clip")
+        (folder.path / name).write_bytes(content)
+    assert nearest_by_index(newest(out), QUERY, level="clip").hits
+    (folder.path / names(record)[0]).unlink()
+    add_plan(out, videos(["more"]), seq=2)
+    for refused in (
+        lambda: nearest_by_index(newest(out), QUERY, level="clip"),
+        lambda: build_index(newest(out), level="clip", metric="cosine"),
+    ):
         with pytest.raises(DamagedJob, match="--rebuild"):
-            nearest_by_index(newest(out), QUERY, level="clip")
-    path.unlink()
-    with pytest.raises(DamagedJob, match="--rebuild"):
-        nearest_by_index(newest(out), QUERY, level="clip")
-    out.replace("_job/index/clip-cosine.json", b"{}")
-    with pytest.raises(DamagedJob, match="--rebuild"):
-        read_record(newest(out), "clip", "cosine")
+            refused()
+    for text in ("{}", "[]", "x", json.dumps({**json.loads(record.to_json()), "vectors": {"name": "/etc/passwd"}})):
+        folder.record.write_text(text)
+        with pytest.raises(DamagedJob, match="--rebuild"):
+            read_record(newest(out), "clip", "cosine")
     assert build_index(newest(out), level="clip", metric="cosine", rebuild=True).recall_at_10 == 1.0
-    assert json.loads(out.read("_job/index/clip-cosine.json"))["schema_version"] == 1
+
+
+def test_a_name_in_a_record_is_a_name_in_its_folder(out: LocalStore) -> None:
+    """A record that names a file elsewhere is damaged: FAISS never sees the file."""
+    record = build_index(newest(out), level="clip", metric="cosine")
+    folder = folder_of(out)
+    given = json.loads(record.to_json())
+    for name in ("../x.faiss", "/tmp/x.faiss", names(record)[1], f"{folder.stem}-0123456.faiss", 5, None):
+        given["vectors"]["name"] = name
+        folder.record.write_text(json.dumps(given))
+        with pytest.raises(DamagedJob, match="--rebuild"):
+            read_record(newest(out), "clip", "cosine")
+
+
+def test_nothing_of_an_index_is_read_from_an_output(
+    out: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An index in `_job/index/` is never opened or changed, whatever it holds, and is named when there is no other."""
+    import faiss
+
+    theirs = out.root / "_job" / "index"
+    theirs.mkdir(parents=True)
+    faiss.write_index(faiss.IndexFlatIP(DIM), str(theirs / "clip-cosine-01234567.faiss"))
+    (theirs / "clip-cosine.json").write_text(
+        '{"schema_version": 1, "index_key": "_job/index/clip-cosine-01234567.faiss"}'
+    )
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in theirs.iterdir()}
+    linked, opened_, read = LocalStore(str(tmp_path / "linked")), list[str](), LocalStore.open
+    linked.root.symlink_to(out.root)
+    monkeypatch.setattr(LocalStore, "open", lambda self, key: (opened_.append(key), read(self, key))[1])
+    with pytest.warns(StrayFile, match="is not used"), pytest.raises(InputError, match="your cache has no index"):
+        nearest_by_index(newest(out), QUERY, level="clip")
+    with pytest.warns(StrayFile, match=r"_job/index/ holds an index of an earlier version.*may be removed"):
+        build_index(newest(out), level="clip", metric="cosine")
+    with warnings.catch_warnings(action="error"):
+        assert keys(nearest_by_index(newest(out), QUERY, level="clip"))
+        assert keys(nearest_by_index(newest(linked), QUERY, level="clip"))  # the same place
+    assert opened_ and not [key for key in opened_ if "index" in key]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in theirs.iterdir()} == before
+
+
+def test_two_builds_at_once_take_turns(out: LocalStore) -> None:
+    """A second build waits, says so, and then finds nothing to add; searches meanwhile see a whole index or none."""
+    said, done = threading.Event(), []
+
+    def second() -> None:
+        done.append(build_index(newest(out), level="clip", metric="cosine", say=lambda _: said.set()))
+
+    with folder_of(out).building():
+        other = threading.Thread(target=second)
+        other.start()
+        assert said.wait(30) and not done
+        with pytest.raises(InputError, match="your cache has no index"):
+            nearest_by_index(newest(out), QUERY, level="clip")
+        first = _built(newest(out), "clip", "cosine", None, 10, False, 0, None)
+    other.join(60)
+    assert done == [first]
+    assert keys(nearest_by_index(newest(out), QUERY, level="clip"))
+
+
+def test_a_search_survives_a_build_that_replaces_its_files(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the files go between the record and their use, the new record is read and the hits are the same."""
+    old = build_index(newest(out), level="clip", metric="cosine")
+    hits = keys(nearest_by_index(newest(out), QUERY, level="clip"))
+    build_index(newest(out), level="clip", metric="cosine", rebuild=True, kind="ivf")
+    records, read = [old], index.read_record
+    monkeypatch.setattr(index, "read_record", lambda *given: records.pop() if records else read(*given))
+    assert keys(nearest_by_index(newest(out), QUERY, level="clip"))[0] == hits[0] and not records
+
+
+def test_a_cache_that_others_may_write_to_is_refused(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from a folder in which somebody else could have put a record and its files."""
+    build_index(newest(out), level="clip", metric="cosine")
+    folder = folder_of(out).path
+    folder.chmod(0o770)
+    for refused in (
+        lambda: nearest_by_index(newest(out), QUERY, level="clip"),
+        lambda: build_index(newest(out), level="clip", metric="cosine"),
+    ):
+        with pytest.raises(InputError, match=r"others may write to it.*P3D_CACHE"):
+            refused()
+    folder.chmod(0o700)
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    with pytest.raises(InputError, match="belongs to another user"):
+        nearest_by_index(newest(out), QUERY, level="clip")
+
+
+def test_a_cache_that_cannot_be_written_is_a_message(
+    out: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file where the cache should be: an error that names it, and a search says how to make an index."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("P3D_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StoreError, match=r"/file.*: a file exists where a folder is needed"):
+        build_index(newest(out), level="clip", metric="cosine")
+    with pytest.raises(InputError, match="run `p3d results index"):
+        nearest_by_index(newest(out), QUERY, level="clip")
+
+
+@pytest.mark.parametrize("where", ["P3D_CACHE", "HOME"])
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_cache_whose_name_is_not_utf8_works(
+    out: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    """FAISS takes only paths of UTF-8. In any other folder an index is built, extended and searched too."""
+    monkeypatch.delenv("P3D_CACHE")
+    monkeypatch.setenv(where, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    build_index(newest(out), level="clip", metric="cosine", kind=kind)
+    add_plan(out, videos(["x0"]), seq=2, frames=(200,))
+    record = build_index(newest(out), level="clip", metric="cosine")
+    assert record.n_rows == 22 * 13 and folder_of(out).record.exists()
+    assert os.fsencode(tmp_path) + b"/caf\xe9/" in os.fsencode(folder_of(out).record)
+    found = nearest_by_index(newest(out), QUERY, level="clip", top=5)
+    assert len(found.hits) == 5 and (found.n_indexed, found.n_new) == (22 * 13, 0)
+
+
+def test_a_large_file_is_hashed_only_if_it_may_have_changed(out: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large index costs a search nothing more while its inode and times are as written; else its sha256 decides."""
+    monkeypatch.setattr(index_cache, "SMALL_BYTES", 0)
+    record = build_index(newest(out), level="clip", metric="cosine")
+    hashed, sha256_of = [], index_cache.sha256_of
+    monkeypatch.setattr(index_cache, "sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1])
+    assert nearest_by_index(newest(out), QUERY, level="clip").hits and not hashed
+    path = folder_of(out).path / names(record)[0]
+    status, content = path.stat(), path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert nearest_by_index(newest(out), QUERY, level="clip").hits and hashed == [path]
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DamagedJob, match="its sha256 differs"):
+        nearest_by_index(newest(out), QUERY, level="clip")
 
 
 def test_an_empty_dataset_has_no_index(tmp_path: Path) -> None:
@@ -228,8 +384,8 @@ def test_an_empty_dataset_has_no_index(tmp_path: Path) -> None:
         build_index(newest(store), level="clip", metric="cosine")
 
 
-def test_an_index_lives_on_s3_too(bucket: str) -> None:
-    """Built, grown and searched through the store alone."""
+def test_an_output_on_s3_has_an_index_too(bucket: str) -> None:
+    """Built, grown and searched; nothing of it is written to the bucket."""
     store: Store = open_store(f"s3://{bucket}/out")
     add_plan(store, videos(NAMES[:12]), frames=(40,))
     build_index(newest(store), level="clip", metric="cosine")
@@ -238,7 +394,7 @@ def test_an_index_lives_on_s3_too(bucket: str) -> None:
     assert record.n_rows == 12 * 3 + 13
     exact = nearest(newest(store), QUERY, level="clip")
     assert keys(nearest_by_index(newest(store), QUERY, level="clip")) == keys(exact)
-    assert len(list(store.list("_job/index/"))) == 3
+    assert not list(store.list("_job/index/"))
 
 
 def test_the_sample_is_drawn_from_all_rows() -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,11 +21,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS
-from p3d.pipeline.errors import InputError, StoreMissing
+from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.errors import InputError, Reason, StoreMissing, VideoError
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
 from p3d.pipeline.sources.listing import SourceListing, find
 from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types import VideoRef
 
 HERE = StoreOptions()
 TREE = ("a.mp4", "more/a.mp4", "more/deep/b.MKV", "z z.webm")
@@ -202,7 +204,8 @@ def test_a_folder_or_a_fifo_named_like_a_video_does_not_hang(tmp_path: Path) -> 
     assert column(find(str(tmp_path), HERE), "path") == ["folder.mp4/inner.mp4", "list.txt.mp4", "pipe.mp4"]
     assert column(find(str(tmp_path / "pipe.mp4"), HERE), "path") == ["pipe.mp4"]
     os.mkfifo(tmp_path / "pipe.csv")
-    assert column(find(str(tmp_path / "pipe.csv"), HERE), "path") == ["pipe.csv"]
+    with pytest.raises(InputError, match="is neither a folder nor a file"):
+        find(str(tmp_path / "pipe.csv"), HERE)
     (tmp_path / "list.txt").write_text("folder.mp4\npipe.mp4\n")
     assert [size >= 0 for size in column(find(str(tmp_path / "list.txt"), HERE), "size_bytes")] == [True, True]
 
@@ -239,6 +242,62 @@ def test_a_folder_that_cannot_be_read_is_not_skipped(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(InputError, match="secret"):
         find(str(tmp_path), HERE)
+
+
+APPLE_DOUBLE = b"\0\x05\x16\x07\0\2\0\0Mac OS X        "
+
+
+def test_apple_double_files_are_skipped_and_counted(tmp_path: Path, bucket: str, put: Put) -> None:
+    """A Mac writes `._a.mp4` next to `a.mp4`: not a video in a folder, a list or a bucket. A real video may have such a
+    name."""
+    fill(tmp_path, "a.mp4", "._a.mp4", "more/._b.mp4", "._real.mp4")
+    for name in ("._a.mp4", "more/._b.mp4"):
+        (tmp_path / name).write_bytes(APPLE_DOUBLE)
+        put(f"x/{name}", APPLE_DOUBLE)
+    put("x/a.mp4")
+    put("x/._real.mp4")
+    (tmp_path / "l.csv").write_text("path,label\n._a.mp4,1\na.mp4,2\nmore/._b.mp4,3\n._real.mp4,4\n")
+    put("x/l.txt", b"._a.mp4\na.mp4\nmore/._b.mp4\n._real.mp4\n")
+    sources = [str(tmp_path), f"s3://{bucket}/x", str(tmp_path / "l.csv"), f"s3://{bucket}/x/l.txt"]
+    for source in sources:
+        found = find(source, HERE)
+        assert sorted(column(found, "path")) == ["._real.mp4", "a.mp4"], source
+        assert {"._a.mp4", "more/._b.mp4"} <= set(found.skipped) and found.n_skipped == len(found.skipped)
+    assert column(find(str(tmp_path / "l.csv"), HERE), "label") == [2, 4]
+
+
+@pytest.fixture
+def ordinary() -> Iterator[Path]:
+    """A folder of an ordinary user, as which the test runs."""
+    with tempfile.TemporaryDirectory() as place:  # tmp_path cannot be entered by an ordinary user
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.chown(place, 65534, 65534)
+                os.seteuid(65534)
+            yield Path(place)
+        finally:
+            os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_a_folder_that_may_not_be_entered(ordinary: Path, mode: int) -> None:
+    """Below a source it is a message. A video that a list names in it is denied, not missing; a list in it is too."""
+    fill(ordinary, "a.mp4", "locked/b.mp4", "locked/l.txt", "l.txt")
+    (ordinary / "l.txt").write_text("a.mp4\nlocked/b.mp4\n")
+    (ordinary / "locked").chmod(mode)
+    try:
+        with pytest.raises(InputError, match=r"locked/?\.? cannot be read \(Permission denied\)"):
+            find(str(ordinary), HERE)
+        for name in ("l.txt", "b.mp4"):
+            with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+                find(str(ordinary / "locked" / name), HERE)
+        row = rows(find(str(ordinary / "l.txt"), HERE))[1]
+        with pytest.raises(VideoError) as caught, local_file(VideoRef(**row), HERE, ordinary):
+            pass
+        assert (caught.value.reason, caught.value.detail) == (Reason.SOURCE_DENIED, "no permission to reach the file")
+    finally:
+        (ordinary / "locked").chmod(0o700)
 
 
 # --- S3 ---------------------------------------------------------------------------------------------------------------
@@ -437,6 +496,26 @@ def test_repeats_in_a_text_list_are_refused_with_a_remedy(tmp_path: Path) -> Non
         find(str(tmp_path / "l.txt"), HERE)
 
 
+@pytest.mark.fault(23)
+@pytest.mark.parametrize(
+    "other", ["./a.mp4", "{0}/a.mp4", "{0}//a.mp4", "more/../a.mp4", "link.mp4", "linked/a.mp4", "file://{0}//a.mp4"]
+)
+def test_two_names_of_one_file_are_refused(tmp_path: Path, other: str) -> None:
+    """The message has both. With ids of their own the rows are two videos, and copies with equal bytes are, too."""
+    fill(tmp_path, "a.mp4", "more/b.mp4")
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "copy.mp4")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    (tmp_path / "linked").symlink_to(".")
+    other = other.format(tmp_path)
+    (tmp_path / "l.txt").write_text(f"a.mp4\ncopy.mp4\n{other}\n")
+    with pytest.raises(InputError, match=r"a\.mp4.*(two names of one file; remove one|remove the duplicates)"):
+        find(str(tmp_path / "l.txt"), HERE)
+    (tmp_path / "l.csv").write_text(f"path,id\na.mp4,1\n{other},2\n")
+    assert len(rows(find(str(tmp_path / "l.csv"), HERE, id_column="id"))) == 2
+    (tmp_path / "l.txt").write_text("a.mp4\ncopy.mp4\n")
+    assert len(rows(find(str(tmp_path / "l.txt"), HERE))) == 2
+
+
 @pytest.mark.parametrize("source", ["folder", "l.txt"])
 def test_an_id_column_needs_a_table(tmp_path: Path, source: str) -> None:
     """--id-column with any source but a CSV or Parquet list is refused."""
@@ -501,6 +580,17 @@ def test_a_missing_source_is_refused(tmp_path: Path, bucket: str) -> None:
         find(str(tmp_path / "nowhere"), HERE)
     with pytest.raises(StoreMissing):
         find(f"s3://{bucket}/nowhere.csv", HERE)
+
+
+@pytest.mark.parametrize("source", ["", "file://host/videos", "fifo", "fifo.txt"])
+def test_what_names_no_source_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty text (an unset variable) is not the working directory, and a fifo (`<(ls)`) is not waited for."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("fifo", "fifo.txt"):
+        os.mkfifo(name)
+    fill(tmp_path, "a.mp4", "host/videos/a.mp4")
+    with pytest.raises(InputError):
+        find(source, HERE)
 
 
 # --- odd lists --------------------------------------------------------------------------------------------------------

@@ -135,6 +135,8 @@ def test_a_thin_picture_is_not_enlarged_without_limit(tmp_path: Path) -> None:
     with pytest.raises(VideoError) as caught:
         decoded(path, FrameSpec(crop_hw=(1024, 1024), short_side=1024))
     assert caught.value.reason is Reason.TOO_LARGE and "after the resize" in caught.value.detail
+    assert "the limit is 16777216 pixels, which no option changes" in caught.value.detail
+    assert "max_pixels" not in caught.value.detail
 
 
 def joined(path: Path, codec: str, sizes: list[tuple[int, int]], options: dict[str, str]) -> Path:

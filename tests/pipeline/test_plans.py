@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -26,8 +27,8 @@ from p3d.pipeline.dataset import plans as manifest_module
 from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError
-from p3d.pipeline.recipe import PlanRecord
+from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
+from p3d.pipeline.recipe import PartRecord, PlanRecord
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
@@ -483,3 +484,130 @@ def test_the_same_videos_planned_again_are_other_shards(store: LocalStore) -> No
 def test_no_plans_are_no_damage(store: LocalStore) -> None:
     """An output without plans has none."""
     assert load_plans(store) == []
+
+
+# --- records that somebody else wrote ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        *[("part", "name", name) for name in ("../../secret.parquet", "/etc/passwd", "", ".", "manifest-0.parquet", 7)],
+        ("part", "name", "manifest-00000.parquet\n"),
+        ("part", "sha256", "../.."),
+        ("part", "n_videos", 10**12),
+        ("part", "first_shard", -1),
+        ("part", "end_shard", True),
+        ("plan", "digest", "../../x" + "0" * 57),
+        ("plan", "recipe_digest", "x"),
+        ("plan", "n_shards", 10**15),
+        ("plan", "n_videos", 10**15),
+        ("plan", "size_bytes", None),
+        ("plan", "parts", ()),
+    ],
+)
+@pytest.mark.fault(57)
+def test_a_record_names_only_files_of_its_own_plan(store: LocalStore, where: str, name: str, value: Any) -> None:
+    """A record with a correct digest, as a stranger can write it, is refused if a name or count is not one of ours."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    if where == "part":
+        plan = replace(plan, parts=(replace(plan.parts[0], **{name: value}), *plan.parts[1:]))
+    else:
+        plan = replace(plan, **{name: value})
+    (store.root / "plans" / "0001.json").write_bytes(plan.to_json())
+    with pytest.raises(DamagedJob, match=r"plans/0001\.json cannot be read \(.*\); restore it"):
+        load_plans(store)
+
+
+@pytest.mark.fault(57)
+def test_a_part_of_other_columns_is_damage(store: LocalStore) -> None:
+    """A part whose digest the record states is refused unless it is a manifest: columns, types and number of rows."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    path = store.root / plan.folder / plan.parts[0].name
+    for content in (table().drop_columns(["uri"]), table().slice(1), put(table(), "size_bytes", [None] * 11), None):
+        if content is None:
+            path.write_bytes(b"PAR1 is not all of it")
+        elif content["size_bytes"].null_count:
+            path.unlink()
+            pq.write_table(content.set_column(4, "size_bytes", content["size_bytes"].cast(pa.string())), path)
+        else:
+            path.unlink()
+            pq.write_table(content, path)
+        part = replace(plan.parts[0], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is no manifest"):
+            read_part(store, plan, part)
+
+
+@pytest.mark.fault(57)
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_plan_does_not_claim_more_than_its_parts_can_hold(store: LocalStore, lost: bool) -> None:
+    """A million shards claimed for a part of eleven rows, or for a missing one, are refused before they are counted."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    part = replace(plan.parts[0], n_videos=10**6, end_shard=10**6)
+    claims = replace(plan, n_videos=10**6, n_shards=10**6, parts=(part,))
+    (store.root / plan.key).write_bytes(claims.to_json())
+    if lost:
+        (store.root / plan.folder / part.name).unlink()
+    why = "is missing" if lost else r"has \d+ bytes, too few"
+    with pytest.raises(DamagedJob, match=rf"plans/0001\.json claims 1000000 videos in manifest-00000\.parquet.*{why}"):
+        load_plans(store)
+    again = replace(
+        claims,
+        n_videos=11,
+        n_shards=6,
+        parts=tuple(replace(part, n_videos=n, first_shard=first, end_shard=first + 3) for n, first in ((5, 0), (6, 3))),
+    )
+    (store.root / plan.key).write_bytes(again.to_json())
+    with pytest.raises(DamagedJob, match=r"cannot be read \(its part 1 is manifest-00000\.parquet\)"):
+        load_plans(store)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=8), st.integers(0, 2), st.integers(1, 5))
+def test_the_rows_of_a_part_are_in_the_shards_that_its_record_claims(shards: list[int], first: int, end: int) -> None:
+    """Of all shard columns, only those that count every claimed shard up, from the first to the last, are read."""
+    right = shards == sorted(shards) and set(shards) == set(range(first, end))
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(folder)
+        rows = table(tuple(map(str, range(len(shards)))))
+        rows = put(rows, "shard", shards)
+        path = Path(folder, "plans/0001-00000000/manifest-00000.parquet")
+        path.parent.mkdir(parents=True)
+        pq.write_table(rows, path)
+        part = PartRecord(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), len(shards), first, end)
+        plan = PlanRecord(1, "0" * 64, RECIPE, len(shards), end, 0, 0, (part,))
+        if right:
+            assert read_part(store, plan, part)["shard"].to_pylist() == shards
+        else:
+            with pytest.raises(DamagedJob, match=r"is no manifest \(its rows are not those of shards"):
+                read_part(store, plan, part)
+
+
+@pytest.mark.fault(57)
+def test_rows_that_the_record_does_not_claim_are_not_read(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small part that says it has ten million rows is refused before any of them is in memory."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    path = store.root / plan.folder / plan.parts[0].name
+    path.unlink()
+    pq.write_table(pa.table({"a": pa.repeat(1, 10**7)}), path)
+    assert path.stat().st_size < 10**5
+    part = replace(plan.parts[0], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    with pytest.raises(DamagedJob, match=r"is no manifest \(it has 10000000 rows and not 11\)"):
+        read_part(store, plan, part)
+
+
+@pytest.mark.fault(58)
+def test_stray_files_among_the_plans_are_skipped_and_named(store: LocalStore) -> None:
+    """Files of a file manager are not plans: each is named, and the plan is read. Half a plan is damage."""
+    plan = write_plan(store, 1, RECIPE, table(), 0)
+    strays = [".DS_Store", "._0001.json", "0001.json.swp", "1.json", f"0001-{plan.plan8}/.DS_Store"]
+    for name in strays:
+        (store.root / "plans" / name).write_bytes(b"\x00\x05\x16\x07")
+    with pytest.warns(StrayFile) as warned:
+        assert load_plans(store) == [plan]
+    assert {str(one.message).partition(" is not")[0].partition("/plans/")[2] for one in warned} == set(strays)
+    for content in (b"", b'{"plan": {', b"[" * 100_000, b'{"plan": NaN, "plan_digest": 1}'):
+        (store.root / "plans" / "0002.json").write_bytes(content)
+        with pytest.raises(DamagedJob, match=r"plans/0002\.json cannot be read"), pytest.warns(StrayFile):
+            load_plans(store)

@@ -21,6 +21,7 @@ from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store
 from tests.conftest import p3d
+from tests.owned import own
 from tests.pipeline.rows import planned, recipe, shard_rows
 
 NAMES = tuple("abcdefghij")
@@ -37,6 +38,7 @@ def store(tmp_path: Path) -> LocalStore:
 def manifest(store: LocalStore) -> Manifest:
     found = planned(store, NAMES)
     commit_all(store, found)
+    own(store)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p3d.jobs.api.search import resolve
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
-from p3d.pipeline.errors import DamagedJob, InputError
+from p3d.pipeline.errors import DamagedJob, InputError, as_stored
 from p3d.pipeline.results.search import exact as search_module
 from p3d.pipeline.results.search.exact import cosines, nearest
 from p3d.pipeline.results.search.where import parse
+from p3d.pipeline.sources.identity import readable
 from p3d.pipeline.storage.local import LocalStore
 from tests.pipeline.rows import DIM, videos
 from tests.pipeline.test_snapshot import add_plan, newest
@@ -229,3 +232,20 @@ def test_a_snapshot_without_clips_says_so(out: LocalStore, tmp_path: Path) -> No
     assert nearest(SnapshotRows(dest), query, level="video").n_rows == 7
     with pytest.raises(InputError, match="has no clips"):
         nearest(SnapshotRows(dest), query, level="clip")
+
+
+@pytest.mark.parametrize("name", ["\udcff.mp4", "\ud800", "a\nb", "x" * 5000])
+def test_any_text_may_be_asked_for(out: LocalStore, tmp_path: Path, name: str) -> None:
+    """A query or condition that is not UTF-8, or is longer than any name, finds nothing, without a traceback."""
+    dest = LocalStore(str(tmp_path / "snapshot"))
+    snapshot(newest(out), dest)
+    for source in (newest(out), SnapshotRows(dest)):
+        with pytest.raises(InputError, match="is neither a file nor a video"):
+            resolve(source, name)
+    (condition,) = parse([f"path={name}"], pa.schema([("path", pa.string())]))
+    assert condition.holds(pa.table({"path": ["a", as_stored(name)]})).to_pylist() == [False, True]
+
+
+def test_a_name_that_is_not_utf8_finds_its_row() -> None:
+    """The columns show other bytes as \\xNN, and so does what is compared with them."""
+    assert as_stored(os.fsdecode(b"a\xff.mp4")) == readable(b"a\xff.mp4") == "a\\xff.mp4"

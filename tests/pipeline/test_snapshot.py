@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from p3d.pipeline.errors import (
     StoreUnknown,
     Unfinished,
 )
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, Recipe, digest
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
@@ -103,7 +104,7 @@ def files(store: LocalStore) -> list[str]:
 
 
 def by_sql(out: Path, folder: str, leave_out: Sequence[str]) -> list[tuple[object, ...]]:
-    """The rows of a folder by the rule of the README: only the newest plan that names a video counts."""
+    """The rows of a folder by the rule of docs/results.md: only the newest plan that names a video counts."""
     chosen = ", ".join(f"'{one}'" for one in ("", *leave_out))
     return duckdb.sql(
         f"""SELECT v.* FROM read_parquet('{out}/{folder}/*.parquet', union_by_name=true) v WHERE NOT EXISTS (
@@ -116,7 +117,7 @@ def by_sql(out: Path, folder: str, leave_out: Sequence[str]) -> list[tuple[objec
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """For any plans, shards and excluded ids, DEST holds what the README's SQL finds in OUT, in plan order."""
+    """For any plans, shards and excluded ids, DEST holds what the SQL of docs/results.md finds, in plan order."""
     print(f"{seed = }")
     rng = Random(seed)
     monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(1, 40))
@@ -641,3 +642,24 @@ def test_snapshots_go_between_folders_and_s3(out: LocalStore, tmp_path: Path, re
     assert snapshot(newest(copy, ["a"]), LocalStore(str(tmp_path / "from-s3"))).files == first.files
     slim = snapshot(newest(copy, ["a"]), LocalStore(str(tmp_path / "slim")), clips=False)
     assert slim.files == tuple(one for one in first.files if one.folder != "clips")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("key", key) for key in ("../../secret", "/etc/passwd", "clips/../../x", "job.json", "clips/part-0.parquet")],
+        ("sha256", "x"),
+        ("size_bytes", -1),
+        ("n_rows", "many"),
+    ],
+)
+@pytest.mark.fault(57)
+def test_a_record_names_only_files_of_a_snapshot(out: LocalStore, dest: LocalStore, name: str, value: object) -> None:
+    """A snapshot.json with a correct digest, as a stranger can write it, is refused if it names any other file."""
+    snapshot(newest(out), dest)
+    record = json.loads(dest.read("snapshot.json"))
+    del record["digest"]
+    record["files"][0][name] = value
+    (dest.root / "snapshot.json").write_text(json.dumps(record | {"digest": digest(record)}))
+    with pytest.raises(DamagedJob, match=r"snapshot\.json cannot be trusted"):
+        read_snapshot(dest)

@@ -279,7 +279,8 @@ def test_a_list_may_name_any_path(tmp_path: Path, fetch: Fetch) -> None:
     """Absolute entries and entries with `..` have no source folder, so a link is followed."""
     (tmp_path / "lists").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"content")
-    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"content")
+    (tmp_path / "link.mp4").symlink_to("b.mp4")
     (tmp_path / "lists" / "l.txt").write_text(f"../a.mp4\n{tmp_path}/link.mp4\n")
     videos = refs(tmp_path / "lists" / "l.txt")
     assert len(videos) == 2 and {fetch(video) for video in videos.values()} == {b"content"}

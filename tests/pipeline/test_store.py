@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
 import re
+import shutil
+import socket
 import subprocess
+import tempfile
 import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from p3d.pipeline.errors import InputError, StoreDenied, StoreError, StoreFull, StoreMissing, StoreUnknown, StoreUnsafe
+from p3d.pipeline.errors import (
+    InputError,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreGone,
+    StoreMissing,
+    StoreUnknown,
+    StoreUnsafe,
+    StrayFile,
+)
 from p3d.pipeline.storage import local as store_module
-from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.local import LocalStore, scratch_folder
 from p3d.pipeline.storage.s3 import errors as s3_errors
 from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
 from p3d.pipeline.storage.store import CREATED, EXISTS, Store, StoreOptions
@@ -186,8 +203,8 @@ def test_a_lost_reply_of_link_is_recognised(tmp_path: Path, monkeypatch: pytest.
     """If the link was made but an error was returned (NFS), the object is ours and counts as created."""
     store, link = LocalStore(str(tmp_path)), os.link
 
-    def link_then_fail(source: Path, target: Path) -> None:
-        link(source, target)
+    def link_then_fail(*given: Any, **named: Any) -> None:
+        link(*given, **named)
         raise FileExistsError(errno.EEXIST, "File exists")
 
     monkeypatch.setattr(store_module.os, "link", link_then_fail)
@@ -203,7 +220,7 @@ NO_LINKS = r"^/.*: this file system has no hard links \(.+\), so .* Write to a l
     ("number", "expected", "message"),
     [
         (errno.ENOSPC, StoreFull, "the disk is full"),
-        (errno.EACCES, StoreDenied, "no permission to write"),
+        (errno.EACCES, StoreDenied, "no permission to read or write"),
         (errno.EIO, StoreUnknown, "Input/output error"),
         *[(number, StoreUnsafe, NO_LINKS) for number in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV)],
     ],
@@ -215,7 +232,7 @@ def test_a_failing_link_commits_nothing(
     """Errors of the disk are explained, and leave neither object nor temporary file (rows 38, 39)."""
     store = LocalStore(str(tmp_path))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(store_module.os, "link", fail)
@@ -283,10 +300,10 @@ def test_a_bucket_that_is_not_there_is_named(s3_server: dict[str, str]) -> None:
         open_store("s3://no-such-bucket-here").create("a", b"")
 
 
-@pytest.mark.parametrize("url", ["http://example.org/x", "gs://bucket", "s3://"])
+@pytest.mark.parametrize("url", ["http://example.org/x", "gs://bucket", "s3://", "file://host/out", ""])
 def test_other_places_are_refused(url: str) -> None:
     """Only folders and s3:// are stores."""
-    with pytest.raises(InputError, match=re.escape(url)):
+    with pytest.raises(InputError, match=re.escape(url or "not an empty text")):
         open_store(url)
 
 
@@ -354,7 +371,8 @@ def test_a_disk_error_of_a_control_object_names_the_object(tmp_path: Path, monke
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "unlink", fail)
+    store.replace("_job/beat", b"{}")
+    monkeypatch.setattr(store_module.os, "unlink", fail)
     with pytest.raises(StoreUnknown, match="_job/beat: Input/output error"):
         store.delete("_job/beat")
 
@@ -391,3 +409,247 @@ def test_a_missing_object_inside_a_build_is_not_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing, match="clips/none"), store.temp_file() as temp:
         temp.write_bytes(b"1")
         store.read("clips/none")
+
+
+# ---- an output that somebody else made ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder with documents that no store may touch."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "letter.json").write_text('{"private": true}')
+    (folder / f"1-{'0' * 32}.tmp").write_text("a draft")
+    return folder
+
+
+def documents(folder: Path) -> dict[str, tuple[str, int]]:
+    return {path.name: (path.read_text(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+USES: dict[str, Callable[[LocalStore], object]] = {
+    "read": lambda store: store.read("_job/tmp/letter.json"),
+    "open": lambda store: store.open("_job/tmp/letter.json"),
+    "head": lambda store: store.head("_job/tmp/letter.json"),
+    "list": lambda store: list(store.list("_job/tmp/")),
+    "create": lambda store: store.create("_job/tmp/new.json", b"{}"),
+    "replace": lambda store: store.replace("_job/tmp/letter.json", b"{}"),
+    "delete": lambda store: store.delete("_job/tmp/letter.json"),
+    "set aside": lambda store: store.set_aside("_job/tmp/letter.json"),
+    "build": lambda store: store.temp_file().__enter__(),
+    "create elsewhere": lambda store: store.create("clips/a.parquet", b"rows"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("link", ["_job", "_job/tmp"])
+@pytest.mark.fault(56)
+def test_a_link_to_a_folder_is_not_followed(tmp_path: Path, elsewhere: Path, link: str, use: str) -> None:
+    """With `_job` or `_job/tmp` as a link, all that needs it is refused by its name; what it points to stays as is."""
+    store, target = LocalStore(str(tmp_path / "out")), elsewhere
+    (store.root / link).parent.mkdir(parents=True)
+    if link == "_job":
+        target = tmp_path / "outer"
+        target.mkdir()
+        elsewhere.rename(target / "tmp")
+        elsewhere = target / "tmp"
+    (store.root / link).symlink_to(target)
+    before = documents(elsewhere)
+    with pytest.raises(StoreUnsafe, match=f"{link} is a link, which is not opened or followed"):
+        USES[use](store)
+    assert documents(elsewhere) == before and [path.name for path in target.iterdir()]
+    assert all(info.key != "_job/tmp/letter.json" for info in store.list())
+
+
+class Swaps:
+    """The `os` of the store, whose nth call exchanges the folder `path` for a link to `target` before it runs."""
+
+    def __init__(self, path: Path, target: Path, nth: int) -> None:
+        self.path, self.target, self.left = path, target, nth
+
+    def __getattr__(self, name: str) -> Any:
+        true = getattr(os, name)
+        if not callable(true) or name in ("fspath", "fsencode", "fsdecode", "getpid"):
+            return true
+
+        def call(*given: Any, **named: Any) -> Any:
+            self.left -= 1
+            if not self.left and self.path.exists():
+                self.path.rename(self.path.with_name("moved"))
+                self.path.symlink_to(self.target)
+            return true(*given, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("folder", ["_job", "_job/tmp", "clips"])
+@pytest.mark.fault(56)
+def test_a_link_that_takes_the_place_of_a_folder_at_any_moment_leads_nowhere(
+    tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, folder: str, use: str
+) -> None:
+    """Before each system call in turn the folder becomes a link to documents: none of them is read or changed.
+
+    A new temporary file may appear there, if that is the moment in which it is written.
+    """
+    if folder == "_job":
+        (tmp_path / "outer").mkdir()
+        elsewhere = elsewhere.rename(tmp_path / "outer" / "tmp")
+    before, private = documents(elsewhere), (elsewhere / "letter.json").read_bytes()
+    for nth in range(1, 200):
+        store = LocalStore(str(tmp_path / f"out{nth}"))
+        for key in ("_job/tmp/letter.json", "clips/b.parquet", "clips/letter.json"):
+            (store.root / key).parent.mkdir(parents=True, exist_ok=True)
+            (store.root / key).write_bytes(b"ours")
+        target = elsewhere.parent if folder == "_job" else elsewhere
+        swaps = Swaps(store.root / folder, target, nth)
+        monkeypatch.setattr(store_module, "os", swaps)
+        got: Any = None
+        with contextlib.suppress(StoreError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", StrayFile)
+            got = USES[use](store)
+            got = got.read() if use == "open" else got
+        monkeypatch.setattr(store_module, "os", os)
+        assert got != private and not (use == "list" and "1-" in str(got))
+        there = documents(elsewhere)
+        assert {name: there[name] for name in before} == before
+        for name in there.keys() - before.keys():
+            assert re.fullmatch(r"\d+-[0-9a-f]{32}\.tmp", name), name
+            (elsewhere / name).unlink()
+        if swaps.left > 0:  # it has fewer calls
+            break
+    assert nth > 3
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "socket", "huge file"])
+@pytest.mark.fault(56)
+def test_what_is_not_a_small_regular_file_is_no_record(
+    tmp_path: Path, elsewhere: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read and open refuse it at once, and listings skip and name it; replace and delete act on the name alone."""
+    store, key = LocalStore(str(tmp_path / "out")), "_job/record.json"
+    path = store.root / key
+    path.parent.mkdir(parents=True)
+    if "link" in kind:
+        path.symlink_to(elsewhere / ("nothing" if "dangling" in kind else "letter.json"))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)  # the path of a socket must be short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    before = documents(elsewhere)
+    for use in (store.read, store.open, lambda key: store.download(key, tmp_path / "copy")):
+        with pytest.raises(StoreUnsafe, match=re.escape(str(path))):
+            use(key)
+    if kind != "huge file":
+        with pytest.raises(StoreUnsafe):
+            store.head(key)
+        with pytest.warns(StrayFile, match=re.escape(f"{path} is a {kind.split()[-1]}")):
+            assert list(store.list()) == []
+    assert store.create(key, b"{}") == EXISTS
+    store.replace(key, b"{}")
+    assert store.read(key) == b"{}"
+    store.delete(key)
+    assert not path.exists() and documents(elsewhere) == before
+
+
+def test_a_huge_record_on_s3_is_refused_before_it_fills_the_memory(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record larger than any that p3d writes is refused by its name on S3, too."""
+    store = open_store(f"s3://{bucket}")
+    store.create("job.json", b"x" * 100_000)
+    monkeypatch.setattr("p3d.pipeline.storage.store.RECORD_BYTES", 99_999)
+    with pytest.raises(StoreUnsafe, match=f"s3://{bucket}/job.json has .* bytes, more than any file of that kind"):
+        store.read("job.json")
+
+
+@pytest.mark.parametrize(
+    "key", ["../documents/letter.json", "/etc/passwd", "clips/../../documents/letter.json", "a//b"]
+)
+@pytest.mark.fault(57)
+def test_a_key_names_only_what_is_below_the_root(tmp_path: Path, elsewhere: Path, key: str) -> None:
+    """Keys with `..`, an empty part or a leading `/` are refused by every operation of a folder."""
+    store, before = LocalStore(str(tmp_path / "out")), documents(elsewhere)
+    store.create("clips/a", b"rows")
+    for use in (store.read, store.open, store.head, store.set_aside, lambda key: store.create(key, b"{}")):
+        with pytest.raises(StoreUnsafe, match="names no object"):
+            use(key)
+    for use in (store.delete, lambda key: store.replace(key, b"{}")):
+        with pytest.raises(StoreUnsafe, match="names no object"):
+            use(f"_job/../{key}")
+    assert documents(elsewhere) == before
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    """The user named the root, so a link there is followed."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    store = LocalStore(str(tmp_path / "out"))
+    assert store.create("clips/a", b"rows") == CREATED
+    assert store.read("clips/a") == b"rows" and [info.key for info in store.list()] == ["clips/a"]
+
+
+# ---- an output that goes away ------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[LocalStore], object]] = {
+    "create": lambda store: store.create("clips/b", b"rows"),
+    "replace": lambda store: store.replace("_job/heartbeats/000001.json", b"{}"),
+    "build": lambda store: store.temp_file().__enter__(),
+    "set aside": lambda store: store.set_aside("clips/a"),
+}
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["the root", "job.json"])
+@pytest.mark.parametrize("how", ["removed", "an empty folder", "another job"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.fault(55)
+def test_a_root_that_goes_away_is_never_made_again(tmp_path: Path, write: str, how: str, held: bool) -> None:
+    """After its first write, a store writes only into the folder that it began with, and with hold_to into that job."""
+    store = LocalStore(str(tmp_path / "out"))
+    store.create("job.json", b"{}")
+    store.create("clips/a", b"rows")
+    if held:
+        store.hold_to("job.json")
+    store.root.rename(tmp_path / "unmounted")
+    if how != "removed":
+        store.root.mkdir()
+    if how == "another job":
+        (store.root / "job.json").write_bytes(b"{}")
+    with pytest.raises(StoreGone, match=r"is gone, or another file or folder is in its place.* then resume"):
+        WRITES[write](store)
+    there = sorted(path.name for path in store.root.rglob("*")) if store.root.exists() else None
+    assert there == {"removed": None, "an empty folder": [], "another job": ["job.json"]}[how]
+    if store.root.exists():
+        shutil.rmtree(store.root)
+    (tmp_path / "unmounted").rename(store.root)
+    WRITES[write](store)
+
+
+@pytest.mark.fault(55)
+def test_a_root_that_goes_away_while_a_file_is_built_is_gone(tmp_path: Path) -> None:
+    """It is not mistaken for a temporary file that another run has swept, which would be tried again."""
+    store = LocalStore(str(tmp_path / "out"))
+    with pytest.raises(StoreGone), store.temp_file() as path:
+        shutil.rmtree(store.root)
+        path.write_bytes(b"rows")
+
+
+@pytest.mark.fault(60)
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for copies that cannot be made is a store error, which names TMPDIR's folder and what to do."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with (
+        pytest.raises(StoreFull, match=f"{re.escape(tempfile.gettempdir())}: the disk is full"),
+        scratch_folder("p3d-"),
+    ):
+        pass

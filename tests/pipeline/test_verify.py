@@ -204,3 +204,18 @@ def test_the_software_that_wrote_each_shard_is_listed(store: LocalStore, deep: b
     result = audit(store, JOB, deep=deep)
     assert result.software == {"torch": {"2.12.0": 1, "2.13.0": 2}, "av": {"18.0": 3}}
     assert not result.damaged
+
+
+@pytest.mark.fault(52)
+@pytest.mark.parametrize("deep", [False, True])
+def test_shards_made_with_other_settings_are_listed(store: LocalStore, deep: bool) -> None:
+    """Device, batch size and, on a CPU, threads are counted by shard, with an example of each; none is damage."""
+    found = planned(store, NAMES)
+    for shard, (device, batch, threads) in enumerate((("cpu", 4, 1), ("cpu", 8, 1), ("cuda:0", 8, 2))):
+        rows = shard_rows(found, shard)
+        rows.stats.update(device=device, batch_size=batch, threads=threads)
+        commit_shard(store, rows, recipe(), found.user_columns(shard))
+    result = audit(store, JOB, deep=deep)
+    assert result.settings == {"device": {"cpu": 2, "cuda:0": 1}, "batch_size": {"4": 1, "8": 2}, "threads": {"1": 2}}
+    assert result.examples["batch_size"] == {"4": found.shard(0).name, "8": found.shard(1).name}
+    assert not result.damaged

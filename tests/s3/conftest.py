@@ -10,6 +10,7 @@ import pytest
 from p3d.pipeline.storage.s3 import body as s3_body
 from p3d.pipeline.storage.s3 import client as s3_client
 from p3d.pipeline.storage.s3 import errors as s3_errors
+from p3d.pipeline.storage.s3 import pace as s3_pace
 from p3d.pipeline.storage.s3 import retry as s3_retry
 from p3d.pipeline.storage.s3.client import client_for
 from p3d.pipeline.storage.s3.store import S3Store
@@ -26,6 +27,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         (s3_errors, "BUSY_PATIENCE_S", 1.0),
         (s3_errors, "GONE_PATIENCE_S", 0.5),
         (s3_body, "TRICKLE_S", 0.3),
+        (s3_pace, "WAIT_S", 0.5),
+        (s3_pace, "LEAST_BYTES", 256),
         (s3_body, "PIECE_BYTES", 1024),
         (s3_body, "PAUSE_S", 0.02),
         (s3_retry, "PAUSE_S", 0.02),

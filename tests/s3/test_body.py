@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import random
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from p3d.pipeline.errors import StoreChanged, StoreCorrupt, StoreFull, StoreMissing, StoreUnknown
 from p3d.pipeline.storage.s3 import body as s3_body
+from p3d.pipeline.storage.s3 import pace as s3_pace
 from p3d.pipeline.storage.s3.client import client_for
 from p3d.pipeline.storage.s3.store import S3Store
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
@@ -241,3 +243,78 @@ def test_a_full_scratch_disk_is_named(store: S3Store) -> None:
     """A download without enough disk space is StoreFull, an error of the job and not of the video."""
     with pytest.raises(StoreFull, match="full"):
         store.download("v.mp4", Path("/dev/full"))
+
+
+@pytest.mark.fault(29)
+def test_many_small_slow_bodies_stop_a_reader(
+    front: Proxy, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes at 1 kB/s, and alone is read. A reader of many is told how slow the server is; a download is not."""
+    monkeypatch.setattr(s3_body, "SHORT_S", 0.1)
+    monkeypatch.setattr(s3_body, "SLOW_S", 1.0)
+    store.create("small", bytes(250))
+    front.faults = [Fault("trickle", method="GET", key="/small", rate=1024.0)]
+    assert store.read("small") == bytes(250)
+    began = time.monotonic()
+    with pytest.raises(StoreUnknown, match=r"small: the server sends only \d+ bytes/s"):
+        for _ in range(50):
+            store.read("small")
+            store.download("small", tmp_path / "copy")
+    assert time.monotonic() - began < 10
+    front.faults = []
+    for _ in range(3):
+        assert store.read("v.mp4") == CONTENT
+
+
+def test_slow_bodies_among_others_stop_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body at a good rate starts the count again, and so does a pause."""
+    bodies = s3_body._SlowBodies()
+    for _ in range(10):
+        bodies.add(1000, 50.0, "s3://b/small")
+        bodies.add(1 << 20, 0.5, "s3://b/large")
+    bodies.add(1000, 50.0, "s3://b/small")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 300)
+    bodies.add(1000, 50.0, "s3://b/small")
+    with pytest.raises(StoreUnknown, match="sends only 20 bytes/s"):
+        bodies.add(1000, 50.0, "s3://b/small")
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("what", ["a page of a listing", "a large body", "an error"])
+def test_a_reply_of_a_byte_now_and_then_is_ended(
+    front: Proxy, store: S3Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """No reply lasts for as long as its bytes keep coming, whichever it is: after a few tries it is an error."""
+    monkeypatch.setattr(s3_body, "PIECE_BYTES", 1 << 14)  # as outside of tests: the first piece never becomes complete
+    front.faults = [Fault("trickle", key="list-type" if "page" in what else "mp4", rate=100.0)]
+    began = time.monotonic()
+    with pytest.raises(StoreUnknown, match=r"cut off \(ReadTimeoutError\)" if "body" in what else "a very slow one"):
+        if what == "a page of a listing":
+            list(store.list())
+        elif what == "an error":
+            store.read("missing.mp4")
+        else:
+            store.read("v.mp4")
+    assert time.monotonic() - began < 8
+    front.faults = []
+    assert [info.key for info in store.list()] == ["v.mp4"] and store.read("v.mp4") == CONTENT
+
+
+def test_the_pace_counts_only_waiting_for_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a slow first byte nor a slow reader ends a reply; too few bytes in too much waiting do."""
+    clock, waits = [0.0], iter([100.0, 0.1, 0.1, 14.0, 14.0])
+
+    class Socket(io.RawIOBase):
+        def readinto(self, buffer: Any) -> int:
+            clock[0] += next(waits)
+            return 100
+
+    monkeypatch.setattr(s3_pace, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    paced = s3_pace._Paced(Socket())
+    for _ in range(4):
+        assert paced.readinto(bytearray(100)) == 100
+        clock[0] += 1000
+    monkeypatch.setattr(s3_pace, "LEAST_BYTES", 501)
+    with pytest.raises(TimeoutError, match="only 500 bytes arrived in 28 s"):
+        paced.readinto(bytearray(100))

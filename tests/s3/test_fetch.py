@@ -25,6 +25,7 @@ from p3d.jobs.worker.decoding import Decoding
 from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.jobs.worker.parallel_decode import Pace
 from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.decode.deadlines import SMALL_BYTES
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreError
 from p3d.pipeline.sources.listing import find
@@ -35,6 +36,7 @@ from p3d.pipeline.types import (
     FrameBlock,
     FrameSpec,
     ShardPlan,
+    VideoAlive,
     VideoEnd,
     VideoFetched,
     VideoRef,
@@ -146,6 +148,24 @@ def test_a_slow_video_does_not_delay_others(moto_front: Proxy, cluster: None, sh
     while list(scratch.iterdir()) and time.monotonic() < until:
         gather(replace(shard, videos=shard.videos[:1]), scratch, spec())
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.fault(29)
+def test_a_slow_fetch_sends_signs_of_life(moto_front: Proxy, tmp_path: Path, scratch: Path) -> None:
+    """A large copy may take longer than the deadline while its bytes arrive."""
+    path = make.video(tmp_path / "v.mp4", "libx264", FRAMES)
+    with path.open("ab") as file:
+        file.write(SMALL_BYTES.to_bytes(4, "big") + b"free" + bytes(SMALL_BYTES - 8))
+    store = new_store(moto_front)
+    store.create("large.mp4", path)
+    video = VideoRef(**find(store.url, DEFAULTS).videos.to_pylist()[0])
+    moto_front.faults = [Fault("trickle", method="GET", key="/large.mp4", rate=2e6)]
+    made = spec(video_timeout_s=1.0)
+    began = time.monotonic()
+    kinds = [type(message) for message in decode_task._messages(video, made, scratch, None)]
+    assert time.monotonic() - began > made.video_timeout_s
+    assert kinds[: kinds.index(VideoFetched)].count(VideoAlive) >= 4
+    assert kinds[-1] is VideoEnd and list(scratch.iterdir()) == []
 
 
 @pytest.mark.fault(14)

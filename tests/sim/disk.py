@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from p3d.pipeline.storage import local as store_module
 from tests.sim.store import Died
 
 FOLDER = "folder"
-METHODS = ("write_bytes", "mkdir", "unlink", "replace", "rename")
+METHODS = ("write_bytes", "mkdir", "unlink", "replace", "rename")  # of Path
+CALLS = ("mkdir", "unlink", "replace", "rename", "link", "open", "fsync", "close")  # of os
 
 
 class Disk:
@@ -37,7 +39,7 @@ class Disk:
         for name in METHODS:
             patch.setattr(Path, name, self._method(name, getattr(Path, name)))
         calls = {name: getattr(os, name) for name in dir(os) if not name.startswith("__")}
-        calls |= {"link": self.link, "open": self.open, "fsync": self.fsync, "close": self.close}
+        calls |= {name: self._of_os(name) if name in METHODS else getattr(self, name) for name in CALLS}
         patch.setattr(store_module, "os", SimpleNamespace(**calls))
 
     # -- what happens
@@ -69,11 +71,28 @@ class Disk:
 
         return method
 
-    def link(self, source: Path, target: Path) -> None:
-        self.call("link", lambda: os.link(source, target), lambda: self._link(source, target), target)
+    def at(self, name: Any, folder: int | None) -> Path:
+        """The path of a name in an open folder."""
+        return Path(name) if folder is None else self.opened[folder] / name
 
-    def open(self, path: Path, flags: int) -> int:
-        number: int = self.call("open", lambda: os.open(path, flags), lambda: None, path)
+    def _of_os(self, name: str) -> Callable[..., Any]:
+        def call(*names: Any, dir_fd: int | None = None, **of: int) -> Any:
+            folders = [of.get("src_dir_fd", dir_fd), of.get("dst_dir_fd")]
+            paths = [self.at(one, folder) for one, folder in zip(names, folders, strict=False)]
+            given = {"dir_fd": dir_fd} if dir_fd is not None else of
+            seen = getattr(self, f"_{name}")
+            return self.call(name, lambda: getattr(os, name)(*names, **given), lambda: seen(*paths), paths[0])
+
+        return call
+
+    def link(self, *names: Any, src_dir_fd: int | None = None, dst_dir_fd: int | None = None, **how: Any) -> None:
+        source, target = self.at(names[0], src_dir_fd), self.at(names[1], dst_dir_fd)
+        real = partial(os.link, *names, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **how)
+        self.call("link", real, lambda: self._link(source, target), target)
+
+    def open(self, name: Any, flags: int, *, dir_fd: int | None = None) -> int:
+        path = self.at(name, dir_fd)
+        number: int = self.call("open", lambda: os.open(name, flags, dir_fd=dir_fd), lambda: None, path)
         self.opened[number] = path
         return number
 

@@ -51,7 +51,9 @@ class MemoryStore(Store):
             [ObjectInfo(key, len(self.objects[key]), 0) for key in sorted(self.objects) if key.startswith(prefix)]
         )
 
-    def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
+    def download(
+        self, key: str, path: Path, *, etag: str | None = None, received: Callable[[int], object] | None = None
+    ) -> None:
         path.write_bytes(self.read(key))
 
     def replace(self, key: str, content: bytes) -> None:

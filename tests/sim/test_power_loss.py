@@ -177,13 +177,13 @@ def test_a_control_file_that_a_power_loss_emptied_stops_nobody(tmp_path: Path) -
 def skips_fsync_of_the_file(patch: Patch) -> None:
     """The file is linked without being synced."""
     true = store_module.fsync
-    patch.setattr(store_module, "fsync", lambda path: true(path) if path.is_dir() else None)
+    patch.setattr(store_module, "fsync", lambda path, at=None: true(path, at) if path.is_dir() else None)
 
 
 def skips_fsync_of_the_folder(patch: Patch) -> None:
     """The link is not synced."""
     true = store_module.fsync
-    patch.setattr(store_module, "fsync", lambda path: None if path.name == "clips" else true(path))
+    patch.setattr(store_module, "fsync", lambda path, at=None: None if path.name == "clips" else true(path, at))
 
 
 def links_before_it_syncs(patch: Patch) -> None:

@@ -14,6 +14,8 @@ import pytest
 from p3d.jobs import job
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler import loop as loops
+from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.worker import actor as workers
 from p3d.pipeline.dataset import commit
 from p3d.pipeline.dataset import plans as manifest
@@ -215,8 +217,14 @@ MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
 def test_the_world_catches_a_protocol_with_this_defect(
     mutant: Callable[[Patch], None], first: int, monkeypatch: Patch
 ) -> None:
-    """The correct protocol passes all seeds; with the defect, some seed breaks an invariant."""
+    """The correct protocol passes all seeds; with the defect, some seed breaks an invariant.
+
+    The last listing of a run is left out, and so is its quick audit: with them, some of these defects end in exit code
+    6 or 7, and a resume repairs them.
+    """
     mutant(monkeypatch)
+    monkeypatch.setattr(loops, "refuse_damaged", lambda *_: None)
+    monkeypatch.setattr(RayLoop, "_confirmed", lambda _, finish: finish)
     with pytest.raises((AssertionError, JobError)) as caught:
         for seed in range(first, first + 400):
             live(seed)

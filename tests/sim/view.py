@@ -90,7 +90,9 @@ class View(Store):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self._do("lists", prefix, lambda: self.inner.list(prefix))
 
-    def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
+    def download(
+        self, key: str, path: Path, *, etag: str | None = None, received: Callable[[int], object] | None = None
+    ) -> None:
         path.write_bytes(self.read(key))
 
     def replace(self, key: str, content: bytes) -> None:
@@ -115,7 +117,8 @@ class View(Store):
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:
         me, inner = self.world.current, self.inner
-        name = f"{next(inner._temps)}.tmp"
+        number = next(inner._temps)
+        name = f"{number}-{number:032x}.tmp"
         inner.temps[f"_job/tmp/{name}"] = path = inner.scratch / name
         try:
             with unless_swept(path):

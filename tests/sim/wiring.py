@@ -62,7 +62,7 @@ def real_code_of(life: Life) -> Iterator[None]:
     """Replace clocks, process numbers, threads and Ray by the world's."""
     time = SimpleNamespace(monotonic=lambda: life.clock, sleep=life.wait)
     uuid = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{life.rng.getrandbits(128):032x}"))
-    again = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(life.store.scratch))
+    again = lambda _: contextlib.nullcontext(life.store.scratch)  # noqa: E731
     quiet = lambda *_, **__: None  # noqa: E731
     cluster = SimpleNamespace(machines=Machines(2, 2, 0), scratch=life.store.scratch, dead=str, answers=lambda: True)
     with patched(
@@ -72,7 +72,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (schema, "outcomes_json", memory.outcomes_json),
         (schema, "parse_outcomes", memory.parse_outcomes),
         (manifest, "write_parquet", partial(write, life)),
-        (verify, "tempfile", again),
+        (verify, "scratch_folder", again),
         (Recipe, "digest", memory.recipe_digest),
         (JobRecord, "from_json", memory.job_record),
         (PlanRecord, "from_json", memory.plan_record),
@@ -85,8 +85,10 @@ def real_code_of(life: Life) -> Iterator[None]:
         (control, "is_alive", lambda pid: any(p.number == pid and p.alive for p in life.processes)),
         (control.is_live, "__kwdefaults__", {"sleep": life.wait}),
         (job, "ThreadPoolExecutor", OneThread),
+        (verify, "ThreadPoolExecutor", OneThread),
         (planning, "golden_features", lambda _: np.zeros(8, np.float32)),
         (planning, "software", dict),
+        (planning, "new_job_id", lambda: "0" * 32),
         (planning, "look_again", lambda table, _: table),
         (scheduler, "ray", life.ray),
         (scheduler, "time", time),

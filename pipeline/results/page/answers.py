@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import threading
@@ -23,11 +24,21 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from p3d.pipeline.decode.child import end_children
-from p3d.pipeline.errors import REASON_MEANING, BadVideo, InputError, JobError, Reason, StoreError, VideoError
+from p3d.pipeline.errors import (
+    REASON_MEANING,
+    BadVideo,
+    InputError,
+    JobError,
+    Reason,
+    StoreError,
+    VideoError,
+    meaning_of,
+)
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.page.content import Content, open_content
 from p3d.pipeline.results.page.pictures import Pictures
 from p3d.pipeline.results.page.similar import Answer, Dropped, Embed, NobodyWaits, SimilarQuery, levels, similar
+from p3d.pipeline.sources.below import SourceRule
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
 
@@ -54,9 +65,15 @@ class Answers:
     """The request handlers of the page. `close` ends its child processes, and cancels queued work of its threads."""
 
     def __init__(
-        self, archive: Archive, scratch: Path, options: StoreOptions, embed: Embed | None, dropped_bytes: int
+        self,
+        archive: Archive,
+        scratch: Path,
+        options: StoreOptions,
+        embed: Embed | None,
+        dropped_bytes: int,
+        rule: SourceRule,
     ) -> None:
-        self.archive, self.scratch, self.options = archive, scratch, options
+        self.archive, self.scratch, self.options, self.rule = archive, scratch, options, rule
         self.embed, self.dropped_bytes, self.dropped = embed, dropped_bytes, Dropped()
         (scratch / "pictures").mkdir()
         self.pictures = Pictures(scratch / "pictures", options)
@@ -118,7 +135,7 @@ class Answers:
 
     async def video(self, request: web.Request) -> web.StreamResponse:
         row = self._row(request)
-        meaning = REASON_MEANING[Reason(str(row["reason"]))] if "reason" in row else None
+        meaning = meaning_of(str(row["reason"]))[0] if "reason" in row else None
         return _json({"video": row, "meaning": meaning})
 
     async def similar(self, request: web.Request) -> web.StreamResponse:
@@ -237,9 +254,13 @@ class Answers:
         return row
 
     def _ref(self, request: web.Request) -> VideoRef:
-        """The video of a request, from its row. Its size is 0, because videos/ does not have it."""
+        """The video of a request, from its row. Its size is 0, because videos/ does not have it.
+
+        VideoError if it may not be opened.
+        """
         row = self._row(request)
         video_id, path, uri, version = (str(row[name]) for name in ("video_id", "path", "uri", "version"))
+        self.rule.check(uri)
         return VideoRef(video_id, path, uri, version, size_bytes=0)
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *given: Any) -> T:
@@ -280,8 +301,14 @@ def _hits(answer: Answer, asked: SimilarQuery) -> dict[str, Any]:
         }
         for hit in found.hits
     ]
-    told = {"level": asked.level, "rows": found.n_rows, "seconds": found.seconds, "indexed": found.n_indexed}
-    return {**told, "query_vectors": len(answer.seconds), "cut_short": found.cut_short, "hits": hits}
+    told: dict[str, Any] = {
+        "level": asked.level,
+        "rows": found.n_rows,
+        "seconds": found.seconds,
+        "indexed": found.n_indexed,
+    }
+    told |= {"query_vectors": len(answer.seconds), "cut_short": found.cut_short, "warning": found.warning}
+    return {**told, "hits": hits}
 
 
 def _failure(failure: Failure) -> dict[str, Any]:
@@ -345,6 +372,18 @@ def _number(text: str) -> float:
 
 
 def _json(record: dict[str, Any], status: int = 200) -> web.Response:
-    text = json.dumps(record, default=str, allow_nan=False)
+    try:
+        text = json.dumps(record, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(record), default=str, allow_nan=False)
     headers = {"Cache-Control": "no-store"}
     return web.Response(text=text, status=status, content_type="application/json", headers=headers)
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and infinity as text, at any depth, because JSON has no numbers for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -7,7 +7,6 @@ these are a sample, which is freed once the map is made. Legend: V rows, S of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.errors import as_stored
 from p3d.pipeline.results.page.projection import Projection, project
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import where as conditions_of
@@ -57,8 +57,8 @@ class Archive:
         at = self.at.get(video_id)
         if at is None:
             return None
-        (row,) = self.rows.slice(at, 1).to_pylist()
-        return {name: _json_value(value) for name, value in row.items() if value is not None}
+        (row,) = schema.records(self.rows.slice(at, 1))
+        return {name: value for name, value in row.items() if value is not None}
 
     def find(
         self, text: str, where: Sequence[str] = (), cluster: int | None = None, failed: bool | None = None
@@ -67,7 +67,7 @@ class Archive:
 
         InputError if a condition is not valid.
         """
-        found_V = self._has(text)
+        found_V = self._has(as_stored(text))
         for condition in conditions_of.parse(where, self.rows.schema):
             found_V &= _numpy(condition.holds(self.rows))
         if cluster is not None:
@@ -106,11 +106,6 @@ class Archive:
             return ()
         values = pc.unique(self.rows[name]).drop_null()
         return tuple(sorted(values.to_pylist())) if len(values) <= SUGGESTED else ()
-
-
-def _json_value(value: object) -> object:
-    """NaN and infinity as text, because JSON has no numbers for them."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numpy(mask: pa.ChunkedArray) -> BOOL:

@@ -27,7 +27,9 @@ from aiohttp.typedefs import Middleware
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.page.answers import Answers
 from p3d.pipeline.results.page.archive import Archive
+from p3d.pipeline.results.page.connections import Connections
 from p3d.pipeline.results.page.similar import Embed
+from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import StoreOptions
 
 LOOPBACK = "127.0.0.1"
@@ -54,6 +56,7 @@ class Guard:
     """The checks before every request."""
 
     token: str
+    connections: Connections | None = None
     _in_flight: int = field(default=0)
 
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -75,12 +78,21 @@ class Guard:
 
 @contextlib.asynccontextmanager
 async def running(
-    archive: Archive, *, embed: Embed | None, options: StoreOptions, port: int, dropped_bytes: int
+    archive: Archive,
+    *,
+    embed: Embed | None,
+    options: StoreOptions,
+    port: int,
+    dropped_bytes: int,
+    rule: SourceRule = EVERY_SOURCE,
 ) -> AsyncIterator[str]:
-    """A context with a running server. Yields its URL, token included. InputError if the port is in use."""
+    """A context with a running server. Yields its URL, token included. InputError if the port is in use.
+
+    A source video that `rule` does not allow is neither played nor shown.
+    """
     guard = Guard(secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="p3d-page-", ignore_cleanup_errors=True) as scratch:
-        answers = Answers(archive, Path(scratch), options, embed, dropped_bytes)
+        answers = Answers(archive, Path(scratch), options, embed, dropped_bytes, rule)
         app = web.Application(middlewares=[_before_all(guard)])
         app.on_response_prepare.append(_secured)
         app.add_routes(answers.routes(f"/{guard.token}"))
@@ -88,11 +100,16 @@ async def running(
         app.add_routes([web.get(f"/{guard.token}/", _file("index.html"))])
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
+        assert runner.server is not None, "setup makes it"
+        guard.connections = Connections(runner.server)
         with contextlib.closing(_listening(port)) as listening:
-            await web.SockSite(runner, listening).start()
+            accepting = asyncio.create_task(guard.connections.accept(listening))
             try:
                 yield f"http://{LOOPBACK}:{listening.getsockname()[1]}/{guard.token}/"
             finally:
+                accepting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await accepting
                 await runner.cleanup()
                 answers.close()
 
@@ -104,6 +121,7 @@ async def serve_until_stopped(
     options: StoreOptions,
     port: int,
     dropped_bytes: int,
+    rule: SourceRule,
     on_ready: Callable[[str], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends the process at once."""
@@ -117,7 +135,7 @@ async def serve_until_stopped(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(archive, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes) as url:
+    async with running(archive, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes, rule=rule) as url:
         on_ready(url)
         await stopped.wait()
 
@@ -148,7 +166,9 @@ def _file(name: str) -> Handler:
 def _before_all(guard: Guard) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await guard.check(request, handler)
+        assert guard.connections is not None, "requests come by way of it"
+        with guard.connections.at_work(request):
+            return await guard.check(request, handler)
 
     return check
 

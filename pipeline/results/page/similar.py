@@ -19,7 +19,7 @@ from typing import Any
 
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.search.exact import LEVELS, POOL, Level, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index, read_record
@@ -55,7 +55,10 @@ class SimilarQuery:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits, best first, and the seconds [start, end) of each query vector, by `Hit.query`."""
+    """Hits, best first, and the seconds [start, end) of each query vector, by `Hit.query`.
+
+    `found.warning` is that of a dropped file, if it was not embedded in the precision of the rows.
+    """
 
     found: SearchResult
     seconds: tuple[tuple[float, float], ...]
@@ -123,14 +126,14 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
     found = look(source, query.features_QD)
     if likely is not None:
         found = replace(found, n_rows=len(archive.find("", where, failed=False)))
-    return Answer(found, query.seconds)
+    return Answer(replace(found, warning=query.warning), query.seconds)
 
 
 def has_index(source: NewestRows | SnapshotRows, level: Level) -> bool:
-    """Whether there is a usable index by cosine. If it is of other weights or damaged, exact search is used."""
+    """Whether this user has a usable index by cosine. If it is damaged, exact search is used."""
     if importlib.util.find_spec("faiss") is None:
         return False
-    with contextlib.suppress(DamagedJob, OtherRecipe):
+    with contextlib.suppress(DamagedJob, InputError):
         return read_record(source, level, "cosine") is not None
     return False
 

@@ -12,6 +12,7 @@ from p3d.pipeline.decode.fetch import pinned
 from p3d.pipeline.decode.thumbnail import Thumbnail, thumbnails_in_child
 from p3d.pipeline.errors import StoreError, VideoError
 from p3d.pipeline.results.report.facts import Sampled
+from p3d.pipeline.sources.below import SourceRule
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
 
@@ -23,8 +24,11 @@ Wanted = tuple[Sampled, float]  # a video and its second
 Pictures = dict[tuple[str, float], Thumbnail | str]  # (video_id, second) -> thumbnail, or the reason of its failure
 
 
-def take_pictures(wanted: Iterable[Wanted], options: StoreOptions) -> Pictures:
-    """A thumbnail for each, or the reason of its failure. No error of a source or its store ends the report."""
+def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceRule) -> Pictures:
+    """A thumbnail for each, or the reason of its failure. No error of a source or its store ends the report.
+
+    A source that `rule` does not allow is not opened.
+    """
     of_video: dict[str, tuple[Sampled, list[float]]] = {}
     for video, second in wanted:
         seconds = of_video.setdefault(video.video_id, (video, []))[1]
@@ -36,7 +40,7 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions) -> Pictures:
         def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | str]:
             if time.monotonic() > ends:
                 return [f"not tried: the pictures before it took {BUDGET_S:.0f} s"] * len(one[1])
-            return _of_one(one[0], one[1], options, Path(scratch))
+            return _of_one(one[0], one[1], options, rule, Path(scratch))
 
         found: Pictures = {}
         for (video, seconds), pictures in zip(of_video.values(), pool.map(made, of_video.values()), strict=True):
@@ -44,9 +48,12 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions) -> Pictures:
     return found
 
 
-def _of_one(video: Sampled, seconds: list[float], options: StoreOptions, scratch: Path) -> list[Thumbnail | str]:
+def _of_one(
+    video: Sampled, seconds: list[float], options: StoreOptions, rule: SourceRule, scratch: Path
+) -> list[Thumbnail | str]:
     ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
     try:
+        rule.check(video.uri)
         ref = pinned(ref, options)
         made = thumbnails_in_child(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
     except VideoError as error:

@@ -7,7 +7,6 @@ direction of text, and invalid text visible. The page's Content-Security-Policy 
 from __future__ import annotations
 
 import base64
-import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from p3d.pipeline.decode.thumbnail import Thumbnail
-from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY
+from p3d.pipeline.errors import escape, meaning_of
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.results.report.facts import Facts, Sampled, largest
 from p3d.pipeline.results.report.neighbours import Neighbours
@@ -64,25 +63,15 @@ def render(report: Report) -> str:
         run=report.run,
         facts=report.facts,
         recipe=recipe_rows(report.job),
-        meaning=REASON_MEANING,
-        remedy=REASON_REMEDY,
+        meaning_of=meaning_of,
         plot=None if report.run is None or report.run.timeline is None else plot(report.run.timeline.throughput),
         picture=lambda video, at_s: _picture(report.pictures, video, at_s),
     )
 
 
 def shown(text: str) -> str:
-    """Text with control, direction and invalid characters as \\xNN or \\uNNNN, cut at LONGEST_TEXT characters."""
-    if len(text) > LONGEST_TEXT:
-        text = text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return "".join(
-        character.encode("ascii", "backslashreplace").decode()
-        if unicodedata.category(character) in ("Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        else f"\\x{ord(character):02x}"
-        if unicodedata.category(character) == "Cc"
-        else character
-        for character in text
-    )
+    """Text escaped as on a terminal, cut at LONGEST_TEXT characters."""
+    return escape(text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}")
 
 
 def _final(value: Any) -> Any:

@@ -38,6 +38,7 @@ POOL = 1000  # best rows to find before near-duplicates are left out
 SCORES = 4 * 1024**2  # scores (rows x queries) computed at a time, 16 MiB
 PAIRS = 512  # pairs of a row and a query scored in float64 at a time
 FLOAT64 = npt.NDArray[np.float64]
+HIT_COLUMNS = "video_id path uri plan_seq clip_index start_frame end_frame start_s end_s duration_s".split()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +69,7 @@ class SearchResult:
 
     `cut_short`: so many of the POOL best rows were near-duplicates that there may be more hits. With an index,
     `n_indexed` is the number of rows in it, and `n_new` that of videos not in it yet, which were compared exactly.
+    `warning` is that of the query: a file that could not be embedded in the precision of the rows.
     """
 
     hits: tuple[Hit, ...]
@@ -76,6 +78,7 @@ class SearchResult:
     cut_short: bool = False
     n_indexed: int = 0
     n_new: int = 0
+    warning: str | None = None
 
 
 def nearest(
@@ -178,7 +181,8 @@ class _Best:
         first_P = np.flatnonzero(np.diff(rows_P[order_P], prepend=-1))
         chosen = order_P[first_P]
         chosen = chosen[np.argsort(-exact_P[chosen], kind="stable")[: self._size]]
-        rows = table.take(pa.array(rows_P[chosen])).drop_columns(_vectors(table.schema)).to_pylist()
+        kept = table.select([name for name in HIT_COLUMNS if name in table.column_names])
+        rows = kept.take(pa.array(rows_P[chosen])).to_pylist()
         for row, at in zip(rows, chosen.tolist(), strict=True):
             near = float(exact_P[at])
             score = near if self._metric == "cosine" else float(np.sqrt(-near))
@@ -241,10 +245,6 @@ def _hit(row: dict[str, Any], score: float, query: int, embedding_D: FLOAT32) ->
         end_s=row["end_s"] if "end_s" in row else row["duration_s"],
         embedding_D=embedding_D,
     )
-
-
-def _vectors(of: pa.Schema) -> list[str]:
-    return [one.name for one in of if pa.types.is_fixed_size_list(one.type)]
 
 
 def _distinct(hits: Sequence[Hit], queries_QD: FLOAT32, cosine: float, top: int, more: bool) -> tuple[list[Hit], bool]:

@@ -1,8 +1,4 @@
-"""A FAISS index stored with the dataset: its files, and search with it.
-
-    OUT/_job/index/clip-cosine.json               the record, replaced last, so readers see the old index or the new
-    OUT/_job/index/clip-cosine-<8 hex>.faiss      the vectors, as FAISS writes them
-    OUT/_job/index/clip-cosine-<8 hex>.parquet    the rows of the vectors, in order: video_id, plan_seq [, clip_index]
+"""A FAISS index of a dataset, kept in this user's cache (`index_cache.py`): its record, and search with it.
 
 An index only proposes rows; every hit and score is read from the dataset. Rows that are newer than the index are
 searched exactly, so a growing dataset costs time but no hits. `index_build.py` makes an index.
@@ -16,24 +12,22 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.files import local_path
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.errors import DamagedJob, InputError, OtherRecipe, StoreMissing
+from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.search import where as conditions_of
 from p3d.pipeline.results.search.exact import POOL, Level, Metric, SearchResult, nearest
+from p3d.pipeline.results.search.index_cache import CachedFile, IndexFolder, for_faiss, name_old_index
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
-FOLDER = "_job/index/"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ("flat", "ivf", "sq8", "pq")
 RESCORED = {"flat": 1, "ivf": 1, "sq8": 2, "pq": 4}  # x `top` rows are scored exactly, as these kinds round vectors
 
@@ -57,38 +51,36 @@ class IndexRecord:
     recall_at_10: float | None
     sample: int
     pieces: tuple[str, ...]
-    index_key: str
-    index_bytes: int
-    rows_key: str
     created_at: str
     faiss: str
+    vectors: CachedFile | None = None  # None only while it is built
+    rows: CachedFile | None = None
 
     def to_json(self) -> bytes:
         return (json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n").encode()
 
 
-def record_key(level: str, metric: str) -> str:
-    return f"{FOLDER}{level}-{metric}.json"
-
-
 def read_record(source: NewestRows | SnapshotRows, level: str, metric: str) -> IndexRecord | None:
-    """The record of the dataset's index; None if it has no index. OtherRecipe if weights or settings differ."""
-    url, key = source.store.url, record_key(level, metric)
+    """The record of this user's index of the dataset; None if there is no index. DamagedJob, InputError."""
+    folder = IndexFolder.of(source, level, metric)
     try:
-        given = json.loads(source.store.read(key))
+        folder.refuse_shared()
+        given = json.loads(folder.record.read_bytes())
         if given.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError("it is of another version")
-        record = IndexRecord(**{**given, "pieces": tuple(given["pieces"])})
-    except StoreMissing:
+        vectors, rows = (_file_of(folder, given.pop(name), name) for name in ("vectors", "rows"))
+        return IndexRecord(**{**given, "pieces": tuple(given["pieces"])}, vectors=vectors, rows=rows)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedJob(f"{url}/{key} cannot be read ({error}). {_remedy(url, level, metric)}") from None
-    if record.recipe_digest != source.job.recipe.digest:
-        raise OtherRecipe(
-            f"the index at {url}/{key} is of rows of other weights or settings (recipe {record.recipe_digest[:8]}, "
-            f"here {source.job.recipe.digest[:8]}). {_remedy(url, level, metric)}"
-        )
-    return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedJob(f"{folder.record} cannot be read ({error}). {_remedy(source.store, level, metric)}") from None
+
+
+def _file_of(folder: IndexFolder, given: dict[str, Any], name: str) -> CachedFile:
+    made = CachedFile(**{**given, "mark": tuple(given["mark"])})
+    if not folder.is_ours(made.name, {"vectors": "faiss", "rows": "parquet"}[name]):
+        raise ValueError(f"{made.name!r} is not a name of an index")
+    return made
 
 
 def nearest_by_index(
@@ -104,17 +96,25 @@ def nearest_by_index(
 ) -> SearchResult:
     """`nearest` over the videos that the index proposes, and those that are not in it yet.
 
-    InputError if there is no index, OtherRecipe if it is of other weights, DamagedJob if it cannot be read.
+    InputError if there is no index of this dataset in the cache, DamagedJob if it cannot be read.
     """
     started = time.monotonic()
     record = read_record(source, level, metric)
     if record is None:
-        url = source.store.url
-        raise InputError(f"{url} has no index of its {level}s by {metric}: `{_command(url, level, metric)}` makes one")
+        name_old_index(source.store)
+        made_by = _command(source.store, level, metric)
+        raise InputError(f"your cache has no index of the {level}s of {source.store.url} by {metric}: run `{made_by}`")
     where = tuple(where)
     of_ids, others = _conditions(source, where)
-    wanted = RESCORED[record.kind] * top if distinct is None else POOL
-    videos = _proposed(source, record, queries_QD, wanted, of_ids, _ids_where(source, others))
+    ids = _ids_where(source, others)
+    try:
+        videos = _proposed(source, record, queries_QD, top, distinct, of_ids, ids)
+    except DamagedJob:
+        newer = read_record(source, level, metric)
+        if newer in (None, record):
+            raise
+        record = newer  # a build has just replaced the files
+        videos = _proposed(source, record, queries_QD, top, distinct, of_ids, ids)
     new = frozenset(_videos_in(source, frozenset(record.pieces)))
     found = nearest(
         source,
@@ -168,12 +168,14 @@ def _proposed(
     source: NewestRows | SnapshotRows,
     record: IndexRecord,
     queries_QD: FLOAT32,
-    n_rows: int,
+    top: int,
+    distinct: float | None,
     of_ids: tuple[conditions_of.Condition, ...],
     among: frozenset[str] | None,
 ) -> frozenset[str]:
-    """The videos of the `n_rows` current rows that the index finds nearest to any query."""
-    with opened(source.store, record) as (index, rows):
+    """The videos of the current rows that the index finds nearest to any query: enough for `top` hits."""
+    n_rows = RESCORED[record.kind] * top if distinct is None else POOL
+    with opened(source, record) as (index, rows):
         allowed_N = current(source, rows, among)
         for condition in of_ids:
             allowed_N &= condition.holds(rows).to_numpy()
@@ -186,33 +188,33 @@ def _proposed(
 
 
 @contextlib.contextmanager
-def opened(store: Store, record: IndexRecord) -> Iterator[tuple[Any, pa.Table]]:
-    """The FAISS index, memory-mapped, and the rows of its vectors. DamagedJob if either cannot be used."""
+def opened(
+    source: NewestRows | SnapshotRows, record: IndexRecord, *, mapped: bool = True
+) -> Iterator[tuple[Any, pa.Table]]:
+    """The FAISS index, and the rows of its vectors. DamagedJob if either is not the file in the record.
+
+    A `mapped` index can only be searched, and only the lists that a search visits are loaded.
+    """
     import faiss
 
-    url = store.url
-    with contextlib.ExitStack() as stack:
-        try:
-            path = stack.enter_context(local_path(store, record.index_key))
-            rows_path = stack.enter_context(local_path(store, record.rows_key))
-            index = read_index(path)
-            with schema.open_parquet(rows_path) as file:
-                rows = file.read(use_threads=False)
-            if not index.ntotal == rows.num_rows == record.n_rows or path.stat().st_size != record.index_bytes:
-                raise ValueError(f"it holds {index.ntotal} vectors for {record.n_rows} rows")
-        except (StoreMissing, RuntimeError, ValueError, OSError, pa.ArrowException) as error:
-            remedy = _remedy(url, record.level, record.metric)
-            raise DamagedJob(f"the index {url}/{record.index_key} cannot be used: {error}. {remedy}") from None
-        if record.nlist:
-            faiss.extract_index_ivf(index).nprobe = record.nprobe
-        yield index, rows
-
-
-def read_index(path: Path, *, mapped: bool = True) -> Any:
-    """An index from a file: memory-mapped, so that only the lists that a search visits are loaded, or read whole."""
-    import faiss
-
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else 0)
+    folder = IndexFolder.of(source, record.level, record.metric)
+    try:
+        assert record.vectors is not None and record.rows is not None, "an index that is being built"
+        path, rows_path = record.vectors.check(folder.path), record.rows.check(folder.path)
+        with for_faiss(path) as named:
+            index = faiss.read_index(named, faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else 0)
+        with schema.open_parquet(rows_path) as file:
+            rows = file.read(use_threads=False)
+        if not index.ntotal == rows.num_rows == record.n_rows:
+            raise ValueError(f"it holds {index.ntotal} vectors for {record.n_rows} rows")
+    except (RuntimeError, ValueError, OSError, pa.ArrowException) as error:
+        remedy = _remedy(source.store, record.level, record.metric)
+        raise DamagedJob(
+            f"the index of {source.store.url} in {folder.path} cannot be used: {error}. {remedy}"
+        ) from None
+    if record.nlist:
+        faiss.extract_index_ivf(index).nprobe = record.nprobe
+    yield index, rows
 
 
 def search(
@@ -253,9 +255,9 @@ def current(source: NewestRows | SnapshotRows, rows: pa.Table, among: frozenset[
     return holds
 
 
-def _command(url: str, level: str, metric: str) -> str:
-    return f"p3d results index {url} --level {level} --metric {metric}"
+def _command(store: Store, level: str, metric: str) -> str:
+    return f"p3d results index {store.words()} --level {level} --metric {metric}"
 
 
-def _remedy(url: str, level: str, metric: str) -> str:
-    return f"`{_command(url, level, metric)} --rebuild` makes it again"
+def _remedy(store: Store, level: str, metric: str) -> str:
+    return f"`{_command(store, level, metric)} --rebuild` makes it again"

@@ -10,35 +10,26 @@ the sample, D feature dimension.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.files import local_path
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.errors import InputError
+from p3d.pipeline.errors import InputError, StoreUnknown
 from p3d.pipeline.results.sample import Reservoir, keys_of
 from p3d.pipeline.results.search.exact import Level, Metric
-from p3d.pipeline.results.search.index import (
-    FOLDER,
-    IndexRecord,
-    current,
-    opened,
-    prepared,
-    read_index,
-    read_record,
-    record_key,
-)
+from p3d.pipeline.results.search.index import IndexRecord, current, opened, prepared, read_record
 from p3d.pipeline.results.search.index import search as search_index
+from p3d.pipeline.results.search.index_cache import IndexFolder, for_faiss, name_old_index
 from p3d.pipeline.types import BOOL, FLOAT32
 
 TRAIN_BYTES = 512 * 1024**2
@@ -67,15 +58,33 @@ def build_index(
     rebuild: bool = False,
     seed: int = 0,
     on_step: OnStep | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> IndexRecord:
-    """Build the index of a dataset, or add the rows that are not in it yet. Returns its record.
+    """Build this user's index of a dataset, or add the rows that are not in it yet. Returns its record.
 
     `kind` is flat, ivf, sq8 or pq; None chooses one by BY_SIZE. Without `rebuild`, an existing index keeps its kind.
-    InputError if there are no rows, or too few for the kind; OtherRecipe for an index of other weights.
+    Of two builds at once, one waits (`say`) and adds what is then missing. InputError if there are no rows, or too few
+    for the kind; StoreFull, StoreDenied.
     """
     import faiss
 
     faiss.omp_set_num_threads(threads)
+    name_old_index(source.store)
+    with IndexFolder.of(source, level, metric).building(say):
+        return _built(source, level, metric, kind, sample, rebuild, seed, on_step)
+
+
+def _built(
+    source: NewestRows | SnapshotRows,
+    level: Level,
+    metric: Metric,
+    kind: str | None,
+    sample: int,
+    rebuild: bool,
+    seed: int,
+    on_step: OnStep | None,
+) -> IndexRecord:
+    """As `build_index`, while the folder is locked."""
     if level == "clip" and not source.with_clips:
         raise InputError(f"the snapshot at {source.store.url} has no clips; index its videos, with --level video")
     before = None if rebuild else read_record(source, level, metric)
@@ -95,14 +104,14 @@ def build_index(
             train.add(vectors_ND)
         drawn.add(vectors_ND, table)
     if not drawn.seen and before is None:
-        raise InputError(f"{source.store.url} has no rows to index yet: `p3d status {source.store.url}` says why")
+        raise InputError(f"{source.store.url} has no rows to index yet: `p3d status {source.store.words()}` says why")
     if before is None:
         record, index = _trained(passes, train, kind)
         tables = []
     else:
-        with opened(source.store, before) as (_, rows):
+        with opened(source, before, mapped=False) as (index, rows):
             tables = [rows]
-        record, index = before, _whole(source, before)
+        record = before
     exact = _Exact(drawn.rows_SD[: drawn.n], [drawn.keys[at] for at in range(drawn.n)], metric)
     for table, vectors_ND in passes.rows("indexed", known):
         exact.add(table, vectors_ND)
@@ -210,19 +219,10 @@ def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[Index
         recall_at_10=None,
         sample=0,
         pieces=(),
-        index_key="",
-        index_bytes=0,
-        rows_key="",
         created_at="",
         faiss=metadata.version("faiss-cpu"),
     )
     return record, index
-
-
-def _whole(source: NewestRows | SnapshotRows, record: IndexRecord) -> Any:
-    """The existing index, read into memory, so that rows can be added."""
-    with local_path(source.store, record.index_key) as path:
-        return read_index(path, mapped=False)
 
 
 def _measured(record: IndexRecord, index: Any, exact: _Exact, rows: pa.Table, allowed_N: BOOL) -> IndexRecord:
@@ -248,24 +248,18 @@ def _written(source: NewestRows | SnapshotRows, record: IndexRecord, index: Any,
     """Write both files, then the record that names them, then remove files that it no longer names."""
     import faiss
 
-    store, stem = source.store, f"{FOLDER}{record.level}-{record.metric}"
-    name = f"{stem}-{uuid.uuid4().hex[:8]}"
-    with store.temp_file() as path:
-        faiss.write_index(index, str(path))
-        size_bytes = path.stat().st_size
-        store.create(f"{name}.faiss", path)
-    with store.temp_file() as path:
-        schema.write_parquet(path, rows, {})
-        store.create(f"{name}.parquet", path)
-    record = replace(
-        record,
-        index_key=f"{name}.faiss",
-        index_bytes=size_bytes,
-        rows_key=f"{name}.parquet",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    store.replace(record_key(record.level, record.metric), record.to_json())
-    for info in list(store.list(f"{stem}-")):
-        if info.key not in (record.index_key, record.rows_key):
-            store.delete(info.key)
+    folder = IndexFolder.of(source, record.level, record.metric)
+
+    def write(path: Path) -> None:
+        with for_faiss(path) as named:
+            faiss.write_index(index, named)
+
+    try:
+        vectors = folder.new_file("faiss", write)
+    except RuntimeError as error:  # FAISS says no more than that it could not write
+        raise StoreUnknown(f"the index could not be written to {folder.path}; is the disk full? ({error})") from None
+    rows_file = folder.new_file("parquet", lambda path: schema.write_parquet(path, rows, {}))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = replace(record, vectors=vectors, rows=rows_file, created_at=now)
+    folder.keep(record.to_json(), {vectors.name, rows_file.name})
     return record

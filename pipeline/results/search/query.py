@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,13 +18,15 @@ from p3d.pipeline.types import FLOAT32
 class Query:
     """Q vectors to look for, and where in the query video each is from: seconds [start, end).
 
-    `video_id` is None for a file that was embedded. `level` is the level to search by default.
+    `video_id` is None for a file that was embedded. `level` is the level to search by default. `warning` says
+    how the vectors differ from those of the rows; None if they do not.
     """
 
     features_QD: FLOAT32
     seconds: tuple[tuple[float, float], ...]
     level: Level
     video_id: str | None = None
+    warning: str | None = None
 
 
 def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
@@ -53,7 +55,8 @@ def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
             starts = table["start_s"].to_pylist() if clips else [0.0] * table.num_rows
             seconds += list(zip(starts, table["end_s" if clips else "duration_s"].to_pylist(), strict=True))
     if not seconds:
-        why = f"failed, see `p3d failures {url}`" if failed else f"is still to be done, by `p3d resume {url}`"
+        named = source.store.words()
+        why = f"failed, see `p3d failures {named}`" if failed else f"is still to be done, by `p3d resume {named}`"
         raise InputError(f"{name!r} has no rows to search by: it {why}")
     return Query(np.concatenate(features), tuple(seconds), "clip" if clips else "video", ids[0])
 
@@ -67,4 +70,4 @@ def clip_at(query: Query, name: str, at_s: float) -> Query:
             f"no clip of {name!r} shows second {at_s:g}: its clips are from {spans[0][0]:g} to {spans[-1][1]:g} s"
         )
     at = min(showing, key=lambda one: abs(sum(spans[one]) / 2 - at_s))
-    return Query(query.features_QD[at : at + 1], spans[at : at + 1], query.level, query.video_id)
+    return replace(query, features_QD=query.features_QD[at : at + 1], seconds=spans[at : at + 1])

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.pipeline.errors import InputError
+from p3d.pipeline.errors import InputError, as_stored
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "=": pc.equal,
@@ -61,6 +61,6 @@ def _parse(text: str, schema: pa.Schema, known: list[str]) -> Condition:
         raise InputError(f"condition {text!r}: there is no column {column!r}; there are {', '.join(known)}")
     kind = schema.field(column).type
     try:
-        return Condition(column, operator, pc.cast(pa.scalar(value), kind))
+        return Condition(column, operator, pc.cast(pa.scalar(as_stored(value)), kind))
     except pa.ArrowException:
         raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is not") from None

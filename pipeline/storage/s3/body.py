@@ -3,6 +3,8 @@
 botocore retries requests but not bodies. A body that is cut off, reset, silent or too slow is continued from where it
 ended, by a ranged GET with `If-Match`. It is fetched again from the start if no digest could verify the joined pieces,
 or after a digest mismatch. The number of attempts is limited, and pauses are random.
+
+Many small bodies in a row may be slow, too, each too short to be noticed: a reader of them is stopped after SLOW_S.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +27,9 @@ PAUSE_S = 0.2  # before the second try, doubled for the next
 PIECE_BYTES = 1 << 14  # small, because `read` blocks until a piece is complete, and a slow body must be noticed
 TRICKLE_S = 15.0  # in which at least TRICKLE_BYTES must arrive; botocore's read time-out detects silence
 TRICKLE_BYTES = 1 << 17
+SLOW_S = 60.0  # in bodies slower than that rate, one after the other, after which a reader is stopped
+SHORT_S = 1.0  # a small body that takes less says nothing about the rate
+SLOW_SHARE = 4  # slow bodies take at least one SLOW_SHARE-th of the time since the first of them
 MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')  # ETags of multipart uploads contain a "-" and are not MD5 digests
 
 
@@ -31,12 +37,37 @@ class _Trickle(Exception):
     """Fewer than TRICKLE_BYTES arrived in TRICKLE_S."""
 
 
+class _SlowBodies:
+    """The time that this process spends in slow bodies, until one comes at a good rate. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._slow_s, self._since, self._lock = 0.0, 0.0, threading.Lock()
+
+    def add(self, size_bytes: int, took_s: float, place: str) -> None:
+        """Count a complete body. StoreUnknown after SLOW_S in slow ones, without much else in between."""
+        if took_s < SHORT_S and size_bytes < PIECE_BYTES:
+            return
+        fast, now = size_bytes * TRICKLE_S >= TRICKLE_BYTES * took_s, time.monotonic()
+        with self._lock:
+            if fast or self._slow_s * SLOW_SHARE < now - took_s - self._since:
+                self._slow_s, self._since = 0.0, now - took_s
+            self._slow_s += 0.0 if fast else took_s
+            stop = self._slow_s >= SLOW_S
+            self._slow_s = 0.0 if stop else self._slow_s
+        if stop:
+            raise StoreUnknown(f"{place}: the server sends only {size_bytes / took_s:.0f} bytes/s; try again later")
+
+
+_slow_bodies = _SlowBodies()
+
+
 @dataclass(slots=True)
 class Body:
     """A download of bytes [start, end) of an object (end None: to its end) into `sink`, an empty file.
 
     `etag` requires that version of the object; None takes the current one. `check` is False for servers whose ETags do
-    not have the meaning that AWS gives them.
+    not have the meaning that AWS gives them. `received` is called with the size of each piece that arrives.
+    A `patient` download is not stopped because it and others before it are slow.
     """
 
     get: Callable[..., dict[str, Any]]  # get_object of this key; raises store errors
@@ -46,6 +77,9 @@ class Body:
     check: bool
     start: int = 0
     end: int | None = None
+    received: Callable[[int], object] | None = None
+    patient: bool = False
+    read_s: float = 0.0  # spent in reading bodies
     at: int = 0  # bytes that were written to the sink
     provable: bool = False  # whether joined pieces can be verified; if not, a cut body is fetched again from the start
     expected_md5: str | None = None
@@ -74,6 +108,8 @@ class Body:
                     self._again()
                 continue
             if matches:
+                if not self.patient:
+                    _slow_bodies.add(self.at, self.read_s, self.place)
                 return
             if self.md5.hexdigest() == wrong:  # the same wrong bytes twice: that is what the store holds
                 raise StoreCorrupt(
@@ -101,16 +137,20 @@ class Body:
         if not self.at:
             self._learn(reply)
         body, since, level = reply["Body"], time.monotonic(), self.at
+        began = since
         try:
             while piece := body.read(PIECE_BYTES):
                 self.sink.write(piece)
                 self.md5.update(piece)
                 self.at += len(piece)
+                if self.received is not None:
+                    self.received(len(piece))
                 if (now := time.monotonic()) - since > TRICKLE_S:
                     if self.at - level < TRICKLE_BYTES:
                         raise _Trickle
                     since, level = now, self.at
         finally:
+            self.read_s += time.monotonic() - began
             body.close()
 
     def _learn(self, reply: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.utils import parse_timestamp
 
 from p3d.pipeline.errors import InputError
+from p3d.pipeline.storage.s3.pace import pace_replies
 from p3d.pipeline.storage.store import StoreOptions
 
 CONNECT_TIMEOUT_S = 5
@@ -46,6 +47,7 @@ def forget(client: Any) -> None:
 
 
 def _make(options: StoreOptions) -> Any:
+    pace_replies()
     core = botocore.session.get_session()
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     session = boto3.session.Session(botocore_session=core, profile_name=options.profile, region_name=options.region)
@@ -66,7 +68,8 @@ def _make(options: StoreOptions) -> Any:
         return session.client("s3", endpoint_url=options.endpoint_url, config=config)
     except ValueError:  # raised by botocore for an invalid endpoint or region
         raise InputError(
-            f"--endpoint-url {options.endpoint_url} or the region is not one that botocore accepts"
+            "botocore does not accept the endpoint or the region of S3; see --endpoint-url and --region, or "
+            "AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and ~/.aws/config"
         ) from None
 
 

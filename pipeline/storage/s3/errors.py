@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from p3d.pipeline.errors import (
     InputError,
@@ -182,13 +183,16 @@ def from_reply(error: ClientError, place: str) -> RequestError:
     )
 
 
-def from_botocore(error: BotoCoreError, place: str) -> RequestError:
-    """The error for an error that botocore raises itself: no credentials, no connection, no reply."""
+def from_botocore(error: BotoCoreError | HTTPError, place: str) -> RequestError:
+    """The error for an error that botocore raises itself: no credentials, no connection, no reply.
+
+    Of an error's text that does not arrive it raises urllib3's own error.
+    """
     for kinds, kind, words in _BOTO:
         if isinstance(error, kinds):
             return RequestError(kind(f"{place}: {words}"))
-    silent = isinstance(error, (boto.HTTPClientError, boto.ConnectionError))
-    words = "no reply; is the S3 server running?" if silent else "the reply cannot be read"
+    silent = isinstance(error, (boto.HTTPClientError, boto.ConnectionError, HTTPError))
+    words = "no reply, or a very slow one; is the S3 server running?" if silent else "the reply cannot be read"
     return RequestError(StoreUnknown(f"{place}: {words} ({type(error).__name__})"), GONE_PATIENCE_S)
 
 

@@ -11,7 +11,9 @@ import time
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
+from p3d.pipeline.errors import StoreDenied
 from p3d.pipeline.storage.s3.client import client_for, forget
 from p3d.pipeline.storage.s3.errors import cut_off, from_botocore, from_reply
 from p3d.pipeline.storage.store import StoreOptions
@@ -38,8 +40,12 @@ def ask(options: StoreOptions, operation: str, where: str, least_patience_s: flo
             trouble = cut_off(where)
         except ClientError as error:
             trouble = from_reply(error, where)
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:
             trouble = from_botocore(error, where)
+        except RecursionError:  # botocore follows it
+            raise StoreDenied(
+                f"{where}: the server redirects without end; is this an S3 server, and not the login page of a network?"
+            ) from None
         if trouble.renew and not renewed:
             forget(client)
             renewed = True

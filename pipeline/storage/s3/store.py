@@ -13,13 +13,23 @@ import functools
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
-from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, StoreUnsafe
+from p3d.pipeline.errors import (
+    InputError,
+    StoreChanged,
+    StoreDenied,
+    StoreMissing,
+    StoreUnknown,
+    StoreUnsafe,
+    shell_words,
+)
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.s3.body import Body
+from p3d.pipeline.storage.s3.client import client_for
 from p3d.pipeline.storage.s3.retry import ask
 from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
 from p3d.pipeline.storage.store import (
@@ -32,6 +42,7 @@ from p3d.pipeline.storage.store import (
     StoreOptions,
     aside_key,
     control_key,
+    refuse_huge,
 )
 
 RANGE_BYTES = 1 << 17  # least bytes per read of an object that is opened as a file
@@ -57,6 +68,13 @@ class S3Store(Store):
     def __reduce__(self) -> tuple[type[S3Store], tuple[str, StoreOptions]]:
         return S3Store, (self.url, self.options)
 
+    @property
+    def endpoint(self) -> str:
+        """The URL of the server that botocore chooses, from the options or the AWS configuration; empty for AWS."""
+        url: str = client_for(self.options).meta.endpoint_url
+        host = urlsplit(url).hostname or ""
+        return "" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else url
+
     def create(self, key: str, source: bytes | Path) -> Created:
         checksum = {"ChecksumAlgorithm": "SHA256"}
         if self.options.checksums == "when_required":
@@ -68,7 +86,7 @@ class S3Store(Store):
         return CREATED
 
     def read(self, key: str) -> bytes:
-        content = io.BytesIO()
+        content = _Bounded(self._url_of(key), key)
         self._body(key, content).fetch()
         return content.getvalue()
 
@@ -88,7 +106,7 @@ class S3Store(Store):
             reply = self._head(key)
         except StoreMissing:
             return None
-        return ObjectInfo(key, reply["ContentLength"], _ns(reply["LastModified"]), reply["ETag"])
+        return self._info(key, reply, "ContentLength")
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for objects, _ in self.pages(prefix):
@@ -104,9 +122,7 @@ class S3Store(Store):
             page = self._ask("list_objects_v2", prefix, patience_s, **asked)
             yield (
                 [
-                    ObjectInfo(
-                        item["Key"].removeprefix(self.prefix), item["Size"], _ns(item["LastModified"]), item["ETag"]
-                    )
+                    self._info(str(item.get("Key", "")).removeprefix(self.prefix), item, "Size")
                     for item in page.get("Contents", ())
                 ],
                 [item["Prefix"].removeprefix(self.prefix) for item in page.get("CommonPrefixes", ())],
@@ -118,9 +134,23 @@ class S3Store(Store):
                 raise StoreUnsafe(f"{self._url_of(prefix)}: the listing of the server repeats and never ends")
             asked["ContinuationToken"] = token
 
-    def download(self, key: str, path: Path, *, etag: str | None = None) -> None:
+    def _info(self, key: str, found: dict[str, Any], size: str) -> ObjectInfo:
+        """An object as a reply describes it. StoreUnknown if the reply lacks something."""
+        try:
+            return ObjectInfo(key, found[size], _ns(found["LastModified"]), found["ETag"])
+        except KeyError as missing:
+            raise StoreUnknown(
+                f"{self._url_of(key)}: the reply has no {missing.args[0]}; is this an S3 server, and not the login "
+                "page of a network?"
+            ) from None
+
+    def download(
+        self, key: str, path: Path, *, etag: str | None = None, received: Callable[[int], object] | None = None
+    ) -> None:
         with writing(path), path.open("wb") as file:  # botocore's errors are not OSErrors
-            self._body(key, file, etag=etag).fetch()
+            body = self._body(key, file, etag=etag)
+            body.received, body.patient = received, True
+            body.fetch()
 
     def replace(self, key: str, content: bytes) -> None:
         control_key(key)
@@ -137,6 +167,9 @@ class S3Store(Store):
         self._ask("copy_object", key, Key=self.prefix + aside, CopySource=source, **encrypted)
         self._ask("delete_object", key, Key=self.prefix + key)
         return aside
+
+    def words(self, out: str = "") -> str:
+        return shell_words(out or self.url, *self.options.words())
 
     @contextlib.contextmanager
     def temp_file(self) -> Iterator[Path]:
@@ -168,6 +201,19 @@ class S3Store(Store):
     def _ask(self, operation: str, key: str, least_patience_s: float = 0.0, **params: Any) -> Any:
         """The reply to one request about `key`, with retries. StoreError or InputError if it fails."""
         return ask(self.options, operation, self._url_of(key), least_patience_s, **self._always, **params)
+
+
+class _Bounded(io.BytesIO):
+    """The content of an object in memory. StoreUnsafe as soon as it is larger than an object of its key may be."""
+
+    def __init__(self, place: str, key: str) -> None:
+        super().__init__()
+        self.place, self.key = place, key
+
+    def write(self, piece: Any) -> int:
+        written = super().write(piece)
+        refuse_huge(self.place, self.key, self.tell())
+        return written
 
 
 class _Ranges(io.RawIOBase):

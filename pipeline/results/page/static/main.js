@@ -103,6 +103,7 @@ async function showSimilar(params, signal) {
   for (const where of params.getAll("where")) asked.append("where", where);
   const found = await get("api/similar", asked, signal);
   const many = found.query_vectors > 1;
+  if (found.warning) $("query").append(el("p", { className: "note", role: "status" }, found.warning));
   for (const hit of found.hits) if (many) hit.note = `like ${clock(hit.query_start_s, true)} of the query`;
   cards.show(found.hits, ways);
   $("more").hidden = true;
