@@ -108,6 +108,7 @@ CAFFE_RGB: Final = ClipRecipe(channel_order="bgr", mean=(104.0, 117.0, 123.0), s
 CAFFE_FLOW: Final = ClipRecipe(mean=(128.0, 128.0), std=(1.0, 1.0))
 # The preprocessing that the port declares (ImageNet's statistics); its own demo never applies it.
 PORT_RGB: Final = ClipRecipe(value_range=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+DEMO_RGB: Final = replace(PORT_RGB, resize_hw=(64, 64), crop_hw=(64, 64))
 PORT_FLOW: Final = ClipRecipe(value_range=1, mean=(0.5, 0.5), std=(0.226, 0.226))
 # 2-D ResNets: frames of the paper's UCF101 protocol (240x320, crop 224) normalised as in the original release, and
 # torchvision's test preprocessing.

@@ -6,6 +6,7 @@
     resnet50  resnet101  resnet152  2-D, frame features averaged over the clip
     resnet50-3d  resnet152-3d       3x3x3 convolutions where P3D has S and T
     c3d  deepvideo-single  deepvideo-slow  convpool      the other networks of the paper's table 2
+    p3d-demo                        four blocks at a quarter of the width, for 64x64 pixels: the network of the demo
 
 Only P3D-199 was ever released by the P3D authors (Sports-1M RGB, Kinetics RGB and flow).
 Source: the paper, section 4 and table 1; dropout of the deploy prototxt (Kinetics: RGB 0.5, flow 0.7).
@@ -32,6 +33,7 @@ from p3d.preprocessing import (
     CAFFE_RGB,
     CONVPOOL_RGB,
     DEEPVIDEO_RGB,
+    DEMO_RGB,
     IMAGENET_BGR,
     IMAGENET_RGB,
     PORT_FLOW,
@@ -57,6 +59,7 @@ _OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, Cl
     "deepvideo-single": (DeepVideoConfig, {}, {"caffe": replace(DEEPVIDEO_RGB, n_frames=1)}),
     "deepvideo-slow": (DeepVideoConfig, {"slow": True}, {"caffe": DEEPVIDEO_RGB}),
     "convpool": (ConvPoolConfig, {}, {"caffe": CONVPOOL_RGB}),
+    "p3d-demo": (P3DConfig, {"blocks": (1, 1, 1, 1), "width": 16}, {"caffe": DEMO_RGB, "port": DEMO_RGB}),
 }
 BASELINES: Final = tuple(_OTHERS)
 NAMES: Final = P3D_NAMES + BASELINES

@@ -1,0 +1,63 @@
+"""The demo: its network knows motions of looks that it has never seen, and can be trained again to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo import run, train
+from p3d import weights
+from p3d.encoder import Encoder
+from p3d.jobs.api.embed import embed
+from p3d.jobs.planning.prepare import JobSpec, fix
+from tests.conftest import REPO
+
+SEEDS = int(os.environ.get("P3D_DEMO_SEEDS", "2"))  # sets of nine videos; 100 take some minutes
+
+
+def test_the_demos_network_knows_motions_of_unseen_looks() -> None:
+    """At least 0.9 of held-out clips are classified correctly by the file that ships; it is at most 2.5 MB."""
+    assert train.FILE.stat().st_size <= 2.5e6
+    loaded = weights.load(train.FILE)
+    assert loaded.class_names == train.MOTIONS
+    random, right = torch.Generator().manual_seed(12345), 0
+    with torch.inference_mode():
+        for _ in range(8):
+            clips_BCTHW, motion_B = train.batch(32, random)
+            right += int((loaded.network(clips_BCTHW).argmax(1) == motion_B).sum())
+    assert right / 256 >= 0.9
+
+
+def test_neighbours_share_the_motion_and_without_training_the_look(tmp_path: Path) -> None:
+    """Over sets of nine videos with other looks, 95 % have a nearest neighbour of the same motion; random weights do
+    not."""
+    by = {"trained": weights.load(train.FILE), "random": weights.random_weights("p3d-demo", 0)}
+    shared: dict[str, list[str]] = {name: [] for name in by}
+    for seed in range(SEEDS):
+        folder = tmp_path / str(seed)
+        run.make_videos(folder, looks=tuple(10_000 + 3 * seed + at for at in range(3)))
+        videos = sorted(folder.iterdir())
+        for name, given in by.items():
+            prepared = fix(given, JobSpec(None, ""))
+            encoder = Encoder(given, batch_size=3)
+            vectors = [embed(video, encoder, prepared.recipe).embedding_D for video in videos]
+            nearest = run.nearest(np.stack(vectors))
+            shared[name] += [run.shared(video.name, videos[at].name) for video, at in zip(videos, nearest, strict=True)]
+    part = {name: found.count("same motion") / len(found) for name, found in shared.items()}
+    print(part)
+    assert part["trained"] >= 0.95
+    assert part["random"] < 0.5
+
+
+def test_training_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Three steps of the training, in two processes, write equal files that load like any other."""
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        subprocess.run([sys.executable, "-m", "demo.train", file, "3"], check=True, cwd=REPO, capture_output=True)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert weights.load(files[0]).network.config.name == "p3d-demo"
