@@ -93,7 +93,9 @@ class VideoInfo:
 
     `n_frames` is what the container declares (packets minus discarded ones); `VideoEnd.n_frames` is the true count.
     `width` and `height` are as displayed, after rotation, in stored pixels (not stretched by the pixel aspect ratio).
-    `rotation` is what was applied, in degrees clockwise. `fps` is the video's own average, `resampled_fps` is `--fps`.
+    `rotation` is what was applied, in degrees clockwise. `fps` is the video's own rate, `resampled_fps` is `--fps`.
+    `fps_estimated` is True if `fps` is that of the frames' times, because the file states another rate. `stream_why`
+    says why `stream_index` was chosen, if the file has several video streams.
     `claimed_frames` is the container's own count, including discarded frames; None if it has no count.
     """
 
@@ -109,6 +111,8 @@ class VideoInfo:
     route: str
     resampled_fps: float | None = None
     claimed_frames: int | None = None
+    fps_estimated: bool = False
+    stream_why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import numpy as np
 from p3d.pipeline.types import FLOAT64, INT64
 
 STAMP_S = 0.001  # largest error of a time relative to the first frame
+MAX_SHOWN_S = 3600.0  # a frame that stays on screen for longer is a gap between recordings, which is not resampled
 MAX_FPS = 240.0  # ticks are 4 ms apart at least, four times STAMP_S
 _NOISE = 1e-9  # ticks: rounding error of an exact multiple in float64
 

@@ -68,6 +68,8 @@ _VIDEO_FIELDS = [
     pa.field("route", pa.string(), nullable=False),
     pa.field("truncated", pa.bool_(), nullable=False),
     pa.field("claimed_frames", pa.int64()),  # the container's own frame count, if it has one
+    pa.field("fps_estimated", pa.bool_(), nullable=False),  # fps is that of the frames' times; the file states another
+    pa.field("stream_why", pa.string()),  # why this stream was chosen, if there are several video streams
     pa.field("resampled_fps", pa.float64()),  # of --fps; null without
     pa.field("resampled_frames", pa.int64()),
 ]

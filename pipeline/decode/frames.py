@@ -26,7 +26,7 @@ from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_de
 from p3d.pipeline.decode.routes.nvdec import read_nvdec
 from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
 from p3d.pipeline.decode.seek import SelectiveDecodeError, leaves_out
-from p3d.pipeline.decode.wanted_frames import NONE, Wanted, wanted_by
+from p3d.pipeline.decode.wanted_frames import NONE, Wanted, check_gap, wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import ChunkEnd, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoShareable
 
@@ -72,6 +72,8 @@ def open_frames(
     progress, began = progress or Progress(), time.monotonic()
     with probed(path, limits, not takes_all, progress) as (found, source):
         progress.uncounted_until = 3 * time.monotonic() - 2 * began
+        if found.start_s_N is not None and found.end_s_N is not None and found.n_frames:
+            check_gap(sampling, float((found.end_s_N - found.start_s_N).max()))
         name = _route_of(found, spec, sampling, policy, limits)
         if share is not None:
             yield from _share(found, source, name, spec, sampling, limits, share)
@@ -111,7 +113,7 @@ def _route_of(
     if found.truncated and policy.partial == "fail":
         raise VideoError(Reason.TRUNCATED, found.truncated)
     if found.encrypted:
-        raise VideoError(Reason.UNSUPPORTED, "the video is encrypted (CENC)")
+        raise VideoError(Reason.UNSUPPORTED, "the video is encrypted")
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and no frame to show")
     if not (found.coded_height and found.coded_width):
@@ -248,5 +250,7 @@ def _info(found: Probe, name: RouteName, promised: VideoEnd, sampling: Sampling)
         stream_index=found.stream_index,
         route=name,
         resampled_fps=sampling.fps,
+        fps_estimated=found.fps_estimated,
+        stream_why=found.stream_why or None,
         claimed_frames=found.n_promised or None,
     )

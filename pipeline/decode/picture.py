@@ -11,15 +11,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 from av.filter import Graph
 from av.filter.context import FilterContext
 from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideDataType
 
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import UINT8, FrameSpec
+
+UNSPECIFIED = 2  # matrix, primaries and transfer curve of a stream that says nothing (ITU-T H.273)
+# Matrices of H.273 that FFmpeg's scaler cannot convert to RGB.
+UNSUPPORTED_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE ST 2085",
+    12: "derived from its primaries",
+    13: "derived from its primaries, with constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+CONVERTED_MATRICES = frozenset((1, 4, 5, 6, 7, 9))
+_HIGHEST_RANGE = 2
+
+
+def _unnamed_side_data(kind: type[SideDataType], value: object) -> SideDataType:
+    """A member for side data that FFmpeg knows and PyAV does not, such as the view of a stereo video."""
+    member: Any = object.__new__(kind)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    unnamed: SideDataType = member
+    return unnamed
+
+
+# PyAV (18.1) builds a table of all side data of a frame to look up one kind, and fails on a kind that it cannot name:
+# the EXIF data of a JPEG, the view of a spatial video, LCEVC. With this hook it gets a name for each.
+SideDataType._missing_ = classmethod(_unnamed_side_data)  # type: ignore[assignment, method-assign]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +125,15 @@ class Scaler:
         self._spec = spec
         self._turn = turn
         self._target_hw = spec.target_hw(*shown_hw)
-        self._input: tuple[int, int, str] | None = None
+        self._input: tuple[int, int, str, int, int] | None = None
         self._graph: Graph
         self._ends: tuple[FilterContext, FilterContext]
 
     def picture(self, frame: av.VideoFrame) -> UINT8:
         """[crop_h, crop_w, 3] uint8, a view of FFmpeg's own picture; copy it to keep it."""
-        form = (frame.width, frame.height, frame.format.name)
+        _set_colours(frame)
+        # a filter graph that got a frame with a matrix or range keeps using it for frames that state none
+        form = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if form != self._input:
             self._build(frame)
             self._input = form
@@ -128,3 +161,21 @@ class Scaler:
             detail = f"FFmpeg cannot convert {frame.width}x{frame.height} {frame.format.name} pictures to RGB"
             raise VideoError(Reason.UNSUPPORTED, detail) from error
         self._graph, self._ends = graph, (source, sink)
+
+
+def _set_colours(frame: av.VideoFrame) -> None:
+    """Let the frame state only what the scaler can use; VideoError(unsupported) for a matrix that it cannot convert.
+
+    Values that H.273 reserves count as unspecified. Primaries and transfer curve have no effect on the result, but some
+    of their values make the scaler refuse the frame.
+    """
+    frame.color_primaries = frame.color_trc = UNSPECIFIED
+    if frame.color_range > _HIGHEST_RANGE:
+        frame.color_range = 0
+    matrix = frame.colorspace
+    if matrix in CONVERTED_MATRICES:
+        return
+    if matrix in UNSUPPORTED_MATRICES and not frame.format.is_rgb and len(frame.format.components) >= 3:
+        name = UNSUPPORTED_MATRICES[matrix]
+        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot convert colours whose matrix is {name} ({matrix}) to RGB")
+    frame.colorspace = UNSPECIFIED

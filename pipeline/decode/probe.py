@@ -9,46 +9,62 @@ file for large ones. Only the first picture is decoded, for its orientation and 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.deadlines import Progress
+from p3d.pipeline.decode.decoder import one_thread
+from p3d.pipeline.decode.endings import Ending, ending
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
 from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
+from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.skippable_frames import layer_of
-from p3d.pipeline.decode.sniff import check_file, damaged_container, ends_early
+from p3d.pipeline.decode.sniff import check_file, damaged_container, is_scrambled
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
 # The demuxers that may read a file. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
 # concat, dash, image2), and only video containers are wanted.
 DEMUXERS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe"
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe,"
+    "mjpeg"
 )
+RAW_STREAMS = frozenset(("h264", "hevc", "m4v", "mpegvideo", "vc1", "obu"))  # containers that hold no times
+FRAMES_ONLY = frozenset(("dv", "yuv4mpegpipe"))  # containers that consist of frames of equal size
 ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # largest pixel aspect ratio, either way; more than that is taken for nonsense
 READ_BYTES = 1024**2
 LOOK_S = 60.0  # for reading a file again after an error
 _NONE = np.empty(0, np.int64)
-LOST_TAIL_S = 0.5  # a Matroska file is cut when all its streams end this much before the duration it promises
+NEAR_PADDING_BYTES = 4 * 1024**2  # an error of a demuxer this near to the padding of a file is due to the padding
+SEARCH_BYTES = 32 * 1024  # in padding, a demuxer gives up searching after at least so many bytes
+# A stream of a video file is a picture of it, and not the film, if it has less than these shares of the packets and of
+# the duration of the longest stream.
+FILM_PACKETS = 1 / 10
+FILM_DURATION = 1 / 2
+GAP_S = 10.0  # a longer interval between two frames is a gap, and says nothing about the frame rate
+RATE_ERROR = 0.01  # largest relative error of a stated frame rate that is used
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What one file holds: the facts by which `route` decides and on which all routes rely.
 
-    `n_frames` counts presentable frames: packets minus `n_discarded`. `n_promised` is the container's own count, 0 if
+    `n_frames` counts presentable frames: packets minus `n_discarded` and minus `n_pictureless`, those that show no
+    picture (`decode.picture_packets`). `n_promised` is the container's own count, 0 if
     it has none. `truncated` says in words how the file is cut short; it is empty for a whole file. `start_s_N` and
     `end_s_N` are the times of the presentable frames in seconds from the first one. They are None when the packets do
     not give each frame its own time. `key_frames` are the presentation numbers of the key frames. `closed_gops` is
@@ -57,6 +73,10 @@ class Probe:
     (`decode.key_frames`). `key_pts_K` and `key_dts_K` are their time stamps as stored, in ticks of the stream's time
     base; `first_pts` is that of the first frame. `skippable_N` is True for each presentable frame to which no other
     refers (`decode.skippable_frames`); None if the caller did not ask, or if the packets do not give each frame a time.
+    `stream_why` says why this stream was chosen; it is empty if the file has only one. `fps_estimated` says that `fps`
+    is that of the times of the frames, because the rate that the file states is another. `turned_by_stream` is True if
+    the orientation is stated by the stream itself, not by the container. `ignore_index` says that the packets are those
+    that FFmpeg finds without the index of the file (`open_container`).
     `size_refused` is True if the first pictures exceed the size limit; the coded size is then 0. `pixel_aspect` is the
     width of a stored pixel divided by its height; 1.0 where the file gives none, or nonsense.
     """
@@ -66,18 +86,23 @@ class Probe:
     codec: str
     pixel_format: str
     stream_index: int
+    stream_why: str
+    ignore_index: bool
     n_video_streams: int
     coded_width: int
     coded_height: int
     size_refused: bool
     pixel_aspect: float
     turn: Orientation
+    turned_by_stream: bool
     fps: float
+    fps_estimated: bool
     duration_s: float
     duration_known: bool
     n_packets: int
     packet_bytes: int
     n_discarded: int
+    n_pictureless: int
     n_frames: int
     n_promised: int
     truncated: str
@@ -111,15 +136,18 @@ class Probe:
 
 
 @contextlib.contextmanager
-def open_container(path: str) -> Iterator[InputContainer]:
+def open_container(path: str, *, ignore_index: bool = False) -> Iterator[InputContainer]:
     """Open an absolute path with PyAV: local files only, known demuxers only, whatever the file refers to.
+
+    With `ignore_index` FFmpeg reads the file from front to back and cannot load its index.
 
     Metadata text that is not UTF-8 is replaced; otherwise a Latin-1 title would make a good video unreadable. Raises
     VideoError for a file that cannot be opened, as mapped below; other errors (I/O, memory) propagate.
     """
     limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
-        container = av.open(path, mode="r", container_options=limits, metadata_errors="replace")
+        source = _Forward(path) if ignore_index else path
+        container = av.open(source, mode="r", container_options=limits, metadata_errors="replace")
     except av.error.InvalidDataError as error:
         raise damaged_container(path) from error
     except av.error.ArgumentError as error:  # FFmpeg raises this for a demuxer that is not on the list
@@ -131,6 +159,16 @@ def open_container(path: str) -> Iterator[InputContainer]:
         raise damaged_container(path) from error
     with container:
         yield container
+
+
+class _Forward:
+    """A file as PyAV reads it, without a `seek`."""
+
+    def __init__(self, path: str) -> None:
+        self.name, self._file = path, open(path, "rb")  # noqa: PTH123, SIM115 - surrogates; closed with this object
+
+    def read(self, n_bytes: int) -> bytes:
+        return self._file.read(n_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,24 +203,29 @@ def probed(
     `progress` counts the packets.
     """
     absolute, _ = check_file(path, limits)
+    progress = progress or Progress()
     with open_container(absolute) as container:
-        stream = best_stream(container)
-        check_limits(stream, container, limits)
-        one_thread(stream, limits)
-        yield (
-            _Pass(container, stream, skippable, progress or Progress()).run(absolute, limits),
-            Source(container, stream),
-        )
+        found, source = _probe(container, limits, skippable, progress)
+        index_is_damaged = container.format.name == "avi" and found.n_packets < found.n_promised and not found.truncated
+        if not index_is_damaged:
+            yield found, source
+            return
+    with open_container(absolute, ignore_index=True) as container:
+        searched, source = _probe(container, limits, skippable, progress)
+        if found.n_packets < searched.n_packets <= found.n_promised:
+            yield replace(searched, ignore_index=True), source
+            return
+    with open_container(absolute) as container:
+        yield _probe(container, limits, skippable, progress)
 
 
-def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
-    """Make the stream's decoder use one thread and refuse pictures over the size limit, also in mid-stream.
-
-    Frame threads would also delay the first picture.
-    """
-    stream.codec_context.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+def _probe(
+    container: InputContainer, limits: DecodeLimits, skippable: bool, progress: Progress
+) -> tuple[Probe, Source]:
+    stream, why = best_stream(container)
+    check_limits(stream, limits)
+    one_thread(stream, limits)
+    return _Pass(container, stream, why, skippable, progress).run(limits), Source(container, stream)
 
 
 def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
@@ -210,37 +253,109 @@ def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
 def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
     """The packets of these streams (default: all) in stored order, then one empty packet each to flush the decoder.
 
+    Padding at the end of a file, at which some demuxers fail, ends it like the end of the file.
+
     PyAV (18.1) fails on a stream that first appears in mid-file, which occurs in broadcasts. It raises IndexError after
     the last packet, when every stream that was there from the start has been flushed.
     """
-    try:
-        yield from container.demux(*streams)
-    except IndexError:
-        return
+    end = 0
+    in_padding: av.error.FFmpegError | None = None
+    n_errors = n_after = 0
+    while True:
+        try:
+            for packet in container.demux(*streams):
+                end = max(end, (packet.pos or 0) + packet.size)
+                n_after += in_padding is not None and packet.size > 0
+                if in_padding is not None and n_after > len(container.streams):
+                    raise in_padding  # more than what the parsers still held: the file goes on
+                yield packet
+            return
+        except IndexError:
+            return
+        except av.error.FFmpegError as error:
+            # the demuxer of "obu" loses the last frame before padding, so it must not end there without a word
+            n_padding = None if container.format.name == "obu" else _padding_after(container.name, end)
+            if error is in_padding or n_padding is None:
+                raise
+            in_padding = in_padding or error
+            n_errors += 1
+            if n_errors > 4 + n_padding // SEARCH_BYTES:
+                break
+    for stream in streams or container.streams:
+        flush: av.Packet[Stream] = av.Packet()
+        flush.stream = stream
+        yield flush
 
 
-def best_stream(container: InputContainer) -> VideoStream:
-    """The video stream with the most pixels, the first among equals; cover art does not count.
+def _padding_after(path: str, position: int) -> int | None:
+    """How many bytes of padding the file has, if they follow near `position`; None if it has none there."""
+    padding = ending(path).padding
+    if padding is None or position < padding - NEAR_PADDING_BYTES:
+        return None
+    return os.path.getsize(path) - padding  # noqa: PTH202 - names that are not UTF-8
 
-    Chosen here because libraries differ: in nasa_13013.mp4, `streams.video[0]` is 320x180 and FFmpeg's own best stream
-    is 480x270, but in a Matroska file with two streams FFmpeg took the smaller one.
+
+def best_stream(container: InputContainer) -> tuple[VideoStream, str]:
+    """The video stream that is the film, and why it was chosen (empty if there is only one).
+
+    Cover pictures do not count, nor do streams with much fewer packets or a much shorter duration than the longest one
+    (FILM_PACKETS, FILM_DURATION): a picture that is not marked as a cover. Of the others the one with the most pixels
+    is taken, the first among equals. Chosen here because libraries differ: in nasa_13013.mp4, `streams.video[0]` is
+    320x180 and FFmpeg's own best stream is 480x270, but of two streams in Matroska FFmpeg took the smaller one.
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
+        if missing := ending(container.name).missing:
+            raise VideoError(Reason.TRUNCATED, f"the file ends within its index, after 0 frames: {missing}")
         others = sorted({stream.type for stream in container.streams})
         raise VideoError(Reason.NO_VIDEO_STREAM, f"no video stream, only {', '.join(others) or 'no stream at all'}")
     readable = [s for s in streams if s.codec_context is not None]
     if not readable:
         raise VideoError(Reason.UNSUPPORTED, "FFmpeg has no decoder for the codec of the video stream")
-    return max(readable, key=lambda s: s.codec_context.width * s.codec_context.height)
+    if len(streams) == 1:
+        return readable[0], ""
+    sizes = {stream.index: _extent(container.name, stream.index) for stream in readable}
+    most, longest = (max(size[at] for size in sizes.values()) for at in (0, 1))
+    films = [
+        stream
+        for stream in readable
+        if sizes[stream.index][0] >= most * FILM_PACKETS and sizes[stream.index][1] >= longest * FILM_DURATION
+    ]
+    best = max(films or readable, key=lambda s: s.codec_context.width * s.codec_context.height)
+    why = "most pixels" if len(films) != 1 else "the only film"
+    seen = (
+        f"{s.index} has {sizes[s.index][0]} packets of {s.codec_context.width}x{s.codec_context.height}"
+        for s in readable
+    )
+    return best, f"{why} of {len(streams)} video streams: {', '.join(seen)}"
 
 
-def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeLimits) -> None:
+def _extent(path: str, index: int) -> tuple[int, float]:
+    """(number of packets, seconds from the first to the last one) of a stream; up to the first error."""
+    n_packets, first_s, last_s = 0, float("inf"), float("-inf")
+    with open_container(path) as container:
+        stream = container.streams[index]
+        tick_s = float(stream.time_base or 0)
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    n_packets += 1
+                    if packet.pts is not None:
+                        first_s, last_s = min(first_s, packet.pts * tick_s), max(last_s, packet.pts * tick_s)
+        except (av.error.FFmpegError, IndexError):
+            pass  # the pass over the chosen stream reports it
+    return n_packets, max(last_s - first_s, 0.0)
+
+
+def check_limits(stream: VideoStream, limits: DecodeLimits) -> None:
     """VideoError for a stream that claims more pixels or a longer duration than the limits allow."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.max_pixels:
         raise VideoError(Reason.TOO_LARGE, f"{width}x{height} pixels; the limit is {limits.max_pixels} (max_pixels)")
-    duration_s = (container.duration or 0) / 1e6
+    _check_duration(float((stream.duration or 0) * (stream.time_base or 0)), limits)
+
+
+def _check_duration(duration_s: float, limits: DecodeLimits) -> None:
     if duration_s > limits.max_duration_s:
         raise VideoError(Reason.TOO_LONG, f"{duration_s:.0f} s; the limit is {limits.max_duration_s:.0f} s")
 
@@ -248,9 +363,11 @@ def check_limits(stream: VideoStream, container: InputContainer, limits: DecodeL
 class _Pass:
     """One pass over the packets of all streams. Needs up to 49 bytes per frame, of which the Probe keeps 16."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, skippable: bool, progress: Progress) -> None:
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, why: str, skippable: bool, progress: Progress
+    ) -> None:
         self.container, self.progress = container, progress
-        self.stream = stream
+        self.stream, self.why = stream, why
         self.asks_skippable = skippable
         self.skippable = array("b")  # per packet of `pts`: its layer if it may be skippable, else -1
         self.top_layer = 0
@@ -261,28 +378,29 @@ class _Pass:
         self.key_kinds: set[KeyFrame] = set()
         self.codec = stream.codec_context.codec.canonical_name
         self.extradata = stream.codec_context.extradata or b""
-        self.n_packets = self.n_discarded = self.n_without_pts = self.n_corrupt = self.packet_bytes = 0
-        self.encrypted = False
+        self.n_packets = self.n_discarded = self.n_pictureless = self.n_without_pts = self.packet_bytes = 0
+        self.n_corrupt = self.end = 0
+        self.encrypted = "enc_key_id" in stream.metadata or (  # of a Matroska file
+            container.format.name == "mpegts" and is_scrambled(container.name, stream.id)
+        )
         self.size_refused = False
         self.stopped = ""
-        self.last_end_s = 0.0  # over all streams
-        self.ticks_s: dict[int, float] = {}
         self.first_picture: av.VideoFrame | None = None
+        self.turn, self.turned_by_stream = UPRIGHT, False
 
-    def run(self, path: str, limits: DecodeLimits) -> Probe:
+    def run(self, limits: DecodeLimits) -> Probe:
         self._read()
-        stream, container = self.stream, self.container
-        n_frames = self.n_packets - self.n_discarded
+        stream, container, path = self.stream, self.container, self.container.name
+        n_frames = self.n_packets - self.n_discarded - self.n_pictureless
         time_base = stream.time_base or Fraction(1, 1_000_000)
         known_s = _declared_s(stream, container, time_base)
-        fps = _fps(stream, n_frames, known_s)
         order_N = self._order()
+        fps, estimated = self._rate(order_N, _stated_fps(stream, n_frames, known_s))
         start_s_N, end_s_N = self._times(order_N, time_base, fps)
         duration_s = known_s or n_frames / fps
         if end_s_N is not None and len(end_s_N):
             duration_s = float(end_s_N[-1])
-        if duration_s > limits.max_duration_s:
-            raise VideoError(Reason.TOO_LONG, f"{duration_s:.0f} s; the limit is {limits.max_duration_s:.0f} s")
+        _check_duration(duration_s, limits)
         key_frames, closed = self._key_frames()
         picture, context = self.first_picture, stream.codec_context
         return Probe(
@@ -291,18 +409,23 @@ class _Pass:
             codec=self.codec,
             pixel_format=picture.format.name if picture else (context.pix_fmt or ""),
             stream_index=stream.index,
+            stream_why=self.why,
+            ignore_index=False,
             n_video_streams=len(container.streams.video),
             coded_width=picture.width if picture else context.width,
             coded_height=picture.height if picture else context.height,
             size_refused=self.size_refused,
             pixel_aspect=pixel_aspect(stream),
-            turn=orientation(picture) if picture else UPRIGHT,
+            turn=self.turn,
+            turned_by_stream=self.turned_by_stream,
             fps=fps,
+            fps_estimated=estimated,
             duration_s=duration_s,
             duration_known=bool(known_s),
             n_packets=self.n_packets,
             packet_bytes=self.packet_bytes,
             n_discarded=self.n_discarded,
+            n_pictureless=self.n_pictureless,
             n_frames=n_frames,
             n_promised=max(stream.frames, 0),
             truncated=self._truncated(path),
@@ -324,9 +447,6 @@ class _Pass:
                 self.progress.done += 1
                 ours = packet.stream.index == self.stream.index  # `packet.stream_index` is 0 for an empty packet
                 if packet.size:
-                    if packet.pts is not None:
-                        end = packet.pts + (packet.duration or 0)
-                        self.last_end_s = max(self.last_end_s, end * self._tick_s(packet.stream))
                     if ours:
                         self._count(packet)
                 elif packet.pts is not None or packet.dts is not None:
@@ -337,12 +457,6 @@ class _Pass:
             raise_unless_damage(error, self.container.name)
             self.stopped = (error.strerror or "invalid data").lower()
 
-    def _tick_s(self, stream: Stream) -> float:
-        """Seconds per tick, cached because a time base is a Fraction and slow to make; new streams may appear later."""
-        if stream.index not in self.ticks_s:
-            self.ticks_s[stream.index] = float(stream.time_base or 0)
-        return self.ticks_s[stream.index]
-
     def _look(self, packet: av.Packet[Stream]) -> None:
         # Damage is handled by the route that reads the frames, which knows how many were good.
         try:
@@ -351,19 +465,35 @@ class _Pass:
                 frames = self.stream.decode(None)  # a key frame needs no other; the decoder only waited to reorder
                 self.stream.codec_context.flush_buffers()
             frame = next(iter(frames), None)
-            self.first_picture = frame if isinstance(frame, av.VideoFrame) else None
+            if isinstance(frame, av.VideoFrame):
+                self.first_picture, self.turn = frame, orientation(frame)
+                self.turned_by_stream = self.turn != UPRIGHT and self._turns_itself(packet)
         except av.error.FFmpegError as error:
             # a size beyond max_pixels, or beyond FFmpeg's own limit, leaves the decoder without one
             no_size = not self.stream.codec_context.width
             self.size_refused = self.size_refused or (no_size and isinstance(error, av.error.ArgumentError))
 
+    def _turns_itself(self, packet: av.Packet[Stream]) -> bool:
+        """Does the packet decode to a turned picture with a decoder that does not know the container?"""
+        decoder = av.CodecContext.create(self.codec, "r")
+        assert isinstance(decoder, VideoCodecContext)
+        decoder.extradata, decoder.thread_count = self.extradata or None, 1
+        try:
+            frames = [*decoder.decode(av.Packet(bytes(packet))), *decoder.decode(None)]
+        except av.error.FFmpegError:
+            return True
+        return not frames or orientation(frames[0]) != UPRIGHT
+
     def _count(self, packet: av.Packet[Stream]) -> None:
         self.n_packets += 1
         self.packet_bytes += packet.size
         self.n_corrupt += packet.is_corrupt
+        self.end = (packet.pos or 0) + packet.size
         self.encrypted = self.encrypted or (self.n_packets == 1 and packet.has_sidedata("encryption_info"))
         if packet.is_discard:
             self.n_discarded += 1
+        elif not shows_picture(self.codec, self.extradata, memoryview(packet)):
+            self.n_pictureless += 1
         elif packet.pts is None:
             self.n_without_pts += 1
         else:
@@ -399,6 +529,23 @@ class _Pass:
         end_s_N = np.append(start_s_N[1:], start_s_N[-1] + (last_s if last_s > 0 else 1 / fps))
         return start_s_N, end_s_N
 
+    def _rate(self, order_N: INT64, stated: float) -> tuple[float, bool]:
+        """(frames per second, True if the times of the frames give it and not the file).
+
+        The stated rate is used if it agrees with the median interval of two frames. Times are rounded to ticks (1 ms in
+        Matroska), so a difference of one tick does not count, and the mean of the intervals near the median is more exact.
+        """
+        pts_N = np.frombuffer(self.pts, np.int64)[order_N] if self.pts else _NONE
+        tick_s = float(self.stream.time_base or 0)
+        intervals_N = np.diff(pts_N)
+        intervals_N = intervals_N[(intervals_N > 0) & (intervals_N * tick_s <= GAP_S)]
+        if not len(intervals_N) or not tick_s:
+            return stated, False
+        median = float(np.median(intervals_N))
+        if abs(1 / stated - median * tick_s) <= RATE_ERROR * median * tick_s + tick_s * (median > 1):
+            return stated, False
+        return 1 / (float(intervals_N[np.abs(intervals_N - median) <= 1].mean()) * tick_s), True
+
     def _key_frames(self) -> tuple[INT64, bool]:
         if not self.pts or not self.keys:
             return np.empty(0, np.int64), False
@@ -409,16 +556,17 @@ class _Pass:
     def _truncated(self, path: str) -> str:
         """How the file is cut short. A low count is no proof, because edit lists omit frames: bytes must be missing."""
         promised, found = max(self.stream.frames, 0), self.n_packets
-        cut = ends_early(path)
+        end: Ending = ending(path)
         if self.stopped:
             return f"the file ends after {found} of {promised or 'an unknown number of'} frames: {self.stopped}"
-        if promised > found and (cut or self.n_corrupt):
-            return f"the file ends after {found} of {promised} frames" + (f": {cut}" if cut else "")
-        if cut and not promised:
-            return f"the file ends after {found} frames: {cut}"
-        duration_s = (self.container.duration or 0) / 1e6
-        if "matroska" in self.container.format.name and self.last_end_s < duration_s - LOST_TAIL_S:
-            return f"the file ends after {found} frames, at {self.last_end_s:.2f} of {duration_s:.2f} s"
+        of = f"{found} of {promised} frames" if promised > found else f"{found} frames"
+        if end.missing and (end.lost_frames or promised > found or not promised):
+            return f"the file ends after {of}: {end.missing}"
+        size = os.path.getsize(path)  # noqa: PTH202 - names that are not UTF-8
+        if self.container.format.name in FRAMES_ONLY and end.padding is None and 0 < self.end < size:
+            return f"the file ends after {of}: {size - self.end} bytes of the next one are there"
+        if self.n_corrupt and promised > found:
+            return f"the file ends after {of}"
         return ""
 
 
@@ -435,9 +583,13 @@ def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fract
     return max((container.duration or 0) / 1e6, 0.0)
 
 
-def _fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
-    """Average frames per second: from the container, else counted, else assumed."""
-    for rate in (stream.average_rate, stream.guessed_rate):
+def _stated_fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
+    """Average frames per second: from the container, else counted, else assumed.
+
+    FFmpeg assumes 25 for a raw stream, so the rate that the stream itself states comes first there.
+    """
+    raw = stream.container.format.name in RAW_STREAMS and stream.codec_context.framerate
+    for rate in (raw, stream.average_rate, stream.guessed_rate):
         if rate:
             return float(rate)
     return n_frames / known_s if known_s and n_frames else ASSUMED_FPS

@@ -84,7 +84,7 @@ def joined(gops: list[tuple[int, int]], most_frames: int | None = None) -> list[
 @contextlib.contextmanager
 def opened(found: Probe) -> Iterator[Source]:
     """Open the probed file and stream again; VideoError if it has changed."""
-    with open_container(found.path) as container:
+    with open_container(found.path, ignore_index=found.ignore_index) as container:
         stream = container.streams[found.stream_index]
         if not isinstance(stream, VideoStream):
             raise VideoError(Reason.SOURCE_CHANGED, f"stream {found.stream_index} is no longer a video stream")

@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import BinaryIO
 
+import numpy as np
+
+from p3d.pipeline.decode.endings import ISO_BOXES, ending
 from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.errors import Reason, VideoError
+from p3d.pipeline.types import UINT8
 
 HEAD_BYTES = 4096
 
@@ -26,10 +29,12 @@ _LISTS = (
     (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
+SCRAMBLED_PIECES = 8
+SCRAMBLED_BYTES = 256 * 1024
+_STILL_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF") | {b"avif": "AVIF"}
+_SEQUENCE_BRANDS = frozenset((b"avis", b"msf1", b"hevc", b"hevx", b"hevm", b"hevs"))
 # Control characters that do not occur in text; every video container has one of them in its first bytes.
 _NOT_IN_TEXT = bytes(b for b in range(32) if b not in b"\t\n\v\f\r\x1b")
-_ISO_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
-_MAX_BOXES = 100_000
 
 
 def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
@@ -61,7 +66,7 @@ def check_file(path: str, limits: DecodeLimits) -> tuple[str, int]:
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
             raise
         raise VideoError(Reason.SOURCE_MISSING, f"no file can be there: {error.strerror}") from error
-    what = text_kind(head)
+    what = text_kind(head) or still_kind(head)
     if what:
         raise VideoError(Reason.NOT_A_VIDEO, f"the file is {what}")
     return absolute, found.st_size
@@ -84,60 +89,64 @@ def text_kind(head: bytes) -> str:
     return "text"
 
 
+def still_kind(head: bytes) -> str:
+    """What kind of still picture a HEIF or AVIF file is, in words; empty for sequences and other files.
+
+    FFmpeg would read it as a video of one frame, or of several tiles (ISO/IEC 23008-12, 10).
+    """
+    length = int.from_bytes(head[:4], "big")
+    brands = {head[at : at + 4] for at in (8, *range(16, min(length, len(head)), 4))}
+    if head[4:8] != b"ftyp" or brands & _SEQUENCE_BRANDS or head[8:12] not in _STILL_BRANDS:
+        return ""
+    return f"a still picture ({_STILL_BRANDS[head[8:12]]})"
+
+
+def is_scrambled(path: str, pid: int) -> bool:
+    """Are packets of this PID of an MPEG transport stream scrambled (ISO/IEC 13818-1, 2.4.3.3)?
+
+    Looks at SCRAMBLED_PIECES parts of the file. True if a tenth of the packets in one of them is marked: single marks
+    are damage.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123 - surrogates
+        size = file.seek(0, os.SEEK_END)
+        for piece in range(SCRAMBLED_PIECES):
+            file.seek(size * piece // SCRAMBLED_PIECES)
+            data = np.frombuffer(file.read(SCRAMBLED_BYTES), np.uint8)
+            for packet_bytes in (188, 192, 204):
+                headers = _packet_headers(data, packet_bytes)
+                if headers is None:
+                    continue
+                ours = headers[((headers[:, 1] & 31).astype(int) << 8 | headers[:, 2]) == pid]
+                if len(ours) and (ours[:, 3] >> 6 > 1).mean() > 0.1:
+                    return True
+                break
+    return False
+
+
+def _packet_headers(data: UINT8, packet_bytes: int) -> UINT8 | None:
+    """The first 4 bytes of each packet, [N, 4] uint8; None if no packets of this size are found."""
+    for first in np.flatnonzero(data[:packet_bytes] == 0x47):
+        packets = data[first : first + (len(data) - first) // packet_bytes * packet_bytes].reshape(-1, packet_bytes)
+        if len(packets) > 4 and (packets[:, 0] == 0x47).mean() > 0.9:
+            return packets[:, :4]
+    return None
+
+
 def damaged_container(path: str) -> VideoError:
     """Why a demuxer refused a binary file: it is cut short, damaged, or not a video container."""
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates, as above
         head = file.read(16)
     if not _is_known(head):
         return VideoError(Reason.NOT_A_VIDEO, f"not a video container: it starts with the bytes {head[:8].hex(' ')}")
-    past_end = ends_early(path)
-    if past_end:
-        return VideoError(Reason.TRUNCATED, f"the file ends before its index, after 0 frames: {past_end}")
+    missing = ending(path).missing
+    if missing:
+        return VideoError(Reason.TRUNCATED, f"the file ends before its index, after 0 frames: {missing}")
     return VideoError(Reason.CORRUPT_FRAMES, "the container's own index is damaged, no stream can be opened")
-
-
-def ends_early(path: str) -> str:
-    """How far the outermost boxes (ISO) or chunk (RIFF) extend past the end of the file; empty if they do not.
-
-    The bytes are the evidence, because a low frame count is also found in files whose edit list leaves frames out.
-    """
-    with open(path, "rb") as file:  # noqa: PTH123 - surrogates, as above
-        size_bytes = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        head = file.read(16)
-        if head[:4] == b"RIFF":
-            claimed = 8 + int.from_bytes(head[4:8], "little")
-            live = head[4:8] in (b"\0\0\0\0", b"\xff\xff\xff\xff")  # a recorder that did not fill in the size
-            return f"{size_bytes} of {claimed} bytes are there" if claimed > size_bytes and not live else ""
-        return _iso_past_end(file, size_bytes) if head[4:8] in _ISO_BOXES else ""
-
-
-def _iso_past_end(file: BinaryIO, size_bytes: int) -> str:
-    """Walk the top-level boxes (ISO/IEC 14496-12, 4.2): 32-bit size, name, 64-bit size when the first is 1."""
-    position, names = 0, set()
-    for _ in range(_MAX_BOXES):
-        if position + 8 > size_bytes:
-            break
-        file.seek(position)
-        header = file.read(16)
-        box_bytes, name = int.from_bytes(header[:4], "big"), header[4:8]
-        if box_bytes == 1:
-            box_bytes = int.from_bytes(header[8:16], "big")
-        if box_bytes == 0:  # to the end of the file
-            box_bytes = size_bytes - position
-        if box_bytes < 8:
-            return ""
-        names.add(name)
-        if position + box_bytes > size_bytes:
-            shown = name.decode("latin-1")
-            return f"its box {shown!r} needs {position + box_bytes} bytes, {size_bytes} are there"
-        position += box_bytes
-    return "" if b"moov" in names else "it has no moov box"
 
 
 def _is_known(head: bytes) -> bool:
     return (
-        head[4:8] in _ISO_BOXES
+        head[4:8] in ISO_BOXES
         or head.startswith((b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"\x30\x26\xb2\x75", b"\0\0\x01\xba", b"GIF8"))
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
     )

@@ -120,8 +120,8 @@ def _frame_at(path: str, second: float, limits: DecodeLimits) -> tuple[float, av
     absolute, _ = check_file(path, limits)
     for back_s in (0.0, SEEK_EARLIER_S, None):
         with open_container(absolute) as container:
-            stream = best_stream(container)
-            check_limits(stream, container, limits)
+            stream, _ = best_stream(container)
+            check_limits(stream, limits)
             stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
             stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
             if back_s is not None and not _sought(container, stream, second - back_s):

@@ -12,6 +12,7 @@ import numpy as np
 
 from p3d.pipeline.clips import rate
 from p3d.pipeline.clips.rules import Sampling, needed_frames, ticks_of
+from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FLOAT64, INT64
 
 
@@ -50,6 +51,19 @@ class Wanted:
         if self.ticks_M is None:
             return numbers_N[first_N < end_N]
         return numbers_N[np.searchsorted(self.ticks_M, first_N) < np.searchsorted(self.ticks_M, end_N)]
+
+
+def check_gap(sampling: Sampling | None, longest_s: float) -> None:
+    """VideoError if `sampling` would repeat a frame that stays on screen for `longest_s` beyond what a video does.
+
+    Recordings that were joined may lie hours apart. Resampled, the gap would become clips of one still picture.
+    """
+    if sampling is not None and sampling.fps is not None and longest_s > rate.MAX_SHOWN_S:
+        detail = (
+            f"one frame stays on screen for {longest_s:.0f} s, as where two recordings are joined; with --fps at most "
+            f"{rate.MAX_SHOWN_S:.0f} s: split the file there, or embed it without --fps"
+        )
+        raise VideoError(Reason.UNSUPPORTED, detail)
 
 
 NONE = Wanted(None, None)  # for a pass that only counts

@@ -41,7 +41,8 @@ from p3d.pipeline.types import VideoRef
 
 VIDEO_EXTENSIONS = frozenset(
     ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .vob .ts .mts .m2ts .wmv .asf .flv .f4v .3gp "
-    ".3g2 .ogv .ogm .gif .mxf .y4m .h264 .264 .avc .h265 .265 .hevc .ivf .dv .mjpg .mjpeg .nut .rm .rmvb".split()
+    ".3g2 .ogv .ogm .gif .mxf .y4m .h264 .264 .avc .h265 .265 .hevc .ivf .dv .mjpg .mjpeg .nut .rm .rmvb .wtv .obu "
+    ".vc1".split()
 )
 CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
 HEAD_THREADS = 32  # parallel HEAD requests for a list of S3 keys

@@ -109,7 +109,7 @@ def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, sma
         "generated/trunc_moov_end.mp4": "truncated",
         "generated/trunc_mpeg4_avi.avi": "truncated",
         "mp4parse__chunk_out_of_range.mp4": "corrupt_frames",
-        "mp4parse__no_timescale.mp4": "no_frames",
+        "mp4parse__no_timescale.mp4": "corrupt_frames",
         "mp4parse__short-cenc.mp4": "unsupported",
     }
     videos, sampling = rows(out, "videos"), parse_sampling("random:2@1", clip_frames=16)

@@ -89,6 +89,8 @@ def _objections_to_nvdec(found: Probe) -> Iterator[str]:
         yield "encrypted"
     if found.n_discarded:
         yield f"the edit list discards {found.n_discarded} frames"
+    if found.n_pictureless:
+        yield f"{found.n_pictureless} packets show no picture"
     if found.start_s_N is None:
         yield "the packets do not give every frame a time of its own"
     if found.turn.degrees or found.turn.mirrored:
@@ -107,7 +109,7 @@ def exact_seek(found: Probe) -> bool:
         and found.proved_keys
         and found.closed_gops
         and found.start_s_N is not None
-        and found.n_discarded == 0
+        and found.n_discarded == found.n_pictureless == 0
         and found.n_frames >= found.n_promised
         and not (found.truncated or found.encrypted)
         and not (found.codec == "h264" and "444" in found.pixel_format)
@@ -131,8 +133,12 @@ def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
         yield "no duration in the file; decord refuses to open it"
     if found.n_video_streams != 1:
         yield f"{found.n_video_streams} video streams; decord does not say which one it took"
+    if found.n_pictureless:
+        yield f"{found.n_pictureless} packets show no picture; decord counts them as frames"
     if found.turn.mirrored:
         yield "the picture is mirrored, not only turned"
+    if found.turned_by_stream:
+        yield "the stream itself says that the picture is turned; decord looks only at the container"
     if found.turn.degrees and "mov" not in names:
         yield f"a picture turned by {found.turn.degrees} degrees, outside mov and mp4"
     if found.n_frames < found.n_promised:

@@ -20,12 +20,14 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
+from p3d.pipeline.decode.decoder import DamagedPicture, decode, one_thread
 from p3d.pipeline.decode.picture import Scaler
+from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import Probe, Source, one_thread, packets, raise_unless_damage
+from p3d.pipeline.decode.probe import Probe, Source, packets, raise_unless_damage
 from p3d.pipeline.decode.routes.choice import exact_seek
 from p3d.pipeline.decode.seek import SelectiveDecodeError, joined, needed_packets, number_at, opened, wanted_gops
-from p3d.pipeline.decode.wanted_frames import Wanted
+from p3d.pipeline.decode.wanted_frames import Wanted, check_gap
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
 
@@ -66,6 +68,7 @@ def read_pyav(
     try:
         for frame in _good_frames(found, limits, source):
             start_s = clock.tick(frame)
+            check_gap(wanted.sampling, start_s - clock.before_s)
             if held is not None and wanted.has(n_frames - 1, clock.before_s, start_s):
                 block.add(n_frames - 1, clock.before_s, start_s, scaler.picture(held))
             silent += 1
@@ -79,6 +82,9 @@ def read_pyav(
             reason = Reason.TRUNCATED if damage.tail else Reason.CORRUPT_FRAMES
             detail = f"{damage.words} after {n_frames} of {found.n_frames} frames"
             raise VideoError(reason, detail) from damage.__cause__
+        if not n_frames and _decodes_later(found, limits):
+            detail = f"{damage.words} in the first frame; no frame comes before the damage, but later ones decode"
+            raise VideoError(Reason.CORRUPT_FRAMES, detail) from damage.__cause__
         if not n_frames:
             raise VideoError(Reason.NO_FRAMES, f"{damage.words} before any frame was decoded") from damage.__cause__
         truncated = True
@@ -138,7 +144,7 @@ def _proved_frames(
             yield number, frame
     except av.error.MemoryError:
         raise
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, DamagedPicture) as error:
         raise SelectiveDecodeError(f"invalid data after frame {last}") from error
     if sent:
         raise SelectiveDecodeError(f"frame {min(sent)} is missing")
@@ -150,8 +156,8 @@ def _decoded(
     """All frames of the needed packets; the decoder is drained. Adds the number of each packet's frame to `sent`."""
     for number, packet in needed_packets(source, found, range_M, first, end):
         sent.add(number)
-        yield from source.stream.decode(packet)
-    yield from source.stream.decode(None)
+        yield from decode(source.stream, packet)
+    yield from decode(source.stream, None)
 
 
 @contextlib.contextmanager
@@ -186,6 +192,19 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
 
 
+def _decodes_later(found: Probe, limits: DecodeLimits) -> bool:
+    """Does any packet decode to a good frame, if errors are skipped?"""
+    with _opened(found, limits, None) as here:
+        try:
+            for packet in packets(here.container, here.stream):
+                with contextlib.suppress(_Damage):
+                    if any(not frame.is_corrupt for frame in _pictures(here.stream, packet, False)):
+                        return True
+        except av.error.FFmpegError as error:
+            raise_unless_damage(error, found.path)
+    return False
+
+
 def _rewound(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]] | None:
     """The packets of an open source from the first one on; None if only a newly opened file is sure to give them."""
     if source is None or not exact_seek(found):
@@ -206,9 +225,11 @@ def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> lis
     """
     context = stream.codec_context
     try:
-        return stream.decode(packet)
+        return decode(stream, packet)
     except av.error.MemoryError:
         raise
+    except DamagedPicture as error:
+        raise _Damage(str(error), tail) from error
     except (av.error.PatchWelcomeError, av.error.NotImplementedError, av.error.DecoderNotFoundError) as error:
         raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot decode {context.name}: {error.strerror}") from error
     except av.error.ArgumentError as error:
@@ -218,6 +239,8 @@ def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> lis
             raise VideoError(Reason.TOO_LARGE, detail) from error
         raise _Damage("invalid data", tail) from error
     except av.error.FFmpegError as error:
+        if not shows_picture(context.codec.canonical_name, context.extradata or b"", memoryview(packet)):
+            return []  # such as H.264 parameter sets or filler as a sample of their own
         raise _Damage("invalid data", tail) from error
 
 

@@ -1,0 +1,84 @@
+"""Does a packet hold a picture that is shown? Answered from its bytes, as in `key_frames`.
+
+Some packets hold none: parameter sets, messages, filler or an end of sequence, written as a sample of their own, and
+VP8's hidden frames, to which only other frames refer. They go to the decoder, but they are neither frames nor damage.
+
+    codec         a picture is shown if the packet has       source
+    h264          a slice (types 1, 2, 5)                    ITU-T H.264, 7.4.1
+    hevc          a slice (types 0 to 31) of layer 0         ITU-T H.265, 7.4.2.2
+    vp8           bit 4 of its first byte                    RFC 6386, 9.1
+    mpeg1, mpeg2  a picture start code                       ISO/IEC 13818-2, 6.2.3
+    mpeg4         a VOP                                      ISO/IEC 14496-2, 6.2.5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from p3d.pipeline.decode.key_frames import HEAD_BYTES, MOST_UNITS, nals
+
+_START = b"\0\0\1"
+
+
+def shows_picture(codec: str, extradata: bytes, packet: memoryview) -> bool:
+    """False only if the bytes of `packet` prove that it shows no picture; True for damaged data and other codecs."""
+    read = _READERS.get(codec)
+    try:
+        return read(extradata, packet) if read else True
+    except IndexError:  # the packet is shorter than its headers say
+        return True
+
+
+def _h264(extradata: bytes, packet: memoryview) -> bool:
+    return _has_slice(packet, extradata, 4, lambda head: head >> 8 & 31 in (1, 2, 5))
+
+
+def _hevc(extradata: bytes, packet: memoryview) -> bool:
+    return _has_slice(packet, extradata, 21, lambda head: head >> 9 < 32 and not head >> 3 & 63)
+
+
+def _has_slice(packet: memoryview, extradata: bytes, at_size: int, is_slice: Callable[[int], bool]) -> bool:
+    """`at_size` is where `extradata` says how many bytes a length has; without that, units follow start codes."""
+    if len(extradata) <= at_size or extradata[0] != 1:
+        heads = list(_start_codes(packet, is_slice))
+        return not heads or is_slice(heads[-1])
+    count = 0
+    for head in nals(packet, extradata, at_size):
+        if is_slice(head):
+            return True
+        count += 1
+    return count == MOST_UNITS  # the rest was not examined
+
+
+def _start_codes(packet: memoryview, wanted: Callable[[int], bool]) -> Iterator[int]:
+    """The two bytes after each start code, as one number, up to the first that is `wanted`."""
+    for data in (bytes(packet[:HEAD_BYTES]), bytes(packet)):  # nearly always the first suffices
+        at = data.find(_START)
+        while 0 <= at < len(data) - 3:
+            head = int.from_bytes(data[at + 3 : at + 5].ljust(2, b"\0"), "big")
+            yield head
+            if wanted(head):
+                return
+            at = data.find(_START, at + 3)
+
+
+def _with_code(code: int) -> Callable[[bytes, memoryview], bool]:
+    def has_code(extradata: bytes, packet: memoryview) -> bool:
+        heads = list(_start_codes(packet, lambda head: head >> 8 == code))
+        return not heads or heads[-1] >> 8 == code
+
+    return has_code
+
+
+def _vp8(extradata: bytes, packet: memoryview) -> bool:
+    return bool(packet[0] & 16)
+
+
+_READERS: dict[str, Callable[[bytes, memoryview], bool]] = {
+    "h264": _h264,
+    "hevc": _hevc,
+    "vp8": _vp8,
+    "mpeg1video": _with_code(0x00),
+    "mpeg2video": _with_code(0x00),
+    "mpeg4": _with_code(0xB6),
+}
