@@ -533,7 +533,8 @@ class _Pass:
         """(frames per second, True if the times of the frames give it and not the file).
 
         The stated rate is used if it agrees with the median interval of two frames. Times are rounded to ticks (1 ms in
-        Matroska), so a difference of one tick does not count, and the mean of the intervals near the median is more exact.
+        Matroska), so a difference of one tick does not count. Where the stated rate is another, the mean of the
+        intervals near the median is taken, which rounding does not change.
         """
         pts_N = np.frombuffer(self.pts, np.int64)[order_N] if self.pts else _NONE
         tick_s = float(self.stream.time_base or 0)
@@ -565,7 +566,7 @@ class _Pass:
         size = os.path.getsize(path)  # noqa: PTH202 - names that are not UTF-8
         if self.container.format.name in FRAMES_ONLY and end.padding is None and 0 < self.end < size:
             return f"the file ends after {of}: {size - self.end} bytes of the next one are there"
-        if self.n_corrupt and promised > found:
+        if promised > found and (self.n_corrupt or self.container.format.name == "ivf"):
             return f"the file ends after {of}"
         return ""
 

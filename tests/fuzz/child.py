@@ -68,6 +68,7 @@ def decode(path: Path, note: Path, index: int) -> dict[str, object]:
     return {
         "reason": "",
         "truncated": end.truncated,
+        "n_frames": end.n_frames,
         "pixels": pixels.hexdigest(),
         "numbers": make.numbers_in(np.concatenate(frames)) if frames else [],
     }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from p3d.jobs.worker.memory import NOTE
 from tests.conftest import REPO
-from tests.fuzz.mutate import DECOY, GOOD_FRAMES, MADE, fuzzed
+from tests.fuzz.mutate import DECOY, GOOD_FRAMES, MADE, fuzzed, n_frames, only_cut
 from tests.watch import opened
 
 CHILDREN = 2
@@ -42,6 +42,7 @@ class Tally:
     good_lost: list[str] = field(default_factory=list)
     internal: list[str] = field(default_factory=list)
     others_read: list[str] = field(default_factory=list)
+    cut_unmarked: list[str] = field(default_factory=list)
     crashes: int = 0
     deaths: int = 0
     hangs: int = 0
@@ -187,6 +188,9 @@ def _settle(task: Task, ended: dict[str, object], tally: Tally) -> None:
     tally.reasons[str(ended["reason"])] += 1
     tally.kept += bool(ended.get("truncated"))
     tally.ends[task.index] = (ended["reason"], ended.get("truncated"), ended.get("pixels"))
+    base = only_cut(task.what)
+    if base and ended.get("truncated") is False and int(str(ended["n_frames"])) < n_frames(base):
+        tally.cut_unmarked.append(f"{tally.seed}/{task.index} {task.what}: {ended['n_frames']} frames")
     if ended["reason"] == "internal":
         tally.internal.append(f"{tally.seed}/{task.index} {task.what}: {ended['detail']}")
 

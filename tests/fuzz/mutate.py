@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
 import struct
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+import av
 
 from tests.zoo import cases, make
 
@@ -33,7 +37,20 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "wmv.wmv": lambda p: make.video(p, "wmv2", 24, gop=12, noise=20),
     "moving.gif": lambda p: make.video(p, "gif", 12, pixel_format="rgb8"),
     "raw.h264": lambda p: make.video(p, "libx264", 16, options=cases.FAST, container="h264"),
+    "raw.mjpeg": lambda p: make.video(p, "mjpeg", 12, pixel_format="yuvj420p"),
+    "mpeg2.mxf": lambda p: make.video(p, "mpeg2video", 24, gop=12, noise=20),
+    "vp8.ogg": lambda p: make.video(p, "libvpx", 24, options=QUICK, gop=8, noise=20),
+    "vp8.ivf": lambda p: make.video(p, "libvpx", 24, options=QUICK, gop=8, noise=20),
+    "raw.y4m": lambda p: make.video(p, "wrapped_avframe", 4, container="yuv4mpegpipe"),
+    "live.mkv": lambda p: make.video(p, "libx264", 24, options=cases.FAST, gop=8, noise=20, muxer={"live": "1"}),
+    "ffv1.mkv": lambda p: make.video(p, "ffv1", 12, options={"level": "3", "slices": "4", "slicecrc": "1"}),
+    "zmbv.avi": lambda p: make.video(p, "zmbv", 12, pixel_format="bgr0"),
 }
+# Containers that say where they end. A cut that loses frames must not go unnoticed in these.
+TELLS = frozenset(
+    "h264.mp4 faststart.mp4 fragments.mp4 mpeg4.mov mjpeg.mov h264.mkv vp9.webm vp8.webm mpeg4.avi wmv.wmv moving.gif "
+    "mpeg2.mxf vp8.ogg vp8.ivf ffv1.mkv zmbv.avi".split()
+)
 GOOD_FRAMES = 24
 
 
@@ -45,6 +62,20 @@ def bases() -> tuple[tuple[str, bytes], ...]:
     shared = [p for p in sorted(SHARED.rglob("*")) if p.is_file() and p.suffix != ".csv"]
     small = [(p.name, p.read_bytes()) for p in shared if p.stat().st_size <= MOST_BYTES]
     return tuple(made + small)
+
+
+@cache
+def n_frames(name: str) -> int:
+    """How many frames the generated base file `name` has."""
+    content = dict(bases())[name]
+    with av.open(io.BytesIO(content)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def only_cut(what: str) -> str:
+    """The base file of a fuzzed file that was cut and not changed otherwise, if its container says where it ends."""
+    name, *kinds = what.split("+")
+    return name if name in TELLS and kinds == ["truncate"] else ""
 
 
 def fuzzed(seed: int, index: int) -> tuple[str, bytes]:
@@ -141,6 +172,27 @@ def _name_another(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
+def _pad(data: bytearray, rng: random.Random) -> bytearray:
+    """Append zeros or 0xFF, as recorders and copying programs do."""
+    return data + rng.choice((b"\0", b"\xff")) * rng.choice((1, 100, 5000, 200_000))
+
+
+def _message(data: bytearray, rng: random.Random) -> bytearray:
+    """Insert a message of a random kind: an SEI unit of H.264 or HEVC, or an application segment of a JPEG."""
+    body = rng.randbytes(rng.randrange(1, 60))
+    size = bytes([len(body)])
+    units = {
+        b"\0\0\1": b"\0\0\1" + rng.choice((b"\x06", b"\x4e\x01")) + bytes([rng.randrange(255)]) + size + body,
+        b"\xff\xd8": b"\xff\xd8\xff" + bytes([0xE0 + rng.randrange(16), 0, len(body) + 2]) + body,
+    }
+    start, unit = rng.choice(list(units.items()))
+    places = [found.start() for found in re.finditer(re.escape(start), data)]
+    if places:
+        at = rng.choice(places)
+        data[at : at + (2 if start == b"\xff\xd8" else 0)] = unit
+    return data
+
+
 KINDS: dict[str, Callable[[bytearray, random.Random], bytearray]] = {
     "truncate": _truncate,
     "flip": _flip,
@@ -150,4 +202,6 @@ KINDS: dict[str, Callable[[bytearray, random.Random], bytearray]] = {
     "splice": _splice,
     "lie": _lie,
     "name_another": _name_another,
+    "pad": _pad,
+    "message": _message,
 }

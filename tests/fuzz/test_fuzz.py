@@ -36,6 +36,7 @@ def test_every_broken_file_ends_and_affects_no_other(tmp_path: Path) -> None:
     assert tally.files == FILES == sum(tally.reasons.values())
     assert set(tally.reasons) <= {*Reason, ""} - {reason for reason in Reason if reason.startswith("source_")}
     assert tally.internal == [] and tally.good_lost == [] and tally.others_read == []
+    assert tally.cut_unmarked == [], "a cut file was taken for a whole one"
     assert tally.longest_over_s <= GRACE_S
     if LONG:  # the same pixels or the same reason, whatever the timing of threads and other processes
         again = campaign(SEED, FILES, tmp_path / "again")
