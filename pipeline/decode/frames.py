@@ -110,10 +110,10 @@ def _route_of(
     found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
 ) -> RouteName:
     """The route that reads the file; VideoError if no route may."""
-    if found.truncated and policy.partial == "fail":
-        raise VideoError(Reason.TRUNCATED, found.truncated)
     if found.encrypted:
         raise VideoError(Reason.UNSUPPORTED, "the video is encrypted")
+    if found.truncated and policy.partial == "fail":
+        raise VideoError(Reason.TRUNCATED, found.truncated)
     if not found.n_frames:
         raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and no frame to show")
     if not (found.coded_height and found.coded_width):

@@ -3,12 +3,12 @@
 Some packets hold none: parameter sets, messages, filler or an end of sequence, written as a sample of their own, and
 VP8's hidden frames, to which only other frames refer. They go to the decoder, but they are neither frames nor damage.
 
-    codec         a picture is shown if the packet has       source
-    h264          a slice (types 1, 2, 5)                    ITU-T H.264, 7.4.1
-    hevc          a slice (types 0 to 31) of layer 0         ITU-T H.265, 7.4.2.2
-    vp8           bit 4 of its first byte                    RFC 6386, 9.1
-    mpeg1, mpeg2  a picture start code                       ISO/IEC 13818-2, 6.2.3
-    mpeg4         a VOP                                      ISO/IEC 14496-2, 6.2.5
+    codec         no picture is shown if the packet                          source
+    h264          has only units of types 6 to 12 (messages, sets, filler)    ITU-T H.264, 7.4.1
+    hevc          has only units of types 32 to 40                            ITU-T H.265, 7.4.2.2
+    vp8           has bit 4 of its first byte cleared                         RFC 6386, 9.1
+    mpeg1, mpeg2  has start codes, but none of a picture                      ISO/IEC 13818-2, 6.2.3
+    mpeg4         has start codes, but none of a VOP                          ISO/IEC 14496-2, 6.2.5
 """
 
 from __future__ import annotations
@@ -30,21 +30,25 @@ def shows_picture(codec: str, extradata: bytes, packet: memoryview) -> bool:
 
 
 def _h264(extradata: bytes, packet: memoryview) -> bool:
-    return _has_slice(packet, extradata, 4, lambda head: head >> 8 & 31 in (1, 2, 5))
+    return _has_other_unit(packet, extradata, 4, lambda head: 6 <= head >> 8 & 31 <= 12)
 
 
 def _hevc(extradata: bytes, packet: memoryview) -> bool:
-    return _has_slice(packet, extradata, 21, lambda head: head >> 9 < 32 and not head >> 3 & 63)
+    return _has_other_unit(packet, extradata, 21, lambda head: 32 <= head >> 9 & 63 <= 40)
 
 
-def _has_slice(packet: memoryview, extradata: bytes, at_size: int, is_slice: Callable[[int], bool]) -> bool:
-    """`at_size` is where `extradata` says how many bytes a length has; without that, units follow start codes."""
+def _has_other_unit(packet: memoryview, extradata: bytes, at_size: int, is_known: Callable[[int], bool]) -> bool:
+    """Has the packet a unit that is not known to hold no picture?
+
+    `at_size` is where `extradata` says how many bytes a length has; without that, units follow start codes. Some phones
+    write a unit of type 14 that holds others with start codes, so a unit of an unknown type may hold a picture.
+    """
     if len(extradata) <= at_size or extradata[0] != 1:
-        heads = list(_start_codes(packet, is_slice))
-        return not heads or is_slice(heads[-1])
+        heads = list(_start_codes(packet, lambda head: not is_known(head)))
+        return not heads or not is_known(heads[-1])
     count = 0
     for head in nals(packet, extradata, at_size):
-        if is_slice(head):
+        if not is_known(head):
             return True
         count += 1
     return count == MOST_UNITS  # the rest was not examined

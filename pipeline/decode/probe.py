@@ -31,7 +31,7 @@ from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.skippable_frames import layer_of
-from p3d.pipeline.decode.sniff import check_file, damaged_container, is_scrambled
+from p3d.pipeline.decode.sniff import check_file, damaged_container, is_encrypted_iso, is_scrambled
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
@@ -380,8 +380,10 @@ class _Pass:
         self.extradata = stream.codec_context.extradata or b""
         self.n_packets = self.n_discarded = self.n_pictureless = self.n_without_pts = self.packet_bytes = 0
         self.n_corrupt = self.end = 0
-        self.encrypted = "enc_key_id" in stream.metadata or (  # of a Matroska file
-            container.format.name == "mpegts" and is_scrambled(container.name, stream.id)
+        self.encrypted = (
+            "enc_key_id" in stream.metadata  # of a Matroska file
+            or ("mov" in container.format.name and is_encrypted_iso(container.name))
+            or (container.format.name == "mpegts" and is_scrambled(container.name, stream.id))
         )
         self.size_refused = False
         self.stopped = ""
@@ -489,7 +491,7 @@ class _Pass:
         self.packet_bytes += packet.size
         self.n_corrupt += packet.is_corrupt
         self.end = (packet.pos or 0) + packet.size
-        self.encrypted = self.encrypted or (self.n_packets == 1 and packet.has_sidedata("encryption_info"))
+        self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
         if packet.is_discard:
             self.n_discarded += 1
         elif not shows_picture(self.codec, self.extradata, memoryview(packet)):
@@ -545,7 +547,8 @@ class _Pass:
         median = float(np.median(intervals_N))
         if abs(1 / stated - median * tick_s) <= RATE_ERROR * median * tick_s + tick_s * (median > 1):
             return stated, False
-        return 1 / (float(intervals_N[np.abs(intervals_N - median) <= 1].mean()) * tick_s), True
+        near_N = intervals_N[np.abs(intervals_N - median) <= 1]
+        return 1 / (float(near_N.mean() if len(near_N) else median) * tick_s), True
 
     def _key_frames(self) -> tuple[INT64, bool]:
         if not self.pts or not self.keys:

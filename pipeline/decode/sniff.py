@@ -29,6 +29,7 @@ _LISTS = (
     (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
+ENCRYPTION_BYTES = 1024**2  # of a file that are searched for an encrypted track
 SCRAMBLED_PIECES = 8
 SCRAMBLED_BYTES = 256 * 1024
 _STILL_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF") | {b"avif": "AVIF"}
@@ -101,6 +102,16 @@ def still_kind(head: bytes) -> str:
     return f"a still picture ({_STILL_BRANDS[head[8:12]]})"
 
 
+def is_encrypted_iso(path: str) -> bool:
+    """Is there an encrypted video track in the index at the start of an MP4 file (ISO/IEC 23001-7, 4: `encv`)?
+
+    FFmpeg marks the packets of such a track, but not of older kinds (PIFF), and cannot open some of these files.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123 - surrogates
+        head = file.read(ENCRYPTION_BYTES)
+    return head[4:8] in ISO_BOXES and b"encv" in head[: head.find(b"mdat") if b"mdat" in head else None]
+
+
 def is_scrambled(path: str, pid: int) -> bool:
     """Are packets of this PID of an MPEG transport stream scrambled (ISO/IEC 13818-1, 2.4.3.3)?
 
@@ -136,6 +147,8 @@ def damaged_container(path: str) -> VideoError:
     """Why a demuxer refused a binary file: it is cut short, damaged, or not a video container."""
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates, as above
         head = file.read(16)
+    if is_encrypted_iso(path):
+        return VideoError(Reason.UNSUPPORTED, "the video is encrypted")
     if not _is_known(head):
         return VideoError(Reason.NOT_A_VIDEO, f"not a video container: it starts with the bytes {head[:8].hex(' ')}")
     missing = ending(path).missing

@@ -213,6 +213,28 @@ def _raw_30(path: Path) -> None:
     make.video(path, "libx264", N, options=QUICK, gop=8, container="h264", ticks_per_s=30)
 
 
+def _units_in_a_unit(path: Path) -> None:
+    """Samples as some phones write them: a unit of type 14 with a length, and the others in it, after start codes."""
+
+    def wrapped(sample: bytes) -> bytes:
+        content, at = b"\x0e\x83\x80\x6f", 0
+        while at < len(sample):
+            length = int.from_bytes(sample[at : at + 4], "big")
+            content += b"\0\0\0\1" + sample[at + 4 : at + 4 + length]
+            at += 4 + length
+        return len(content).to_bytes(4, "big") + content
+
+    source = _h264(path.with_name("source.mp4"))
+    edits.remuxed(source, path, lambda samples: [(wrapped(data), is_key) for data, is_key in samples])
+    source.unlink()
+
+
+def _two_intervals(path: Path) -> None:
+    """Frames that are 2 and 6 ticks apart in turn, at 100 ticks per second."""
+    times = [8 * (number // 2) + 2 * (number % 2) for number in range(N - 1)]
+    make.video(path, "libx264", N - 1, options=QUICK, gop=8, pts=times, ticks_per_s=100)
+
+
 def _exif_jpegs(orientation: int) -> Callable[[Path], None]:
     def made(path: Path) -> None:
         source = make.video(path.with_name("source.mkv"), "mjpeg", N, pixel_format="yuvj420p")
@@ -386,6 +408,7 @@ CASES = (
     Case("filler_last.mp4", _with_extra(N, lambda sets: FILLER), "no slice"),
     Case("filler_last.mkv", _with_extra(N, lambda sets: FILLER, "matroska"), "no slice"),
     Case("end_of_sequence_last.mp4", _with_extra(N, lambda sets: END_OF_SEQUENCE), "no slice"),
+    Case("units_in_a_unit.mp4", _units_in_a_unit, "the slices are inside a unit of another type"),
     Case("hidden_frame.webm", _hidden_frame, "frame 10 is not shown", (*range(10), *range(11, N))),
     # damage that FFmpeg names
     Case(
@@ -442,6 +465,13 @@ CASES = (
     Case("rate_30_in_stream.h264", _raw_30, "the stream's own timing says 30", fps=30.0, duration_s=N / 30),
     Case(
         "rate_of_fields.mkv", _field_duration, "the frames are 40 ms apart, although each lasts 20 ms", duration_s=0.94
+    ),
+    Case(
+        "rate_of_two_intervals.mp4",
+        _two_intervals,
+        "2 and 6 ticks of 10 ms, equally often: the median is 4",
+        range(N - 1),
+        duration_s=0.89,
     ),
     # the rest
     Case("turned_by_message.mp4", _turned_by_message, "a display orientation message", turn=180),

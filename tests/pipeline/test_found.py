@@ -170,3 +170,15 @@ def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
             renamed = Path(shutil.copy(path, tmp_path / f"{suffix}_as.{other}"))
             assert probe(str(renamed), DecodeLimits()).container == container
             assert numbers(renamed) == list(range(12))
+
+
+@pytest.mark.fault(18)
+def test_an_encrypted_file_that_ffmpeg_cannot_open_is_named_so(tmp_path: Path) -> None:
+    """FFmpeg refuses some fragmented files with encryption boxes as invalid; they were called damaged."""
+    path = make.video(tmp_path / "v.mp4", "libx264", 8, options=cases.FAST, muxer={"movflags": "frag_keyframe"})
+    data = path.read_bytes()
+    entry = data.index(b"avc1", data.index(b"stsd"))
+    data = data[:entry] + b"encv" + data[entry + 4 :]
+    table = data.index(b"stsd") - 4
+    path.write_bytes(data[:table] + b"\0\0\0\x0c" + data[table + 4 :])  # a box that is too short for its content
+    assert refused(path) is Reason.UNSUPPORTED
