@@ -17,10 +17,11 @@ from dataclasses import replace
 import numpy as np
 
 from p3d.pipeline.clips.rules import Sampling, laid_over
+from p3d.pipeline.decode.container import Source
 from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, chunked, chunks_of
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import Probe, Source, probe, probed
+from p3d.pipeline.decode.probe import Probe, probe, probed
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
 from p3d.pipeline.decode.routes.nvdec import read_nvdec

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from p3d.pipeline.decode.container import Source, open_container, packets, raise_unless_damage
 from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.decoder import one_thread
 from p3d.pipeline.decode.endings import Ending, ending
@@ -31,30 +31,17 @@ from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.skippable_frames import layer_of
-from p3d.pipeline.decode.sniff import check_file, damaged_container, is_encrypted_iso, is_scrambled
+from p3d.pipeline.decode.sniff import check_file, is_encrypted_iso, is_scrambled
+from p3d.pipeline.decode.streams import best_stream
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
-# The demuxers that may read a file. A closed list: FFmpeg has 300, some of which open other files or URLs (hls,
-# concat, dash, image2), and only video containers are wanted.
-DEMUXERS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe,"
-    "mjpeg"
-)
 RAW_STREAMS = frozenset(("h264", "hevc", "m4v", "mpegvideo", "vc1", "obu"))  # containers that hold no times
 FRAMES_ONLY = frozenset(("dv", "yuv4mpegpipe"))  # containers that consist of frames of equal size
 ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # largest pixel aspect ratio, either way; more than that is taken for nonsense
-READ_BYTES = 1024**2
-LOOK_S = 60.0  # for reading a file again after an error
 _NONE = np.empty(0, np.int64)
-NEAR_PADDING_BYTES = 4 * 1024**2  # an error of a demuxer this near to the padding of a file is due to the padding
-SEARCH_BYTES = 32 * 1024  # in padding, a demuxer gives up searching after at least so many bytes
-# A stream of a video file is a picture of it, and not the film, if it has less than these shares of the packets and of
-# the duration of the longest stream.
-FILM_PACKETS = 1 / 10
-FILM_DURATION = 1 / 2
 GAP_S = 10.0  # a longer interval between two frames is a gap, and says nothing about the frame rate
 RATE_ERROR = 0.01  # largest relative error of a stated frame rate that is used
 
@@ -135,55 +122,6 @@ class Probe:
         return int(np.diff(self.key_frames, append=self.n_frames).max())
 
 
-@contextlib.contextmanager
-def open_container(path: str, *, ignore_index: bool = False) -> Iterator[InputContainer]:
-    """Open an absolute path with PyAV: local files only, known demuxers only, whatever the file refers to.
-
-    With `ignore_index` FFmpeg reads the file from front to back and cannot load its index.
-
-    Metadata text that is not UTF-8 is replaced; otherwise a Latin-1 title would make a good video unreadable. Raises
-    VideoError for a file that cannot be opened, as mapped below; other errors (I/O, memory) propagate.
-    """
-    limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
-    try:
-        source = _Forward(path) if ignore_index else path
-        container = av.open(source, mode="r", container_options=limits, metadata_errors="replace")
-    except av.error.InvalidDataError as error:
-        raise damaged_container(path) from error
-    except av.error.ArgumentError as error:  # FFmpeg raises this for a demuxer that is not on the list
-        raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
-    except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
-        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
-    except av.error.FFmpegError as error:
-        raise_unless_damage(error, path)
-        raise damaged_container(path) from error
-    with container:
-        yield container
-
-
-class _Forward:
-    """A file as PyAV reads it, without a `seek`."""
-
-    def __init__(self, path: str) -> None:
-        self.name, self._file = path, open(path, "rb")  # noqa: PTH123, SIM115 - surrogates; closed with this object
-
-    def read(self, n_bytes: int) -> bytes:
-        return self._file.read(n_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An open file, and the stream of it that is read."""
-
-    container: InputContainer
-    stream: VideoStream
-
-    @property
-    def tick_s(self) -> float:
-        """Seconds per tick of the stream's time base."""
-        return float(self.stream.time_base or 0)
-
-
 def probe(path: str, limits: DecodeLimits, skippable: bool = False) -> Probe:
     """Everything that the routes need to know about a file; VideoError if it is not a readable video.
 
@@ -226,125 +164,6 @@ def _probe(
     check_limits(stream, limits)
     one_thread(stream, limits)
     return _Pass(container, stream, why, skippable, progress).run(limits), Source(container, stream)
-
-
-def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
-    """Raise if the cause is not the file's content: `error` itself if memory is exhausted or bytes cannot be read,
-    VideoError if the file was deleted or cannot be opened.
-
-    FFmpeg reports "input/output error", "try again" or "operation not permitted" for damaged data too. So the file is
-    read here to find out, as much of it as can be read within LOOK_S.
-    """
-    if isinstance(error, MemoryError):
-        raise error
-    until = time.monotonic() + LOOK_S
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - surrogates
-            while file.read(READ_BYTES) and time.monotonic() < until:
-                pass
-    except FileNotFoundError:
-        raise VideoError(Reason.SOURCE_MISSING, "the file was deleted while it was read") from error
-    except PermissionError:
-        raise VideoError(Reason.SOURCE_DENIED, "the file cannot be read: permission denied") from error
-    except OSError:
-        raise error from None
-
-
-def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
-    """The packets of these streams (default: all) in stored order, then one empty packet each to flush the decoder.
-
-    Padding at the end of a file, at which some demuxers fail, ends it like the end of the file.
-
-    PyAV (18.1) fails on a stream that first appears in mid-file, which occurs in broadcasts. It raises IndexError after
-    the last packet, when every stream that was there from the start has been flushed.
-    """
-    end = 0
-    in_padding: av.error.FFmpegError | None = None
-    n_errors = n_after = 0
-    while True:
-        try:
-            for packet in container.demux(*streams):
-                end = max(end, (packet.pos or 0) + packet.size)
-                n_after += in_padding is not None and packet.size > 0
-                if in_padding is not None and n_after > len(container.streams):
-                    raise in_padding  # more than what the parsers still held: the file goes on
-                yield packet
-            return
-        except IndexError:
-            return
-        except av.error.FFmpegError as error:
-            # the demuxer of "obu" loses the last frame before padding, so it must not end there without a word
-            n_padding = None if container.format.name == "obu" else _padding_after(container.name, end)
-            if error is in_padding or n_padding is None:
-                raise
-            in_padding = in_padding or error
-            n_errors += 1
-            if n_errors > 4 + n_padding // SEARCH_BYTES:
-                break
-    for stream in streams or container.streams:
-        flush: av.Packet[Stream] = av.Packet()
-        flush.stream = stream
-        yield flush
-
-
-def _padding_after(path: str, position: int) -> int | None:
-    """How many bytes of padding the file has, if they follow near `position`; None if it has none there."""
-    padding = ending(path).padding
-    if padding is None or position < padding - NEAR_PADDING_BYTES:
-        return None
-    return os.path.getsize(path) - padding  # noqa: PTH202 - names that are not UTF-8
-
-
-def best_stream(container: InputContainer) -> tuple[VideoStream, str]:
-    """The video stream that is the film, and why it was chosen (empty if there is only one).
-
-    Cover pictures do not count, nor do streams with much fewer packets or a much shorter duration than the longest one
-    (FILM_PACKETS, FILM_DURATION): a picture that is not marked as a cover. Of the others the one with the most pixels
-    is taken, the first among equals. Chosen here because libraries differ: in nasa_13013.mp4, `streams.video[0]` is
-    320x180 and FFmpeg's own best stream is 480x270, but of two streams in Matroska FFmpeg took the smaller one.
-    """
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        if missing := ending(container.name).missing:
-            raise VideoError(Reason.TRUNCATED, f"the file ends within its index, after 0 frames: {missing}")
-        others = sorted({stream.type for stream in container.streams})
-        raise VideoError(Reason.NO_VIDEO_STREAM, f"no video stream, only {', '.join(others) or 'no stream at all'}")
-    readable = [s for s in streams if s.codec_context is not None]
-    if not readable:
-        raise VideoError(Reason.UNSUPPORTED, "FFmpeg has no decoder for the codec of the video stream")
-    if len(streams) == 1:
-        return readable[0], ""
-    sizes = {stream.index: _extent(container.name, stream.index) for stream in readable}
-    most, longest = (max(size[at] for size in sizes.values()) for at in (0, 1))
-    films = [
-        stream
-        for stream in readable
-        if sizes[stream.index][0] >= most * FILM_PACKETS and sizes[stream.index][1] >= longest * FILM_DURATION
-    ]
-    best = max(films or readable, key=lambda s: s.codec_context.width * s.codec_context.height)
-    why = "most pixels" if len(films) != 1 else "the only film"
-    seen = (
-        f"{s.index} has {sizes[s.index][0]} packets of {s.codec_context.width}x{s.codec_context.height}"
-        for s in readable
-    )
-    return best, f"{why} of {len(streams)} video streams: {', '.join(seen)}"
-
-
-def _extent(path: str, index: int) -> tuple[int, float]:
-    """(number of packets, seconds from the first to the last one) of a stream; up to the first error."""
-    n_packets, first_s, last_s = 0, float("inf"), float("-inf")
-    with open_container(path) as container:
-        stream = container.streams[index]
-        tick_s = float(stream.time_base or 0)
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    n_packets += 1
-                    if packet.pts is not None:
-                        first_s, last_s = min(first_s, packet.pts * tick_s), max(last_s, packet.pts * tick_s)
-        except (av.error.FFmpegError, IndexError):
-            pass  # the pass over the chosen stream reports it
-    return n_packets, max(last_s - first_s, 0.0)
 
 
 def check_limits(stream: VideoStream, limits: DecodeLimits) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from p3d.pipeline.decode.probe import Probe, Source, open_container, packets
+from p3d.pipeline.decode.container import Source, open_container, packets
+from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64

@@ -22,12 +22,14 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.child import in_a_child
+from p3d.pipeline.decode.container import open_container, packets
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import failures_as_values
 from p3d.pipeline.decode.picture import Scaler, orientation
 from p3d.pipeline.decode.policy import DecodeLimits
-from p3d.pipeline.decode.probe import ASSUMED_FPS, best_stream, check_limits, open_container, packets, pixel_aspect
+from p3d.pipeline.decode.probe import ASSUMED_FPS, check_limits, pixel_aspect
 from p3d.pipeline.decode.sniff import check_file
+from p3d.pipeline.decode.streams import best_stream
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import UINT8, Failure, FrameSpec, VideoRef

@@ -16,10 +16,11 @@ import pytest
 
 from p3d.pipeline.clips.rules import Sampling, needed_frames, parse_sampling
 from p3d.pipeline.decode.blocks import chunk_bounds
+from p3d.pipeline.decode.container import Source
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import Probe, Source, probe, probed
+from p3d.pipeline.decode.probe import Probe, probe, probed
 from p3d.pipeline.decode.routes import decord as decord_route_module
 from p3d.pipeline.decode.routes import pyav as pyav_route_module
 from p3d.pipeline.decode.routes.choice import route

@@ -107,7 +107,7 @@ def test_a_name_is_never_an_address(watched: Watched, monkeypatch: pytest.Monkey
 @pytest.mark.fault(21)
 def test_only_known_demuxers_and_local_files_are_ever_opened(watched: Watched) -> None:
     """Files are opened with closed lists: no protocol but `file`, no demuxer that reads other files."""
-    from p3d.pipeline.decode.probe import DEMUXERS
+    from p3d.pipeline.decode.container import DEMUXERS
 
     readers_of_others = {"hls", "concat", "dash", "image2", "sdp", "rtsp", "rtp", "lavfi", "imf", "applehttp", "tee"}
     assert not readers_of_others & set(DEMUXERS.split(","))

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from p3d.pipeline.decode.blocks import CHUNK_FRAMES, MESSAGE_FRAMES, chunk_bounds
-from p3d.pipeline.decode.probe import Probe, Source
+from p3d.pipeline.decode.container import Source
+from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.routes.choice import exact_seek, in_pieces
 from p3d.pipeline.decode.seek import SelectiveDecodeError, cut, joined, opened, wanted_gops
 from p3d.pipeline.decode.wanted_frames import Wanted

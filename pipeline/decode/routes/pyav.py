@@ -20,11 +20,12 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
+from p3d.pipeline.decode.container import Source, packets, raise_unless_damage
 from p3d.pipeline.decode.decoder import DamagedPicture, decode, one_thread
 from p3d.pipeline.decode.picture import Scaler
 from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
-from p3d.pipeline.decode.probe import Probe, Source, packets, raise_unless_damage
+from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.routes.choice import exact_seek
 from p3d.pipeline.decode.seek import SelectiveDecodeError, joined, needed_packets, number_at, opened, wanted_gops
 from p3d.pipeline.decode.wanted_frames import Wanted, check_gap
