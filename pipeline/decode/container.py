@@ -113,7 +113,7 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
     """
     end = 0
     in_padding: av.error.FFmpegError | None = None
-    n_errors = n_after = 0
+    n_errors = n_after = n_most = 0
     while True:
         try:
             for packet in container.demux(*streams):
@@ -126,13 +126,15 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
         except IndexError:
             return
         except av.error.FFmpegError as error:
-            # the demuxer of "obu" loses the last frame before padding, so it must not end there without a word
-            n_padding = None if container.format.name == "obu" else _padding_after(container.name, end)
-            if error is in_padding or n_padding is None:
+            if in_padding is None:
+                n_padding = _padding_after(container, end)
+                if not n_padding:
+                    raise
+                in_padding, n_most = error, 4 + n_padding // SEARCH_BYTES
+            elif error is in_padding:
                 raise
-            in_padding = in_padding or error
             n_errors += 1
-            if n_errors > 4 + n_padding // SEARCH_BYTES:
+            if n_errors > n_most:
                 break
     for stream in streams or container.streams:
         flush: av.Packet[Stream] = av.Packet()
@@ -140,9 +142,11 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
         yield flush
 
 
-def _padding_after(path: str, position: int) -> int | None:
-    """How many bytes of padding the file has, if they follow near `position`; None if it has none there."""
-    padding = ending(path).padding
+def _padding_after(container: InputContainer, position: int) -> int:
+    """How many bytes of padding the file has, if they follow near `position`; else 0."""
+    if container.format.name == "obu":  # its demuxer would lose the last frame before the padding without an error
+        return 0
+    padding = ending(container.name).padding
     if padding is None or position < padding - NEAR_PADDING_BYTES:
-        return None
-    return os.path.getsize(path) - padding  # noqa: PTH202 - names that are not UTF-8
+        return 0
+    return os.path.getsize(container.name) - padding  # noqa: PTH202 - names that are not UTF-8
