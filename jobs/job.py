@@ -187,6 +187,20 @@ def refuse_damaged(store: Store, job: JobRecord, manifests: dict[int, Manifest],
         )
 
 
+def refuse_changed(store: Store, job: JobRecord, manifests: dict[int, Manifest]) -> None:
+    """DamagedJob unless job.json and all plans with which a run began are still in the store."""
+    try:
+        now = read_job(store)
+    except NoSuchJob:
+        raise DamagedJob(f"{store.url}/job.json is gone; restore it") from None
+    if (now.job_id, now.recipe.digest) != (job.job_id, job.recipe.digest):
+        raise DamagedJob(f"{store.url}/job.json has become that of another job; restore it")
+    kept = {plan.seq: plan.digest for plan in load_plans(store)}
+    for seq, manifest in manifests.items():
+        if kept.get(seq) != manifest.plan.digest:
+            raise DamagedJob(f"{store.url}/{manifest.plan.key} is gone or was replaced; restore it")
+
+
 def count_done(store: Store, work: Work) -> Totals:
     """The totals of the committed shards, from the footer of each."""
     done = Totals()

@@ -34,6 +34,7 @@ from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY, SnapshotRecord, r
 from p3d.pipeline.errors import InputError, StoreError, Untrusted, shell_words
 from p3d.pipeline.recipe import JobRecord, digest
 from p3d.pipeline.sources.below import SourceRule
+from p3d.pipeline.storage.local import is_private, make_private
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store, place_of
 
@@ -91,7 +92,9 @@ def own_record(store: Store, job: Owned) -> TrustRecord | None:
     """This user's record of the job; None if none was written, or it cannot be read."""
     place, endpoint = place_of(store)
     try:
-        given = json.loads(_path_of(place, endpoint, id_of(job)).read_bytes())
+        path = _path_of(place, endpoint, id_of(job))
+        _refuse_shared(path.parent)
+        given = json.loads(path.read_bytes())
         options = StoreOptions(**_known(StoreOptions, given["options"]))
         record = TrustRecord(**{**_known(TrustRecord, given), "options": options})
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, InputError):
@@ -183,7 +186,8 @@ def skipped_plans(
 def _write(record: TrustRecord) -> str:
     try:
         path = _path_of(record.out, record.endpoint, record.job_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
+        _refuse_shared(path.parent)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             part.touch(0o600)
@@ -191,13 +195,21 @@ def _write(record: TrustRecord) -> str:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home, or a relative path
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home, a relative path, or a shared folder
         named = shell_words(record.out, *record.options.words())
         return (
             f"warning: this job could not be recorded as yours ({error}); a later `p3d resume` will need "
             f"`p3d trust {named}`, or {LISTED}={record.out} in its environment"
         )
     return ""
+
+
+def _refuse_shared(folder: Path) -> None:
+    """RuntimeError if another user could have put records there. FileNotFoundError if the folder does not exist."""
+    if not is_private(folder):
+        raise RuntimeError(
+            f"{folder} belongs to another user, or others may write to it; set {STATE} to a folder of your own"
+        )
 
 
 def _fields(record: TrustRecord) -> dict[str, Any]:

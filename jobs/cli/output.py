@@ -94,7 +94,7 @@ def run_cli(command: click.Command) -> int:
         if not isinstance(_Output.failed, BrokenPipeError):
             raise
         return 141
-    except OSError as error:
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
         words = _surroundings(error)
         if words is None:
             raise
@@ -102,8 +102,12 @@ def run_cli(command: click.Command) -> int:
         return 6
 
 
-def _surroundings(error: OSError) -> str | None:
+def _surroundings(error: Exception) -> str | None:
     """The message for an error that only says what this machine lacks; None for another, which is a mistake of ours."""
+    if not isinstance(error, OSError):
+        text = str(error)
+        lacking = errno.ENOMEM if isinstance(error, MemoryError) else _lacking_in(text)
+        return f"{_LACKING[lacking]} ({text})" if lacking else None
     if error.errno == errno.ENOENT and str(error.strerror).startswith("No usable temporary directory"):
         return "no folder for temporary files can be written, or all are full; set TMPDIR to one with free space"
     words = _LACKING.get(error.errno or 0)
@@ -124,9 +128,22 @@ _LACKING = {
     errno.EIO: "the disk or the terminal failed (Input/output error)",
     errno.EMFILE: "too many open files; raise the limit of `ulimit -n`",
     errno.ENFILE: "too many open files on this machine",
-    errno.ENOMEM: "too little memory",
+    errno.ENOMEM: "too little memory; free some, or raise the limit of `ulimit -v` or of this container",
     errno.EAGAIN: "no process or thread can be started; raise the limit of `ulimit -u`",
 }
+# what the loader of libraries, PyTorch and Python say without a number
+_SAID = {
+    "failed to map segment": errno.ENOMEM,
+    "annot allocate memory": errno.ENOMEM,
+    "can't allocate memory": errno.ENOMEM,
+    "bad_alloc": errno.ENOMEM,
+    "can't start new thread": errno.EAGAIN,
+    "Too many open files": errno.EMFILE,
+}
+
+
+def _lacking_in(text: str) -> int | None:
+    return next((number for said, number in _SAID.items() if said in text), None)
 
 
 def escape_hooks() -> None:

@@ -58,7 +58,12 @@ def refuse_to_detach(address: str | None, detach: bool) -> None:
 
 
 def absolute(path: str) -> str:
-    """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks."""
+    """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks.
+
+    UsageError for an empty text, as of an unset variable of a shell: it would be the working directory.
+    """
+    if not path:
+        raise click.UsageError("a path is an empty text; name a folder, a file or s3://bucket/prefix")
     return path if "://" in path else str(Path(path).absolute())
 
 

@@ -237,7 +237,8 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
         except Exception as error:  # Ray has no class for it
             raise ClusterError(
                 f"Ray could not start on this machine ({' '.join(str(error).split())}). Common causes: little memory, "
-                f"a full /tmp or /dev/shm, a small `ulimit -n`; its logs are in {sessions}/session_latest/logs"
+                "a full /tmp or /dev/shm, a small `ulimit -n`, a TMPDIR with a long name or one that is not ASCII; its "
+                f"logs are in {sessions}/session_latest/logs"
             ) from error
         resources, node = ray.cluster_resources(), ray._private.worker._global_node
         n_cpus = int(resources.get("CPU", 0))

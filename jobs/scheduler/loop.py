@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from p3d.jobs.job import Work, count_done, golden_of, refuse_damaged
+from p3d.jobs.job import Work, count_done, golden_of, refuse_changed, refuse_damaged
 from p3d.jobs.machine import code_digest
 from p3d.jobs.planning.prepare import most_decodes
 from p3d.jobs.scheduler import control
@@ -191,13 +191,15 @@ class RayLoop:
                 self.log.write(now=True)
 
     def _confirmed(self, finish: Finish) -> Finish:
-        """Before a run says that it has finished: is all that was committed really in the store, and would `verify`
-        accept what this run wrote? Shards of earlier runs were verified while they were counted.
+        """Before a run says that it has finished: are its job, its plans and all that was committed really in the
+        store, and would `verify` accept what this run wrote? Shards of earlier runs were verified while they were
+        counted.
         """
         if finish.exit_code not in (0, 3):
             return finish
         try:
             whole = committed_names(self.store)[1]
+            refuse_changed(self.store, self.job, self.manifests)
             refuse_damaged(self.store, self.job, self.manifests, self.work.todo)
         except StoreError as error:
             return Finish(6, f"all shards were committed, but {self.store.url} cannot be read: {error}")

@@ -36,7 +36,7 @@ from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
 from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
-from p3d.pipeline.storage.urls import open_store
+from p3d.pipeline.storage.urls import CREDENTIAL, open_store
 from p3d.pipeline.types import VideoRef
 
 VIDEO_EXTENSIONS = frozenset(
@@ -44,7 +44,6 @@ VIDEO_EXTENSIONS = frozenset(
     ".3g2 .ogv .ogm .gif .mxf .y4m .h264 .264 .avc .h265 .265 .hevc .ivf .dv .mjpg .mjpeg .nut .rm .rmvb .wtv .obu "
     ".vc1".split()
 )
-CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
 HEAD_THREADS = 32  # parallel HEAD requests for a list of S3 keys
 MAX_SKIPPED = 1000  # names of other files that are kept
 BATCH = 1000  # files of one folder per batch of rows

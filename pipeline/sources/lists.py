@@ -51,7 +51,7 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     entries = [os.fsdecode(entry) if isinstance(entry, bytes) else entry for entry in table[column].to_pylist()]
     if missing := sum(not entry for entry in entries):
         raise InputError(f"{source}: {missing} rows have no path in column {column!r}")
-    own = table.drop_columns([name for name in (column, id_column) if name in table.column_names])
+    own = table.select([name for name in table.column_names if name not in (column, id_column)])
     if odd := [name for name in own.column_names if name in OWN_COLUMNS]:
         raise InputError(f"{source}: columns {odd} have names that the dataset uses itself; rename them in the list")
     ids = None if id_column is None else _ids(source, table, id_column)

@@ -450,3 +450,17 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync(folder.parent)
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder and its parents, each for this user alone whatever the umask; existing ones stay as they are."""
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def is_private(folder: Path) -> bool:
+    """Does the folder belong to this user, and may nobody else write to it? FileNotFoundError."""
+    status = folder.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 
+CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
 _SLASHES = "; a path after file:// begins with a slash"
 
 
 def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
     """The store at `s3://bucket/prefix` or in a folder, which need not exist yet. InputError for any other URL."""
+    if "://" in url and CREDENTIAL.match(url):  # which is not repeated
+        raise InputError("a URL contains a credential; use a plain path or s3:// and botocore's credential chain")
     if url.startswith("s3://"):
         from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
 

@@ -192,6 +192,32 @@ def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(
             life.end()
 
 
+@pytest.mark.parametrize("key", ["job.json", "plans/0001.json"])
+def test_a_run_whose_records_are_gone_does_not_say_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Without its job or a plan, `verify` takes all rows for strangers: exit 7, and the message names the record."""
+    true = loops.committed_names
+    life = Life(0, tmp_path)
+    life.rates = {}
+
+    def names(store: Store) -> tuple[set[str], set[str]]:
+        life.store.objects.pop(key, None)
+        life.store.kept.pop(key, None)
+        return true(store)
+
+    monkeypatch.setattr(loops, "committed_names", names)
+    with real_code_of(life):
+        try:
+            with pytest.raises(AssertionError, match="launch#1 ends with 7"):  # no other story of the simulator does
+                type_in(life, "launch", life.launch, SMALL, False)
+            beat = control.heartbeat(life.store, 1)
+            assert beat is not None and (beat["state"], beat["exit_code"]) == ("stopped", 7)
+            assert f"/{key} is gone" in beat["sentence"] and "restore it" in beat["sentence"]
+        finally:
+            life.end()
+
+
 @pytest.mark.fault(59)
 def test_a_run_does_not_finish_an_output_that_verify_rejects(done: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data file of no plan is refused by its name before anything is computed; other files there are only named."""

@@ -499,6 +499,11 @@ def test_the_command_serves_until_it_is_interrupted(out: LocalStore) -> None:
                 [*command, "--port", str(port)], cwd=REPO, capture_output=True, text=True, check=False
             )
             assert (taken.returncode, f"--port {port}" in taken.stderr) == (2, True)
+            # what is not HTTP gets no traceback
+            for no_http in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+                with socket.create_connection(("127.0.0.1", port), timeout=60) as odd:
+                    odd.sendall(no_http)
+                    assert odd.recv(4096).startswith(b"HTTP/1.0 400")
             child.send_signal(signal.SIGINT)
             assert child.wait(20) == 0
             assert "Traceback" not in child.stderr.read()

@@ -79,9 +79,15 @@ def test_a_stray_file_is_named_whatever_is_done_about_warnings(action: str, caps
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "set TMPDIR"),
         (PermissionError(errno.EACCES, "Failed to open local file '/t/x'"), "'/t/x': no permission; see"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (MemoryError(), "too little memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "too little memory"),
+        (ImportError("libx.so: cannot open shared object file: Too many open files"), "ulimit -n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (RuntimeError("std::bad_alloc"), "too little memory"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
     ],
 )
-def test_what_a_machine_lacks_is_a_message(error: OSError, says: str) -> None:
+def test_what_a_machine_lacks_is_a_message(error: Exception, says: str) -> None:
     """Limits and full disks are no internal errors."""
     assert says in (_surroundings(error) or "")
 
@@ -89,3 +95,5 @@ def test_what_a_machine_lacks_is_a_message(error: OSError, says: str) -> None:
 def test_other_errors_of_the_system_stay_internal() -> None:
     """A missing file that no verb has expected is a mistake of ours."""
     assert _surroundings(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x")) is None
+    assert _surroundings(ImportError("No module named 'x'")) is None
+    assert _surroundings(RuntimeError("x")) is None

@@ -473,6 +473,32 @@ def test_a_damaged_record_gives_no_trust(foreign: LocalStore, state: Path) -> No
         assert trust.is_trusted(foreign, job) is trusted, content_
 
 
+@pytest.mark.parametrize("words", [["resume"], ["results", "report", "-o", "-"]])
+def test_an_empty_source_is_refused(foreign: LocalStore, words: list[str]) -> None:
+    """An unset variable of a shell does not mean the working directory."""
+    code, _, err = in_process(*words, foreign.url, "--source", "")
+    assert code == 2 and "a path is an empty text" in err
+
+
+def test_a_folder_of_records_that_others_may_write_to_gives_no_trust(
+    foreign: LocalStore, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else could have put a record there: it is not read, and `p3d trust` says why it writes none."""
+    own(foreign)
+    job = read_job(foreign)
+    assert trust.is_trusted(foreign, job)
+    for mode in (0o770, 0o707):
+        state.chmod(mode)
+        assert not trust.is_trusted(foreign, job)
+        code, _, err = in_process("trust", foreign.url)
+        assert code == 6 and f"{state} belongs to another user, or others may write to it; set P3D_STATE" in err
+    state.chmod(0o700)
+    assert trust.is_trusted(foreign, job)
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    assert not trust.is_trusted(foreign, job)
+
+
 @pytest.mark.parametrize(
     "epoch",
     [b"", b"[]", b"null", b"{", b'"text"', b"[" * 100_000, b'{"host": {"a": 1}, "user": ["x"], "started": null}'],

@@ -340,6 +340,37 @@ def test_a_cache_that_cannot_be_written_is_a_message(
         nearest_by_index(newest(out), QUERY, level="clip")
 
 
+def test_an_index_of_one_row_has_no_recall(tmp_path: Path) -> None:
+    """There is no neighbour to find, so nothing is claimed about finding it."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos(["a"]), frames=(200,))
+    record = build_index(newest(store), level="video", metric="cosine")
+    assert (record.n_rows, record.recall_at_10, record.sample) == (1, None, 0)
+
+
+def test_a_relative_cache_is_refused(out: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative P3D_CACHE would be below the working directory, which may be an output from somebody else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("P3D_CACHE", "cache")
+    with pytest.raises(InputError, match="P3D_CACHE=cache is not an absolute path"):
+        build_index(newest(out), level="clip", metric="cosine")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_folders_on_the_way_to_the_cache_are_private(
+    out: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With umask 000, nobody else can exchange the folder of an index for another one."""
+    monkeypatch.setenv("P3D_CACHE", str(tmp_path / "home" / "cache"))
+    before = os.umask(0)
+    try:
+        build_index(newest(out), level="clip", metric="cosine")
+    finally:
+        os.umask(before)
+    folders = [tmp_path / "home", *(path for path in (tmp_path / "home").rglob("*") if path.is_dir())]
+    assert len(folders) == 4 and {path.stat().st_mode & 0o077 for path in folders} == {0}
+
+
 @pytest.mark.parametrize("where", ["P3D_CACHE", "HOME"])
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_a_cache_whose_name_is_not_utf8_works(

@@ -456,6 +456,16 @@ def test_the_users_own_ids_name_the_videos(tmp_path: Path, kind: str) -> None:
     assert column(find(str(tmp_path / f"l.{kind}"), HERE, id_column="video_id"), "video_id") == ["x", "y"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_paths_may_be_the_ids(tmp_path: Path, kind: str) -> None:
+    """--id-column may name the column of paths: the ids are the paths as written, and other columns are kept."""
+    write = pyarrow.csv.write_csv if kind == "csv" else pq.write_table
+    write(pa.table({"path": ["a.mp4", "more/b.mp4"], "n": [1, 2]}), str(tmp_path / f"l.{kind}"))
+    found = find(str(tmp_path / f"l.{kind}"), HERE, id_column="path")
+    assert column(found, "video_id") == column(found, "path") == ["a.mp4", "more/b.mp4"]
+    assert column(found, "n") == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "id_column", "message"),
     [

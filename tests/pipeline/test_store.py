@@ -653,3 +653,13 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         scratch_folder("p3d-"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://key:canary@bucket/out", "https://user:canary@host/out", "https://b.host/o?X-Amz-Signature=canary"]
+)
+def test_a_credential_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    """A message may end up in a log."""
+    with pytest.raises(InputError, match="contains a credential") as caught:
+        open_store(url)
+    assert "canary" not in str(caught.value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import re
 import secrets
 import signal
@@ -22,6 +23,8 @@ from importlib import resources
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 from aiohttp.typedefs import Middleware
 
 from p3d.pipeline.errors import InputError
@@ -49,6 +52,14 @@ HEADERS = {
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """No traceback for bytes that are not HTTP: whoever sends them needs no token, and could fill the terminal."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+server_logger.addFilter(_is_worth_a_line)
 
 
 @dataclass(slots=True)

@@ -176,6 +176,11 @@ class _Exact:
             worst = best[NEIGHBOURS - 1][0] + EQUAL if len(best) >= NEIGHBOURS else math.inf
             self._best[one] = [found for found in best[:TIED] if found[0] <= worst]
 
+    @property
+    def has_neighbours(self) -> bool:
+        """Is there a neighbour to find? A dataset of one row has none."""
+        return any(self._best)
+
     def recall(self, found: list[list[tuple[Any, ...]]]) -> float:
         """The share of the exact neighbours that were found. Any of the rows as near as the tenth counts."""
         there = sum(
@@ -227,8 +232,8 @@ def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[Index
 
 def _measured(record: IndexRecord, index: Any, exact: _Exact, rows: pa.Table, allowed_N: BOOL) -> IndexRecord:
     """The record with its recall, and with `nprobe` doubled until the recall is good or hardly grows."""
-    if not record.sample:
-        return record
+    if not record.sample or not exact.has_neighbours:
+        return replace(record, sample=0)
     recall, nprobe = -1.0, 1
     while True:
         _, found_SK = search_index(index, record, exact.sample_SD, NEIGHBOURS + 1, allowed_N, nprobe=nprobe)

@@ -29,7 +29,7 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import AlreadyRunning, InputError, StrayFile
 from p3d.pipeline.recipe import digest
-from p3d.pipeline.storage.local import fsync, is_utf8, writing
+from p3d.pipeline.storage.local import fsync, is_private, is_utf8, make_private, writing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.storage.urls import place_of
 
@@ -88,8 +88,7 @@ class IndexFolder:
 
     def refuse_shared(self) -> None:
         """InputError if another user could have put files here. FileNotFoundError if the folder does not exist."""
-        status = self.path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        if not is_private(self.path):
             raise InputError(
                 f"{self.path} belongs to another user, or others may write to it, so no index is read from it; set "
                 f"{CACHE} to a folder of your own"
@@ -106,7 +105,7 @@ class IndexFolder:
         """
         with contextlib.ExitStack() as stack:
             with writing(self.path):
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(self.path)
                 self.refuse_shared()
                 lock = stack.enter_context((self.path / "lock").open("a"))
                 until, told = time.monotonic() + LOCK_S, False
@@ -135,9 +134,11 @@ class IndexFolder:
 
 
 def cache_folder() -> Path:
-    """P3D_CACHE, default ~/.cache/p3d. InputError if it is not set and the user has no home."""
+    """P3D_CACHE, default ~/.cache/p3d. InputError if it is a relative path, or not set and the user has no home."""
     if named := os.environ.get(CACHE):
-        return Path(named).absolute()
+        if not Path(named).is_absolute():  # in an output from somebody else it would be a folder of that output
+            raise InputError(f"{CACHE}={named} is not an absolute path")
+        return Path(named)
     try:
         return Path.home() / ".cache" / "p3d"
     except RuntimeError as error:
