@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(PY) -m demo.run
 
-# train the network of the demo again: the same processor writes the same demo/p3d-demo.safetensors; about five minutes
+# train the network of the demo again: the same processor writes the same demo/p3d-demo.safetensors; about eight minutes
 train-demo: $(READY)
 	$(PY) -m demo.train
 

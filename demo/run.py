@@ -1,4 +1,4 @@
-"""`make demo`: embed nine made videos with a small trained P3D, find neighbours, search, and write a report.
+"""`make demo`: embed nine generated videos with a small trained P3D, find neighbours, search, and write a report.
 
 Three motions are shown in each of three looks. The network was trained on other looks (`demo.train`), so it puts videos
 of one motion together. Next to it stands the same network with random weights, which sorts by look.
@@ -83,7 +83,7 @@ def show_neighbours() -> bool:
 
 def main() -> int:
     started = time.monotonic()
-    say("nine made videos: three motions, each in three looks")
+    say("nine generated videos: three motions, each in three looks")
     for folder in (VIDEOS, OUT, UNTRAINED):
         shutil.rmtree(folder, ignore_errors=True)  # of the last demo, written only by this script
     make_videos(VIDEOS)
@@ -91,7 +91,7 @@ def main() -> int:
     say("embed them with the small P3D that `make train-demo` trained on other looks")
     if p3d("launch", VIDEOS, OUT, "--weights", WEIGHTS) != 0:
         return 1
-    say("the same with random weights, to compare")
+    say("the same with random weights, for comparison")
     if p3d("launch", VIDEOS, UNTRAINED, "--model", "p3d-demo", "--weights", "random:0") != 0:
         return 1
     say("is every video accounted for?")

@@ -351,6 +351,11 @@ class RunOptions(_Strict):
         return super(RunOptions, cls).from_dict(given)
 
 
+def with_short_digests(origin: str) -> str:
+    """The origin of weights for a person: 8 digits of each SHA-256 are enough to recognise it. The record has all."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", origin)
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """job.json: the recipe, its digest and the versions that wrote it. Created once; holds no local path, no secret.

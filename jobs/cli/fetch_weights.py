@@ -25,17 +25,17 @@ from p3d.jobs.cli.weights import as_json_option, check_name, convert, import_opt
 def fetch(name: str | None, out: Path, url: str | None, sha256: str | None, as_json: bool, **typed: Any) -> int:
     """Download weights and write them to OUT as `p3d weights import` does.
 
-    NAME is one of `p3d weights list`: ImageNet ResNets of torchvision. These have seen pictures and no videos, and what
-    is made of them SEES FRAMES, NOT MOTION (`p3d weights import --help`). The terms of ImageNet may bind you. With
-    --url, any file that `p3d weights import` reads is downloaded. Such a URL needs --sha256, except with https and a
-    file name that has the hash, as resnet50-0676ba61.pth has.
+    NAME is one of the names in `p3d weights list`: torchvision's ImageNet ResNets. They were trained on pictures, not
+    on videos, so the P3D that is made from one SEES FRAMES, NOT MOTION (`p3d weights import --help`). ImageNet's terms
+    may bind you. With --url, any file that `p3d weights import` reads can be downloaded. Such a URL needs --sha256,
+    unless it is https and its file name contains the hash, as in resnet50-0676ba61.pth.
 
     The file is kept in torch's cache (TORCH_HOME, default ~/.cache/torch), in hub/checkpoints, and is not downloaded
     twice. If a download stops, the part that has arrived is kept there as NAME.partial, and the same command continues
     it. HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE are respected.
 
-    Exits 2 if the file cannot be had this way (unknown URL, wrong hash) or does not fit, and 6 if the same command may
-    succeed later (no network, proxy, cut, too slow, disk full).
+    Exits 2 if the file cannot be downloaded this way (unknown URL, wrong hash) or does not fit, and 6 if the same
+    command may succeed later (no network, proxy, cut, too slow, disk full).
     """
     from p3d.jobs.cli.progress import show_download
     from p3d.pipeline.errors import InputError, StoreError

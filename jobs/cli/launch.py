@@ -56,8 +56,8 @@ def launch(
 ) -> int:
     """Embed the videos of SRC into OUT.
 
-    The same launch again continues where it stopped, and adds what is new or changed in SRC. Ctrl-C stops cleanly.
-    If OUT holds a job that is not yours (see `p3d trust`), only videos below SRC are read.
+    The same command again continues where the job stopped, and adds what is new or changed in SRC. Ctrl-C stops
+    cleanly. If OUT holds a job that is not yours (see `p3d trust`), only videos below SRC are read.
 
     With --address http://HEAD:8265 the weights are copied into OUT and everything else runs on the cluster. SRC and
     OUT must then be paths that are valid on its machines, and Ctrl-C only stops watching.

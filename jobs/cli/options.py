@@ -172,7 +172,7 @@ run_options = _apply(
         "--max-decode-memory",
         type=click.IntRange(1),
         metavar="BYTES",
-        help=f"Fail a decode that takes more memory as decode_memory. Default: {MAX_DECODE_MEMORY >> 30} GiB.",
+        help=f"Fail a video as decode_memory if its decode takes more. Default: {MAX_DECODE_MEMORY >> 30} GiB.",
     ),
     click.option(
         "--store-patience",
@@ -184,7 +184,7 @@ run_options = _apply(
     click.option(
         "--max-failures",
         metavar="N|P%",
-        help="Stop when more videos fail. Default: when over half of the first 200 fail for one reason.",
+        help="Stop when more videos than this fail. Default: when over half of the first 200 fail for one reason.",
     ),
     click.option("--takeover", is_flag=True, help="Take over from a run that is still alive."),
     click.option("--json", "as_json", is_flag=True, help="Print the final status as one JSON object on stdout."),
@@ -211,7 +211,9 @@ def options_of_run(
 
 
 trust_option = click.option(
-    "--trust", is_flag=True, help="Trust the job at OUT, as `p3d trust` does, and go on. Default: refuse a foreign job."
+    "--trust",
+    is_flag=True,
+    help="Trust the job at OUT, as `p3d trust` does, and go on. Default: refuse somebody else's job.",
 )
 
 

@@ -75,6 +75,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     from p3d.jobs.job import refuse_other_job
     from p3d.jobs.planning.estimate import estimate
     from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
+    from p3d.pipeline.recipe import with_short_digests
     from p3d.pipeline.sources.listing import find
 
     s3 = store_options_of(typed)
@@ -105,7 +106,10 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     output.show(
         *output.table(
             [
-                ("network", f"{recipe.model}, graph {recipe.graph}, weights {prepared.origin}"),
+                (
+                    "network",
+                    f"{recipe.model}, graph {recipe.graph}, weights {with_short_digests(prepared.origin)}",
+                ),
                 ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
                 ("videos", f"{guess.n_videos} ({size}) in {output.count(guess.n_shards, 'shard')}"),
                 ("skipped", f"{output.count(found.n_skipped, 'other file')}{skipped}"),

@@ -64,15 +64,16 @@ def search(
 ) -> int:
     """Find the clips or videos of OUT that are most similar to QUERY, the nearest first.
 
-    QUERY is a video file, which is embedded now with the settings of the job at OUT, or the video_id, uri or path of a
-    video of OUT, whose rows are used. With a time, such as VIDEO@12.5s, it is the clip that shows that second.
+    QUERY is a video file, or the video_id, uri or path of a video of OUT. A file is embedded now, with the settings of
+    the job at OUT. For a video of OUT its stored rows are used. With a time, such as VIDEO@12.5s, QUERY is the clip
+    that shows that second.
 
     Without --level, a video is compared with videos, and a clip with clips. A whole video compared with clips finds
     clips that are similar to any of its own. With --metric cosine, 1 means the same direction; with l2, 0 means equal
     vectors. OUT may be a snapshot, too. A file is embedded in the precision of OUT's rows, or in fp32 with a warning if
     this machine does not support it.
 
-    --where is one column, one of = != < <= > >=, and a value; all conditions must hold. Columns are those of the rows
+    --where takes a column, one of = != < <= > >=, and a value; all conditions must hold. Columns are those of the rows
     and of videos/, including the ones of your own list: --where "duration_s>=60" --where label=cat.
 
     Without --index every row is read and checked, in groups of 4096. Only the newest row of each video counts.

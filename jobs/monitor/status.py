@@ -22,7 +22,7 @@ from p3d.jobs.totals import Totals
 from p3d.jobs.worker.autoscale import Limit
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, with_short_digests
 from p3d.pipeline.storage.store import Store
 
 SUBMITTED = "submitted"
@@ -131,7 +131,8 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
     A `str` in a table is markup for Rich, so each cell is a `Text`.
     """
     status = escape(status)
-    head = Text.assemble((status.out, "bold"), f"  {status.model}  {status.weights}  {status.clips}")
+    weights = with_short_digests(status.weights)
+    head = Text.assemble((status.out, "bold"), f"  {status.model}  {weights}  {status.clips}")
     colour = {"running": "green", "finished": "cyan", SUBMITTED: "yellow"}.get(status.state, "red")
     share = status.videos_done / status.videos_all if status.videos_all else 0.0
     line = Text.assemble((status.state, colour))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,9 +199,10 @@ def test_the_pages_run(archive: Path, small_weights: Path, page: str) -> None:
     """The code for Python of the README and of docs/results.md works."""
     blocks = (REPO / page).read_text().split("```")
     code = next(block for block in blocks if block.startswith("python") and "embed_file" in block)
-    code = code.removeprefix("python").replace("WEIGHTS.safetensors", str(small_weights))
+    code = code.removeprefix("python").replace("uniform:20", "uniform:2")
+    code = re.sub(r"(WEIGHTS|p3d63)\.safetensors", str(small_weights), code)
     names: dict[str, Any] = {}
-    exec(code.replace("VIDEO.mp4", str(archive / "video0.mp4")).replace("uniform:20", "uniform:2"), names)
+    exec(re.sub(r"VIDEO\.mp4|videos/one-of-them\.mp4", str(archive / "video0.mp4"), code), names)
     found = names["found"]
     assert found.embedding_D.shape == (2048,) and found.features_ND.shape[1] == 2048
     if page != "README.md":

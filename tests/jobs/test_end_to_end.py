@@ -144,7 +144,7 @@ def test_queries_of_the_pages_run(undisturbed: Path) -> None:
     for page, n in (("README.md", 1), ("docs/results.md", 3)):
         blocks = (REPO / page).read_text().split("```")
         sql = next(block for block in blocks if block.startswith("sql")).removeprefix("sql")
-        sql = sql.replace("OUT", str(undisturbed))
+        sql = sql.replace("'out/", f"'{undisturbed}/").replace("OUT", str(undisturbed))
         found = [duckdb.sql(one).fetchall() for one in sql.strip().split(";") if one.strip()]
         assert len(found) == n
         assert all(found)
