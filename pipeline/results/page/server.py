@@ -55,7 +55,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """No traceback for bytes that are not HTTP: any client can send them without a token, and could fill the terminal."""
+    """No traceback for bytes that are not HTTP: any client can send them, without a token, and fill the terminal."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
