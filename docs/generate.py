@@ -20,6 +20,7 @@ from p3d import zoo  # noqa: E402
 from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
+from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
@@ -41,7 +42,7 @@ def reasons() -> str:
 def columns() -> str:
     tables = {
         "clips": schema.clips_schema(2048, "float32", 400),
-        "videos": schema.videos_schema(2048, "float32", 2, 400),
+        "videos": schema.videos_schema(2048, "float32", POOLS[-1], 400),
         "failures": schema.FAILURES,
     }
     return "\n\n".join(

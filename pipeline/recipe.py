@@ -17,13 +17,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
+from p3d.pipeline.clips.pool import POOLS
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import FrameSpec, checked, shard_name
 
 SCHEMA_VERSION = 1
-POOLS = ("mean", "max", "mean+max")
 DTYPES = ("float32", "float16")
 SHA256 = "[0-9a-f]{64}"
 PART = "manifest-[0-9]{5}\\.parquet"

@@ -23,6 +23,7 @@ import numpy as np
 from p3d.encoder import Encoder, device_for
 from p3d.jobs.planning.prepare import JobSpec, fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
+from p3d.pipeline.clips.pool import pool_columns
 from p3d.pipeline.decode.child import decode_in_child
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import BadVideo, InputError, Reason
@@ -39,10 +40,10 @@ class EmbeddedVideo:
     """The embeddings of a video: N clips and the video itself, as float32 arrays.
 
     Row i of `features_ND` belongs to `clips[i]`: `.span` has its frames [start_frame, end_frame) and `n_padded`,
-    `.start_s` and `.end_s` are its seconds. `embedding_D` is pooled from the rows by `recipe.pool`; `embedding_max_D`
-    is set only for "mean+max". `layers` has the requested layers, and "prob" if the recipe stores scores, one row per
-    clip. Rows of equal recipes may be compared. With `random:N@SEED`, the clips are those of a job in which the path
-    of the video is its bare file name.
+    `.start_s` and `.end_s` are its seconds. `embedding_D` is pooled from the rows by the first pooling of
+    `recipe.pool`. `pooled` has the vectors of all its poolings, by the name of their column in videos/. `layers` has
+    the requested layers, and "prob" if the recipe stores scores, one row per clip. Rows of equal recipes may be
+    compared. With `random:N@SEED`, the clips are those of a job in which the path of the video is its bare file name.
     """
 
     recipe: Recipe
@@ -51,7 +52,7 @@ class EmbeddedVideo:
     clips: tuple[ClipRow, ...]
     features_ND: FLOAT32
     embedding_D: FLOAT32
-    embedding_max_D: FLOAT32 | None
+    pooled: Mapping[str, FLOAT32]
     layers: Mapping[str, FLOAT32]
 
 
@@ -165,7 +166,7 @@ def embed(
         rows.clips,
         rows.features_RD,
         vectors[0],
-        vectors[1] if len(vectors) > 1 else None,
+        MappingProxyType(dict(zip(pool_columns(recipe.pool), vectors, strict=True))),
         kept.last(len(rows.clips)),
     )
 

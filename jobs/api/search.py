@@ -27,7 +27,7 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe
-from p3d.pipeline.results.search.exact import Level, Metric, SearchResult, nearest
+from p3d.pipeline.results.search.exact import Level, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
@@ -46,7 +46,7 @@ def search(
     query: str | Path,
     *,
     level: Level | None = None,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     top: int = 10,
     where: Sequence[str] = (),
     distinct: float | None = None,
@@ -77,7 +77,7 @@ def find(
     query: Query,
     *,
     level: Level | None = None,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     top: int = 10,
     where: Sequence[str] = (),
     distinct: float | None = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from p3d.pipeline.clips.pool import POOLS
 from p3d.pipeline.recipe import (
     CPU_BATCH,
     GPU_BATCH,
@@ -90,7 +91,7 @@ recipe_options = _apply(
         metavar="R",
         help="Resample to R frames/s by time, so that all clips span equal time. Default: native frames.",
     ),
-    click.option("--pool", **_choice("mean", "max", "mean+max"), help="Pool clip vectors into a video vector."),
+    click.option("--pool", **_choice(*POOLS), help="Pool clip vectors into a video vector."),
     click.option("--scores", is_flag=True, help="Also store class probabilities, per clip and per video."),
     click.option("--embedding-dtype", **_choice("float32", "float16"), help="Store vectors in this type."),
     click.option(

@@ -12,6 +12,7 @@ import click
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
+from p3d.pipeline.results.search.metrics import METRICS
 
 if TYPE_CHECKING:
     from p3d.pipeline.results.search.exact import Hit, SearchResult
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--metric",
-    type=click.Choice(["cosine", "l2"]),
+    type=click.Choice(list(METRICS)),
     default="cosine",
     show_default=True,
     help="Rank by cosine or by L2 distance.",

@@ -7,6 +7,9 @@ pairwise or BLAS sums would not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
+
 import numpy as np
 
 from p3d.pipeline.types import FLOAT32
@@ -37,11 +40,25 @@ def maximum(features_ND: FLOAT32) -> FLOAT32:
     return top_D
 
 
-def pool(features_ND: FLOAT32, how: str) -> list[FLOAT32]:
-    """The video vectors [D] for `--pool mean`, `max` or `mean+max`, in the order of their columns.
+# name -> how clips become a vector, [N, D] -> [D]. A new entry here is a new choice of `--pool`, with its own column.
+POOLINGS: dict[str, Callable[[FLOAT32], FLOAT32]] = {"mean": mean, "max": maximum}
+# what `--pool` takes: one pooling, or several joined by "+" in the order of the table
+POOLS = tuple("+".join(names) for n in range(1, len(POOLINGS) + 1) for names in combinations(POOLINGS, n))
 
-    ValueError if there are no clips.
+
+def pool_columns(how: str) -> list[str]:
+    """The columns of videos/ for a `--pool`: `embedding` for its first pooling, `embedding_NAME` for each other one."""
+    if how not in POOLS:
+        raise ValueError(f"unknown pooling {how!r}: use one of {', '.join(POOLS)}")
+    return ["embedding", *(f"embedding_{name}" for name in how.split("+")[1:])]
+
+
+def pool(features_ND: FLOAT32, how: str) -> list[FLOAT32]:
+    """The video vectors [D] for a `--pool`, such as "mean" or "mean+max", in the order of `pool_columns`.
+
+    ValueError if there are no clips, or for an unknown pooling.
     """
     if len(features_ND) == 0:
         raise ValueError("a video without clips has no video feature")
-    return [{"mean": mean, "max": maximum}[one](features_ND) for one in how.split("+")]
+    pool_columns(how)
+    return [POOLINGS[name](features_ND) for name in how.split("+")]

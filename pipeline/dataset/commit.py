@@ -133,8 +133,7 @@ def videos_table(
             of_video = slice(first, first + outcome.n_clips)
             videos.append(pooled(features_RD[of_video], probs_RK[of_video], recipe))
             first = of_video.stop
-    pools = len(recipe.pool.split("+"))
-    columns = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, pools, recipe.n_scores)
+    columns = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.pool, recipe.n_scores)
     known = schema.video_columns(outcomes, shard.plan_seq)
     table = pa.table([*known, *vector_columns(videos, columns)], schema=columns)
     kept = pa.array([outcome.failure is None for outcome in outcomes])

@@ -59,7 +59,7 @@ class NewestRows:
         self.excluded = len(leave_out) - len(self.unknown)
         self.superseded = sum(manifest.plan.n_videos for manifest in manifests) - len(self.newest)
         dim, dtype, n_scores = job.recipe.feature_dim, job.recipe.embedding_dtype, job.recipe.n_scores
-        self._videos = schema.videos_schema(dim, dtype, len(job.recipe.pool.split("+")), n_scores)
+        self._videos = schema.videos_schema(dim, dtype, job.recipe.pool, n_scores)
         self.schemas = {
             "clips": schema.clips_schema(dim, dtype, n_scores),
             "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p3d.pipeline.clips.pool import POOLS, pool_columns
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.storage.store import DATA_BYTES
@@ -86,7 +87,13 @@ FAILURES = pa.schema(
     ]
 )
 OWN_COLUMNS = frozenset(
-    [*MANIFEST.names, *FAILURES.names, *(field.name for field in _VIDEO_FIELDS), "embedding", "embedding_max", "probs"]
+    [
+        *MANIFEST.names,
+        *FAILURES.names,
+        *(field.name for field in _VIDEO_FIELDS),
+        *(name for how in POOLS for name in pool_columns(how)),
+        "probs",
+    ]
 )
 
 
@@ -123,11 +130,9 @@ def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
     )
 
 
-def videos_schema(dim: int, dtype: str, pools: int, n_scores: int) -> pa.Schema:
-    """Columns of videos/, without the user's own. `--pool mean+max` has a second embedding column."""
-    vectors = [pa.field("embedding", embedding_type(dim, dtype), nullable=False)]
-    if pools == 2:
-        vectors.append(pa.field("embedding_max", embedding_type(dim, dtype), nullable=False))
+def videos_schema(dim: int, dtype: str, pool: str, n_scores: int) -> pa.Schema:
+    """Columns of videos/, without the user's own. Each pooling of `--pool` has a column of its own."""
+    vectors = [pa.field(name, embedding_type(dim, dtype), nullable=False) for name in pool_columns(pool)]
     return pa.schema([*_VIDEO_FIELDS, *vectors, *_probs_fields(n_scores)])
 
 

@@ -65,8 +65,7 @@ class SnapshotRows:
             "clips": schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores),
             "failures": schema.FAILURES,
         }
-        pools = len(recipe.pool.split("+"))
-        ours = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, pools, recipe.n_scores)
+        ours = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.pool, recipe.n_scores)
         seen: set[str] = set()
         for file in self._files("videos", "failures"):
             with reading(store, file.key, self._remedy), store.open(file.key) as content:

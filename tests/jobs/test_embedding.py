@@ -86,9 +86,9 @@ def test_the_rows_are_a_workers(
         assert (found.info, found.end) == (outcome.info, outcome.end)
         vectors = pool(rows.features_RD[mine], how)
         assert np.array_equal(found.embedding_D, vectors[0])
-        assert (found.embedding_max_D is None) == (how == "mean")
-        if found.embedding_max_D is not None:
-            assert np.array_equal(found.embedding_max_D, vectors[1])
+        assert list(found.pooled) == ["embedding", "embedding_max"][: len(vectors)]
+        for one_D, expected_D in zip(found.pooled.values(), vectors, strict=True):
+            assert np.array_equal(one_D, expected_D)
 
 
 def test_layers_are_returned_with_the_rows(archive: Path, small_weights: Path, encoder: Encoder) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p3d.pipeline.clips.pool import pool, pool_columns
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, needed_frames, parse_sampling, settled_spans
 from p3d.pipeline.types import ClipSpan
 
@@ -203,3 +204,11 @@ def test_random_clips_of_no_video_are_refused() -> None:
     """Their starts depend on the video's id, so it must be given first."""
     with pytest.raises(ValueError, match=r"^random clips depend on the video: use `sampling"):
         clip_spans(Sampling("random", 2, 16, 1, None, 0), 100)
+
+
+def test_every_pooling_has_its_own_column() -> None:
+    """A second vector is named after its pooling, and an unknown one is an error, not another one's value."""
+    assert pool_columns("mean+max") == ["embedding", "embedding_max"] and pool_columns("max") == ["embedding"]
+    for how in ("median", "mean+median", "max+mean", "mean+mean", ""):
+        with pytest.raises(ValueError, match="unknown pooling"):
+            pool(np.ones((2, 3), np.float32), how)

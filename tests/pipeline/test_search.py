@@ -19,7 +19,8 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.errors import DamagedJob, InputError, as_stored
 from p3d.pipeline.results.search import exact as search_module
-from p3d.pipeline.results.search.exact import cosines, nearest
+from p3d.pipeline.results.search.exact import nearest
+from p3d.pipeline.results.search.metrics import METRICS, cosines
 from p3d.pipeline.results.search.where import parse
 from p3d.pipeline.sources.identity import readable
 from p3d.pipeline.storage.local import LocalStore
@@ -69,7 +70,7 @@ def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monke
     snapshot(newest(out), dest)
     queries_QD = np_rng.standard_normal((rng.choice((1, 1, 5)), DIM)).astype(np.float32)
     for level in search_module.LEVELS:
-        for metric in search_module.METRICS:
+        for metric in METRICS:
             where, keep = rng.choice(
                 [
                     ([], lambda row: True),
@@ -249,3 +250,9 @@ def test_any_text_may_be_asked_for(out: LocalStore, tmp_path: Path, name: str) -
 def test_a_name_that_is_not_utf8_finds_its_row() -> None:
     """The columns show other bytes as \\xNN, and so does what is compared with them."""
     assert as_stored(os.fsdecode(b"a\xff.mp4")) == readable(b"a\xff.mp4") == "a\\xff.mp4"
+
+
+def test_an_unknown_metric_is_an_error() -> None:
+    """It was taken for l2."""
+    with pytest.raises(ValueError, match="unknown metric 'dot'"):
+        search_module._Best(np.ones((1, DIM), np.float32), "dot", 1)

@@ -21,7 +21,7 @@ from p3d.pipeline.errors import as_stored
 from p3d.pipeline.results.page.projection import Projection, project
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import where as conditions_of
-from p3d.pipeline.results.search.exact import SLACK
+from p3d.pipeline.results.search.metrics import SLACK
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
 MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice that while it is made

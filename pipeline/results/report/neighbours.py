@@ -16,7 +16,7 @@ from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled
 from p3d.pipeline.results.sample import Reservoir
-from p3d.pipeline.results.search.exact import cosines
+from p3d.pipeline.results.search.metrics import cosines
 
 CLIPS = 8192  # in the sample: 64 MiB of vectors of 2048 float32
 SHARDS = 32  # of a job, drawn at random, that the sample is taken from

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,19 +24,14 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.search import where as conditions_of
-from p3d.pipeline.types import FLOAT32
+from p3d.pipeline.results.search.metrics import cosines, rule_of
+from p3d.pipeline.types import FLOAT32, FLOAT64
 
 Level = Literal["clip", "video"]
-Metric = Literal["cosine", "l2"]
 LEVELS: tuple[Level, ...] = ("clip", "video")
-METRICS: tuple[Metric, ...] = ("cosine", "l2")
-# bound of the error of float32 scores, relative to 1 for cosine and to the squared lengths for l2; measured errors
-# reach 1.2e-6 for 2048 features, and 3.4e-6 for 4096
-SLACK = 1e-5
 POOL = 1000  # best rows to find before near-duplicates are left out
 SCORES = 4 * 1024**2  # scores (rows x queries) computed at a time, 16 MiB
 PAIRS = 512  # pairs of a row and a query scored in float64 at a time
-FLOAT64 = npt.NDArray[np.float64]
 HIT_COLUMNS = "video_id path uri plan_seq clip_index start_frame end_frame start_s end_s duration_s".split()
 
 
@@ -86,7 +80,7 @@ def nearest(
     queries_QD: FLOAT32,
     *,
     level: Level,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     top: int = 10,
     where: Iterable[str] = (),
     distinct: float | None = None,
@@ -145,15 +139,12 @@ def _plain(videos: pa.Schema, own: pa.Schema) -> pa.Schema:
 class _Best:
     """The `size` rows nearest to any query, of all rows added."""
 
-    def __init__(self, queries_QD: FLOAT32, metric: Metric, size: int) -> None:
+    def __init__(self, queries_QD: FLOAT32, metric: str, size: int) -> None:
         # equal queries, as those of a still image, are merged into the first of them
         self._queries_QD, self._first_Q = np.unique(np.asarray(queries_QD, np.float32), axis=0, return_index=True)
-        self._metric, self._size = metric, size
-        squares_Q = np.einsum("qd,qd->q", self._queries_QD, self._queries_QD)
-        self._squares_Q = squares_Q
-        self._scaled_DQ = np.ascontiguousarray(
-            (self._queries_QD / np.sqrt(squares_Q)[:, None] if metric == "cosine" else 2 * self._queries_QD).T
-        )
+        self._rule, self._size = rule_of(metric), size
+        self._squares_Q = np.einsum("qd,qd->q", self._queries_QD, self._queries_QD)
+        self._scaled_DQ = np.ascontiguousarray(self._rule.scaled(self._queries_QD).T)
         self._hits: list[tuple[float, Hit]] = []  # (nearness, hit), the nearest first
 
     def add(self, table: pa.Table, features_ND: FLOAT32) -> None:
@@ -185,9 +176,8 @@ class _Best:
         rows = kept.take(pa.array(rows_P[chosen])).to_pylist()
         for row, at in zip(rows, chosen.tolist(), strict=True):
             near = float(exact_P[at])
-            score = near if self._metric == "cosine" else float(np.sqrt(-near))
             query = int(self._first_Q[queries_P[at]])
-            self._hits.append((near, _hit(row, score, query, features_ND[rows_P[at]].copy())))
+            self._hits.append((near, _hit(row, self._rule.score(near), query, features_ND[rows_P[at]].copy())))
         self._hits.sort(key=lambda one: -one[0])  # stable: of equal rows the earlier one stays first
         del self._hits[self._size :]
 
@@ -207,27 +197,11 @@ class _Best:
         """The nearness of each row to each query in float32, [N, Q], larger is nearer; and a bound of its error."""
         squares_N = np.einsum("nd,nd->n", features_ND, features_ND)
         near_NQ = features_ND @ self._scaled_DQ
-        if self._metric == "cosine":
-            near_NQ /= np.sqrt(squares_N)[:, None]
-            return near_NQ, SLACK
-        near_NQ -= squares_N[:, None]
-        near_NQ -= self._squares_Q
-        return near_NQ, SLACK * float(squares_N.max() + self._squares_Q.max())
+        return near_NQ, self._rule.finished(near_NQ, squares_N, self._squares_Q)
 
     def _exact(self, rows_PD: FLOAT32, queries_PD: FLOAT32) -> FLOAT64:
-        """The nearness of pairs in float64, [P]: the cosine, or minus the squared distance."""
-        a, b = rows_PD.astype(np.float64), queries_PD.astype(np.float64)
-        if self._metric == "cosine":
-            return cosines(a, b)
-        near_P: FLOAT64 = -np.sum((a - b) ** 2, axis=1)
-        return near_P
-
-
-def cosines(a_PD: FLOAT64, b_PD: FLOAT64) -> FLOAT64:
-    """The cosine of each pair of rows, [P]; exactly 1 for equal rows, because sqrt(s * s) is s."""
-    dot_P, a_P, b_P = (np.sum(x * y, axis=1) for x, y in ((a_PD, b_PD), (a_PD, a_PD), (b_PD, b_PD)))
-    found_P: FLOAT64 = np.clip(dot_P / np.sqrt(a_P * b_P), -1.0, 1.0)
-    return found_P
+        """The nearness of pairs in float64, [P]."""
+        return self._rule.exact(rows_PD.astype(np.float64), queries_PD.astype(np.float64))
 
 
 def _hit(row: dict[str, Any], score: float, query: int, embedding_D: FLOAT32) -> Hit:

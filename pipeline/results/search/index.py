@@ -22,8 +22,9 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.search import where as conditions_of
-from p3d.pipeline.results.search.exact import POOL, Level, Metric, SearchResult, nearest
+from p3d.pipeline.results.search.exact import POOL, Level, SearchResult, nearest
 from p3d.pipeline.results.search.index_cache import CachedFile, IndexFolder, for_faiss, name_old_index
+from p3d.pipeline.results.search.metrics import rule_of
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
@@ -42,7 +43,7 @@ class IndexRecord:
 
     recipe_digest: str
     level: Level
-    metric: Metric
+    metric: str
     kind: str
     factory: str
     n_rows: int
@@ -88,7 +89,7 @@ def nearest_by_index(
     queries_QD: FLOAT32,
     *,
     level: Level,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     top: int = 10,
     where: Iterable[str] = (),
     distinct: float | None = None,
@@ -180,7 +181,7 @@ def _proposed(
         for condition in of_ids:
             allowed_N &= condition.holds(rows).to_numpy()
         scores_QK, found_QK = search(index, record, queries_QD, min(n_rows, record.n_rows), allowed_N)
-        sign = 1 if record.metric == "l2" else -1
+        sign = -1 if rule_of(record.metric).largest else 1
         order = np.argsort(sign * scores_QK, axis=None, kind="stable")
         found = found_QK.ravel()[order]
         first = list(dict.fromkeys(found[found >= 0].tolist()))[:n_rows]
@@ -230,16 +231,8 @@ def search(
         settings = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe or record.nprobe)
     else:
         settings = faiss.SearchParameters(sel=selector)
-    scores_QK, rows_QK = index.search(prepared(queries_QD, record.metric), k, params=settings)
+    scores_QK, rows_QK = index.search(rule_of(record.metric).indexed(queries_QD), k, params=settings)
     return scores_QK, rows_QK
-
-
-def prepared(vectors_ND: FLOAT32, metric: str) -> FLOAT32:
-    """Vectors as an index holds them. For the cosine they have length 1, so that it is their inner product."""
-    made_ND: FLOAT32 = np.array(vectors_ND, np.float32, order="C")
-    if metric == "cosine":
-        made_ND /= np.linalg.norm(made_ND, axis=1, keepdims=True)
-    return made_ND
 
 
 def current(source: NewestRows | SnapshotRows, rows: pa.Table, among: frozenset[str] | None = None) -> BOOL:

@@ -26,10 +26,11 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError, StoreUnknown
 from p3d.pipeline.results.sample import Reservoir, keys_of
-from p3d.pipeline.results.search.exact import Level, Metric
-from p3d.pipeline.results.search.index import IndexRecord, current, opened, prepared, read_record
+from p3d.pipeline.results.search.exact import Level
+from p3d.pipeline.results.search.index import IndexRecord, current, opened, read_record
 from p3d.pipeline.results.search.index import search as search_index
 from p3d.pipeline.results.search.index_cache import IndexFolder, for_faiss, name_old_index
+from p3d.pipeline.results.search.metrics import rule_of
 from p3d.pipeline.types import BOOL, FLOAT32
 
 TRAIN_BYTES = 512 * 1024**2
@@ -51,7 +52,7 @@ def build_index(
     source: NewestRows | SnapshotRows,
     *,
     level: Level,
-    metric: Metric,
+    metric: str,
     kind: str | None = None,
     sample: int = 100,
     threads: int = 1,
@@ -77,7 +78,7 @@ def build_index(
 def _built(
     source: NewestRows | SnapshotRows,
     level: Level,
-    metric: Metric,
+    metric: str,
     kind: str | None,
     sample: int,
     rebuild: bool,
@@ -132,7 +133,7 @@ class _Passes:
 
     source: NewestRows | SnapshotRows
     level: Level
-    metric: Metric
+    metric: str
     on_step: OnStep | None
 
     @property
@@ -146,7 +147,7 @@ class _Passes:
         for folder, table in self.source.rows(clips=self.level == "clip", skip=skip, on_step=on_step):
             if folder == wanted and table.num_rows:
                 vectors_ND = schema.features_of(table["embedding"], self.dim)
-                yield table.select(keys).combine_chunks(), prepared(vectors_ND, self.metric)
+                yield table.select(keys).combine_chunks(), rule_of(self.metric).indexed(vectors_ND)
 
 
 @dataclass(slots=True)
@@ -155,15 +156,14 @@ class _Exact:
 
     sample_SD: FLOAT32
     keys_S: list[tuple[Any, ...]]
-    metric: Metric
+    metric: str
     _best: list[list[tuple[float, tuple[Any, ...]]]] = field(default_factory=list)
 
     def add(self, table: pa.Table, vectors_ND: FLOAT32) -> None:
         if not len(self.keys_S):
             return
         near_SN = self.sample_SD @ vectors_ND.T
-        if self.metric == "l2":  # minus half of the squared distance, up to a term that is the same for all rows
-            near_SN -= np.einsum("nd,nd->n", vectors_ND, vectors_ND) / 2
+        rule_of(self.metric).of_index(near_SN, vectors_ND)
         k = min(TIED, len(vectors_ND))
         top_SK = np.argpartition(-near_SN, k - 1, axis=1)[:, :k]
         keys = dict(zip(np.unique(top_SK).tolist(), keys_of(table, np.unique(top_SK)), strict=True))
@@ -204,9 +204,7 @@ def _trained(passes: _Passes, train: Reservoir, kind: str | None) -> tuple[Index
     # np: no polysemous training, which is not used here and takes a second for each part
     codec = {"flat": "Flat", "ivf": "Flat", "sq8": "SQ8", "pq": f"PQ{parts}np"}[kind]
     factory = codec if kind == "flat" else f"IVF{nlist},{codec}"
-    index = faiss.index_factory(
-        dim, factory, faiss.METRIC_INNER_PRODUCT if passes.metric == "cosine" else faiss.METRIC_L2
-    )
+    index = faiss.index_factory(dim, factory, getattr(faiss, rule_of(passes.metric).faiss))
     if kind != "flat":
         index.cp.min_points_per_centroid = 1  # no warning from FAISS if the dataset has few rows
         if kind == "pq":
