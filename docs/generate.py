@@ -22,6 +22,7 @@ from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
 from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
+from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
 from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
@@ -41,14 +42,20 @@ def reasons() -> str:
 
 def columns() -> str:
     tables = {
-        "clips": schema.clips_schema(2048, "float32", 400),
-        "videos": schema.videos_schema(2048, "float32", POOLS[-1], 400),
-        "failures": schema.FAILURES,
+        "clips": schema.clips_columns(2048, "float32", 400),
+        "videos": schema.videos_columns(2048, "float32", POOLS[-1], 400),
+        "failures": FAILURES,
     }
+    head = ("column", "type", "unit", "meaning")
     return "\n\n".join(
-        f"### {name}/\n\n" + markdown_table(("column", "type"), [(f"`{f.name}`", f"`{f.type}`") for f in found])
+        f"### {name}/\n\n" + markdown_table(head, [(f"`{c.name}`", _type(c), c.unit, c.meaning) for c in found])
         for name, found in tables.items()
     )
+
+
+def _type(column: Column) -> str:
+    text = str(column.type).replace("element: float not null", "float32")
+    return f"`{text}`" + (", or null" if column.nullable else "")
 
 
 def metrics() -> str:

@@ -1,4 +1,4 @@
-"""The Arrow schemas of the dataset: the only place where a column is named.
+"""The Arrow schemas of the dataset, and its data files. The columns are declared in `dataset.columns`.
 
     clips/     one row per clip:  where it is in the video, and its embedding [and class probabilities]
     videos/    one row per video: what the video is, and its pooled embedding(s) [and probabilities] + the user's own
@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3d.pipeline.clips.pool import POOLS, pool_columns
+from p3d.pipeline.dataset import columns
+from p3d.pipeline.dataset.columns import Column
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.storage.store import DATA_BYTES
@@ -39,101 +41,44 @@ SUM_ERROR = 1e-3  # largest deviation from 1 of the sum of a row of probabilitie
 # every float16 as float32, indexed by its bits: looking a row up here takes a third of the time of numpy's conversion
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
-MANIFEST = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("version", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64(), nullable=False),
-        pa.field("mtime_ns", pa.int64()),
-        pa.field("etag", pa.string()),
-        pa.field("shard", pa.int32(), nullable=False),
-    ]
-)
-_VIDEO_FIELDS = [
-    pa.field("video_id", pa.string(), nullable=False),
-    pa.field("path", pa.string(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("plan_seq", pa.int32(), nullable=False),
-    pa.field("version", pa.string(), nullable=False),
-    pa.field("n_clips", pa.int32(), nullable=False),
-    pa.field("n_frames", pa.int64(), nullable=False),
-    pa.field("duration_s", pa.float64(), nullable=False),
-    pa.field("fps", pa.float64(), nullable=False),
-    pa.field("width", pa.int32(), nullable=False),
-    pa.field("height", pa.int32(), nullable=False),
-    pa.field("rotation", pa.int32(), nullable=False),
-    pa.field("codec", pa.string(), nullable=False),
-    pa.field("stream_index", pa.int32(), nullable=False),
-    pa.field("route", pa.string(), nullable=False),
-    pa.field("truncated", pa.bool_(), nullable=False),
-    pa.field("claimed_frames", pa.int64()),  # the container's own frame count, if it has one
-    pa.field("fps_estimated", pa.bool_(), nullable=False),  # fps is that of the frames' times; the file states another
-    pa.field("stream_why", pa.string()),  # why this stream was chosen, if there are several video streams
-    pa.field("resampled_fps", pa.float64()),  # of --fps; null without
-    pa.field("resampled_frames", pa.int64()),
-]
-FAILURES = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("plan_seq", pa.int32(), nullable=False),
-        pa.field("version", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
-    ]
-)
+MANIFEST = columns.schema(columns.MANIFEST)
+FAILURES = columns.schema(columns.FAILURES)
 OWN_COLUMNS = frozenset(
     [
-        *MANIFEST.names,
-        *FAILURES.names,
-        *(field.name for field in _VIDEO_FIELDS),
+        *(column.name for table in (columns.MANIFEST, columns.FAILURES, columns.VIDEOS) for column in table),
         *(name for how in POOLS for name in pool_columns(how)),
         "probs",
     ]
 )
 
 
-def embedding_type(dim: int, dtype: str) -> pa.DataType:
-    """`fixed_size_list<float32 | float16 not null>[dim]`."""
-    value = pa.float16() if dtype == "float16" else pa.float32()
-    return pa.list_(pa.field("element", value, nullable=False), dim)
-
-
-def _probs_fields(n_scores: int) -> list[pa.Field]:
-    return [pa.field("probs", embedding_type(n_scores, "float32"), nullable=False)] if n_scores else []
-
-
-def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
+def clips_columns(dim: int, dtype: str, n_scores: int) -> tuple[Column, ...]:
     """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
 
     Frames are the video's own, counted from 0. If videos/ has a `resampled_fps`, frame k is the one on screen at
     k / resampled_fps seconds. Seconds are always those of the video itself, and never exceed `duration_s`.
     """
-    return pa.schema(
-        [
-            pa.field("video_id", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("plan_seq", pa.int32(), nullable=False),
-            pa.field("clip_index", pa.int32(), nullable=False),
-            pa.field("start_frame", pa.int64(), nullable=False),
-            pa.field("end_frame", pa.int64(), nullable=False),
-            pa.field("start_s", pa.float64(), nullable=False),
-            pa.field("end_s", pa.float64(), nullable=False),
-            pa.field("n_padded", pa.int32(), nullable=False),
-            pa.field("embedding", embedding_type(dim, dtype), nullable=False),
-            *_probs_fields(n_scores),
-        ]
-    )
+    return (*columns.CLIPS, columns.vector("embedding", dim, dtype), *_probs(n_scores))
+
+
+def videos_columns(dim: int, dtype: str, pool: str, n_scores: int) -> tuple[Column, ...]:
+    """Columns of videos/, without the user's own. Each pooling of `--pool` has a column of its own."""
+    vectors = [columns.vector(name, dim, dtype) for name in pool_columns(pool)]
+    return (*columns.VIDEOS, *vectors, *_probs(n_scores))
+
+
+def _probs(n_scores: int) -> list[Column]:
+    return [columns.vector("probs", n_scores, "float32")] if n_scores else []
+
+
+def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
+    """The Arrow schema of `clips_columns`."""
+    return columns.schema(clips_columns(dim, dtype, n_scores))
 
 
 def videos_schema(dim: int, dtype: str, pool: str, n_scores: int) -> pa.Schema:
-    """Columns of videos/, without the user's own. Each pooling of `--pool` has a column of its own."""
-    vectors = [pa.field(name, embedding_type(dim, dtype), nullable=False) for name in pool_columns(pool)]
-    return pa.schema([*_VIDEO_FIELDS, *vectors, *_probs_fields(n_scores)])
+    """The Arrow schema of `videos_columns`."""
+    return columns.schema(videos_columns(dim, dtype, pool, n_scores))
 
 
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
@@ -198,7 +143,7 @@ def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> list[pa.
         for o in outcomes
         if o.info and o.end
     ]
-    return [pa.array([record[field.name] for record in records], field.type) for field in _VIDEO_FIELDS]
+    return [pa.array([record[column.name] for record in records], column.type) for column in columns.VIDEOS]
 
 
 def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> pa.Table:

@@ -20,6 +20,7 @@ import pytest
 
 from p3d.pipeline.clips.pool import maximum, mean, mean_probs, pool
 from p3d.pipeline.dataset import commit, schema
+from p3d.pipeline.dataset.columns import embedding_type
 from p3d.pipeline.dataset.commit import (
     CommitUnknown,
     clips_key,
@@ -106,7 +107,7 @@ def test_scores_of_a_video_are_the_mean_of_its_clips_in_float64(store: LocalStor
     rows = shard_rows(manifest, 0, n_scores=CLASSES, frames=(400, 0, 16, 39))
     stored = rows.features_RD.astype(np.float16).astype(np.float32)
     commit_shard(store, replace(rows, features_RD=stored), chosen, manifest.user_columns(0))
-    kind = schema.embedding_type(CLASSES, "float32")
+    kind = embedding_type(CLASSES, "float32")
     for folder in ("clips", "videos"):
         columns = pq.read_schema(next((store.root / folder).iterdir()))
         assert (columns.field("probs").type, columns.field("probs").nullable) == (kind, False)
@@ -271,7 +272,7 @@ def test_files_have_the_documented_encodings(store: LocalStore) -> None:
     vector = column["embedding.list.element"]
     assert vector.compression == "ZSTD"
     assert "BYTE_STREAM_SPLIT" in vector.encodings
-    assert file.schema_arrow.field("embedding").type == schema.embedding_type(DIM, "float32")
+    assert file.schema_arrow.field("embedding").type == embedding_type(DIM, "float32")
     assert {"p3d.outcomes", "p3d.stats", "p3d.shard"} <= schema.read_footer(file).keys()
     derived = pq.ParquetFile(io.BytesIO(store.read(info.key.replace("clips/", "videos/"))))
     assert json.loads(schema.read_footer(derived)["p3d.clips"])["size_bytes"] == info.size_bytes
