@@ -26,7 +26,7 @@ class Column:
         return pa.field(self.name, self.type, nullable=self.nullable)
 
 
-_ID = Column("video_id", pa.string(), "the identity of the video: a hash of its path below the source, or from `--id-column`")
+_ID = Column("video_id", pa.string(), "its identity: a hash of its path below the source, or from `--id-column`")
 _PATH = Column("path", pa.string(), "its name for people: relative to the source; bytes that are not UTF-8 as `\\xNN`")
 _URI = Column("uri", pa.string(), "`file:///...` or `s3://bucket/key`, percent-encoded")
 _PLAN = Column("plan_seq", pa.int32(), "the plan that the row belongs to; of several rows of a video the newest counts")
