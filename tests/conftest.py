@@ -35,12 +35,12 @@ LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, an
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, independent of PATH
 # The files that take longest, the longest first: a file runs in one process, and the last to begin is waited for.
 LONGEST_FIRST = (
-    *("jobs/test_end_to_end.py", "jobs/test_whole_jobs.py", "s3/test_fetch.py", "jobs/test_outage.py"),
-    *("jobs/test_surroundings.py", "chaos/test_chaos.py", "fuzz/test_hostile_outputs.py", "jobs/test_remote.py"),
-    *("test_tutorial.py", "test_demo.py"),
-    *("chaos/test_two_drivers.py", "jobs/test_device.py", "jobs/test_zoo.py", "jobs/test_retry.py"),
-    *("jobs/test_preflight.py", "jobs/test_decoding.py", "jobs/test_parallel_decode.py"),
-    *("bench/test_null.py", "sim/test_random_mutants.py"),
+    *("jobs/test_end_to_end.py", "test_tutorial.py", "s3/test_fetch.py", "jobs/test_whole_jobs.py"),
+    *("jobs/test_remote.py", "chaos/test_chaos.py", "fuzz/test_hostile_outputs.py", "jobs/test_parallel_decode.py"),
+    *("jobs/test_surroundings.py", "chaos/test_two_drivers.py", "jobs/test_zoo.py", "jobs/test_decoding.py"),
+    *("jobs/test_outage.py", "jobs/test_retry.py", "jobs/test_cli.py", "jobs/test_preflight.py", "test_demo.py"),
+    *("p3d/test_encoder.py", "p3d/test_baselines.py", "p3d/test_weights.py", "s3/test_requests.py"),
+    *("sim/test_enumeration.py", "jobs/test_device.py", "bench/test_null.py"),
 )
 
 
@@ -87,13 +87,24 @@ def decord_if_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's network, a P3D of four blocks, with random weights and a recipe of 64x64 pixels. `make chaos` runs
+    P3D-63 in its place."""
+    return _random_weights(tmp_path_factory, "p3d63" if LONG else "p3d-demo")
+
+
+@pytest.fixture(scope="session")
+def real_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """P3D-63 with random weights and a recipe of 64x64 pixels: the real network at a sixth of the cost."""
+    return _random_weights(tmp_path_factory, "p3d63")
+
+
+def _random_weights(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
     import p3d.weights
 
-    weights = p3d.weights.random_weights("p3d63", 0, graph="caffe", num_classes=10)
+    weights = p3d.weights.random_weights(name, 0, graph="caffe", num_classes=10)
     recipe = replace(weights.recipe, resize_hw=(72, 108), crop_hw=(64, 64))
     weights = replace(weights, recipe=recipe, class_names=tuple(f"class {number}" for number in range(10)))
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
     p3d.weights.save(path, weights)
     return path
 

@@ -42,8 +42,8 @@ def test_the_tutorial_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("BROWSER", "true")  # the page opens a browser
     videos = tmp_path / "videos"
     videos.mkdir()
-    for at in range(10):
-        make.video(videos / f"{'abcdefghij'[at]}.mp4", "libx264", 20, options={"preset": "ultrafast"})
+    for name in "abcdef":
+        make.video(videos / f"{name}.mp4", "libx264", 16, options={"preset": "ultrafast"})
     (videos / "broken.mp4").write_text("not a video\n")
     torch.save(ResNet((3, 4, 6, 3), classes=3).state_dict(), tmp_path / "resnet50.pth")
     assert len(STEPS) == TUTORIAL.count("$ p3d ") > 10
@@ -59,6 +59,6 @@ def test_the_tutorial_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.M
             shown = ran.returncode if isinstance(ran, subprocess.CompletedProcess) else ran.code
             assert shown == expected, (line, ran)
     status = p3d("status", "out", cwd=tmp_path).out
-    assert "10 videos" in status
+    assert "6 videos" in status
     assert "..." in status and not re.search("[0-9a-f]{64}", status)  # the hash of the weights in short
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -21,4 +21,4 @@ def test_a_job_with_the_null_network_has_all_its_rows(tmp_path: Path, small_weig
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [row for path in (out / "clips").glob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()]
     assert len({(row["video_id"], row["clip_index"]) for row in rows}) == len(rows) == 3 * 3
-    assert all(np.array_equal(row["embedding"], np.ones(2048)) for row in rows)
+    assert all(np.array_equal(row["embedding"], np.ones(512)) for row in rows)

@@ -1,6 +1,6 @@
 """The same job in one process, one video after the other, without Ray and kills: the reference rows.
 
-python -m tests.chaos.serial SRC OUT WEIGHTS SHARD_VIDEOS
+python -m tests.chaos.serial SRC OUT WEIGHTS SHARD_VIDEOS CLIPS
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from p3d.pipeline.types import DecodeMessage, ShardPlan
 def main() -> None:
     source, out, weights = sys.argv[1:4]
     store = open_store(out)
-    prepared = prepare(JobSpec(None, weights))
+    prepared = prepare(JobSpec(None, weights, clips=sys.argv[5]))
     job = create_job(store, prepared)
     add_plan(store, job, find(source, DEFAULTS, id_column=None), shard_videos=int(sys.argv[4]), limit=None)
     options = run_options({}, batch_size=default_batch("cpu"), device="cpu")

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.conftest import SHARD_VIDEOS, SHARDS, VIDEOS
+from tests.chaos.conftest import CLIPS, SHARD_VIDEOS, SHARDS, VIDEOS
 from tests.chaos.kill_trial import KillTrial, kill_trial
 from tests.chaos.monkey import ENDS_THE_RUN, ROLES
 from tests.conftest import LONG
@@ -51,7 +51,7 @@ def test_kills_lose_nothing_and_change_no_bit(
 ) -> None:
     """After any kill in mid-shard, resumes finish the job with an undisturbed run's rows, and no reader sees errors."""
     fds = psutil.Process().num_fds()
-    launch = ("--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS)
+    launch = ("--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS, "--clips", CLIPS)
     it = kill_trial(SEED + job, shorts, tmp_path / "out", launch, quotas(job), SHARDS, serial, patience=LONG)
     tell(it)
     classes = {name: it.verified[name] for name in ("ok", "failed", "pending", "underived")}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import SHARD_VIDEOS, SHARDS
+from tests.chaos.conftest import CLIPS, SHARD_VIDEOS, SHARDS
 from tests.chaos.kill_trial import rows, verified
 from tests.chaos.monkey import Running, commits, note_of
 from tests.chaos.reader import reading
@@ -57,11 +57,10 @@ def test_of_runs_that_meet_one_is_in_charge_and_a_zombie_changes_nothing(
     whole = at % 2 == 1  # pause all processes, so that another run commits the zombie's shard first
     first_commits = rng.randint(1, max(1, SHARDS // 4))
     out.mkdir()
+    words = ("launch", shorts, out, "--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS, "--clips", CLIPS)
     with (
         reading(out, tmp_path / "seen.json") as seen,
-        p3d_running(
-            "launch", shorts, out, "--weights", tiny_weights, "--shard-videos", SHARD_VIDEOS, said=tmp_path / "said0"
-        ) as first,
+        p3d_running(*words, said=tmp_path / "said0") as first,
     ):
         wait_for(lambda: commits(out) >= first_commits and any(map(note_of, first.of("task"))), running=first)
         paused = [first.process.pid, *first.family()] if whole else first.of("worker")

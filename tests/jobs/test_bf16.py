@@ -96,10 +96,10 @@ def test_a_given_encoder_must_have_the_precision_of_the_rows(out: LocalStore, fi
     """Where the machine has bf16, an fp32 encoder is refused for bf16 rows, and a bf16 encoder for fp32 rows."""
     source, path = rows_of(out), str(films / "1.mp4")
     weights = stored_weights(out, source.job.recipe)
-    with pytest.raises(ValueError, match="in bf16, the encoder runs p3d63 in fp32"):
+    with pytest.raises(ValueError, match="in bf16, the encoder runs p3d-demo in fp32"):
         embedded(source, path, Encoder(weights))
     source.job = replace(source.job, recipe=replace(source.job.recipe, precision="fp32"))
-    with pytest.raises(ValueError, match="in fp32, the encoder runs p3d63 in bf16"):
+    with pytest.raises(ValueError, match="in fp32, the encoder runs p3d-demo in bf16"):
         embedded(source, path, Encoder(weights, precision="bf16"))
 
 

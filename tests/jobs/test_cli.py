@@ -67,7 +67,7 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("launch {archive} {out} --weights random:x --model p3d63", 2, "whole number"),
         ("launch {archive} {out} --weights random:0 --model p3d64", 2, "did you mean p3d63"),
         ("launch {archive} {out} --weights random:0 --model p3d63-flow", 2, "optical flow"),
-        ("plan {archive} --weights random:0 --model p3d199-flow", 2, "optical flow"),
+        ("plan {archive} --weights random:0 --model p3d63-flow", 2, "optical flow"),
         ("launch {archive} {out} --weights {small} --precision fp8", 2, "'fp32', 'bf16', 'fp16'"),
         ("launch {archive} {out} --weights {small} --precision fp16 --device cpu", 2, "for CUDA devices"),
         ("weights choose {here}/none.safetensors --labelled {archive}", 2, "there is no weights file"),
@@ -318,22 +318,22 @@ def test_models_are_listed() -> None:
 
 def test_models_are_measured() -> None:
     """--measure times the given networks and reports the device, the median and the range."""
-    words = ("models", "--model", "deepvideo-single", "--measure")
+    words = ("models", "--model", "p3d-demo", "--measure")
     code, out, err = in_process(*words, "--json")
     assert code == 0, err
     record = json.loads(out)
     (one,) = record["models"]
-    assert one["name"] == "deepvideo-single"
+    assert one["name"] == "p3d-demo"
     assert 0 < one["speed"]["lowest"] <= one["speed"]["clips_per_s"] <= one["speed"]["highest"]
     assert record["measured"]["batch_size"] >= 1
-    assert "round 3 of 3: deepvideo-single" in err
+    assert "round 3 of 3: p3d-demo" in err
     code, _, err = in_process("models", "--model", "deepvideo-sinlge")
     assert (code, "did you mean deepvideo-single" in err) == (2, True)
 
 
-def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, small_weights: Path) -> None:
+def test_plan_counts_and_writes_nothing(tmp_path: Path, archive: Path, real_weights: Path) -> None:
     """plan gives exact counts of videos and shards, counts clips from the files, and writes nothing."""
-    ran = p3d("plan", archive, tmp_path / "out", "--weights", small_weights, "--shard-videos", 5, "--json")
+    ran = p3d("plan", archive, tmp_path / "out", "--weights", real_weights, "--shard-videos", 5, "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["n_videos"], ran.json["n_shards"], ran.json["skipped"]) == (12, 3, ["readme.txt"])
     assert ran.json["n_clips"] == 28

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import p3d.weights
+from p3d import zoo
 from p3d.encoder import Encoder
 from p3d.jobs.cli import cli
 from p3d.jobs.cli.choose_weights import _next
@@ -74,8 +75,10 @@ def planted(weights: Weights, videos: list[Labelled]) -> Weights:
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    made = p3d.weights.random_weights("p3d63", 0, num_classes=4)
-    return dataclasses.replace(made, recipe=dataclasses.replace(made.recipe, resize_hw=(72, 108), crop_hw=(64, 64)))
+    """A small network with the convention of P3D-63."""
+    made = p3d.weights.random_weights("p3d-demo", 0, graph="caffe", num_classes=4)
+    recipe = dataclasses.replace(zoo.recipe("p3d63", "caffe"), resize_hw=(72, 108), crop_hw=(64, 64))
+    return dataclasses.replace(made, recipe=recipe)
 
 
 def test_the_one_right_convention_is_found(

@@ -55,7 +55,8 @@ def test_a_device_that_fails_is_replaced_and_one_short_of_memory_continues(
     tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an illegal access a process is never used again: three workers are replaced. After an out-of-memory error
-    half the batch is used, as the footers say. No video fails because of either."""
+    half the batch is used, as the footers say. No video fails because of either. At its end the run removes a partial
+    file that a dead worker left after the first cleanup."""
     seen, out = tmp_path / "seen", tmp_path / "out"
     seen.mkdir()
 
@@ -70,12 +71,14 @@ def test_a_device_that_fails_is_replaced_and_one_short_of_memory_continues(
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         if "tight" not in used and list((out / "clips").glob("*")):  # a shard was done with full batches
             (seen / "tight").touch()
+            (out / "_job" / "tmp" / "1-0123456789abcdef0123456789abcdef.tmp").write_bytes(b"PAR1")
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(p3d.jobs.scheduler.loop, "ShardWorker", worker_that(mischief))
     assert launch(archive, out, small_weights) == 0
     names = sorted(path.name.partition("-")[0] for path in seen.iterdir())
     assert names == ["failed"] * 3 + ["tight"]
+    assert not list((out / "_job" / "tmp").glob("*"))
     store = open_store(str(out))
     found = audit(store, read_job(store))
     assert (found.ok, found.failed, found.damaged) == (12, 0, False)

@@ -33,8 +33,8 @@ from tests.zoo import make
 
 
 @pytest.fixture(scope="module")
-def encoder(small_weights: Path) -> Encoder:
-    return Encoder(p3d.weights.load(small_weights), batch_size=3, threads=1)
+def encoder(real_weights: Path) -> Encoder:
+    return Encoder(p3d.weights.load(real_weights), batch_size=3, threads=1)
 
 
 def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Path) -> ShardRows:
@@ -68,11 +68,11 @@ def in_a_shard(recipe: Recipe, encoder: Encoder, paths: list[Path], scratch: Pat
 
 @pytest.mark.parametrize(("clips", "how"), [("every:16", "mean"), ("random:2@7", "mean+max")])
 def test_the_rows_are_a_workers(
-    clips: str, how: str, archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path
+    clips: str, how: str, archive: Path, real_weights: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     """Alone in a child process or with others in a shard, a video has bit-identical rows and vectors."""
     scores = how == "mean+max"
-    recipe = prepare(JobSpec(None, str(small_weights), clips=clips, pool=how, scores=scores)).recipe
+    recipe = prepare(JobSpec(None, str(real_weights), clips=clips, pool=how, scores=scores)).recipe
     paths = [archive / "video0.mp4", archive / "video1.mp4", archive / "more" / "video2.mp4"]
     rows = in_a_shard(recipe, encoder, paths, tmp_path)
     for path, outcome in zip(paths, rows.outcomes, strict=True):
@@ -91,9 +91,9 @@ def test_the_rows_are_a_workers(
             assert np.array_equal(one_D, expected_D)
 
 
-def test_layers_are_returned_with_the_rows(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+def test_layers_are_returned_with_the_rows(archive: Path, real_weights: Path, encoder: Encoder) -> None:
     """Requested layers are returned by name, one row per clip, and the features do not change."""
-    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    recipe = prepare(JobSpec(None, str(real_weights))).recipe
     path = archive / "more" / "video2.mp4"
     plain, found = (
         jobs.embed(path, encoder, recipe),
@@ -109,12 +109,12 @@ def test_layers_are_returned_with_the_rows(archive: Path, small_weights: Path, e
 
 
 def test_a_decoder_that_restarted_leaves_no_stale_layer(
-    archive: Path, small_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    archive: Path, real_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a second VideoInfo, the layers are those of the new clips."""
     from p3d.jobs.api import embed as embedding
 
-    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    recipe = prepare(JobSpec(None, str(real_weights))).recipe
     path = archive / "video0.mp4"
     true = embedding.decode_in_child
 
@@ -130,10 +130,10 @@ def test_a_decoder_that_restarted_leaves_no_stale_layer(
 
 
 def test_a_video_without_rows_says_why(
-    archive: Path, small_weights: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, real_weights: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken or missing file raises BadVideo with the reason and message that a job would record."""
-    recipe = prepare(JobSpec(None, str(small_weights))).recipe
+    recipe = prepare(JobSpec(None, str(real_weights))).recipe
     broken = make.damaged(archive / "video0.mp4", tmp_path / "broken.mp4", 0.0, 64)
     for path, reason in ((broken, Reason.NOT_A_VIDEO), (tmp_path / "none.mp4", Reason.SOURCE_MISSING)):
         with pytest.raises(BadVideo) as caught:
@@ -144,12 +144,12 @@ def test_a_video_without_rows_says_why(
         jobs.embed("s3://bucket/video.mp4", encoder, recipe)
 
 
-def test_the_one_call(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+def test_the_one_call(archive: Path, real_weights: Path, encoder: Encoder) -> None:
     """`embed_file` takes a weights file or loaded weights, and gives what `embed` gives with a job's options."""
     path = archive / "more" / "video2.mp4"
-    recipe = prepare(JobSpec(None, str(small_weights), clips="uniform:1")).recipe
+    recipe = prepare(JobSpec(None, str(real_weights), clips="uniform:1")).recipe
     expected = jobs.embed(path, encoder, recipe)
-    for weights in (small_weights, p3d.weights.load(small_weights)):
+    for weights in (real_weights, p3d.weights.load(real_weights)):
         found = jobs.embed_file(path, weights, clips="uniform:1", device="cpu", batch_size=3, threads=1)
         assert found.recipe == recipe
         assert np.array_equal(found.features_ND, expected.features_ND)
@@ -167,24 +167,24 @@ def test_the_one_call(archive: Path, small_weights: Path, encoder: Encoder) -> N
     ],
 )
 def test_a_wrong_option_gives_one_message(
-    options: dict[str, Any], says: str, archive: Path, small_weights: Path
+    options: dict[str, Any], says: str, archive: Path, real_weights: Path
 ) -> None:
     """A wrong option is refused as by `p3d launch`, before any video is decoded."""
-    weights = options.pop("weights", str(small_weights))
+    weights = options.pop("weights", str(real_weights))
     if weights == "p3d63-flow":
         weights = p3d.weights.random_weights(weights, 0)
     with pytest.raises(InputError, match=says):
         jobs.embed_file(archive / "video0.mp4", weights, **{"device": "cpu", **options})
 
 
-def test_an_encoder_of_another_network_is_refused(archive: Path, small_weights: Path, encoder: Encoder) -> None:
+def test_an_encoder_of_another_network_is_refused(archive: Path, real_weights: Path, encoder: Encoder) -> None:
     """An encoder that does not fit the recipe is refused."""
-    recipe = dataclasses.replace(prepare(JobSpec(None, str(small_weights))).recipe, model="p3d199")
+    recipe = dataclasses.replace(prepare(JobSpec(None, str(real_weights))).recipe, model="p3d199")
     with pytest.raises(ValueError, match="for p3d199 in fp32, the encoder runs p3d63"):
         jobs.embed(archive / "video0.mp4", encoder, recipe)
 
 
-def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
+def test_importing_jobs_is_free(archive: Path, real_weights: Path) -> None:
     """`from p3d import jobs` loads neither torch nor Ray, and `embed_file` does not load Ray."""
     code = (
         "import sys; from p3d import jobs; assert not {'torch', 'ray', 'av'} & sys.modules.keys(); "
@@ -195,12 +195,12 @@ def test_importing_jobs_is_free(archive: Path, small_weights: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_the_pages_run(archive: Path, small_weights: Path, page: str) -> None:
+def test_the_pages_run(archive: Path, real_weights: Path, page: str) -> None:
     """The code for Python of the README and of docs/results.md works."""
     blocks = (REPO / page).read_text().split("```")
     code = next(block for block in blocks if block.startswith("python") and "embed_file" in block)
     code = code.removeprefix("python").replace("uniform:20", "uniform:2")
-    code = re.sub(r"(WEIGHTS|p3d63)\.safetensors", str(small_weights), code)
+    code = re.sub(r"(WEIGHTS|p3d63)\.safetensors", str(real_weights), code)
     names: dict[str, Any] = {}
     exec(re.sub(r"VIDEO\.mp4|videos/one-of-them\.mp4", str(archive / "video0.mp4"), code), names)
     found = names["found"]

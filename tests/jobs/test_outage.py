@@ -33,8 +33,8 @@ def client_of(server: Weed) -> Any:
     return boto3.session.Session().client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
 
 
-def commits(server: Weed) -> int:
-    return client_of(server).list_objects_v2(Bucket="archive", Prefix="out/clips/")["KeyCount"]
+def commits(client: Any) -> int:
+    return client.list_objects_v2(Bucket="archive", Prefix="out/clips/")["KeyCount"]
 
 
 def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 120) -> None:
@@ -46,7 +46,8 @@ def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], timeout_s:
 
 
 def launched(weights: Path, said: Path, *more: object) -> subprocess.Popen[str]:
-    many = ("--shard-videos", 1, "--clips", "uniform:60")  # so that it does not end before the fault
+    # so that it does not end before the fault; the short form's network needs a tenth of the time for a clip
+    many = ("--shard-videos", 1, "--clips", f"uniform:{60 if LONG else 200}")
     words = ["launch", "s3://archive/in", "s3://archive/out", "--weights", weights, *many, *more]
     with said.open("w") as stderr:
         return subprocess.Popen([*P3D, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, text=True)
@@ -65,12 +66,12 @@ ALL_OK = {"manifest": 12, "ok": 12, "failed": 0, "pending": 0, "lost": 0, "dupli
 def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Path, small_weights: Path) -> None:
     """A frozen server, and one that is killed and started again, only cost time."""
     said = tmp_path / "said"
-    driver = launched(small_weights, said)
-    wait_for(lambda: commits(server) >= 1, driver)
+    driver, client = launched(small_weights, said), client_of(server)
+    wait_for(lambda: commits(client) >= 1, driver)
     server.freeze()
     time.sleep(2)  # the length of the freeze; requests wait for it
     server.thaw()
-    wait_for(lambda: commits(server) >= 2, driver)
+    wait_for(lambda: commits(client) >= 2, driver)
     server.kill()
     wait_for(lambda: "paused" in said.read_text(), driver)
     server.start()
@@ -84,8 +85,8 @@ def test_an_outage_pauses_the_job_and_fails_no_video(server: Weed, tmp_path: Pat
 def test_an_outage_that_lasts_stops_the_job_resumable(server: Weed, tmp_path: Path, small_weights: Path) -> None:
     """After --store-patience the run exits with 6 and a message; a resume finishes, and no video has failed."""
     said = tmp_path / "said"
-    driver = launched(small_weights, said, "--store-patience", 1)
-    wait_for(lambda: commits(server) >= 2, driver)
+    driver, client = launched(small_weights, said, "--store-patience", 1), client_of(server)
+    wait_for(lambda: commits(client) >= 2, driver)
     server.kill()
     assert driver.wait(120) == 6, said.read_text()
     assert "no video failed because of it" in said.read_text()

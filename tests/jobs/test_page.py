@@ -101,7 +101,7 @@ def test_requests_need_the_token(page: Served) -> None:
 def test_another_host_is_refused(page: Served, host: str | None) -> None:
     """A host name that DNS rebinding points to loopback is refused, even with the right token."""
     reply = page.ask("api/about", headers={"Host": host})
-    assert reply.status in (400, 403) and b"p3d63" not in reply.body
+    assert reply.status in (400, 403) and b"p3d-demo" not in reply.body
 
 
 def test_a_forwarded_port_is_accepted(page: Served) -> None:
@@ -301,7 +301,7 @@ def test_the_list_is_narrowed(page: Served) -> None:
     by_cluster = [page.ask("api/videos", cluster=one).json["total"] for one in sorted(set(drawn["cluster"]))]
     assert sum(by_cluster) == 8 == len(drawn["ids"]) == len(drawn["x"]) == len(drawn["y"])
     about = page.ask("api/about").json
-    assert (about["videos"], about["failed"], about["pending"], about["model"]) == (8, 1, 0, "p3d63")
+    assert (about["videos"], about["failed"], about["pending"], about["model"]) == (8, 1, 0, "p3d-demo")
     assert {"duration_s", "codec"} <= {column["name"] for column in about["columns"]}
 
 

@@ -145,7 +145,7 @@ def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
     rows: list[tuple[str, float, np.ndarray]] = []
     for folder, table in rows_of(out).rows():
         if folder == "clips":
-            vectors = schema.features_of(table["embedding"], 2048).astype(np.float64)
+            vectors = schema.features_of(table["embedding"], 512).astype(np.float64)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             rows += zip(table["video_id"].to_pylist(), table["start_s"].to_pylist(), vectors, strict=True)
     made = make_report(out, DEFAULTS, videos=0).neighbours

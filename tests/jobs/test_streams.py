@@ -16,7 +16,7 @@ from p3d.jobs.cli.output import EXIT_CODES, STDOUT, _say_warnings, _surroundings
 from p3d.pipeline.errors import StrayFile
 from tests.conftest import P3D
 
-MODELS = " ".join(map(shlex.quote, [*P3D, "models"]))
+MODELS = " ".join(map(shlex.quote, [*P3D, "models", "--model", "p3d-demo"]))
 FIRST_FREE = "import os; from p3d.jobs.cli import output; output._open_streams(); os._exit(os.open('/', os.O_RDONLY))"
 
 
@@ -27,7 +27,7 @@ def in_shell(script: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("words", ["models", "--help", "launch --help"])
+@pytest.mark.parametrize("words", ["models --model p3d-demo", "--help", "launch --help"])
 def test_a_closed_pipe_has_a_code_of_its_own(words: str) -> None:
     """A reader that has gone is neither a success nor an internal error, and nothing is said about it."""
     command = " ".join(map(shlex.quote, [*P3D, *words.split()]))

@@ -202,7 +202,8 @@ def test_any_names_of_videos_and_columns_are_data(names: list[str], column: str)
         commit_shard(store, rows, recipe(), manifest.user_columns(0))
         assert in_process("verify", store.url, "--deep")[0] == 0
         assert in_process("results", "snapshot", store.url, f"{folder}/dest")[0] == 0
-        found = in_process("search", f"{folder}/dest", f"{names[0]}.mp4", "--json")
+        # a name may begin with a dash
+        found = in_process("search", "--json", "--", f"{folder}/dest", f"{names[0]}.mp4")
         assert json.loads(found[1])["hits"], found
 
 
@@ -215,7 +216,7 @@ def test_an_output_whose_name_is_not_utf8_is_an_output(tmp_path: Path, small_wei
     store.create(f"weights/{chosen.weights_sha256}.safetensors", content)
     manifest = Manifest(store, write_plan(store, 1, chosen.digest, with_shards(videos("abcd"), 4), 0))
     commit_shard(store, shard_rows(manifest, 0, frames=(40, 16)), chosen, manifest.user_columns(0))
-    assert stored_weights(store, chosen).name == "p3d63"
+    assert stored_weights(store, chosen).name == "p3d-demo"
     for words in (
         ["verify", store.url, "--deep"],
         ["results", "snapshot", store.url, f"{store.url}-copy"],

@@ -25,10 +25,10 @@ def flat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port_file(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def port_file(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The random weights of all tests as a checkpoint of the port."""
     path = tmp_path_factory.mktemp("port") / "p3d.pth.tar"
-    torch.save({"state_dict": p3d.weights.load(small_weights).network.state_dict()}, path)
+    torch.save({"state_dict": p3d.weights.load(real_weights).network.state_dict()}, path)
     return path
 
 
@@ -77,7 +77,7 @@ def test_a_2d_file_stays_2d_where_that_network_is_named(flat_file: Path, tmp_pat
     assert "sees frames" not in shown
 
 
-def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_port_is_imported(port_file: Path, real_weights: Path, tmp_path: Path) -> None:
     """The tensors are the checkpoint's, the convention is the requested one, and nothing is warned of."""
     out = tmp_path / "w.safetensors"
     words = ("--graph", "caffe", "--channel-order", "bgr", "--range", "255")
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Pa
     assert (code, said) == (0, "")
     weights = p3d.weights.load(out)
     assert (weights.config.graph, weights.recipe) == ("caffe", CAFFE_RGB)
-    wanted = p3d.weights.load(small_weights).network.state_dict()
+    wanted = p3d.weights.load(real_weights).network.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in weights.network.state_dict().items())
 
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_the_port_is_imported(port_file: Path, small_weights: Pa
     ],
 )
 def test_what_cannot_be_imported_gives_one_message(
-    flat_file: Path, port_file: Path, small_weights: Path, tmp_path: Path, words: str, says: str
+    flat_file: Path, port_file: Path, real_weights: Path, tmp_path: Path, words: str, says: str
 ) -> None:
     """Exit 2, one message, and no file changes."""
     for name, content in {"two.txt": b"a\nb\n", "hole.txt": b"a\n\nc\n", "bytes.txt": b"\xff\n"}.items():
@@ -120,7 +120,7 @@ def test_what_cannot_be_imported_gives_one_message(
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "cut.pth").write_bytes(flat_file.read_bytes()[: 1 << 20])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    command = words.format(flat=flat_file, port=port_file, small=small_weights, here=tmp_path)
+    command = words.format(flat=flat_file, port=port_file, small=real_weights, here=tmp_path)
     code, out, err = in_process("weights", "import", *command.split())
     assert (code, out) == (2, "")
     assert says in err
@@ -136,13 +136,13 @@ def test_a_launch_with_a_2d_file_names_the_import(flat_file: Path, archive: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_describes_each_format(flat_file: Path, port_file: Path, small_weights: Path) -> None:
+def test_show_describes_each_format(flat_file: Path, port_file: Path, real_weights: Path) -> None:
     """Format, network, classes, recipe and sha256 of a 2-D file, a checkpoint and our own."""
     for path, *said in (
         (flat_file, "a 2-D ResNet", "p3d63, graph port, stride on the 3x3", "3, without names"),
         (port_file, "the PyTorch port", "p3d63, graph port, stride on the 1x1", "10, without names"),
         (
-            small_weights,
+            real_weights,
             "our own .safetensors",
             "p3d63, graph caffe, stride on the 1x1",
             "10, called class 0 .. class 9",
@@ -162,11 +162,11 @@ def test_every_format_has_a_description(tmp_path: Path) -> None:
     assert {p3d.weights.identify(path).format, "native", "port", "resnet"} == FORMATS.keys()
 
 
-def test_show_hints_at_range_and_motion(flat_file: Path, port_file: Path, small_weights: Path) -> None:
+def test_show_hints_at_range_and_motion(flat_file: Path, port_file: Path, real_weights: Path) -> None:
     """Weights of byte inputs contradict the assumed recipe of a checkpoint and fit their own. The filters of an
     inflated file look at one frame. JSON has the numbers."""
     assert "WARNING: bn1 fits inputs" in in_process("weights", "show", str(port_file))[1]
-    own = in_process("weights", "show", str(small_weights))[1]
+    own = in_process("weights", "show", str(real_weights))[1]
     assert "WARNING" not in own
     assert "13 of 13 temporal filters look at other frames" in own
     assert "no temporal filter looks at another frame" in in_process("weights", "show", str(flat_file))[1]

@@ -97,6 +97,7 @@ SOURCE_REASONS = {Reason.SOURCE_DENIED: denied, Reason.SOURCE_CORRUPT: corrupt}
 def zoo(tmp_path_factory: pytest.TempPathFactory, small_weights: Path) -> Zoo:
     root = tmp_path_factory.mktemp("zoo")
     source = cases.build(root / "files")
+    (source / "other\x1b[2J.txt").touch()
     words = ("launch", source, root / "out", "--weights", small_weights, "--max-failures", "100%", *CALM)
     return Zoo(root / "out", p3d(*words, env=plants.environment(root / "plants")))
 
@@ -154,10 +155,12 @@ def test_details_of_failures_name_the_cause(zoo: Zoo) -> None:
 
 @pytest.mark.fault(51)
 def test_names_and_details_of_failures_cannot_control_a_terminal(zoo: Zoo) -> None:
-    """The output for the zoo has no control characters but newlines."""
-    for verb in ("failures", "status"):
-        ran = p3d(verb, zoo.out)
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", ran.out + ran.err), verb
+    """The output of each verb has no control characters but newlines, and no newline of a name. Names are escaped."""
+    ran = {"launch": zoo.ran} | {verb: p3d(verb, zoo.out) for verb in ("failures", "status", "verify")}
+    for verb, said in ran.items():
+        shown = (said.out + said.err).replace("\x1b[33m(raylet)\x1b[0m", "")  # Ray colours its own messages
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\nFAKE", shown), verb
     counts = Counter(row["reason"] for row in zoo.failures.values())
-    printed = p3d("failures", zoo.out).out
+    printed = ran["failures"].out
+    assert "\\x1b[31m" in printed
     assert all(re.search(rf"^{count} {reason}:", printed, re.M) for reason, count in counts.items())

@@ -198,17 +198,17 @@ def sweeps_unfinished_shards(patch: Patch) -> None:
 
 MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
     (renames_if_absent, 105),
-    (tries_forever, 15),
+    (tries_forever, 48),
     (never_looks_for_newer_runs, 5),
-    (adopts_without_deriving, 0),
-    (fails_videos_in_outages, 243),
+    (adopts_without_deriving, 28),
+    (fails_videos_in_outages, 382),
     (deaths_fail_videos, 5),
-    (oldest_plan_counts, 95),
+    (oldest_plan_counts, 200),
     (counts_superseded_rows, 0),
     (both_are_in_charge, 13),
     (loses_a_plan_silently, 121),
-    (forgets_a_plans_number, 226),
-    (forgives_a_failed_derive, 12),
+    (forgets_a_plans_number, 610),
+    (forgives_a_failed_derive, 285),
     (sweeps_unfinished_shards, 50),
 ]
 

@@ -139,6 +139,7 @@ CASES: tuple[Case, ...] = (
     # rows 16 and 21
     Case("empty.mp4", _R.EMPTY_FILE, _text("")),
     Case("text.mp4", _R.NOT_A_VIDEO, _text("nothing to see here\n" * 20)),
+    Case("a\x1b[31m\x07\nFAKE: 0 failed\r.mp4", _R.NOT_A_VIDEO, _text("no video")),  # row 51
     Case("page.mp4", _R.NOT_A_VIDEO, _text("<!DOCTYPE html><title>404</title>")),
     Case("playlist.mp4", _R.NOT_A_VIDEO, _playlist),
     Case(
