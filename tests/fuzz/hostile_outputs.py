@@ -479,7 +479,9 @@ class Maker:
         if key.startswith("plans/"):
             path = store.root / f"{folder[: folder.rfind('-')]}.json"
             record = json.loads(path.read_text())
-            part = next(one for one in record["plan"]["parts"] if one["name"] == name)
+            part = next((one for one in record["plan"]["parts"] if one["name"] == name), None)
+            if part is None:  # an earlier change has renamed it
+                return
             part.update(sha256=sha256, n_videos=table.num_rows)
             record["plan"]["n_videos"] = sum(one["n_videos"] for one in record["plan"]["parts"])
             with contextlib.suppress(Exception):
