@@ -117,7 +117,7 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
         refuse_silent(address)  # Ray would retry for many minutes
     with _private_folder() as scratch:
         try:
-            with _entrypoint():
+            with _quiet_start():
                 ray.init(
                     address=address,
                     # a submitted driver has the code already, and Ray refuses to get it twice
@@ -223,7 +223,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
         sessions = _sessions()
         _refuse_full(sessions.parent)
         try:
-            with _entrypoint():
+            with _quiet_start():
                 ray.init(
                     address="local",
                     _temp_dir=str(sessions),
@@ -246,8 +246,14 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def _entrypoint() -> Iterator[None]:
-    """Let Ray record the command line escaped: one that names a file which is not UTF-8 would end `ray.init`."""
+def _quiet_start() -> Iterator[None]:
+    """Start Ray so that it prints nothing, and records the command line escaped.
+
+    Ray prints errors of the cluster on stdout in colour, such as a worker that died, also with `log_to_driver=False`.
+    stdout is ours, and `--json` is read by programs; the run's own log names these events. A command line that names a
+    file which is not UTF-8 would end `ray.init`.
+    """
+    ray._private.worker._worker_logs_enabled = False
     recorded = ray._private.utils.get_entrypoint_name
     ray._private.utils.get_entrypoint_name = lambda: escape(recorded())
     try:
