@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from p3d.pipeline.decode.endings import ending
+from p3d.pipeline.decode.endings import ending, is_padding
 from p3d.pipeline.decode.sniff import damaged_container
 from p3d.pipeline.errors import Reason, VideoError
 
@@ -26,6 +26,7 @@ DEMUXERS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,ogg,mxf,rm,h264,hevc,m4v,vc1,obu,ivf,dv,nut,wtv,yuv4mpegpipe,"
     "mjpeg"
 )
+FRAMES_ONLY = frozenset(("dv", "yuv4mpegpipe"))  # containers that consist of frames of equal size
 READ_BYTES = 1024**2
 LOOK_S = 60.0  # for reading a file again after an error
 NEAR_PADDING_BYTES = 4 * 1024**2  # an error of a demuxer this near to the padding of a file is due to the padding
@@ -106,7 +107,8 @@ def raise_unless_damage(error: av.error.FFmpegError, path: str) -> None:
 def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Packet[Stream]]:
     """The packets of these streams (default: all) in stored order, then one empty packet each to flush the decoder.
 
-    Padding at the end of a file, at which some demuxers fail, ends it like the end of the file.
+    Padding at the end of a file, at which some demuxers fail, ends it like the end of the file. The last frame of a cut
+    DV file is left out: FFmpeg fills it up with what it has read before.
 
     PyAV (18.1) fails on a stream that first appears in mid-file, which occurs in broadcasts. It raises IndexError after
     the last packet, when every stream that was there from the start has been flushed.
@@ -117,6 +119,8 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
     while True:
         try:
             for packet in container.demux(*streams):
+                if container.format.name == "dv" and packet.size and not _is_whole(container, packet):
+                    continue
                 end = max(end, (packet.pos or 0) + packet.size)
                 n_after += in_padding is not None and packet.size > 0
                 if in_padding is not None and n_after > len(container.streams):
@@ -142,11 +146,22 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
         yield flush
 
 
+def _is_whole(container: InputContainer, packet: av.Packet[Stream]) -> bool:
+    """Is this packet of a DV file a frame that is all there, or sound? False for a cut frame and for padding."""
+    start = packet.pos or 0
+    if packet.stream.type != "video":
+        return True
+    is_cut = start + packet.size > os.path.getsize(container.name)  # noqa: PTH202 - names that are not UTF-8
+    return not is_cut and not (memoryview(packet)[0] in (0, 255) and is_padding(container.name, start))
+
+
 def _padding_after(container: InputContainer, position: int) -> int:
     """How many bytes of padding the file has, if they follow near `position`; else 0."""
     if container.format.name == "obu":  # its demuxer would lose the last frame before the padding without an error
         return 0
     padding = ending(container.name).padding
+    if padding is None and container.format.name in FRAMES_ONLY and is_padding(container.name, position):
+        padding = position
     if padding is None or position < padding - NEAR_PADDING_BYTES:
         return 0
     return os.path.getsize(container.name) - padding  # noqa: PTH202 - names that are not UTF-8

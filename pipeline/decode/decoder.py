@@ -18,9 +18,10 @@ from p3d.pipeline.decode.policy import DecodeLimits
 # Codecs by FFmpeg's name of the decoder. An error in the log of these means a damaged picture; other decoders also log
 # errors that they correct, or that concern a message next to the picture.
 LOGGED = frozenset(
-    "amv cinepak dvvideo ffv1 flashsv flashsv2 gif jpegls mjpeg mjpegb msmpeg4 msmpeg4v1 msmpeg4v2 png roqvideo "
-    "utvideo wmv1 wmv2 zmbv".split()
+    "amv cinepak dvvideo ffv1 flashsv flashsv2 gif h261 jpegls mjpeg mjpegb msmpeg4 msmpeg4v1 msmpeg4v2 msvideo1 png "
+    "roqvideo tiff utvideo wmv1 wmv2 zmbv".split()
 )
+WARNED = {"utvideo": "bits left after decoding slice"}  # a warning of the decoder that also means damage
 STRICT = frozenset(("amv", "jpegls", "mjpeg", "mjpegb"))  # decoders that go on after a damaged scan unless told to stop
 _HARMLESS = ("ignoring", "APP fields")  # parts of messages about what is next to the picture
 
@@ -47,13 +48,15 @@ def decode(stream: VideoStream, packet: Packet[Stream] | None) -> list[av.VideoF
     if name not in LOGGED:
         return stream.decode(packet)
     av.logging.set_skip_repeated(False)
-    av.logging.set_level(av.logging.ERROR)  # only for this call: elsewhere PyAV would write to the process's log
+    # only for this call: elsewhere PyAV would write to the log of the process
+    av.logging.set_level(av.logging.WARNING if name in WARNED else av.logging.ERROR)
     try:
         with av.logging.Capture() as lines:
             frames = stream.decode(packet)
     finally:
         av.logging.set_level(None)
     for level, source, text in lines:
-        if level <= av.logging.ERROR and source == name and not any(part in text for part in _HARMLESS):
+        is_error = level <= av.logging.ERROR or (name in WARNED and WARNED[name] in text)
+        if is_error and source == name and not any(part in text for part in _HARMLESS):
             raise DamagedPicture(f"{name}: {text.strip()}")
     return frames

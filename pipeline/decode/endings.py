@@ -9,9 +9,11 @@
     GIF          there is no trailer                                                        GIF89a, 27
     FLV, ASF     a tag or an object extends past the end of the file                        FLV 10.1, Annex E
     IVF          a frame extends past the end of the file
+    RealMedia    a chunk extends past the end of the file
 
 MPEG-TS, MPEG-PS and raw streams do not say where they end. Frame counts are no evidence: an edit list leaves frames
-out, and recorders write durations by the clock. Bytes 0x00 or 0xFF after the end of a container are padding.
+out, and recorders write durations by the clock. Bytes 0x00 or 0xFF after the end of a container are padding. Other
+bytes there, such as an ID3 tag, belong to no container and are no evidence either.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 ISO_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
+# Other boxes that may stand before a fragment. None of them holds frames.
+_BETWEEN_FRAGMENTS = ISO_BOXES | {b"emsg", b"prft", b"ssix", b"uuid", b"meta"}
 _MOST_PARTS = 5_000_000  # boxes, blocks or pages that are examined in one file
+_MOST_TRACKS = 100_000
 _PIECE = 1024**2
 _TAIL_BYTES = 64 * 1024  # a page of Ogg is at most this long; a demuxer of MPEG-TS searches as far for the next packet
 _MXF_HEADER_BYTES = 64 * 1024
@@ -31,7 +36,14 @@ _MXF_HEADER, _MXF_FOOTER, _MXF_RANDOM_INDEX = b"\x02", b"\x04", b"\x11"
 _MXF_SEARCH = 1024**2
 _EBML_SEGMENT, _EBML_CLUSTER = 0x18538067, 0x1F43B675
 _EBML_WITH_FRAMES = frozenset((_EBML_SEGMENT, _EBML_CLUSTER, 0xA3, 0xA0))  # also SimpleBlock and BlockGroup
+# All that a file, a segment or a cluster may hold (RFC 9559, 5): other bytes are not Matroska.
+_EBML_KNOWN = _EBML_WITH_FRAMES | {
+    *(0x1A45DFA3, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469),
+    *(0xE7, 0xA7, 0xAB, 0xAF, 0x5854, 0xEC, 0xBF),
+}
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_RM_CHUNKS = frozenset((b".RMF", b"PROP", b"MDPR", b"CONT", b"DATA", b"INDX"))
+_RM_EXCESS = 18  # bytes by which writers overstate the size of DATA: they count its header twice
 _FILLERS = (b"\0", b"\xff")
 
 
@@ -62,6 +74,24 @@ def ending(path: str) -> Ending:
         return found
 
 
+def is_padding(path: str, position: int) -> bool:
+    """Does the file at `path` hold only padding, at least one byte, from `position` on?"""
+    with open(path, "rb") as file:  # noqa: PTH123 - as above
+        return _filler(file, position) is not None
+
+
+def next_frame_bytes(path: str, position: int) -> int:
+    """How many bytes of one more frame a file that consists of frames holds after `position`; 0 if others follow.
+
+    A frame of YUV4MPEG begins with the word FRAME. One of DV begins as the first one does.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123 - as above
+        size = file.seek(0, os.SEEK_END)
+        mark = b"FRAME" if _at(file, 0, 9) == b"YUV4MPEG2" else _at(file, 0, 3)
+        begins = _at(file, position, len(mark))
+        return size - position if begins and mark.startswith(begins) else 0
+
+
 def _examiner(head: bytes, start: bytes) -> Callable[[BinaryIO, int], Ending] | None:
     if head[:4] == b"RIFF":
         return _riff
@@ -74,6 +104,7 @@ def _examiner(head: bytes, start: bytes) -> Callable[[BinaryIO, int], Ending] | 
         b"FLV\x01": _flv,
         b"DKIF": _ivf,
         _ASF_HEADER[:4]: _asf,
+        b".RMF": _rm,
     }
     return by_magic.get(head[:4]) or (_mxf if _MXF_PARTITION + _MXF_HEADER in start else None)
 
@@ -101,16 +132,18 @@ def _past_end(what: str, end: int, size: int) -> str:
 def _iso(file: BinaryIO, size: int) -> Ending:
     """Walk the top-level boxes: 32-bit size, name, 64-bit size if the first is 1; size 0 reaches to the end."""
     names: set[bytes] = set()
-    position, fragmented, indexed_end = 0, False, 0
+    name, position, fragmented, indexed_end = b"", 0, False, 0
     for _ in range(_MOST_PARTS):
         if position >= size:
             break
-        header = _at(file, position, 16)
+        header, before = _at(file, position, 16), name
         n_bytes, name = int.from_bytes(header[:4], "big"), header[4:8]
-        if n_bytes in (0, 0xFFFFFFFF) and (padding := _filler(file, position)) is not None:
-            return Ending(*_iso_end(names, fragmented, indexed_end, position), padding)
+        if not header.strip(header[:1]) and (padding := _filler(file, position)) is not None:
+            return Ending(*_iso_end(names, before, fragmented, indexed_end, position), padding)
         if len(header) < 8:
             return Ending(f"{len(header)} bytes of a box header are there", fragmented)
+        if fragmented and name not in _BETWEEN_FRAGMENTS:
+            return Ending(*_iso_end(names, before, fragmented, indexed_end, position))
         if n_bytes == 1:
             n_bytes = int.from_bytes(header[8:16], "big")
         if n_bytes == 0:
@@ -127,12 +160,14 @@ def _iso(file: BinaryIO, size: int) -> Ending:
         if name == b"sidx" and not indexed_end:
             indexed_end = _indexed_end(_at(file, position, min(n_bytes, _PIECE)), end)
         position = end
-    return Ending(*_iso_end(names, fragmented, indexed_end, size))
+    return Ending(*_iso_end(names, name, fragmented, indexed_end, size))
 
 
-def _iso_end(names: set[bytes], fragmented: bool, indexed_end: int, size: int) -> tuple[str, bool]:
+def _iso_end(names: set[bytes], last: bytes, fragmented: bool, indexed_end: int, size: int) -> tuple[str, bool]:
     if b"moov" not in names:
         return "it has no moov box", False
+    if fragmented and last == b"moof":
+        return "the frames of its last fragment are not there", True
     if fragmented and indexed_end > size:
         return _past_end("what its segment index lists", indexed_end, size), True
     return "", False
@@ -140,13 +175,13 @@ def _iso_end(names: set[bytes], fragmented: bool, indexed_end: int, size: int) -
 
 def _holds_box(file: BinaryIO, position: int, end: int, wanted: bytes) -> bool:
     """Is there a box of this name among those from `position` to `end`?"""
-    while position + 8 <= end:
+    for _ in range(_MOST_TRACKS):
         header = _at(file, position, 8)
+        n_bytes = int.from_bytes(header[:4], "big")
+        if position + 8 > end or n_bytes < 8:
+            return False
         if header[4:] == wanted:
             return True
-        n_bytes = int.from_bytes(header[:4], "big")
-        if n_bytes < 8:
-            return False
         position += n_bytes
     return False
 
@@ -167,7 +202,10 @@ def _indexed_end(box: bytes, box_end: int) -> int:
 def _riff(file: BinaryIO, size: int) -> Ending:
     """AVI is one chunk "RIFF", and above 1 GB one more for each further gigabyte."""
     position = 0
-    while (header := _at(file, position, 8))[:4] == b"RIFF":
+    for _ in range(_MOST_PARTS):
+        header = _at(file, position, 8)
+        if header[:4] != b"RIFF":
+            break
         if header[4:] in (b"\0\0\0\0", b"\xff\xff\xff\xff"):  # a recorder that did not fill in the size
             return Ending()
         position += 8 + int.from_bytes(header[4:], "little")
@@ -180,7 +218,8 @@ def _riff(file: BinaryIO, size: int) -> Ending:
 def _ebml(file: BinaryIO, size: int) -> Ending:
     """Walk the elements of the segment. Those of unknown size, in live recordings, are entered.
 
-    What is missing holds no frames if the element that is cut comes after the clusters and is not one itself.
+    What is missing holds no frames if the element that is cut comes after the clusters and is not one itself. Such a
+    file counts as whole.
     """
     position, segment_end, clusters, kind, end = 0, 0, 0, 0, 0
     for _ in range(_MOST_PARTS):
@@ -188,11 +227,11 @@ def _ebml(file: BinaryIO, size: int) -> Ending:
             break
         header = _at(file, position, 12)
         kind, length, n_head = _element(header)
+        if not segment_end and kind not in _EBML_KNOWN and (n_head or not _begins_known(header)):
+            return Ending(padding=_filler(file, position))
         if not n_head:
             if len(header) < 12:
                 end = size + 1  # the header of an element is cut
-            elif not segment_end:
-                return Ending(padding=_filler(file, position))
             break
         if kind == _EBML_SEGMENT:
             segment_end = position + n_head + length if length >= 0 else 0
@@ -202,12 +241,19 @@ def _ebml(file: BinaryIO, size: int) -> Ending:
             continue
         end = position + n_head + max(length, 0)
         position = end
-        if segment_end and position == segment_end:
+        if segment_end and position == segment_end <= size:
             return Ending(padding=_filler(file, position))
     if max(segment_end, end) <= size:
         return Ending()
-    missing = _past_end("its segment" if segment_end else "its last block", max(segment_end, end), size)
-    return Ending(missing, not clusters or end <= size or kind in _EBML_WITH_FRAMES)
+    if clusters and end > size and n_head and kind not in _EBML_WITH_FRAMES:
+        return Ending()
+    return Ending(_past_end("its segment" if segment_end else "its last block", max(segment_end, end), size), True)
+
+
+def _begins_known(header: bytes) -> bool:
+    """May these bytes, up to the end of the file, be the start of an element in _EBML_KNOWN?"""
+    ids = (known.to_bytes((known.bit_length() + 7) // 8, "big") for known in _EBML_KNOWN)
+    return any(header.startswith(known) or known.startswith(header) for known in ids)
 
 
 def _element(header: bytes) -> tuple[int, int, int]:
@@ -228,7 +274,7 @@ def _mxf(file: BinaryIO, size: int) -> Ending:
     """The header partition names the byte where the footer begins, unless the recorder did not know it yet."""
     start = _at(file, 0, _MXF_HEADER_BYTES + 256)
     at = start.find(_MXF_PARTITION + _MXF_HEADER)
-    length = start[at + 16]
+    length = start[at + 16] if at + 16 < len(start) else 0
     fields = at + 17 + (length & 127 if length & 128 else 0)
     footer = int.from_bytes(start[fields + 24 : fields + 32], "big")
     if footer:
@@ -291,7 +337,7 @@ def _gif(file: BinaryIO, size: int) -> Ending:
         else:
             return missing if len(block) < 10 else Ending()
         file.seek(position)
-        while True:
+        for _ in range(_MOST_PARTS):
             length = file.read(1)
             if not length:
                 return missing
@@ -307,14 +353,16 @@ def _colour_table(flags: int) -> int:
 
 
 def _flv(file: BinaryIO, size: int) -> Ending:
-    """Walk the tags: 4 bytes length of the previous tag, then type, 24-bit size and 7 more bytes."""
+    """Walk the tags: 4 bytes length of the previous tag, then type, 24-bit size, time and stream, which is 0."""
     position = int.from_bytes(_at(file, 5, 4), "big")
     for _ in range(_MOST_PARTS):
         header = _at(file, position, 15)
-        if len(header) < 15:
+        if len(header) == 4:
             return Ending()
-        if header[4] & 0x1F not in (8, 9, 18):
+        if len(header) > 4 and (header[4] & 0xDF not in (8, 9, 18) or any(header[12:])):
             return Ending(padding=_filler(file, position + 4))
+        if len(header) < 15:
+            return Ending(f"{len(header)} bytes of a tag header are there", True)
         position += 15 + int.from_bytes(header[5:8], "big")
         if position > size:
             return Ending(_past_end("its last tag", position, size), True)
@@ -325,10 +373,10 @@ def _ivf(file: BinaryIO, size: int) -> Ending:
     position = int.from_bytes(_at(file, 6, 2), "little")
     for _ in range(_MOST_PARTS):
         header = _at(file, position, 12)
+        if not header.strip(header[:1]) and header[:1] in _FILLERS:
+            return Ending(padding=_filler(file, position))
         if len(header) < 12:
             return Ending(f"{len(header)} bytes of a frame header are there", True) if header else Ending()
-        if (padding := _filler(file, position)) is not None:
-            return Ending(padding=padding)
         position += 12 + int.from_bytes(header[:4], "little")
         if position > size:
             return Ending(_past_end("its last frame", position, size), True)
@@ -343,4 +391,18 @@ def _asf(file: BinaryIO, size: int) -> Ending:
         position += int.from_bytes(header[16:24], "little")
         if len(header) < 24 or position > size:
             return Ending(_past_end(what, max(position, size + 1), size), True)
+    return Ending()
+
+
+def _rm(file: BinaryIO, size: int) -> Ending:
+    """Walk the chunks: 4 letters, then the 32-bit size. A live recording may not state the size of its data."""
+    position = 0
+    for _ in range(_MOST_PARTS):
+        header = _at(file, position, 8)
+        name, n_bytes = header[:4], int.from_bytes(header[4:], "big")
+        if name not in _RM_CHUNKS or n_bytes < 8:
+            return Ending(padding=_filler(file, position))
+        position += n_bytes
+        if position > size + _RM_EXCESS:
+            return Ending(_past_end(f"its chunk {name.decode()!r}", position, size), name != b"INDX")
     return Ending()

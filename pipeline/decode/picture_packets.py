@@ -8,16 +8,21 @@ VP8's hidden frames, to which only other frames refer. They go to the decoder, b
     hevc          has only units of types 32 to 40                            ITU-T H.265, 7.4.2.2
     vp8           has bit 4 of its first byte cleared                         RFC 6386, 9.1
     mpeg1, mpeg2  has start codes, but none of a picture                      ISO/IEC 13818-2, 6.2.3
-    mpeg4         has start codes, but none of a VOP                          ISO/IEC 14496-2, 6.2.5
+    mpeg4         has start codes, but none of a VOP, or its only VOP has     ISO/IEC 14496-2, 6.2.5
+                  vop_coded 0: the picture before stays on screen
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from p3d.pipeline.decode.key_frames import HEAD_BYTES, MOST_UNITS, nals
 
 _START = b"\0\0\1"
+_VOP, _VOL = b"\0\0\1\xb6", b"\0\0\1\x20"
+_NOT_CODED_BYTES = 19  # most bytes of a packet whose VOP is not coded; FFmpeg allows as many
+_PACKED = re.compile(rb"DivX\d+(b|Build)\d+p")  # such a packet stands for a picture in the packet before
 
 
 def shows_picture(codec: str, extradata: bytes, packet: memoryview) -> bool:
@@ -78,11 +83,55 @@ def _vp8(extradata: bytes, packet: memoryview) -> bool:
     return bool(packet[0] & 16)
 
 
+def _mpeg4(extradata: bytes, packet: memoryview) -> bool:
+    if not _with_code(0xB6)(extradata, packet):
+        return False
+    data = bytes(packet[: _NOT_CODED_BYTES + 1])
+    if len(packet) > _NOT_CODED_BYTES or data.count(_VOP) != 1 or _PACKED.search(extradata):
+        return True
+    bits = _Bits(data[data.index(_VOP) + 4 :])
+    bits.take(2)
+    while bits.take(1):  # seconds since the last VOP
+        pass
+    bits.take(1 + _increment_bits(extradata) + 1)
+    return bool(bits.take(1))
+
+
+def _increment_bits(extradata: bytes) -> int:
+    """How many bits a VOP has for its time, by the video object layer in `extradata`. IndexError without one."""
+    at = extradata.find(_VOL)
+    bits = _Bits(extradata[at + 4 :] if at >= 0 else b"")
+    bits.take(1 + 8)
+    if bits.take(1):
+        bits.take(4 + 3)
+    if bits.take(4) == 15:  # the pixel aspect is stated
+        bits.take(16)
+    if bits.take(1):
+        bits.take(2 + 1)
+        if bits.take(1):
+            bits.take(79)
+    bits.take(2 + 1)
+    return max(1, (bits.take(16) - 1).bit_length())
+
+
+class _Bits:
+    """The bits of some bytes, highest first. IndexError at their end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def take(self, n_bits: int) -> int:
+        self._left -= n_bits
+        if self._left < 0:
+            raise IndexError
+        return self._value >> self._left & (1 << n_bits) - 1
+
+
 _READERS: dict[str, Callable[[bytes, memoryview], bool]] = {
     "h264": _h264,
     "hevc": _hevc,
     "vp8": _vp8,
     "mpeg1video": _with_code(0x00),
     "mpeg2video": _with_code(0x00),
-    "mpeg4": _with_code(0xB6),
+    "mpeg4": _mpeg4,
 }

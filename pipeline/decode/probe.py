@@ -9,7 +9,6 @@ file for large ones. Only the first picture is decoded, for its orientation and 
 from __future__ import annotations
 
 import contextlib
-import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from p3d.pipeline.decode.container import Source, open_container, packets, raise_unless_damage
+from p3d.pipeline.decode.container import FRAMES_ONLY, Source, open_container, packets, raise_unless_damage
 from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.decoder import one_thread
-from p3d.pipeline.decode.endings import Ending, ending
+from p3d.pipeline.decode.endings import Ending, ending, next_frame_bytes
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
 from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.picture_packets import shows_picture
@@ -37,7 +36,6 @@ from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
 
 RAW_STREAMS = frozenset(("h264", "hevc", "m4v", "mpegvideo", "vc1", "obu"))  # containers that hold no times
-FRAMES_ONLY = frozenset(("dv", "yuv4mpegpipe"))  # containers that consist of frames of equal size
 ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration
 FIRST_PICTURE_PACKETS = 64  # how many packets the probe may decode while it looks for the first picture
 MOST_ASPECT = 8.0  # largest pixel aspect ratio, either way; more than that is taken for nonsense
@@ -160,7 +158,7 @@ def probed(
 def _probe(
     container: InputContainer, limits: DecodeLimits, skippable: bool, progress: Progress
 ) -> tuple[Probe, Source]:
-    stream, why = best_stream(container)
+    stream, why = best_stream(container, progress)
     check_limits(stream, limits)
     one_thread(stream, limits)
     return _Pass(container, stream, why, skippable, progress).run(limits), Source(container, stream)
@@ -360,7 +358,9 @@ class _Pass:
         pts_N = np.frombuffer(self.pts, np.int64)[order_N] if self.pts else _NONE
         tick_s = float(self.stream.time_base or 0)
         intervals_N = np.diff(pts_N)
-        intervals_N = intervals_N[(intervals_N > 0) & (intervals_N * tick_s <= GAP_S)]
+        intervals_N = intervals_N[intervals_N > 0]
+        if len(intervals_N) < 2 or (intervals_N * tick_s <= GAP_S).any():  # else it is a slow time-lapse video
+            intervals_N = intervals_N[intervals_N * tick_s <= GAP_S]
         if not len(intervals_N) or not tick_s:
             return stated, False
         median = float(np.median(intervals_N))
@@ -383,11 +383,10 @@ class _Pass:
         if self.stopped:
             return f"the file ends after {found} of {promised or 'an unknown number of'} frames: {self.stopped}"
         of = f"{found} of {promised} frames" if promised > found else f"{found} frames"
-        if end.missing and (end.lost_frames or promised > found or not promised):
+        if end.missing and (end.lost_frames or promised > found or not promised or self.n_corrupt):
             return f"the file ends after {of}: {end.missing}"
-        size = os.path.getsize(path)  # noqa: PTH202 - names that are not UTF-8
-        if self.container.format.name in FRAMES_ONLY and end.padding is None and 0 < self.end < size:
-            return f"the file ends after {of}: {size - self.end} bytes of the next one are there"
+        if self.container.format.name in FRAMES_ONLY and (rest := next_frame_bytes(path, self.end)):
+            return f"the file ends after {of}: {rest} bytes of the next one are there"
         if promised > found and (self.n_corrupt or self.container.format.name == "ivf"):
             return f"the file ends after {of}"
         return ""

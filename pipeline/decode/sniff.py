@@ -30,6 +30,7 @@ _LISTS = (
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
 ENCRYPTION_BYTES = 1024**2  # of a file that are searched for an encrypted track
+ENCRYPTED_ENTRY = b"encv" + bytes(6)  # a sample entry: its name, then 6 reserved bytes
 SCRAMBLED_PIECES = 8
 SCRAMBLED_BYTES = 256 * 1024
 _STILL_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF") | {b"avif": "AVIF"}
@@ -109,7 +110,7 @@ def is_encrypted_iso(path: str) -> bool:
     """
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates
         head = file.read(ENCRYPTION_BYTES)
-    return head[4:8] in ISO_BOXES and b"encv" in head[: head.find(b"mdat") if b"mdat" in head else None]
+    return head[4:8] in ISO_BOXES and ENCRYPTED_ENTRY in head[: head.find(b"mdat") if b"mdat" in head else None]
 
 
 def is_scrambled(path: str, pid: int) -> bool:

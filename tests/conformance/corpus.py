@@ -235,6 +235,49 @@ def _two_intervals(path: Path) -> None:
     make.video(path, "libx264", N - 1, options=QUICK, gop=8, pts=times, ticks_per_s=100)
 
 
+def _cut_bytes(n_bytes: int) -> Callable[[Path], None]:
+    """Cut so many bytes off the end."""
+    return lambda path: edits.keep_to(path, path.stat().st_size - n_bytes)
+
+
+def _cut_after_moof(path: Path) -> None:
+    _h264(path, **FRAGMENTS)
+    edits.keep_to(path, [end for kind, _, end in edits.boxes(path.read_bytes()) if kind == b"moof"][1])
+
+
+def _cut_in_tag_header(path: Path) -> None:
+    """An FLV file of which 5 bytes of a tag are there: its header has 11."""
+    make.video(path, "flv", N, gop=8, noise=20)
+    data, at = path.read_bytes(), 13
+    for _ in range(12):
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    edits.keep_to(path, at + 5)
+
+
+def _not_coded(n_frames: int, at: int) -> Callable[[Path], None]:
+    """MPEG-4 in which a VOP that is not coded stands before frame `at`: the frame before stays on screen."""
+
+    def made(path: Path) -> None:
+        source = make.video(path.with_name("source.mp4"), "mpeg4", n_frames, gop=30)
+        # type P, no second begins, marker, 5 bits of time, marker, not coded
+        vop = b"\0\0\1\xb6" + bytes([0b01010000, 0b11001111])
+        edits.remuxed(source, path, lambda samples: [*samples[:at], (vop, False), *samples[at:]])
+        source.unlink()
+
+    return made
+
+
+def _slow(path: Path) -> None:
+    """One frame every 12 s."""
+    make.video(path, "libx264", N, options=QUICK, gop=8, pts=[12_000 * number for number in range(N)], ticks_per_s=1000)
+
+
+def _letters_of_encryption(path: Path) -> None:
+    """The metadata holds the letters of an encrypted track."""
+    _h264(path, muxer={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"encv"))
+
+
 def _exif_jpegs(orientation: int) -> Callable[[Path], None]:
     def made(path: Path) -> None:
         source = make.video(path.with_name("source.mkv"), "mjpeg", N, pixel_format="yuvj420p")
@@ -271,6 +314,7 @@ def _still(brand: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content)
 
 
+ID3 = b"TAG" + b"A title".ljust(125, b"\0")  # ID3v1
 TRUNCATED, CORRUPT = ("truncated",), ("corrupt_frames", "truncated")
 FRAGMENTS = {"muxer": {"movflags": "frag_keyframe+empty_moov"}}
 MJPEG = {"pixel_format": "yuvj420p"}
@@ -366,6 +410,48 @@ CASES = (
         TRUNCATED,
         kept=1,
     ),
+    Case(
+        "cut.rm",
+        _then(_made("rv10", gop=8, noise=20), _cut_bytes(2444)),
+        "the data chunk needs more bytes",
+        (),
+        TRUNCATED,
+        kept=1,
+    ),
+    Case(
+        "cut.dv",
+        _then(_made("dvvideo", hw=(576, 720)), _cut(0.53)),
+        "the last frame is incomplete",
+        (),
+        TRUNCATED,
+        kept=12,
+    ),
+    Case(
+        "cut_b_frames.mkv",
+        _then(lambda path: _h264(path, options={"preset": "ultrafast", "bf": "2"}), _cut(0.57)),
+        "a frame is stored whose predecessors are not",
+        (),
+        TRUNCATED,
+        kept=8,
+    ),
+    Case(
+        "cut_last_sample.mp4",
+        _then(_made("mpeg4", gop=12, noise=20, muxer={"movflags": "faststart"}), _cut_bytes(5)),
+        "the last frame is incomplete",
+        (),
+        TRUNCATED,
+        kept=20,
+    ),
+    Case(
+        "cut_last_cluster.mkv",
+        _then(lambda path: _h264(path, muxer={"reserve_index_space": "1000"}), _cut(0.8)),
+        "the cluster that is cut is the last element of its segment",
+        (),
+        TRUNCATED,
+        kept=1,
+    ),
+    Case("cut_after_moof.mp4", _cut_after_moof, "a fragment has no data", (), TRUNCATED, kept=8),
+    Case("cut_in_tag_header.flv", _cut_in_tag_header, "the header of a tag is cut", (), TRUNCATED, kept=8),
     Case("damaged_index.avi", _damaged_index, "all 24 frames are in the file; only its index is damaged"),
     # whole files that look cut
     Case(
@@ -400,6 +486,17 @@ CASES = (
         _then(_made("libvpx", options={"deadline": "realtime"}, gop=8), _padded(b"\xff", 1000)),
         "an IVF file followed by 0xFF",
     ),
+    Case("zeros_behind.dv", _then(_made("dvvideo", hw=(576, 720)), _padded(b"\0", 300_000)), "a DV file and zeros"),
+    Case(
+        "ff_behind.y4m",
+        _then(_made("wrapped_avframe", container="yuv4mpegpipe"), _padded(b"\xff", 1000)),
+        "a YUV4MPEG file and 0xFF",
+    ),
+    Case("three_ff_behind.mp4", _then(lambda path: _h264(path, **FRAGMENTS), _padded(b"\xff", 3)), "not a box"),
+    Case("tag_behind_fragments.mp4", _then(lambda path: _h264(path, **FRAGMENTS), _padded(ID3, 1)), "not a box"),
+    Case("tag_behind_live.mkv", _then(lambda path: _h264(path, **LIVE), _padded(ID3, 1)), "not an element"),
+    Case("text_behind.flv", _then(_made("flv", gop=8), _padded(b"Recorded by camera 7\n", 5)), "not a tag"),
+    Case("cut_in_cues.mkv", _then(lambda path: _h264(path), _cut_bytes(5)), "all frames precede the index"),
     # access units without a picture
     Case("parameter_sets_first.mp4", _with_extra(0, lambda sets: sets), "no slice", duration_s=N / 25),
     Case("delimiter_first.mp4", _with_extra(0, lambda sets: DELIMITER), "no slice"),
@@ -409,6 +506,7 @@ CASES = (
     Case("filler_last.mkv", _with_extra(N, lambda sets: FILLER, "matroska"), "no slice"),
     Case("end_of_sequence_last.mp4", _with_extra(N, lambda sets: END_OF_SEQUENCE), "no slice"),
     Case("units_in_a_unit.mp4", _units_in_a_unit, "the slices are inside a unit of another type"),
+    Case("not_coded.mp4", _not_coded(300, 100), "a VOP that is not coded", range(300), duration_s=301 / 25),
     Case("hidden_frame.webm", _hidden_frame, "frame 10 is not shown", (*range(10), *range(11, N))),
     # damage that FFmpeg names
     Case(
@@ -459,6 +557,14 @@ CASES = (
         CORRUPT,
         kept=6,
     ),
+    Case(
+        "damaged_utvideo.avi",
+        _damaged("utvideo", 6, noise=20, share=(0.1, 0.3)),
+        "a slice does not end where it should",
+        (),
+        CORRUPT,
+        kept=6,
+    ),
     Case("first_frame_damaged.mov", _first_frame_damaged, "no frame comes before the damage", (), CORRUPT),
     # rates
     Case("rate_60000.dv", _made("dvvideo", hw=(576, 720)), "the frames are 1/25 s apart"),
@@ -473,7 +579,9 @@ CASES = (
         range(N - 1),
         duration_s=0.89,
     ),
+    Case("rate_of_slow_pictures.mkv", _slow, "the frames are 12 s apart", duration_s=23 * 12 + 0.001, fps=1 / 12),
     # the rest
+    Case("letters_of_encryption.mp4", _letters_of_encryption, "a text, not a track"),
     Case("turned_by_message.mp4", _turned_by_message, "a display orientation message", turn=180),
     Case("encrypted.webm", _encrypted_webm, "its track has a ContentEncryption element", (), ("unsupported",)),
     Case(

@@ -183,11 +183,18 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
                     n_sent += 1
                 elif packet.pts is not None or packet.dts is not None:
                     continue  # an empty sample, which the decoder would take for the flush at the end
+                is_cut = bool(found.truncated) and (
+                    not packet.size or (packet.is_corrupt and n_sent >= found.n_packets)
+                )
+                if is_cut and n_shown:
+                    return  # the decoder holds later frames, but some that are shown before them may be missing
                 for frame in _pictures(here.stream, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
                     yield frame
+                    if is_cut:
+                        return
         except av.error.FFmpegError as error:
             raise_unless_damage(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
