@@ -27,6 +27,7 @@ DEMUXERS = (
     "mjpeg"
 )
 FRAMES_ONLY = frozenset(("dv", "yuv4mpegpipe"))  # containers that consist of frames of equal size
+FAIL_AT_PADDING = FRAMES_ONLY | {"mpegts", "ogg", "ivf"}  # containers whose demuxers fail at padding after the end
 READ_BYTES = 1024**2
 LOOK_S = 60.0  # for reading a file again after an error
 NEAR_PADDING_BYTES = 4 * 1024**2  # an error of a demuxer this near to the padding of a file is due to the padding
@@ -113,25 +114,31 @@ def packets(container: InputContainer, *streams: VideoStream) -> Iterator[av.Pac
     PyAV (18.1) fails on a stream that first appears in mid-file, which occurs in broadcasts. It raises IndexError after
     the last packet, when every stream that was there from the start has been flushed.
     """
-    end = 0
+    if container.format.name not in FAIL_AT_PADDING:
+        with contextlib.suppress(IndexError):
+            yield from container.demux(*streams)
+        return
+    is_dv = container.format.name == "dv"
+    last: av.Packet[Stream] | None = None
     in_padding: av.error.FFmpegError | None = None
     n_errors = n_after = n_most = 0
     while True:
         try:
             for packet in container.demux(*streams):
-                if container.format.name == "dv" and packet.size and not _is_whole(container, packet):
+                if is_dv and packet.size and not _is_whole(container, packet):
                     continue
-                end = max(end, (packet.pos or 0) + packet.size)
-                n_after += in_padding is not None and packet.size > 0
-                if in_padding is not None and n_after > len(container.streams):
-                    raise in_padding  # more than what the parsers still held: the file goes on
+                last = packet
+                if in_padding is not None:
+                    n_after += packet.size > 0
+                    if n_after > len(container.streams):
+                        raise in_padding  # more than what the parsers still held: the file goes on
                 yield packet
             return
         except IndexError:
             return
         except av.error.FFmpegError as error:
             if in_padding is None:
-                n_padding = _padding_after(container, end)
+                n_padding = _padding_after(container, (last.pos or 0) + last.size if last else 0)
                 if not n_padding:
                     raise
                 in_padding, n_most = error, 4 + n_padding // SEARCH_BYTES
@@ -157,8 +164,6 @@ def _is_whole(container: InputContainer, packet: av.Packet[Stream]) -> bool:
 
 def _padding_after(container: InputContainer, position: int) -> int:
     """How many bytes of padding the file has, if they follow near `position`; else 0."""
-    if container.format.name == "obu":  # its demuxer would lose the last frame before the padding without an error
-        return 0
     padding = ending(container.name).padding
     if padding is None and container.format.name in FRAMES_ONLY and is_padding(container.name, position):
         padding = position

@@ -7,6 +7,8 @@ the picture of a damaged scan unless they are told to stop at errors (`err_detec
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import av
 import av.logging
 from av.packet import Packet
@@ -25,6 +27,8 @@ WARNED = {"utvideo": "bits left after decoding slice"}  # a warning of the decod
 STRICT = frozenset(("amv", "jpegls", "mjpeg", "mjpegb"))  # decoders that go on after a damaged scan unless told to stop
 _HARMLESS = ("ignoring", "APP fields")  # parts of messages about what is next to the picture
 
+Decode = Callable[["Packet[Stream] | None"], list[av.VideoFrame]]
+
 
 class DamagedPicture(Exception):
     """The decoder logged an error while it decoded this packet. `str()` is one line."""
@@ -42,21 +46,28 @@ def one_thread(stream: VideoStream, limits: DecodeLimits) -> None:
         context.options = {**context.options, "err_detect": "explode"}
 
 
-def decode(stream: VideoStream, packet: Packet[Stream] | None) -> list[av.VideoFrame]:
-    """The frames that a packet, or None at the end, decodes to. Raises FFmpeg's error, or DamagedPicture."""
+def decoding(stream: VideoStream) -> Decode:
+    """The function that decodes a packet, or None at the end, into frames.
+
+    It raises FFmpeg's error, or DamagedPicture.
+    """
     name = stream.codec_context.codec.name
     if name not in LOGGED:
-        return stream.decode(packet)
-    av.logging.set_skip_repeated(False)
-    # only for this call: elsewhere PyAV would write to the log of the process
-    av.logging.set_level(av.logging.WARNING if name in WARNED else av.logging.ERROR)
-    try:
-        with av.logging.Capture() as lines:
-            frames = stream.decode(packet)
-    finally:
-        av.logging.set_level(None)
-    for level, source, text in lines:
-        is_error = level <= av.logging.ERROR or (name in WARNED and WARNED[name] in text)
-        if is_error and source == name and not any(part in text for part in _HARMLESS):
-            raise DamagedPicture(f"{name}: {text.strip()}")
-    return frames
+        return stream.decode
+    most, warning = (av.logging.WARNING, WARNED[name]) if name in WARNED else (av.logging.ERROR, "")
+
+    def decode(packet: Packet[Stream] | None) -> list[av.VideoFrame]:
+        av.logging.set_skip_repeated(False)
+        av.logging.set_level(most)  # only for this call: elsewhere PyAV would write to the log of the process
+        try:
+            with av.logging.Capture() as lines:
+                frames = stream.decode(packet)
+        finally:
+            av.logging.set_level(None)
+        for level, source, text in lines:
+            is_error = level <= av.logging.ERROR or (warning and warning in text)
+            if is_error and source == name and not any(part in text for part in _HARMLESS):
+                raise DamagedPicture(f"{name}: {text.strip()}")
+        return frames
+
+    return decode

@@ -67,7 +67,7 @@ def ending(path: str) -> Ending:
     """How the file at `path` ends. Reads its structure only, not its frames. OSError if it cannot be read."""
     with open(path, "rb") as file:  # noqa: PTH123 - names that are not UTF-8
         size = file.seek(0, os.SEEK_END)
-        examine = _examiner(_at(file, 0, 16), _at(file, 0, _MXF_HEADER_BYTES))
+        examine = _examiner(file)
         found = examine(file, size) if examine else Ending()
         if not found.missing and found.padding is None and _filler(file, max(0, size - _TAIL_BYTES)) is not None:
             return Ending(padding=_before_filler(file, size))
@@ -92,7 +92,8 @@ def next_frame_bytes(path: str, position: int) -> int:
         return size - position if begins and mark.startswith(begins) else 0
 
 
-def _examiner(head: bytes, start: bytes) -> Callable[[BinaryIO, int], Ending] | None:
+def _examiner(file: BinaryIO) -> Callable[[BinaryIO, int], Ending] | None:
+    head = _at(file, 0, 16)
     if head[:4] == b"RIFF":
         return _riff
     if head[4:8] in ISO_BOXES:
@@ -106,7 +107,9 @@ def _examiner(head: bytes, start: bytes) -> Callable[[BinaryIO, int], Ending] | 
         _ASF_HEADER[:4]: _asf,
         b".RMF": _rm,
     }
-    return by_magic.get(head[:4]) or (_mxf if _MXF_PARTITION + _MXF_HEADER in start else None)
+    if head[:4] in by_magic:
+        return by_magic[head[:4]]
+    return _mxf if _MXF_PARTITION + _MXF_HEADER in _at(file, 0, _MXF_HEADER_BYTES) else None
 
 
 def _at(file: BinaryIO, position: int, n_bytes: int) -> bytes:

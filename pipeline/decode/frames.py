@@ -73,7 +73,7 @@ def open_frames(
     progress, began = progress or Progress(), time.monotonic()
     with probed(path, limits, not takes_all, progress) as (found, source):
         progress.uncounted_until = 3 * time.monotonic() - 2 * began
-        if found.start_s_N is not None and found.end_s_N is not None and found.n_frames:
+        if sampling.fps and found.start_s_N is not None and found.end_s_N is not None and found.n_frames:
             check_gap(sampling, float((found.end_s_N - found.start_s_N).max()))
         name = _route_of(found, spec, sampling, policy, limits)
         if share is not None:

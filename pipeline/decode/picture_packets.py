@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from p3d.pipeline.decode.key_frames import HEAD_BYTES, MOST_UNITS, nals
 
 _START = b"\0\0\1"
+_SOON_BYTES = 256  # nearly always the picture begins within so many bytes
 _VOP, _VOL = b"\0\0\1\xb6", b"\0\0\1\x20"
 _NOT_CODED_BYTES = 19  # most bytes of a packet whose VOP is not coded; FFmpeg allows as many
 _PACKED = re.compile(rb"DivX\d+(b|Build)\d+p")  # such a packet stands for a picture in the packet before
@@ -51,6 +52,9 @@ def _has_other_unit(packet: memoryview, extradata: bytes, at_size: int, is_known
     if len(extradata) <= at_size or extradata[0] != 1:
         heads = list(_start_codes(packet, lambda head: not is_known(head)))
         return not heads or not is_known(heads[-1])
+    first = (extradata[at_size] & 3) + 1
+    if not is_known(packet[first] << 8 | packet[first + 1]):
+        return True  # the usual case, without examining the lengths
     count = 0
     for head in nals(packet, extradata, at_size):
         if not is_known(head):
@@ -72,7 +76,11 @@ def _start_codes(packet: memoryview, wanted: Callable[[int], bool]) -> Iterator[
 
 
 def _with_code(code: int) -> Callable[[bytes, memoryview], bool]:
+    wanted = _START + bytes([code])
+
     def has_code(extradata: bytes, packet: memoryview) -> bool:
+        if wanted in bytes(packet[:_SOON_BYTES]):
+            return True
         heads = list(_start_codes(packet, lambda head: head >> 8 == code))
         return not heads or heads[-1] >> 8 == code
 
@@ -83,11 +91,16 @@ def _vp8(extradata: bytes, packet: memoryview) -> bool:
     return bool(packet[0] & 16)
 
 
+_has_vop = _with_code(0xB6)
+
+
 def _mpeg4(extradata: bytes, packet: memoryview) -> bool:
-    if not _with_code(0xB6)(extradata, packet):
+    if not _has_vop(extradata, packet):
         return False
-    data = bytes(packet[: _NOT_CODED_BYTES + 1])
-    if len(packet) > _NOT_CODED_BYTES or data.count(_VOP) != 1 or _PACKED.search(extradata):
+    if len(packet) > _NOT_CODED_BYTES:
+        return True
+    data = bytes(packet)
+    if data.count(_VOP) != 1 or _PACKED.search(extradata):
         return True
     bits = _Bits(data[data.index(_VOP) + 4 :])
     bits.take(2)

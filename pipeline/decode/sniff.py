@@ -29,7 +29,7 @@ _LISTS = (
     (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),
     (b"<", "HTML or XML (a web page, a DASH manifest)"),
 )
-ENCRYPTION_BYTES = 1024**2  # of a file that are searched for an encrypted track
+ENCRYPTION_BYTES = 64 * 1024  # of a file that are searched for an encrypted track
 ENCRYPTED_ENTRY = b"encv" + bytes(6)  # a sample entry: its name, then 6 reserved bytes
 SCRAMBLED_PIECES = 8
 SCRAMBLED_BYTES = 256 * 1024

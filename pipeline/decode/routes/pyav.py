@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
 from p3d.pipeline.decode.container import Source, packets, raise_unless_damage
-from p3d.pipeline.decode.decoder import DamagedPicture, decode, one_thread
+from p3d.pipeline.decode.decoder import DamagedPicture, Decode, decoding, one_thread
 from p3d.pipeline.decode.picture import Scaler
 from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
@@ -155,10 +155,11 @@ def _decoded(
     source: Source, found: Probe, range_M: INT64, first: int, end: int, sent: set[int]
 ) -> Iterator[av.VideoFrame]:
     """All frames of the needed packets; the decoder is drained. Adds the number of each packet's frame to `sent`."""
+    decode = decoding(source.stream)
     for number, packet in needed_packets(source, found, range_M, first, end):
         sent.add(number)
-        yield from decode(source.stream, packet)
-    yield from decode(source.stream, None)
+        yield from decode(packet)
+    yield from decode(None)
 
 
 @contextlib.contextmanager
@@ -176,7 +177,7 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
     """Presentable frames in order. Raises _Damage at the first damage."""
     rewound = _rewound(found, source)
     with _opened(found, limits, source if rewound else None) as here:
-        n_sent = n_shown = 0
+        decode, n_sent, n_shown = decoding(here.stream), 0, 0
         try:
             for packet in rewound or packets(here.container, here.stream):
                 if packet.size:
@@ -188,7 +189,7 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
                 )
                 if is_cut and n_shown:
                     return  # the decoder holds later frames, but some that are shown before them may be missing
-                for frame in _pictures(here.stream, packet, n_sent >= found.n_packets):
+                for frame in _pictures(here.stream, decode, packet, n_sent >= found.n_packets):
                     if frame.is_corrupt:
                         raise _Damage("damaged data", n_shown >= found.n_frames - 1)
                     n_shown += 1
@@ -203,10 +204,11 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
 def _decodes_later(found: Probe, limits: DecodeLimits) -> bool:
     """Does any packet decode to a good frame, if errors are skipped?"""
     with _opened(found, limits, None) as here:
+        decode = decoding(here.stream)
         try:
             for packet in packets(here.container, here.stream):
                 with contextlib.suppress(_Damage):
-                    if any(not frame.is_corrupt for frame in _pictures(here.stream, packet, False)):
+                    if any(not frame.is_corrupt for frame in _pictures(here.stream, decode, packet, False)):
                         return True
         except av.error.FFmpegError as error:
             raise_unless_damage(error, found.path)
@@ -226,14 +228,14 @@ def _rewound(found: Probe, source: Source | None) -> Iterator[av.Packet[Stream]]
     return chain([first], stored) if first.size and first.pts == found.key_pts_K[0] else None
 
 
-def _pictures(stream: VideoStream, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
+def _pictures(stream: VideoStream, decode: Decode, packet: av.Packet[Stream], tail: bool) -> list[av.VideoFrame]:
     """The frames that a packet decodes to. Decoders read no files, so any error concerns the packet's data.
 
     Their error codes for damage vary: GIF's is "operation not permitted", others name an external library or a bug.
     """
     context = stream.codec_context
     try:
-        return decode(stream, packet)
+        return decode(packet)
     except av.error.MemoryError:
         raise
     except DamagedPicture as error:
