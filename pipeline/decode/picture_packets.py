@@ -53,7 +53,7 @@ def _has_other_unit(packet: memoryview, extradata: bytes, at_size: int, is_known
         heads = list(_start_codes(packet, lambda head: not is_known(head)))
         return not heads or not is_known(heads[-1])
     first = (extradata[at_size] & 3) + 1
-    if not is_known(packet[first] << 8 | packet[first + 1]):
+    if len(packet) > first + 1 and not is_known(packet[first] << 8 | packet[first + 1]):
         return True  # the usual case, without examining the lengths
     count = 0
     for head in nals(packet, extradata, at_size):
