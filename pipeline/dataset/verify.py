@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from p3d.pipeline.types import ShardPlan, VideoOutcome
 FOLDERS = ("clips/", "videos/", "failures/")
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
 READERS = 16  # threads that read footers
+FEW_SHARDS = 256
 AHEAD = 128  # shards whose footers are in memory
 # of a footer: what is no part of the recipe, and may still change the last bits of a vector. Versions do, too
 SETTINGS = ("device", "batch_size", "threads")
@@ -141,10 +143,13 @@ def _with_footers(
     def read(name: str) -> dict[str, _Footer]:
         return {key: _footer(store, key) for key in _keys(name) if key in found}
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ExitStack() as stack:
+        each: Callable[..., Iterator[dict[str, _Footer]]] = map  # threads cost more than they save on few local files
+        if len(shards) > FEW_SHARDS or store.url.startswith("s3://"):
+            each = stack.enter_context(ThreadPoolExecutor(READERS)).map
         for first in range(0, len(shards), AHEAD):
             some = [manifest.shard(at) for manifest, at in shards[first : first + AHEAD]]
-            yield from zip(some, pool.map(read, (shard.name for shard in some)), strict=True)
+            yield from zip(some, each(read, (shard.name for shard in some)), strict=True)
 
 
 def _footer(store: Store, key: str) -> _Footer:
