@@ -21,7 +21,6 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
-from p3d.pipeline.dataset.verify import audit_shards
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
@@ -177,6 +176,8 @@ def refuse_strange(store: Store, work: Work) -> None:
 
 def refuse_damaged(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
     """DamagedJob if the quick `verify` rejects any of these shards, with what to do, in the order that works."""
+    from p3d.pipeline.dataset.verify import audit_shards  # which status does not need
+
     found = audit_shards(store, job.recipe, ((manifests[key.plan_seq], key.shard) for key in shards))
     if found.damaged:
         more = f", and {len(found.problems) - 1} more like it" if len(found.problems) > 1 else ""

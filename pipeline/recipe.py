@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -72,7 +72,7 @@ def _frozen(value: Any) -> Any:
 
 def new_job_id() -> str:
     """A random id for a new job: 32 hex digits."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def check_names(named: dict[str, tuple[Any, str]]) -> None:
