@@ -42,7 +42,8 @@ _EBML_KNOWN = _EBML_WITH_FRAMES | {
     *(0xE7, 0xA7, 0xAB, 0xAF, 0x5854, 0xEC, 0xBF),
 }
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_RM_CHUNKS = frozenset((b".RMF", b"PROP", b"MDPR", b"CONT", b"DATA", b"INDX"))
+_RM_INDEX = b"INDX"  # codespell:ignore indx
+_RM_CHUNKS = frozenset((b".RMF", b"PROP", b"MDPR", b"CONT", b"DATA", _RM_INDEX))
 _RM_EXCESS = 18  # bytes by which writers overstate the size of DATA: they count its header twice
 _FILLERS = (b"\0", b"\xff")
 
@@ -407,5 +408,5 @@ def _rm(file: BinaryIO, size: int) -> Ending:
             return Ending(padding=_filler(file, position))
         position += n_bytes
         if position > size + _RM_EXCESS:
-            return Ending(_past_end(f"its chunk {name.decode()!r}", position, size), name != b"INDX")
+            return Ending(_past_end(f"its chunk {name.decode()!r}", position, size), name != _RM_INDEX)
     return Ending()

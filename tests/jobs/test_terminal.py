@@ -26,7 +26,7 @@ from rich.console import Console
 from p3d.jobs.cli.output import _say_warnings, escape, escape_all, escape_hooks, json_text, say
 from p3d.jobs.job import read_job, stored_weights
 from p3d.jobs.monitor.status import read_status, render
-from p3d.jobs.scheduler.cluster import _entrypoint
+from p3d.jobs.scheduler.cluster import _quiet_start
 from p3d.jobs.scheduler.metrics import Metrics, output_tag
 from p3d.jobs.scheduler.state import ShardDone
 from p3d.jobs.totals import ShardKey
@@ -235,10 +235,10 @@ def test_ray_gets_a_command_line_that_it_can_record(monkeypatch: pytest.MonkeyPa
     import ray._private.utils as of_ray
 
     monkeypatch.setattr(of_ray, "list2cmdline", lambda words: "p3d launch \udce9 \x1b[31m")
-    true = of_ray.get_entrypoint_name
-    with _entrypoint():
-        assert of_ray.get_entrypoint_name().encode() == rb"p3d launch \udce9 \x1b[31m"
-    assert of_ray.get_entrypoint_name is true
+    true = of_ray.get_quiet_start_name
+    with _quiet_start():
+        assert of_ray.get_quiet_start_name().encode() == rb"p3d launch \udce9 \x1b[31m"
+    assert of_ray.get_quiet_start_name is true
 
 
 KINDS = [StrayFile, UserWarning, RuntimeWarning, DeprecationWarning, pytest.PytestWarning]
