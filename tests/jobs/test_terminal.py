@@ -235,10 +235,10 @@ def test_ray_gets_a_command_line_that_it_can_record(monkeypatch: pytest.MonkeyPa
     import ray._private.utils as of_ray
 
     monkeypatch.setattr(of_ray, "list2cmdline", lambda words: "p3d launch \udce9 \x1b[31m")
-    true = of_ray.get_quiet_start_name
+    true = of_ray.get_entrypoint_name
     with _quiet_start():
-        assert of_ray.get_quiet_start_name().encode() == rb"p3d launch \udce9 \x1b[31m"
-    assert of_ray.get_quiet_start_name is true
+        assert of_ray.get_entrypoint_name().encode() == rb"p3d launch \udce9 \x1b[31m"
+    assert of_ray.get_entrypoint_name is true
 
 
 KINDS = [StrayFile, UserWarning, RuntimeWarning, DeprecationWarning, pytest.PytestWarning]
