@@ -217,7 +217,7 @@ class _Pass:
         order_N = self._order()
         fps, estimated = self._rate(order_N, _stated_fps(stream, n_frames, known_s))
         start_s_N, end_s_N = self._times(order_N, time_base, fps)
-        duration_s = known_s or n_frames / fps
+        duration_s = _own_s(stream, time_base) or n_frames / fps  # another stream may last much longer
         if end_s_N is not None and len(end_s_N):
             duration_s = float(end_s_N[-1])
         _check_duration(duration_s, limits)
@@ -405,9 +405,11 @@ def pixel_aspect(stream: VideoStream) -> float:
 
 def _declared_s(stream: VideoStream, container: InputContainer, time_base: Fraction) -> float:
     """Duration in seconds that the stream, or else the container, states; 0.0 if neither does."""
-    if stream.duration and stream.duration > 0:
-        return float(stream.duration * time_base)
-    return max((container.duration or 0) / 1e6, 0.0)
+    return _own_s(stream, time_base) or max((container.duration or 0) / 1e6, 0.0)
+
+
+def _own_s(stream: VideoStream, time_base: Fraction) -> float:
+    return float(stream.duration * time_base) if stream.duration and stream.duration > 0 else 0.0
 
 
 def _stated_fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
