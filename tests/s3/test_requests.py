@@ -151,7 +151,7 @@ def test_a_slow_server_is_waited_for_and_others_proceed(any_front: Proxy, store:
     any_front.latency_s, began = 0.5, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         assert list(pool.map(lambda _: store.read("there"), range(THREADS))) == [b"content"] * THREADS
-    assert 0.5 <= time.monotonic() - began < 2.5 and len(any_front.requests) == THREADS
+    assert 0.5 <= time.monotonic() - began < 10 and len(any_front.requests) == THREADS
 
 
 @pytest.mark.fault(32)
@@ -186,7 +186,7 @@ def test_a_conflict_is_tried_again(any_front: Proxy, store: S3Store) -> None:
     any_front.faults, began = [Fault("status", **conflict)], time.monotonic()  # type: ignore[arg-type]
     with pytest.raises(StoreUnknown, match="other writers use this object"):
         store.create("other", b"content")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     any_front.faults = []
     assert store.head("other") is None
 
