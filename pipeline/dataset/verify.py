@@ -35,7 +35,7 @@ from p3d.pipeline.types import ShardPlan, VideoOutcome
 FOLDERS = ("clips/", "videos/", "failures/")
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
 READERS = 16  # threads that read footers
-FEW_SHARDS = 256
+FEW_SHARDS = 256  # up to which the footers of local files are read by one thread
 AHEAD = 128  # shards whose footers are in memory
 # of a footer: what is no part of the recipe, and may still change the last bits of a vector. Versions do, too
 SETTINGS = ("device", "batch_size", "threads")

@@ -44,30 +44,33 @@ def open_container(path: str, *, ignore_index: bool = False) -> Iterator[InputCo
     VideoError for a file that cannot be opened, as mapped below; other errors (I/O, memory) propagate.
     """
     limits = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
-    try:
-        source = _Forward(path) if ignore_index else path
-        container = av.open(source, mode="r", container_options=limits, metadata_errors="replace")
-    except av.error.InvalidDataError as error:
-        raise damaged_container(path) from error
-    except av.error.ArgumentError as error:  # FFmpeg raises this for a demuxer that is not on the list
-        raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
-    except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
-        raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
-    except av.error.FFmpegError as error:
-        raise_unless_damage(error, path)
-        raise damaged_container(path) from error
-    with container:
-        yield container
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(_Forward(path))) if ignore_index else path
+        try:
+            container = av.open(source, mode="r", container_options=limits, metadata_errors="replace")
+        except av.error.InvalidDataError as error:
+            raise damaged_container(path) from error
+        except av.error.ArgumentError as error:  # FFmpeg raises this for a demuxer that is not on the list
+            raise VideoError(Reason.NOT_A_VIDEO, "not one of the video containers that are read here") from error
+        except (av.error.PatchWelcomeError, av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError) as error:
+            raise VideoError(Reason.UNSUPPORTED, f"FFmpeg cannot read this kind of file: {error.strerror}") from error
+        except av.error.FFmpegError as error:
+            raise_unless_damage(error, path)
+            raise damaged_container(path) from error
+        yield stack.enter_context(container)
 
 
 class _Forward:
     """A file as PyAV reads it, without a `seek`."""
 
     def __init__(self, path: str) -> None:
-        self.name, self._file = path, open(path, "rb")  # noqa: PTH123, SIM115 - surrogates; closed with this object
+        self.name, self._file = path, open(path, "rb")  # noqa: PTH123, SIM115 - surrogates; the caller closes it
 
     def read(self, n_bytes: int) -> bytes:
         return self._file.read(n_bytes)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass(frozen=True, slots=True)

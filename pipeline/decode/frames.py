@@ -73,9 +73,9 @@ def open_frames(
     progress, began = progress or Progress(), time.monotonic()
     with probed(path, limits, not takes_all, progress) as (found, source):
         progress.uncounted_until = 3 * time.monotonic() - 2 * began
-        if sampling.fps and found.start_s_N is not None and found.end_s_N is not None and found.n_frames:
-            check_gap(sampling, float((found.end_s_N - found.start_s_N).max()))
         name = _route_of(found, spec, sampling, policy, limits)
+        if sampling.fps and found.start_s_N is not None and found.end_s_N is not None:
+            check_gap(sampling, float((found.end_s_N - found.start_s_N).max()))
         if share is not None:
             yield from _share(found, source, name, spec, sampling, limits, share)
             return

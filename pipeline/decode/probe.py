@@ -215,7 +215,7 @@ class _Pass:
         time_base = stream.time_base or Fraction(1, 1_000_000)
         known_s = _declared_s(stream, container, time_base)
         order_N = self._order()
-        fps, estimated = self._rate(order_N, _stated_fps(stream, n_frames, known_s))
+        fps, estimated = self._rate(order_N, stated_fps(stream, n_frames, known_s))
         start_s_N, end_s_N = self._times(order_N, time_base, fps)
         duration_s = _own_s(stream, time_base) or n_frames / fps  # another stream may last much longer
         if end_s_N is not None and len(end_s_N):
@@ -412,7 +412,7 @@ def _own_s(stream: VideoStream, time_base: Fraction) -> float:
     return float(stream.duration * time_base) if stream.duration and stream.duration > 0 else 0.0
 
 
-def _stated_fps(stream: VideoStream, n_frames: int, known_s: float) -> float:
+def stated_fps(stream: VideoStream, n_frames: int = 0, known_s: float = 0.0) -> float:
     """Average frames per second: from the container, else counted, else assumed.
 
     FFmpeg assumes 25 for a raw stream, so the rate that the stream itself states comes first there.

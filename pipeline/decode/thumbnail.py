@@ -9,10 +9,12 @@ child process decodes them. Only a video of a manifest is opened, after a check 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -23,11 +25,13 @@ from av.video.stream import VideoStream
 
 from p3d.pipeline.decode.child import in_a_child
 from p3d.pipeline.decode.container import open_container, packets
+from p3d.pipeline.decode.decoder import one_thread
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import failures_as_values
-from p3d.pipeline.decode.picture import Scaler, orientation
+from p3d.pipeline.decode.picture import Orientation, Scaler, orientation
+from p3d.pipeline.decode.picture_packets import shows_picture
 from p3d.pipeline.decode.policy import DecodeLimits
-from p3d.pipeline.decode.probe import ASSUMED_FPS, check_limits, pixel_aspect
+from p3d.pipeline.decode.probe import check_limits, pixel_aspect, stated_fps
 from p3d.pipeline.decode.sniff import check_file
 from p3d.pipeline.decode.streams import best_stream
 from p3d.pipeline.errors import Reason, VideoError
@@ -40,6 +44,7 @@ FETCH_BYTES = 512 * 1024**2  # largest video that is downloaded from S3 for a pi
 QUALITY = 4  # FFmpeg's scale is 1 (best) to 31; 4 gives about 12 kB for a picture of 320x180
 FF_QP2LAMBDA = 118  # FFmpeg's own name for the scale of `global_quality`
 SEEK_EARLIER_S = 10.0  # how much earlier the second attempt seeks
+DV_FRAME_BYTES = (120_000, 144_000)  # NTSC and PAL; other kinds of DV have multiples
 ROUNDING_S = 1e-4  # in float64, 7600 ticks of a millisecond are slightly more than 7.6 s
 
 
@@ -47,7 +52,7 @@ ROUNDING_S = 1e-4  # in float64, 7600 ticks of a millisecond are slightly more t
 class Thumbnail:
     """An upright JPEG of `width` x `height` square pixels; `at_s` is the time at which its frame is first shown.
 
-    `at_s` is in seconds from the start of the stream. It is at or before the requested second, except where the first
+    `at_s` is in seconds from the first frame. It is at or before the requested second, except where the first
     frame is later.
     """
 
@@ -104,8 +109,7 @@ def thumbnails(
 
 
 def _thumbnail(path: str, second: float, longest_side: int, limits: DecodeLimits) -> Iterator[Thumbnail]:
-    at_s, frame, aspect = _frame_at(path, second, limits)
-    turn = orientation(frame)
+    at_s, frame, turn, aspect = _frame_at(path, second, limits)
     shown_hw = turn.shown_hw(frame.height, max(1, round(frame.width * aspect)))
     scale = min(1.0, longest_side / max(shown_hw))
     height, width = (max(1, round(side * scale)) for side in shown_hw)
@@ -113,37 +117,68 @@ def _thumbnail(path: str, second: float, longest_side: int, limits: DecodeLimits
     yield Thumbnail(at_s, width, height, jpeg_of(scaler.picture(frame)))
 
 
-def _frame_at(path: str, second: float, limits: DecodeLimits) -> tuple[float, av.VideoFrame, float]:
-    """(start in seconds, frame on screen at `second`, pixel aspect); VideoError if there is no frame.
+def _frame_at(path: str, second: float, limits: DecodeLimits) -> tuple[float, av.VideoFrame, Orientation, float]:
+    """(start in seconds, frame on screen at `second`, its turn, pixel aspect); VideoError if there is no frame.
 
-    Some demuxers land after the target of a seek, or cannot seek. Then the seek goes further back, and the last attempt
-    reads from the start.
+    Time and turn are those of the rows: counted from the first frame, and as the first frame says. Some demuxers land
+    after the target of a seek, or cannot seek. Then the seek goes further back, and the last attempt reads from the
+    start.
     """
     absolute, _ = check_file(path, limits)
+    is_avi = False
     for back_s in (0.0, SEEK_EARLIER_S, None):
-        with open_container(absolute) as container:
+        with open_container(absolute, ignore_index=is_avi and back_s is None) as container:
+            is_avi = container.format.name == "avi"  # a damaged index ends a seek at the wrong frame
             stream, _ = best_stream(container)
             check_limits(stream, limits)
-            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
-            stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-            if back_s is not None and not _sought(container, stream, second - back_s):
+            one_thread(stream, limits)
+            frames = _frames(container, stream)
+            first = next(frames, None)
+            if first is None:
                 continue
-            best = None
-            for at_s, frame in _timed(container, stream, from_start=back_s is None):
+            if back_s is None:
+                frames = chain([first], frames)
+            elif _sought(container, stream, first, second - back_s):
+                frames = _frames(container, stream)
+            else:
+                continue
+            best, followed = None, False
+            for at_s, frame in _timed(frames, stream, first, from_start=back_s is None):
                 if at_s > second + ROUNDING_S and best is not None:
+                    followed = True
                     break
                 best = at_s, frame
-            if best is not None and (best[0] <= second + ROUNDING_S or back_s is None):
-                return max(0.0, best[0]), best[1], pixel_aspect(stream)
+            sure = best is not None and best[0] <= second + ROUNDING_S and (followed or not is_avi)
+            if best is not None and (sure or back_s is None):
+                return max(0.0, best[0]), best[1], orientation(first), pixel_aspect(stream)
     raise VideoError(Reason.NO_FRAMES, f"no frame can be decoded for second {second:g}")
 
 
-def _sought(container: InputContainer, stream: VideoStream, second: float) -> bool:
-    """Seek to the key frame at or before `second`. True if the demuxer reports success."""
-    if not stream.time_base:
-        return False
+def _frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames from here on, up to the first damage."""
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
     try:
-        at = (stream.start_time or 0) + int(max(second, 0.0) / float(stream.time_base))
+        for packet in packets(container, stream):
+            try:
+                frames = stream.decode(packet)
+            except av.error.InvalidDataError:
+                if shows_picture(codec, extradata, memoryview(packet)):
+                    return
+                continue  # such as parameter sets as a sample of their own
+            yield from frames
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return
+
+
+def _sought(container: InputContainer, stream: VideoStream, first: av.VideoFrame, second: float) -> bool:
+    """Seek to the key frame at or before `second`. True if the demuxer reports success."""
+    size = os.path.getsize(container.name)  # noqa: PTH202 - names that are not UTF-8
+    if not stream.time_base or (container.format.name == "dv" and all(size % frame for frame in DV_FRAME_BYTES)):
+        return False  # the demuxer of DV divides the file into frames by its size, which padding changes
+    try:
+        at = (first.pts or 0) + int(max(second, 0.0) / float(stream.time_base))
         container.seek(at, stream=stream, backward=True, any_frame=False)
     except av.error.MemoryError:
         raise
@@ -153,24 +188,16 @@ def _sought(container: InputContainer, stream: VideoStream, second: float) -> bo
 
 
 def _timed(
-    container: InputContainer, stream: VideoStream, *, from_start: bool
+    frames: Iterator[av.VideoFrame], stream: VideoStream, first: av.VideoFrame, *, from_start: bool
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(second, frame) up to the first damage. A frame without a time is counted; after a seek, it ends them."""
-    tick_s, fps = float(stream.time_base or 0), float(stream.average_rate or stream.guessed_rate or ASSUMED_FPS)
-    number, start = 0, stream.start_time or 0
-    try:
-        for packet in packets(container, stream):
-            for frame in stream.decode(packet):
-                timed = frame.pts is not None and tick_s > 0
-                if not timed and not from_start:
-                    return
-                if not frame.is_corrupt:
-                    yield (frame.pts - start) * tick_s if timed and frame.pts is not None else number / fps, frame
-                number += 1
-    except av.error.MemoryError:
-        raise
-    except av.error.FFmpegError:
-        return
+    """(second, frame) of the good frames. A frame without a time is counted; after a seek, it ends them."""
+    tick_s, fps = float(stream.time_base or 0), stated_fps(stream)
+    for number, frame in enumerate(frames):
+        timed = frame.pts is not None and first.pts is not None and tick_s > 0
+        if not timed and not from_start:
+            return
+        if not frame.is_corrupt:
+            yield (frame.pts - first.pts) * tick_s if timed else number / fps, frame  # type: ignore[operator] # timed
 
 
 def jpeg_of(frame_HWC: UINT8) -> bytes:

@@ -14,6 +14,7 @@ from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
 from tests.conformance.corpus import CASES, Case
+from tests.pipeline.test_thumbnail import here, pixels
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(96, 192), resize_hw=(96, 192))
@@ -25,6 +26,7 @@ class Decoded:
     info: VideoInfo
     end: VideoEnd
     numbers: list[int]
+    start_s: list[float]
     frames_NHWC: np.ndarray
 
 
@@ -41,8 +43,11 @@ def decoded(path: Path, rule: str, fps: float | None, partial: str = "fail", cli
         elif isinstance(message, VideoEnd):
             end = message
     assert info is not None and end is not None
-    numbers = np.concatenate([block.numbers_N for block in blocks])
-    return Decoded(info, end, numbers.tolist(), np.concatenate([block.frames_NHWC for block in blocks]))
+    numbers, starts = (
+        np.concatenate([getattr(block, name) for block in blocks]) for name in ("numbers_N", "start_s_N")
+    )
+    frames_NHWC = np.concatenate([block.frames_NHWC for block in blocks])
+    return Decoded(info, end, numbers.tolist(), starts.tolist(), frames_NHWC)
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,14 @@ def test_an_unreadable_file_fails_for_its_reason_under_every_rule(case: Case, fo
         found = decoded(path, "every:16", None, "keep", clip_frames=16)
         assert found.end.truncated and found.end.n_frames >= case.kept
         assert make.numbers_in(found.frames_NHWC) == list(range(found.end.n_frames))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.reasons], ids=lambda case: case.name)
+def test_the_picture_of_a_second_is_the_frame_of_that_second(case: Case, folder: Path) -> None:
+    """The page and the report show the same frames that the rows are made of."""
+    path = built(case, folder)
+    found = decoded(path, "every:1", None, clip_frames=1)
+    at = len(case.frames) * 2 // 3
+    (shown,) = here(path, found.start_s[at] + 0.004)
+    upright_HWC = np.rot90(pixels(shown), -(case.turn // 90))
+    assert make.numbers_in(upright_HWC[None]) == [case.frames[at]]
