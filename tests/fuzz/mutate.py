@@ -44,6 +44,8 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "raw.y4m": lambda p: make.video(p, "wrapped_avframe", 4, container="yuv4mpegpipe"),
     "live.mkv": lambda p: make.video(p, "libx264", 24, options=cases.FAST, gop=8, noise=20, muxer={"live": "1"}),
     "ffv1.mkv": lambda p: make.video(p, "ffv1", 12, options={"level": "3", "slices": "4", "slicecrc": "1"}),
+    "av1.obu": lambda p: make.video(p, "libsvtav1", 12, options={"preset": "12"}),
+    "prores.mov": lambda p: make.video(p, "prores_ks", 6, pixel_format="yuv422p10le"),
     "zmbv.avi": lambda p: make.video(p, "zmbv", 12, pixel_format="bgr0"),
 }
 # Containers that say where they end. A cut that loses frames must not go unnoticed in these.
@@ -178,18 +180,22 @@ def _pad(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def _message(data: bytearray, rng: random.Random) -> bytearray:
-    """Insert a message of a random kind: an SEI unit of H.264 or HEVC, or an application segment of a JPEG."""
+    """Insert a message of a random kind: an SEI unit of H.264 or HEVC, user data or an extension of MPEG-2 or MPEG-4,
+    an AV1 metadata unit, or an application segment of a JPEG."""
     body = rng.randbytes(rng.randrange(1, 60))
     size = bytes([len(body)])
+    kind = bytes([rng.randrange(255)])
+    heads = (b"\x06" + kind + size, b"\x4e\x01" + kind + size, b"\xb2", b"\xb5" + kind)
     units = {
-        b"\0\0\1": b"\0\0\1" + rng.choice((b"\x06", b"\x4e\x01")) + bytes([rng.randrange(255)]) + size + body,
+        b"\0\0\1": b"\0\0\1" + rng.choice(heads) + body,
+        b"\x12\0": b"\x12\0\x2a" + bytes([len(body) + 1]) + kind + body,
         b"\xff\xd8": b"\xff\xd8\xff" + bytes([0xE0 + rng.randrange(16), 0, len(body) + 2]) + body,
     }
-    start, unit = rng.choice(list(units.items()))
+    start = rng.choice([start for start in units if start in data] or [b"\0\0\1"])
     places = [found.start() for found in re.finditer(re.escape(start), data)]
     if places:
         at = rng.choice(places)
-        data[at : at + (2 if start == b"\xff\xd8" else 0)] = unit
+        data[at : at + (0 if start == b"\0\0\1" else 2)] = units[start]
     return data
 
 
