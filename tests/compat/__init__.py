@@ -1,0 +1,1 @@
+"""Outputs of earlier versions, which every later version must read."""
