@@ -50,7 +50,7 @@ def write(folder: Path, n_rows: int) -> None:
     chosen: Recipe = recipe(feature_dim=DIM, embedding_dtype="float16")
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
     names = [f"v{at:06d}" for at in range(n_rows // CLIPS)]
-    manifest = Manifest(store, write_plan(store, 1, chosen.digest, with_shards(videos(names), 64), 0))
+    manifest = Manifest(store, write_plan(store, 1, chosen, with_shards(videos(names), 64), 0))
     n_frames = 16 * CLIPS
     info = VideoInfo(n_frames, 320, 240, 0, 25.0, n_frames / 25, "mp4", "h264", 0, "decord")
     for at in range(manifest.plan.n_shards):

@@ -6,6 +6,7 @@ python docs/generate.py --check  exit 1 if a file is out of date
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
 from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
+from p3d.pipeline.recipe import Recipe  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
 
@@ -40,15 +42,37 @@ def reasons() -> str:
     return markdown_table(("reason", "meaning"), [(f"`{reason}`", text) for reason, text in REASON_MEANING.items()])
 
 
+EXAMPLE = Recipe(
+    model="p3d63",
+    graph="caffe",
+    weights_sha256="0" * 64,
+    feature_dim=2048,
+    clip_frames=16,
+    resize_hw=(182, 242),
+    short_side=None,
+    crop_hw=(160, 160),
+    clips="every:16",
+    frame_step=1,
+    fps=None,
+    decoder="auto",
+    partial="fail",
+    precision="fp32",
+    pool=POOLS[-1],
+    embedding_dtype="float32",
+    num_classes=400,
+    scores=True,
+)
+
+
 def columns() -> str:
     tables = {
-        "clips": schema.clips_columns(2048, "float32", 400),
-        "videos": schema.videos_columns(2048, "float32", POOLS[-1], 400),
+        "clips": schema.clips_columns(EXAMPLE),
+        "videos": schema.videos_columns(EXAMPLE),
         "failures": FAILURES,
     }
     head = ("column", "type", "unit", "meaning")
     return "\n\n".join(
-        f"### {name}/\n\n" + markdown_table(head, [(f"`{c.name}`", _type(c), c.unit, c.meaning) for c in found])
+        f"### {name}/\n\n" + markdown_table(head, [(f"`{c.name}`", _type(c), c.unit, _meaning(c)) for c in found])
         for name, found in tables.items()
     )
 
@@ -56,6 +80,12 @@ def columns() -> str:
 def _type(column: Column) -> str:
     text = str(column.type).replace("element: float not null", "float32")
     return f"`{text}`" + (", or null" if column.nullable else "")
+
+
+def _meaning(column: Column) -> str:
+    if column.since == 1:
+        return column.meaning
+    return f"{column.meaning} (since schema version {column.since}; in older rows `{json.dumps(column.before)}`)"
 
 
 def metrics() -> str:

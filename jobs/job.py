@@ -24,6 +24,7 @@ from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types.versions import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from p3d.weights import Weights
@@ -202,11 +203,11 @@ def refuse_changed(store: Store, job: JobRecord, manifests: dict[int, Manifest])
             raise DamagedJob(f"{store.url}/{manifest.plan.key} is gone or was replaced; restore it")
 
 
-def count_done(store: Store, work: Work) -> Totals:
+def count_done(store: Store, work: Work, version: int) -> Totals:
     """The totals of the committed shards, from the footer of each."""
     done = Totals()
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda name: read_committed(store, name), work.committed)
+        read = pool.map(lambda name: read_committed(store, name, version), work.committed)
         for key, shard in zip(work.committed.values(), read, strict=True):
             done.add(count(ended(shard.outcomes), key.plan_seq, work.superseded))
     return done
@@ -215,7 +216,8 @@ def count_done(store: Store, work: Work) -> Totals:
 def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
     """`look`, with the totals of the committed shards."""
     work = look(store, manifests)
-    work.done = count_done(store, work)
+    version = max((manifest.plan.schema_version for manifest in manifests.values()), default=SCHEMA_VERSION)
+    work.done = count_done(store, work, version)
     return work
 
 

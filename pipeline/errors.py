@@ -10,6 +10,7 @@ A problem with **the job** is an exception with a message for the user:
     │   └── BadVideo        the one video that was asked for has no rows
     ├── NoSuchJob           this output has no job.json
     ├── OtherRecipe         the output belongs to a job with other settings
+    ├── OtherVersion        the output is of a newer schema version than this program reads
     ├── Untrusted           the output is of somebody else, and the request needs trust in it
     ├── AlreadyRunning      another scheduler is running at this output
     ├── ClusterError        Ray could not start, or a node cannot take part in the job
@@ -188,6 +189,10 @@ class NoSuchJob(JobError):
 
 class OtherRecipe(JobError):
     """The output belongs to a job with other settings; the message names the fields that differ."""
+
+
+class OtherVersion(JobError):
+    """The output is of a newer schema version than this program reads; the message names both."""
 
 
 class Untrusted(JobError):

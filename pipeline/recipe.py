@@ -19,11 +19,11 @@ from typing import Any, Self
 
 from p3d.pipeline.clips.pool import POOLS
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
-from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe
+from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe, escape
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import FrameSpec, checked, shard_name
+from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version, names_in, refuse_newer
 
-SCHEMA_VERSION = 1
 DTYPES = ("float32", "float16")
 SHA256 = "[0-9a-f]{64}"
 PART = "manifest-[0-9]{5}\\.parquet"
@@ -48,21 +48,25 @@ WORKER_DEATHS = 8
 
 
 class _Strict:
-    """JSON round trip of a frozen dataclass; tuples become lists and come back as tuples."""
+    """JSON round trip of a frozen dataclass; tuples become lists and come back as tuples.
+
+    A record with a `schema_version` has the fields of that version. Its other fields say what that version did.
+    """
 
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return] # only dataclasses inherit this
+        return in_version(self, getattr(self, "schema_version", SCHEMA_VERSION))
 
     @classmethod
-    def from_dict(cls, given: Any) -> Self:
+    def from_dict(cls, given: Any, version: int = SCHEMA_VERSION) -> Self:
+        """Read the JSON object of a record of `version`, unless it states its own. OtherVersion, InputError."""
         if not isinstance(given, dict):
             raise InputError(f"{cls.__name__}: expected a JSON object, not {type(given).__name__}")
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type] # as above
-        if given.keys() != known:
-            odd = sorted(given.keys() ^ known)
-            raise InputError(f"{cls.__name__}: unknown or missing keys {odd}; was it written by another version?")
+        try:
+            exactly(cls, given, refuse_newer(given.get("schema_version", version), "it"))
+        except ValueError as error:
+            raise InputError(f"{cls.__name__}: {error}") from None
         return cls(**{key: _frozen(value) for key, value in given.items()})
 
 
@@ -126,10 +130,12 @@ class Recipe(_Strict):
             ("partial", PARTIAL),
             ("precision", PRECISIONS),
             ("scores", (False, True)),
-            ("schema_version", (SCHEMA_VERSION,)),
+            ("schema_version", tuple(range(1, SCHEMA_VERSION + 1))),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        if newer := self._newer_than(self.schema_version):
+            raise InputError(f"{newer} cannot be chosen in an output of schema version {self.schema_version}")
         check_names({"weights_sha256": (self.weights_sha256, SHA256)})
         if not 1 <= self.feature_dim <= MOST_NUMBERS or not 0 <= self.num_classes <= MOST_NUMBERS:
             raise InputError(f"{self.feature_dim = } or {self.num_classes = } is not valid")
@@ -140,9 +146,25 @@ class Recipe(_Strict):
         except ValueError as error:
             raise InputError(str(error)) from None
 
+    def _newer_than(self, version: int) -> str:
+        """The first field that came after a version and does not say what it did; empty without one."""
+        newer = (field for field in dataclasses.fields(self) if field.name not in names_in(Recipe, version))
+        return next((field.name for field in newer if getattr(self, field.name) != field.default), "")
+
+    def in_version(self, version: int) -> Recipe:
+        """This recipe in an older schema version, in which it gives the same numbers. OtherRecipe if it cannot."""
+        if version >= self.schema_version:
+            return self
+        if newer := self._newer_than(version):
+            raise OtherRecipe(
+                f"{newer} needs an output of schema version {self.schema_version}, and this one is of {version}: leave "
+                "that option out, or use another output"
+            )
+        return dataclasses.replace(self, schema_version=version)
+
     @classmethod
-    def from_dict(cls, given: Any) -> Self:
-        recipe = super(Recipe, cls).from_dict(given)
+    def from_dict(cls, given: Any, version: int = SCHEMA_VERSION) -> Self:
+        recipe = super(Recipe, cls).from_dict(given, version)
         for hw in (recipe.resize_hw, recipe.crop_hw):
             if hw is not None and not (len(hw) == 2 and all(type(side) is int for side in hw)):
                 raise InputError(f"a height and a width were expected, not {str(hw)[:SHOWN]}")
@@ -166,8 +188,8 @@ class Recipe(_Strict):
         return digest(self.to_dict())
 
     def refuse_other(self, other: Recipe, place: str) -> None:
-        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal."""
-        mine, theirs = self.to_dict(), other.to_dict()
+        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal. It may be of an older version."""
+        mine, theirs = self.in_version(other.schema_version).to_dict(), other.to_dict()
         fields = [
             f"{name} {str(mine[name])[:SHOWN]} (there: {str(theirs[name])[:SHOWN]})"
             for name in mine
@@ -246,13 +268,13 @@ class PlanRecord(_Strict):
     def from_json(cls, content: bytes, place: str) -> Self:
         try:
             given = json.loads(content)
-            plan, stated = cls.from_dict(given["plan"]), given["plan_digest"]
-            if stated == digest(plan.to_dict()):
-                plan.check()
+            if given["plan_digest"] != digest(given["plan"]):  # of what was written, in whatever version
+                raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
+            refuse_newer(given["plan"]["schema_version"], place)
+            plan = cls.from_dict(given["plan"])
+            plan.check()
         except (*MALFORMED, InputError) as error:
             raise DamagedJob(f"{place} cannot be read ({error}); restore it") from None
-        if stated != digest(plan.to_dict()):
-            raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
         return plan
 
     @property
@@ -275,10 +297,11 @@ class PlanRecord(_Strict):
         return f"plans/{self.seq:04d}-{self.plan8}"
 
     @classmethod
-    def from_dict(cls, given: Any) -> Self:
+    def from_dict(cls, given: Any, version: int = SCHEMA_VERSION) -> Self:
         if isinstance(given, dict) and isinstance(given.get("parts"), list | tuple):
-            given = {**given, "parts": [PartRecord.from_dict(part) for part in given["parts"]]}
-        return super(PlanRecord, cls).from_dict(given)
+            version = refuse_newer(given.get("schema_version", version), "it")
+            given = {**given, "parts": [PartRecord.from_dict(part, version) for part in given["parts"]]}
+        return super(PlanRecord, cls).from_dict(given, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,17 +366,27 @@ class RunOptions(_Strict):
                 raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
 
     @classmethod
-    def from_dict(cls, given: Any) -> Self:
+    def from_dict(cls, given: Any, version: int = SCHEMA_VERSION) -> Self:
         if isinstance(given, dict) and "max_failures" in given:
             given = {**given, "max_failures": MaxFailures.from_dict(given["max_failures"])}
         if isinstance(given, dict) and isinstance(given.get("s3"), dict):
             given = {**given, "s3": StoreOptions(**given["s3"])}
-        return super(RunOptions, cls).from_dict(given)
+        return super(RunOptions, cls).from_dict(given, version)
 
 
 def with_short_digests(origin: str) -> str:
     """The origin of weights for a person: 8 digits of each SHA-256 are enough to recognise it. The record has all."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", origin)
+
+
+_JOB_FIELDS = frozenset({"schema_version", "recipe", "recipe_digest", "weights_origin", "versions"})
+
+
+def _writer(given: dict[str, Any]) -> str:
+    """Which p3d wrote a job.json, for the message of a version that cannot read it."""
+    versions = given.get("versions")
+    ours = versions.get("p3d-embeddings") if isinstance(versions, dict) else None
+    return f", which p3d {escape(ours[:SHOWN])} wrote," if isinstance(ours, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +404,7 @@ class JobRecord:
 
     def to_json(self) -> bytes:
         record = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.recipe.schema_version,
             **({"job_id": self.job_id} if self.job_id else {}),
             "recipe": self.recipe.to_dict(),
             "recipe_digest": self.recipe.digest,
@@ -384,8 +417,16 @@ class JobRecord:
     def from_json(cls, content: bytes, place: str) -> JobRecord:
         try:
             given = json.loads(content)
-            recipe = Recipe.from_dict(given["recipe"])
-            stated, origin, versions = given["recipe_digest"], given["weights_origin"], given["versions"]
+            stated, written = given["recipe_digest"], given["recipe"]
+            if stated != digest(written):  # of what was written, in whatever version
+                raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
+            version = refuse_newer(written["schema_version"], f"{place}{_writer(given)}")
+            if odd := sorted(given.keys() - {"job_id"} ^ _JOB_FIELDS):
+                raise InputError(f"it has fields too many or too few: {', '.join(odd)[:SHOWN]}")
+            if given["schema_version"] != version:
+                raise InputError(f"it is of schema version {given['schema_version']}, and its recipe of {version}")
+            recipe = Recipe.from_dict(written)
+            origin, versions = given["weights_origin"], given["versions"]
             job_id = given.get("job_id", "")
             if not isinstance(job_id, str) or not re.fullmatch(r"([0-9a-f]{32})?", job_id):
                 raise InputError("its job_id is not 32 hex digits")
@@ -395,6 +436,4 @@ class JobRecord:
             raise DamagedJob(
                 f"{place}/job.json cannot be read ({error}); restore it, or start at another output"
             ) from None
-        if stated != recipe.digest:
-            raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
         return cls(recipe, origin, versions, job_id)

@@ -30,8 +30,8 @@ EXIT_CODES: dict[int, str] = {
     2: "usage error or invalid input, such as no videos or weights that do not fit",
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
-    5: "refused: OUT has another recipe, OUT is not trusted (`p3d trust`), DEST of a snapshot is not empty, or another "
-    "scheduler is live or took over",
+    5: "refused: OUT has another recipe or a newer schema version, OUT is not trusted (`p3d trust`), DEST of a "
+    "snapshot is not empty, or another scheduler is live or took over",
     6: "stopped, resumable: cancelled, store outage, cut download, credentials, disk full, `--max-failures` or "
     "retries exhausted",
     7: "`verify`, a snapshot or a run found damage",
@@ -42,6 +42,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.InputError, 2),
     (errors.NoSuchJob, 4),
     (errors.OtherRecipe, 5),
+    (errors.OtherVersion, 5),
     (errors.Untrusted, 5),
     (errors.AlreadyRunning, 5),
     (errors.Unfinished, 6),

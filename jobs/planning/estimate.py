@@ -228,8 +228,8 @@ def _output_bytes(
         outcomes.append(VideoOutcome(one.video, n_clips=1, info=one.info, end=one.end))
         clips.append(ClipRow(one.video.video_id, one.video.path, spans[0], 0.0, one.end.duration_s))
     rows = ShardRows(shard, tuple(outcomes), tuple(clips), features_ND, probs_NK)
-    table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
-    outcomes_text = schema.outcomes_json(rows.outcomes)
+    table = schema.clips_table(rows, recipe)
+    outcomes_text = schema.outcomes_json(rows.outcomes, recipe.schema_version)
     own = pa.table({"video_id": [one.video.video_id for one in tried[:count]]})
     tables = [one for _, one, _ in derived(shard, b"", rows.outcomes, features_ND, probs_NK, recipe, own)]
     with TemporaryDirectory(prefix="p3d-plan-") as folder:

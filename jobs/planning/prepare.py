@@ -193,7 +193,7 @@ def add_plan(
     if not videos.num_rows:
         return None
     seq = max((plan.seq for plan in every), default=0) + 1
-    return write_plan(store, seq, job.recipe.digest, with_shards(videos, shard_videos), found.n_skipped)
+    return write_plan(store, seq, job.recipe, with_shards(videos, shard_videos), found.n_skipped)
 
 
 def add_retry(
@@ -218,7 +218,7 @@ def add_retry(
         videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
         tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
     again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
-    return write_plan(store, max(plans) + 1, job.recipe.digest, with_shards(again, shard_videos), 0)
+    return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, shard_videos), 0)
 
 
 def default_workers() -> int:

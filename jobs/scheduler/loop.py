@@ -316,7 +316,7 @@ class RayLoop:
         while True:
             try:
                 refuse_damaged(self.store, self.job, self.manifests, self.work.committed.values())
-                return self.counted.put(Counted(count_done(self.store, self.work)))
+                return self.counted.put(Counted(count_done(self.store, self.work, self.job.recipe.schema_version)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait forever

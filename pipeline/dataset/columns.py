@@ -7,19 +7,25 @@ a column of videos/ and failures/ is the field of the same name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its Arrow type, what it means, its unit (empty if it has none), and whether it may be null."""
+    """One column: its Arrow type, what it means, its unit (empty if it has none), and whether it may be null.
+
+    `since` is the schema version that it came with. In rows of older versions it has the value `before`.
+    """
 
     name: str
     type: pa.DataType
     meaning: str
     unit: str = ""
     nullable: bool = False
+    since: int = 1
+    before: Any = None
 
     @property
     def field(self) -> pa.Field:
@@ -103,5 +109,18 @@ def vector(name: str, dim: int, dtype: str) -> Column:
     return Column(name, embedding_type(dim, dtype), meaning)
 
 
-def schema(columns: tuple[Column, ...]) -> pa.Schema:
-    return pa.schema([column.field for column in columns])
+def schema(columns: tuple[Column, ...], version: int) -> pa.Schema:
+    """The Arrow schema of the columns that a table has in a schema version."""
+    return pa.schema([column.field for column in columns if column.since <= version])
+
+
+def with_newer(table: pa.Table, columns: tuple[Column, ...], version: int) -> pa.Table:
+    """Rows of an older version with the columns that came later, at their place in `columns`.
+
+    A user's own column of that name stays the user's.
+    """
+    for at, column in enumerate(columns):
+        if column.since > version and column.name not in table.column_names:
+            values = pa.repeat(pa.scalar(column.before, column.type), table.num_rows)
+            table = table.add_column(at, column.field, values)
+    return table

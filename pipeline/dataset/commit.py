@@ -88,7 +88,7 @@ def derive(
     content = clips.read_bytes() if clips is not None else store.read(clips_key(shard.name))
     with _reading(shard.name):
         file = schema.open_parquet(io.BytesIO(content))
-        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY], recipe.schema_version)
         columns = ["embedding", "probs"] if recipe.scores else ["embedding"]
         table = file.read(columns=columns, use_threads=False)
         features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
@@ -114,7 +114,7 @@ def derived(
     footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
     return [
         (videos_key(shard.name), videos_table(shard, outcomes, features_RD, probs_RK, recipe, user_columns), footer),
-        (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq), footer),
+        (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq, recipe.schema_version), footer),
     ]
 
 
@@ -133,8 +133,8 @@ def videos_table(
             of_video = slice(first, first + outcome.n_clips)
             videos.append(pooled(features_RD[of_video], probs_RK[of_video], recipe))
             first = of_video.stop
-    columns = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.pool, recipe.n_scores)
-    known = schema.video_columns(outcomes, shard.plan_seq)
+    columns = schema.videos_schema(recipe)
+    known = schema.video_columns(outcomes, shard.plan_seq, recipe.schema_version)
     table = pa.table([*known, *vector_columns(videos, columns)], schema=columns)
     kept = pa.array([outcome.failure is None for outcome in outcomes])
     own = user_columns.filter(kept)
@@ -161,9 +161,9 @@ def vector_columns(videos: list[list[FLOAT32]], columns: pa.Schema) -> list[pa.A
 
 def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:
     """Write the commit object, and read it back before any other process can see it."""
-    table = schema.clips_table(rows, recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)
+    table = schema.clips_table(rows, recipe)
     footer = _footer(rows.shard) | {
-        schema.OUTCOMES_KEY: schema.outcomes_json(rows.outcomes),
+        schema.OUTCOMES_KEY: schema.outcomes_json(rows.outcomes, recipe.schema_version),
         schema.STATS_KEY: json.dumps(rows.stats),
     }
     schema.write_parquet(path, table, footer)
@@ -202,10 +202,10 @@ def _reading(name: str) -> Iterator[None]:
         raise DamagedJob(f"clips/{name}.parquet is damaged ({error}); run verify") from None
 
 
-def read_committed(store: Store, name: str) -> Committed:
-    """The outcomes and sizes of a committed shard, from its footer. StoreMissing if it is not committed."""
+def read_committed(store: Store, name: str, version: int) -> Committed:
+    """The outcomes and sizes of a committed shard, from its footer in a schema version. StoreMissing."""
     with _reading(name), store.open(clips_key(name)) as content, schema.open_parquet(content) as file:
-        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY], version)
         return Committed(True, file.metadata.num_rows, content.seek(0, io.SEEK_END), outcomes)
 
 

@@ -58,12 +58,12 @@ class NewestRows:
         self.unknown = leave_out - self.newest.keys()
         self.excluded = len(leave_out) - len(self.unknown)
         self.superseded = sum(manifest.plan.n_videos for manifest in manifests) - len(self.newest)
-        dim, dtype, n_scores = job.recipe.feature_dim, job.recipe.embedding_dtype, job.recipe.n_scores
-        self._videos = schema.videos_schema(dim, dtype, job.recipe.pool, n_scores)
+        version = job.recipe.schema_version
+        self._videos = schema.videos_schema(job.recipe)
         self.schemas = {
-            "clips": schema.clips_schema(dim, dtype, n_scores),
-            "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests])]),
-            "failures": schema.FAILURES,
+            "clips": schema.clips_schema(job.recipe),
+            "videos": pa.schema([*self._videos, *own_fields([manifest.videos for manifest in manifests], version)]),
+            "failures": schema.failures_schema(version),
         }
         self._remedy = f"`p3d verify {store.words()} --repair` repairs what can be repaired"
         self.pending = 0
@@ -134,7 +134,7 @@ class NewestRows:
         return np.fromiter(kept, bool, len(ids))
 
     def _shard(self, manifest: Manifest, at: int, clips: bool, keep_V: BOOL) -> Rows:
-        shard = manifest.shard(at)
+        shard, version = manifest.shard(at), self.job.recipe.schema_version
         key, vectors = clips_key(shard.name), None
         with reading(self.store, key, self._remedy), contextlib.ExitStack() as stack:
             if clips:
@@ -145,7 +145,7 @@ class NewestRows:
                 content = stack.enter_context(self.store.open(key))
                 made_from = {"size_bytes": content.seek(0, io.SEEK_END)}
                 file = stack.enter_context(schema.open_parquet(content))
-            outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY])
+            outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY], version)
             check([o.video for o in outcomes] == list(shard.videos), "its outcomes are not those of its plan")
             check(file.schema_arrow.equals(self.schemas["clips"]), "it has other columns than this job writes")
             check(file.metadata.num_rows == sum(o.n_clips for o in outcomes), "its outcomes count other clips")
@@ -162,7 +162,7 @@ class NewestRows:
         key = failures_key(shard.name)
         with reading(self.store, key, self._remedy):
             failures = self._derived(key, made_from)
-            same = failures.equals(schema.failures_table(outcomes, shard.plan_seq))
+            same = failures.equals(schema.failures_table(outcomes, shard.plan_seq, version))
             check(same, "it does not hold what its clips say")
             failures = failures.filter(pa.array(keep_V[~ok_V]))
         yield "failures", failures
@@ -210,7 +210,7 @@ class NewestRows:
         self, videos: pa.Table, outcomes: tuple[VideoOutcome, ...], plan_seq: int, vectors: list[list[FLOAT32]] | None
     ) -> None:
         """Check a shard's videos rows against its outcomes, and their vectors against the pooled clips."""
-        columns = schema.video_columns(outcomes, plan_seq)
+        columns = schema.video_columns(outcomes, plan_seq, self.job.recipe.schema_version)
         check(videos.schema.equals(self._videos), "it has other columns than this job writes")
         expected = pa.table(columns, schema=pa.schema(list(self._videos)[: len(columns)]))
         check(videos.select(expected.column_names).equals(expected), "it does not hold what its clips say")

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.files import UNREADABLE
-from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS, write_parquet
+from p3d.pipeline.dataset.schema import own_columns, write_parquet
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing, StrayFile
-from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, part_name
+from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, Recipe, part_name
 from p3d.pipeline.storage.store import EXISTS, Store
 from p3d.pipeline.types import INT64, ShardPlan, VideoRef
+from p3d.pipeline.types.versions import names_in
 
 ROW_BYTES = 2  # of a part, at least, per row; with the shortest names that still differ a row has 8
 PLAN_KEY = re.compile(r"plans/[0-9]{4,}\.json")
@@ -45,6 +46,13 @@ def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
     return hasher.hexdigest()
 
 
+def _in_version(videos: pa.Table, version: int) -> pa.Table:
+    """Rows without the columns that came after a schema version. Ours end with `shard`, the user's own follow."""
+    newer = {one.name for one in columns.MANIFEST if one.since > version}
+    n_ours = videos.column_names.index("shard")
+    return videos.select([at for at, name in enumerate(videos.column_names) if at > n_ours or name not in newer])
+
+
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
@@ -61,13 +69,15 @@ def _as_numbers(videos: pa.Table) -> pa.Table:
     return videos
 
 
-def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_skipped: int) -> PlanRecord:
-    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Idempotent.
+def write_plan(store: Store, seq: int, recipe: Recipe, videos: pa.Table, n_skipped: int) -> PlanRecord:
+    """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Idempotent. In the recipe's version.
 
     The record is created once for each number. If two runs plan at the same moment, one gets AlreadyRunning, and its
     plan does not count.
     """
-    whole = plan_digest(recipe_digest, seq, videos)
+    version = recipe.schema_version
+    videos = _in_version(videos, version)
+    whole = plan_digest(recipe.digest, seq, videos)
     folder = f"plans/{seq:04d}-{whole[:8]}"
     parts = []
     for at, part in enumerate(_parts(videos)):
@@ -82,7 +92,7 @@ def write_plan(store: Store, seq: int, recipe_digest: str, videos: pa.Table, n_s
         parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
     size_bytes = total_bytes(videos["size_bytes"].to_numpy())
     plan = PlanRecord(
-        seq, whole, recipe_digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts)
+        seq, whole, recipe.digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts), version
     )
     if store.create(plan.key, plan.to_json()) == EXISTS:
         theirs = PlanRecord.from_json(store.read(plan.key), f"{store.url}/{plan.key}")
@@ -162,8 +172,9 @@ def read_part(store: Store, plan: PlanRecord, part: PartRecord) -> pa.Table:
                 raise ValueError(f"it has {file.metadata.num_rows} rows and not {part.n_videos}")
             table = file.read(use_threads=False)
         names = table.schema.names
-        same = names[: len(MANIFEST)] == MANIFEST.names and len(set(names)) == len(names)
-        same = same and all(table.schema.field(name).type == MANIFEST.field(name).type for name in MANIFEST.names)
+        ours = columns.schema(columns.MANIFEST, plan.schema_version)
+        same = names[: len(ours)] == ours.names and len(set(names)) == len(names)
+        same = same and all(table.schema.field(name).type == ours.field(name).type for name in ours.names)
         if not same or table["shard"].null_count or table["video_id"].null_count:
             raise ValueError("it has other columns or rows than a manifest")
         _check_shards(part, table["shard"].to_numpy())
@@ -209,7 +220,8 @@ class Manifest:
         Copied, because a slice is pickled with the buffers of its whole part: for a part of a million rows, 52 MB per
         shard sent to a worker.
         """
-        own = [name for name in self.videos.column_names if name == "video_id" or name not in OWN_COLUMNS]
+        ours = own_columns(self.plan.schema_version) - {"video_id"}
+        own = [name for name in self.videos.column_names if name not in ours]
         rows = self.rows(shard).select(own)
         return rows.take(np.arange(rows.num_rows))
 
@@ -218,8 +230,11 @@ class Manifest:
 
     def shard(self, shard: int) -> ShardPlan:
         rows = self.rows(shard)
-        values = zip(*(rows[field.name].to_pylist() for field in fields(VideoRef)), strict=True)
-        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(VideoRef(*row) for row in values))
+        known = names_in(VideoRef, self.plan.schema_version)
+        names = [field.name for field in fields(VideoRef) if field.name in known]
+        values = zip(*(rows[name].to_pylist() for name in names), strict=True)
+        videos = tuple(VideoRef(**dict(zip(names, row, strict=True))) for row in values)
+        return ShardPlan(self.plan.seq, self.plan.plan8, shard, videos)
 
 
 def known_versions(store: Store, plans: list[PlanRecord]) -> dict[str, str]:

@@ -9,13 +9,15 @@
 directly. `probs`, only with `--scores`, is `fixed_size_list<float32 not null>[K]`. The footer of a clips file holds
 what its rows cannot: `p3d.outcomes`, one JSON record per video of the shard, and `p3d.stats`. Legend: R clip rows, V
 videos, D feature dimension, K classes. `n_scores` is K if scores are stored, else 0 (`Recipe.n_scores`).
+An output has the columns and the fields of `p3d.outcomes` that its schema version has (`p3d.pipeline.types.versions`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ from p3d.pipeline.clips.pool import POOLS, pool_columns
 from p3d.pipeline.dataset import columns
 from p3d.pipeline.dataset.columns import Column
 from p3d.pipeline.errors import Reason
+from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.storage.store import DATA_BYTES
 from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef, checked
+from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version
 
 OUTCOMES_KEY = "p3d.outcomes"
 STATS_KEY = "p3d.stats"
@@ -41,44 +45,57 @@ SUM_ERROR = 1e-3  # largest deviation from 1 of the sum of a row of probabilitie
 # every float16 as float32, indexed by its bits: looking a row up here takes a third of the time of numpy's conversion
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
-MANIFEST = columns.schema(columns.MANIFEST)
-FAILURES = columns.schema(columns.FAILURES)
-OWN_COLUMNS = frozenset(
-    [
-        *(column.name for table in (columns.MANIFEST, columns.FAILURES, columns.VIDEOS) for column in table),
-        *(name for how in POOLS for name in pool_columns(how)),
-        "probs",
-    ]
-)
+MANIFEST = columns.schema(columns.MANIFEST, SCHEMA_VERSION)  # of a new output
 
 
-def clips_columns(dim: int, dtype: str, n_scores: int) -> tuple[Column, ...]:
+@cache
+def own_columns(version: int) -> frozenset[str]:
+    """The names that a user's own column cannot have in an output of a schema version."""
+    tables = (columns.MANIFEST, columns.FAILURES, columns.VIDEOS)
+    ours = [column.name for table in tables for column in table if column.since <= version]
+    return frozenset([*ours, *(name for how in POOLS for name in pool_columns(how)), "probs"])
+
+
+def clips_columns(recipe: Recipe) -> tuple[Column, ...]:
     """Columns of clips/: times in seconds and frames [start, end) as in `ClipSpan`.
 
     Frames are the video's own, counted from 0. If videos/ has a `resampled_fps`, frame k is the one on screen at
     k / resampled_fps seconds. Seconds are always those of the video itself, and never exceed `duration_s`.
     """
-    return (*columns.CLIPS, columns.vector("embedding", dim, dtype), *_probs(n_scores))
+    return (*columns.CLIPS, *_vectors(recipe, ["embedding"]))
 
 
-def videos_columns(dim: int, dtype: str, pool: str, n_scores: int) -> tuple[Column, ...]:
+def videos_columns(recipe: Recipe) -> tuple[Column, ...]:
     """Columns of videos/, without the user's own. Each pooling of `--pool` has a column of its own."""
-    vectors = [columns.vector(name, dim, dtype) for name in pool_columns(pool)]
-    return (*columns.VIDEOS, *vectors, *_probs(n_scores))
+    return (*columns.VIDEOS, *_vectors(recipe, pool_columns(recipe.pool)))
 
 
-def _probs(n_scores: int) -> list[Column]:
-    return [columns.vector("probs", n_scores, "float32")] if n_scores else []
+def _vectors(recipe: Recipe, names: list[str]) -> list[Column]:
+    vectors = [columns.vector(name, recipe.feature_dim, recipe.embedding_dtype) for name in names]
+    return [*vectors, *([columns.vector("probs", recipe.n_scores, "float32")] if recipe.n_scores else [])]
 
 
-def clips_schema(dim: int, dtype: str, n_scores: int) -> pa.Schema:
-    """The Arrow schema of `clips_columns`."""
-    return columns.schema(clips_columns(dim, dtype, n_scores))
+def clips_schema(recipe: Recipe) -> pa.Schema:
+    """The Arrow schema of `clips_columns`, in the version of the recipe."""
+    return columns.schema(clips_columns(recipe), recipe.schema_version)
 
 
-def videos_schema(dim: int, dtype: str, pool: str, n_scores: int) -> pa.Schema:
-    """The Arrow schema of `videos_columns`."""
-    return columns.schema(videos_columns(dim, dtype, pool, n_scores))
+def videos_schema(recipe: Recipe) -> pa.Schema:
+    """The Arrow schema of `videos_columns`, in the version of the recipe."""
+    return columns.schema(videos_columns(recipe), recipe.schema_version)
+
+
+def failures_schema(version: int) -> pa.Schema:
+    """The Arrow schema of failures/ in a schema version."""
+    return columns.schema(columns.FAILURES, version)
+
+
+def with_newer_columns(folder: str, table: pa.Table, recipe: Recipe) -> pa.Table:
+    """Rows of a folder, as an output of `recipe` has them, with the columns that came in later schema versions."""
+    if recipe.schema_version == SCHEMA_VERSION:
+        return table
+    every = {"clips": clips_columns(recipe), "videos": videos_columns(recipe), "failures": columns.FAILURES}
+    return columns.with_newer(table, every[folder], recipe.schema_version)
 
 
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
@@ -112,9 +129,9 @@ def features_of(column: pa.ChunkedArray | pa.Array, dim: int) -> FLOAT32:
     return np.asarray(values, np.float32).reshape(-1, dim)
 
 
-def clips_table(rows: ShardRows, dim: int, dtype: str, n_scores: int) -> pa.Table:
+def clips_table(rows: ShardRows, recipe: Recipe) -> pa.Table:
     """The rows of a shard's clips file."""
-    schema = clips_schema(dim, dtype, n_scores)
+    schema = clips_schema(recipe)
     spans = [clip.span for clip in rows.clips]
     columns: list[Any] = [
         [clip.video_id for clip in rows.clips],
@@ -128,29 +145,30 @@ def clips_table(rows: ShardRows, dim: int, dtype: str, n_scores: int) -> pa.Tabl
         [span.n_padded for span in spans],
         vector_array(rows.features_RD, schema.field("embedding").type),
     ]
-    if n_scores:
+    if recipe.n_scores:
         columns.append(vector_array(rows.probs_RK, schema.field("probs").type))
     return pa.table(
         [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, schema, strict=True)], schema
     )
 
 
-def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> list[pa.Array]:
-    """The columns of videos/ before the embeddings, for the outcomes that have rows."""
+def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int, version: int) -> list[pa.Array]:
+    """The columns of videos/ before the embeddings, for the outcomes that have rows, in a schema version."""
     records = [
         # VideoEnd comes last: its frame count and duration, known after decoding, replace those of VideoInfo
         {**asdict(o.video), **asdict(o.info), **asdict(o.end), "n_clips": o.n_clips, "plan_seq": plan_seq}
         for o in outcomes
         if o.info and o.end
     ]
-    return [pa.array([record[column.name] for record in records], column.type) for column in columns.VIDEOS]
+    fields = columns.schema(columns.VIDEOS, version)
+    return [pa.array([record[field.name] for record in records], field.type) for field in fields]
 
 
-def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int) -> pa.Table:
-    """The rows of a shard's failures file."""
+def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int, version: int) -> pa.Table:
+    """The rows of a shard's failures file, in a schema version."""
     records = [{**asdict(o.video), **asdict(o.failure), "plan_seq": plan_seq} for o in outcomes if o.failure]
-    columns = [pa.array([record[field.name] for record in records], field.type) for field in FAILURES]
-    return pa.table(columns, schema=FAILURES)
+    schema = failures_schema(version)
+    return pa.table([pa.array([record[f.name] for record in records], f.type) for f in schema], schema=schema)
 
 
 def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> None:
@@ -185,20 +203,24 @@ def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> No
             raise ValueError(f"{after.video_id} clip {after.span.index} starts before the one before it")
 
 
-def outcomes_json(outcomes: tuple[VideoOutcome, ...]) -> str:
-    """The footer record of a shard: one typed record per video, in manifest order."""
-    return json.dumps([asdict(outcome) for outcome in outcomes], separators=(",", ":"))
+def outcomes_json(outcomes: tuple[VideoOutcome, ...], version: int) -> str:
+    """The footer record of a shard: one typed record per video, in manifest order, in a schema version."""
+    return json.dumps([in_version(outcome, version) for outcome in outcomes], separators=(",", ":"))
 
 
-def parse_outcomes(text: str | bytes) -> tuple[VideoOutcome, ...]:
+def parse_outcomes(text: str | bytes, version: int) -> tuple[VideoOutcome, ...]:
     """The inverse of `outcomes_json`. One of MALFORMED if the text is not such a record."""
+
+    def held(o: dict[str, Any], name: str, record: type) -> Any:
+        return record(**exactly(record, o[name], version)) if o[name] else None
+
     outcomes = tuple(
         VideoOutcome(
-            video=VideoRef(**o["video"]),
+            video=VideoRef(**exactly(VideoRef, o["video"], version)),
             n_clips=o["n_clips"],
-            info=VideoInfo(**o["info"]) if o["info"] else None,
-            end=VideoEnd(**o["end"]) if o["end"] else None,
-            failure=Failure(**{**o["failure"], "reason": Reason(o["failure"]["reason"])}) if o["failure"] else None,
+            info=held(o, "info", VideoInfo),
+            end=held(o, "end", VideoEnd),
+            failure=(failed := held(o, "failure", Failure)) and replace(failed, reason=Reason(failed.reason)),
         )
         for o in json.loads(text)
     )

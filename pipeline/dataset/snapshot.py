@@ -62,10 +62,10 @@ class SnapshotRows:
         self._remedy = "Restore it, or make the snapshot again"
         self._leave_out = pa.array(sorted(leave_out), pa.string())
         self.schemas = {
-            "clips": schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores),
-            "failures": schema.FAILURES,
+            "clips": schema.clips_schema(recipe),
+            "failures": schema.failures_schema(recipe.schema_version),
         }
-        ours = schema.videos_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.pool, recipe.n_scores)
+        ours = schema.videos_schema(recipe)
         seen: set[str] = set()
         for file in self._files("videos", "failures"):
             with reading(store, file.key, self._remedy), store.open(file.key) as content:

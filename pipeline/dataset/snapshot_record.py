@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError
 from p3d.pipeline.recipe import SHA256, JobRecord, Recipe, check_names, digest
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import checked
+from p3d.pipeline.types.versions import exactly, in_version, refuse_newer
 
 SNAPSHOT_KEY = "snapshot.json"
-SCHEMA_VERSION = 1
 FILE = rf"(clips|videos|failures)/part-[0-9]{{5,}}\.parquet|weights/{SHA256}\.safetensors"
 
 
@@ -68,14 +67,20 @@ class SnapshotRecord:
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        record = dataclasses.asdict(self)
-        job = record.pop("job")
+        recipe = self.job.recipe
+        version = recipe.schema_version
         return {
-            "schema_version": SCHEMA_VERSION,
-            **record,
-            "recipe": job["recipe"],
-            "recipe_digest": self.job.recipe.digest,
-            "weights_sha256": self.job.recipe.weights_sha256,
+            "schema_version": version,
+            "source": self.source,
+            "created_at": self.created_at,
+            "plans": self.plans,
+            "with_clips": self.with_clips,
+            "counts": in_version(self.counts, version),
+            "files": [in_version(one, version) for one in self.files],
+            "versions": self.versions,
+            "recipe": recipe.to_dict(),
+            "recipe_digest": recipe.digest,
+            "weights_sha256": recipe.weights_sha256,
             "weights_origin": self.job.weights_origin,
             "job_versions": self.job.versions,
         }
@@ -91,19 +96,22 @@ class SnapshotRecord:
             given = json.loads(content)
             stated = given.pop("digest")
             check(stated == digest(given), "it does not match its own digest")
-            check(given["schema_version"] == SCHEMA_VERSION, f"its schema version is {given['schema_version']}")
+            version = refuse_newer(given["schema_version"], f"{url}/{SNAPSHOT_KEY}")
             texts = [given[name] for name in ("weights_origin", "source", "created_at")]
             for held in (given["job_versions"], given["versions"], given["plans"]):
                 texts += [*held, *held.values()]
             check(all(isinstance(one, str) for one in texts), "it has other values than texts")
+            recipe = Recipe.from_dict(given["recipe"])
+            check(recipe.schema_version == version, f"its recipe is of schema version {recipe.schema_version}")
+            files = [FileRecord(**exactly(FileRecord, one, version)) for one in given["files"]]
             return cls(
                 source=given["source"],
                 created_at=given["created_at"],
-                job=JobRecord(Recipe.from_dict(given["recipe"]), given["weights_origin"], given["job_versions"]),
+                job=JobRecord(recipe, given["weights_origin"], given["job_versions"]),
                 plans=given["plans"],
                 with_clips=given["with_clips"],
-                counts=checked([Counts(**given["counts"])])[0],
-                files=tuple(checked([FileRecord(**one) for one in given["files"]])),
+                counts=checked([Counts(**exactly(Counts, given["counts"], version))])[0],
+                files=tuple(checked(files)),
                 versions=given["versions"],
             )
         except (*MALFORMED, InputError) as error:

@@ -11,13 +11,14 @@ import contextlib
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.pipeline.dataset.schema import OWN_COLUMNS
+from p3d.pipeline.dataset.schema import own_columns
 from p3d.pipeline.errors import InputError
 
 
-def own_fields(manifests: list[pa.Table]) -> list[pa.Field]:
+def own_fields(manifests: list[pa.Table], version: int) -> list[pa.Field]:
     """The user's columns of all manifests, in the order in which they first appear, without metadata."""
-    names = [name for table in manifests for name in table.column_names if name not in OWN_COLUMNS]
+    ours = own_columns(version)
+    names = [name for table in manifests for name in table.column_names if name not in ours]
     return [
         pa.field(name, _common(name, [table[name] for table in manifests if name in table.column_names]))
         for name in dict.fromkeys(names)

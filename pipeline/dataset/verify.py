@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.commit import clips_key, data_files, derived, failures_key, videos_key
 from p3d.pipeline.dataset.files import UNREADABLE, check, reading
 from p3d.pipeline.dataset.plans import Manifest, load_plans
@@ -31,6 +31,7 @@ from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.local import scratch_folder, writing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import ShardPlan, VideoOutcome
+from p3d.pipeline.types.versions import SCHEMA_VERSION
 
 FOLDERS = ("clips/", "videos/", "failures/")
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
@@ -183,11 +184,11 @@ def _audit_footers(
     key = clips_key(shard.name)
     try:
         footer, n_clips, columns = _sound(footers[key])
-        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
+        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY], recipe.schema_version)
         _note_settings(shard.name, footer, result)
     except UNREADABLE as error:
         return _bad_shard(shard, f"{key} is damaged: {error}", result)
-    if not columns.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
+    if not columns.equals(schema.clips_schema(recipe)):
         return _bad_shard(shard, f"{key} has other columns than this job writes", result)
     _check_ids(shard, outcomes, result)
     result.clips += n_clips
@@ -247,12 +248,12 @@ def _audit_rows(store: Store, recipe: Recipe, manifest: Manifest, shard: ShardPl
     try:
         file = schema.open_parquet(io.BytesIO(content))
         footer = schema.read_footer(file)
-        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY])
+        outcomes = schema.parse_outcomes(footer[schema.OUTCOMES_KEY], recipe.schema_version)
         table = file.read(use_threads=False)
         _note_settings(shard.name, footer, result)
     except UNREADABLE as error:
         return _bad_shard(shard, f"{clips_key(shard.name)} is damaged: {error}", result)
-    if not table.schema.equals(schema.clips_schema(recipe.feature_dim, recipe.embedding_dtype, recipe.n_scores)):
+    if not table.schema.equals(schema.clips_schema(recipe)):
         return _bad_shard(shard, f"{clips_key(shard.name)} has other columns than this job writes", result)
     _check_ids(shard, outcomes, result)
     _check_clips(shard, outcomes, table, recipe, result)
@@ -351,6 +352,7 @@ def _check_derived(store: Store, key: str, rows: pa.Table, footer: dict[str, str
 def current_failures(store: Store) -> list[dict[str, Any]]:
     """The current rows of failures/: a video's state is that of the newest plan that names it. DamagedJob."""
     plans = load_plans(store)
+    version = plans[0].schema_version if plans else SCHEMA_VERSION
     newest: dict[str, int] = {}
     if len(plans) > 1:
         for plan in plans:
@@ -359,6 +361,6 @@ def current_failures(store: Store) -> list[dict[str, Any]]:
     for info in data_files(store, "failures/"):
         with reading(store, info.key, f"`p3d verify {store.words()} --repair` repairs what can be repaired"):
             table = schema.read_parquet(io.BytesIO(store.read(info.key)))
-            check(table.schema.equals(schema.FAILURES), "it has other columns than p3d writes")
-            rows += table.to_pylist()
+            check(table.schema.equals(schema.failures_schema(version)), "it has other columns than p3d writes")
+            rows += columns.with_newer(table, columns.FAILURES, version).to_pylist()
     return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]

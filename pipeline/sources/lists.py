@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from p3d.pipeline.dataset.schema import OWN_COLUMNS, read_parquet
+from p3d.pipeline.dataset.schema import own_columns, read_parquet
 from p3d.pipeline.errors import InputError
+from p3d.pipeline.types.versions import SCHEMA_VERSION
 
 LIST_EXTENSIONS = (".txt", ".csv", ".parquet")
 LIST_COLUMNS = ("uri", "url", "path", "video", "file", "filename")
@@ -52,7 +53,7 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     if missing := sum(not entry for entry in entries):
         raise InputError(f"{source}: {missing} rows have no path in column {column!r}")
     own = table.select([name for name in table.column_names if name not in (column, id_column)])
-    if odd := [name for name in own.column_names if name in OWN_COLUMNS]:
+    if odd := [name for name in own.column_names if name in own_columns(SCHEMA_VERSION)]:
         raise InputError(f"{source}: columns {odd} have names that the dataset uses itself; rename them in the list")
     ids = None if id_column is None else _ids(source, table, id_column)
     return FileList([str(entry) for entry in entries], ids, own)

@@ -208,7 +208,7 @@ class Maker:
         ids: list[str] = []
         for seq in (1, 2):
             table = self._videos(seq, ids)
-            plan = write_plan(store, seq, stated.digest, with_shards(table, 3), 0)
+            plan = write_plan(store, seq, stated, with_shards(table, 3), 0)
             manifest = Manifest(store, plan)
             for at in range(plan.n_shards):
                 if self.rng.random() < 0.75:
@@ -252,7 +252,7 @@ class Maker:
             ("score", pa.array([float("inf"), float("nan")] * n, pa.float32())[:n]),
         ):
             name = name.encode(errors="replace").decode()
-            if self.rng.random() < 0.5 and name not in table.column_names and name not in schema.OWN_COLUMNS:
+            if self.rng.random() < 0.5 and name not in table.column_names and name not in schema.own_columns(1):
                 with contextlib.suppress(pa.ArrowException, ValueError):
                     table = table.append_column(name, column)
         return table

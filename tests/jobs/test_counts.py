@@ -24,7 +24,7 @@ def test_a_video_that_a_newer_plan_lists_does_not_count_in_its_older_shard() -> 
     """`d` was replaced before its shard was done: that shard counts one video less, and no failure."""
     store = MemoryStore()
     first = planned(store, "abcd", shard_videos=2)
-    second = Manifest(store, write_plan(store, 2, recipe().digest, with_shards(replaced("d"), 2), 0))
+    second = Manifest(store, write_plan(store, 2, recipe(), with_shards(replaced("d"), 2), 0))
     plans = {1: first, 2: second}
     work = look(store, plans)
     assert (work.superseded, work.n_videos, len(work.todo)) == ({"d": 2}, 4, 3)

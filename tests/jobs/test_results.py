@@ -141,7 +141,7 @@ def test_refusals_of_a_snapshot_have_messages_and_codes(out: LocalStore, tmp_pat
     damaged.write_bytes(content)
     LocalStore(dest).create("clips/part-00000.parquet", b"what a kill left")
     refused(5, "not finished; remove it", out.url, dest)
-    write_plan(out, 3, recipe_().digest, with_shards(videos(("y", "z")), 4), 0)
+    write_plan(out, 3, recipe_(), with_shards(videos(("y", "z")), 4), 0)
     refused(6, "2 of the videos", out.url, str(tmp_path / "dest2"))
 
 

@@ -226,7 +226,7 @@ def add_plan_of(store: Store, seq: int, names: str, folder: Path, chosen: Recipe
     table = videos(names)
     uris = [f"file://{folder}/{name}.mp4" for name in names]
     table = table.set_column(table.schema.get_field_index("uri"), "uri", [uris])
-    return Manifest(store, write_plan(store, seq, chosen.digest, with_shards(table, 4), 0))
+    return Manifest(store, write_plan(store, seq, chosen, with_shards(table, 4), 0))
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_a_launch_into_a_foreign_job_reads_only_its_own_source(
     found = find(str(source), DEFAULTS).videos
     taken = found.slice(0, 1).set_column(found.schema.get_field_index("uri"), "uri", [[f"file://{private}/p.mp4"]])
     table = with_shards(taken, 1)
-    write_plan(store, 1, prepared.recipe.digest, table, 0)
+    write_plan(store, 1, prepared.recipe, table, 0)
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "mine"))
     code, _, err = in_process(*line)
     assert code == 6 and ran == [{f"file://{source}/a.mp4"}], err
@@ -308,7 +308,7 @@ def test_a_list_launched_again_into_a_foreign_job_is_planned_once(
     private = found.slice(0, 1).set_column(found.schema.get_field_index("video_id"), "video_id", [["x"]])
     private = private.set_column(found.schema.get_field_index("uri"), "uri", [["file:///private/p.mp4"]])
     rows = pa.concat_tables([private, found.slice(0, 1)], promote_options="permissive")
-    write_plan(store, 1, prepared.recipe.digest, with_shards(rows, 1), 0)
+    write_plan(store, 1, prepared.recipe, with_shards(rows, 1), 0)
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "mine"))
     line = ("launch", str(listed), store.url, "--weights", str(small_weights), "--device", "cpu")
     for again in (False, True):

@@ -62,7 +62,7 @@ def planned(store: Store, names: Sequence[str], *, shard_videos: int = 4, recipe
     chosen = recipe_ or recipe()
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
     found = SourceListing(videos(names), ())
-    plan = write_plan(store, 1, chosen.digest, with_shards(found.videos, shard_videos), 0)
+    plan = write_plan(store, 1, chosen, with_shards(found.videos, shard_videos), 0)
     return Manifest(store, plan)
 
 

@@ -245,12 +245,12 @@ def test_the_footer_says_what_became_of_every_video(store: LocalStore) -> None:
     manifest = planned(store, NAMES)
     rows = shard_rows(manifest, 0)
     commit_shard(store, rows, recipe(), manifest.user_columns(0))
-    committed = read_committed(store, rows.shard.name)
+    committed = read_committed(store, rows.shard.name, 1)
     assert committed.outcomes == rows.outcomes
     assert committed.n_clips == len(rows.clips)
     assert committed.failures == {"truncated": 1}
     with pytest.raises(StoreMissing):
-        read_committed(store, "00000000-000000009")
+        read_committed(store, "00000000-000000009", 1)
 
 
 def test_a_shard_in_which_every_video_failed_is_still_a_commit(store: LocalStore) -> None:
@@ -384,7 +384,7 @@ def test_a_damaged_commit_is_named(store: LocalStore) -> None:
     name = manifest.shard(0).name
     (store.root / clips_key(name)).write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(DamagedJob, match=name):
-        read_committed(store, name)
+        read_committed(store, name, 1)
     with pytest.raises(DamagedJob, match=f"^clips/{name}.parquet is damaged "):
         derive(store, manifest.shard(0), recipe(), manifest.user_columns(0))
 
@@ -419,7 +419,7 @@ def test_a_commit_says_what_it_holds_and_what_was_made_from_it(store: LocalStore
     whole = (len(rows.clips), len(content), rows.outcomes)
     assert (made.adopted, made.n_clips, made.size_bytes, made.outcomes) == (False, *whole)
     assert derive(store, rows.shard, chosen, own) == commit.Committed(True, *whole)
-    assert read_committed(store, name) == commit.Committed(True, *whole)
+    assert read_committed(store, name, 1) == commit.Committed(True, *whole)
     shard = {"plan_seq": rows.shard.plan_seq, "plan8": rows.shard.plan8, "shard": 0}
     source = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content), "writer": pa.cpp_version}
     for key in (clips_key(name), videos_key(name), commit.failures_key(name)):

@@ -44,7 +44,7 @@ def labels(key: str = "video_id", **of: int | Sequence[int]) -> Labels:
 def by_hand(store: LocalStore, probs_RK: list[list[float]]) -> None:
     """Videos a (3 clips), b (failed), c (1 clip), d (1 clip), with the given scores, clip by clip."""
     store.create("job.json", JobRecord(SCORED, "random:0", {}).to_json())
-    manifest = Manifest(store, write_plan(store, 1, SCORED.digest, with_shards(videos("abcd"), 4), 0))
+    manifest = Manifest(store, write_plan(store, 1, SCORED, with_shards(videos("abcd"), 4), 0))
     rows = replace(shard_rows(manifest, 0), probs_RK=np.array(probs_RK, np.float32))
     commit_shard(store, rows, SCORED, manifest.user_columns(0))
 

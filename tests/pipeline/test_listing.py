@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from p3d.pipeline.dataset.schema import MANIFEST, OWN_COLUMNS
+from p3d.pipeline.dataset.schema import MANIFEST, own_columns
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.errors import InputError, Reason, StoreMissing, VideoError
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
@@ -435,7 +435,7 @@ def test_users_columns_are_kept_with_their_types(tmp_path: Path) -> None:
 
 def test_no_column_of_ours_can_be_overwritten(tmp_path: Path) -> None:
     """A list with a column that the dataset writes itself is refused, and the message names it."""
-    for name in sorted(OWN_COLUMNS - {"uri"}):  # a column `uri` is that of the paths
+    for name in sorted(own_columns(1) - {"uri"}):  # a column `uri` is that of the paths
         (tmp_path / "l.csv").write_text(f"uri,{name}\na.mp4,1\n")
         with pytest.raises(InputError, match=rf"columns \['{name}'\] have names that the dataset uses itself; rename"):
             find(str(tmp_path / "l.csv"), HERE)

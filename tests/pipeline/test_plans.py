@@ -33,9 +33,10 @@ from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import VideoRef
-from tests.pipeline.rows import videos
+from tests.pipeline.rows import recipe, videos
 
-RECIPE = "f" * 64
+RECIPE = recipe()
+DIGEST = "f" * 64  # of another one
 NAMES = tuple("abcdefghijk")
 
 
@@ -109,7 +110,7 @@ def test_the_digest_is_of_values_not_of_files(chunks: list[int], group: int, cod
     chunked = pa.concat_tables([rows.slice(a, b - a) for a, b in pairwise(ends)])
     out = io.BytesIO()
     pq.write_table(chunked, out, row_group_size=group, compression=codec, use_dictionary=dictionary)
-    assert plan_digest(RECIPE, 1, chunked) == plan_digest(RECIPE, 1, pq.read_table(out)) == plan_digest(RECIPE, 1, rows)
+    assert plan_digest(DIGEST, 1, chunked) == plan_digest(DIGEST, 1, pq.read_table(out)) == plan_digest(DIGEST, 1, rows)
 
 
 def test_the_digest_is_of_every_value_and_of_the_order() -> None:
@@ -117,27 +118,27 @@ def test_the_digest_is_of_every_value_and_of_the_order() -> None:
     and two rows swapped each give another digest."""
     rows = put(put(table(), "mtime_ns", [*range(10), None]), "etag", [None, *map(str, range(10))])
     digests = [
-        plan_digest(RECIPE, 1, rows),
+        plan_digest(DIGEST, 1, rows),
         plan_digest("e" * 64, 1, rows),
-        plan_digest(RECIPE, 2, rows),
-        plan_digest(RECIPE, 1, rows.slice(1)),
-        plan_digest(RECIPE, 1, rows.slice(0, 10)),
-        plan_digest(RECIPE, 1, rows.take([1, 0, *range(2, 11)])),
-        plan_digest(RECIPE, 1, rows.rename_columns([*rows.column_names[:-1], "Label"])),
+        plan_digest(DIGEST, 2, rows),
+        plan_digest(DIGEST, 1, rows.slice(1)),
+        plan_digest(DIGEST, 1, rows.slice(0, 10)),
+        plan_digest(DIGEST, 1, rows.take([1, 0, *range(2, 11)])),
+        plan_digest(DIGEST, 1, rows.rename_columns([*rows.column_names[:-1], "Label"])),
     ]
     for name in rows.column_names:
         values = rows[name].to_pylist()
         for at in range(len(values)):
             other = 99 if pa.types.is_integer(rows.schema.field(name).type) else "other"
-            digests.append(plan_digest(RECIPE, 1, put(rows, name, [*values[:at], other, *values[at + 1 :]])))
+            digests.append(plan_digest(DIGEST, 1, put(rows, name, [*values[:at], other, *values[at + 1 :]])))
             if rows.schema.field(name).nullable and values[at] is not None:
-                digests.append(plan_digest(RECIPE, 1, put(rows, name, [*values[:at], None, *values[at + 1 :]])))
+                digests.append(plan_digest(DIGEST, 1, put(rows, name, [*values[:at], None, *values[at + 1 :]])))
     assert len(set(digests)) == len(digests) > 100
 
 
 def test_the_digest_of_these_rows_never_changes() -> None:
     """An output planned by an older version stays readable: the canonical encoding is fixed."""
-    assert plan_digest(RECIPE, 1, table()) == "1a79578f9f5e72705542bbf073ba1702e3fb5313cf7b54a07142fc52c9673f4e"
+    assert plan_digest(DIGEST, 1, table()) == "1a79578f9f5e72705542bbf073ba1702e3fb5313cf7b54a07142fc52c9673f4e"
 
 
 USERS = {
@@ -202,7 +203,7 @@ def test_a_plan_is_written_and_read_back(store: LocalStore) -> None:
     """A plan's record says how many videos, shards and bytes; the manifest gives the rows back."""
     rows = put(table(), "size_bytes", [*range(10), -1])
     plan = write_plan(store, 3, RECIPE, rows, 7)
-    assert plan.digest == plan_digest(RECIPE, 3, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
+    assert plan.digest == plan_digest(RECIPE.digest, 3, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
     assert (plan.seq, plan.n_videos, plan.n_shards, plan.size_bytes, plan.n_skipped) == (3, 11, 3, 45, 7)
     assert load_plans(store) == [plan]
     assert Manifest(store, plan).videos.equals(rows)
@@ -268,7 +269,7 @@ def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
 def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> None:
     """A part left by an interrupted run with another Parquet library is adopted: the record has its sha256."""
     rows = table()
-    whole = plan_digest(RECIPE, 1, rows)
+    whole = plan_digest(DIGEST, 1, rows)
     path = tmp_path / "part"
     pq.write_table(rows, path, compression="gzip", row_group_size=2)
     key = f"plans/0001-{whole[:8]}/manifest-00000.parquet"

@@ -62,7 +62,7 @@ def test_any_stat_value_is_planned(values: list[tuple[int, int]], listed: bool) 
         assert [row["mtime_ns"] for row in rows] == [at if -(2**63) <= at < 2**63 else None for _, at in values]
         assert look_again(found.videos, HERE).equals(found.videos)
         store = LocalStore(f"{folder}/out")
-        plan = write_plan(store, 1, recipe().digest, with_shards(found.videos, 2), 0)
+        plan = write_plan(store, 1, recipe(), with_shards(found.videos, 2), 0)
         assert load_plans(store) == [plan] and Manifest(store, plan).videos.num_rows == len(values)
         assert plan.size_bytes == sum(max(size, 0) for size, _ in values)
 

@@ -36,7 +36,7 @@ def finished(root: Path, table: pa.Table | None = None) -> LocalStore:
         manifest = planned(store, "abcd")
     else:
         store.create("job.json", JobRecord(recipe(), "random:0", {}).to_json())
-        manifest = Manifest(store, write_plan(store, 1, recipe().digest, with_shards(table, 4), 0))
+        manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, 4), 0))
     commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
     return store
 
@@ -93,8 +93,8 @@ def test_a_recipe_of_other_types_is_damage(name: str, value: Any) -> None:
 def test_an_outcome_of_other_types_is_malformed(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
     """What readers do with an outcome is only done with values of the right types."""
     manifest = planned(LocalStore(str(tmp_path / "out")), "a")
-    records = json.loads(schema.outcomes_json((outcome(manifest.shard(0).videos[0], 16),)))
-    assert schema.parse_outcomes(json.dumps(records))
+    records = json.loads(schema.outcomes_json((outcome(manifest.shard(0).videos[0], 16),), 1))
+    assert schema.parse_outcomes(json.dumps(records), 1)
     if path:
         held = records[0]
         for name in path[:-1]:
@@ -103,7 +103,7 @@ def test_an_outcome_of_other_types_is_malformed(tmp_path: Path, path: tuple[str,
     else:
         records[0] = value
     with pytest.raises(MALFORMED):
-        schema.parse_outcomes(json.dumps(records))
+        schema.parse_outcomes(json.dumps(records), 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"{}"])

@@ -30,6 +30,7 @@ from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
+from tests.pipeline.rows import recipe
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 from tests.servers import ACCESS_KEY
@@ -139,7 +140,7 @@ def test_any_key_is_listed_planned_and_read(any_front: Proxy, scratch: Path, tmp
     uris = [s3_uri(store.bucket, store.prefix + name) for name in UNTYPED]
     pq.write_table(pa.table({"uri": [*found.videos["uri"].to_pylist(), *uris]}), listed)
     out = LocalStore(str(tmp_path / "out"))
-    plan = write_plan(out, 1, "0" * 64, with_shards(find(str(listed), DEFAULTS).videos, 100), 0)
+    plan = write_plan(out, 1, recipe(), with_shards(find(str(listed), DEFAULTS).videos, 100), 0)
     videos = Manifest(out, plan).shard(0).videos
     assert len(videos) == len(names)
     assert {fetched(video, scratch).decode() for video in videos} == names
