@@ -13,11 +13,11 @@ from pathlib import Path
 from bench.rounds import REPO
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 SAMPLES = REPO.parent / "shared" / "videos"
 PAGE = REPO / "docs" / "decoding.md"

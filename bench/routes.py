@@ -34,10 +34,10 @@ from bench.inputs import sampling_of
 from bench.rounds import Report, Rounds, Table, parser_of, per_second, take_turns
 from p3d.pipeline.clips.rules import clip_spans, frame_numbers
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import corpus, make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))

@@ -21,8 +21,8 @@ from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
 from p3d.pipeline.clips.rules import Sampling, clip_spans
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.types import FrameSpec, VideoEnd
+from p3d.pipeline.types.policy import DecodePolicy
 
 BATCH = default_batch("cpu")
 

@@ -15,13 +15,23 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypedDict, get_args
 
 from p3d.pipeline.clips.pool import POOLS
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe, escape
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import FrameSpec, checked, shard_name
+from p3d.pipeline.types.options import ABSENT, check_options, option
+from p3d.pipeline.types.policy import (
+    MAX_DURATION_S,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    DecodeLimits,
+    DecodePolicy,
+    Decoder,
+    Partial,
+)
 from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version, names_in, refuse_newer
 
 DTYPES = ("float32", "float16")
@@ -30,21 +40,13 @@ PART = "manifest-[0-9]{5}\\.parquet"
 PART_ROWS = 1_000_000  # of a manifest part, at most
 MOST_NUMBERS = 1 << 20  # of a row, features or class probabilities; the largest network has 4096 features
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
-DECODERS = ("auto", "decord", "pyav", "nvdec")
-PARTIAL = ("fail", "keep")
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Defaults, each stated once: the records here, the decoders' limits and the help texts all use them.
-SHARD_VIDEOS = 64
 VIDEO_TIMEOUT_S = 300.0
-MAX_DURATION_S = 24 * 3600.0
-MAX_PIXELS = 64 * 1024 * 1024  # of one picture: twice 8K
-MAX_FILE_BYTES = 256 * 1024**3
-MAX_DECODE_MEMORY = 4 * 1024**3  # bytes; a decode of 8K in 10 bits takes under 2 GiB
-STORE_PATIENCE_S = 600.0
 SHARD_ATTEMPTS = 4
+WORKER_DEATHS = 8
+MAX_DECODE_MEMORY = 4 * 1024**3  # bytes; a decode of 8K in 10 bits takes under 2 GiB
 CPU_BATCH = 4  # clips
 GPU_BATCH = 32
-WORKER_DEATHS = 8
 
 
 class _Strict:
@@ -92,8 +94,83 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOptions:
+    """What users choose of a Recipe: options that decide the numbers of a row."""
+
+    clips: str = option("every:16", "Cut clips by every:STRIDE, uniform:COUNT or random:COUNT@SEED.", metavar="RULE")
+    frame_step: int = option(1, "Take every Nth frame into a clip.", low=1, metavar="N")
+    fps: float | None = option(
+        None,
+        "Resample to R frames/s by time, so that all clips span equal time.",
+        low=0,
+        above=True,
+        high=240,
+        metavar="R",
+        default_text="native frames",
+    )
+    pool: str = option("mean", "Pool clip vectors into a video vector.", choices=POOLS)
+    scores: bool = option(False, "Also store class probabilities, per clip and per video.")
+    embedding_dtype: str = option("float32", "Store vectors in this type.", choices=DTYPES)
+    precision: str = option(
+        "fp32",
+        "Run the network in this precision. fp16: CUDA only. `plan` compares bf16 with fp32.",
+        choices=PRECISIONS,
+    )
+    decoder: Decoder = option(
+        "auto",
+        "Decode with this library. auto: the faster correct one of decord and PyAV. nvdec: on an NVIDIA GPU, whose "
+        "colours differ.",
+        choices=get_args(Decoder),
+    )
+    partial: Partial = option(
+        "fail", "Let a damaged video fail, or keep its readable beginning.", choices=get_args(Partial)
+    )
+
+
+class RecipeKeywords(TypedDict, total=False):
+    """The fields of RecipeOptions as keyword arguments of the Python API."""
+
+    clips: str
+    frame_step: int
+    fps: float | None
+    pool: str
+    scores: bool
+    embedding_dtype: str
+    precision: str
+    decoder: Decoder
+    partial: Partial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What users choose of a plan: which videos, in which shards."""
+
+    id_column: str | None = option(
+        None,
+        "Take video ids from this column of a CSV or Parquet list.",
+        metavar="NAME",
+        default_text="ids made from paths",
+    )
+    limit: int | None = option(None, "Take only the first N videos.", low=1, metavar="N", default_text="all")
+    shard_videos: int = option(
+        64, "Put N videos into a shard, the unit of commit and resume.", low=1, high=100_000, metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+class PlanKeywords(TypedDict, total=False):
+    """The fields of PlanOptions as keyword arguments of the Python API."""
+
+    id_column: str | None
+    limit: int | None
+    shard_videos: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(RecipeOptions, _Strict):
     """What decides the numbers of a row. Jobs may share a dataset only if their recipes are equal.
 
     Device, batch size, threads and versions of libraries may change the last bits. They are in the footers of shards.
@@ -110,30 +187,13 @@ class Recipe(_Strict):
     resize_hw: tuple[int, int] | None
     short_side: int | None
     crop_hw: tuple[int, int]
-    clips: str
-    frame_step: int
-    fps: float | None
-    decoder: str
-    partial: str
-    precision: str
-    pool: str
-    embedding_dtype: str
     num_classes: int
-    scores: bool
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("pool", POOLS),
-            ("embedding_dtype", DTYPES),
-            ("decoder", DECODERS),
-            ("partial", PARTIAL),
-            ("precision", PRECISIONS),
-            ("scores", (False, True)),
-            ("schema_version", tuple(range(1, SCHEMA_VERSION + 1))),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        check_options(self)
+        if self.schema_version not in range(1, SCHEMA_VERSION + 1):
+            raise InputError(f"schema_version must be 1 to {SCHEMA_VERSION}, not {self.schema_version!r}")
         if newer := self._newer_than(self.schema_version):
             raise InputError(f"{newer} cannot be chosen in an output of schema version {self.schema_version}")
         check_names({"weights_sha256": (self.weights_sha256, SHA256)})
@@ -177,6 +237,10 @@ class Recipe(_Strict):
     @property
     def frame_spec(self) -> FrameSpec:
         return FrameSpec(crop_hw=self.crop_hw, resize_hw=self.resize_hw, short_side=self.short_side)
+
+    @property
+    def decode_policy(self) -> DecodePolicy:
+        return DecodePolicy(self.decoder, self.partial)
 
     @property
     def n_scores(self) -> int:
@@ -330,40 +394,82 @@ class RunOptions(_Strict):
     """Speed, limits and retries of one run. On CPU, a resume keeps `batch_size` and `threads`, because rows are
     bit-identical only if these are equal.
 
-    `workers`: GPU or CPU actors. `batch_size`: clips. `threads`: of the network, per CPU worker. `decode_tasks`: videos
-    that each worker decodes at a time. `video_timeout_s`: longest wait for the next frames of one video.
-    `max_decode_memory`: bytes that the decode of one video may use. `store_patience_s`: how long a store may fail
-    before the job stops and can be resumed. `s3`: how to reach the store.
+    `workers` are GPU or CPU actors. `decode_tasks`: videos that each worker decodes at a time. `shard_attempts` and
+    `worker_deaths`: how often a shard may fail, and workers may die, before the job stops. `s3` is how to reach the
+    store.
     """
 
-    workers: int
-    batch_size: int
-    threads: int
-    decode_tasks: int
-    device: str = "auto"
-    video_timeout_s: float = VIDEO_TIMEOUT_S
-    max_duration_s: float = MAX_DURATION_S
-    max_pixels: int = MAX_PIXELS
-    max_file_bytes: int = MAX_FILE_BYTES
-    max_decode_memory: int = MAX_DECODE_MEMORY
+    workers: int = option(ABSENT, "Start N workers.", low=1, metavar="N", default_text="one per GPU, else 1")
+    batch_size: int = option(
+        ABSENT,
+        "Embed N clips at a time.",
+        low=1,
+        metavar="N",
+        default_text=f"{GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU",
+    )
+    threads: int = option(
+        ABSENT, "Use N threads per batch on a CPU.", low=1, metavar="N", default_text="half the cores"
+    )
+    decode_tasks: int = ABSENT
+    device: str = option("auto", "Compute on auto, cpu or cuda.", metavar="NAME")
+    video_timeout_s: float = option(
+        VIDEO_TIMEOUT_S,
+        "Fail a video as decode_timeout after this long without frames.",
+        low=0,
+        above=True,
+        metavar="SECONDS",
+        flag="video-timeout",
+    )
+    max_duration_s: float = option(
+        MAX_DURATION_S,
+        "Fail longer videos as too_long, without decoding.",
+        low=0,
+        above=True,
+        metavar="SECONDS",
+        flag="max-duration",
+        default_text=f"{MAX_DURATION_S:g} (one day)",
+    )
+    max_pixels: int = option(MAX_PIXELS, "Fail videos with larger frames as too_large.", low=1, metavar="N")
+    max_file_bytes: int = option(
+        MAX_FILE_BYTES,
+        "Fail larger files as too_large.",
+        low=1,
+        metavar="N",
+        default_text=f"{MAX_FILE_BYTES >> 30} GiB",
+    )
+    max_decode_memory: int = option(
+        MAX_DECODE_MEMORY,
+        "Fail a video as decode_memory if its decode takes more.",
+        low=1,
+        metavar="BYTES",
+        default_text=f"{MAX_DECODE_MEMORY >> 30} GiB",
+    )
     shard_attempts: int = SHARD_ATTEMPTS
     worker_deaths: int = WORKER_DEATHS
-    store_patience_s: float = STORE_PATIENCE_S
-    max_failures: MaxFailures = MaxFailures()
+    store_patience_s: float = option(
+        600.0,
+        "Stop the job, resumable, after a store fails for this long.",
+        low=0,
+        metavar="SECONDS",
+        flag="store-patience",
+    )
+    max_failures: MaxFailures = option(
+        MaxFailures(),
+        "Stop when more videos than this fail.",
+        metavar="N|P%",
+        default_text="when over half of the first 200 fail for one reason",
+    )
     s3: StoreOptions = DEFAULTS
 
     def __post_init__(self) -> None:
-        for name in (
-            "workers",
-            "batch_size",
-            "threads",
-            "decode_tasks",
-            "video_timeout_s",
-            "max_decode_memory",
-            "shard_attempts",
-        ):
+        check_options(self)
+        for name in ("decode_tasks", "shard_attempts"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be more than 0, not {getattr(self, name)}")
+
+    @property
+    def decode_limits(self) -> DecodeLimits:
+        return DecodeLimits(self.max_duration_s, self.max_pixels, self.max_file_bytes)
 
     @classmethod
     def from_dict(cls, given: Any, version: int = SCHEMA_VERSION) -> Self:
@@ -372,6 +478,22 @@ class RunOptions(_Strict):
         if isinstance(given, dict) and isinstance(given.get("s3"), dict):
             given = {**given, "s3": StoreOptions(**given["s3"])}
         return super(RunOptions, cls).from_dict(given, version)
+
+
+class RunKeywords(TypedDict, total=False):
+    """The options of RunOptions as keyword arguments of the Python API."""
+
+    workers: int | None
+    batch_size: int | None
+    threads: int | None
+    device: str | None
+    video_timeout_s: float | None
+    max_duration_s: float | None
+    max_pixels: int | None
+    max_file_bytes: int | None
+    max_decode_memory: int | None
+    store_patience_s: float | None
+    max_failures: str | None
 
 
 def with_short_digests(origin: str) -> str:

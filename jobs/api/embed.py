@@ -21,17 +21,18 @@ from types import MappingProxyType
 import numpy as np
 
 from p3d.encoder import Encoder, device_for
-from p3d.jobs.planning.prepare import JobSpec, fix, prepare, refuse_unfit_device, run_options
+from p3d.jobs.planning.job_spec import JobSpec
+from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.clips.pool import pool_columns
 from p3d.pipeline.decode.child import decode_in_child
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S, Recipe
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ClipRow, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, Decoder, Partial
 from p3d.weights import Weights
 
 
@@ -67,8 +68,8 @@ def embed_file(
     fps: float | None = None,
     pool: str = "mean",
     precision: str = "fp32",
-    decoder: str = "auto",
-    partial: str = "fail",
+    decoder: Decoder = "auto",
+    partial: Partial = "fail",
     layers: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
@@ -137,7 +138,7 @@ def embed(
             shard.videos[0],
             recipe.frame_spec,
             recipe.sampling,
-            policy=DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe
+            policy=recipe.decode_policy,
             limits=limits,
             store_options=DEFAULTS,
             scratch=Path(tempfile.gettempdir()),  # a local file is read in place: nothing is written

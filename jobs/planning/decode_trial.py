@@ -22,10 +22,10 @@ import numpy as np
 from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.child import in_a_child
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import JobError, Reason
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import UINT8, Failure, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import derived
 from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.recipe import Recipe
@@ -39,6 +38,7 @@ from p3d.pipeline.sources.identity import local_path
 from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import FLOAT32, ClipRow, ShardPlan, ShardRows, VideoEnd, VideoOutcome, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits
 
 SAMPLE = 500  # at most this many videos are probed, drawn from the whole source with a fixed seed
 SAMPLE_S = 5.0  # seconds after which no further video is probed
@@ -104,7 +104,7 @@ def estimate(
     recipe, sizes = prepared.recipe, np.maximum(videos["size_bytes"].to_numpy(), 0)
     order = np.random.default_rng(0).permutation(len(sizes)).tolist()
     refs = [VideoRef(**row) for row in videos.take(order[:TRIED]).select(VideoRef.__slots__).to_pylist()]
-    how = How(recipe.frame_spec, recipe.sampling, _policy(recipe), s3)
+    how = How(recipe.frame_spec, recipe.sampling, recipe.decode_policy, s3)
     cpus = usable_cpus()
     tried = trial(refs, how, children=cpus, longest_s=TRIED_S)
     good = [one for one in tried if isinstance(one.end, VideoEnd)]
@@ -173,10 +173,6 @@ def _count(probed: dict[str, tuple[int, int]], tried: list[Tried], recipe: Recip
     kept = sum(seen[one][0] for one in seen if one in looked_at) / promised if promised else 1.0
     n_clips, size_bytes = (sum(column) for column in zip(*looked_at.values(), strict=True)) if looked_at else (0, 0)
     return len(looked_at), round(n_clips * kept * total / max(size_bytes, 1))
-
-
-def _policy(recipe: Recipe) -> DecodePolicy:
-    return DecodePolicy(recipe.decoder, recipe.partial)  # type: ignore[arg-type] # checked by Recipe and DecodePolicy
 
 
 def _probed(videos: pa.Table, sizes: Any, order: list[int], sampling: Sampling) -> dict[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,12 +22,22 @@ import p3d.weights
 from p3d.encoder import check_precision, computes_in, device_for, golden_features
 from p3d.jobs.job import golden_key, read_job, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
+from p3d.jobs.planning.job_spec import JobSpec
 from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, StoreMissing
-from p3d.pipeline.recipe import CPU_BATCH, GPU_BATCH, JobRecord, PlanRecord, Recipe, RunOptions, new_job_id
+from p3d.pipeline.recipe import (
+    CPU_BATCH,
+    GPU_BATCH,
+    JobRecord,
+    PlanRecord,
+    Recipe,
+    RecipeOptions,
+    RunOptions,
+    new_job_id,
+)
 from p3d.pipeline.sources.listing import SourceListing, look_again
 from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
@@ -41,24 +51,6 @@ _PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume
 MAX_DECODE_TASKS = 32
 PLAIN_NAME = re.compile(r"[\w+-][\w .+-]*")  # of a file: no separator, control character or leading dot
 NAME_BYTES = 200
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """The user's options that determine the embeddings, with the names and values of the command line."""
-
-    model: str | None
-    weights: str
-    graph: str | None = None
-    clips: str = "every:16"
-    frame_step: int = 1
-    fps: float | None = None
-    pool: str = "mean"
-    decoder: str = "auto"
-    partial: str = "fail"
-    embedding_dtype: str = "float32"
-    precision: str = "fp32"
-    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +126,8 @@ def fix(weights: Weights, spec: JobSpec) -> Prepared:
         resize_hw=clip.resize_hw,
         short_side=clip.short_side,
         crop_hw=clip.crop_hw,
-        clips=spec.clips,
-        frame_step=spec.frame_step,
-        fps=spec.fps,
-        decoder=spec.decoder,
-        partial=spec.partial,
-        precision=spec.precision,
-        pool=spec.pool,
-        embedding_dtype=spec.embedding_dtype,
         num_classes=weights.config.num_classes,
-        scores=spec.scores,
+        **{field.name: getattr(spec, field.name) for field in fields(RecipeOptions)},
     )
     return Prepared(recipe, weights, content, weights.origin)
 

@@ -25,13 +25,13 @@ from p3d.jobs.planning.prepare import default_batch, frame_spec
 from p3d.networks.network import GRAPHS
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers
 from p3d.pipeline.decode.child import decode_in_child
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.sources.listing_buffer import FIELDS
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import UINT8, Failure, FrameBlock, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from p3d.preprocessing import CHANNEL_ORDERS, in_convention
 from p3d.weights import Weights
 from p3d.weights.record import assemble

@@ -29,7 +29,6 @@ from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import Decoding
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
 from p3d.pipeline.extract import Encode, InferenceThreads, Progress, extract_shard
@@ -60,8 +59,8 @@ class WorkerSpec:
         return DecodeSpec(
             recipe.frame_spec,
             recipe.sampling,
-            DecodePolicy(recipe.decoder, recipe.partial),  # type: ignore[arg-type] # checked by Recipe and DecodePolicy
-            DecodeLimits(options.max_duration_s, options.max_pixels, options.max_file_bytes),
+            recipe.decode_policy,
+            options.decode_limits,
             options.s3,
             options.decode_tasks,
             options.video_timeout_s,

@@ -23,10 +23,10 @@ from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.recipe import MAX_DECODE_MEMORY
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef, VideoStart
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 AT_ONCE = 8  # concurrent requests to a store by one group of short videos
 BLOCKS_AHEAD = 2  # message batches (at most 8 to 13 MB at 160x160) that a decode may be ahead of its reader

@@ -31,11 +31,11 @@ from typing import IO, Any, TypeVar
 
 from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import JobError, Reason
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from p3d.pipeline.decode.policy import DecodeLimits
+from p3d.pipeline.types.policy import DecodeLimits
 
 # Codecs by FFmpeg's name of the decoder. An error in the log of these means a damaged picture; other decoders also log
 # errors that they correct, or that concern a message next to the picture.

@@ -20,7 +20,6 @@ from p3d.pipeline.clips.rules import Sampling, laid_over
 from p3d.pipeline.decode.container import Source
 from p3d.pipeline.decode.deadlines import Progress
 from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, chunked, chunks_of
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe, probed
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
@@ -30,6 +29,7 @@ from p3d.pipeline.decode.seek import SelectiveDecodeError, leaves_out
 from p3d.pipeline.decode.wanted_frames import NONE, Wanted, check_gap, wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import ChunkEnd, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoShareable
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 __all__ = ["DecodeLimits", "DecodePolicy", "Probe", "Share", "open_frames", "probe", "route"]
 

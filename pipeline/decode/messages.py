@@ -18,11 +18,11 @@ from p3d.pipeline.decode.deadlines import FETCHED_BYTES, SMALL_BYTES, Progress, 
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.gop_chunks import Share
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreError, VideoError
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoAlive, VideoFetched, VideoRef, VideoStart
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 T = TypeVar("T")
 

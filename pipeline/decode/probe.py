@@ -28,12 +28,12 @@ from p3d.pipeline.decode.endings import Ending, ending, next_frame_bytes
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
 from p3d.pipeline.decode.picture import UPRIGHT, Orientation, orientation
 from p3d.pipeline.decode.picture_packets import shows_picture
-from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.skippable_frames import layer_of
 from p3d.pipeline.decode.sniff import check_file, is_encrypted_iso, is_scrambled
 from p3d.pipeline.decode.streams import best_stream
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import BOOL, FLOAT64, INT64
+from p3d.pipeline.types.policy import DecodeLimits
 
 RAW_STREAMS = frozenset(("h264", "hevc", "m4v", "mpegvideo", "vc1", "obu"))  # containers that hold no times
 ASSUMED_FPS = 25.0  # for a stream that states neither a rate nor a duration

@@ -13,9 +13,9 @@ import stat
 import numpy as np
 
 from p3d.pipeline.decode.endings import ISO_BOXES, ending
-from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import UINT8
+from p3d.pipeline.types.policy import DecodeLimits
 
 HEAD_BYTES = 4096
 

@@ -30,13 +30,13 @@ from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import failures_as_values
 from p3d.pipeline.decode.picture import Orientation, Scaler, orientation
 from p3d.pipeline.decode.picture_packets import shows_picture
-from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.probe import check_limits, pixel_aspect, stated_fps
 from p3d.pipeline.decode.sniff import check_file
 from p3d.pipeline.decode.streams import best_stream
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import UINT8, Failure, FrameSpec, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits
 
 LONGEST_SIDE = 320
 TIMEOUT_S = 30.0  # for one picture; for the first one, including the download from S3

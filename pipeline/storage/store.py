@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p3d.pipeline.errors import InputError, StoreUnsafe, shell_words
+from p3d.pipeline.types.options import check_options, flag_of, option, options_in
 
 Created = Literal["created", "exists"]
 CREATED: Created = "created"
@@ -50,14 +51,22 @@ class StoreOptions:
     digests. `sse` and `sse_kms_key_id` set the encryption of written objects; None leaves it to the bucket.
     """
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    addressing: str = "auto"
-    checksums: str = "when_supported"
-    requester_pays: bool = False
-    sse: str | None = None
-    sse_kms_key_id: str | None = None
+    endpoint_url: str | None = option(None, "Use an S3 server other than AWS, such as http://127.0.0.1:9000.")
+    region: str | None = option(None, "Use this S3 region.", default_text="from the AWS configuration")
+    profile: str | None = option(None, "Use this AWS profile.", default_text="botocore's credential chain")
+    addressing: str = option(
+        "auto", "Put the bucket into the path or host of URLs.", choices=ADDRESSING, flag="addressing-style"
+    )
+    checksums: str = option(
+        "when_supported",
+        "Choose when_required for servers without S3's newer checksums, or whose ETags are not MD5.",
+        choices=CHECKSUMS,
+    )
+    requester_pays: bool = option(False, "Pay for reading from a requester-pays bucket.")
+    sse: str | None = option(
+        None, "Encrypt what is written to S3.", choices=SSE, default_text="the bucket's encryption"
+    )
+    sse_kms_key_id: str | None = option(None, "Encrypt with this KMS key; needs --sse aws:kms.")
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None:
@@ -68,13 +77,7 @@ class StoreOptions:
                 )
             if scheme not in ("http", "https") or not rest.strip("/"):
                 raise InputError(f"--endpoint-url {self.endpoint_url} is not of the form http://host:port")
-        for option, value, choices in (
-            ("--addressing-style", self.addressing, ADDRESSING),
-            ("--checksums", self.checksums, CHECKSUMS),
-            ("--sse", self.sse, (None, *SSE)),
-        ):
-            if value not in choices:
-                raise InputError(f"{option} {value} is not one of {', '.join(filter(None, choices))}")
+        check_options(self)
         if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
             raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
 
@@ -85,11 +88,10 @@ class StoreOptions:
 
     def words(self) -> list[str]:
         """These options as words of the command line, without those that have the default."""
-        names = {"addressing": "addressing-style"}
         found: list[str] = []
-        for name in self.__slots__:
-            if (value := getattr(self, name)) != getattr(DEFAULTS, name):
-                found += [f"--{names.get(name, name.replace('_', '-'))}", *([] if value is True else [str(value)])]
+        for field, _ in options_in(StoreOptions):
+            if (value := getattr(self, field.name)) != field.default:
+                found += [flag_of(field), *([] if value is True else [str(value)])]
         return found
 
 

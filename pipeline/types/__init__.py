@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -301,6 +301,7 @@ def _fields_of(record: type) -> tuple[attrgetter[tuple[Any, ...]], tuple[frozens
     """What gets the values of a record, and the types that each may have; an integer may stand for a float."""
     hints, found = get_type_hints(record), []
     for hint in hints.values():
-        kinds = {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+        every = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = {str if get_origin(one) is Literal else get_origin(one) or one for one in every}  # literals are texts
         found.append(frozenset(kinds | ({int} if float in kinds else set())))
     return attrgetter(*hints), tuple(found)

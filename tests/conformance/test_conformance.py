@@ -10,9 +10,9 @@ import pytest
 
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.types.policy import DecodePolicy
 from tests.conformance.corpus import CASES, Case
 from tests.pipeline.test_thumbnail import here, pixels
 from tests.zoo import make

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.conformance.test_conformance import RULES, SPEC, decoded
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"

@@ -18,10 +18,10 @@ import numpy as np
 
 from p3d.jobs.worker.decode_task import DecodeSpec, decode_video
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.sources.identity import stat_version
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, FrameBlock, FrameSpec, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 MEMORY_BYTES = 1 << 30

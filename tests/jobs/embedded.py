@@ -10,11 +10,11 @@ from p3d.jobs.worker.actor import encode_of
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, Store
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.owned import own
 
 

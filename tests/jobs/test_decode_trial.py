@@ -8,11 +8,11 @@ import pytest
 
 from p3d.jobs.planning.decode_trial import How, trial
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, FrameSpec, VideoEnd, VideoRef
+from p3d.pipeline.types.policy import DecodePolicy
 from tests.zoo import make
 
 HOW = How(FrameSpec((96, 192), (96, 192)), parse_sampling("every:16", clip_frames=16), DecodePolicy(), StoreOptions())

@@ -25,7 +25,6 @@ from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
 from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreUnknown
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
@@ -40,6 +39,7 @@ from p3d.pipeline.types import (
     VideoRef,
     VideoStart,
 )
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 NAMES = ("good1", "good2", "bad", "good3", "good4")

@@ -21,13 +21,13 @@ from p3d.jobs.planning.prepare import JobSpec, prepare
 from p3d.jobs.worker.actor import encode_of
 from p3d.pipeline.clips.pool import pool
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import DecodeMessage, ShardPlan, ShardRows
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.conftest import REPO
 from tests.zoo import make
 

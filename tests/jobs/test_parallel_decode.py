@@ -33,7 +33,6 @@ from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.gop_chunks import Share, chunks_of
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe
 from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason
@@ -56,6 +55,7 @@ from p3d.pipeline.types import (
     VideoShareable,
     VideoStart,
 )
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(64, 64), resize_hw=(72, 108))

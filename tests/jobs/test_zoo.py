@@ -15,12 +15,12 @@ import pytest
 
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import REASON_MEANING, Reason
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import Failure, FrameSpec, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.conftest import REPO, Ran, p3d
 from tests.s3.proxy import Fault, proxy
 from tests.zoo import cases, plants

@@ -16,11 +16,11 @@ import pytest
 from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.child import decode_in_child, end_children
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreDenied
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import DecodeMessage, Failure, FrameBlock, FrameSpec, VideoEnd, VideoStart
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.conftest import REPO
 from tests.zoo import make
 

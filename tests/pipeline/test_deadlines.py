@@ -16,11 +16,11 @@ from p3d.pipeline.decode import probe as probing
 from p3d.pipeline.decode.child import decode_in_child
 from p3d.pipeline.decode.deadlines import SIGNS, SMALL_BYTES, Progress, alive_while
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import Failure, FrameSpec, VideoAlive, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 SPEC, SAMPLING = FrameSpec((64, 64), (72, 108)), Sampling("every", 16, 16)

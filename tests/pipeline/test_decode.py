@@ -19,7 +19,6 @@ from p3d.pipeline.decode.blocks import chunk_bounds
 from p3d.pipeline.decode.container import Source
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe, probed
 from p3d.pipeline.decode.routes import decord as decord_route_module
 from p3d.pipeline.decode.routes import pyav as pyav_route_module
@@ -30,6 +29,7 @@ from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))

@@ -16,11 +16,11 @@ from av.filter import Graph
 
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))

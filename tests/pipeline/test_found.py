@@ -12,12 +12,12 @@ import pytest
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.container import raise_unless_damage
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, read_decord
 from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import cases, make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))

@@ -15,11 +15,11 @@ import pytest
 
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.watch import Listener, Opened, listening, opened
 from tests.zoo import cases, hostile, make
 

@@ -16,13 +16,13 @@ from p3d.jobs.planning.prepare import MAX_DECODE_TASKS
 from p3d.jobs.worker.decoding import FETCHED_AHEAD, GPU_SHARE, gpus_of_a_worker
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.decode.routes.nvdec import not_here, read_nvdec
 from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160))  # whole pictures, for the numbers in them

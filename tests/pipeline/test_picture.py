@@ -12,9 +12,9 @@ import pytest
 
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.zoo import make
 
 EVERY = parse_sampling("every:4", clip_frames=4)

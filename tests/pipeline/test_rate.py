@@ -22,10 +22,10 @@ from p3d.pipeline.clips.rules import (
     whole_ticks,
 )
 from p3d.pipeline.decode.frames import open_frames
-from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.types import DecodeMessage, FrameBlock, FrameSpec, ShardPlan, VideoEnd, VideoInfo, VideoRef
+from p3d.pipeline.types.policy import DecodePolicy
 from tests.zoo import make
 
 rates = st.one_of(st.integers(1, 240).map(float), st.floats(0.1, 240), st.just(30000 / 1001))

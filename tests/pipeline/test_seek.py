@@ -22,7 +22,6 @@ from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode import seek as seek_module
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.key_frames import KeyFrame, all_proved, key_frame
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe, probe
 from p3d.pipeline.decode.routes import pyav as pyav_route_module
 from p3d.pipeline.decode.routes.choice import exact_seek, route
@@ -44,6 +43,7 @@ from p3d.pipeline.decode.skippable_frames import layer_of
 from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, FrameBlock, FrameSpec, VideoEnd, VideoInfo
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.pipeline.test_decode_shared import GOOD, sample
 from tests.zoo import make
 

@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 
-from p3d.pipeline.decode.policy import DecodeLimits
 from p3d.pipeline.decode.thumbnail import Thumbnail, jpeg_of, thumbnails, thumbnails_in_child
 from p3d.pipeline.errors import Reason
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import Failure, VideoRef
+from p3d.pipeline.types.policy import DecodeLimits
 from tests.zoo import make
 
 

@@ -26,7 +26,6 @@ from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.jobs.worker.parallel_decode import Pace
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.decode.deadlines import SMALL_BYTES
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreError
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS
@@ -41,6 +40,7 @@ from p3d.pipeline.types import (
     VideoFetched,
     VideoRef,
 )
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
 from tests.zoo import make

@@ -19,7 +19,6 @@ from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import decode_messages
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.local import LocalStore
@@ -30,6 +29,7 @@ from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.pipeline.rows import recipe
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from p3d.pipeline.decode.blocks import CHUNK_FRAMES
-from p3d.pipeline.decode.policy import DecodePolicy
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameSpec
+from p3d.pipeline.types.policy import DecodePolicy
 
 RouteName = Literal["decord", "pyav", "nvdec"]
 

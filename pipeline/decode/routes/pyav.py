@@ -24,13 +24,13 @@ from p3d.pipeline.decode.container import Source, packets, raise_unless_damage
 from p3d.pipeline.decode.decoder import DamagedPicture, Decode, decoding, one_thread
 from p3d.pipeline.decode.picture import Scaler
 from p3d.pipeline.decode.picture_packets import shows_picture
-from p3d.pipeline.decode.policy import DecodeLimits, DecodePolicy
 from p3d.pipeline.decode.probe import Probe
 from p3d.pipeline.decode.routes.choice import exact_seek
 from p3d.pipeline.decode.seek import SelectiveDecodeError, joined, needed_packets, number_at, opened, wanted_gops
 from p3d.pipeline.decode.wanted_frames import Wanted, check_gap
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import INT64, UINT8, FrameBlock, FrameSpec, VideoEnd
+from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 
 SILENT_FRAMES = 1024  # most frames that are decoded without a message
 

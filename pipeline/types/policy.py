@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from p3d.pipeline.recipe import MAX_DURATION_S, MAX_FILE_BYTES, MAX_PIXELS
+Decoder = Literal["auto", "decord", "pyav", "nvdec"]
+Partial = Literal["fail", "keep"]
+MAX_DURATION_S = 24 * 3600.0
+MAX_PIXELS = 64 * 1024 * 1024  # of one picture: twice 8K
+MAX_FILE_BYTES = 256 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +24,13 @@ class DecodePolicy:
     partial  fail: a damaged or cut video has no rows; keep: the frames before the damage are used, and marked
     """
 
-    decoder: Literal["auto", "decord", "pyav", "nvdec"] = "auto"
-    partial: Literal["fail", "keep"] = "fail"
+    decoder: Decoder = "auto"
+    partial: Partial = "fail"
 
     def __post_init__(self) -> None:
-        if self.decoder not in ("auto", "decord", "pyav", "nvdec"):
-            raise ValueError(f"decoder is auto, decord, pyav or nvdec, not {self.decoder!r}")
-        if self.partial not in ("fail", "keep"):
-            raise ValueError(f"partial is fail or keep, not {self.partial!r}")
+        for name, allowed in (("decoder", get_args(Decoder)), ("partial", get_args(Partial))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {' or '.join(allowed)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
