@@ -1,4 +1,4 @@
-"""Write docs/reference.md and the generated tables of docs/networks.md and docs/reliability.md from the code.
+"""Write docs/reference.md and the generated parts of other pages of docs from the code.
 
 python docs/generate.py          rewrite
 python docs/generate.py --check  exit 1 if a file is out of date
@@ -6,26 +6,32 @@ python docs/generate.py --check  exit 1 if a file is out of date
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import p3d  # noqa: E402 - after the path
 from p3d import zoo  # noqa: E402
 from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
+from p3d.jobs.monitor.status import Status  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
 from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
 from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
 from p3d.pipeline.recipe import Recipe  # noqa: E402
+from p3d.pipeline.results.search.exact import Hit, SearchResult  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
 
@@ -171,6 +177,42 @@ def reference() -> str:
     )
 
 
+def api() -> str:
+    """The docstrings of the Python API: functions first, then the records that they return."""
+    every = {name: getattr(p3d, name) for name in p3d.API}
+    functions = [_function(f"p3d.{name}", one) for name, one in every.items() if inspect.isfunction(one)]
+    records = [_record(one) for one in (p3d.Dataset, Status, p3d.EmbeddedVideo, SearchResult, Hit)]
+    return "\n\n".join([*functions, *records])
+
+
+def _function(name: str, function: Any, level: str = "###") -> str:
+    signature, shown = inspect.signature(function), list[str]()
+    for one in signature.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        if one.name != "self":
+            default = "" if one.default is one.empty else f" = {one.default!r}"
+            shown.append(f"{one.name}: {one.annotation}{default}")
+    line = f"{name}({', '.join(shown)}) -> {signature.return_annotation}"
+    if len(line) > 100:
+        line = "\n".join([f"{name}(", *(f"    {one}," for one in shown), f") -> {signature.return_annotation}"])
+    return f"{level} {name}\n\n```\n{line}\n```\n\n{inspect.getdoc(function)}"
+
+
+def _record(record: type) -> str:
+    parts = [f"### {record.__name__}", str(inspect.getdoc(record))]
+    methods = {name: one for name, one in vars(record).items() if not name.startswith("_")}
+    for name, one in methods.items():
+        if isinstance(one, property):
+            parts.append(f"- `{name}`: {inspect.getdoc(one)}")
+        elif inspect.isfunction(one):
+            parts.append(_function(name, one, "####"))
+    if not any(inspect.isfunction(one) for one in methods.values()):
+        fields = [f"- `{field.name}`: `{field.type}`" for field in dataclasses.fields(record)]
+        parts.append("\n".join(fields))
+    return "\n\n".join(parts)
+
+
 def faults() -> str:
     tests = shown_by()
     rows = [(str(row), title, UNTESTED.get(row) or "<br>".join(_short(tests[row]))) for row, title in FAULTS.items()]
@@ -199,6 +241,7 @@ def main() -> int:
     wanted = {
         docs / "reference.md": reference(),
         docs / "reliability.md": with_blocks((docs / "reliability.md").read_text(), faults=faults()),
+        docs / "reference" / "api.md": with_blocks((docs / "reference" / "api.md").read_text(), api=api()),
         docs / "networks.md": with_blocks((docs / "networks.md").read_text(), networks=networks()),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]

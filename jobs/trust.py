@@ -19,7 +19,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ LISTED = "P3D_TRUST"
 SHOWN = 100  # characters of a text from OUT in a message
 
 Owned = JobRecord | SnapshotRecord
+Say = Callable[[str], None]  # shows one message to the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +229,38 @@ def _path_of(place: str, endpoint: str, job_id: str) -> Path:
     if not folder.is_absolute():  # each working directory would have records of its own
         raise RuntimeError(f"{STATE}={named} is not an absolute path")
     return folder / f"{digest([place, endpoint, job_id])}.json"
+
+
+def take_on_trust(store: Store, job: Owned, s3: StoreOptions, say: Say) -> bool:
+    """Record that this user trusts a job, and say whose it is. False if the record cannot be written, which is said."""
+    own = own_record(store, job)
+    if own is not None:
+        say(f"{store.url}: you have {own.how} this job, on {own.host} at {own.when}")
+        warning = keep_options(store, job, s3.or_those_of(own.options))
+    else:
+        warning = remember(store, id_of(job), "trusted", s3)
+        until = "trusted only for this command" if warning else "trusted from now on"
+        say(f"{until}: {store.url}, launched {origin_of(store)}")
+    if warning:
+        say(warning)
+    return own is not None or not warning
+
+
+def need_trust(
+    store: Store, job: Owned, s3: StoreOptions, *, trust_it: bool, verb: str, say: Say, otherwise: str = ""
+) -> StoreOptions:
+    """Untrusted unless the job is trusted or `trust_it`. The store options of its runs: as given, else of this user's.
+
+    None of them comes from OUT: they decide where this user's credentials go.
+    """
+    if trust_it:
+        take_on_trust(store, job, s3, say)
+    else:
+        refuse_untrusted(store, job, verb, otherwise)
+    own = own_record(store, job)
+    if own is None:
+        return s3
+    s3 = s3.or_those_of(own.options)
+    if warning := keep_options(store, job, s3):
+        say(warning)
+    return s3

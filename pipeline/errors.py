@@ -132,6 +132,11 @@ def escape(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shell_words(*words: str) -> str:
     """Words as a user types them in a shell. What `escape` would change is written as bash, zsh and ksh read it."""
     return " ".join(shlex.quote(word) if escape(word) == word else _dollar_quoted(word) for word in words)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import p3d
+
 REPO = Path(__file__).resolve().parent.parent
 TOP = ("p3d", "pipeline", "jobs")
 
@@ -74,6 +76,21 @@ def imported(path: Path, modules: Mapping[str, Path] = MODULES) -> set[str]:
     return names
 
 
+def needed(module: str) -> set[str]:
+    """What a module imports. The Python API of `p3d` is the one exception to the direction: see the test of it."""
+    return imported(MODULES[module]) - (set(p3d.API.values()) if module == "p3d" else set())
+
+
+def test_the_api_is_looked_up_when_it_is_used() -> None:
+    """`import p3d` loads none of the modules of its API; each name is found, and no other one is."""
+    code = f"import sys, p3d; sys.exit(bool({set(p3d.API.values())!r} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+    assert sorted(p3d.API) == p3d.__all__ and set(p3d.API) <= set(dir(p3d))
+    assert all(getattr(p3d, name).__module__ == module for name, module in p3d.API.items())
+    with pytest.raises(AttributeError, match="no attribute 'lunch'"):
+        _ = p3d.lunch
+
+
 def below(module: str, package: str) -> bool:
     """Whether a module is in a package or is it; `p3d` excludes p3d.pipeline and p3d.jobs."""
     if package == "p3d":
@@ -95,7 +112,7 @@ def part_of(module: str) -> str:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_imports_only_what_it_may(module: str) -> None:
     """No module imports a package or library that the tables forbid."""
-    names = imported(MODULES[module])
+    names = needed(module)
     for forbidden in NEVER[package_of(module)]:
         assert not [name for name in names if below(name, forbidden)], forbidden
     for library, users in ONLY.items():
@@ -108,14 +125,14 @@ def test_every_import_follows_the_order(module: str) -> None:
     """Within a package, imports go to the same part or to an earlier one in the order."""
     package, part = package_of(module), part_of(module)
     order = ORDER[package].split()
-    for name in imported(MODULES[module]):
+    for name in needed(module):
         if name in MODULES and package_of(name) == package and part and part_of(name) not in ("", part):
             assert order.index(part_of(name)) < order.index(part), f"{module} imports {name}"
 
 
 def test_there_is_no_import_cycle() -> None:
     """Modules can be sorted so that each imports only earlier ones, including imports inside functions."""
-    waiting = {module: imported(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    waiting = {module: needed(module) & MODULES.keys() - {module} for module in MODULES}
     while free := [
         module
         for module, needs in waiting.items()

@@ -17,10 +17,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Unpack
 
 import numpy as np
 
 from p3d.encoder import Encoder, device_for
+from p3d.jobs.api.keywords import explicit
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
@@ -28,11 +30,11 @@ from p3d.pipeline.clips.pool import pool_columns
 from p3d.pipeline.decode.child import decode_in_child
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
-from p3d.pipeline.recipe import VIDEO_TIMEOUT_S, Recipe
+from p3d.pipeline.recipe import VIDEO_TIMEOUT_S, Recipe, RecipeKeywords, RecipeOptions
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ClipRow, ShardPlan, VideoEnd, VideoInfo, VideoRef
-from p3d.pipeline.types.policy import DecodeLimits, Decoder, Partial
+from p3d.pipeline.types.policy import DecodeLimits
 from p3d.weights import Weights
 
 
@@ -57,25 +59,20 @@ class EmbeddedVideo:
     layers: Mapping[str, FLOAT32]
 
 
+@explicit(RecipeOptions)
 def embed_file(
     path: str | Path,
     weights: Weights | str | Path,
     *,
     model: str | None = None,
     graph: str | None = None,
-    clips: str = "every:16",
-    frame_step: int = 1,
-    fps: float | None = None,
-    pool: str = "mean",
-    precision: str = "fp32",
-    decoder: Decoder = "auto",
-    partial: Partial = "fail",
     layers: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
     limits: DecodeLimits = DecodeLimits(),  # noqa: B008 - frozen
     timeout_s: float = VIDEO_TIMEOUT_S,
+    **options: Unpack[RecipeKeywords],
 ) -> EmbeddedVideo:
     """Embed one local video. `weights` is a loaded object, a file, or "random:SEED" with `model`; it has no default.
 
@@ -86,27 +83,16 @@ def embed_file(
     Raises BadVideo, with a reason and a message, for a video without rows; InputError for other invalid input;
     ValueError for an unknown layer.
     """
-    spec = JobSpec(
-        model,
-        "" if isinstance(weights, Weights) else str(weights),
-        graph,
-        clips=clips,
-        frame_step=frame_step,
-        fps=fps,
-        pool=pool,
-        decoder=decoder,
-        partial=partial,
-        precision=precision,
-    )
+    spec = JobSpec(model, "" if isinstance(weights, Weights) else str(weights), graph, **options)
     prepared = fix(weights, spec) if isinstance(weights, Weights) else prepare(spec)
-    options = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
-    refuse_unfit_device(prepared.recipe, options.device)
+    run = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
+    refuse_unfit_device(prepared.recipe, run.device)
     encoder = Encoder(
         prepared.weights,
-        device=options.device,
-        batch_size=options.batch_size,
-        threads=options.threads if device_for(options.device).type == "cpu" else None,
-        precision=precision,
+        device=run.device,
+        batch_size=run.batch_size,
+        threads=run.threads if device_for(run.device).type == "cpu" else None,
+        precision=prepared.recipe.precision,
     )
     return embed(path, encoder, prepared.recipe, layers=layers, limits=limits, timeout_s=timeout_s)
 

@@ -113,9 +113,9 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
 
     deep = deep or repair_it
     if repair_it:
-        from p3d.jobs.cli.trust import need_trust
+        from p3d.jobs.trust import need_trust
 
-        need_trust(store, job, s3, trust_it=trust, verb="verify --repair")
+        need_trust(store, job, s3, trust_it=trust, verb="verify --repair", say=output.say)
         return _repair(out, store, job, as_json)
     found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")

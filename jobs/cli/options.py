@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -14,10 +14,6 @@ from p3d.pipeline.recipe import PlanOptions, RecipeOptions, RunOptions
 from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types.options import options_in
-
-if TYPE_CHECKING:
-    from p3d.jobs.machine import Machines
-    from p3d.jobs.scheduler.control import Epoch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,16 +55,14 @@ def job_spec(typed: dict[str, Any]) -> JobSpec:
     return JobSpec(**{field.name: typed[field.name] for field in fields(JobSpec)})
 
 
-def options_of_run(
-    typed: dict[str, Any], s3: StoreOptions, last: Epoch | None = None, there: Machines | None = None
-) -> RunOptions:
-    """The options of speed and fault tolerance. A resume inherits those of the last run, `last`, but not `s3`."""
-    from p3d.jobs.planning.prepare import run_options
-    from p3d.pipeline.recipe import MaxFailures
+def plan_options(typed: dict[str, Any]) -> PlanOptions:
+    """The options of a plan as typed."""
+    return PlanOptions(**{field.name: typed[field.name] for field in fields(PlanOptions)})
 
-    given = {name: typed[name] for name in RunOptions.__slots__ if name in typed}
-    given |= {"max_failures": MaxFailures.parse(typed["max_failures"]), "s3": s3}
-    return run_options(last.options if last else {}, there=there, **given)
+
+def run_options_typed(typed: dict[str, Any]) -> dict[str, Any]:
+    """The options of speed and fault tolerance as typed; None for what a resume takes from the last run."""
+    return {field.name: typed[field.name] for field, _ in options_in(RunOptions)}
 
 
 trust_option = click.option(

@@ -52,6 +52,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.StoreError, 6),
 ]
 JSON_SCHEMA = 1
+count = errors.counted
 STDOUT = "the standard output"
 
 T = TypeVar("T")
@@ -280,11 +281,6 @@ def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> li
         return text.rjust(widths[at]) if at in right else text.ljust(widths[at])
 
     return ["  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows]
-
-
-def count(number: int, noun: str) -> str:
-    """`1 video`, `2 videos`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def human_bytes(count: float) -> str:

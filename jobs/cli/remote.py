@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +11,6 @@ from click.core import ParameterSource
 from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
-    from p3d.jobs.scheduler.cluster import Cluster
     from p3d.pipeline.storage.store import Store
 
 POLL_S = 1.0
@@ -27,44 +22,10 @@ def runs_remotely(address: str | None) -> bool:
     return address is not None and address.startswith(SUBMITTED_TO)
 
 
-@contextlib.contextmanager
-def cluster_at(address: str | None, store: Store) -> Iterator[Cluster | None]:
-    """Join the given cluster; None for this machine, whose own cluster is started later.
-
-    If a submitted driver is refused or fails before it claims `store`, the note that announces it is removed.
-    """
-    if address is None:
-        yield None
-        return
-    from p3d.jobs.scheduler import control
-    from p3d.jobs.scheduler.cluster import SUBMITTED, joined_cluster
-    from p3d.pipeline.errors import StoreError
-
-    try:
-        with joined_cluster(address) as cluster:
-            there = cluster.machines
-            output.say(f"joined {address}: {output.count(there.cpus, 'core')}, {output.count(there.gpus, 'GPU')}")
-            yield cluster
-    finally:
-        if SUBMITTED in os.environ:
-            with contextlib.suppress(StoreError):  # then `status` shows "submitted" until the next run
-                control.forget_submitted(store)
-
-
 def refuse_to_detach(address: str | None, detach: bool) -> None:
     """UsageError for --detach with a local driver."""
     if detach and not runs_remotely(address):
         raise click.UsageError("--detach needs --address http://HEAD:8265, so that the driver runs on the cluster")
-
-
-def absolute(path: str) -> str:
-    """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks.
-
-    UsageError for an empty text, as of an unset variable of a shell: it would be the working directory.
-    """
-    if not path:
-        raise click.UsageError("a path is an empty text; name a folder, a file or s3://bucket/prefix")
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def words_again(ctx: click.Context, **changed: str | bool | None) -> list[str]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output, remote
-from p3d.jobs.cli.launch import next_run, report, run_and_report, run_verb_remotely
+from p3d.jobs.cli import remote
+from p3d.jobs.cli.launch import how_to_run, report, run_verb_remotely
 from p3d.jobs.cli.options import (
     address_options,
-    out_store,
     run_options,
     shard_videos_option,
     store_options,
     store_options_of,
     trust_option,
 )
+
+if TYPE_CHECKING:
+    from p3d.pipeline.storage.store import Store, StoreOptions
 
 
 @click.command()
@@ -49,29 +51,15 @@ def retry(
     They become a new plan, and each file is read as it is now. No committed object changes: the state of a video is
     that of the newest plan that contains it. After an interruption, `p3d resume` continues.
     """
-    from p3d.jobs.cli.trust import need_trust
-    from p3d.jobs.job import read_job
-    from p3d.jobs.planning.prepare import add_retry
-    from p3d.pipeline.dataset.verify import current_failures
-    from p3d.pipeline.errors import InputError, Reason
-    from p3d.pipeline.sources.below import EVERY_SOURCE
+    from p3d.jobs.api.runs import retry_job
+    from p3d.pipeline.recipe import PlanOptions
 
-    unknown = sorted(set(reasons) - set(Reason))
-    if unknown:
-        raise InputError(f"--reason {unknown[0]} is not one of {', '.join(Reason)}")
     remote.refuse_to_detach(address, detach)
-    s3 = store_options_of(typed)
-    store = out_store(out, s3)
-    job = read_job(store)
-    s3 = need_trust(store, job, s3, trust_it=trust, verb="retry")
-    if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
-        output.say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
-        return report(out, store, job, as_json)
-    if remote.runs_remotely(address):
-        assert address is not None
-        return run_verb_remotely(address, detach, store, s3, trusted=True)
-    with next_run(out, store, job, typed, s3, address, takeover, rule=EVERY_SOURCE) as run:
-        added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=shard_videos)
-        if added is not None:
-            output.say(f"{output.count(added.n_videos, 'video')} to retry, in {output.count(added.n_shards, 'shard')}")
-        return run_and_report(out, job, run, as_json)
+
+    def elsewhere(store: Store, s3: StoreOptions, trusted: bool) -> int:
+        return run_verb_remotely(str(address), detach, store, s3, trusted=trusted)
+
+    plan = PlanOptions(shard_videos=shard_videos)
+    how = how_to_run(typed, store_options_of(typed), address, takeover, trust)
+    ran = retry_job(out, reasons, plan, how, elsewhere if remote.runs_remotely(address) else None)
+    return report(out, ran, as_json)

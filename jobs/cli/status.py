@@ -94,13 +94,13 @@ def _code(now: Status) -> int:
 @store_options
 def cancel(out: str, now: bool, trust: bool, **typed: Any) -> int:
     """Stop the run at OUT: after the shards in progress, or at once with --now. Committed shards are kept."""
-    from p3d.jobs.cli.trust import need_trust
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
+    from p3d.jobs.trust import need_trust
 
     s3 = store_options_of(typed)
     store = out_store(out, s3)
-    need_trust(store, read_job(store), s3, trust_it=trust, verb="cancel")
+    need_trust(store, read_job(store), s3, trust_it=trust, verb="cancel", say=output.say)
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
     if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:

@@ -30,7 +30,7 @@ DAMAGED = 7  # exit code of a run that found damage: it has not finished, whatev
 UNDER_WAY = (SUBMITTED, control.RUNNING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Status:
     """The status of a job. `state` is submitted (to a cluster, where the driver has not begun), running, finished,
     stopped, dead (its process no longer exists) or not started.
@@ -61,6 +61,11 @@ class Status:
     workers: list[dict[str, Any]] = field(default_factory=list)
     limit: str | None = None
     outage: str = ""
+
+    def __repr__(self) -> str:
+        failed = f", {self.videos_failed} failed" if self.videos_failed else ""
+        counts = f"{self.videos_done} of {self.videos_all} videos{failed}, {self.clips_done} clips"
+        return f"Status({self.out!r}: {self.state}, {counts})"
 
 
 def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:

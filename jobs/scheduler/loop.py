@@ -164,7 +164,9 @@ class RayLoop:
 
     def loop(self) -> Finish:
         """Run to the end. SIGINT and SIGTERM stop it cleanly."""
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        mine = threading.current_thread() is threading.main_thread()  # Python sets handlers in the main thread only
+        numbers = (signal.SIGINT, signal.SIGTERM) if mine else ()
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             self._note(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
             with self._sink("metrics"):

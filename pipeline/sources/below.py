@@ -5,10 +5,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from p3d.pipeline.errors import InputError, Reason, VideoError
 from p3d.pipeline.sources.identity import local_path
 from p3d.pipeline.storage.s3.uri import split_s3_uri
+
+
+def absolute(path: str) -> str:
+    """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks.
+
+    InputError for an empty text, as of an unset variable of a shell: it would be the working directory.
+    """
+    if not path:
+        raise InputError("a path is an empty text; name a folder, a file or s3://bucket/prefix")
+    return path if "://" in path else str(Path(path).absolute())
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class ObjectInfo:
     etag: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class StoreOptions:
     """How to reach S3. It holds no credentials: they come from botocore's own chain, on every machine.
 
@@ -80,6 +80,10 @@ class StoreOptions:
         check_options(self)
         if self.sse_kms_key_id is not None and not (self.sse or "").startswith("aws:kms"):
             raise InputError("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse")
+
+    def __repr__(self) -> str:
+        held = ((field, getattr(self, field.name)) for field, _ in options_in(StoreOptions))
+        return f"StoreOptions({', '.join(f'{one.name}={value!r}' for one, value in held if value != one.default)})"
 
     def or_those_of(self, last: StoreOptions) -> StoreOptions:
         """These options, with those of an earlier run where this one has the default. InputError if they conflict."""

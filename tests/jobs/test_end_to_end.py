@@ -127,7 +127,7 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
 
 
 def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, real_weights: Path) -> None:
-    """`p3d.jobs.embed_file` gives what the job stored, bit for bit."""
+    """`p3d.embed_file` gives what the job stored, bit for bit."""
 
     from p3d import jobs
 

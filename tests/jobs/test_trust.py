@@ -14,14 +14,14 @@ import pytest
 
 import p3d.jobs.scheduler.run as running
 from p3d.jobs import trust
+from p3d.jobs.api import runs as launching
 from p3d.jobs.api.search import _settings_of
-from p3d.jobs.cli import launch as launching
 from p3d.jobs.cli.options import options_of_run, options_typed
-from p3d.jobs.cli.trust import need_trust
 from p3d.jobs.job import manifests, newest_plans, read_job, rows_of
 from p3d.jobs.planning.prepare import JobSpec, prepare
 from p3d.jobs.scheduler import control, submission
 from p3d.jobs.scheduler.state import Finish
+from p3d.jobs.trust import need_trust
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, load_plans, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
@@ -275,7 +275,7 @@ def test_a_launch_into_a_foreign_job_reads_only_its_own_source(
     store = LocalStore(str(tmp_path / "out"))
     line = ("launch", str(source), store.url, "--weights", str(small_weights), "--device", "cpu")
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "of somebody else"))
-    launching._job_of(store, prepared, None, DEFAULTS, False)
+    launching.job_of(store, prepared, None, DEFAULTS, False, print)
     found = find(str(source), DEFAULTS).videos
     taken = found.slice(0, 1).set_column(found.schema.get_field_index("uri"), "uri", [[f"file://{private}/p.mp4"]])
     table = with_shards(taken, 1)
@@ -303,7 +303,7 @@ def test_a_list_launched_again_into_a_foreign_job_is_planned_once(
     prepared = prepare(JobSpec(None, str(small_weights)))
     store = LocalStore(str(tmp_path / "out"))
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "of somebody else"))
-    launching._job_of(store, prepared, None, DEFAULTS, False)
+    launching.job_of(store, prepared, None, DEFAULTS, False, print)
     found = find(str(listed), DEFAULTS).videos
     private = found.slice(0, 1).set_column(found.schema.get_field_index("video_id"), "video_id", [["x"]])
     private = private.set_column(found.schema.get_field_index("uri"), "uri", [["file:///private/p.mp4"]])
@@ -389,12 +389,12 @@ def test_store_options_come_from_the_users_own_record(foreign: LocalStore) -> No
     last = control.Epoch(1, "h", "", 1, "", RunOptions(3, 1, 1, 1, s3=theirs).to_dict())
     typed = dict.fromkeys(("workers", "max_failures"))
     with pytest.raises(Untrusted):
-        need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume")
+        need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume", say=print)
     own(foreign, mine)
-    s3 = need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume")
+    s3 = need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume", say=print)
     options = options_of_run(typed, s3, last)
     assert (options.s3, options.workers) == (mine, 3)
-    s3 = need_trust(foreign, job, StoreOptions(profile="other"), trust_it=False, verb="resume")
+    s3 = need_trust(foreign, job, StoreOptions(profile="other"), trust_it=False, verb="resume", say=print)
     assert s3 == replace(mine, profile="other")
     record = trust.own_record(foreign, job)
     assert record is not None and record.options == s3  # the next resume needs no flag
@@ -419,10 +419,10 @@ def test_a_launch_records_the_job_before_it_exists(
         return create(key, source)
 
     monkeypatch.setattr(store, "create", watched)
-    job, trusted = launching._job_of(store, prepared, None, DEFAULTS, False)
+    job, trusted = launching.job_of(store, prepared, None, DEFAULTS, False, print)
     assert (seen, trusted, len(job.job_id)) == ([True], True, 32)
     store.root.joinpath("job.json").write_bytes(replace(job, job_id=new_job_id()).to_json())
-    assert launching._job_of(store, prepared, None, DEFAULTS, False)[1] is False  # as in a race of two launches
+    assert launching.job_of(store, prepared, None, DEFAULTS, False, print)[1] is False  # as in a race of two launches
 
 
 def test_a_launch_without_a_state_folder_warns_and_goes_on(
@@ -432,7 +432,7 @@ def test_a_launch_without_a_state_folder_warns_and_goes_on(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "file" / "state"))
     store = LocalStore(str(tmp_path / "out"))
-    assert launching._job_of(store, prepare(JobSpec(None, str(small_weights))), None, DEFAULTS, False)[1] is True
+    assert launching.job_of(store, prepare(JobSpec(None, str(small_weights))), None, DEFAULTS, False, print)[1] is True
     said = capsys.readouterr().err
     assert said.startswith("warning: ") and "p3d trust" in said and f"P3D_TRUST={store.url}" in said
     assert not trust.is_trusted(store, read_job(store))
