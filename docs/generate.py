@@ -26,6 +26,7 @@ from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
 from p3d.jobs.monitor.status import Status  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot  # noqa: E402
 from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
@@ -181,7 +182,7 @@ def api() -> str:
     """The docstrings of the Python API: functions first, then the records that they return."""
     every = {name: getattr(p3d, name) for name in p3d.API}
     functions = [_function(f"p3d.{name}", one) for name, one in every.items() if inspect.isfunction(one)]
-    records = [_record(one) for one in (p3d.Dataset, Status, p3d.EmbeddedVideo, SearchResult, Hit)]
+    records = [_record(one) for one in (p3d.Dataset, Status, RunSnapshot, p3d.EmbeddedVideo, SearchResult, Hit)]
     return "\n\n".join([*functions, *records])
 
 

@@ -29,6 +29,7 @@ from p3d.jobs.planning.prepare import (
 )
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run import DAMAGED, ClaimedRun, ShowProgress, run_job
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.trust import (
     Say,
     is_trusted,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from p3d.jobs.machine import Machines
     from p3d.jobs.scheduler.cluster import Cluster
 
-OnProgress = Callable[[Any], None]
+OnProgress = Callable[[RunSnapshot], None]
 REFUSED = 5  # exit code of a run that another one has taken over from
 
 

@@ -178,6 +178,7 @@ def _record(found: Audit) -> dict[str, Any]:
 def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     """Claim the output as a new run, repair it, and audit it again."""
     from p3d.jobs.scheduler import control
+    from p3d.jobs.scheduler.run_snapshot import RunSnapshot
     from p3d.pipeline.dataset.repair import repair
     from p3d.pipeline.dataset.verify import audit
 
@@ -186,7 +187,7 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     with control.Pulse(store, epoch.number):
         done = repair(store, job.recipe, audit(store, job))
     sentence = "repaired; `p3d resume` computes what was set aside"
-    control.beat(store, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": sentence})
+    control.beat(store, epoch.number, RunSnapshot(counter=1, state="stopped", exit_code=6, sentence=sentence))
     found = audit(store, job)
     if as_json:
         output.show_json(_record(found) | {"repair": asdict(done)})

@@ -6,37 +6,39 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from p3d.jobs.cli import output
+
+if TYPE_CHECKING:
+    from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 
 LINE_EVERY_S = 10.0  # between two plain progress lines, where stderr is not a terminal
 
 
 @contextmanager
-def show_progress(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
     """A bar with ETA on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
     if sys.stderr.isatty():
         yield from _bar(n_videos)
         return
     last, paused = [-LINE_EVERY_S], [""]
 
-    def line(snapshot: dict[str, Any]) -> None:
-        if bool(snapshot["outage"]) != bool(paused[0]):
-            output.say(f"paused: {snapshot['outage']}" if snapshot["outage"] else "continuing: the store answers again")
-        paused[0] = snapshot["outage"]
-        if snapshot["elapsed_s"] - last[0] >= LINE_EVERY_S or snapshot["state"] != "running":
-            last[0] = snapshot["elapsed_s"]
-            videos = snapshot["videos"]
+    def line(now: RunSnapshot) -> None:
+        if bool(now.outage) != bool(paused[0]):
+            output.say(f"paused: {now.outage}" if now.outage else "continuing: the store answers again")
+        paused[0], elapsed_s = now.outage, now.elapsed_s or 0.0
+        if elapsed_s - last[0] >= LINE_EVERY_S or now.state != "running":
+            last[0] = elapsed_s
             output.say(
-                f"{videos['done']}/{videos['all']} videos, {videos['failed']} failed, {snapshot['clips']} clips, "
-                f"{snapshot['clips_per_s']:.2f} clips/s, ETA {output.human_time(snapshot['eta_s'])}"
+                f"{now.videos.done}/{now.videos.all} videos, {now.videos.failed} failed, {now.clips} clips, "
+                f"{now.clips_per_s:.2f} clips/s, ETA {output.human_time(now.eta_s)}"
             )
 
     yield line
 
 
-def _bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _bar(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -52,12 +54,11 @@ def _bar(n_videos: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=n_videos, rate="starting", failed=0, eta="-")
 
-        def update(snapshot: dict[str, Any]) -> None:
-            videos = snapshot["videos"]
-            rate = f"{snapshot['clips_per_s']:.2f} clips/s" if snapshot["clips_per_s"] else "starting"
-            rate = "paused: a store does not answer" if snapshot["outage"] else rate
-            eta = output.human_time(snapshot["eta_s"])
-            bar.update(task, completed=videos["done"], total=videos["all"], rate=rate, failed=videos["failed"], eta=eta)
+        def update(now: RunSnapshot) -> None:
+            rate = f"{now.clips_per_s:.2f} clips/s" if now.clips_per_s else "starting"
+            rate = "paused: a store does not answer" if now.outage else rate
+            done, count, failed = now.videos.done, now.videos.all, now.videos.failed
+            bar.update(task, completed=done, total=count, rate=rate, failed=failed, eta=output.human_time(now.eta_s))
 
         yield update
 

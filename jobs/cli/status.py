@@ -103,7 +103,7 @@ def cancel(out: str, now: bool, trust: bool, **typed: Any) -> int:
     need_trust(store, read_job(store), s3, trust_it=trust, verb="cancel", say=output.say)
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
-    if epoch is None or epoch.died_here() or (beat or {}).get("state") != control.RUNNING:
+    if epoch is None or epoch.died_here() or beat is None or beat.state != control.RUNNING:
         waiting = control.not_begun(store, epoch.number if epoch else 0)
         why = f": {waiting}. Cancel again when it has" if waiting else ""
         output.say(f"nothing is running at {store.url}{why}")

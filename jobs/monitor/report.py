@@ -96,8 +96,8 @@ def _runs(store: Store) -> list[RunRecord]:
         if (epoch := control.read_epoch(store, number)) is None:
             found.append(RunRecord(number, "", "", "its record cannot be read", ()))
             continue
-        beat = control.heartbeat(store, epoch.number) or {}
-        state = str(beat.get("state", "unknown"))
+        beat = control.heartbeat(store, epoch.number)
+        state = beat.state if beat else "unknown"
         state = "dead" if state == control.RUNNING and epoch.died_here() else state
         found.append(RunRecord(epoch.number, epoch.started, epoch.host, state, tuple(_flat(epoch.options)[:OPTIONS])))
     return found

@@ -7,9 +7,8 @@ no data: without a heartbeat, the totals are read from the footers of the commit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -18,8 +17,8 @@ from rich.text import Text
 
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot
 from p3d.jobs.totals import Totals
-from p3d.jobs.worker.autoscale import Limit
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
 from p3d.pipeline.recipe import JobRecord, with_short_digests
@@ -28,6 +27,7 @@ from p3d.pipeline.storage.store import Store
 SUBMITTED = "submitted"
 DAMAGED = 7  # exit code of a run that found damage: it has not finished, whatever is listed
 UNDER_WAY = (SUBMITTED, control.RUNNING)
+NOT_STARTED = RunSnapshot(counter=0, state="not started")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -58,7 +58,7 @@ class Status:
     eta_s: float | None = None
     elapsed_s: float | None = None
     host: str = ""
-    workers: list[dict[str, Any]] = field(default_factory=list)
+    workers: tuple[WorkerSnapshot, ...] = ()
     limit: str | None = None
     outage: str = ""
 
@@ -78,19 +78,19 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     committed, whole = committed_names(store)
     names = {name for plan in plans for name in plan.shard_names}
     epoch = control.newest_epoch(store)
-    beat = (control.heartbeat(store, epoch.number) if epoch else None) or {}
+    beat = (control.heartbeat(store, epoch.number) if epoch else None) or NOT_STARTED
     n_done, n_all = len(names & committed), len(names)
-    state = beat.get("state", "not started")
+    state = beat.state
     if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
         state = "dead"
-    if plans and names <= whole and state != control.RUNNING and beat.get("exit_code") != DAMAGED:
+    if plans and names <= whole and state != control.RUNNING and beat.exit_code != DAMAGED:
         state = "finished"
     waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
     if waiting and state != "finished":
         state = SUBMITTED
-    if "videos" in beat and (state == control.RUNNING or beat["shards"]["done"] == n_done):
-        n_videos, done = beat["videos"]["all"], Totals(beat["videos"]["done"], beat["clips"], Counter(beat["failures"]))
-        n_failed = beat["videos"]["failed"]
+    if beat.videos.all and (state == control.RUNNING or beat.shards.done == n_done):
+        n_videos, n_failed = beat.videos.all, beat.videos.failed
+        done = Totals(beat.videos.done, beat.clips, Counter(beat.failures))
     else:
         work = survey(store, manifests(store, job))
         n_videos, done, n_failed = work.n_videos, work.done, work.done.failed
@@ -112,22 +112,25 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         failures=dict(done.failures),
         exit_code=code,
         sentence=sentence,
-        clips_per_s=beat.get("clips_per_s", 0.0),
-        eta_s=beat.get("eta_s") if running else None,
-        elapsed_s=beat.get("elapsed_s"),
+        clips_per_s=beat.clips_per_s,
+        eta_s=beat.eta_s if running else None,
+        elapsed_s=beat.elapsed_s,
         host=epoch.host if epoch else "",
-        workers=beat.get("workers", []) if running else [],
-        limit=limit_of(beat.get("workers", [])) if running else None,
-        outage=beat.get("outage", "") if running else "",
+        workers=beat.workers if running else (),
+        limit=limit_of(beat.workers) if running else None,
+        outage=beat.outage if running else "",
     )
 
 
-def _outcome(state: str, beat: dict[str, Any], failures: Counter[str]) -> tuple[int, str]:
+def _outcome(state: str, beat: RunSnapshot, failures: Counter[str]) -> tuple[int, str]:
+    sentence = beat.sentence
     if state == "finished":
-        return (1 if failures.get("internal") else 3 if failures else 0), beat.get("sentence", "finished")
+        code = 1 if failures.get("internal") else 3 if failures else 0
+        return code, "finished" if sentence is None else sentence
     if state == "dead":
         return 6, "the process that ran it no longer exists; `p3d resume` continues"
-    return beat.get("exit_code", 6), beat.get("sentence", "not started; `p3d resume` starts it")
+    code = 6 if beat.exit_code is None else beat.exit_code
+    return code, "not started; `p3d resume` starts it" if sentence is None else sentence
 
 
 def render(status: Status, *, width: int, escape: Callable[[Status], Status]) -> RenderableType:
@@ -173,12 +176,12 @@ def _shards(status: Status) -> Text:
     line = Text(f"shards {status.shards_done}/{status.shards_all} committed")
     if status.workers:
         left = status.shards_all - status.shards_done
-        running = min(left, sum(len(worker.get("shards", ())) for worker in status.workers))  # as of the last heartbeat
+        running = min(left, sum(len(worker.shards) for worker in status.workers))  # as of the last heartbeat
         line.append(f"  {running} in progress  {left - running} queued")
     return line
 
 
-SENTENCES: dict[Limit, str] = {
+SENTENCES: dict[str, str] = {  # by limit
     "network": "limited by the network, busy {inference_threads} of the time: add more or faster devices",
     "decoding": "limited by decoding, the network is busy {inference_threads} of the time: add cores",
     "fetching": "limited by fetching videos, the network is busy {inference_threads} of the time",
@@ -186,47 +189,47 @@ SENTENCES: dict[Limit, str] = {
 }
 
 
-def limit_of(workers: list[dict[str, Any]]) -> Limit | None:
+def limit_of(workers: Sequence[WorkerSnapshot]) -> str | None:
     """The limit of most workers; None before any has worked."""
-    limits = Counter(worker["limit"] for worker in workers if worker["state"] == "busy" and _known_limit(worker))
+    limits = Counter(worker.limit for worker in _limited(workers))
     return limits.most_common(1)[0][0] if limits else None
 
 
-def _known_limit(worker: dict[str, Any]) -> bool:
-    limit = worker.get("limit")
-    return isinstance(limit, str) and limit in SENTENCES
+def _limited(workers: Sequence[WorkerSnapshot]) -> list[WorkerSnapshot]:
+    """The busy workers whose limit this version knows."""
+    return [worker for worker in workers if worker.state == "busy" and worker.limit in SENTENCES]
 
 
-def _limit(workers: list[dict[str, Any]]) -> str | None:
+def _limit(workers: Sequence[WorkerSnapshot]) -> str | None:
     if (limit := limit_of(workers)) is None:
         return None
-    loads = [worker.get("load") or {} for worker in workers if worker["state"] == "busy" and _known_limit(worker)]
+    loads = [worker.load for worker in _limited(workers)]
     shares = {
-        name: f"{sum(load.get(name, 0.0) for load in loads) / len(loads):.0%}"
+        name: f"{sum(getattr(load, name) for load in loads) / len(loads):.0%}"
         for name in ("inference_threads", "decoding")
     }
     return SENTENCES[limit].format(**shares)
 
 
-def _workers(workers: list[dict[str, Any]]) -> Table:
+def _workers(workers: Sequence[WorkerSnapshot]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("worker", "device", "state", "shards", "videos", "clips", "network", "queued", "decoding"):
         table.add_column(
             name, justify="left" if name in ("device", "state", "shards", "decoding") else "right", no_wrap=True
         )
     for worker in workers:
-        load = worker.get("load") or {}
-        known = worker["state"] == "busy" and load.get("decode_concurrency")
+        load = worker.load
+        known = worker.state == "busy" and load.decode_concurrency
         cells = (
-            str(worker["worker"]),
-            worker["device"],
-            worker["state"],
-            " ".join(worker.get("shards", ())) or "-",
-            str(worker["videos"]),
-            str(worker["clips"]),
-            f"{load['inference_threads']:.0%}" if known else "-",
-            f"{load['queued']:g}" if known and isinstance(load.get("queued"), int | float) else "-",
-            f"{load['decoding']:.0%} of {load['decode_concurrency']}" if known else "-",
+            str(worker.worker),
+            worker.device,
+            worker.state,
+            " ".join(worker.shards) or "-",
+            str(worker.videos),
+            str(worker.clips),
+            f"{load.inference_threads:.0%}" if known else "-",
+            f"{load.queued:g}" if known else "-",
+            f"{load.decoding:.0%} of {load.decode_concurrency}" if known else "-",
         )
         table.add_row(*map(Text, cells))
     return table

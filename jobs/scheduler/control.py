@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p3d.jobs.machine import boot_id, is_alive, user_name
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, typed
 from p3d.pipeline.errors import AlreadyRunning, StoreError, StoreMissing, StoreUnknown, StoreUnsafe, StrayFile
 from p3d.pipeline.storage.store import CREATED, Store
 
@@ -37,22 +38,6 @@ RUNNING = "running"
 CLAIM_TRIES = 3
 EPOCH = re.compile(r"_job/epochs/([0-9]{6,9})\.json")
 TEMP = re.compile(r"_job/tmp/[0-9]+-[0-9a-f]{32}\.tmp")  # as LocalStore.temp_file names them
-MOST = 1e18  # of a number in a record
-# What `status` shows of a heartbeat, by name. Any may be missing; of a record inside it, nothing.
-BEAT: dict[str, Any] = {
-    "outage": str,
-    "sentence": str,
-    "exit_code": int,
-    "clips": int,
-    "elapsed_s": float,
-    "clips_per_s": float,
-    "eta_s": float | None,
-    "shards": {"done": int},
-    "videos": {"all": int, "done": int, "failed": int},
-    "failures": dict[str, int],
-    "workers": [{"worker": int, "state": str, "device": str, "shards": [str], "videos": int, "clips": int}],
-}
-LOAD = {"inference_threads": float, "decoding": float, "decode_concurrency": int}  # of a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +74,12 @@ def epoch_numbers(store: Store) -> list[int]:
 def read_epoch(store: Store, number: int) -> Epoch | None:
     """The record of a run; None if it cannot be read."""
     key = f"_job/epochs/{number:06d}.json"
-    record = _record(store, key, dict.fromkeys(Epoch.__slots__, str) | {"number": int, "pid": int, "options": dict})
-    given = {name: value for name, value in (record or {}).items() if name in Epoch.__slots__}
-    if not set(Epoch.__slots__[:6]) <= given.keys() or given["number"] != number:
-        _skip(store, key, "cannot be read")
-        return None
-    return Epoch(**given)
+    with contextlib.suppress(TypeError):
+        found: Epoch = typed(_record(store, key), Epoch)
+        if found.number == number:
+            return found
+    _skip(store, key, "cannot be read")
+    return None
 
 
 def newest_epoch(store: Store) -> Epoch | None:
@@ -114,71 +99,52 @@ def newest_number(store: Store) -> int:
     return max(epoch_numbers(store), default=0)
 
 
-def heartbeat(store: Store, number: int) -> dict[str, Any] | None:
+def heartbeat(store: Store, number: int) -> RunSnapshot | None:
     """The last heartbeat of an epoch, or None. If values that only `status` shows are of other types, without them."""
-    beat = _record(store, f"_job/heartbeats/{number:06d}.json", {"state": str, "counter": int})
-    if beat is None or not {"state", "counter"} <= beat.keys():
-        return None
-    sound = all(_fits(beat[name], kind) for name, kind in BEAT.items() if name in beat)
-    sound = sound and ("videos" not in beat or {"shards", "clips", "failures"} <= beat.keys())
-    workers = beat.get("workers", ()) if sound else ()
-    sound = sound and all(_fits(worker.get("load") or dict.fromkeys(LOAD, 0), LOAD) for worker in workers)
-    return beat if sound else {"state": beat["state"], "counter": beat["counter"]}
+    record = _record(store, f"_job/heartbeats/{number:06d}.json")
+    with contextlib.suppress(TypeError):
+        return RunSnapshot.from_json(record or {})
+    return None
 
 
-def _record(store: Store, key: str, fields: dict[str, Any]) -> dict[str, Any] | None:
+def _record(store: Store, key: str, **fields: type) -> dict[str, Any] | None:
     """A JSON object whose values, as far as it has them, are of the types in `fields`; else None."""
     try:
-        record = json.loads(store.read(key))
-    except (StoreMissing, ValueError, RecursionError):
+        record: dict[str, Any] = typed(json.loads(store.read(key)), dict[str, Any])
+        for name in fields.keys() & record.keys():
+            typed(record[name], fields[name])
+        return record
+    except (StoreMissing, ValueError, RecursionError, TypeError):
         return None
     except StoreUnsafe as error:
         warnings.warn(str(error), StrayFile, stacklevel=2)
         return None
-    if not isinstance(record, dict):
-        return None
-    return record if all(_fits(record[name], kind) for name, kind in fields.items() if name in record) else None
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type: [T] is a list of T, and a dict has at least these keys. Numbers are below MOST."""
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(_fits(one, kind[0]) for one in value)
-    if isinstance(kind, dict):
-        return isinstance(value, dict) and all(name in value and _fits(value[name], of) for name, of in kind.items())
-    if kind == dict[str, int]:
-        return isinstance(value, dict) and all(_fits(one, int) for one in value.values())
-    if isinstance(value, bool):
-        return bool(kind is bool)
-    if isinstance(value, int | float):
-        return abs(value) < MOST and (isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind)))
-    return isinstance(value, kind)
 
 
 def _skip(store: Store, key: str, why: str) -> None:
     warnings.warn(f"{store.url}/{key} {why} and is skipped", StrayFile, stacklevel=3)
 
 
-def beat(store: Store, number: int, snapshot: dict[str, Any]) -> None:
-    """Replace an epoch's heartbeat; `snapshot` holds the growing `counter` and the `state`."""
-    store.replace(f"_job/heartbeats/{number:06d}.json", (json.dumps(snapshot, indent=1) + "\n").encode())
+def beat(store: Store, number: int, snapshot: RunSnapshot) -> None:
+    """Replace an epoch's heartbeat. Its `counter` grows."""
+    store.replace(f"_job/heartbeats/{number:06d}.json", (json.dumps(snapshot.to_json(), indent=1) + "\n").encode())
 
 
 def is_live(store: Store, epoch: Epoch, *, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Watch an epoch's heartbeat for two periods. False at once if the run ended, or died on this machine."""
     before = heartbeat(store, epoch.number)
-    if epoch.died_here() or (before is not None and before["state"] != RUNNING):
+    if epoch.died_here() or (before is not None and before.state != RUNNING):
         return False
     sleep(HEARTBEAT_S * WATCHED_PERIODS)
     after = heartbeat(store, epoch.number)
-    return after is not None and after["state"] == RUNNING and (before is None or after["counter"] != before["counter"])
+    return after is not None and after.state == RUNNING and (before is None or after.counter != before.counter)
 
 
 def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callable[[str], None]) -> Epoch:
     """Become the newest epoch. AlreadyRunning if another run is alive (unless `takeover`) or claimed it first."""
     last = newest_epoch(store)
     if last is not None and not takeover:
-        if not last.died_here() and (heartbeat(store, last.number) or {}).get("state", RUNNING) == RUNNING:
+        if not last.died_here() and ((found := heartbeat(store, last.number)) is None or found.state == RUNNING):
             say(f"checking for {HEARTBEAT_S * WATCHED_PERIODS:.0f} s if the run on {last.host} is still alive ...")
         if is_live(store, last):
             raise AlreadyRunning(
@@ -196,7 +162,7 @@ def claim(store: Store, options: dict[str, Any], *, takeover: bool, say: Callabl
                 raise AlreadyRunning(
                     f"another run of {store.url} started at this moment; watch it with `p3d status --watch`"
                 )
-            beat(store, epoch.number, {"counter": 0, "state": RUNNING})
+            beat(store, epoch.number, RunSnapshot(counter=0, state=RUNNING))
             break
         except StoreUnknown:  # the previous run may have removed the temporary file that was just written
             if not tries_left:
@@ -220,7 +186,7 @@ class Pulse:
         while not self._ended.wait(HEARTBEAT_S):
             counter += 1
             with contextlib.suppress(StoreError):  # the run itself will notice
-                beat(store, number, {"counter": counter, "state": RUNNING})
+                beat(store, number, RunSnapshot(counter=counter, state=RUNNING))
 
     def stop(self) -> None:
         """Write no further heartbeat."""
@@ -248,7 +214,7 @@ def tell_submitted(store: Store, where: str, name: str, after: int) -> None:
 
 def not_begun(store: Store, newest: int) -> str:
     """A message about a submitted driver that has not started, else empty."""
-    submission = _record(store, "_job/submitted.json", {"where": str, "name": str, "after": int}) or {}
+    submission = _record(store, "_job/submitted.json", where=str, name=str, after=int) or {}
     if submission.keys() != {"where", "name", "after"} or submission["after"] != newest:
         return ""
     return f"submitted to {submission['where']} as {submission['name']}; the driver has not started"
@@ -267,7 +233,7 @@ def ask_cancel(store: Store, number: int, *, now: bool) -> None:
 
 def cancel_asked(store: Store, number: int) -> dict[str, Any] | None:
     """The request to stop, if there is one."""
-    return _record(store, f"_job/cancel/{number:06d}.json", {"now": bool})
+    return _record(store, f"_job/cancel/{number:06d}.json", now=bool)
 
 
 def sweep_temps(store: Store) -> int:

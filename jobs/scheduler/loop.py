@@ -11,9 +11,9 @@ import contextlib
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -28,6 +28,7 @@ from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.log import RunLog
 from p3d.jobs.scheduler.metrics import Metrics, endpoint
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts, WorkerSnapshot
 from p3d.jobs.scheduler.state import (
     Check,
     Checked,
@@ -96,6 +97,19 @@ class _Worker:
     def state(self) -> str:
         return "busy" if self.in_hand else "idle" if self.ready else "starting"
 
+    def snapshot(self, number: int) -> WorkerSnapshot:
+        return WorkerSnapshot(
+            worker=number,
+            state=self.state,
+            device=self.device,
+            host=self.host,
+            shards=tuple(map(str, self.in_hand)),
+            videos=sum(progress.videos for progress in self.in_hand.values()),
+            clips=sum(progress.clips for progress in self.in_hand.values()),
+            load=self.load,
+            limit=self.load.limit if self.load.decode_concurrency else None,
+        )
+
 
 class RayLoop:
     """One run of a job on a cluster, from the first worker to the exit code."""
@@ -111,7 +125,7 @@ class RayLoop:
         options: RunOptions,
         *,
         say: Callable[[str], None] = lambda _: None,
-        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        on_progress: Callable[[RunSnapshot], None] | None = None,
     ) -> None:
         gpus = cluster.machines.gpus
         on_gpus = gpus > 0 and options.device != "cpu"
@@ -466,7 +480,7 @@ class RayLoop:
         with self._sink("log"):
             self.log.add(sentence)
 
-    def _show(self, snapshot: dict[str, Any]) -> None:
+    def _show(self, snapshot: RunSnapshot) -> None:
         with self._sink("progress"):
             if self.on_progress is not None:
                 self.on_progress(snapshot)
@@ -494,10 +508,8 @@ class RayLoop:
         """Write the heartbeat. While it cannot be written, `why_lost` says why."""
         self.beaten = time.monotonic()
         self.counter += 1
-        snapshot = self.snapshot(state)
+        snapshot = self.snapshot(state, finish)
         self._measure(lambda metrics: metrics.show(snapshot))
-        if finish is not None:
-            snapshot |= {"exit_code": finish.exit_code, "sentence": finish.sentence}
         try:
             control.beat(self.store, self.epoch.number, snapshot)
             self.why_lost = ""
@@ -508,43 +520,28 @@ class RayLoop:
         if finish is not None:
             self._show(snapshot)
 
-    def snapshot(self, state: str) -> dict[str, Any]:
-        """The progress of the whole job as JSON. Times are in seconds, rates per second of this run."""
+    def snapshot(self, state: str, finish: Finish | None = None) -> RunSnapshot:
+        """The progress of the whole job, and its end once it has ended."""
         totals, flying = self.state.totals, [p for w in self.workers.values() for p in w.in_hand.values()]
         elapsed = time.monotonic() - self.started
         videos = totals.videos + sum(progress.videos for progress in flying)
         clips = totals.clips + sum(progress.clips for progress in flying)
+        failed = totals.failed + sum(progress.failed for progress in flying)
         done_here = videos - self.before.videos
         left = self.work.n_videos - videos
-        return {
-            "schema_version": 1,
-            "epoch": self.epoch.number,
-            "counter": self.counter,
-            "state": state,
-            "outage": self.why_lost or self.state.outage,
-            "elapsed_s": round(elapsed, 3),
-            "shards": {"all": self.work.n_shards, "done": self.work.n_shards - len(self.state.open)},
-            "videos": {
-                "all": self.work.n_videos,
-                "done": videos,
-                "failed": totals.failed + sum(progress.failed for progress in flying),
-            },
-            "clips": clips,
-            "clips_per_s": round((clips - self.before.clips) / elapsed, 3) if elapsed > 0 else 0.0,
-            "eta_s": round(elapsed * left / done_here, 1) if done_here > 0 else None,
-            "failures": dict(Counter(totals.failures)),
-            "workers": [
-                {
-                    "worker": number,
-                    "state": worker.state,
-                    "device": worker.device,
-                    "host": worker.host,
-                    "shards": [str(key) for key in worker.in_hand],
-                    "videos": sum(progress.videos for progress in worker.in_hand.values()),
-                    "clips": sum(progress.clips for progress in worker.in_hand.values()),
-                    "load": asdict(worker.load),
-                    "limit": worker.load.limit if worker.load.decode_concurrency else None,
-                }
-                for number, worker in sorted(self.workers.items())
-            ],
-        }
+        return RunSnapshot(
+            epoch=self.epoch.number,
+            counter=self.counter,
+            state=state,
+            outage=self.why_lost or self.state.outage,
+            elapsed_s=round(elapsed, 3),
+            shards=ShardCounts(all=self.work.n_shards, done=self.work.n_shards - len(self.state.open)),
+            videos=VideoCounts(all=self.work.n_videos, done=videos, failed=failed),
+            clips=clips,
+            clips_per_s=round((clips - self.before.clips) / elapsed, 3) if elapsed > 0 else 0.0,
+            eta_s=round(elapsed * left / done_here, 1) if done_here > 0 else None,
+            failures=dict(totals.failures),
+            workers=tuple(worker.snapshot(number) for number, worker in sorted(self.workers.items())),
+            exit_code=finish.exit_code if finish else None,
+            sentence=finish.sentence if finish else None,
+        )

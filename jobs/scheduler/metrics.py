@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from p3d.jobs.scheduler.control import RUNNING
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Checked, Event, ShardDone, ShardTrouble, WorkerDied
 from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.autoscale import LIMITS
@@ -167,20 +168,20 @@ class Metrics:
         self.series[COMMIT.name].observe(spent.commit_s, {OUTPUT: self.output})
         self.series[SHARD.name].observe(spent.shard_s, {OUTPUT: self.output})
 
-    def show(self, snapshot: dict[str, Any]) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         """Set the gauges from a heartbeat. All are zero after the end of the run."""
-        states = Counter(worker["state"] for worker in snapshot["workers"])
-        limits = Counter(worker["limit"] for worker in snapshot["workers"] if worker["state"] == "busy")
-        at_work = sum(len(worker["shards"]) for worker in snapshot["workers"])
-        left, over = snapshot["shards"]["all"] - snapshot["shards"]["done"], snapshot["state"] != RUNNING
-        now = {
+        states = Counter(worker.state for worker in snapshot.workers)
+        limits = Counter(worker.limit for worker in snapshot.workers if worker.state == "busy")
+        at_work = sum(len(worker.shards) for worker in snapshot.workers)
+        left, over = snapshot.shards.all - snapshot.shards.done, snapshot.state != RUNNING
+        now: dict[Metric, float | None] = {
             SHARDS_QUEUED: left - at_work,
             SHARDS_AT_WORK: at_work,
-            VIDEOS_LEFT: snapshot["videos"]["all"] - snapshot["videos"]["done"],
-            PAUSED: bool(snapshot["outage"]),
+            VIDEOS_LEFT: snapshot.videos.all - snapshot.videos.done,
+            PAUSED: bool(snapshot.outage),
         }
-        if over or snapshot["eta_s"] is not None:  # not set until it is known
-            now[ETA] = snapshot["eta_s"]
+        if over or snapshot.eta_s is not None:  # not set until it is known
+            now[ETA] = snapshot.eta_s
         for metric, value in now.items():
             self.series[metric.name].set(0 if over else value, {OUTPUT: self.output})
         for state in WORKER_STATES:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from p3d.jobs.job import Work, derive_again, look, manifests, refuse_damaged, refuse_strange
 from p3d.jobs.scheduler import cluster as clusters
@@ -18,6 +17,7 @@ from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch, Pulse
 from p3d.jobs.scheduler.loop import RayLoop
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Finish
 from p3d.jobs.trust import skipped_plans
 from p3d.pipeline.dataset.commit import clips_key
@@ -32,7 +32,7 @@ COMPLETE = (0, 3)  # exit codes of a run that leaves no shard open
 DAMAGED = 7  # of one that found damage
 
 # called with the number of videos of the job; yields a function that takes a snapshot about once per second
-OnProgress = Callable[[dict[str, Any]], None]
+OnProgress = Callable[[RunSnapshot], None]
 ShowProgress = Callable[[int], contextlib.AbstractContextManager[OnProgress | None]]
 
 
@@ -75,7 +75,7 @@ def run_job(
         if skipped:
             return _stopped_short(run, skipped, say)
         _refuse_damaged(run, job, plans, work)
-        control.beat(store, run.epoch.number, {"counter": 1, "state": "finished"})
+        control.beat(store, run.epoch.number, RunSnapshot(counter=1, state="finished"))
         return None
     workers = f"{run.options.workers} worker" + ("s" if run.options.workers > 1 else "")
     say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {workers} ...")
@@ -99,7 +99,7 @@ def _refuse_damaged(run: ClaimedRun, job: JobRecord, plans: dict[int, Manifest],
     try:
         refuse_damaged(run.store, job, plans, work.committed.values())
     except DamagedJob as error:
-        stopped = {"counter": 1, "state": "stopped", "exit_code": DAMAGED, "sentence": str(error)}
+        stopped = RunSnapshot(counter=1, state="stopped", exit_code=DAMAGED, sentence=str(error))
         control.beat(run.store, run.epoch.number, stopped)
         raise
 
@@ -131,8 +131,8 @@ def _stopped_short(run: ClaimedRun, skipped: dict[int, str], say: Callable[[str]
     """The end of a run that has done all it may do: the exit code, and a heartbeat that says what it has skipped."""
     plans = ", ".join(map(str, skipped))
     sentence = f"stopped: the videos {run.rule} are done; skipped plans: {plans}"
-    before = control.heartbeat(run.store, run.epoch.number) or {"counter": 1}
-    control.beat(run.store, run.epoch.number, {**before, "state": "stopped", "exit_code": 6, "sentence": sentence})
+    before = control.heartbeat(run.store, run.epoch.number) or RunSnapshot(counter=1, state="stopped")
+    control.beat(run.store, run.epoch.number, replace(before, state="stopped", exit_code=6, sentence=sentence))
     say(sentence)
     return 6
 

@@ -146,7 +146,7 @@ def test_a_dataset_gives_the_rows(out: LocalStore, tmp_path: Path) -> None:
         assert dataset.failures().num_rows + tables[1].num_rows == dataset.n_videos and dataset.n_pending == 0
         assert dataset.class_names == tuple(f"class {number}" for number in range(10))
         for wrong, words in (
-            (lambda: dataset.clips(["embeding"]), "no column 'embeding'; it has video_id"),  # noqa: B023 - called at once
+            (lambda: dataset.clips(["nothing"]), "no column 'nothing'; it has video_id"),  # noqa: B023 - called at once
             (lambda: dataset.vectors(column="path"), "does not hold vectors"),  # noqa: B023 - as above
             (lambda: dataset.vectors("frame"), "level must be clip or video"),  # type: ignore[arg-type] # noqa: B023
         ):

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from p3d.jobs.cli import VERBS, cli, output
 from p3d.jobs.cli.dataset import _wrapped
 from p3d.jobs.cli.output import EXIT_CODES, escape, human_bytes, human_time, table
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts, WorkerSnapshot
 from p3d.jobs.worker.autoscale import Load
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
@@ -189,16 +189,16 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
     def begin(seconds: float) -> None:
         naps.append(seconds)
         epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
-        control.beat(job, epoch.number, {"counter": 1, "state": "stopped", "exit_code": 6, "sentence": "cancelled"})
+        control.beat(job, epoch.number, RunSnapshot(counter=1, state="stopped", exit_code=6, sentence="cancelled"))
 
     monkeypatch.setattr(status.time, "sleep", begin)
     code, out, _ = in_process("status", job.url, "--wait")
     assert (code, len(naps)) == (6, 1) and "cancelled" in out
     assert "nothing is running" in in_process("cancel", job.url)[2]
     control.tell_submitted(job, "http://head:8265", "p3d-2", after=1)
-    control.beat(job, 1, {"counter": 2, "state": "running"})
+    control.beat(job, 1, RunSnapshot(counter=2, state="running"))
     assert "asked" in in_process("cancel", job.url)[2]  # the running one, although another was submitted
-    control.beat(job, 1, {"counter": 3, "state": "stopped", "exit_code": 6, "sentence": "cancelled"})
+    control.beat(job, 1, RunSnapshot(counter=3, state="stopped", exit_code=6, sentence="cancelled"))
     assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "submitted"
     control.forget_submitted(job)
     assert json.loads(in_process("status", job.url, "--json")[1])["state"] == "stopped"
@@ -211,23 +211,23 @@ def test_a_submitted_driver_that_has_not_begun_is_waited_for(job: LocalStore, mo
 def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
     """The content of the heartbeat is shown: rate, ETA, workers and their load; lines fit 80 columns."""
     epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
-    worker = {"worker": 0, "state": "busy", "device": "cpu", "host": "h", "shards": ["1/2"], "videos": 1, "clips": 7}
-    control.beat(
-        job,
-        epoch.number,
-        {
-            "counter": 3,
-            "state": "running",
-            "videos": {"all": 10, "done": 9, "failed": 2},
-            "shards": {"all": 3, "done": 2},
-            "clips": 17,
-            "clips_per_s": 1.5,
-            "eta_s": 65.0,
-            "elapsed_s": 10.0,
-            "failures": {"truncated": 2},
-            "workers": [{**worker, "limit": "decoding", "load": asdict(Load(0.34, 0.97, 0.0, 12, queued=1.5))}],
-        },
+    load = Load(0.34, 0.97, 0.0, 12, queued=1.5)
+    worker = WorkerSnapshot(
+        worker=0, state="busy", device="cpu", host="h", shards=("1/2",), videos=1, clips=7, load=load, limit="decoding"
     )
+    now = RunSnapshot(
+        counter=3,
+        state="running",
+        videos=VideoCounts(all=10, done=9, failed=2),
+        shards=ShardCounts(all=3, done=2),
+        clips=17,
+        clips_per_s=1.5,
+        eta_s=65.0,
+        elapsed_s=10.0,
+        failures={"truncated": 2},
+        workers=(worker,),
+    )
+    control.beat(job, epoch.number, now)
     code, out, _ = in_process("status", job.url)
     assert code == 0
     for words in (
@@ -243,6 +243,8 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
     ):
         assert words in out
     assert max(map(len, out.splitlines())) <= max(80, len(job.url) + 40)
+    told = json.loads(in_process("status", job.url, "--json")[1])
+    assert told["workers"] == json.loads(json.dumps(now.to_json()["workers"])) and told["limit"] == "decoding"
 
 
 def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:

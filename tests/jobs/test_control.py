@@ -13,7 +13,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from p3d.jobs.scheduler.control import (
     newest_number,
     sweep_temps,
 )
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
+from p3d.jobs.worker.autoscale import Load
 from p3d.pipeline.errors import AlreadyRunning, StoreUnknown, StrayFile
 from p3d.pipeline.storage import local as store_module
 from p3d.pipeline.storage.local import LocalStore
@@ -100,8 +102,8 @@ def record(store: Store, number: int, **fields: Any) -> Epoch:
     return epoch
 
 
-def running(counter: int) -> dict[str, Any]:
-    return {"counter": counter, "state": RUNNING}
+def running(counter: int) -> RunSnapshot:
+    return RunSnapshot(counter=counter, state=RUNNING)
 
 
 def claimed(store: Store, *, takeover: bool = False, **options: Any) -> Epoch:
@@ -119,7 +121,7 @@ def test_claims_are_numbered_from_one(store: Store, watch: Watch) -> None:
         epoch = claimed(store, workers=number)
         assert epoch.number == newest_number(store) == number
         assert newest_epoch(store) == epoch
-        beat(store, number, {"counter": 9, "state": "finished"})
+        beat(store, number, RunSnapshot(counter=9, state="finished"))
     assert watch.slept_s == []
 
 
@@ -188,7 +190,7 @@ def test_a_run_that_ended_or_died_here_is_not_waited_for(local: LocalStore, watc
     record(local, 1, pid=dead_pid)
     beat(local, 1, running(5))
     assert claim(local, {}, takeover=False, say=said.append).number == 2
-    beat(local, 2, {"counter": 9, "state": "stopped"})
+    beat(local, 2, RunSnapshot(counter=9, state="stopped"))
     assert claim(local, {}, takeover=False, say=said.append).number == 3
     assert (watch.slept_s, said) == ([], [])
 
@@ -252,7 +254,7 @@ def test_of_two_claims_at_once_one_wins(tmp_path: Path, watch: Watch) -> None:
         store = LocalStore(str(tmp_path / str(at)))
 
         def the_winner_works(store: Store = store) -> None:
-            beat(store, 1, running(1 + (heartbeat(store, 1) or running(0))["counter"]))
+            beat(store, 1, running(1 + (heartbeat(store, 1) or running(0)).counter))
 
         watch.meanwhile = the_winner_works
         won, lost = race(store, 2)
@@ -303,15 +305,15 @@ HOSTS = {"here": {}, "rebooted": {"boot_id": "an earlier boot"}, "elsewhere": EL
         (running(5), running(5), False),
         (running(5), running(6), True),
         (running(5), running(4), True),  # any change counts: no order of counters is assumed
-        (running(5), {"counter": 6, "state": "stopped"}, False),
+        (running(5), RunSnapshot(counter=6, state="stopped"), False),
         (running(0), running(1), True),
         (None, None, False),
         (None, running(0), True),
-        (None, {"counter": 1, "state": "finished"}, False),
+        (None, RunSnapshot(counter=1, state="finished"), False),
     ],
 )
 def test_a_run_lives_if_its_counter_moves(
-    local: LocalStore, host: str, before: dict | None, meanwhile: dict | None, live: bool
+    local: LocalStore, host: str, before: RunSnapshot | None, meanwhile: RunSnapshot | None, live: bool
 ) -> None:
     """Only a running heartbeat that changes or starts within two periods is alive, on whatever host the run is."""
     epoch = record(local, 3, **HOSTS[host])
@@ -327,7 +329,7 @@ def test_a_run_lives_if_its_counter_moves(
 def test_a_run_that_ended_is_dead_at_once(local: LocalStore, host: str, state: str) -> None:
     """A heartbeat that says the run is over is believed without watching it."""
     epoch = record(local, 1, **HOSTS[host])
-    beat(local, 1, {"counter": 5, "state": state})
+    beat(local, 1, RunSnapshot(counter=5, state=state))
     watch = Watch()
     assert not is_live(local, epoch, sleep=watch)
     assert watch.slept_s == []
@@ -377,14 +379,16 @@ def test_without_a_heartbeat_it_is_none(store: Store) -> None:
 
 
 def test_a_heartbeat_is_the_last_one(store: Store) -> None:
-    """A heartbeat replaces the one before it, of its own epoch only, and keeps all of its snapshot."""
-    snapshot = {**running(2), "videos": {"all": 10, "done": 3, "failed": 1}, "eta_s": None, "sentence": "é \x1b[31m"}
-    snapshot |= {"clips": 20, "shards": {"all": 2, "done": 1}, "failures": {"truncated": 1}}
+    """A heartbeat replaces the one before it, of its own epoch only; its JSON has the keys that every version reads."""
+    snapshot = replace(RunSnapshot.from_json(WHOLE), counter=2, exit_code=6, sentence="é \x1b[31m")
     beat(store, 1, running(1))
     beat(store, 2, running(8))
     beat(store, 1, snapshot)
     assert heartbeat(store, 1) == snapshot
     assert heartbeat(store, 2) == running(8)
+    written = WHOLE | {"counter": 2, "exit_code": 6, "sentence": "é \x1b[31m"}
+    assert json.dumps(json.loads(store.read("_job/heartbeats/000001.json"))) == json.dumps(written)
+    assert json.loads(store.read("_job/heartbeats/000002.json")) == {"counter": 8, "state": RUNNING}
 
 
 # ---- cancel and sweep -------------------------------------------------------------------------------------------
@@ -556,18 +560,53 @@ def claimed_record(store: Store, number: int) -> Epoch:
     return Epoch(**json.loads(store.read(f"_job/epochs/{number:06d}.json")))
 
 
-WHOLE = {
+WHOLE = {  # as a run writes it
+    "schema_version": 1,
+    "epoch": 1,
     "counter": 1,
     "state": RUNNING,
-    "videos": {"all": 3, "done": 1, "failed": 1},
+    "outage": "no answer",
+    "elapsed_s": 2.5,
     "shards": {"all": 2, "done": 1},
+    "videos": {"all": 3, "done": 1, "failed": 1},
     "clips": 4,
-    "failures": {"truncated": 1},
+    "clips_per_s": 1.6,
     "eta_s": None,
+    "failures": {"truncated": 1},
     "workers": [
-        {"worker": 0, "state": "busy", "device": "cpu", "shards": ["1/0"], "videos": 1, "clips": 4, "load": {}}
+        {
+            "worker": 0,
+            "state": "busy",
+            "device": "cpu",
+            "host": "here",
+            "shards": ["1/0"],
+            "videos": 1,
+            "clips": 4,
+            "load": asdict(Load(0.5, 0.9, 0.1, 4, 0.0, 1.5)),
+            "limit": "decoding",
+        }
     ],
 }
+
+
+def without(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != name}
+
+
+def test_a_heartbeat_may_have_fewer_and_other_keys(local: LocalStore) -> None:
+    """A missing value is the default of its field, in a worker as well, and keys of a later version are left out."""
+    whole, (worker,) = RunSnapshot.from_json(WHOLE), WHOLE["workers"]
+    default = RunSnapshot(counter=1, state=RUNNING)
+    for name in WHOLE.keys() - {"counter", "state", "shards", "clips", "failures"}:
+        less = RunSnapshot.from_json(without(WHOLE, name) | {"new": [1]})
+        assert less == replace(whole, **{name: getattr(default, name)}), name
+    for name in ("shards", "clips", "failures"):  # a run writes them with `videos`
+        assert RunSnapshot.from_json(without(WHOLE, name)) == default, name
+    for name, value in {"host": "", "limit": None, "load": Load()}.items():
+        (found,) = RunSnapshot.from_json({**WHOLE, "workers": [without(worker, name)]}).workers
+        assert found == replace(whole.workers[0], **{name: value})
+    for load in ({}, None):
+        assert RunSnapshot.from_json({**WHOLE, "workers": [{**worker, "load": load}]}).workers[0].load == Load()
 
 
 @pytest.mark.parametrize(
@@ -588,17 +627,18 @@ WHOLE = {
         {"workers": [{}]},
         {"workers": [{**WHOLE["workers"][0], "shards": [1]}]},
         {"workers": [{**WHOLE["workers"][0], "load": {"decoding": "all"}}]},
+        {"workers": [{**WHOLE["workers"][0], "load": {"inference_threads": 0.5, "decoding": 0.5}}]},
+        {"workers": [{**WHOLE["workers"][0], "load": {**WHOLE["workers"][0]["load"], "queued": 10**400}}]},
+        {"workers": [{**WHOLE["workers"][0], "limit": ["network"]}]},
+        {"workers": [without(WHOLE["workers"][0], "clips")]},
         {"sentence": ["done"]},
     ],
 )
 @pytest.mark.fault(58)
 def test_a_heartbeat_of_another_form_is_not_shown(local: LocalStore, change: dict[str, Any]) -> None:
     """A value of another type than those that a run writes is never shown; state and counter still say who is alive."""
-    beat(local, 1, WHOLE)
-    assert heartbeat(local, 1) == WHOLE
-    beat(local, 1, WHOLE | change)
-    alive = None if {"state", "counter"} & change.keys() else {"state": RUNNING, "counter": 1}
-    assert heartbeat(local, 1) == alive
+    local.replace("_job/heartbeats/000001.json", json.dumps(WHOLE | change).encode())
+    assert heartbeat(local, 1) == (None if {"state", "counter"} & change.keys() else running(1))
     for content in (b"[1]", b"null", b'"running"'):
         local.replace("_job/heartbeats/000001.json", content)
         local.replace("_job/cancel/000001.json", content)

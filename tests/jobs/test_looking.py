@@ -23,6 +23,7 @@ from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import log as runlog
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.log import RunLog, read_log, told
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import (
     Checked,
     CheckFailed,
@@ -264,7 +265,7 @@ def test_an_epoch_with_odd_options_is_shown_in_a_report(tmp_path: Path) -> None:
     epoch = Epoch(1, platform.node(), boot_id(), 10**17, "now", options)
     record = {name: getattr(epoch, name) for name in Epoch.__slots__}
     store.create("_job/epochs/000001.json", json.dumps(record).encode())
-    control.beat(store, 1, {"counter": 1, "state": "running"})
+    control.beat(store, 1, RunSnapshot(counter=1, state="running"))
     (run,) = _runs(store)
     assert run.state == "dead" and len(run.options) <= 100 and all(len(text) < 50 for _, text in run.options)
     assert not any(is_alive(pid) for pid in (0, -1, -(10**17), 10**17))

@@ -182,9 +182,9 @@ def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(
         try:
             assert type_in(life, "launch", life.launch, SMALL, False) == 6
             beat = control.heartbeat(life.store, 1)
-            assert beat is not None and (beat["state"], beat["exit_code"]) == ("stopped", 6)
-            assert "1 of 2 shards were committed and are no longer in" in beat["sentence"]
-            assert vanished[0].rpartition("/")[2].removesuffix(".parquet") in beat["sentence"]
+            assert beat is not None and (beat.state, beat.exit_code) == ("stopped", 6)
+            assert "1 of 2 shards were committed and are no longer in" in str(beat.sentence)
+            assert vanished[0].rpartition("/")[2].removesuffix(".parquet") in str(beat.sentence)
             monkeypatch.setattr(loops, "committed_names", true)
             assert type_in(life, "resume", life.resume, False) in FINISHED
             life.check_end()
@@ -212,8 +212,8 @@ def test_a_run_whose_records_are_gone_does_not_say_finished(
             with pytest.raises(AssertionError, match="launch#1 ends with 7"):  # no other story of the simulator does
                 type_in(life, "launch", life.launch, SMALL, False)
             beat = control.heartbeat(life.store, 1)
-            assert beat is not None and (beat["state"], beat["exit_code"]) == ("stopped", 7)
-            assert f"/{key} is gone" in beat["sentence"] and "restore it" in beat["sentence"]
+            assert beat is not None and (beat.state, beat.exit_code) == ("stopped", 7)
+            assert f"/{key} is gone" in str(beat.sentence) and "restore it" in str(beat.sentence)
         finally:
             life.end()
 
@@ -272,8 +272,8 @@ def test_nothing_left_to_do_is_not_finished_if_the_quick_verify_rejects_it(
     assert code == 7 and name in err and re.search(orders, err)
     with pytest.raises(DamagedJob, match=orders):
         run(done, monkeypatch)
-    beat = control.heartbeat(done, control.newest_number(done)) or {}
-    assert (beat["state"], beat["exit_code"]) == ("stopped", 7) and name in beat["sentence"]
+    beat = control.heartbeat(done, control.newest_number(done))
+    assert beat is not None and (beat.state, beat.exit_code) == ("stopped", 7) and name in str(beat.sentence)
     if damage is not cut:  # status refuses an output with half a file
         assert (read_status(done, read_job(done)).state, in_process("status", done.url)[0]) == ("stopped", 0)
     assert in_process("verify", done.url, "--repair")[0] in (0, 6)

@@ -12,7 +12,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX, Metrics, output_tag
 from p3d.jobs.scheduler.run import _shown
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts, WorkerSnapshot
 from p3d.jobs.scheduler.state import Checked, ShardDone, ShardTrouble, WorkerDied
 from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.actor import Spent
@@ -84,7 +85,7 @@ def test_an_error_in_metrics_log_or_progress_ends_no_run() -> None:
         said.append(sentence)
         raise BrokenPipeError
 
-    def on_progress(snapshot: dict[str, Any]) -> None:
+    def on_progress(snapshot: RunSnapshot) -> None:
         raise OSError(28, "No space left on device")
 
     loop: Any = object.__new__(RayLoop)
@@ -92,7 +93,7 @@ def test_an_error_in_metrics_log_or_progress_ends_no_run() -> None:
     for _ in range(3):
         loop._measure(lambda metrics: metrics.hear(WorkerDied(1, "")))
         loop._note("a sentence")
-        loop._show({})
+        loop._show(RunSnapshot(counter=1, state="running"))
     assert [re.sub(r" \(.*\)", "", sentence) for sentence in said] == [
         f"warning: the {sink} of this run cannot be kept; the run goes on" for sink in ("metrics", "log", "progress")
     ]
@@ -170,17 +171,19 @@ def test_events_of_the_scheduler_are_the_totals() -> None:
 def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
     """The gauges show the heartbeat. After the run nothing is queued, left or in progress."""
     metrics, said = counted()
-    workers = [{"state": "busy", "shards": ["1/0", "1/1"], "limit": "network"}]
-    workers += [{"state": "busy", "shards": ["1/2"], "limit": None}]
-    workers += [{"state": "starting", "shards": [], "limit": None}]
-    snapshot: dict[str, Any] = {
-        "state": "running",
-        "workers": workers,
-        "shards": {"all": 9, "done": 4},
-        "videos": {"all": 90, "done": 41},
-        "eta_s": 12.5,
-        "outage": "s3 does not answer",
-    }
+    seen = [("busy", ("1/0", "1/1"), "network"), ("busy", ("1/2",), None), ("starting", (), None)]
+    snapshot = RunSnapshot(
+        counter=1,
+        state="running",
+        workers=tuple(
+            WorkerSnapshot(worker=at, state=state, device="cpu", shards=shards, videos=0, clips=0, limit=limit)
+            for at, (state, shards, limit) in enumerate(seen)
+        ),
+        shards=ShardCounts(all=9, done=4),
+        videos=VideoCounts(all=90, done=41, failed=0),
+        eta_s=12.5,
+        outage="s3 does not answer",
+    )
     metrics.show(snapshot)
     shown = {name: dict(values) for name, values in said.items() if values}
     assert shown == {
@@ -192,9 +195,9 @@ def test_gauges_show_the_snapshot_and_are_zero_at_the_end() -> None:
         "p3d_eta_seconds": {(): 12.5},
         "p3d_paused": {(): 1},
     }
-    metrics.show({**snapshot, "eta_s": None})
+    metrics.show(replace(snapshot, eta_s=None))
     assert said["p3d_eta_seconds"][()] == 12.5
-    metrics.show({**snapshot, "state": "stopped", "eta_s": None})
+    metrics.show(replace(snapshot, state="stopped", eta_s=None))
     assert not any(value for values in said.values() for value in values.values())
 
 

@@ -20,6 +20,7 @@ from p3d.jobs.cli.options import options_of_run, options_typed
 from p3d.jobs.job import manifests, newest_plans, read_job, rows_of
 from p3d.jobs.planning.prepare import JobSpec, prepare
 from p3d.jobs.scheduler import control, submission
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Finish
 from p3d.jobs.trust import need_trust
 from p3d.pipeline.dataset.commit import commit_shard
@@ -236,7 +237,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
     def loop(_: JobRecord, run: running.ClaimedRun, plans: dict[int, Manifest], work: Any, *__: Any) -> Finish:
         read.append({video.uri for seq, shard in work.todo for video in plans[seq].shard(shard).videos})
-        control.beat(run.store, run.epoch.number, {"counter": 2, "state": "finished"})
+        control.beat(run.store, run.epoch.number, RunSnapshot(counter=2, state="finished"))
         return Finish(0, "finished")
 
     monkeypatch.setattr(running, "_loop", loop)

@@ -16,6 +16,7 @@ from p3d.jobs import job
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run import ClaimedRun, run_job
+from p3d.jobs.scheduler.run_snapshot import VideoCounts
 from p3d.pipeline.dataset import commit, schema, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.errors import JobError, OtherRecipe
@@ -212,12 +213,12 @@ class Life(World):
 
     def check_counts(self, number: int, known: dict[int, manifest.Manifest]) -> None:
         """Check the counts of a finished run, if its last heartbeat arrived and no plan was added meanwhile."""
-        last = control.heartbeat(self.store, number) or {}
+        last = control.heartbeat(self.store, number)
         same = known.keys() == {plan.seq for plan in manifest.load_plans(self.store)}
-        if last.get("state") == "finished" and "videos" in last and same:
+        if last is not None and last.state == "finished" and last.videos.all and same:
             newest = newest_plans(known)
-            true = {"all": len(newest), "done": len(newest), "failed": len(failing(newest))}
-            assert last["videos"] == true, f"{self.current.name} finished and counts {last['videos']}, not {true}"
+            true = VideoCounts(all=len(newest), done=len(newest), failed=len(failing(newest)))
+            assert last.videos == true, f"{self.current.name} finished and counts {last.videos}, not {true}"
 
     # -- what must hold at the end
 

@@ -16,6 +16,7 @@ import pytest
 
 from p3d.jobs.job import derive_again, manifests, survey
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.pipeline.dataset import commit, schema
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
 from p3d.pipeline.dataset.verify import audit
@@ -90,7 +91,7 @@ def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies:
                 commit._write_clips(path, theirs, recipe())
                 MemoryStore.create(store, clips_key(rows.shard.name), path)  # without the injected faults
         commit_shard(store, rows, recipe(), manifest.user_columns(key.shard))
-    control.beat(store, epoch.number, {"counter": 1, "state": "finished"})
+    control.beat(store, epoch.number, RunSnapshot(counter=1, state="finished"))
 
 
 def launched(attempts: Attempts) -> MemoryStore:

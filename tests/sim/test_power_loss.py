@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from p3d.jobs.scheduler import control
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.pipeline.errors import StoreError
 from p3d.pipeline.storage import local as store_module
 from p3d.pipeline.storage.local import LocalStore
@@ -167,7 +168,7 @@ def test_a_control_file_that_a_power_loss_emptied_stops_nobody(tmp_path: Path) -
         found = LocalStore(str(tmp_path / str(at)))
         for key, content in left.items():
             found.replace(key, content)
-        assert control.heartbeat(found, 1) in (None, {"state": "running", "counter": 1})
+        assert control.heartbeat(found, 1) in (None, RunSnapshot(counter=1, state="running"))
         assert control.cancel_asked(found, 1) in (None, {"now": True})
 
 
