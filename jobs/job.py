@@ -1,6 +1,6 @@
 """The job at an output: its records, and its progress as read from the store. Needs neither torch nor Ray.
 
-The state of a video is that of the newest plan that contains it. `newest_plans` is that rule, and all counts use it.
+The state of a video is that of the newest plan that contains it: all counts use `plans.newest_plans`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.dataset.commit import derive, read_committed, stored_names
 from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
-from p3d.pipeline.dataset.plans import Manifest, load_plans
+from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans_of
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
@@ -95,22 +95,8 @@ def golden_of(store: Store, recipe: Recipe) -> npt.NDArray[np.float32]:
 
 
 def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
-    """The manifest of every plan, by plan_seq. DamagedJob if a plan is damaged, OtherRecipe for another recipe."""
-    plans = load_plans(store)
-    for plan in plans:
-        if plan.recipe_digest != job.recipe.digest:
-            raise OtherRecipe(
-                f"{store.url}/{plan.folder} was made for another recipe than that of job.json; restore it"
-            )
-    return {plan.seq: Manifest(store, plan) for plan in plans}
-
-
-def newest_plans(manifests: dict[int, Manifest]) -> dict[str, int]:
-    """video_id -> the newest plan_seq that contains it, for every video of the job."""
-    newest: dict[str, int] = {}
-    for seq in sorted(manifests):
-        newest.update(dict.fromkeys(manifests[seq].videos["video_id"].to_pylist(), seq))
-    return newest
+    """The manifest of every plan, by plan_seq. DamagedJob if a plan is damaged, or was made for another recipe."""
+    return {plan.seq: Manifest(store, plan) for plan in plans_of(store, job.recipe)}
 
 
 @dataclass(slots=True)
@@ -145,7 +131,7 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
         for seq, manifest in manifests.items()
         for at, name in enumerate(manifest.plan.shard_names)
     }
-    newest = newest_plans(manifests) if len(manifests) > 1 else {}
+    newest = newest_plans(manifests.values()) if len(manifests) > 1 else {}
     return Work(
         todo=[key for name, key in names.items() if name not in committed],
         underived=[key for name, key in names.items() if name in committed and name not in whole],

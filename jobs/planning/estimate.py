@@ -28,7 +28,7 @@ from p3d.jobs.planning.network_trial import Bf16, embed_trial
 from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.commit import derived
+from p3d.pipeline.dataset.commit import Pooling, derived
 from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.probe import probe
@@ -227,7 +227,9 @@ def _output_bytes(
     table = schema.clips_table(rows, recipe)
     outcomes_text = schema.outcomes_json(rows.outcomes, recipe.schema_version)
     own = pa.table({"video_id": [one.video.video_id for one in tried[:count]]})
-    tables = [one for _, one, _ in derived(shard, b"", rows.outcomes, features_ND, probs_NK, recipe, own)]
+    pooling = Pooling(rows.outcomes, recipe)
+    pooling.add(features_ND, probs_NK)
+    tables = [one for _, one, _ in derived(shard, {}, rows.outcomes, pooling.vectors, recipe, own)]
     with TemporaryDirectory(prefix="p3d-plan-") as folder:
         path = Path(folder) / "rows.parquet"
 

@@ -23,7 +23,7 @@ from p3d.encoder import check_precision, computes_in, device_for, golden_feature
 from p3d.jobs.job import golden_key, read_job, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
 from p3d.jobs.planning.job_spec import JobSpec
-from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, write_plan
+from p3d.pipeline.dataset.plans import Manifest, newest_plans, plans_of, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
@@ -167,11 +167,11 @@ def add_plan(
 
     Plans of the numbers `without` will not be run, so that their videos count as new.
     """
-    every = load_plans(store)
+    every = plans_of(store, job.recipe)
     plans = [plan for plan in every if plan.seq not in without]
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     if plans:
-        known = known_versions(store, plans)
+        known = newest_plans((Manifest(store, plan) for plan in plans), "version")
         ids, marks = videos["video_id"].to_pylist(), videos["version"].to_pylist()
         videos = videos.filter([known.get(one) != mark for one, mark in zip(ids, marks, strict=True)])
     if not videos.num_rows:
@@ -188,7 +188,7 @@ def add_retry(
     Each source is looked up again, so a file that was replaced or restored is used as it is now. Ids and the user's
     columns stay. A video that a newer plan already contains is pending, not failed.
     """
-    plans = {plan.seq: plan for plan in load_plans(store)}
+    plans = {plan.seq: plan for plan in plans_of(store, job.recipe)}
     failed: dict[int, set[str]] = {}
     for row in current_failures(store):
         if row["plan_seq"] not in plans:

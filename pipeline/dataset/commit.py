@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,71 +93,69 @@ def derive(
         columns = ["embedding", "probs"] if recipe.scores else ["embedding"]
         table = file.read(columns=columns, use_threads=False)
         features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
-        probs_RK = schema.probs_of(table, recipe.n_scores)
-    for key, table, footer in derived(shard, content, outcomes, features_RD, probs_RK, recipe, user_columns):
+        pooling = Pooling(outcomes, recipe)
+        pooling.add(features_RD, schema.probs_of(table, recipe.n_scores))
+        source = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        files = derived(shard, source, outcomes, pooling.vectors, recipe, user_columns)
+    for key, rows, footer in files:
         with store.temp_file() as path:
-            schema.write_parquet(path, table, footer)
+            schema.write_parquet(path, rows, footer)
             _create(store, key, path)
     return Committed(clips is None, len(features_RD), len(content), outcomes)
 
 
 def derived(
     shard: ShardPlan,
-    clips: bytes,
+    source: dict[str, Any],
     outcomes: tuple[VideoOutcome, ...],
-    features_RD: FLOAT32,
-    probs_RK: FLOAT32,
+    vectors: list[list[FLOAT32]] | None,
     recipe: Recipe,
     user_columns: pa.Table,
 ) -> list[tuple[str, pa.Table, dict[str, str]]]:
-    """(key, rows, footer) of the two files derived from a clips file. The other arguments are what that file holds."""
-    source = {"sha256": hashlib.sha256(clips).hexdigest(), "size_bytes": len(clips), "writer": pa.cpp_version}
-    footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source)}
-    return [
-        (videos_key(shard.name), videos_table(shard, outcomes, features_RD, probs_RK, recipe, user_columns), footer),
-        (failures_key(shard.name), schema.failures_table(outcomes, shard.plan_seq, recipe.schema_version), footer),
-    ]
+    """(key, rows, footer) of the two files derived from a clips file, which has this sha256, size and outcomes.
 
-
-def videos_table(
-    shard: ShardPlan,
-    outcomes: tuple[VideoOutcome, ...],
-    features_RD: FLOAT32,
-    probs_RK: FLOAT32,
-    recipe: Recipe,
-    user_columns: pa.Table,
-) -> pa.Table:
-    """The rows of a shard's videos file: the pooled stored clips, bit for bit (invariant I5)."""
-    videos, first = [], 0
-    for outcome in outcomes:
-        if outcome.failure is None:
-            of_video = slice(first, first + outcome.n_clips)
-            videos.append(pooled(features_RD[of_video], probs_RK[of_video], recipe))
-            first = of_video.stop
+    The rows of videos/ are the pooled stored clips, bit for bit (invariant I5). `vectors` are those of each video that
+    has clips, as `Pooling` gives them. Without them their columns are absent.
+    """
     columns = schema.videos_schema(recipe)
     known = schema.video_columns(outcomes, shard.plan_seq, recipe.schema_version)
-    table = pa.table([*known, *vector_columns(videos, columns)], schema=columns)
-    kept = pa.array([outcome.failure is None for outcome in outcomes])
-    own = user_columns.filter(kept)
+    kinds = [one.type for one in columns if pa.types.is_fixed_size_list(one.type)]
+    for at, kind in enumerate(kinds if vectors is not None else ()):
+        rows_VW = np.array([of_video[at] for of_video in vectors or ()], np.float32).reshape(-1, kind.list_size)
+        known.append(schema.vector_array(rows_VW, kind))
+    videos = pa.table(known, schema=pa.schema(list(columns)[: len(known)]))
+    own = user_columns.filter(pa.array([outcome.failure is None for outcome in outcomes]))
     for name in own.column_names:
         if name != "video_id":
-            table = table.append_column(own.schema.field(name), own[name])
-    return table
+            videos = videos.append_column(own.schema.field(name), own[name])
+    failures = schema.failures_table(outcomes, shard.plan_seq, recipe.schema_version)
+    footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source | {"writer": pa.cpp_version})}
+    return [(videos_key(shard.name), videos, footer), (failures_key(shard.name), failures, footer)]
 
 
-def pooled(features_ND: FLOAT32, probs_NK: FLOAT32, recipe: Recipe) -> list[FLOAT32]:
-    """The vectors of one video, pooled from its clips, in the order of their columns in videos/."""
-    vectors = pool(features_ND, recipe.pool)
-    return [*vectors, mean_probs(probs_NK)] if recipe.scores else vectors
+class Pooling:
+    """Pools each video's clips as they are read, in order; the clips of one video may arrive in several pieces.
 
+    `vectors` has those of each video whose clips have all arrived, in the order of their columns in videos/.
+    """
 
-def vector_columns(videos: list[list[FLOAT32]], columns: pa.Schema) -> list[pa.Array]:
-    """The vector columns of videos/ from the vectors of each video, as `pooled` gives them."""
-    kinds = [field.type for field in columns if pa.types.is_fixed_size_list(field.type)]
-    return [
-        schema.vector_array(np.array([one[at] for one in videos], np.float32).reshape(-1, kind.list_size), kind)
-        for at, kind in enumerate(kinds)
-    ]
+    def __init__(self, outcomes: tuple[VideoOutcome, ...], recipe: Recipe) -> None:
+        self.vectors: list[list[FLOAT32]] = []
+        self._recipe, self._n_rows, self._pieces = recipe, 0, list[tuple[FLOAT32, FLOAT32]]()
+        self._ends = np.cumsum([one.n_clips for one in outcomes if one.n_clips]).tolist()  # of the videos' rows
+
+    def add(self, features_RD: FLOAT32, probs_RK: FLOAT32) -> None:
+        """Add the next rows. IndexError if the outcomes have no more."""
+        at, first, self._n_rows = 0, self._n_rows, self._n_rows + len(features_RD)
+        while at < len(features_RD):
+            video_end = self._ends[len(self.vectors)] - first
+            self._pieces.append((features_RD[at:video_end], probs_RK[at:video_end]))
+            at = video_end
+            if video_end <= len(features_RD):
+                features_ND, probs_NK = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+                vectors = pool(features_ND, self._recipe.pool)
+                self.vectors.append([*vectors, mean_probs(probs_NK)] if self._recipe.scores else vectors)
+                self._pieces = []
 
 
 def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:

@@ -13,8 +13,10 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,17 @@ def load_plans(store: Store) -> list[PlanRecord]:
     return plans
 
 
+def plans_of(store: Store, recipe: Recipe) -> list[PlanRecord]:
+    """Every plan of the job with this recipe, as `load_plans`. DamagedJob if one was made for another recipe, too."""
+    plans = load_plans(store)
+    for plan in plans:
+        if plan.recipe_digest != recipe.digest:
+            raise DamagedJob(
+                f"{store.url}/{plan.key} was made for another recipe than that of job.json; restore whichever changed"
+            )
+    return plans
+
+
 def _refuse_claims(store: Store, plan: PlanRecord, sizes: dict[str, int]) -> None:
     """DamagedJob if a record claims more rows than fit into its parts. Costs nothing where these were just listed.
 
@@ -225,6 +238,11 @@ class Manifest:
         rows = self.rows(shard).select(own)
         return rows.take(np.arange(rows.num_rows))
 
+    @cached_property
+    def own_fields(self) -> tuple[pa.Field, ...]:
+        """The user's own columns."""
+        return tuple(field for field in self.user_columns(0).schema if field.name != "video_id")
+
     def n_videos(self, shard: int) -> int:
         return self._first_rows[shard + 1] - self._first_rows[shard]
 
@@ -237,10 +255,13 @@ class Manifest:
         return ShardPlan(self.plan.seq, self.plan.plan8, shard, videos)
 
 
-def known_versions(store: Store, plans: list[PlanRecord]) -> dict[str, str]:
-    """video_id -> version of the newest plan that names it."""
-    known: dict[str, str] = {}
-    for plan in plans:
-        videos = Manifest(store, plan).videos
-        known.update(zip(videos["video_id"].to_pylist(), videos["version"].to_pylist(), strict=True))
-    return known
+def newest_plans(manifests: Iterable[Manifest], column: str = "") -> dict[str, Any]:
+    """video_id -> the number of the newest plan that names it, or what that plan has in a column.
+
+    That plan alone decides the state of the video.
+    """
+    newest: dict[str, Any] = {}
+    for manifest in sorted(manifests, key=lambda one: one.plan.seq):
+        values = manifest.videos[column].to_pylist() if column else repeat(manifest.plan.seq)
+        newest.update(zip(manifest.videos["video_id"].to_pylist(), values, strict=False))
+    return newest

@@ -98,6 +98,11 @@ def with_newer_columns(folder: str, table: pa.Table, recipe: Recipe) -> pa.Table
     return columns.with_newer(table, every[folder], recipe.schema_version)
 
 
+def newest_schemas(stored: dict[str, pa.Schema], recipe: Recipe) -> dict[str, pa.Schema]:
+    """The schemas, by folder, of rows as `with_newer_columns` returns them."""
+    return {name: with_newer_columns(name, one.empty_table(), recipe).schema for name, one in stored.items()}
+
+
 def vector_array(vectors_NW: FLOAT32, kind: pa.DataType) -> pa.Array:
     """[N, W] float32 -> an Arrow array of the vector column type `kind`, rounded to its dtype."""
     # not to_pandas_dtype, which needs pandas before pyarrow 26

@@ -61,7 +61,7 @@ class SnapshotRows:
         recipe, counts = self.job.recipe, self.record.counts
         self._remedy = "Restore it, or make the snapshot again"
         self._leave_out = pa.array(sorted(leave_out), pa.string())
-        self.schemas = {
+        self.stored = {
             "clips": schema.clips_schema(recipe),
             "failures": schema.failures_schema(recipe.schema_version),
         }
@@ -74,10 +74,11 @@ class SnapshotRows:
                     held = table.schema_arrow
                     same = pa.schema(list(held)[: len(ours)]).equals(ours) and len(set(held.names)) == len(held)
                     check(same, "it has other columns than p3d writes")
-                    self.schemas.setdefault("videos", held)
+                    self.stored.setdefault("videos", held)
                 ids = table.read(columns=["video_id"], use_threads=False)["video_id"]
                 seen.update(leave_out.intersection(ids.to_pylist()))
-        self.schemas.setdefault("videos", ours)
+        self.stored.setdefault("videos", ours)
+        self.schemas = schema.newest_schemas(self.stored, recipe)
         self.unknown, self.with_clips = leave_out - seen, self.record.with_clips
         self.excluded, self.pending = counts.excluded + len(seen), counts.pending
         self.superseded = counts.superseded
@@ -107,8 +108,11 @@ class SnapshotRows:
         only: frozenset[str] | None = None,
         skip: frozenset[str] = frozenset(),
         on_step: Callable[[int, int], None] | None = None,
+        own_version: bool = False,
     ) -> Rows:
         """All rows in plan order, each table with its folder. Raises DamagedJob, which names the changed file.
+
+        Rows of an older schema version get the columns that came later, unless `own_version`.
 
         With `only`, just the rows of these ids: row groups without any of them are not read, and files are verified
         by the checksums of the pages that are read, not whole. `skip` are pieces that are not read.
@@ -117,7 +121,8 @@ class SnapshotRows:
         wanted = None if only is None else pa.array(sorted(only), pa.string())
         for done, one in enumerate(files):
             if one.key not in skip:
-                yield from self._file(one, wanted)
+                for folder, rows in self._file(one, wanted):
+                    yield folder, rows if own_version else schema.with_newer_columns(folder, rows, self.job.recipe)
             if on_step is not None:
                 on_step(done + 1, len(files))
 
@@ -127,7 +132,7 @@ class SnapshotRows:
             with schema.open_parquet(path, buffer_bytes=BUFFER_BYTES) as file:
                 groups = [at for at in range(file.num_row_groups) if wanted is None or _has_any(file, at, wanted)]
                 for batch in file.iter_batches(schema.ROW_GROUP_ROWS, row_groups=groups, use_threads=False):
-                    rows = pa.Table.from_batches([batch]).cast(self.schemas[one.folder])
+                    rows = pa.Table.from_batches([batch]).cast(self.stored[one.folder])
                     rows.validate(full=True)  # of text that is not UTF-8
                     keep = pc.invert(pc.is_in(rows["video_id"], self._leave_out))
                     if wanted is not None:
@@ -221,10 +226,10 @@ def _copy(
     n_clips = 0
     with contextlib.ExitStack() as stack:
         parts = {
-            folder: stack.enter_context(Parts(dest, folder, source.schemas[folder]))
+            folder: stack.enter_context(Parts(dest, folder, source.stored[folder]))
             for folder in (FOLDERS if clips else FOLDERS[1:])
         }
-        for folder, table in source.rows(clips=clips, on_step=on_step and partial(on_step, "copied")):
+        for folder, table in source.rows(clips=clips, on_step=on_step and partial(on_step, "copied"), own_version=True):
             parts[folder].add(table)
             n_clips += (pc.sum(table["n_clips"]).as_py() or 0) if folder == "videos" else 0
         for one in parts.values():

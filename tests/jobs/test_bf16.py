@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import p3d
 import p3d.encoder
-from p3d import jobs
 from p3d.encoder import Encoder, computes_in, device_for, golden_clip
 from p3d.jobs.api.search import embedded
 from p3d.jobs.cli.plan import _bf16
@@ -60,7 +60,7 @@ def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFacto
 @needs_bf16
 def test_a_query_has_the_precision_of_the_rows(out: LocalStore, films: Path) -> None:
     """Where the machine has bf16, a file of a bf16 dataset finds itself bit-equal, without a warning."""
-    found = jobs.search(out.url, films / "0.mp4")
+    found = p3d.search(out.url, films / "0.mp4")
     assert (found.hits[0].path, found.hits[0].score, found.warning) == ("0.mp4", 1.0, None)
 
 
@@ -73,7 +73,7 @@ def test_a_machine_without_bf16_embeds_a_query_in_fp32_and_says_so(
         str(films / "0.mp4"),
         "does not support bf16, the precision of the rows, on device cpu; the file was embedded in fp32",
     )
-    found = jobs.search(out.url, f"{path}@0.1s")
+    found = p3d.search(out.url, f"{path}@0.1s")
     assert found.warning is not None and says in found.warning
     assert found.hits[0].path == "0.mp4" and 0.999 < found.hits[0].score < 1
     code, printed, said = in_process("search", out.url, path, "--json")

@@ -1,4 +1,4 @@
-"""`p3d search` and `jobs.search`: a video finds itself exactly, altered copies find it, mistakes give messages."""
+"""`p3d search` and `p3d.search`: a video finds itself exactly, altered copies find it, mistakes give messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p3d import jobs
+import p3d
 from p3d.jobs.api.search import _settings_of, encoder_of, find, resolve
 from p3d.jobs.cli import output
 from p3d.jobs.job import rows_of, weights_key
@@ -66,10 +66,10 @@ def test_an_archived_file_finds_itself_bit_equal(out: LocalStore, films: Path) -
     assert stored.features_QD.shape == (4, 512)
     assert np.array_equal(resolve(source, str(path), encoder=encoder).features_QD, resolve(source, "1.mp4").features_QD)
     for metric, score in (("cosine", 1.0), ("l2", 0.0)):
-        found = jobs.search(out.url, path, metric=metric, top=2, encoder=encoder)  # type: ignore[arg-type]
+        found = p3d.search(out.url, path, metric=metric, top=2, encoder=encoder)  # type: ignore[arg-type]
         assert (found.hits[0].path, found.hits[0].score, found.hits[0].uri) == ("1.mp4", score, path.as_uri())
         assert found.hits[1].score != score
-        clip = jobs.search(out.url, f"{path}@1.4s", metric=metric, encoder=encoder).hits[0]  # type: ignore[arg-type]
+        clip = p3d.search(out.url, f"{path}@1.4s", metric=metric, encoder=encoder).hits[0]  # type: ignore[arg-type]
         assert (clip.path, clip.clip_index, clip.start_s, clip.score) == ("1.mp4", 2, 1.28, score)
 
 
@@ -192,15 +192,15 @@ def test_what_a_dataset_lacks_is_reported(out: LocalStore, films: Path, tmp_path
     weights.write_bytes(b"x")
     path = films / "originals" / "0.mp4"
     with pytest.raises(DamagedJob, match="is damaged"):
-        jobs.search(copy.url, path)
+        p3d.search(copy.url, path)
     weights.unlink()
     with pytest.raises(InputError, match="has no weights to embed a file with"):
-        jobs.search(copy.url, path)
-    assert jobs.search(copy.url, "0.mp4").hits[0].score == 1.0
+        p3d.search(copy.url, path)
+    assert p3d.search(copy.url, "0.mp4").hits[0].score == 1.0
     broken = make.damaged(path, tmp_path / "broken.mp4", 0.0, 64)
     encoder = encoder_of(rows_of(out))
     with pytest.raises(BadVideo, match="not_a_video"):
-        jobs.search(out.url, broken, encoder=encoder)
+        p3d.search(out.url, broken, encoder=encoder)
 
 
 def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_videos_without_rows_cannot_be_searched_by(tmp_path: Path) -> None:
         ("same.mp4", "2 videos of .* have the path"),
     ):
         with pytest.raises(InputError, match=says):
-            jobs.search(store.url, query)
+            p3d.search(store.url, query)
     assert "1 video pending and not searched" in in_process("search", store.url, "c")[2]
 
 

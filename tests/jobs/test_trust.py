@@ -16,15 +16,15 @@ import p3d.jobs.scheduler.run as running
 from p3d.jobs import trust
 from p3d.jobs.api import runs as launching
 from p3d.jobs.api.search import _settings_of
-from p3d.jobs.cli.options import options_of_run, options_typed
-from p3d.jobs.job import manifests, newest_plans, read_job, rows_of
+from p3d.jobs.cli.options import options_typed
+from p3d.jobs.job import manifests, read_job, rows_of
 from p3d.jobs.planning.prepare import JobSpec, prepare
 from p3d.jobs.scheduler import control, submission
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Finish
 from p3d.jobs.trust import need_trust
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.plans import Manifest, load_plans, write_plan
+from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import DamagedJob, OtherRecipe, StoreError, Untrusted
 from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, new_job_id
@@ -317,7 +317,7 @@ def test_a_list_launched_again_into_a_foreign_job_is_planned_once(
         assert code == 6 and ran[-1] == {f"file://{tmp_path}/{name}.mp4" for name in "ab"}, err
         assert f"plan 1 is skipped: file:///private/p.mp4 is not in {listed}" in err
         assert ("nothing in SRC is new" in err) is again and len(load_plans(store)) == 2
-    newest = newest_plans(manifests(store, read_job(store)))
+    newest = newest_plans(manifests(store, read_job(store)).values())
     assert newest == {"x": 1, **dict.fromkeys(found["video_id"].to_pylist(), 2)}
 
 
@@ -393,7 +393,7 @@ def test_store_options_come_from_the_users_own_record(foreign: LocalStore) -> No
         need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume", say=print)
     own(foreign, mine)
     s3 = need_trust(foreign, job, DEFAULTS, trust_it=False, verb="resume", say=print)
-    options = options_of_run(typed, s3, last)
+    options = launching._options(typed, s3, last.options)
     assert (options.s3, options.workers) == (mine, 3)
     s3 = need_trust(foreign, job, StoreOptions(profile="other"), trust_it=False, verb="resume", say=print)
     assert s3 == replace(mine, profile="other")
@@ -434,7 +434,7 @@ def test_a_launch_without_a_state_folder_warns_and_goes_on(
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "file" / "state"))
     store = LocalStore(str(tmp_path / "out"))
     assert launching.job_of(store, prepare(JobSpec(None, str(small_weights))), None, DEFAULTS, False, print)[1] is True
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert said.startswith("warning: ") and "p3d trust" in said and f"P3D_TRUST={store.url}" in said
     assert not trust.is_trusted(store, read_job(store))
     code, _, err = in_process("cancel", store.url, "--trust")

@@ -24,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import plans as manifest_module
-from p3d.pipeline.dataset.plans import Manifest, known_versions, load_plans, plan_digest, read_part, write_plan
+from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
@@ -346,7 +346,7 @@ def test_a_shard_is_handed_over_without_the_rest_of_its_plan(store: LocalStore) 
 
 
 def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
-    """known_versions has every video of every plan, with the version of its newest plan; plans are in order of seq."""
+    """Every video of every plan has the number and the version of its newest plan; plans are in order of seq."""
     rows = videos(("a", "b", "c"))
     for seq, names, version in (
         (10_000, ["a"], "2" * 16),
@@ -357,8 +357,10 @@ def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
         write_plan(store, seq, RECIPE, with_shards(put(kept, "version", [version] * len(kept)), 4), 0)
     plans = load_plans(store)
     assert [plan.seq for plan in plans] == [1, 9999, 10_000]
-    assert known_versions(store, plans) == {"a": "2" * 16, "b": "1" * 16, "c": "0" * 16}
-    assert known_versions(store, []) == {}
+    manifests = [Manifest(store, plan) for plan in reversed(plans)]
+    assert newest_plans(manifests) == {"a": 10_000, "b": 9999, "c": 1}
+    assert newest_plans(manifests, "version") == {"a": "2" * 16, "b": "1" * 16, "c": "0" * 16}
+    assert newest_plans([]) == {}
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

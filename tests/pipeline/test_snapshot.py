@@ -27,6 +27,7 @@ from p3d.pipeline.dataset.schema import open_parquet, read_footer, write_parquet
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY, SnapshotRecord, problems_of, read_snapshot
+from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import (
     AlreadyRunning,
     DamagedJob,
@@ -490,7 +491,7 @@ def reversed_rows(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda clips: clips.slice(1), "count other clips"),
+        (lambda clips: clips.slice(1), "are not those of its outcomes; videos with lost rows: 1"),
         (reversed_rows, "are not those of its outcomes"),
         (lambda clips: put(clips, "clip_index", pa.array([1, *clips["clip_index"].to_pylist()[1:]])), "are not those"),
         (lambda clips: put(clips, "video_id", pa.array(["c", *clips["video_id"].to_pylist()[1:]])), "are not those"),
@@ -499,6 +500,7 @@ def reversed_rows(table: pa.Table) -> pa.Table:
         (lambda clips: put(clips, "embedding", pa.array([[0.0] * DIM] * clips.num_rows)), "impossible"),
         (lambda clips: put(clips, "embedding", pa.array([[float("nan")] * DIM] * clips.num_rows)), "impossible"),
         (lambda clips: put(clips, "probs", pa.array([[0.5, 0.4, 0.0]] * clips.num_rows)), "impossible"),
+        (lambda clips: put(clips, "path", pa.array([b"\xff"] * clips.num_rows).view(pa.string())), "UTF8"),
         (lambda clips: clips.drop_columns(["n_padded"]), "other columns"),
         (lambda clips: clips.drop_columns(["probs"]), "other columns"),
     ],
@@ -520,24 +522,30 @@ def test_whole_files_with_wrong_clips_are_damage(
         derive(out, shard, recipe_(), manifest.user_columns(0))
     for key in (videos_key(shard.name), failures_key(shard.name)):
         out.create(key, b"what derive could not make")
-    with pytest.raises(DamagedJob, match=says):
+    with pytest.raises(DamagedJob, match=says) as caught:
         snapshot(newest(out), dest)
     assert dest.head(SNAPSHOT_KEY) is None
+    assert str(caught.value).startswith(f"{out.url}/{audit(out, newest(out).job).problems[0]}. ")
 
 
 @pytest.mark.parametrize(
     ("key", "spoil", "says"),
     [
-        (videos_key, lambda rows: put(rows, "embedding", pa.array([[1.0] * DIM] * rows.num_rows)), "is not the pool"),
+        (
+            videos_key,
+            lambda rows: put(rows, "embedding", pa.array([[1.0] * DIM] * rows.num_rows)),
+            "embedding does not",
+        ),
         (
             videos_key,
             lambda rows: put(rows, "probs", pa.array([[0.5, 0.5, 0]] * rows.num_rows)),
-            "probs is not the pool",
+            "probs does not hold what its clips give",
         ),
-        (videos_key, lambda rows: rows.drop_columns(["probs"]), "probs"),
+        (videos_key, lambda rows: rows.drop_columns(["probs"]), "other columns"),
         (videos_key, lambda rows: put(rows, "n_clips", pa.array([7] * rows.num_rows)), "does not hold what its clips"),
         (videos_key, lambda rows: rows.slice(1), "does not hold what its clips"),
-        (videos_key, lambda rows: rows.drop_columns(["codec"]), "codec"),
+        (videos_key, lambda rows: rows.drop_columns(["codec"]), "other columns"),
+        (videos_key, lambda rows: put(rows, "label", pa.array(["mine"] * rows.num_rows)), "column label does not hold"),
         (failures_key, lambda rows: put(rows, "reason", pa.array(["internal"])), "does not hold what its clips"),
         (failures_key, lambda rows: rows.slice(1), "does not hold what its clips"),
     ],
@@ -551,9 +559,10 @@ def test_whole_files_with_wrong_derived_rows_are_damage(
         table, footer = file.read(), read_footer(file)
     path.unlink()
     write_parquet(path, spoil(table), footer)
-    with pytest.raises(DamagedJob, match=says):
+    with pytest.raises(DamagedJob, match=says) as caught:
         snapshot(newest(out), dest)
     assert dest.head(SNAPSHOT_KEY) is None
+    assert str(caught.value).startswith(f"{out.url}/{audit(out, newest(out).job).problems[0]}. ")
 
 
 def test_a_used_destination_is_refused(out: LocalStore, dest: LocalStore, tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_a_footer_of_another_type_is_damage(tmp_path: Path, text: str) -> None:
 def test_columns_that_python_cannot_hold_are_shown_and_searched(tmp_path: Path) -> None:
     """Times in nanoseconds of the user's own list neither end a search nor an answer of the page."""
     when = pa.array([2**62 + 1, None, 0, 1], pa.timestamp("ns"))
-    store = finished(tmp_path, videos("abcd").append_column("when", when))
+    part = pa.array([float("nan"), 0.5, None, float("nan")])  # NaN is not equal to itself
+    store = finished(tmp_path, videos("abcd").append_column("when", when).append_column("part", part))
     found = nearest(newest(store), np.ones((1, DIM), np.float32), level="video")
     assert len(found.hits) == 3
     archive = read_archive(newest(store))

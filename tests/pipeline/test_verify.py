@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from p3d.jobs.job import manifests
+from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, failures_key, videos_key
+from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.verify import Audit, audit, current_failures
 from p3d.pipeline.errors import DamagedJob
@@ -150,6 +157,70 @@ def test_damage_is_found_and_named(
     assert any(".parquet" in problem for problem in result.problems)
 
 
+def rewrite(path: Path, change: Callable[[pa.Table, dict[str, str]], pa.Table]) -> None:
+    """Write a data file again, after a change of its rows or of its footer."""
+    with schema.open_parquet(path) as file:
+        table, footer = file.read(use_threads=False), schema.read_footer(file)
+    schema.write_parquet(path, change(table, footer), footer)
+
+
+@pytest.mark.parametrize("key", [clips_key, videos_key])
+def test_a_file_that_lacks_a_row_is_found_from_its_footer(
+    store: LocalStore, manifest: Manifest, key: Callable[[str], str]
+) -> None:
+    """The quick audit and a reader of videos alone compare numbers of rows, and name the file."""
+    rewrite(store.root / name(manifest, key), lambda table, _: table.slice(1))
+    problem = audit(store, JOB, deep=False).problems[0]
+    assert re.search(rf"^{name(manifest, key)} is damaged: it .* [0-9]+ (rows|clips)$", problem)
+    with pytest.raises(DamagedJob, match=problem):
+        list(NewestRows(store, JOB).rows(clips=False))
+
+
+def reordered(outcomes: list[dict[str, Any]]) -> None:
+    outcomes.reverse()
+
+
+def of_another_file(outcomes: list[dict[str, Any]]) -> None:
+    outcomes[0]["video"]["uri"] = "file:///v/other.mp4"
+
+
+def without_clips(outcomes: list[dict[str, Any]]) -> None:
+    outcomes[0]["n_clips"] = 0
+
+
+@pytest.mark.parametrize("change", [reordered, of_another_file, without_clips])
+def test_outcomes_that_are_not_those_of_the_plan_are_damage_to_all(
+    store: LocalStore, manifest: Manifest, change: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """Both audits and both readers of rows begin with the same problem, and count or name its shard."""
+
+    def changed(table: pa.Table, footer: dict[str, str]) -> pa.Table:
+        change(outcomes := json.loads(footer[schema.OUTCOMES_KEY]))
+        footer[schema.OUTCOMES_KEY] = json.dumps(outcomes)
+        return table
+
+    rewrite(path := store.root / name(manifest, clips_key), changed)
+    quick, deep = audit(store, JOB, deep=False), audit(store, JOB)
+    assert quick.problems[0] == deep.problems[0] and min(quick.changed, deep.changed) >= 4
+    assert deep.bad_shards == {path.stem} <= quick.bad_shards
+    for clips in (False, True):
+        with pytest.raises(DamagedJob) as caught:
+            list(NewestRows(store, JOB).rows(clips=clips))
+        assert str(caught.value).startswith(f"{store.url}/{quick.problems[0]}. ")
+
+
+def test_only_this_version_of_arrow_must_give_the_same_bytes(
+    store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same values in other bytes are damage if this version wrote them, and sound if another did."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "ROW_GROUP_ROWS", 1)
+        rewrite(store.root / name(manifest, videos_key), lambda table, _: table)
+    assert audit(store, JOB).bad_derived == {name(manifest, videos_key)}
+    monkeypatch.setattr("pyarrow.cpp_version", "0.1")
+    assert not audit(store, JOB).damaged
+
+
 def test_no_flipped_bit_goes_unnoticed(store: LocalStore, manifest: Manifest) -> None:
     """Random single-bit flips in clips and videos files: verify finds each one (row 45, a short version)."""
     rng = np.random.default_rng(20261123)
@@ -182,9 +253,13 @@ def test_an_edited_manifest_is_refused(store: LocalStore, manifest: Manifest) ->
 
 
 def test_a_plan_of_another_recipe_is_refused(store: LocalStore, manifest: Manifest) -> None:
-    """Every plan belongs to job.json's recipe (I7)."""
-    with pytest.raises(DamagedJob, match="another recipe"):
-        audit(store, JobRecord(recipe(clips="every:8"), "random:0", {}))
+    """Every plan belongs to job.json's recipe (I7), and whatever reads the plans says so in the same words."""
+    other, said = JobRecord(recipe(clips="every:8"), "random:0", {}), set()
+    for use in (audit, NewestRows, manifests):
+        with pytest.raises(DamagedJob, match=r"plans/0001\.json was made for another recipe .*; restore") as caught:
+            use(store, other)
+        said.add(str(caught.value))
+    assert len(said) == 1
 
 
 def test_failures_are_listed_with_their_reason(store: LocalStore, manifest: Manifest) -> None:

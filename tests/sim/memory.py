@@ -41,6 +41,8 @@ class Opened:
     def __init__(self, content: bytes) -> None:
         self.file = open_parquet(io.BytesIO(content))
         self.metadata, self.schema_arrow = self.file.metadata, self.file.schema_arrow
+        self.num_row_groups = self.file.num_row_groups
+        self.read_row_group = lru_cache(self.file.read_row_group)
         self.tables: dict[tuple[str, ...], pa.Table] = {}
 
     def read(self, columns: list[str] | None = None, *, use_threads: bool) -> pa.Table:

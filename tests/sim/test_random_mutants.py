@@ -105,8 +105,8 @@ def oldest_plan_counts(patch: Patch) -> None:
 
     def oldest_plans(manifests):
         oldest = {}
-        for seq in sorted(manifests, reverse=True):
-            oldest.update(dict.fromkeys(manifests[seq].videos["video_id"].to_pylist(), seq))
+        for one in reversed(list(manifests)):
+            oldest.update(dict.fromkeys(one.videos["video_id"].to_pylist(), one.plan.seq))
         return oldest
 
     patch.setattr(job, "newest_plans", oldest_plans)

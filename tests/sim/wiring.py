@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from threading import main_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +93,11 @@ def real_code_of(life: Life) -> Iterator[None]:
         (planning, "look_again", lambda table, _: table),
         (scheduler, "ray", life.ray),
         (scheduler, "time", time),
-        (scheduler, "threading", SimpleNamespace(Thread=partial(thread, life))),
+        (
+            scheduler,
+            "threading",
+            SimpleNamespace(Thread=partial(thread, life), current_thread=main_thread, main_thread=main_thread),
+        ),
         (scheduler, "code_digest", lambda: "code"),
         (scheduler, "RunLog", NoLog),
         (scheduler, "Metrics", NoMetrics),
