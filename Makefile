@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo train-demo test artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs test-recipes test-page coverage mutants check docs clean
+.PHONY: demo train-demo test artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) -m demo.run
@@ -70,6 +70,11 @@ fuzz-videos: $(READY)
 # what each verb opens, changes and connects to; audit events of Python and inotify always do. `make test` takes a hundred
 fuzz-outputs: $(READY)
 	P3D_FUZZ=$${P3D_FUZZ:-2000} $(PY) -m pytest -q -s tests/fuzz/test_hostile_outputs.py
+
+# a thousand outputs (P3D_FORMAT, P3D_SEED), whole or damaged in one of many ways: `verify --deep` and a reader that was
+# written from docs/reference/format.md alone say the same about each; a few minutes. `make test` takes forty
+format: $(READY)
+	P3D_FORMAT=$${P3D_FORMAT:-1000} $(PY) -m pytest -q -s tests/format
 
 # the recipes of docs/search.md with all their libraries, in a separate environment; a few minutes
 test-recipes: $(READY) .venv-recipes/.ready
