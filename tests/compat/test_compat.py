@@ -99,8 +99,7 @@ def test_a_setting_and_a_column_touch_few_files() -> None:
     assert len(SETTING) <= 2 and len(COLUMN) <= 3
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_every_verb_works_on_an_older_output(version: int, trees: dict[int, Path], outputs: Path) -> None:
+def test_every_verb_works_on_an_older_output(trees: dict[int, Path], outputs: Path) -> None:
     """Outputs of version 1 are verified, shown, searched, indexed, reported and copied, and nothing in them changes."""
     before = {name: content(outputs / name) for name in OUTPUTS}
     query = "s3://archive/videos/video1.mp4"
@@ -116,7 +115,7 @@ def test_every_verb_works_on_an_older_output(version: int, trees: dict[int, Path
             reading += [(0, report), (0, ["results", "dedup", out])]
             reading += [(0, ["results", "index", out, "--level", "video"]), (0, ["search", out, query, "--index"])]
             reading += [(0, ["results", "snapshot", out, outputs / f"{name}-copy"])]
-    found = run(trees[version], {}, *(words for _, words in reading))
+    found = run(trees[2], {}, *(words for _, words in reading))
     for (code, words), (got, _, err) in zip(reading, found, strict=True):
         assert got == code, (words, err)
     assert {name: content(outputs / name) for name in OUTPUTS} == before
@@ -148,9 +147,8 @@ def test_a_later_column_has_the_value_of_what_the_older_version_did(trees: dict[
     assert json.loads(ran.stdout) == [8] * 10
 
 
-@pytest.mark.parametrize("version", [1, 2])
 def test_an_older_output_goes_on_in_its_own_version(
-    version: int, trees: dict[int, Path], outputs: Path, reach: dict[str, str]
+    trees: dict[int, Path], outputs: Path, reach: dict[str, str]
 ) -> None:
     """A resume, a repair and a launch in a later version write what version 1 verifies to the last bit."""
     weights = next((outputs / "complete" / "weights").glob("*.safetensors"))
@@ -159,7 +157,7 @@ def test_an_older_output_goes_on_in_its_own_version(
     lost.unlink()
     records = [(outputs / name / "job.json").read_bytes() for name in ("killed", "complete", "retried")]
     repaired, resumed, launched = run(
-        trees[version],
+        trees[2],
         reach,
         ["verify", outputs / "retried", "--repair", "--trust"],
         ["resume", outputs / "killed", "--trust"],
