@@ -177,7 +177,7 @@ def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:
 
 
 def _footer(shard: ShardPlan) -> dict[str, str]:
-    return {schema.SHARD_KEY: json.dumps({"plan_seq": shard.plan_seq, "plan8": shard.plan8, "shard": shard.shard})}
+    return {schema.SHARD_KEY: json.dumps(schema.shard_record(shard))}
 
 
 def _create(store: Store, key: str, path: Path) -> bool:

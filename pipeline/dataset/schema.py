@@ -32,7 +32,18 @@ from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.storage.store import DATA_BYTES
-from p3d.pipeline.types import BOOL, FLOAT32, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef, checked
+from p3d.pipeline.types import (
+    BOOL,
+    FLOAT32,
+    Failure,
+    ShardPlan,
+    ShardRows,
+    VideoEnd,
+    VideoInfo,
+    VideoOutcome,
+    VideoRef,
+    checked,
+)
 from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version
 
 OUTCOMES_KEY = "p3d.outcomes"
@@ -206,6 +217,11 @@ def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> No
     for before, after in zip(rows.clips, rows.clips[1:], strict=False):
         if before.video_id == after.video_id and before.span.start_frame > after.span.start_frame:
             raise ValueError(f"{after.video_id} clip {after.span.index} starts before the one before it")
+
+
+def shard_record(shard: ShardPlan) -> dict[str, Any]:
+    """The footer record that says of which shard a data file is."""
+    return {"plan_seq": shard.plan_seq, "plan8": shard.plan8, "shard": shard.shard}
 
 
 def outcomes_json(outcomes: tuple[VideoOutcome, ...], version: int) -> str:

@@ -189,6 +189,7 @@ class ShardCheck:
         self._check_columns("clips/", file)
         check(all((o.n_clips > 0) == (o.failure is None) for o in outcomes), "the outcome of a video is impossible")
         check(isinstance(stats, dict) and isinstance(stats.get("software", {}), dict), "its stats are not a record")
+        check(json.loads(footer[schema.SHARD_KEY]) == schema.shard_record(self.shard), "it is of another shard")
         n_V = [outcome.n_clips for outcome in outcomes]
         self.outcomes, self.n_V, self.stats, self.n_clips = outcomes, n_V, stats, file.metadata.num_rows
         self.source = ({"sha256": sha256} if sha256 else {}) | {"size_bytes": size_bytes}
@@ -204,7 +205,10 @@ class ShardCheck:
 
     def _clip_rows(self, file: pq.ParquetFile) -> Generator[tuple[str, pa.Table, INT64], None, list[list[FLOAT32]]]:
         """The rows of a clips file, until the first problem. Returns the pooled vectors of each video that has rows."""
-        ids_V = np.array([outcome.video.video_id for outcome in self.outcomes], object)
+        ids_V, paths_V = (
+            np.array([getattr(outcome.video, name) for outcome in self.outcomes], object)
+            for name in ("video_id", "path")
+        )
         first_V = np.cumsum([0, *self.n_V])
         pooling, first, possible, same = Pooling(self.outcomes, self.recipe), 0, True, self.n_clips == first_V[-1]
         if not same:
@@ -216,13 +220,14 @@ class ShardCheck:
             video_R, first = np.searchsorted(first_V[1:], row_R, side="right"), first + table.num_rows
             if same:
                 same = table["video_id"].to_pylist() == ids_V[video_R].tolist()
+                same &= table["path"].to_pylist() == paths_V[video_R].tolist()
                 same &= np.array_equal(table["clip_index"].to_numpy(), row_R - first_V[video_R])
                 same &= bool((table["plan_seq"].to_numpy() == self.shard.plan_seq).all())
                 if not same:
                     self._count_rows(file)
             features_RD = schema.features_of(table["embedding"], self.recipe.feature_dim)
             probs_RK = schema.probs_of(table, self.recipe.n_scores)
-            if possible and not _possible(table, features_RD, probs_RK):
+            if possible and not _possible(table, features_RD, probs_RK, self.recipe.clip_frames):
                 possible = False
                 self._found_some(f"rows {first - len(row_R)} to {first} hold impossible values", 1)
             if not self.problems:
@@ -275,13 +280,16 @@ def _readable(footer: Footer) -> tuple[pq.ParquetFile, int]:
     return footer
 
 
-def _possible(table: pa.Table, features_RD: FLOAT32, probs_RK: FLOAT32) -> bool:
-    """I6: whether all vectors of clip rows can be used, and all clips end after they start."""
+def _possible(table: pa.Table, features_RD: FLOAT32, probs_RK: FLOAT32, clip_frames: int) -> bool:
+    """I6: whether all vectors of clip rows can be used, and all clips start at 0 or later and end after they start."""
     usable = np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all()
     usable = usable and schema.sound_probs(probs_RK).all()
     for start, end in (("start_frame", "end_frame"), ("start_s", "end_s")):
-        usable = usable and (table[start].to_numpy() < table[end].to_numpy()).all()
-    return bool(usable)
+        usable = (
+            usable and (table[start].to_numpy() < table[end].to_numpy()).all() and (table[start].to_numpy() >= 0).all()
+        )
+    n_padded_R = table["n_padded"].to_numpy()
+    return bool(usable and (n_padded_R >= 0).all() and (n_padded_R < clip_frames).all())
 
 
 def _check_values(held: pa.Table, made: pa.Table) -> None:

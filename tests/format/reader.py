@@ -1,4 +1,4 @@
-"""Read and verify an output or a snapshot by docs/reference/format.md alone: `python tests/format/reader.py OUT`."""
+"""Read and verify an output by docs/reference/format.md, without p3d: `python tests/format/reader.py OUT`."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The format page is complete: a reader written from it alone agrees with `p3d verify --deep` about any output."""
+"""A reader of the format page that uses nothing of p3d agrees with `p3d verify --deep` about any output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError
-from p3d.pipeline.recipe import JobRecord, digest, new_job_id
+from p3d.pipeline.recipe import JobRecord, digest
 from p3d.pipeline.storage.local import LocalStore
 from tests.compat.build import fixture
 from tests.conftest import REPO
@@ -54,7 +54,9 @@ def build(root: Path, rng: Random) -> Path:
     dtype, pool = rng.choice(["float32", "float16"]), rng.choice(POOLS)
     chosen = recipe(weights_sha256=name, pool=pool, embedding_dtype=dtype, scores=scores)
     store.create(f"weights/{name}.safetensors", content)
-    store.create("job.json", JobRecord(chosen, "random:0", {"python": "3"}, rng.choice(["", new_job_id()])).to_json())
+    store.create(
+        "job.json", JobRecord(chosen, "random:0", {"python": "3"}, rng.choice(["", rng.randbytes(16).hex()])).to_json()
+    )
     whole = rng.random() < 0.6
     for seq in range(1, rng.choice([2, 2, 3, 4])):
         names = rng.sample("abcdefghijé", rng.randint(1, 7))
@@ -284,12 +286,10 @@ def difference(mine: reader.Output, theirs: tuple[int, list[str]], before: dict[
     code, problems = theirs
     if mine.code == code:
         return ""
-    if code == 7 and mine.code != 7 and all(one.endswith("what its clips give") for one in problems):
+    if code == 7 and mine.code != 7 and all(one.endswith("what its clips give, to the byte") for one in problems):
         changed = [path for path, content in before.items() if path.exists() and path.read_bytes() != content]
         if all(path.parent.name in FOLDERS[1:] and held(path.read_bytes()) == held(before[path]) for path in changed):
             return "only p3d compares all bytes of a derived file, and not only its rows and its entries of the footer"
-    if mine.code == 7 and code != -1 and all(one.endswith("clips/ is not as its plan says") for one in mine.problems):
-        return "only the reader compares a clips file with all that its plan says"
     return f"the reader says {mine.code} {mine.problems}, p3d says {theirs}"
 
 
@@ -304,7 +304,7 @@ def held(content: bytes) -> tuple[str, dict[str, Any]]:
 def test_the_reader_and_verify_agree_on_whole_and_damaged_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each seeded output, whole, pending or damaged in one of many ways, both say the same."""
+    """Of each seeded output, whole, pending or damaged, both say the same, but for one known difference."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss here, and a disk may take most of the time for it
     warnings.simplefilter("ignore")
     first, kinds, codes, wrong = int(os.environ.get("P3D_SEED", "0")), Counter[str](), Counter[int](), list[str]()
@@ -322,8 +322,6 @@ def test_the_reader_and_verify_agree_on_whole_and_damaged_outputs(
         kind = difference(mine, theirs, before)
         kinds[kind if kind.startswith("only") else ""] += 1
         codes[mine.code] += 1
-        if kind.startswith("only the"):
-            print(f"seed {seed}: {where}")
         if kind and not kind.startswith("only"):
             wrong.append(f"seed {seed}: {where}: {kind}")
         elif where == "untouched ":

@@ -129,9 +129,9 @@ def test_a_past_job_tells_what_happened(undisturbed: Path, tmp_path: Path) -> No
 def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, real_weights: Path) -> None:
     """`p3d.embed_file` gives what the job stored, bit for bit."""
 
-    from p3d import jobs
+    import p3d
 
-    found = jobs.embed_file(archive / "video0.mp4", real_weights, device="cpu", threads=threads(undisturbed))
+    found = p3d.embed_file(archive / "video0.mp4", real_weights, device="cpu", threads=threads(undisturbed))
     clips = [row for row in rows(undisturbed, "clips").to_pylist() if row["path"] == "video0.mp4"]
     assert np.array_equal(found.features_ND, np.array([row["embedding"] for row in clips], np.float32))
     assert [(row.start_s, row.end_s) for row in found.clips] == [(row["start_s"], row["end_s"]) for row in clips]

@@ -12,7 +12,7 @@ import click
 import pytest
 
 import p3d.weights
-from p3d import jobs, zoo
+from p3d import zoo
 from p3d.encoder import Encoder, golden_features
 from p3d.jobs.api import embed as embedding
 from p3d.jobs.cli import VERBS, LazyGroup, cli
@@ -76,7 +76,7 @@ def test_a_name_that_is_nearly_random_is_refused(words: str, tmp_path: Path, mon
     with pytest.raises(InputError):
         planning.prepare(planning.JobSpec("p3d63", words))
     with pytest.raises(InputError):
-        jobs.embed_file(tmp_path / "video.mp4", words, model="p3d63")
+        p3d.embed_file(tmp_path / "video.mp4", words, model="p3d63")
 
 
 def test_random_weights_need_a_network_by_name(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_random_weights_need_a_network_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="choose one with --model"):
         planning.prepare(planning.JobSpec(None, "random:0"))
     with pytest.raises(InputError, match="choose one with --model"):
-        jobs.embed_file(tmp_path / "video.mp4", "random:0")
+        p3d.embed_file(tmp_path / "video.mp4", "random:0")
     with pytest.raises(WeightsError, match="no weights file at random:0"):
         p3d.weights.load("random:0", name="p3d63")
 

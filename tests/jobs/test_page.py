@@ -24,7 +24,7 @@ import boto3
 import psutil
 import pytest
 
-from p3d import jobs
+import p3d
 from p3d.jobs.job import rows_of
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.dataset.snapshot import snapshot
@@ -258,7 +258,7 @@ def test_similar_is_what_search_finds(any_page: Served, out: LocalStore) -> None
         ({"where": ["n_frames>=20", "codec=h264"]}, "0.mp4", {"where": ["n_frames>=20", f"video_id!={video}"]}),
         ({"own": "yes", "distinct": 0.9999}, "0.mp4", {"distinct": 0.9999}),
     ):
-        found = jobs.search(out.url, query, **{"top": 24, **how})
+        found = p3d.search(out.url, query, **{"top": 24, **how})
         reply = page.ask("api/similar", id=video, **params).json
         mine = [(hit["video_id"], hit["clip_index"], hit["cosine"], hit["start_s"]) for hit in reply["hits"]]
         assert mine == [(hit.video_id, hit.clip_index, hit.score, hit.start_s) for hit in found.hits]
