@@ -26,7 +26,7 @@ from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
 from p3d.jobs.monitor.status import Status  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
-from p3d.jobs.scheduler.run_snapshot import RunSnapshot  # noqa: E402
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot  # noqa: E402
 from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
@@ -178,11 +178,15 @@ def reference() -> str:
     )
 
 
+# what the functions of the Python API return or pass to a callback
+RECORDS = (p3d.Dataset, Status, RunSnapshot, WorkerSnapshot, p3d.EmbeddedVideo, SearchResult, Hit)
+
+
 def api() -> str:
     """The docstrings of the Python API: functions first, then the records that they return."""
     every = {name: getattr(p3d, name) for name in p3d.API}
     functions = [_function(f"p3d.{name}", one) for name, one in every.items() if inspect.isfunction(one)]
-    records = [_record(one) for one in (p3d.Dataset, Status, RunSnapshot, p3d.EmbeddedVideo, SearchResult, Hit)]
+    records = [_record(one) for one in RECORDS]
     return "\n\n".join([*functions, *records])
 
 
@@ -202,16 +206,12 @@ def _function(name: str, function: Any, level: str = "###") -> str:
 
 def _record(record: type) -> str:
     parts = [f"### {record.__name__}", str(inspect.getdoc(record))]
-    methods = {name: one for name, one in vars(record).items() if not name.startswith("_")}
-    for name, one in methods.items():
-        if isinstance(one, property):
-            parts.append(f"- `{name}`: {inspect.getdoc(one)}")
-        elif inspect.isfunction(one):
-            parts.append(_function(name, one, "####"))
-    if not any(inspect.isfunction(one) for one in methods.values()):
-        fields = [f"- `{field.name}`: `{field.type}`" for field in dataclasses.fields(record)]
-        parts.append("\n".join(fields))
-    return "\n\n".join(parts)
+    if record is not p3d.Dataset:
+        return "\n\n".join([*parts, "\n".join(f"- `{one.name}`: `{one.type}`" for one in dataclasses.fields(record))])
+    public = {name: one for name, one in vars(record).items() if not name.startswith("_")}
+    held = [f"- `{name}`: {inspect.getdoc(one)}" for name, one in public.items() if isinstance(one, property)]
+    methods = [_function(name, one, "####") for name, one in public.items() if inspect.isfunction(one)]
+    return "\n\n".join([*parts, "\n".join(held), *methods])
 
 
 def faults() -> str:
