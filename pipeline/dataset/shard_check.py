@@ -189,7 +189,6 @@ class ShardCheck:
         self._check_columns("clips/", file)
         check(all((o.n_clips > 0) == (o.failure is None) for o in outcomes), "the outcome of a video is impossible")
         check(isinstance(stats, dict) and isinstance(stats.get("software", {}), dict), "its stats are not a record")
-        check(json.loads(footer[schema.SHARD_KEY]) == schema.shard_record(self.shard), "it is of another shard")
         n_V = [outcome.n_clips for outcome in outcomes]
         self.outcomes, self.n_V, self.stats, self.n_clips = outcomes, n_V, stats, file.metadata.num_rows
         self.source = ({"sha256": sha256} if sha256 else {}) | {"size_bytes": size_bytes}
@@ -200,6 +199,8 @@ class ShardCheck:
             kinds["duplicated"] = {one for one, n in held.items() if n > 1}
             counts = [(kind, len(ids), f"{kind}: {len(ids)}, such as {min(ids)}") for kind, ids in kinds.items() if ids]
             self._found_some("the videos of its outcomes are not those of its plan", len(outcomes), counts)
+        elif json.loads(footer[schema.SHARD_KEY]) != schema.shard_record(self.shard):
+            self._found_some("its footer names another shard", len(outcomes))
         if not sha256 and self.n_clips != sum(n_V):
             self._found_some(f"it has {self.n_clips} rows, and its outcomes {sum(n_V)} clips", len(self.shard.videos))
 
