@@ -64,7 +64,7 @@ def refuse_newer(version: Any, place: str) -> int:
         raise ValueError(f"schema_version {str(version)[:24]!r} is not a version")
     if version > SCHEMA_VERSION:
         raise OtherVersion(
-            f"{place} is of schema version {version}; what is installed here reads versions up to {SCHEMA_VERSION}: use a "
+            f"{place} is of schema version {version}; what is installed reads versions up to {SCHEMA_VERSION}: use a "
             "newer p3d. Nothing was changed"
         )
     return version
