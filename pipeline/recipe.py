@@ -377,16 +377,16 @@ class MaxFailures(_Strict):
     percent: float | None = None
 
     @classmethod
-    def parse(cls, text: str | None) -> MaxFailures:
+    def parse(cls, given: str | int | None) -> MaxFailures:
         """Parse `None`, `25` or `5%`. InputError for anything else."""
-        if text is None:
+        if given is None:
             return cls()
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", text.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", str(given).strip())
         if match and match[2] and 0 <= float(match[1]) <= 100:
             return cls(percent=float(match[1]))
         if match and not match[2] and match[1].isdigit():
             return cls(count=int(match[1]))
-        raise InputError(f"--max-failures must be a number (25) or a share of the videos (5%), not {text!r}")
+        raise InputError(f"--max-failures must be a number (25) or a share of the videos (5%), not {given!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +493,7 @@ class RunKeywords(TypedDict, total=False):
     max_file_bytes: int | None
     max_decode_memory: int | None
     store_patience_s: float | None
-    max_failures: str | None
+    max_failures: str | int | None
 
 
 def with_short_digests(origin: str) -> str:

@@ -18,7 +18,7 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a job; several test processes run at once
 
-from tests.servers import Weed, weed
+from tests.servers import Weed, moto, weed
 from tests.zoo import make
 
 # Which jobs are this user's own, and indexes, are in folders of this test process, never in the real home.
@@ -125,26 +125,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
     """Start an HTTP S3 server (moto) in this process; yields the environment variables that reach it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    env = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "canary-secret-7f3a",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in env}
-    os.environ.update(env)
-    yield env
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = value
-    server.stop()
+    with moto() as env:
+        before = {name: os.environ.get(name) for name in env}
+        os.environ.update(env)
+        yield env
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 @pytest.fixture

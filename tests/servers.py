@@ -131,3 +131,22 @@ def free_ports(count: int) -> list[int]:
                 one.bind(("127.0.0.1", port))
                 found.append(port)
     return found
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[dict[str, str]]:
+    """An S3 server in this process, which takes any signature; yields the environment variables that reach it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "canary-secret-7f3a",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.stop()

@@ -59,7 +59,7 @@ class EmbeddedVideo:
     layers: Mapping[str, FLOAT32]
 
 
-@explicit(RecipeOptions)
+@explicit(RecipeKeywords, RecipeOptions)
 def embed_file(
     path: str | Path,
     weights: Weights | str | Path,

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
 from p3d.pipeline.types.options import options_in
 
 F = TypeVar("F", bound=Callable[..., Any])
-PLAIN = ("bool", "int", "float", "str")
 
 
-def explicit(*records: type, inherited: Collection[type] = ()) -> Callable[[F], F]:
-    """Give a function that takes `**options` the signature with each option that the records declare, for `help()`.
+def explicit(keywords: Any, *records: type) -> Callable[[F], F]:
+    """Give a function that takes `**options` a signature with each key of the TypedDict `keywords`, for `help()`.
 
-    Options of the records `inherited` are None where they are not given. An option that the function does not have is a
-    TypeError when it is called, as with any other keyword.
+    Its default is the one that the records declare, else None. An option that the function does not have is a TypeError
+    when it is called, as with any other keyword.
     """
+    defaults = {field.name: field.default for record in records for field, _ in options_in(record)}
 
     def decorate(function: F) -> F:
         own = inspect.signature(function)
         named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        for record in (*records, *inherited):
-            for field, _ in options_in(record):
-                default = None if record in inherited else field.default
-                # what is a record of its own, such as MaxFailures, is given as the text of the command line
-                hint = field.type if field.type in PLAIN or record not in inherited else "str"
-                hint = hint if default is not None or "None" in str(hint) else f"{hint} | None"
-                kind = inspect.Parameter.KEYWORD_ONLY
-                named.append(inspect.Parameter(field.name, kind, default=default, annotation=hint))
+        for name, hint in keywords.__annotations__.items():
+            kind, default = inspect.Parameter.KEYWORD_ONLY, defaults.get(name)
+            named.append(inspect.Parameter(name, kind, default=default, annotation=hint.__forward_arg__))
         signature = own.replace(parameters=named)
 
         @wraps(function)

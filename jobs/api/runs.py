@@ -258,7 +258,7 @@ def cluster_at(address: str | None, store: Store, say: Say) -> Iterator[Cluster 
 # ---- from Python ----------------------------------------------------------------------------------------------------
 
 
-@explicit(RecipeOptions, PlanOptions, inherited=(RunOptions,))
+@explicit(LaunchKeywords, RecipeOptions, PlanOptions)
 def launch(
     src: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -281,7 +281,8 @@ def launch(
     docs/reference.md; None means the default. The same call again continues where the job stopped, and adds what is new
     or changed in `src`.
 
-    `on_progress` is called about once per second with a record of the run's progress. `say` is called with each message
+    `on_progress` is called about once per second with a record of the run's progress; an error in it is said once, and
+    the run goes on. `say` is called with each message
     that the command line would print; by default they go to the logger "p3d". `address` is that of a Ray cluster to
     join: "auto", HOST:PORT or ray://HOST:PORT.
 
@@ -296,7 +297,7 @@ def launch(
     return _ended(launch_job(os.fspath(src), os.fspath(out), spec, PlanOptions(**plan), how))
 
 
-@explicit(inherited=(RunOptions,))
+@explicit(RunKeywords)
 def resume(
     out: str | os.PathLike[str],
     *,
@@ -318,7 +319,7 @@ def resume(
     return _ended(resume_job(os.fspath(out), source, how))
 
 
-@explicit(inherited=(RunOptions,))
+@explicit(RunKeywords)
 def retry(
     out: str | os.PathLike[str],
     *,

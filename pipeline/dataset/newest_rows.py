@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.plans import Manifest, newest_plans, plans_of
-from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, columns_of, keys_of, lost_clips, name_of, stored_files
+from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, keys_of, lost_clips, name_of, stored_files
 from p3d.pipeline.dataset.user_columns import conform, own_fields
 from p3d.pipeline.errors import DamagedJob, as_stored
 from p3d.pipeline.recipe import JobRecord
@@ -47,7 +47,7 @@ class NewestRows:
         self.excluded = len(leave_out) - len(self.unknown)
         self.superseded = sum(manifest.plan.n_videos for manifest in manifests) - len(self.newest)
         own = own_fields([manifest.videos for manifest in manifests], job.recipe.schema_version)
-        self.stored = columns_of(job.recipe, tuple(own))
+        self.stored = schema.schemas_of(job.recipe, tuple(own))
         self.schemas = schema.newest_schemas(self.stored, job.recipe)
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []

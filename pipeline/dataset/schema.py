@@ -101,6 +101,21 @@ def failures_schema(version: int) -> pa.Schema:
     return columns.schema(columns.FAILURES, version)
 
 
+@cache
+def schemas_of(recipe: Recipe, own: tuple[pa.Field, ...] = ()) -> dict[str, pa.Schema]:
+    """The Arrow schema of the files in each folder, in the version of the recipe; `own` are the user's columns."""
+    videos, failures = pa.schema([*videos_schema(recipe), *own]), failures_schema(recipe.schema_version)
+    return {"clips": clips_schema(recipe), "videos": videos, "failures": failures}
+
+
+def check_columns(folder: str, held: pa.Schema, recipe: Recipe) -> None:
+    """ValueError unless a file of a folder has the columns of this recipe; in videos/, the user's own may follow."""
+    ours = schemas_of(recipe)[folder]
+    n_ours = len(ours) if folder == "videos" else len(held)
+    if not pa.schema(list(held)[:n_ours]).equals(ours) or len(set(held.names)) != len(held):
+        raise ValueError("it has other columns than p3d writes")
+
+
 def with_newer_columns(folder: str, table: pa.Table, recipe: Recipe) -> pa.Table:
     """Rows of a folder, as an output of `recipe` has them, with the columns that came in later schema versions."""
     if recipe.schema_version == SCHEMA_VERSION:

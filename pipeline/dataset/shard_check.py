@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,14 +81,6 @@ def read_footer(store: Store, key: str) -> Footer:
         return error
 
 
-@lru_cache
-def columns_of(recipe: Recipe, own: tuple[pa.Field, ...]) -> dict[str, pa.Schema]:
-    """The columns of the files in each folder, those in videos/ with the user's own."""
-    videos = pa.schema([*schema.videos_schema(recipe), *own])
-    failures = schema.failures_schema(recipe.schema_version)
-    return {"clips": schema.clips_schema(recipe), "videos": videos, "failures": failures}
-
-
 @dataclass(slots=True)
 class ShardCheck:
     """The check of one shard, by `footers` or by `rows`.
@@ -114,7 +105,7 @@ class ShardCheck:
     _columns: dict[str, pa.Schema] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._columns = columns_of(self.recipe, self.manifest.own_fields)
+        self._columns = schema.schemas_of(self.recipe, self.manifest.own_fields)
 
     def footers(self, read: dict[str, Footer]) -> None:
         """Check the footers of the three files by key, and the size of the clips file."""

@@ -61,23 +61,15 @@ class SnapshotRows:
         recipe, counts = self.job.recipe, self.record.counts
         self._remedy = "Restore it, or make the snapshot again"
         self._leave_out = pa.array(sorted(leave_out), pa.string())
-        self.stored = {
-            "clips": schema.clips_schema(recipe),
-            "failures": schema.failures_schema(recipe.schema_version),
-        }
-        ours = schema.videos_schema(recipe)
+        self.stored = dict(schema.schemas_of(recipe))
         seen: set[str] = set()
         for file in self._files("videos", "failures"):
             with reading(store, file.key, self._remedy), store.open(file.key) as content:
                 table = schema.open_parquet(content)
-                if file.folder == "videos":
-                    held = table.schema_arrow
-                    same = pa.schema(list(held)[: len(ours)]).equals(ours) and len(set(held.names)) == len(held)
-                    check(same, "it has other columns than p3d writes")
-                    self.stored.setdefault("videos", held)
+                schema.check_columns(file.folder, table.schema_arrow, recipe)
+                self.stored[file.folder] = table.schema_arrow  # which has the user's own columns
                 ids = table.read(columns=["video_id"], use_threads=False)["video_id"]
                 seen.update(leave_out.intersection(ids.to_pylist()))
-        self.stored.setdefault("videos", ours)
         self.schemas = schema.newest_schemas(self.stored, recipe)
         self.unknown, self.with_clips = leave_out - seen, self.record.with_clips
         self.excluded, self.pending = counts.excluded + len(seen), counts.pending

@@ -104,7 +104,7 @@ class SnapshotRecord:
             recipe = Recipe.from_dict(given["recipe"])
             check(recipe.schema_version == version, f"its recipe is of schema version {recipe.schema_version}")
             files = [FileRecord(**exactly(FileRecord, one, version)) for one in given["files"]]
-            return cls(
+            record = cls(
                 source=given["source"],
                 created_at=given["created_at"],
                 job=JobRecord(recipe, given["weights_origin"], given["job_versions"]),
@@ -114,6 +114,8 @@ class SnapshotRecord:
                 files=tuple(checked(files)),
                 versions=given["versions"],
             )
+            check(digest(record.to_dict()) == stated, "it has fields too many or too few, or they do not fit together")
+            return record
         except (*MALFORMED, InputError) as error:
             raise DamagedJob(f"{url}/{SNAPSHOT_KEY} cannot be trusted: {error}. Make the snapshot again") from None
 
@@ -128,7 +130,7 @@ def problems_of(store: Store, record: SnapshotRecord, on_step: Callable[[int, in
     found = {info.key: info.size_bytes for folder in (*FOLDERS, "weights") for info in store.list(f"{folder}/")}
     problems = [f"{key} belongs to no snapshot" for key in sorted(found.keys() - {one.key for one in record.files})]
     for done, one in enumerate(record.files):
-        problems += [f"{one.key} {what}" for what in _problems_of_file(store, one, found)]
+        problems += [f"{one.key} {what}" for what in _problems_of_file(store, one, found, record.job.recipe)]
         if on_step is not None:
             on_step(done + 1, len(record.files))
     for folder in FOLDERS:
@@ -139,7 +141,7 @@ def problems_of(store: Store, record: SnapshotRecord, on_step: Callable[[int, in
     return problems
 
 
-def _problems_of_file(store: Store, one: FileRecord, found: dict[str, int]) -> list[str]:
+def _problems_of_file(store: Store, one: FileRecord, found: dict[str, int], recipe: Recipe) -> list[str]:
     if one.key not in found:
         return ["is gone"]
     if found[one.key] != one.size_bytes:
@@ -151,6 +153,7 @@ def _problems_of_file(store: Store, one: FileRecord, found: dict[str, int]) -> l
             if one.n_rows is not None:
                 with schema.open_parquet(path) as file:
                     check(file.metadata.num_rows == one.n_rows, f"{file.metadata.num_rows} rows, not {one.n_rows}")
+                    schema.check_columns(one.folder, file.schema_arrow, recipe)
     except UNREADABLE as error:
         return [f"cannot be read: {error}"]
     return []

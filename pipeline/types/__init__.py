@@ -284,8 +284,8 @@ def checked(records: Sequence[Record]) -> Sequence[Record]:
     """
     if records:
         kind: type = type(records[0])
-        values_of, kinds = _fields_of(kind)
-        for column, allowed in zip(zip(*map(values_of, records), strict=True), kinds, strict=True):
+        kinds = types_of(kind)
+        for column, allowed in zip(zip(*map(attrgetter(*kinds), records), strict=True), kinds.values(), strict=True):
             found = set(map(type, column))
             if not found <= allowed:
                 raise TypeError(f"a {kind.__name__} holds a value of another type")
@@ -297,11 +297,11 @@ def checked(records: Sequence[Record]) -> Sequence[Record]:
 
 
 @cache
-def _fields_of(record: type) -> tuple[attrgetter[tuple[Any, ...]], tuple[frozenset[type], ...]]:
-    """What gets the values of a record, and the types that each may have; an integer may stand for a float."""
-    hints, found = get_type_hints(record), []
-    for hint in hints.values():
+def types_of(record: type) -> dict[str, frozenset[type]]:
+    """The types that the value of each field of a record may have; an integer may stand for a float."""
+    found = {}
+    for name, hint in get_type_hints(record).items():
         every = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         kinds = {str if get_origin(one) is Literal else get_origin(one) or one for one in every}  # literals are texts
-        found.append(frozenset(kinds | ({int} if float in kinds else set())))
-    return attrgetter(*hints), tuple(found)
+        found[name] = frozenset(kinds | ({int} if float in kinds else set()))
+    return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p3d.pipeline.errors import InputError
+from p3d.pipeline.types import types_of
 
 ABSENT: Any = dataclasses.MISSING
 
@@ -61,13 +62,16 @@ def flag_of(field: dataclasses.Field[Any]) -> str:
 
 
 def check_options(record: Any) -> None:
-    """InputError unless each option of a record has an allowed value. None is allowed where it is the default."""
-    for field, given in options_in(type(record)):
+    """InputError unless each option of a record has an allowed value, of its field's type."""
+    kind: type = type(record)
+    kinds = types_of(kind)
+    for field, given in options_in(kind):
         value, what = getattr(record, field.name), field.name
-        if value is None and field.default is None:
+        if type(value) not in kinds[field.name]:
+            allowed = " or ".join(sorted(one.__name__ for one in kinds[field.name] if one is not type(None)))
+            raise InputError(f"{what} must be {allowed}, not {value!r}")
+        if value is None:
             continue
-        if field.type == "bool" and type(value) is not bool:
-            raise InputError(f"{what} must be True or False, not {value!r}")
         if given.choices and value not in given.choices:
             raise InputError(f"{what} must be one of {', '.join(given.choices)}, not {value!r}")
         if given.low is not None and not (value > given.low or (value == given.low and not given.above)):

@@ -34,6 +34,7 @@ import torch
 import p3d.weights
 from p3d.pipeline.recipe import SCHEMA_VERSION
 from tests.conftest import P3D
+from tests.servers import moto
 from tests.zoo import make
 
 HERE = Path(__file__).parent
@@ -50,32 +51,26 @@ def fixture(version: int = SCHEMA_VERSION) -> Path:
     return HERE / f"version{version}.tar.xz"
 
 
+def unpack(folder: Path, version: int = SCHEMA_VERSION) -> Path:
+    """Write the outputs of a schema version, and their source, into a folder."""
+    with tarfile.open(fixture(version)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
 @contextlib.contextmanager
 def s3() -> Iterator[tuple[Any, dict[str, str]]]:
     """A boto3 client of an S3 server in this process that has the bucket, and the environment that reaches it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        env = {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+    with moto() as env:
         client = boto3.client(
             "s3",
             endpoint_url=env["AWS_ENDPOINT_URL"],
-            region_name="us-east-1",
-            aws_access_key_id="testing",
-            aws_secret_access_key="testing",
+            region_name=env["AWS_DEFAULT_REGION"],
+            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
         )
         client.create_bucket(Bucket=BUCKET)
         yield client, env
-    finally:
-        server.stop()
 
 
 def put(client: Any, folder: Path) -> None:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.recipe import JobRecord, digest
 from p3d.pipeline.types.versions import SCHEMA_VERSION
-from tests.compat.build import SMALL, SOURCE, fixture, put, s3
+from tests.compat.build import SMALL, SOURCE, fixture, put, s3, unpack
 from tests.compat.version2 import COLUMN, SETTING, write_version2
 from tests.conftest import REPO
 
@@ -47,10 +46,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of version 1."""
-    folder = tmp_path_factory.mktemp("version1")
-    with tarfile.open(fixture(1)) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
+    return unpack(tmp_path_factory.mktemp("version1"), 1)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError
 from p3d.pipeline.recipe import JobRecord, digest
 from p3d.pipeline.storage.local import LocalStore
-from tests.compat.build import fixture
+from tests.compat.build import unpack
 from tests.conftest import REPO
 from tests.format import reader
 from tests.pipeline.rows import CLASSES, planned, recipe, shard_rows, videos
@@ -349,10 +348,7 @@ def same_rows(out: Path, mine: reader.Output) -> None:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of tests/compat of version 1."""
-    root = tmp_path_factory.mktemp("outputs")
-    with tarfile.open(fixture(1)) as tar:
-        tar.extractall(root, filter="data")
-    return root
+    return unpack(tmp_path_factory.mktemp("outputs"), 1)
 
 
 @pytest.mark.parametrize("name", CODES)

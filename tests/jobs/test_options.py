@@ -87,7 +87,10 @@ def test_what_decides_numbers_is_in_the_recipe_and_nothing_else_is() -> None:
         (PlanOptions, {"shard_videos": 0}, "shard_videos must be at least 1, not 0"),
         (PlanOptions, {"shard_videos": 100_001}, "shard_videos must be at most 100000, not 100001"),
         (PlanOptions, {"limit": -1}, "limit must be at least 1, not -1"),
-        (StoreOptions, {"requester_pays": "yes"}, "requester_pays must be True or False, not 'yes'"),
+        (PlanOptions, {"shard_videos": 2.5}, "shard_videos must be int, not 2.5"),
+        (PlanOptions, {"limit": True}, "limit must be int, not True"),
+        (PlanOptions, {"id_column": 3}, "id_column must be str, not 3"),
+        (StoreOptions, {"requester_pays": "yes"}, "requester_pays must be bool, not 'yes'"),
         (StoreOptions, {"sse": "none"}, "sse must be one of AES256, aws:kms, aws:kms:dsse, not 'none'"),
     ],
 )

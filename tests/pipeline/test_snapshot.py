@@ -672,3 +672,40 @@ def test_a_record_names_only_files_of_a_snapshot(out: LocalStore, dest: LocalSto
     (dest.root / "snapshot.json").write_text(json.dumps(record | {"digest": digest(record)}))
     with pytest.raises(DamagedJob, match=r"snapshot\.json cannot be trusted"):
         read_snapshot(dest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"note": "mine"},
+        {"recipe_digest": "0" * 64},
+        {"recipe_digest": None},
+        {"weights_sha256": "0" * 64},
+        {"schema_version": 1.0},
+    ],
+)
+def test_a_record_whose_parts_do_not_fit_is_refused(
+    out: LocalStore, dest: LocalStore, change: dict[str, object]
+) -> None:
+    """A snapshot.json with a correct digest and a field too many, too few (None here) or of another recipe is damage."""
+    snapshot(newest(out), dest)
+    record = {
+        name: value for name, value in (json.loads(dest.read("snapshot.json")) | change).items() if value is not None
+    }
+    del record["digest"]
+    (dest.root / "snapshot.json").write_text(json.dumps(record | {"digest": digest(record)}))
+    with pytest.raises(DamagedJob, match="cannot be trusted"):
+        read_snapshot(dest)
+
+
+@pytest.mark.parametrize("folder", ["clips", "videos", "failures"])
+def test_other_columns_are_found_by_verify(out: LocalStore, dest: LocalStore, folder: str) -> None:
+    """A file without one of our columns is a problem of the snapshot, although its record was made to fit."""
+    record = snapshot(newest(out), dest)
+    (one,) = (file for file in record.files if file.folder == folder)
+    path = dest.root / one.key
+    table = pq.read_table(path)
+    write_parquet(path, table.drop_columns(["path"]), {})
+    changed = replace(one, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size)
+    edited = replace(record, files=tuple(changed if file is one else file for file in record.files))
+    assert problems_of(dest, edited) == [f"{one.key} cannot be read: it has other columns than p3d writes"]
