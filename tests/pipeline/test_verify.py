@@ -209,6 +209,38 @@ def test_outcomes_that_are_not_those_of_the_plan_are_damage_to_all(
         assert str(caught.value).startswith(f"{store.url}/{quick.problems[0]}. ")
 
 
+def put(column: str, value: object) -> Callable[[pa.Table, dict[str, str]], pa.Table]:
+    """A change of the first row of a table."""
+
+    def changed(table: pa.Table, _: dict[str, str]) -> pa.Table:
+        at, field = table.column_names.index(column), table.schema.field(column)
+        values = [value, *table[column].to_pylist()[1:]]
+        return table.set_column(at, field, pa.array(values, field.type))
+
+    return changed
+
+
+def of_another_shard(table: pa.Table, footer: dict[str, str]) -> pa.Table:
+    footer[schema.SHARD_KEY] = json.dumps(json.loads(footer[schema.SHARD_KEY]) | {"shard": 7})
+    return table
+
+
+@pytest.mark.parametrize(
+    "change",
+    [put("path", "x.mp4"), put("plan_seq", 9), put("start_s", -0.5), put("n_padded", 16), of_another_shard],
+    ids=["path", "plan_seq", "start_s", "n_padded", "shard"],
+)
+def test_clip_rows_that_do_not_fit_the_plan_are_damage(
+    store: LocalStore, manifest: Manifest, change: Callable[[pa.Table, dict[str, str]], pa.Table]
+) -> None:
+    """A row of another path, plan or time, or a footer of another shard, is damage to `verify --deep` and to readers."""
+    rewrite(path := store.root / name(manifest, clips_key), change)
+    deep = audit(store, JOB)
+    assert deep.changed and deep.bad_shards == {path.stem}
+    with pytest.raises(DamagedJob, match=path.name):
+        list(NewestRows(store, JOB).rows())
+
+
 def test_only_this_version_of_arrow_must_give_the_same_bytes(
     store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
