@@ -687,7 +687,7 @@ def test_a_record_names_only_files_of_a_snapshot(out: LocalStore, dest: LocalSto
 def test_a_record_whose_parts_do_not_fit_is_refused(
     out: LocalStore, dest: LocalStore, change: dict[str, object]
 ) -> None:
-    """A snapshot.json with a correct digest and a field too many, too few (None here) or of another recipe is damage."""
+    """A snapshot.json of a correct digest is damage if it has a field too many, too few (None) or of another recipe."""
     snapshot(newest(out), dest)
     record = {
         name: value for name, value in (json.loads(dest.read("snapshot.json")) | change).items() if value is not None

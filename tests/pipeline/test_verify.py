@@ -16,7 +16,7 @@ import pytest
 
 from p3d.jobs.job import manifests
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.commit import clips_key, commit_shard, failures_key, videos_key
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.verify import Audit, audit, current_failures
@@ -233,8 +233,14 @@ def of_another_shard(table: pa.Table, footer: dict[str, str]) -> pa.Table:
 def test_clip_rows_that_do_not_fit_the_plan_are_damage(
     store: LocalStore, manifest: Manifest, change: Callable[[pa.Table, dict[str, str]], pa.Table]
 ) -> None:
-    """A row of another path, plan or time, or a footer of another shard, is damage to `verify --deep` and to readers."""
+    """A row of another path, plan or time, or a footer of another shard, is damage to `verify --deep` and readers.
+
+    The other files are made from these very clips, so that nothing else is wrong.
+    """
     rewrite(path := store.root / name(manifest, clips_key), change)
+    for key in (videos_key, failures_key):
+        (store.root / name(manifest, key)).unlink()
+    derive(store, manifest.shard(0), JOB.recipe, manifest.user_columns(0))
     deep = audit(store, JOB)
     assert deep.changed and deep.bad_shards == {path.stem}
     with pytest.raises(DamagedJob, match=path.name):
