@@ -18,7 +18,7 @@ from pathlib import Path
 from p3d.jobs.api.search import find, resolve
 from p3d.jobs.job import rows_of
 from p3d.jobs.planning.prepare import JobSpec
-from p3d.pipeline.results.search.exact import LEVELS, Level
+from p3d.pipeline.results.search.options import LEVELS, Level
 from p3d.pipeline.storage.urls import open_store
 from tests.jobs.embedded import embed_all
 from tests.zoo import moving

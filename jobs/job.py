@@ -47,6 +47,8 @@ def read_job(store: Store) -> JobRecord:
     try:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
+        if any(True for _ in store.list("plans/")):
+            raise NoSuchJob(f"{store.url}/job.json is gone, but plans of a job are there: restore it") from None
         raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.words()}` starts one") from None
 
 

@@ -1,4 +1,12 @@
-"""P3D ResNet: the network that turns 16 frames into one 2048-d row, its weights, and the encoder that runs it.
+"""P3D: turn a video archive into embeddings.
+
+    launch, resume, retry     embed the videos of a folder, a list or an S3 prefix into an output; continue; try again
+    status, open_dataset      how far a job is; its rows as Arrow batches or numpy arrays
+    search                    the clips or videos of an output that are most similar to a video
+    embed_file                embed one file without a job
+
+docs/reference/api.md describes them. The package itself is P3D ResNet: the network that turns 16 frames into one 2048-d
+row, its weights, and the encoder that runs it.
 
     frames uint8 -> Encoder -> features float32            ClipRecipe describes how a frame is prepared before this
                        ^
@@ -8,8 +16,8 @@
     p3d.jobs       the control plane: planning, Ray, monitoring, the command line
 
 The modules here do not depend on those two, nor on Ray or Parquet. The one exception are the names of the Python API:
-`p3d.launch`, `p3d.search` and those below are looked up in `p3d.jobs` when they are first used. Importing `p3d` loads
-neither that nor torch; the modules that need torch are imported by name (`from p3d import zoo`).
+they are looked up in `p3d.jobs` when they are first used. Importing `p3d` loads neither that nor torch; the modules
+that need torch are imported by name (`from p3d import zoo`).
 
 Source: Qiu, Yao, Mei, "Learning Spatio-Temporal Representation with Pseudo-3D Residual Networks", ICCV 2017.
 """

@@ -408,7 +408,7 @@ class RunOptions(_Strict):
         default_text=f"{GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU",
     )
     threads: int = option(
-        ABSENT, "Use N threads per batch on a CPU.", low=1, metavar="N", default_text="half the cores"
+        ABSENT, "Use N threads per batch on a CPU.", low=1, high=1024, metavar="N", default_text="half the cores"
     )
     decode_tasks: int = ABSENT
     device: str = option("auto", "Compute on auto, cpu or cuda.", metavar="NAME")
@@ -544,9 +544,10 @@ class JobRecord:
                 raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
             version = refuse_newer(written["schema_version"], f"{place}{_writer(given)}")
             if odd := sorted(given.keys() - {"job_id"} ^ _JOB_FIELDS):
-                raise InputError(f"it has fields too many or too few: {', '.join(odd)[:SHOWN]}")
+                raise InputError(f"unknown or missing keys: {', '.join(odd)[:100]}")
             if given["schema_version"] != version:
-                raise InputError(f"it is of schema version {given['schema_version']}, and its recipe of {version}")
+                stated = str(given["schema_version"])[:SHOWN]
+                raise InputError(f"its schema_version is {stated!r}, and that of its recipe {version!r}")
             recipe = Recipe.from_dict(written)
             origin, versions = given["weights_origin"], given["versions"]
             job_id = given.get("job_id", "")

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from p3d.jobs.api.keywords import listed, path_of
 from p3d.jobs.job import read_job, rows_of
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.pipeline.dataset import schema
@@ -28,7 +29,7 @@ def status(out: str | os.PathLike[str], *, s3: StoreOptions = DEFAULTS) -> Statu
 
     NoSuchJob, DamagedJob, OtherVersion or StoreError if it cannot be read.
     """
-    store = open_store(os.fspath(out), s3)
+    store = open_store(path_of(out, "out"), s3)
     return read_status(store, read_job(store))
 
 
@@ -37,7 +38,7 @@ def open_dataset(out: str | os.PathLike[str], *, s3: StoreOptions = DEFAULTS) ->
 
     NoSuchJob, DamagedJob, OtherVersion or StoreError if it cannot be read.
     """
-    return Dataset(rows_of(open_store(os.fspath(out), s3)))
+    return Dataset(rows_of(open_store(path_of(out, "out"), s3)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -79,17 +80,17 @@ class Dataset:
         """The names of the classes of `probs`, by class number; empty if the weights have none."""
         return class_names(self.source.store, self.recipe)
 
-    def clips(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def clips(self, columns: str | Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of clips/, in batches of at most 4096. InputError for a column that does not exist."""
-        return self._batches("clips", columns)
+        return self._batches("clips", listed(columns))
 
-    def videos(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def videos(self, columns: str | Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of videos/ with the user's own columns, in batches of at most 4096. InputError as for `clips`."""
-        return self._batches("videos", columns)
+        return self._batches("videos", listed(columns))
 
     def failures(self) -> pa.Table:
         """The videos that have no rows, with the reason, a detail for people, and the number of attempts."""
-        return pa.Table.from_batches(self._batches("failures", None), self.source.schemas["failures"])
+        return pa.Table.from_batches(self._batches("failures", []), self.source.schemas["failures"])
 
     def vectors(
         self, level: Literal["clip", "video"] = "video", column: str = "embedding"
@@ -113,13 +114,13 @@ class Dataset:
             raise InputError(f"column {column!r} of {folder}/ does not hold vectors")
         return int(field.type.list_size)
 
-    def _schema(self, folder: str, columns: Sequence[str] | None) -> pa.Schema:
+    def _schema(self, folder: str, columns: Sequence[str]) -> pa.Schema:
         known = self.source.schemas[folder]
-        if unknown := sorted(set(columns or ()) - set(known.names)):
+        if unknown := sorted(set(columns) - set(known.names)):
             raise InputError(f"{folder}/ has no column {unknown[0]!r}; it has {', '.join(known.names)}")
         return known
 
-    def _batches(self, folder: str, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, folder: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if folder == "clips" and not self.source.with_clips:
             raise InputError(f"{self.out} is a snapshot without clips")
         names = list(columns or self._schema(folder, columns).names)

@@ -22,7 +22,7 @@ from typing import Unpack
 import numpy as np
 
 from p3d.encoder import Encoder, device_for
-from p3d.jobs.api.keywords import explicit
+from p3d.jobs.api.keywords import explicit, listed, path_of
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
@@ -38,7 +38,7 @@ from p3d.pipeline.types.policy import DecodeLimits
 from p3d.weights import Weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class EmbeddedVideo:
     """The embeddings of a video: N clips and the video itself, as float32 arrays.
 
@@ -58,6 +58,10 @@ class EmbeddedVideo:
     pooled: Mapping[str, FLOAT32]
     layers: Mapping[str, FLOAT32]
 
+    def __repr__(self) -> str:
+        n_clips, dim = self.features_ND.shape
+        return f"EmbeddedVideo({self.recipe.model}, {n_clips} clips, {dim} features, {self.end.duration_s:.2f} s)"
+
 
 @explicit(RecipeKeywords, RecipeOptions)
 def embed_file(
@@ -66,7 +70,7 @@ def embed_file(
     *,
     model: str | None = None,
     graph: str | None = None,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -83,7 +87,7 @@ def embed_file(
     Raises BadVideo, with a reason and a message, for a video without rows; InputError for other invalid input;
     ValueError for an unknown layer.
     """
-    spec = JobSpec(model, "" if isinstance(weights, Weights) else str(weights), graph, **options)
+    spec = JobSpec(model, "" if isinstance(weights, Weights) else path_of(weights, "weights"), graph, **options)
     prepared = fix(weights, spec) if isinstance(weights, Weights) else prepare(spec)
     run = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
     refuse_unfit_device(prepared.recipe, run.device)
@@ -94,7 +98,7 @@ def embed_file(
         threads=run.threads if device_for(run.device).type == "cpu" else None,
         precision=prepared.recipe.precision,
     )
-    return embed(path, encoder, prepared.recipe, layers=layers, limits=limits, timeout_s=timeout_s)
+    return embed(path, encoder, prepared.recipe, layers=listed(layers), limits=limits, timeout_s=timeout_s)
 
 
 def embed(

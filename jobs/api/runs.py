@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
-from p3d.jobs.api.keywords import explicit
+from p3d.jobs.api.keywords import explicit, listed, path_of
 from p3d.jobs.job import look, manifests, read_job, refuse_damaged, refuse_other_job, refuse_strange
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.jobs.planning.job_spec import JobSpec
@@ -281,9 +281,9 @@ def launch(
     docs/reference.md; None means the default. The same call again continues where the job stopped, and adds what is new
     or changed in `src`.
 
-    `on_progress` is called about once per second with a record of the run's progress; an error in it is said once, and
-    the run goes on. `say` is called with each message
-    that the command line would print; by default they go to the logger "p3d". `address` is that of a Ray cluster to
+    `on_progress` is called about once per second with a record of the run's progress. `say` is called with each message
+    that the command line would print; by default they go to the logger "p3d". An
+    error in either is logged there once, with its traceback, and the run goes on. `address` is that of a Ray cluster to
     join: "auto", HOST:PORT or ray://HOST:PORT.
 
     Videos that cannot be read are counted in the status (`p3d.open_dataset(out).failures()` has them). Raises an error
@@ -292,9 +292,9 @@ def launch(
     run cleanly, and then raises KeyboardInterrupt.
     """
     recipe, plan, run = (_only(options, of) for of in (RecipeKeywords, PlanKeywords, RunKeywords))
-    spec = JobSpec(model, os.fspath(weights), graph, **recipe)
+    spec = JobSpec(model, path_of(weights, "weights"), graph, **recipe)
     how = _how(run, s3, address, takeover, trust, on_progress, say)
-    return _ended(launch_job(os.fspath(src), os.fspath(out), spec, PlanOptions(**plan), how))
+    return _ended(launch_job(path_of(src, "src"), path_of(out, "out"), spec, PlanOptions(**plan), how))
 
 
 @explicit(RunKeywords)
@@ -316,14 +316,14 @@ def resume(
     or `source`, the folder or prefix below which videos may be read. Returns and raises what `p3d.launch` does.
     """
     how = _how({**options}, s3, address, takeover, trust, on_progress, say)
-    return _ended(resume_job(os.fspath(out), source, how))
+    return _ended(resume_job(path_of(out, "out"), source if source is None else path_of(source, "source"), how))
 
 
 @explicit(RunKeywords)
 def retry(
     out: str | os.PathLike[str],
     *,
-    reasons: Sequence[str] = (),
+    reasons: str | Sequence[str] = (),
     shard_videos: int = PlanOptions().shard_videos,
     on_progress: OnProgress | None = None,
     say: Say | None = None,
@@ -338,7 +338,7 @@ def retry(
     Each file is read as it is now. Returns and raises what `p3d.launch` does.
     """
     how = _how({**options}, s3, address, takeover, trust, on_progress, say)
-    return _ended(retry_job(os.fspath(out), reasons, PlanOptions(shard_videos=shard_videos), how))
+    return _ended(retry_job(path_of(out, "out"), listed(reasons), PlanOptions(shard_videos=shard_videos), how))
 
 
 def _only(options: Any, keywords: type) -> dict[str, Any]:
@@ -359,10 +359,35 @@ def _how(
             f"{address}: `p3d launch --address` submits a job there; from Python, join a cluster with ray://"
         )
 
-    def show_progress(n_videos: int) -> contextlib.AbstractContextManager[OnProgress | None]:
-        return contextlib.nullcontext(on_progress)
+    for what, value in (("takeover", takeover), ("trust", trust)):
+        if type(value) is not bool:
+            raise InputError(f"{what} must be True or False, not {value!r}")
 
-    return HowToRun(given, s3, address, takeover, trust, say or logging.getLogger("p3d").info, show_progress)
+    def show_progress(n_videos: int) -> contextlib.AbstractContextManager[OnProgress | None]:
+        return contextlib.nullcontext(on_progress and _heard(on_progress))
+
+    return HowToRun(given, s3, address, takeover, trust, _heard(say or _log), show_progress)
+
+
+def _log(message: str) -> None:
+    level = logging.WARNING if message.startswith("warning") else logging.INFO
+    logging.getLogger("p3d").log(level, message)
+
+
+def _heard(call: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A user's function that is told about a run. Its first error is logged with its traceback, and the run goes on."""
+    failed = False
+
+    def told(what: Any) -> None:
+        nonlocal failed
+        try:
+            call(what)
+        except Exception:
+            if not failed:
+                logging.getLogger("p3d").exception("on_progress or say failed; the run goes on without it")
+            failed = True
+
+    return told
 
 
 def _ended(ran: Ran | int) -> Status:

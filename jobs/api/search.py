@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from p3d.jobs.api.keywords import listed, path_of
 from p3d.jobs.job import rows_of, stored_weights, weights_key
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.dataset import schema
@@ -27,8 +28,9 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe
-from p3d.pipeline.results.search.exact import Level, SearchResult, nearest
+from p3d.pipeline.results.search.exact import SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
+from p3d.pipeline.results.search.options import Level, SearchOptions
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.storage.urls import open_store
@@ -48,7 +50,7 @@ def search(
     level: Level | None = None,
     metric: str = "cosine",
     top: int = 10,
-    where: Sequence[str] = (),
+    where: str | Sequence[str] = (),
     distinct: float | None = None,
     index: bool = False,
     device: str = "auto",
@@ -67,9 +69,15 @@ def search(
 
     Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, DamagedJob, StoreError.
     """
-    source = rows_of(open_store(str(out), s3))
-    asked = resolve(source, str(query), level=level, device=device, encoder=encoder)
-    return find(source, asked, level=level, metric=metric, top=top, where=where, distinct=distinct, index=index)
+    conditions = tuple(listed(where))
+    given = SearchOptions(
+        level=level, metric=metric, top=top, where=conditions, distinct=distinct, index=index, device=device
+    )
+    source = rows_of(open_store(path_of(out, "out"), s3))
+    asked = resolve(source, path_of(query, "query"), level=level, device=device, encoder=encoder)
+    return find(
+        source, asked, level=level, metric=metric, top=given.top, where=conditions, distinct=distinct, index=index
+    )
 
 
 def find(

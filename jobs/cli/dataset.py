@@ -125,6 +125,8 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
         output.show(
             *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
         )
+        if found.plans > 1:
+            output.say(f"counted in all {found.plans} plans; `p3d status` counts each video once, in its newest plan")
         for sentence in found.problems:
             output.say(sentence)
         for name, shards in (found.software | found.settings).items():
@@ -138,6 +140,8 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
             repair = f"`p3d verify {store.words(out)} --repair`"
             output.say(f"damage found: {repair} repairs what it can, `p3d resume` computes the rest")
         elif found.pending or found.underived:
+            if found.underived:
+                output.say(f"not made yet: {output.count(found.underived, 'file')} of videos/ and failures/")
             output.say(f"not finished: `p3d resume {store.words(out)}` continues")
         else:
             rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"

@@ -77,9 +77,14 @@ def run_cli(command: click.Command) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         shown, message = io.StringIO(), error.format_message()
         error.show(shown)
+        if isinstance(error, click.NoSuchOption):
+            print("A name that begins with a dash is written ./-NAME, or after --.", file=shown)
         for line in shown.getvalue().replace(message, escape(message)).splitlines():
             say(line)
         return 2

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
+from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
-from p3d.pipeline.results.search.metrics import METRICS
+from p3d.pipeline.results.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from p3d.pipeline.results.search.exact import Hit, SearchResult
@@ -21,33 +22,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out")
 @click.argument("query")
-@click.option(
-    "--level",
-    type=click.Choice(["clip", "video"]),
-    help="Compare with rows of clips/ or of videos/. Default: as QUERY.",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(list(METRICS)),
-    default="cosine",
-    show_default=True,
-    help="Rank by cosine or by L2 distance.",
-)
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="K", help="Show K hits.")
+@options_of(SearchOptions, only=("level", "metric", "top"))
 @click.option(
     "--where",
     multiple=True,
     metavar="CONDITION",
     help="Keep only rows that meet this, such as codec=h264; may be repeated.",
 )
-@click.option(
-    "--distinct",
-    type=click.FloatRange(-1, 1),
-    metavar="COSINE",
-    help="Leave out hits with this cosine or more, such as 0.99, to the query or to a better hit.",
-)
-@click.option("--index", is_flag=True, help="Take candidates from the index of `p3d results index`.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Embed a file on auto, cpu or cuda.")
+@options_of(SearchOptions, only=("distinct", "index", "device"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def search(

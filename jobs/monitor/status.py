@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -21,6 +21,7 @@ from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot
 from p3d.jobs.totals import Totals
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
+from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import JobRecord, with_short_digests
 from p3d.pipeline.storage.store import Store
 
@@ -83,6 +84,9 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     state = beat.state
     if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
         state = "dead"
+    if state == "finished" and not names <= whole:
+        missing = f"files of {counted(len(names - whole), 'shard')} are missing; `p3d resume` makes them again"
+        state, beat = "stopped", replace(beat, exit_code=6, sentence=missing)
     if plans and names <= whole and state != control.RUNNING and beat.exit_code != DAMAGED:
         state = "finished"
     waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p3d.pipeline.recipe import RecipeOptions
-from p3d.pipeline.types.options import ABSENT, option
+from p3d.pipeline.types.options import ABSENT, check_options, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +23,6 @@ class JobSpec(RecipeOptions):
     graph: str | None = option(
         None, "Use the authors' graph or the port's.", choices=("caffe", "port"), default_text="the weights'"
     )
+
+    def __post_init__(self) -> None:
+        check_options(self)

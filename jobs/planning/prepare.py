@@ -43,6 +43,7 @@ from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FrameSpec
+from p3d.pipeline.types.options import check_values
 from p3d.preprocessing import ClipRecipe
 from p3d.weights import Weights
 
@@ -259,6 +260,7 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _PER_RUN}
+    check_values(RunOptions, kept | given)
     device = given.get("device", kept.get("device", "auto"))
     if ":" in device:
         raise InputError(f"--device {device}: each worker gets its own GPU; set CUDA_VISIBLE_DEVICES to choose GPUs")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p3d.jobs.totals import ShardKey, Totals
-from p3d.pipeline.errors import Reason
+from p3d.pipeline.errors import Reason, counted
 from p3d.pipeline.recipe import SHARD_ATTEMPTS, WORKER_DEATHS, MaxFailures
 
 FIRST_VIDEOS = 200  # of the default hopelessness rule
@@ -479,8 +479,8 @@ class Scheduler:
         if defects := self.totals.failures[Reason.INTERNAL]:
             return 1, f"finished, but {defects} videos failed because of a defect of this program"
         if failed:
-            return 3, f"finished: {self.totals.videos - failed} videos embedded, {failed} failed"
-        return 0, f"finished: {self.totals.videos} videos embedded, none failed"
+            return 3, f"finished: {counted(self.totals.videos - failed, 'video')} embedded, {failed} failed"
+        return 0, f"finished: {counted(self.totals.videos, 'video')} embedded, none failed"
 
     def _end(self, exit_code: int, sentence: str) -> list[Command]:
         self.finished = Finish(exit_code, sentence)

@@ -310,10 +310,17 @@ def write_parquet(path: Path, table: pa.Table, footer: dict[str, str]) -> None:
         writer.add_key_value_metadata(footer)
 
 
-def read_footer(file: pq.ParquetFile) -> dict[str, str]:
-    """The footer entries whose keys start with `p3d.`, decoded."""
+class Footer(dict[str, str]):
+    """The footer entries whose keys start with `p3d.`, decoded. ValueError, which names it, for one that is missing."""
+
+    def __missing__(self, key: str) -> str:
+        raise ValueError(f"its footer has no {key}: another program wrote it")
+
+
+def read_footer(file: pq.ParquetFile) -> Footer:
+    """The entries of p3d in the footer of a data file."""
     metadata = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"p3d.")}
+    return Footer({key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"p3d.")})
 
 
 def open_parquet(source: Any, *, buffer_bytes: int = 0) -> pq.ParquetFile:

@@ -38,7 +38,7 @@ SHOWN = 100  # characters of a value of a footer
 
 @dataclass(slots=True)
 class Audit:
-    """Counts of videos, and a message for each problem found. `unexpected` also counts files of no plan.
+    """Counts of the rows of all plans, and a message for each problem found. `unexpected` also counts files of no plan.
 
     `underived` counts missing videos and failures files, as after a kill. A resume makes them, as it does `pending`.
     """
@@ -54,6 +54,7 @@ class Audit:
     changed: int = 0
     clips: int = 0
     shards: int = 0
+    plans: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
@@ -78,7 +79,8 @@ def audit(
 
     Raises DamagedJob if the plans themselves cannot be trusted.
     """
-    found, result, plans = stored_files(store), Audit(), plans_of(store, job.recipe)
+    found, plans = stored_files(store), plans_of(store, job.recipe)
+    result = Audit(plans=len(plans))
     n_shards, done = sum(plan.n_shards for plan in plans), 0
     for plan in plans:
         manifest = Manifest(store, plan)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset.schema import MANIFEST
-from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing
+from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, counted
 from p3d.pipeline.sources.identity import (
     APPLE_DOUBLE,
     APPLE_DOUBLE_NAME,
@@ -330,8 +330,8 @@ def _refuse_duplicates(videos: pa.Table) -> None:
     if twice:
         paths = videos.filter(pc.equal(videos["video_id"], twice[0]))["path"].to_pylist()
         raise InputError(
-            f"{len(twice)} videos are listed more than once, the first as {paths[:3]} (id {twice[0]}); "
-            "remove the duplicates, or give each row its own id with --id-column"
+            f"{counted(len(twice), 'video')} listed more than once, the first as {', '.join(paths[:3])} "
+            f"(id {twice[0]}); remove the duplicates, or give each row its own id with --id-column"
         )
 
 

@@ -15,6 +15,8 @@ _SLASHES = "; a path after file:// begins with a slash"
 
 def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
     """The store at `s3://bucket/prefix` or in a folder, which need not exist yet. InputError for any other URL."""
+    if not isinstance(options, StoreOptions):
+        raise InputError(f"s3 must be p3d.StoreOptions(...), not {options!r}")
     if "://" in url and CREDENTIAL.match(url):  # which is not repeated
         raise InputError("a URL contains a credential; use a plain path or s3:// and botocore's credential chain")
     if url.startswith("s3://"):
@@ -25,7 +27,10 @@ def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
         raise InputError("the name of a folder or s3://bucket/prefix is expected, not an empty text")
     if "://" in url and not url.startswith("file:///"):
         raise InputError(f"{url}: only folders and s3:// are supported" + (_SLASHES if url.startswith("file:") else ""))
-    return LocalStore(url)
+    store = LocalStore(url)
+    if store.root.is_file():
+        raise InputError(f"{store.url} is a file; name a folder for an output")
+    return store
 
 
 def place_of(store: Store) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -301,7 +301,7 @@ def types_of(record: type) -> dict[str, frozenset[type]]:
     """The types that the value of each field of a record may have; an integer may stand for a float."""
     found = {}
     for name, hint in get_type_hints(record).items():
-        every = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        every = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         kinds = {str if get_origin(one) is Literal else get_origin(one) or one for one in every}  # literals are texts
         found[name] = frozenset(kinds | ({int} if float in kinds else set()))
     return found

@@ -63,10 +63,16 @@ def flag_of(field: dataclasses.Field[Any]) -> str:
 
 def check_options(record: Any) -> None:
     """InputError unless each option of a record has an allowed value, of its field's type."""
-    kind: type = type(record)
-    kinds = types_of(kind)
-    for field, given in options_in(kind):
-        value, what = getattr(record, field.name), field.name
+    check_values(type(record), {field.name: getattr(record, field.name) for field, _ in options_in(type(record))})
+
+
+def check_values(record: Any, values: dict[str, Any]) -> None:
+    """`check_options` of values for a record, by the name of the option; names that are not options are left out."""
+    kinds = types_of(record)
+    for field, given in options_in(record):
+        if field.name not in values:
+            continue
+        value, what = values[field.name], field.name
         if type(value) not in kinds[field.name]:
             allowed = " or ".join(sorted(one.__name__ for one in kinds[field.name] if one is not type(None)))
             raise InputError(f"{what} must be {allowed}, not {value!r}")

@@ -54,7 +54,9 @@ def exactly(record: type, given: dict[str, Any], version: int) -> dict[str, Any]
     """The values of a record that was written in a version. One of MALFORMED if it has fields too many or too few."""
     names = names_in(record, version)
     if given.keys() != names:
-        raise ValueError(f"unknown or missing keys {sorted(given.keys() ^ names)} for schema version {version}")
+        unknown, missing = ", ".join(sorted(given.keys() - names)), ", ".join(sorted(names - given.keys()))
+        odd = " and ".join([f"unknown keys: {unknown}"] * bool(unknown) + [f"missing keys: {missing}"] * bool(missing))
+        raise ValueError(f"{odd} (schema version {version})")
     return given
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,3 +171,80 @@ def test_another_recipe_is_refused(out: LocalStore, small_weights: Path, films: 
     """A launch with other settings into an output raises OtherRecipe, and names the field."""
     with pytest.raises(OtherRecipe, match="pool max"):
         p3d.launch(films, out.url, weights=small_weights, pool="max")
+
+
+LAUNCHED = {"src": ".", "out": "o", "weights": "random:0", "model": "p3d-demo"}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"frame_step": 2.0}, "frame_step must be int, not 2.0"),
+        ({"frame_step": "2"}, "frame_step must be int, not '2'"),
+        ({"fps": True}, "fps must be float or int, not True"),
+        ({"clips": 16}, "clips must be str, not 16"),
+        ({"pool": ["mean"]}, "pool must be str"),
+        ({"model": 63}, "model must be str, not 63"),
+        ({"workers": 0}, "workers must be at least 1, not 0"),
+        ({"workers": 1.5}, "workers must be int, not 1.5"),
+        ({"video_timeout_s": "5"}, "video_timeout_s must be float or int, not '5'"),
+        ({"device": 0}, "device must be str, not 0"),
+        ({"threads": 100_000}, "threads must be at most 1024"),
+        ({"limit": 2.0}, "limit must be int, not 2.0"),
+        ({"trust": "yes"}, "trust must be True or False"),
+        ({"s3": {}}, r"s3 must be p3d.StoreOptions\(...\), not {}"),
+        ({"weights": None}, "weights must be a path or a URL, not None"),
+        ({"src": ["a.mp4", "b.mp4"]}, "src must be a path or a URL.*write several paths to a .txt"),
+        ({"src": b"folder"}, "src must be a path or a URL, not b'folder'"),
+    ],
+)
+def test_a_value_of_another_type_is_named_and_nothing_is_written(
+    tmp_path: Path, call: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is an InputError with the name of the argument, before an output is made."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        p3d.launch(**(LAUNCHED | call))
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"top": 0}, "top must be at least 1"),
+        ({"top": "5"}, "top must be int"),
+        ({"metric": "dot"}, "metric must be one of cosine, l2"),
+        ({"level": "frame"}, "level must be one of clip, video"),
+        ({"distinct": 2}, "distinct must be at most 1"),
+        ({"where": "durations>=1"}, "there is no column 'durations'"),
+        ({"query": 7}, "query must be a path or a URL"),
+    ],
+)
+def test_a_wrong_search_is_named(out: LocalStore, call: dict[str, Any], words: str) -> None:
+    """Options of a search are checked as on the command line; one condition may be a text."""
+    with pytest.raises(InputError, match=words):
+        p3d.search(**({"out": out.url, "query": "0.mp4"} | call))
+
+
+def test_numbers_of_numpy_and_single_texts_are_taken(out: LocalStore, tmp_path: Path) -> None:
+    """A number of numpy is one of Python, and a text stands for a list of one."""
+    assert [batch.column_names for batch in p3d.open_dataset(out.url).clips("path")] == [["path"]]
+    assert p3d.search(out.url, "0.mp4", where="n_clips>=1").hits
+    with pytest.raises(InputError, match="no videos in"):
+        p3d.launch(tmp_path, tmp_path / "o", weights="random:0", model="p3d-demo", shard_videos=np.int64(2))
+    with pytest.raises(TypeError, match="did you mean max_duration_s"):
+        p3d.resume(tmp_path, max_duration=3)
+
+
+def test_functions_of_the_user_that_fail_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """An error in `on_progress` or `say` does not end a run, and its traceback is in the log once."""
+    told = runs._heard(lambda _: 1 / 0)
+    told(1)
+    told(2)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
+def test_an_embedded_video_has_a_short_repr(films: Path, small_weights: Path) -> None:
+    """In a notebook the last line of a cell shows what it is, and not its numbers."""
+    found = p3d.embed_file(films / "0.mp4", small_weights)
+    assert repr(found) == "EmbeddedVideo(p3d-demo, 3 clips, 512 features, 1.60 s)"

@@ -366,3 +366,30 @@ def test_output_is_formatted_for_people() -> None:
     assert [human_bytes(n) for n in (5, 1500, 2.5e9)] == ["5 B", "1.5 kB", "2.5 GB"]
     assert [human_time(s) for s in (None, 9, 75, 11100)] == ["-", "9 s", "1 min 15 s", "3 h 05 min"]
     assert table([("a", "1"), ("bbb", "22")], right=(1,)) == ["a     1", "bbb  22"]
+
+
+@pytest.mark.parametrize("words", [(), ("results",), ("weights",)])
+def test_a_bare_command_shows_its_help(words: tuple[str, ...]) -> None:
+    """`p3d` alone prints the help with its lines, on stderr, and exits 2."""
+    code, printed, said = in_process(*words)
+    assert (code, printed) == (2, "") and said.startswith("Usage: ") and "\\x0a" not in said
+    assert len(said.splitlines()) > 8
+
+
+def test_a_name_with_a_dash_is_explained(job: LocalStore) -> None:
+    """A file name that looks like an option gets a hint."""
+    assert "is written ./-NAME" in in_process("search", job.url, "-dash.mp4")[2]
+
+
+def test_a_job_json_that_is_gone_is_named(job: LocalStore) -> None:
+    """If plans are there, the message does not advise to launch into that folder."""
+    (job.root / "job.json").unlink()
+    code, _, said = in_process("status", job.url)
+    assert code == 4 and "job.json is gone" in said and "launch" not in said
+
+
+def test_an_output_that_is_a_file_is_wrong_input(tmp_path: Path) -> None:
+    """Exit code 2, and what to name instead."""
+    (tmp_path / "file").write_text("")
+    code, _, said = in_process("status", str(tmp_path / "file"))
+    assert code == 2 and "is a file; name a folder" in said

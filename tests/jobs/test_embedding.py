@@ -158,7 +158,7 @@ def test_the_one_call(archive: Path, real_weights: Path, encoder: Encoder) -> No
     ("options", "says"),
     [
         ({"clips": "all"}, "every:STRIDE"),
-        ({"precision": "fp8"}, "not in fp8"),
+        ({"precision": "fp8"}, "not 'fp8'"),
         ({"precision": "fp16"}, "for CUDA devices"),
         ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
         ({"weights": "random:0"}, "choose one with --model"),

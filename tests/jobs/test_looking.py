@@ -319,3 +319,20 @@ def test_links_in_an_output_are_not_followed_to_other_outputs(tmp_path: Path) ->
         list(outputs_below(copied.url, StoreOptions()))
     assert [store.url for store in outputs_below(root.url, StoreOptions())] == [root.url]
     assert len(list(outputs_below(str(tmp_path / "outs"), StoreOptions()))) == 2
+
+
+def test_an_output_that_lost_a_derived_file_is_not_finished(tmp_path: Path) -> None:
+    """`status` says that files are missing and exits 6, as `verify` does, although the last run finished."""
+    store = LocalStore(str(tmp_path / "out"))
+    manifest = planned(store, tuple("abcdefgh"))
+    for shard in (0, 1):
+        commit_shard(store, shard_rows(manifest, shard), recipe(), manifest.user_columns(shard))
+    epoch = control.claim(store, {}, takeover=False, say=print)
+    control.beat(store, epoch.number, RunSnapshot(counter=1, state="finished", exit_code=3, sentence="finished"))
+    code, printed, _ = in_process("status", store.url, "--exit-code")
+    assert code in (0, 3) and "finished" in printed
+    next((store.root / "videos").iterdir()).unlink()
+    code, printed, _ = in_process("status", store.url, "--exit-code")
+    assert code == 6 and "stopped" in printed and "files of 1 shard are missing" in printed
+    code, _, said = in_process("verify", store.url)
+    assert code == 6 and "not made yet: 1 file of videos/ and failures/" in said

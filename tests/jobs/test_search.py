@@ -20,7 +20,7 @@ from p3d.jobs.job import rows_of, weights_key
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.errors import BadVideo, DamagedJob, InputError
-from p3d.pipeline.results.search.exact import LEVELS
+from p3d.pipeline.results.search.options import LEVELS
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO
 from tests.jobs.embedded import embed_all

@@ -19,11 +19,12 @@ from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.errors import DamagedJob, InputError, StoreError, StrayFile
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import index, index_cache
-from p3d.pipeline.results.search.exact import LEVELS, nearest
+from p3d.pipeline.results.search.exact import nearest
 from p3d.pipeline.results.search.index import KINDS, IndexRecord, nearest_by_index, opened, read_record
 from p3d.pipeline.results.search.index_build import _built, build_index
 from p3d.pipeline.results.search.index_cache import IndexFolder
 from p3d.pipeline.results.search.metrics import METRICS
+from p3d.pipeline.results.search.options import LEVELS
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.storage.urls import open_store

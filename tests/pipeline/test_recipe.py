@@ -71,7 +71,7 @@ runs = st.builds(
     RunOptions,
     workers=small,
     batch_size=small,
-    threads=small,
+    threads=st.integers(1, 1024),
     decode_tasks=small,
     device=st.sampled_from(["auto", "cpu", "cuda"]),
     video_timeout_s=st.floats(0.1, 1e6),
@@ -113,7 +113,7 @@ RECORDS = {
 def test_an_unknown_key_is_refused(name: str) -> None:
     """A key of another version, or a secret added by mistake, is refused by its name; its value is not repeated."""
     record = RECORDS[name]
-    with pytest.raises(InputError, match=rf"{name}: unknown or missing keys \['aws_secret_access_key'\]") as caught:
+    with pytest.raises(InputError, match=f"{name}: unknown keys: aws_secret_access_key ") as caught:
         type(record).from_dict(record.to_dict() | {"aws_secret_access_key": "canary"})
     assert "canary" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_a_missing_key_is_refused(name: str, key: str) -> None:
     """No key has a default: each missing key is refused by its name."""
     given = RECORDS[name].to_dict()
     del given[key]
-    with pytest.raises(InputError, match=rf"unknown or missing keys \['{key}'\]"):
+    with pytest.raises(InputError, match=f"missing keys: {key} "):
         type(RECORDS[name]).from_dict(given)
 
 
@@ -134,9 +134,9 @@ def test_nested_records_are_strict_too() -> None:
     """Unknown keys inside a plan's part or a run's limits are refused."""
     plan, run = RECORDS["PlanRecord"].to_dict(), RECORDS["RunOptions"].to_dict()
     plan["parts"][0]["odd"] = run["max_failures"]["odd"] = 1
-    with pytest.raises(InputError, match=r"PartRecord: .*\['odd'\]"):
+    with pytest.raises(InputError, match=r"PartRecord: unknown keys: odd "):
         PlanRecord.from_dict(plan)
-    with pytest.raises(InputError, match=r"MaxFailures: .*\['odd'\]"):
+    with pytest.raises(InputError, match=r"MaxFailures: unknown keys: odd "):
         RunOptions.from_dict(run)
 
 

@@ -69,7 +69,7 @@ def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monke
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(newest(out), dest)
     queries_QD = np_rng.standard_normal((rng.choice((1, 1, 5)), DIM)).astype(np.float32)
-    for level in search_module.LEVELS:
+    for level in ("clip", "video"):
         for metric in METRICS:
             where, keep = rng.choice(
                 [

@@ -21,8 +21,9 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.page.archive import Archive
-from p3d.pipeline.results.search.exact import LEVELS, POOL, Level, SearchResult, nearest
+from p3d.pipeline.results.search.exact import POOL, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index, read_record
+from p3d.pipeline.results.search.options import LEVELS, Level
 from p3d.pipeline.results.search.query import Query, clip_at, stored
 from p3d.pipeline.types import FLOAT32
 

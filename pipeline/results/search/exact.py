@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,9 @@ from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.search import where as conditions_of
 from p3d.pipeline.results.search.metrics import cosines, rule_of
+from p3d.pipeline.results.search.options import Level
 from p3d.pipeline.types import FLOAT32, FLOAT64
 
-Level = Literal["clip", "video"]
-LEVELS: tuple[Level, ...] = ("clip", "video")
 POOL = 1000  # best rows to find before near-duplicates are left out
 SCORES = 4 * 1024**2  # scores (rows x queries) computed at a time, 16 MiB
 PAIRS = 512  # pairs of a row and a query scored in float64 at a time

@@ -22,9 +22,10 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import DamagedJob, InputError
 from p3d.pipeline.results.search import where as conditions_of
-from p3d.pipeline.results.search.exact import POOL, Level, SearchResult, nearest
+from p3d.pipeline.results.search.exact import POOL, SearchResult, nearest
 from p3d.pipeline.results.search.index_cache import CachedFile, IndexFolder, for_faiss, name_old_index
 from p3d.pipeline.results.search.metrics import rule_of
+from p3d.pipeline.results.search.options import Level
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 

@@ -26,11 +26,11 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError, StoreUnknown
 from p3d.pipeline.results.sample import Reservoir, keys_of
-from p3d.pipeline.results.search.exact import Level
 from p3d.pipeline.results.search.index import IndexRecord, current, opened, read_record
 from p3d.pipeline.results.search.index import search as search_index
 from p3d.pipeline.results.search.index_cache import IndexFolder, for_faiss, name_old_index
 from p3d.pipeline.results.search.metrics import rule_of
+from p3d.pipeline.results.search.options import Level
 from p3d.pipeline.types import BOOL, FLOAT32
 
 TRAIN_BYTES = 512 * 1024**2

@@ -10,7 +10,7 @@ from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.results.search.exact import Level
+from p3d.pipeline.results.search.options import Level
 from p3d.pipeline.types import FLOAT32
 
 
