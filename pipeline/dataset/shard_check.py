@@ -219,7 +219,7 @@ class ShardCheck:
                     self._count_rows(file)
             features_RD = schema.features_of(table["embedding"], self.recipe.feature_dim)
             probs_RK = schema.probs_of(table, self.recipe.n_scores)
-            if possible and not _possible(table, features_RD, probs_RK, self.recipe.clip_frames):
+            if possible and not _possible(table, video_R, features_RD, probs_RK, self.recipe.clip_frames):
                 possible = False
                 self._found_some(f"rows {first - len(row_R)} to {first} hold impossible values", 1)
             if not self.problems:
@@ -272,14 +272,19 @@ def _readable(footer: Footer) -> tuple[pq.ParquetFile, int]:
     return footer
 
 
-def _possible(table: pa.Table, features_RD: FLOAT32, probs_RK: FLOAT32, clip_frames: int) -> bool:
-    """I6: whether all vectors of clip rows can be used, and all clips start at 0 or later and end after they start."""
+def _possible(table: pa.Table, video_R: INT64, features_RD: FLOAT32, probs_RK: FLOAT32, clip_frames: int) -> bool:
+    """I6: whether all vectors of clip rows can be used, and the times of all clips are possible.
+
+    Clips start at 0 or later and end after they start. None starts before the previous one of its video.
+    """
     usable = np.isfinite(features_RD).all() and (features_RD != 0).any(axis=1).all()
     usable = usable and schema.sound_probs(probs_RK).all()
     for start, end in (("start_frame", "end_frame"), ("start_s", "end_s")):
         usable = (
             usable and (table[start].to_numpy() < table[end].to_numpy()).all() and (table[start].to_numpy() >= 0).all()
         )
+    same_video, step = np.diff(video_R) == 0, np.diff(table["start_frame"].to_numpy())
+    usable = usable and not (same_video & (step < 0)).any()
     n_padded_R = table["n_padded"].to_numpy()
     return bool(usable and (n_padded_R >= 0).all() and (n_padded_R < clip_frames).all())
 

@@ -49,6 +49,7 @@ from p3d.jobs.scheduler.state import (
     WorkerUnready,
 )
 from p3d.jobs.totals import ShardKey, Totals
+from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import MaxFailures, RunOptions
 
 ANY_NUMBER = MaxFailures(count=10**9)  # a job that no number of failed videos stops
@@ -187,7 +188,7 @@ def test_the_exit_code_tells_of_failures(failures: dict[str, int], code: int) ->
     assert finish.exit_code == code
     n_failed = sum(failures.values())
     if code != 1:
-        assert f"{10 - n_failed} videos embedded, {n_failed or 'none'} failed" in finish.sentence
+        assert f"{counted(10 - n_failed, 'video')} embedded, {n_failed or 'none'} failed" in finish.sentence
 
 
 @pytest.mark.parametrize(("before", "code"), [({}, 0), ({"truncated": 1}, 3), ({"internal": 1}, 1)])

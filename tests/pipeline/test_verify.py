@@ -225,10 +225,22 @@ def of_another_shard(table: pa.Table, footer: dict[str, str]) -> pa.Table:
     return table
 
 
+def out_of_order(table: pa.Table, footer: dict[str, str]) -> pa.Table:
+    """The first clip starts after the second one of its video."""
+    return put("start_frame", 10_000)(put("end_frame", 10_016)(table, footer), footer)
+
+
 @pytest.mark.parametrize(
     "change",
-    [put("path", "x.mp4"), put("plan_seq", 9), put("start_s", -0.5), put("n_padded", 16), of_another_shard],
-    ids=["path", "plan_seq", "start_s", "n_padded", "shard"],
+    [
+        put("path", "x.mp4"),
+        put("plan_seq", 9),
+        put("start_s", -0.5),
+        put("n_padded", 16),
+        out_of_order,
+        of_another_shard,
+    ],
+    ids=["path", "plan_seq", "start_s", "n_padded", "order", "shard"],
 )
 def test_clip_rows_that_do_not_fit_the_plan_are_damage(
     store: LocalStore, manifest: Manifest, change: Callable[[pa.Table, dict[str, str]], pa.Table]
