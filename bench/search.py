@@ -27,7 +27,7 @@ from p3d.pipeline.clips.rules import ClipSpan
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, Recipe, ShardSizing
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.types import ClipRow, ShardRows, VideoEnd, VideoInfo, VideoOutcome
 from tests.pipeline.rows import recipe, videos
@@ -50,7 +50,9 @@ def write(folder: Path, n_rows: int) -> None:
     chosen: Recipe = recipe(feature_dim=DIM, embedding_dtype="float16")
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
     names = [f"v{at:06d}" for at in range(n_rows // CLIPS)]
-    manifest = Manifest(store, write_plan(store, 1, chosen, with_shards(videos(names), 64), 0))
+    manifest = Manifest(
+        store, write_plan(store, 1, chosen, with_shards(videos(names), ShardSizing(64)), 0, ShardSizing())
+    )
     n_frames = 16 * CLIPS
     info = VideoInfo(n_frames, 320, 240, 0, 25.0, n_frames / 25, "mp4", "h264", 0, "decord")
     for at in range(manifest.plan.n_shards):

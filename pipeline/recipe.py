@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ PART_ROWS = 1_000_000  # of a manifest part, at most
 MOST_NUMBERS = 1 << 20  # of a row, features or class probabilities; the largest network has 4096 features
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
 PRECISIONS = ("fp32", "bf16", "fp16")
+MOST_SHARD_VIDEOS = 100_000
+SHARD_VIDEOS = 64  # in a shard where the cost of a video is not known
+SHARD_S = 60.0  # seconds of one worker in a shard, about, where it is
 VIDEO_TIMEOUT_S = 300.0
 SHARD_ATTEMPTS = 4
 WORKER_DEATHS = 8
@@ -153,8 +157,13 @@ class PlanOptions:
         default_text="ids made from paths",
     )
     limit: int | None = option(None, "Take only the first N videos.", low=1, metavar="N", default_text="all")
-    shard_videos: int = option(
-        64, "Put N videos into a shard, the unit of commit and resume.", low=1, high=100_000, metavar="N"
+    shard_videos: int | None = option(
+        None,
+        "Put N videos into a shard, the unit of commit and resume.",
+        low=1,
+        high=MOST_SHARD_VIDEOS,
+        metavar="N",
+        default_text="about a minute of work, else 64",
     )
 
     def __post_init__(self) -> None:
@@ -166,7 +175,7 @@ class PlanKeywords(TypedDict, total=False):
 
     id_column: str | None
     limit: int | None
-    shard_videos: int
+    shard_videos: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +299,38 @@ class PartRecord(_Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class ShardSizing(_Strict):
+    """What decides which videos make a shard: at most `videos`, and about SHARD_S seconds of one worker.
+
+    A video of M megabytes takes `seconds_per_video + seconds_per_mb * M` seconds of one worker on a device of the kind
+    `device`; 0 of both means that nothing is known.
+    """
+
+    videos: int = SHARD_VIDEOS
+    device: str = ""
+    seconds_per_video: float = 0.0
+    seconds_per_mb: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """True if it tells what a video costs."""
+        return self.seconds_per_video > 0 or self.seconds_per_mb > 0
+
+    def seconds(self, size_bytes: int) -> float:
+        """Seconds of one worker that a video of this size takes, about; 0 if that is not known."""
+        return self.seconds_per_video + self.seconds_per_mb * max(size_bytes, 0) / 1e6
+
+    def check(self) -> None:
+        """InputError unless the values are those that p3d writes."""
+        seconds = (self.seconds_per_video, self.seconds_per_mb)
+        if type(self.videos) is not int or not 1 <= self.videos <= MOST_SHARD_VIDEOS:
+            raise InputError(f"sizing: {self.videos!r} is not a number of videos")
+        if not all(isinstance(one, int | float) and 0 <= one < math.inf for one in seconds):
+            raise InputError(f"sizing: {seconds} are not seconds")
+        check_names({"sizing.device": (self.device, "[a-z]{0,16}")})
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRecord(_Strict):
     """OUT/plans/<seq>.json: created once, after the parts, so a plan is complete or absent and its number is unique.
 
@@ -305,10 +346,12 @@ class PlanRecord(_Strict):
     size_bytes: int
     n_skipped: int
     parts: tuple[PartRecord, ...]
+    sizing: ShardSizing
     schema_version: int = SCHEMA_VERSION
 
     def check(self) -> None:
         """InputError unless the names and the counts are those of a plan that p3d writes."""
+        self.sizing.check()
         check_names({"digest": (self.digest, SHA256), "recipe_digest": (self.recipe_digest, SHA256)})
         numbers = (self.seq, self.size_bytes, self.n_skipped)
         if not all(type(number) is int and number >= 0 for number in numbers):
@@ -365,6 +408,8 @@ class PlanRecord(_Strict):
         if isinstance(given, dict) and isinstance(given.get("parts"), list | tuple):
             version = refuse_newer(given.get("schema_version", version), "it")
             given = {**given, "parts": [PartRecord.from_dict(part, version) for part in given["parts"]]}
+            if "sizing" in given:  # else it is named as missing
+                given["sizing"] = ShardSizing.from_dict(given["sizing"], version)
         return super(PlanRecord, cls).from_dict(given, version)
 
 

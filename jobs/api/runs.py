@@ -23,10 +23,12 @@ from p3d.jobs.planning.prepare import (
     add_plan,
     add_retry,
     create_job,
+    kind_of_device,
     prepare,
     refuse_unfit_device,
     run_options,
 )
+from p3d.jobs.planning.shard_size import Sample, known_sizing
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run import DAMAGED, ClaimedRun, ShowProgress, run_job
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
@@ -40,6 +42,7 @@ from p3d.jobs.trust import (
     skipped_plans,
     take_on_trust,
 )
+from p3d.pipeline.dataset.plans import load_plans
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.errors import (
     AlreadyRunning,
@@ -60,6 +63,7 @@ from p3d.pipeline.recipe import (
     RecipeOptions,
     RunKeywords,
     RunOptions,
+    ShardSizing,
     new_job_id,
 )
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
@@ -117,13 +121,21 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
         existing = refuse_other_job(store, prepared.recipe)
         found = find(src, s3, id_column=plan.id_column, tell=say)
         store.prove_create_once()
+        earlier = load_plans(store) if existing else []
+        known = known_sizing(plan.shard_videos, earlier, _kind(options, cluster))
         epoch = control.claim(store, options.to_dict(), takeover=how.takeover, say=say)
-        with control.Pulse(store, epoch.number) as pulse:
+        with (
+            control.Pulse(store, epoch.number) as pulse,
+            Sample(found.videos, prepared.recipe.sampling, s3, known) as sample,
+        ):
             job, trusted = job_of(store, prepared, existing, s3, how.trust, say)
             rule = EVERY_SOURCE if trusted else SourceRule(root, listed=named_in(src, found.videos))
             plans = {} if trusted else manifests(store, job)
             skipped = skipped_plans(plans, look(store, plans).todo, rule) if plans else {}
-            added = add_plan(store, job, found, shard_videos=plan.shard_videos, limit=plan.limit, without=skipped)
+            sizing = sample.sizing(prepared.clips_per_s, options.workers)
+            added = add_plan(store, job, found, sizing=sizing, limit=plan.limit, without=skipped)
+            if plan.shard_videos and any(one.sizing != sizing for one in earlier):
+                say(f"--shard-videos {plan.shard_videos} is for new plans; shards of earlier plans stay as they are")
             if added is None:
                 say("nothing in SRC is new or changed")
             else:
@@ -199,7 +211,8 @@ def retry_job(
     if elsewhere is not None:
         return elsewhere(store, s3, True)
     with _next_run(out, store, job, how, s3, EVERY_SOURCE) as run:
-        added = add_retry(run.store, job, frozenset(reasons), run.options.s3, shard_videos=plan.shard_videos)
+        known = known_sizing(plan.shard_videos, load_plans(run.store), _kind(run.options, run.cluster))
+        added = add_retry(run.store, job, frozenset(reasons), run.options.s3, sizing=known or ShardSizing())
         if added is not None:
             say(f"{counted(added.n_videos, 'video')} to retry, in {counted(added.n_shards, 'shard')}")
         return Ran(run.store, job, run_job(out, job, run, say=say, show_progress=how.show_progress))
@@ -223,6 +236,11 @@ def _next_run(
         epoch = control.claim(store, options.to_dict(), takeover=how.takeover, say=how.say)
         with control.Pulse(store, epoch.number) as pulse:
             yield ClaimedRun(store, options, epoch, pulse, cluster, rule)
+
+
+def _kind(options: RunOptions, cluster: Cluster | None) -> str:
+    """The kind of device whose speed decides the size of shards; empty for machines of a cluster, which may differ."""
+    return "" if cluster else kind_of_device(options.device)
 
 
 def _options(
@@ -324,7 +342,7 @@ def retry(
     out: str | os.PathLike[str],
     *,
     reasons: str | Sequence[str] = (),
-    shard_videos: int = PlanOptions().shard_videos,
+    shard_videos: int | None = None,
     on_progress: OnProgress | None = None,
     say: Say | None = None,
     address: str | None = None,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def retry(
     out: str,
     reasons: tuple[str, ...],
-    shard_videos: int,
+    shard_videos: int | None,
     trust: bool,
     takeover: bool,
     as_json: bool,

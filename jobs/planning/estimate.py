@@ -26,6 +26,7 @@ from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.decode_trial import How, Tried, trial
 from p3d.jobs.planning.network_trial import Bf16, embed_trial
 from p3d.jobs.planning.prepare import Prepared, default_workers
+from p3d.jobs.planning.shard_size import cpu_sizing
 from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import Pooling, derived
@@ -33,7 +34,7 @@ from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.probe import probe
 from p3d.pipeline.errors import VideoError
-from p3d.pipeline.recipe import Recipe
+from p3d.pipeline.recipe import Recipe, ShardSizing
 from p3d.pipeline.sources.identity import local_path
 from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
@@ -95,7 +96,7 @@ def estimate(
     prepared: Prepared,
     *,
     limit: int | None,
-    shard_videos: int,
+    shard_videos: int | None,
     workers: int | None,
     s3: StoreOptions,
 ) -> Estimate:
@@ -115,12 +116,15 @@ def estimate(
 
     network = embed_trial(prepared, good, cpus)
     device, rate = network.device, network.clips_per_s
-    n_shards = int(with_shards(videos, shard_videos)["shard"][-1].as_py()) + 1
-    output = _output_bytes(recipe, good, network.features_ND, network.probs_NK, n_clips, len(videos), n_shards)
     workers = workers or default_workers()
     on_cpu = device == "cpu"
     cores_s = (decode_s + MESSAGES_S * len(videos)) / cpus
     network_s = n_clips / (rate if on_cpu else rate * workers)  # a CPU's workers share its cores
+    sizing = ShardSizing() if shard_videos is None else ShardSizing(shard_videos)
+    if shard_videos is None and on_cpu:
+        sizing = cpu_sizing(recipe.sampling, (cores_s + network_s) * workers, len(videos), total / 1e6)
+    n_shards = int(with_shards(videos, sizing)["shard"][-1].as_py()) + 1
+    output = _output_bytes(recipe, good, network.features_ND, network.probs_NK, n_clips, len(videos), n_shards)
     warnings = []
     if output / n_shards > schema.MAX_OBJECT_BYTES / 2:
         size = f"{output / n_shards / 1024**3:.1f} GiB"

@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,6 +38,7 @@ from p3d.pipeline.recipe import (
     Recipe,
     RecipeOptions,
     RunOptions,
+    ShardSizing,
     new_job_id,
 )
 from p3d.pipeline.sources.listing import SourceListing, look_again
@@ -54,7 +57,7 @@ PLAIN_NAME = re.compile(r"[\w+-][\w .+-]*")  # of a file: no separator, control 
 NAME_BYTES = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A recipe with its weights; `content` is the safetensors file that all workers will load."""
 
@@ -62,6 +65,18 @@ class Prepared:
     weights: Weights
     content: bytes
     origin: str
+
+    @cached_property
+    def golden(self) -> list[float]:
+        """The features of the golden clip on this machine's CPU: D numbers."""
+        return [float(value) for value in golden_features(self.weights)]
+
+    def clips_per_s(self) -> float:
+        """The speed of this machine's CPU for a single clip, warmed up. Batches of a job are somewhat faster."""
+        _ = self.golden
+        started = time.monotonic()
+        golden_features(self.weights)
+        return 1 / (time.monotonic() - started)
 
 
 def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
@@ -144,10 +159,11 @@ def create_job(store: Store, prepared: Prepared, job_id: str = "") -> JobRecord:
     `job_id` is that of a new job, random if it is empty; the record of a job that existed before keeps its own.
     """
     recipe = prepared.recipe
-    store.create(weights_key(recipe), prepared.content)
-    golden = golden_features(prepared.weights)
-    record = {"features": [float(value) for value in golden], "what": "features of the golden clip, CPU, float32"}
-    store.create(golden_key(recipe), json.dumps(record).encode())
+    if store.head(weights_key(recipe)) is None:
+        store.create(weights_key(recipe), prepared.content)
+    if store.head(golden_key(recipe)) is None:
+        record = {"features": prepared.golden, "what": "features of the golden clip, CPU, float32"}
+        store.create(golden_key(recipe), json.dumps(record).encode())
     job = JobRecord(recipe, prepared.origin, software(), job_id or new_job_id())
     if store.create("job.json", job.to_json()) == EXISTS:
         job = read_job(store)
@@ -160,7 +176,7 @@ def add_plan(
     job: JobRecord,
     found: SourceListing,
     *,
-    shard_videos: int,
+    sizing: ShardSizing,
     limit: int | None,
     without: Collection[int] = (),
 ) -> PlanRecord | None:
@@ -178,11 +194,11 @@ def add_plan(
     if not videos.num_rows:
         return None
     seq = max((plan.seq for plan in every), default=0) + 1
-    return write_plan(store, seq, job.recipe, with_shards(videos, shard_videos), found.n_skipped)
+    return write_plan(store, seq, job.recipe, with_shards(videos, sizing), found.n_skipped, sizing)
 
 
 def add_retry(
-    store: Store, job: JobRecord, reasons: frozenset[str], s3: StoreOptions, *, shard_videos: int
+    store: Store, job: JobRecord, reasons: frozenset[str], s3: StoreOptions, *, sizing: ShardSizing
 ) -> PlanRecord | None:
     """Plan a retry of the failed videos, all or those with `reasons`; None if no video has failed.
 
@@ -203,7 +219,7 @@ def add_retry(
         videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
         tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
     again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
-    return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, shard_videos), 0)
+    return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, sizing), 0, sizing)
 
 
 def default_workers() -> int:
@@ -251,6 +267,11 @@ def most_decodes(machines: Machines) -> int:
     return min(max(1, machines.cpus), MAX_DECODE_TASKS)
 
 
+def kind_of_device(device: str, there: Machines | None = None) -> str:
+    """The kind of device that workers of a run use: "cpu", "cuda" or another type of torch. ValueError."""
+    return device_for(device).type if there is None else "cuda" if there.gpus and device != "cpu" else "cpu"
+
+
 def run_options(last: dict[str, Any], *, there: Machines | None = None, **given: Any) -> RunOptions:
     """The options of a run: those given, else those of the last run of this output, else the defaults.
 
@@ -265,7 +286,7 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
     if ":" in device:
         raise InputError(f"--device {device}: each worker gets its own GPU; set CUDA_VISIBLE_DEVICES to choose GPUs")
     try:
-        kind = device_for(device).type if there is None else "cuda" if there.gpus and device != "cpu" else "cpu"
+        kind = kind_of_device(device, there)
     except ValueError as error:
         raise InputError(str(error)) from None
     machines = there or Machines(usable_cpus(), usable_cpus(), default_workers())

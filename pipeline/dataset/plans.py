@@ -26,7 +26,7 @@ from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.files import UNREADABLE
 from p3d.pipeline.dataset.schema import own_columns, write_parquet
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing, StrayFile
-from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, Recipe, part_name
+from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, Recipe, ShardSizing, part_name
 from p3d.pipeline.storage.store import EXISTS, Store
 from p3d.pipeline.types import INT64, ShardPlan, VideoRef
 from p3d.pipeline.types.versions import names_in
@@ -71,8 +71,12 @@ def _as_numbers(videos: pa.Table) -> pa.Table:
     return videos
 
 
-def write_plan(store: Store, seq: int, recipe: Recipe, videos: pa.Table, n_skipped: int) -> PlanRecord:
+def write_plan(
+    store: Store, seq: int, recipe: Recipe, videos: pa.Table, n_skipped: int, sizing: ShardSizing
+) -> PlanRecord:
     """Create the parts in OUT/plans/<seq>-<plan8>/, then OUT/plans/<seq>.json. Idempotent. In the recipe's version.
+
+    `sizing` is what the shards of the rows were made by, which a later plan may use.
 
     The record is created once for each number. If two runs plan at the same moment, one gets AlreadyRunning, and its
     plan does not count.
@@ -94,7 +98,16 @@ def write_plan(store: Store, seq: int, recipe: Recipe, videos: pa.Table, n_skipp
         parts.append(PartRecord(name, sha256, part.num_rows, shards[0].as_py(), shards[-1].as_py() + 1))
     size_bytes = total_bytes(videos["size_bytes"].to_numpy())
     plan = PlanRecord(
-        seq, whole, recipe.digest, videos.num_rows, parts[-1].end_shard, size_bytes, n_skipped, tuple(parts), version
+        seq,
+        whole,
+        recipe.digest,
+        videos.num_rows,
+        parts[-1].end_shard,
+        size_bytes,
+        n_skipped,
+        tuple(parts),
+        sizing,
+        version,
     )
     if store.create(plan.key, plan.to_json()) == EXISTS:
         theirs = PlanRecord.from_json(store.read(plan.key), f"{store.url}/{plan.key}")

@@ -18,6 +18,7 @@ from p3d.jobs.worker.actor import WorkerSpec, encode_of
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.extract import extract_shard
+from p3d.pipeline.recipe import ShardSizing
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.storage.urls import open_store
@@ -29,7 +30,7 @@ def main() -> None:
     store = open_store(out)
     prepared = prepare(JobSpec(None, weights, clips=sys.argv[5]))
     job = create_job(store, prepared)
-    add_plan(store, job, find(source, DEFAULTS, id_column=None), shard_videos=int(sys.argv[4]), limit=None)
+    add_plan(store, job, find(source, DEFAULTS, id_column=None), sizing=ShardSizing(int(sys.argv[4])), limit=None)
     options = run_options({}, batch_size=default_batch("cpu"), device="cpu")
     decoding = WorkerSpec(out, job.recipe, options, (), "", "").decoding
     encoder = Encoder(

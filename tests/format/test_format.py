@@ -31,7 +31,7 @@ from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError
-from p3d.pipeline.recipe import JobRecord, digest
+from p3d.pipeline.recipe import JobRecord, ShardSizing, digest
 from p3d.pipeline.storage.local import LocalStore
 from tests.compat.build import unpack
 from tests.conftest import REPO
@@ -65,7 +65,9 @@ def build(root: Path, rng: Random) -> Path:
                 "weight",
                 pa.array([float("nan"), *[None, *map(float, names[2:] and [0.1] * 9)][: len(names) - 1]], pa.float64()),
             )
-        manifest = Manifest(store, write_plan(store, seq, chosen, with_shards(table, rng.randint(1, 4)), 0))
+        manifest = Manifest(
+            store, write_plan(store, seq, chosen, with_shards(table, ShardSizing(rng.randint(1, 4))), 0, ShardSizing())
+        )
         for shard in range(manifest.plan.n_shards):
             if whole or rng.random() < 0.7:
                 frames = rng.choices([0, 9, 16, 40, 70], k=5)

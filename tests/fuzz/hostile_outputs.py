@@ -36,7 +36,7 @@ from p3d.pipeline.dataset.plans import Manifest, plan_digest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.errors import MALFORMED
-from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, digest, new_job_id
+from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, ShardSizing, digest, new_job_id
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS
@@ -208,7 +208,7 @@ class Maker:
         ids: list[str] = []
         for seq in (1, 2):
             table = self._videos(seq, ids)
-            plan = write_plan(store, seq, stated, with_shards(table, 3), 0)
+            plan = write_plan(store, seq, stated, with_shards(table, ShardSizing(3)), 0, ShardSizing())
             manifest = Manifest(store, plan)
             for at in range(plan.n_shards):
                 if self.rng.random() < 0.75:

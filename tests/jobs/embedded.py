@@ -11,7 +11,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.extract import extract_shard
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, Store
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
@@ -26,7 +26,7 @@ def embed_all(
     job = create_job(store, prepared)
     own(store)
     encoder = Encoder(prepared.weights, batch_size=batch_size, threads=1, precision=job.recipe.precision)
-    plan = add_plan(store, job, find(source, DEFAULTS), shard_videos=shard_videos, limit=None)
+    plan = add_plan(store, job, find(source, DEFAULTS), sizing=ShardSizing(shard_videos), limit=None)
     assert plan is not None
     manifest = Manifest(store, plan)
     for at in range(plan.n_shards):

@@ -18,7 +18,7 @@ import pytest
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.results.page import connections
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import P3D, REPO
@@ -38,7 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     table = table.append_column("many", pa.array([bad] * 4))
     table = table.append_column("deep", pa.array([[bad, [math.nan]]] * 4))
     table = table.append_column("struct", pa.array([{"x": math.nan, "y": [math.inf]}] * 4))
-    manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, 4), 0))
+    manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, ShardSizing(4)), 0, ShardSizing()))
     commit_shard(store, shard_rows(manifest, 0, frames=(40, 16)), recipe(), manifest.user_columns(0))
     return store
 

@@ -9,6 +9,7 @@ from p3d.jobs.totals import count, ended
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.recipe import ShardSizing
 from tests.pipeline.rows import planned, recipe, shard_rows, videos
 from tests.sim.store import MemoryStore
 
@@ -24,7 +25,9 @@ def test_a_video_that_a_newer_plan_lists_does_not_count_in_its_older_shard() -> 
     """`d` was replaced before its shard was done: that shard counts one video less, and no failure."""
     store = MemoryStore()
     first = planned(store, "abcd", shard_videos=2)
-    second = Manifest(store, write_plan(store, 2, recipe(), with_shards(replaced("d"), 2), 0))
+    second = Manifest(
+        store, write_plan(store, 2, recipe(), with_shards(replaced("d"), ShardSizing(2)), 0, ShardSizing())
+    )
     plans = {1: first, 2: second}
     work = look(store, plans)
     assert (work.superseded, work.n_videos, len(work.todo)) == ({"d": 2}, 4, 3)

@@ -36,7 +36,7 @@ from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.decode.probe import Probe, probe
 from p3d.pipeline.decode.wanted_frames import Wanted
 from p3d.pipeline.errors import Reason
-from p3d.pipeline.recipe import RunOptions
+from p3d.pipeline.recipe import RunOptions, ShardSizing
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS
@@ -428,7 +428,7 @@ class TestShared:
         for decode_tasks in (1, 2):
             store = open_store(str(tmp_path / f"out{decode_tasks}"), DEFAULTS)
             job = create_job(store, prepared)
-            plan = add_plan(store, job, find(str(long), DEFAULTS), shard_videos=1, limit=None)
+            plan = add_plan(store, job, find(str(long), DEFAULTS), sizing=ShardSizing(1), limit=None)
             assert plan is not None
             manifest = Manifest(store, plan)
             options = RunOptions(1, 4, 1, decode_tasks, device="cpu")

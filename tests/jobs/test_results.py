@@ -20,7 +20,7 @@ from p3d.jobs.cli import VERBS, Verbs, cli
 from p3d.pipeline.dataset.plans import write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.sources.lists import read_ids
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO, p3d
@@ -141,7 +141,7 @@ def test_refusals_of_a_snapshot_have_messages_and_codes(out: LocalStore, tmp_pat
     damaged.write_bytes(content)
     LocalStore(dest).create("clips/part-00000.parquet", b"what a kill left")
     refused(5, "not finished; remove it", out.url, dest)
-    write_plan(out, 3, recipe_(), with_shards(videos(("y", "z")), 4), 0)
+    write_plan(out, 3, recipe_(), with_shards(videos(("y", "z")), ShardSizing(4)), 0, ShardSizing())
     refused(6, "2 of the videos", out.url, str(tmp_path / "dest2"))
 
 

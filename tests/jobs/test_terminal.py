@@ -34,7 +34,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import StrayFile
-from p3d.pipeline.recipe import JobRecord, RunOptions
+from p3d.pipeline.recipe import JobRecord, RunOptions, ShardSizing
 from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import recipe, shard_rows, videos
@@ -88,7 +88,7 @@ def hostile_output(root: Path, texts: list[str]) -> LocalStore:
         held = [f"{'file:///' if column == 'uri' else ''}{evil()}{number}" for number in range(4)]
         table = table.set_column(table.schema.get_field_index(column), column, pa.array(held))
     table = table.rename_columns([evil() if name == "label" else name for name in table.column_names])
-    manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, 2), 0))
+    manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, ShardSizing(2)), 0, ShardSizing()))
     rows = shard_rows(manifest, 0)
     done = []
     for outcome in rows.outcomes:
@@ -197,7 +197,7 @@ def test_any_names_of_videos_and_columns_are_data(names: list[str], column: str)
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(f"{folder}/out")
         store.create("job.json", JobRecord(recipe(), "random:0", {}).to_json())
-        manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, 4), 0))
+        manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, ShardSizing(4)), 0, ShardSizing()))
         rows = shard_rows(manifest, 0, frames=(40, 16, 33, 64))
         commit_shard(store, rows, recipe(), manifest.user_columns(0))
         assert in_process("verify", store.url, "--deep")[0] == 0
@@ -214,7 +214,9 @@ def test_an_output_whose_name_is_not_utf8_is_an_output(tmp_path: Path, small_wei
     chosen = recipe(weights_sha256=hashlib.sha256(content).hexdigest())
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
     store.create(f"weights/{chosen.weights_sha256}.safetensors", content)
-    manifest = Manifest(store, write_plan(store, 1, chosen, with_shards(videos("abcd"), 4), 0))
+    manifest = Manifest(
+        store, write_plan(store, 1, chosen, with_shards(videos("abcd"), ShardSizing(4)), 0, ShardSizing())
+    )
     commit_shard(store, shard_rows(manifest, 0, frames=(40, 16)), chosen, manifest.user_columns(0))
     assert stored_weights(store, chosen).name == "p3d-demo"
     for words in (

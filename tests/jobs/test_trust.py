@@ -27,7 +27,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import DamagedJob, OtherRecipe, StoreError, Untrusted
-from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, new_job_id
+from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, ShardSizing, new_job_id
 from p3d.pipeline.sources.below import SourceRule, is_below
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.local import LocalStore
@@ -227,7 +227,7 @@ def add_plan_of(store: Store, seq: int, names: str, folder: Path, chosen: Recipe
     table = videos(names)
     uris = [f"file://{folder}/{name}.mp4" for name in names]
     table = table.set_column(table.schema.get_field_index("uri"), "uri", [uris])
-    return Manifest(store, write_plan(store, seq, chosen, with_shards(table, 4), 0))
+    return Manifest(store, write_plan(store, seq, chosen, with_shards(table, ShardSizing(4)), 0, ShardSizing()))
 
 
 @pytest.fixture
@@ -279,8 +279,8 @@ def test_a_launch_into_a_foreign_job_reads_only_its_own_source(
     launching.job_of(store, prepared, None, DEFAULTS, False, print)
     found = find(str(source), DEFAULTS).videos
     taken = found.slice(0, 1).set_column(found.schema.get_field_index("uri"), "uri", [[f"file://{private}/p.mp4"]])
-    table = with_shards(taken, 1)
-    write_plan(store, 1, prepared.recipe, table, 0)
+    table = with_shards(taken, ShardSizing(1))
+    write_plan(store, 1, prepared.recipe, table, 0, ShardSizing())
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "mine"))
     code, _, err = in_process(*line)
     assert code == 6 and ran == [{f"file://{source}/a.mp4"}], err
@@ -309,7 +309,7 @@ def test_a_list_launched_again_into_a_foreign_job_is_planned_once(
     private = found.slice(0, 1).set_column(found.schema.get_field_index("video_id"), "video_id", [["x"]])
     private = private.set_column(found.schema.get_field_index("uri"), "uri", [["file:///private/p.mp4"]])
     rows = pa.concat_tables([private, found.slice(0, 1)], promote_options="permissive")
-    write_plan(store, 1, prepared.recipe, with_shards(rows, 1), 0)
+    write_plan(store, 1, prepared.recipe, with_shards(rows, ShardSizing(1)), 0, ShardSizing())
     monkeypatch.setenv("P3D_STATE", str(tmp_path / "mine"))
     line = ("launch", str(listed), store.url, "--weights", str(small_weights), "--device", "cpu")
     for again in (False, True):

@@ -12,7 +12,7 @@ from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import Reason
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, Recipe, ShardSizing
 from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, ClipRow, Failure, ShardRows, VideoEnd, VideoInfo, VideoOutcome, VideoRef
@@ -62,7 +62,7 @@ def planned(store: Store, names: Sequence[str], *, shard_videos: int = 4, recipe
     chosen = recipe_ or recipe()
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
     found = SourceListing(videos(names), ())
-    plan = write_plan(store, 1, chosen, with_shards(found.videos, shard_videos), 0)
+    plan = write_plan(store, 1, chosen, with_shards(found.videos, ShardSizing(shard_videos)), 0, ShardSizing())
     return Manifest(store, plan)
 
 

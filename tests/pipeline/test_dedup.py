@@ -15,7 +15,7 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.results import duplicates as dedup
 from p3d.pipeline.results.duplicates import find_duplicates
 from p3d.pipeline.storage.local import LocalStore
@@ -28,7 +28,9 @@ def commit(store: LocalStore, names: list[str], copies: dict[str, str], noise: f
     """Videos of thirteen clips each; the clips of a copy are those of another plus noise, one clip later."""
     chosen = recipe_(scores=False)
     store.create("job.json", JobRecord(chosen, "random:0", {}).to_json())
-    manifest = Manifest(store, write_plan(store, 1, chosen, with_shards(videos(names), shard_videos), 0))
+    manifest = Manifest(
+        store, write_plan(store, 1, chosen, with_shards(videos(names), ShardSizing(shard_videos)), 0, ShardSizing())
+    )
     rng = np.random.default_rng(5)
     of = {name: rng.standard_normal((13, DIM)).astype(np.float32) + 3 * rng.standard_normal(DIM) for name in names}
     for copy, original in copies.items():

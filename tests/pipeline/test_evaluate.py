@@ -24,7 +24,7 @@ from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.errors import DamagedJob, InputError
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, Recipe, ShardSizing
 from p3d.pipeline.results.evaluation.classes import class_names, top_k
 from p3d.pipeline.results.evaluation.labels import Labels, read_labels
 from p3d.pipeline.results.evaluation.scores import Hits, evaluate
@@ -44,7 +44,9 @@ def labels(key: str = "video_id", **of: int | Sequence[int]) -> Labels:
 def by_hand(store: LocalStore, probs_RK: list[list[float]]) -> None:
     """Videos a (3 clips), b (failed), c (1 clip), d (1 clip), with the given scores, clip by clip."""
     store.create("job.json", JobRecord(SCORED, "random:0", {}).to_json())
-    manifest = Manifest(store, write_plan(store, 1, SCORED, with_shards(videos("abcd"), 4), 0))
+    manifest = Manifest(
+        store, write_plan(store, 1, SCORED, with_shards(videos("abcd"), ShardSizing(4)), 0, ShardSizing())
+    )
     rows = replace(shard_rows(manifest, 0), probs_RK=np.array(probs_RK, np.float32))
     commit_shard(store, rows, SCORED, manifest.user_columns(0))
 

@@ -28,7 +28,7 @@ from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plan_
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
-from p3d.pipeline.recipe import PartRecord, PlanRecord
+from p3d.pipeline.recipe import SHARD_S, PartRecord, PlanRecord, ShardSizing
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
@@ -41,7 +41,7 @@ NAMES = tuple("abcdefghijk")
 
 
 def table(names: Any = NAMES, shard_videos: int = 4) -> pa.Table:
-    return with_shards(videos(names), shard_videos)
+    return with_shards(videos(names), ShardSizing(shard_videos))
 
 
 def put(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:
@@ -72,7 +72,7 @@ def test_every_row_is_in_one_shard_and_shards_are_consecutive(sizes: list[int], 
     rows = put(videos([f"v{at:03d}" for at in range(len(sizes))]), "size_bytes", sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("p3d.pipeline.dataset.sharding.SHARD_BYTES", 100)
-        sharded = with_shards(rows, shard_videos)
+        sharded = with_shards(rows, ShardSizing(shard_videos))
     assert sharded.drop_columns(["shard"]).equals(rows)
     assert sharded.column_names[: len(MANIFEST)] == MANIFEST.names
     of = sharded["shard"].to_pylist()
@@ -85,12 +85,36 @@ def test_every_row_is_in_one_shard_and_shards_are_consecutive(sizes: list[int], 
             assert len(run) == shard_videos or sum(max(size, 0) for size in run) + following[0] > 100
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-1, 150), min_size=1, max_size=60), st.sampled_from([0.0, 7.0]), st.sampled_from([0.0, 1.0])
+)
+def test_a_shard_is_about_a_minute_where_the_cost_of_a_video_is_known(
+    megabytes: list[int], per_video: float, per_mb: float
+) -> None:
+    """No shard exceeds SHARD_S seconds by its estimate, unless it is one video, and none is closed before it had to."""
+    sizing = ShardSizing(40, "cpu", per_video, per_mb)
+    sizes = [size * 1_000_000 for size in megabytes]
+    of = with_shards(put(videos([f"v{at:03d}" for at in range(len(sizes))]), "size_bytes", sizes), sizing)["shard"]
+    runs = [list(map(sizing.seconds, sizes))[at:end] for at, end in pairwise([*_starts(of.to_pylist()), len(sizes)])]
+    for run, following in zip(runs, [*runs[1:], None], strict=True):
+        assert sum(run) <= SHARD_S or len(run) == 1
+        assert following is None or len(run) == 40 or sum(run) + following[0] > SHARD_S
+
+
+def _starts(shards: list[int]) -> list[int]:
+    return [at for at, shard in enumerate(shards) if at == 0 or shard != shards[at - 1]]
+
+
 def test_shards_do_not_depend_on_how_the_table_is_stored() -> None:
     """Rows in many chunks give the shards of rows in one."""
     rows = videos(NAMES)
     chunked = pa.concat_tables([rows.slice(at, 1) for at in range(len(rows))])
-    assert with_shards(chunked, 3)["shard"].to_pylist() == with_shards(rows, 3)["shard"].to_pylist()
-    assert with_shards(rows, 3)["shard"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert (
+        with_shards(chunked, ShardSizing(3))["shard"].to_pylist()
+        == with_shards(rows, ShardSizing(3))["shard"].to_pylist()
+    )
+    assert with_shards(rows, ShardSizing(3))["shard"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
 
 
 # --- digest -----------------------------------------------------------------------------------------------------------
@@ -168,7 +192,7 @@ USERS = {
 def test_a_users_column_of_any_type_comes_back(store: LocalStore, kind: str) -> None:
     """What a Parquet list may hold is in the manifest with its values, and the plan still matches its digest."""
     rows = table(("a", "b")).append_column("own", USERS[kind])
-    plan = write_plan(store, 1, RECIPE, rows, 0)
+    plan = write_plan(store, 1, RECIPE, rows, 0, ShardSizing())
     own = Manifest(store, plan).videos["own"]
     assert repr(own.to_pylist()) == repr(USERS[kind].to_pylist())  # repr, because NaN is not NaN
 
@@ -177,7 +201,7 @@ def test_a_users_column_of_any_type_comes_back(store: LocalStore, kind: str) -> 
 def test_a_users_column_of_nanoseconds_comes_back(store: LocalStore, kind: pa.DataType) -> None:
     """`2024-01-01 00:00:00.123456789` in a CSV list is a timestamp of nanoseconds, and gives no traceback."""
     rows = table(("a", "b")).append_column("own", pa.array([1704067200123456789, None], pa.int64()).cast(kind))
-    plan = write_plan(store, 1, RECIPE, rows, 0)
+    plan = write_plan(store, 1, RECIPE, rows, 0, ShardSizing())
     assert Manifest(store, plan).videos["own"].cast(pa.int64()).to_pylist() == [1704067200123456789, None]
 
 
@@ -193,7 +217,7 @@ def test_nanoseconds_of_other_columns_are_no_traceback(store: LocalStore, value:
     """Times of day and nested times of nanoseconds are kept, or refused with a message."""
     rows = table(("a", "b")).append_column("own", pa.array([value, None], kind))
     with contextlib.suppress(InputError):
-        assert Manifest(store, write_plan(store, 1, RECIPE, rows, 0)).videos.equals(rows)
+        assert Manifest(store, write_plan(store, 1, RECIPE, rows, 0, ShardSizing())).videos.equals(rows)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -202,7 +226,7 @@ def test_nanoseconds_of_other_columns_are_no_traceback(store: LocalStore, value:
 def test_a_plan_is_written_and_read_back(store: LocalStore) -> None:
     """A plan's record says how many videos, shards and bytes; the manifest gives the rows back."""
     rows = put(table(), "size_bytes", [*range(10), -1])
-    plan = write_plan(store, 3, RECIPE, rows, 7)
+    plan = write_plan(store, 3, RECIPE, rows, 7, ShardSizing())
     assert plan.digest == plan_digest(RECIPE.digest, 3, rows) and plan.folder == f"plans/0003-{plan.digest[:8]}"
     assert (plan.seq, plan.n_videos, plan.n_shards, plan.size_bytes, plan.n_skipped) == (3, 11, 3, 45, 7)
     assert load_plans(store) == [plan]
@@ -214,16 +238,16 @@ def test_a_plan_is_written_and_read_back(store: LocalStore) -> None:
 def test_a_plan_on_s3_is_the_same(store: LocalStore, bucket: str) -> None:
     """Both kinds of store give one plan of the same digest."""
     far = open_store(f"s3://{bucket}/out")
-    plan = write_plan(far, 1, RECIPE, table(), 0)
-    assert load_plans(far) == [plan] == [write_plan(store, 1, RECIPE, table(), 0)]
+    plan = write_plan(far, 1, RECIPE, table(), 0, ShardSizing())
+    assert load_plans(far) == [plan] == [write_plan(store, 1, RECIPE, table(), 0, ShardSizing())]
     assert Manifest(far, plan).videos.equals(table())
 
 
 def test_writing_a_plan_again_changes_nothing(store: LocalStore) -> None:
     """The second time gives the same record and touches no file."""
-    first = write_plan(store, 1, RECIPE, table(), 2)
+    first = write_plan(store, 1, RECIPE, table(), 2, ShardSizing())
     before = files_of(store)
-    assert write_plan(store, 1, RECIPE, table(), 2) == first
+    assert write_plan(store, 1, RECIPE, table(), 2, ShardSizing()) == first
     assert files_of(store) == before
 
 
@@ -252,17 +276,17 @@ def test_a_plan_exists_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     """Killed at any create, there is no plan until its record is there; doing it again completes the same files."""
     monkeypatch.setattr(manifest_module, "PART_ROWS", 4)
     whole = LocalStore(str(tmp_path / "whole"))
-    plan = write_plan(whole, 1, RECIPE, table(), 0)
+    plan = write_plan(whole, 1, RECIPE, table(), 0, ShardSizing())
     contents = {key: content for key, (content, _) in files_of(whole).items()}
     assert len(contents) == 4
     for creates in range(4):
         for after in (False, True):
             url = str(tmp_path / f"{creates}{after}")
             with pytest.raises(Killed):
-                write_plan(Dying(url, creates, after=after), 1, RECIPE, table(), 0)
+                write_plan(Dying(url, creates, after=after), 1, RECIPE, table(), 0, ShardSizing())
             store = LocalStore(url)
             assert load_plans(store) == ([plan] if (creates, after) == (3, True) else [])
-            assert write_plan(store, 1, RECIPE, table(), 0) == plan and load_plans(store) == [plan]
+            assert write_plan(store, 1, RECIPE, table(), 0, ShardSizing()) == plan and load_plans(store) == [plan]
             assert {key: content for key, (content, _) in files_of(store).items()} == contents
 
 
@@ -274,7 +298,7 @@ def test_parts_of_another_writer_are_kept(store: LocalStore, tmp_path: Path) -> 
     pq.write_table(rows, path, compression="gzip", row_group_size=2)
     key = f"plans/0001-{whole[:8]}/manifest-00000.parquet"
     store.create(key, path)
-    plan = write_plan(store, 1, RECIPE, rows, 0)
+    plan = write_plan(store, 1, RECIPE, rows, 0, ShardSizing())
     assert store.read(key) == path.read_bytes() and Manifest(store, plan).videos.equals(rows)
 
 
@@ -286,7 +310,7 @@ def test_parts_end_where_shards_end(n_videos: int, shard_videos: int, part_rows:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_module, "PART_ROWS", part_rows)
         store = LocalStore(folder)
-        plan = write_plan(store, 1, RECIPE, rows, 0)
+        plan = write_plan(store, 1, RECIPE, rows, 0, ShardSizing())
         parts = [read_part(store, plan, part) for part in plan.parts]
         assert Manifest(store, plan).videos.equals(rows)
     assert pa.concat_tables(parts).equals(rows)
@@ -313,7 +337,7 @@ def test_a_shard_holds_its_videos(store: LocalStore) -> None:
     ]
     fields = [field for field in MANIFEST if field.name != "shard"]
     rows = pa.table([pa.array([getattr(r, f.name) for r in refs], f.type) for f in fields], schema=pa.schema(fields))
-    plan = write_plan(store, 12, RECIPE, with_shards(rows, 2), 0)
+    plan = write_plan(store, 12, RECIPE, with_shards(rows, ShardSizing(2)), 0, ShardSizing())
     manifest = Manifest(store, plan)
     shards = [manifest.shard(at) for at in range(plan.n_shards)]
     assert [ref for shard in shards for ref in shard.videos] == refs
@@ -325,7 +349,7 @@ def test_a_shard_holds_its_videos(store: LocalStore) -> None:
 
 def test_users_columns_of_a_shard_are_those_of_its_videos(store: LocalStore) -> None:
     """user_columns has video_id and the user's columns, and none of ours."""
-    manifest = Manifest(store, write_plan(store, 1, RECIPE, table(), 0))
+    manifest = Manifest(store, write_plan(store, 1, RECIPE, table(), 0, ShardSizing()))
     own = manifest.user_columns(1)
     assert own.column_names == ["video_id", "label"]
     assert own.to_pylist() == [{"video_id": name, "label": f"label of {name}"} for name in "efgh"]
@@ -336,7 +360,7 @@ def test_a_shard_is_handed_over_without_the_rest_of_its_plan(store: LocalStore) 
     sizes = []
     for seq, n_shards in ((1, 3), (2, 1000)):
         names = [f"{at:032x}" for at in range(4 * n_shards)]
-        manifest = Manifest(store, write_plan(store, seq, RECIPE, table(names), 0))
+        manifest = Manifest(store, write_plan(store, seq, RECIPE, table(names), 0, ShardSizing()))
         given = (manifest.shard(2), manifest.user_columns(2))
         content = pickle.dumps(given, protocol=5)
         assert pickle.loads(content) == given
@@ -354,7 +378,14 @@ def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
         (9999, ["a", "b"], "1" * 16),
     ):
         kept = rows.filter(pc.is_in(rows["video_id"], pa.array(names)))
-        write_plan(store, seq, RECIPE, with_shards(put(kept, "version", [version] * len(kept)), 4), 0)
+        write_plan(
+            store,
+            seq,
+            RECIPE,
+            with_shards(put(kept, "version", [version] * len(kept)), ShardSizing(4)),
+            0,
+            ShardSizing(),
+        )
     plans = load_plans(store)
     assert [plan.seq for plan in plans] == [1, 9999, 10_000]
     manifests = [Manifest(store, plan) for plan in reversed(plans)]
@@ -382,7 +413,7 @@ def flips(store: LocalStore, key: str, step: int, check: Callable[[], None]) -> 
 @pytest.mark.fault(44)
 def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
     """Whatever bit of a manifest part flips, the manifest is refused and the file named."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
 
     def check() -> None:
         with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is not the file that was planned; restore it"):
@@ -395,7 +426,7 @@ def test_a_flipped_bit_of_a_part_is_damage(store: LocalStore) -> None:
 @pytest.mark.fault(44)
 def test_a_missing_part_is_damage(store: LocalStore) -> None:
     """A missing part is reported, with a remedy."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     (store.root / plan.folder / "manifest-00000.parquet").unlink()
     with pytest.raises(DamagedJob, match=r"manifest-00000\.parquet is missing; restore it, or start at another output"):
         Manifest(store, plan)
@@ -404,7 +435,7 @@ def test_a_missing_part_is_damage(store: LocalStore) -> None:
 @pytest.mark.fault(44)
 def test_a_flipped_bit_of_a_plans_record_is_damage(store: LocalStore) -> None:
     """Whatever bit of a plan's record flips, the plan is refused; status and progress rest on its numbers."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
 
     def check() -> None:
         with pytest.raises(DamagedJob, match=r"0001\.json"):
@@ -420,7 +451,7 @@ def test_a_flipped_bit_of_a_plans_record_is_damage(store: LocalStore) -> None:
 @pytest.mark.fault(44)
 def test_an_edited_record_is_damage(store: LocalStore, name: str) -> None:
     """A value that was edited by hand is found, whichever it was, and the file is named."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     path = store.root / plan.key
     given = json.loads(path.read_text())
     record = given["plan"]["parts"][0] if name.startswith("part.") else given["plan"]
@@ -433,7 +464,7 @@ def test_an_edited_record_is_damage(store: LocalStore, name: str) -> None:
 @pytest.mark.parametrize("name", ["digest", "recipe_digest", "n_shards", "seq"])
 def test_a_record_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
     """A valid record that does not belong to these parts is found: other digest (its end, too), recipe or counts."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     value = getattr(plan, name)
     other = replace(plan, **{name: value[:-1] + "_" if isinstance(value, str) else value + 1})
     (store.root / plan.key).write_bytes(other.to_json())
@@ -443,7 +474,7 @@ def test_a_record_of_other_rows_is_damage(store: LocalStore, name: str) -> None:
 
 def test_a_record_under_another_number_is_damage(store: LocalStore) -> None:
     """A record that was renamed, or copied from another output, is found before any manifest is read."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     (store.root / plan.key).rename(store.root / "plans" / "0002.json")
     with pytest.raises(DamagedJob, match="not the record of that number"):
         load_plans(store)
@@ -452,7 +483,7 @@ def test_a_record_under_another_number_is_damage(store: LocalStore) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"plan": {"parts": 5}}', b"{"])
 def test_a_record_that_cannot_be_read_is_damage(store: LocalStore, content: bytes) -> None:
     """Anything that is not a plan is DamagedJob with a remedy."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     (store.root / plan.key).write_bytes(content)
     with pytest.raises(DamagedJob, match=r"0001\.json cannot be read .*restore it"):
         load_plans(store)
@@ -461,7 +492,7 @@ def test_a_record_that_cannot_be_read_is_damage(store: LocalStore, content: byte
 @pytest.mark.parametrize("content", ["[]", "5", "null", '{"plan": 5}', '{"plan": []}', '{"plan": {"parts": [5]}}'])
 def test_a_record_of_another_shape_is_damage(store: LocalStore, content: str) -> None:
     """Valid JSON that is not a plan is DamagedJob too, not a traceback."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     (store.root / plan.key).write_text(content)
     with pytest.raises(DamagedJob):
         load_plans(store)
@@ -469,17 +500,17 @@ def test_a_record_of_another_shape_is_damage(store: LocalStore, content: str) ->
 
 def test_of_two_that_plan_at_once_one_is_told(store: LocalStore) -> None:
     """A number belongs to the plan whose record was created first; the other run stops, and the job continues."""
-    first = write_plan(store, 1, RECIPE, table(("a", "b")), 0)
+    first = write_plan(store, 1, RECIPE, table(("a", "b")), 0, ShardSizing())
     with pytest.raises(AlreadyRunning, match="planned at this moment"):
-        write_plan(store, 1, RECIPE, table(("a", "c")), 0)
+        write_plan(store, 1, RECIPE, table(("a", "c")), 0, ShardSizing())
     assert load_plans(store) == [first]
-    second = write_plan(store, 2, RECIPE, table(("a", "c")), 0)
+    second = write_plan(store, 2, RECIPE, table(("a", "c")), 0, ShardSizing())
     assert load_plans(store) == [first, second]
 
 
 def test_the_same_videos_planned_again_are_other_shards(store: LocalStore) -> None:
     """A second retry of an unchanged file is a plan with new shards, not those of the first retry."""
-    plans = [write_plan(store, seq, RECIPE, table(), 0) for seq in (1, 2)]
+    plans = [write_plan(store, seq, RECIPE, table(), 0, ShardSizing()) for seq in (1, 2)]
     names = [Manifest(store, plan).shard(0).name for plan in plans]
     assert names[0] != names[1]
 
@@ -512,7 +543,7 @@ def test_no_plans_are_no_damage(store: LocalStore) -> None:
 @pytest.mark.fault(57)
 def test_a_record_names_only_files_of_its_own_plan(store: LocalStore, where: str, name: str, value: Any) -> None:
     """A record with a correct digest, as a stranger can write it, is refused if a name or count is not one of ours."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     if where == "part":
         plan = replace(plan, parts=(replace(plan.parts[0], **{name: value}), *plan.parts[1:]))
     else:
@@ -525,7 +556,7 @@ def test_a_record_names_only_files_of_its_own_plan(store: LocalStore, where: str
 @pytest.mark.fault(57)
 def test_a_part_of_other_columns_is_damage(store: LocalStore) -> None:
     """A part whose digest the record states is refused unless it is a manifest: columns, types and number of rows."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     path = store.root / plan.folder / plan.parts[0].name
     for content in (table().drop_columns(["uri"]), table().slice(1), put(table(), "size_bytes", [None] * 11), None):
         if content is None:
@@ -545,7 +576,7 @@ def test_a_part_of_other_columns_is_damage(store: LocalStore) -> None:
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_plan_does_not_claim_more_than_its_parts_can_hold(store: LocalStore, lost: bool) -> None:
     """A million shards claimed for a part of eleven rows, or for a missing one, are refused before they are counted."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     part = replace(plan.parts[0], n_videos=10**6, end_shard=10**6)
     claims = replace(plan, n_videos=10**6, n_shards=10**6, parts=(part,))
     (store.root / plan.key).write_bytes(claims.to_json())
@@ -578,7 +609,7 @@ def test_the_rows_of_a_part_are_in_the_shards_that_its_record_claims(shards: lis
         path.parent.mkdir(parents=True)
         pq.write_table(rows, path)
         part = PartRecord(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), len(shards), first, end)
-        plan = PlanRecord(1, "0" * 64, RECIPE, len(shards), end, 0, 0, (part,))
+        plan = PlanRecord(1, "0" * 64, RECIPE, len(shards), end, 0, 0, (part,), ShardSizing())
         if right:
             assert read_part(store, plan, part)["shard"].to_pylist() == shards
         else:
@@ -589,7 +620,7 @@ def test_the_rows_of_a_part_are_in_the_shards_that_its_record_claims(shards: lis
 @pytest.mark.fault(57)
 def test_rows_that_the_record_does_not_claim_are_not_read(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small part that says it has ten million rows is refused before any of them is in memory."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     path = store.root / plan.folder / plan.parts[0].name
     path.unlink()
     pq.write_table(pa.table({"a": pa.repeat(1, 10**7)}), path)
@@ -603,7 +634,7 @@ def test_rows_that_the_record_does_not_claim_are_not_read(store: LocalStore, mon
 @pytest.mark.fault(58)
 def test_stray_files_among_the_plans_are_skipped_and_named(store: LocalStore) -> None:
     """Files of a file manager are not plans: each is named, and the plan is read. Half a plan is damage."""
-    plan = write_plan(store, 1, RECIPE, table(), 0)
+    plan = write_plan(store, 1, RECIPE, table(), 0, ShardSizing())
     strays = [".DS_Store", "._0001.json", "0001.json.swp", "1.json", f"0001-{plan.plan8}/.DS_Store"]
     for name in strays:
         (store.root / "plans" / name).write_bytes(b"\x00\x05\x16\x07")

@@ -23,6 +23,7 @@ from p3d.pipeline.recipe import (
     PlanRecord,
     Recipe,
     RunOptions,
+    ShardSizing,
     digest,
 )
 from p3d.pipeline.types.policy import Decoder, Partial
@@ -102,7 +103,7 @@ def test_a_job_record_comes_back(chosen: Recipe, origin: str, versions: dict[str
 RECORDS = {
     "Recipe": recipe(),
     "PartRecord": PartRecord("manifest-00000.parquet", "0" * 64, 1, 0, 1),
-    "PlanRecord": PlanRecord(1, "0" * 64, "1" * 64, 1, 1, 10, 0, (PartRecord("m", "0" * 64, 1, 0, 1),)),
+    "PlanRecord": PlanRecord(1, "0" * 64, "1" * 64, 1, 1, 10, 0, (PartRecord("m", "0" * 64, 1, 0, 1),), ShardSizing()),
     "RunOptions": RunOptions(1, 4, 1, 2, max_failures=MaxFailures(count=3)),
     "MaxFailures": MaxFailures(percent=5.0),
 }

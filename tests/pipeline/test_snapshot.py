@@ -37,7 +37,7 @@ from p3d.pipeline.errors import (
     StoreUnknown,
     Unfinished,
 )
-from p3d.pipeline.recipe import JobRecord, Recipe, digest
+from p3d.pipeline.recipe import JobRecord, Recipe, ShardSizing, digest
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
@@ -68,7 +68,9 @@ def add_plan(
     chosen = chosen or recipe_()
     store.create("job.json", JobRecord(chosen, "random:0", {"numpy": "2"}).to_json())
     store.create(f"weights/{chosen.weights_sha256}.safetensors", WEIGHTS)
-    manifest = Manifest(store, write_plan(store, seq, chosen, with_shards(table, shard_videos), 0))
+    manifest = Manifest(
+        store, write_plan(store, seq, chosen, with_shards(table, ShardSizing(shard_videos)), 0, ShardSizing())
+    )
     for shard in range(manifest.plan.n_shards if commit else 0):
         rows = shard_rows(manifest, shard, seed=seq, frames=frames, n_scores=chosen.n_scores)
         commit_shard(store, rows, chosen, manifest.user_columns(shard))

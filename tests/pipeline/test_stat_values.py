@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from p3d.pipeline.dataset.plans import Manifest, load_plans, total_bytes, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.fetch import local_file
+from p3d.pipeline.recipe import ShardSizing
 from p3d.pipeline.sources import identity
 from p3d.pipeline.sources.identity import content_version, s3_row
 from p3d.pipeline.sources.listing import find, look_again
@@ -62,7 +63,7 @@ def test_any_stat_value_is_planned(values: list[tuple[int, int]], listed: bool) 
         assert [row["mtime_ns"] for row in rows] == [at if -(2**63) <= at < 2**63 else None for _, at in values]
         assert look_again(found.videos, HERE).equals(found.videos)
         store = LocalStore(f"{folder}/out")
-        plan = write_plan(store, 1, recipe(), with_shards(found.videos, 2), 0)
+        plan = write_plan(store, 1, recipe(), with_shards(found.videos, ShardSizing(2)), 0, ShardSizing())
         assert load_plans(store) == [plan] and Manifest(store, plan).videos.num_rows == len(values)
         assert plan.size_bytes == sum(max(size, 0) for size, _ in values)
 

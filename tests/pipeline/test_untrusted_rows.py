@@ -21,7 +21,7 @@ from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.dataset.snapshot_record import SnapshotRecord, read_snapshot
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.errors import MALFORMED, DamagedJob, StoreUnsafe
-from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, digest
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe, ShardSizing, digest
 from p3d.pipeline.results.page.archive import read_archive
 from p3d.pipeline.results.search.exact import nearest
 from p3d.pipeline.storage.local import LocalStore
@@ -36,7 +36,7 @@ def finished(root: Path, table: pa.Table | None = None) -> LocalStore:
         manifest = planned(store, "abcd")
     else:
         store.create("job.json", JobRecord(recipe(), "random:0", {}).to_json())
-        manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, 4), 0))
+        manifest = Manifest(store, write_plan(store, 1, recipe(), with_shards(table, ShardSizing(4)), 0, ShardSizing()))
     commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
     return store
 

@@ -20,6 +20,7 @@ from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.errors import Reason, StoreDenied, StoreNoBucket, StoreUnknown, VideoError
+from p3d.pipeline.recipe import ShardSizing
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.s3 import body as s3_body
@@ -140,7 +141,9 @@ def test_any_key_is_listed_planned_and_read(any_front: Proxy, scratch: Path, tmp
     uris = [s3_uri(store.bucket, store.prefix + name) for name in UNTYPED]
     pq.write_table(pa.table({"uri": [*found.videos["uri"].to_pylist(), *uris]}), listed)
     out = LocalStore(str(tmp_path / "out"))
-    plan = write_plan(out, 1, recipe(), with_shards(find(str(listed), DEFAULTS).videos, 100), 0)
+    plan = write_plan(
+        out, 1, recipe(), with_shards(find(str(listed), DEFAULTS).videos, ShardSizing(100)), 0, ShardSizing()
+    )
     videos = Manifest(out, plan).shard(0).videos
     assert len(videos) == len(names)
     assert {fetched(video, scratch).decode() for video in videos} == names

@@ -20,7 +20,7 @@ from p3d.jobs.scheduler.run_snapshot import VideoCounts
 from p3d.pipeline.dataset import commit, schema, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.errors import JobError, OtherRecipe
-from p3d.pipeline.recipe import RunOptions
+from p3d.pipeline.recipe import RunOptions, ShardSizing
 from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
 from tests.pipeline.rows import recipe, videos
@@ -163,7 +163,7 @@ class Life(World):
         epoch, options = self.claim(store, takeover=takeover)
         record = planning.create_job(store, PREPARED)
         found = SourceListing(source(names), ())
-        added = planning.add_plan(store, record, found, shard_videos=SHARD_VIDEOS, limit=None)
+        added = planning.add_plan(store, record, found, sizing=ShardSizing(SHARD_VIDEOS), limit=None)
         self.fired["source grown or changed"] += added is not None and added.seq > 1
         code = self.run(store, epoch, options)
         if code in FINISHED:
@@ -186,7 +186,7 @@ class Life(World):
         if not verify.current_failures(store):
             return 0
         epoch, options = self.claim(store, takeover=takeover)
-        added = planning.add_retry(store, record, frozenset(), StoreOptions(), shard_videos=SHARD_VIDEOS)
+        added = planning.add_retry(store, record, frozenset(), StoreOptions(), sizing=ShardSizing(SHARD_VIDEOS))
         self.fired["failures retried"] += added is not None
         return self.run(store, epoch, options)
 

@@ -21,7 +21,7 @@ from p3d.pipeline.dataset import commit, schema
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError, NoSuchJob, StoreMissing
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import CREATED, EXISTS, Store
 from tests.pipeline.rows import recipe, shard_rows, videos
@@ -55,7 +55,7 @@ def launch(store: Store, names: tuple[str, ...], attempts: Attempts) -> None:
     store.create("weights/0.safetensors", b"weights")
     if store.create("job.json", JOB.to_json()) == EXISTS:
         JobRecord.from_json(store.read("job.json"), store.url)
-    add_plan(store, JOB, SourceListing(videos(names), ()), shard_videos=2, limit=None)
+    add_plan(store, JOB, SourceListing(videos(names), ()), sizing=ShardSizing(2), limit=None)
     work_off(store, epoch, attempts)
 
 
