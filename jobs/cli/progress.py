@@ -22,9 +22,12 @@ def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
     if sys.stderr.isatty():
         yield from _bar(n_videos)
         return
-    last, paused = [-LINE_EVERY_S], [""]
+    last, paused, stopping = [-LINE_EVERY_S], [""], [""]
 
     def line(now: RunSnapshot) -> None:
+        if now.stopping and not stopping[0]:
+            output.say(f"stopping: {now.stopping}")
+        stopping[0] = now.stopping or stopping[0]
         if bool(now.outage) != bool(paused[0]):
             output.say(f"paused: {now.outage}" if now.outage else "continuing: the store answers again")
         paused[0], elapsed_s = now.outage, now.elapsed_s or 0.0
@@ -56,7 +59,7 @@ def _bar(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
 
         def update(now: RunSnapshot) -> None:
             rate = f"{now.clips_per_s:.2f} clips/s" if now.clips_per_s else "starting"
-            rate = "paused: a store does not answer" if now.outage else rate
+            rate = "paused: a store does not answer" if now.outage else "stopping" if now.stopping else rate
             done, count, failed = now.videos.done, now.videos.all, now.videos.failed
             bar.update(task, completed=done, total=count, rate=rate, failed=failed, eta=output.human_time(now.eta_s))
 

@@ -62,6 +62,7 @@ class Status:
     workers: tuple[WorkerSnapshot, ...] = ()
     limit: str | None = None
     outage: str = ""
+    stopping: str = ""
 
     def __repr__(self) -> str:
         failed = f", {self.videos_failed} failed" if self.videos_failed else ""
@@ -123,7 +124,15 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         workers=beat.workers if running else (),
         limit=limit_of(beat.workers) if running else None,
         outage=beat.outage if running else "",
+        stopping=_stopping(store, epoch, beat) if running else "",
     )
+
+
+def _stopping(store: Store, epoch: control.Epoch | None, beat: RunSnapshot) -> str:
+    """What a run that was asked to stop does, or that it has not yet seen the request; empty without one."""
+    if beat.stopping or epoch is None or control.cancel_asked(store, epoch.number) is None:
+        return beat.stopping
+    return f"cancelled: the run looks for requests every {control.HEARTBEAT_S:.0f} s"
 
 
 def _outcome(state: str, beat: RunSnapshot, failures: Counter[str]) -> tuple[int, str]:
@@ -171,6 +180,8 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
         parts.append(Text(f"failures: {reasons}", "red"))
     if status.outage:
         parts.append(Text(f"paused: {status.outage}", "yellow"))
+    if status.stopping:
+        parts.append(Text(f"stopping: {status.stopping}", "yellow"))
     if status.sentence:
         parts.append(Text(status.sentence))
     return Group(*parts)

@@ -8,6 +8,7 @@ It also writes the heartbeat with the whole progress of the job, so `status` nee
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -68,6 +69,7 @@ from p3d.pipeline.errors import (
     StoreGone,
     StoreMissing,
     StoreUnknown,
+    counted,
 )
 from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import JobRecord, RunOptions
@@ -78,6 +80,8 @@ SHARDS_EACH = 2  # per worker, so that it need not wait for a commit or for the 
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two queries of the workers' counters
 SILENT_S = 60.0  # a busy worker that does not answer such a query for so long is killed: it hangs or is suspended
+GRACE_S = 10.0  # after the first interrupt, for shards that will end by then
+ONE_SIGNAL_S = 0.5  # signals that follow each other so closely are one: a shell or a wrapper may forward it again
 TRY_AGAIN_S = 5.0  # between a failure of a store and the next attempt; doubles
 LONGEST_TRY_S = 60.0
 
@@ -91,6 +95,7 @@ class _Worker:
     device: str = ""
     host: str = ""
     in_hand: dict[ShardKey, Progress] = field(default_factory=dict)  # the oldest first
+    began: dict[ShardKey, float] = field(default_factory=dict)  # when each of them was dispatched
     load: Load = field(default_factory=Load)
 
     @property
@@ -163,7 +168,8 @@ class RayLoop:
         self.asking: dict[Any, tuple[int, float]] = {}  # pending progress calls -> (worker, when it was asked)
         self.lost = False  # true when Ray has died
         self.finish: Finish | None = None
-        self.signals: list[int] = []
+        self.signals: list[tuple[int, float]] = []  # number and time of each
+        self.waits = False  # for shards that are nearly done, since the first signal
         self.log = RunLog(store, epoch.number)
         self.metrics: Metrics | None = None
         with self._sink("metrics"):
@@ -284,9 +290,7 @@ class RayLoop:
             events.append(self.counted.get())
             self.before = events[0].before if isinstance(events[0], Counted) else Totals()
         if self.signals:
-            number = self.signals[0]
-            name = signal.Signals(number).name
-            events.append(Stop(128 + number, f"interrupted by {name}; shards in progress were abandoned"))
+            events += self._interrupted()
         if dead := self.cluster.dead():
             self.lost = True
             how = "killed, or this machine ran out of memory"
@@ -340,7 +344,40 @@ class RayLoop:
                 return self.counted.put(Stop(code, str(error) or type(error).__name__))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals.append(number)
+        now = time.monotonic()
+        if not self.signals or now - self.signals[-1][1] >= ONE_SIGNAL_S:
+            self.signals.append((number, now))
+
+    def _interrupted(self) -> list[Event]:
+        """After the first signal the shards that will end within GRACE_S are finished; the second stops at once."""
+        number, first_at = self.signals[0]
+        by, left_s = f"interrupted by {signal.Signals(number).name}", first_at + GRACE_S - time.monotonic()
+        if not self.waits:
+            near = sum(left <= left_s for left in self._left_s())
+            self.waits = near > 0 and len(self.signals) == 1
+            if self.waits:
+                again = "Ctrl-C again stops" if number == signal.SIGINT else "a second signal stops"
+                self.say(f"interrupted: finishing {counted(near, 'shard')} within {left_s:.0f} s; {again} at once")
+        if not self.waits or left_s <= 0 or len(self.signals) > 1:
+            return [Stop(128 + number, f"{by}; shards in progress were abandoned")]
+        return [Stop(128 + number, f"{by}; shards that were nearly done are committed", drain=True)]
+
+    def _left_s(self) -> Iterator[float]:
+        """Seconds that each shard in progress still takes, about; infinite if that is not known, or it has not begun.
+
+        By the share of its videos that are done; before the first is, by the sizing of its plan.
+        """
+        for worker in self.workers.values():
+            for key, progress in worker.in_hand.items():
+                manifest, taken = self.manifests[key.plan_seq], time.monotonic() - worker.began[key]
+                n_left, known = manifest.n_videos(key.shard) - progress.videos, manifest.plan.sizing
+                if progress.videos:
+                    yield taken * n_left / progress.videos
+                elif progress.frames and known.is_known:
+                    sizes = manifest.rows(key.shard)["size_bytes"].to_pylist()
+                    yield max(0.0, sum(map(known.seconds, sizes)) - taken)
+                else:
+                    yield math.inf
 
     # -- what to do
 
@@ -401,7 +438,7 @@ class RayLoop:
 
     def _dispatch(self, number: int, key: ShardKey) -> None:
         worker, manifest = self.workers[number], self.manifests[key.plan_seq]
-        worker.in_hand[key] = Progress()
+        worker.in_hand[key], worker.began[key] = Progress(), time.monotonic()
         self._measure(lambda metrics: metrics.begin(key))
 
         def meaning(reply: Any) -> Event | None:
@@ -413,6 +450,7 @@ class RayLoop:
                     return self._died(number, detail)
                 case Done() | ShardError():
                     worker.in_hand.pop(key, None)
+                    worker.began.pop(key, None)
                     return self._ended(number, key, reply)
             return self._died(number, reply)
 
@@ -520,6 +558,13 @@ class RayLoop:
         if finish is not None:
             self._show(snapshot)
 
+    def _stopping(self) -> str:
+        """What a run that has been asked to stop is still doing; empty otherwise."""
+        asked = self.state.stopping
+        if asked is None or not asked.drain:
+            return ""
+        return f"{asked.sentence.partition(';')[0]}: finishing {counted(len(list(self._left_s())), 'shard')} first"
+
     def snapshot(self, state: str, finish: Finish | None = None) -> RunSnapshot:
         """The progress of the whole job, and its end once it has ended."""
         totals, flying = self.state.totals, [p for w in self.workers.values() for p in w.in_hand.values()]
@@ -534,6 +579,7 @@ class RayLoop:
             counter=self.counter,
             state=state,
             outage=self.why_lost or self.state.outage,
+            stopping=self._stopping(),
             elapsed_s=round(elapsed, 3),
             shards=ShardCounts(all=self.work.n_shards, done=self.work.n_shards - len(self.state.open)),
             videos=VideoCounts(all=self.work.n_videos, done=videos, failed=failed),

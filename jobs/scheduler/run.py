@@ -79,7 +79,11 @@ def run_job(
         return None
     workers = f"{run.options.workers} worker" + ("s" if run.options.workers > 1 else "")
     say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {workers} ...")
-    finish = _loop(job, run, plans, work, say, show_progress)
+    try:
+        finish = _loop(job, run, plans, work, say, show_progress)
+    except KeyboardInterrupt:  # while Ray starts; the loop itself handles signals
+        say(f"interrupted; continue with:  p3d resume {store.words(out)}")
+        raise
     if finish.exit_code in COMPLETE or finish.exit_code > 128:
         # killed workers left temporary files: ours just now, or those of a dead driver since the first sweep
         with contextlib.suppress(StoreError):

@@ -55,7 +55,8 @@ class RunSnapshot:
     and `failures` (reason -> videos in committed shards) include what earlier runs did. While a run prepares, they are
     not known, and `videos.all` is 0. `elapsed_s`, `clips_per_s` and `eta_s` (time left) are of this run alone, in
     seconds and clips per second. `eta_s` is None until a video is done. `outage` says which store the run waits for,
-    and is empty without one. `exit_code` and `sentence` say how the run ended, and are None before.
+    and is empty without one. `stopping` says what a run that was asked to stop finishes first. `exit_code` and
+    `sentence` say how the run ended, and are None before.
     """
 
     schema_version: int = 1
@@ -63,6 +64,7 @@ class RunSnapshot:
     counter: int
     state: str
     outage: str = ""
+    stopping: str = ""
     elapsed_s: float | None = None
     shards: ShardCounts = ShardCounts(done=0)
     videos: VideoCounts = VideoCounts(all=0, done=0, failed=0)
