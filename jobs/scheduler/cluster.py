@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -223,7 +224,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
         sessions = _sessions()
         _refuse_full(sessions.parent)
         try:
-            with _quiet_start():
+            with _quiet_start(), _few_processes():
                 ray.init(
                     address="local",
                     _temp_dir=str(sessions),
@@ -260,6 +261,32 @@ def _quiet_start() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.get_entrypoint_name = recorded
+
+
+@contextlib.contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start Ray without the processes that a cluster of one machine does not use.
+
+    The autoscaler's monitor, the log monitor, the dashboard and its agent's web server take half of the CPU seconds of
+    a start. Ray has no public option for them. Where a version of Ray starts them otherwise, they run as before.
+    """
+
+    def no_server(*_: object, **__: object) -> tuple[None, None]:
+        return None, None
+
+    private = ray._private
+    fewer = partial(private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    changes = (
+        (private.parameter, "RayParams", fewer),
+        (private.services, "start_api_server", no_server),
+        (private.utils, "get_dashboard_dependency_error", lambda: ImportError("the web server is not used")),
+    )
+    with contextlib.ExitStack() as stack:
+        for module, name, changed in changes:
+            if hasattr(module, name):
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, changed)
+        yield
 
 
 @contextlib.contextmanager

@@ -84,6 +84,7 @@ def test_a_second_launch_is_refused_and_cancel_drains(tmp_path: Path, archive: P
         assert "--takeover" in refused.err
         assert first.poll() is None
         assert p3d("cancel", out).code == 0
+        assert "stopping: cancelled" in p3d("status", out).out
         seen = beats(out)
         wait_until(lambda: beats(out) >= seen + 2, first)  # it looks for requests at each heartbeat
         worker.resume()
