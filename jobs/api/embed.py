@@ -27,7 +27,7 @@ from p3d.jobs.planning.job_spec import JobSpec
 from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.clips.pool import pool_columns
-from p3d.pipeline.decode.child import decode_in_child
+from p3d.pipeline.decode.child import decode_in_child, started_child
 from p3d.pipeline.errors import BadVideo, InputError, Reason
 from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S, Recipe, RecipeKeywords, RecipeOptions
@@ -88,17 +88,18 @@ def embed_file(
     ValueError for an unknown layer.
     """
     spec = JobSpec(model, "" if isinstance(weights, Weights) else path_of(weights, "weights"), graph, **options)
-    prepared = fix(weights, spec) if isinstance(weights, Weights) else prepare(spec)
-    run = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
-    refuse_unfit_device(prepared.recipe, run.device)
-    encoder = Encoder(
-        prepared.weights,
-        device=run.device,
-        batch_size=run.batch_size,
-        threads=run.threads if device_for(run.device).type == "cpu" else None,
-        precision=prepared.recipe.precision,
-    )
-    return embed(path, encoder, prepared.recipe, layers=listed(layers), limits=limits, timeout_s=timeout_s)
+    with started_child():
+        prepared = fix(weights, spec) if isinstance(weights, Weights) else prepare(spec)
+        run = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
+        refuse_unfit_device(prepared.recipe, run.device)
+        encoder = Encoder(
+            prepared.weights,
+            device=run.device,
+            batch_size=run.batch_size,
+            threads=run.threads if device_for(run.device).type == "cpu" else None,
+            precision=prepared.recipe.precision,
+        )
+        return embed(path, encoder, prepared.recipe, layers=listed(layers), limits=limits, timeout_s=timeout_s)
 
 
 def embed(

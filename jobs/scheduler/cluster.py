@@ -267,8 +267,9 @@ def _quiet_start() -> Iterator[None]:
 def _few_processes() -> Iterator[None]:
     """Start Ray without the processes that a cluster of one machine does not use.
 
-    The autoscaler's monitor, the log monitor, the dashboard and its agent's web server take half of the CPU seconds of
-    a start. Ray has no public option for them. Where a version of Ray starts them otherwise, they run as before.
+    The autoscaler's monitor, the log monitor and the dashboard take a third of the CPU seconds of a start. Ray has no
+    public option for them. Where a version of Ray starts them otherwise, they run as before. The agent stays, because
+    it serves the metrics.
     """
 
     def no_server(*_: object, **__: object) -> tuple[None, None]:
@@ -279,7 +280,6 @@ def _few_processes() -> Iterator[None]:
     changes = (
         (private.parameter, "RayParams", fewer),
         (private.services, "start_api_server", no_server),
-        (private.utils, "get_dashboard_dependency_error", lambda: ImportError("the web server is not used")),
     )
     with contextlib.ExitStack() as stack:
         for module, name, changed in changes:

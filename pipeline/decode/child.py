@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from multiprocessing.connection import Connection
@@ -42,6 +43,25 @@ T = TypeVar("T")
 START_S = 60.0  # for a child to start, on a busy machine
 TIDY_S = 5.0  # for a child to exit after its last message
 _alive: set[subprocess.Popen[bytes]] = set()  # the children of all threads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Child:
+    """A child process, the pipe through which it answers, and the file with what it prints."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    output: IO[bytes]
+
+
+class _Spare(threading.local):
+    """The children of each thread that were started before they are needed."""
+
+    def __init__(self) -> None:
+        self.children: list[_Child] = []
+
+
+_spare = _Spare()
 
 
 class _Marker(Enum):
@@ -90,7 +110,10 @@ def in_a_child(
     for the next message once the child has started, and `total_s` for all of them, after which it is killed
     (`decode_timeout`). Closing the iterator kills the child. JobError propagates. RuntimeError if no child starts.
     """
-    with tempfile.TemporaryFile() as output, _child(output) as (child, connection):
+    with contextlib.ExitStack() as stack:
+        ready = _spare.children.pop() if _spare.children else stack.enter_context(_child())
+        stack.callback(ready.process.kill)
+        child, connection, output = ready.process, ready.connection, ready.output
         assert child.stdin is not None, "Popen was given a pipe for stdin"
         with contextlib.suppress(BrokenPipeError):  # the child is dead already, which is handled below
             pickle.dump((function, given, named), child.stdin)
@@ -129,10 +152,25 @@ def end_children() -> None:
 
 
 @contextlib.contextmanager
-def _child(output: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
+def started_child() -> Iterator[None]:
+    """Start a child for the next `in_a_child` of this thread, so that it imports its libraries meanwhile.
+
+    It is killed at the end of the block.
+    """
+    with _child() as child:
+        _spare.children.append(child)
+        try:
+            yield
+        finally:
+            if child in _spare.children:
+                _spare.children.remove(child)
+
+
+@contextlib.contextmanager
+def _child() -> Iterator[_Child]:
     """A child that waits for its request, and the pipe through which it answers; it is always killed afterwards."""
     reads, writes = os.pipe()
-    with Connection(reads, writable=False) as connection:
+    with tempfile.TemporaryFile() as output, Connection(reads, writable=False) as connection:
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", "from p3d.pipeline.decode.child import main; main()", str(writes)],
@@ -148,7 +186,7 @@ def _child(output: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], Connect
         with child:
             _alive.add(child)
             try:
-                yield child, connection
+                yield _Child(child, connection, output)
             finally:
                 child.kill()
                 _alive.discard(child)

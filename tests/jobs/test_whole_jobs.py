@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def test_another_network_runs_the_same_job(tmp_path: Path) -> None:
     assert spans == [("a.mp4", 0, 3, 0), ("a.mp4", 4, 7, 0), ("a.mp4", 6, 9, 0), ("b.mp4", 0, 2, 1)]
     assert {len(row["embedding"]) for row in clips} == {4096}
     assert p3d("verify", out, "--deep").code == 0
-    assert "finished" in p3d("jobs", "logs", out).out and "café" in p3d("status", out).out
+    log = p3d("jobs", "logs", out).out
+    assert "finished" in log and re.search(r"metrics are at http://127\.0\.0\.1:[0-9]+/", log), log
+    assert "café" in p3d("status", out).out
 
 
 @pytest.mark.fault(2)
