@@ -111,11 +111,11 @@ def main() -> int:
             flush=True,
         )
     print("| | seconds | CPU seconds | peak MB | |\n|---|---|---|---|---|", flush=True)
-    query = ("search", out, "v000123@20.1s", "--json")
+    query = ("search", out, "v000123@20.1s", "--every-clip", "--with-self", "--json")
     exact = [run(*query) for _ in range(given.runs)]
     rate = given.rows / statistics.median(float(one[0]["seconds"]) for one in exact)  # type: ignore[arg-type]
     table("exact, clips", exact, f"{rate:,.0f} rows/s")
-    table("exact, videos", [run("search", out, "v000123", "--json") for _ in range(given.runs)])
+    table("exact, videos", [run("search", out, "v000123", "--level", "video", "--json") for _ in range(given.runs)])
     true = [(hit["video_id"], hit["clip_index"]) for hit in exact[0][0]["hits"]]  # type: ignore[attr-defined]
     for kind in given.kinds:
         built = run("results", "index", out, "--kind", kind, "--rebuild", "--json")

@@ -18,7 +18,7 @@ from pathlib import Path
 from p3d.jobs.api.search import find, resolve
 from p3d.jobs.job import rows_of
 from p3d.jobs.planning.prepare import JobSpec
-from p3d.pipeline.results.search.options import LEVELS, Level
+from p3d.pipeline.results.search.options import LEVELS, Level, SearchOptions
 from p3d.pipeline.storage.urls import open_store
 from tests.jobs.embedded import embed_all
 from tests.zoo import moving
@@ -32,8 +32,7 @@ def recalls(originals: Path, copies: Path, names: list[str], level: Level) -> di
         ranks = []
         for name in names:
             query = resolve(queries, f"{how}/{name}", level=level)
-            ranked = [hit.path for hit in find(source, query, level=level, top=1000).hits]
-            ranked = list(dict.fromkeys(ranked))  # the best clip of each video counts
+            ranked = [hit.path for hit in find(source, query, SearchOptions(level=level, top=1000)).hits]
             ranks.append(ranked.index(name))
         found[how] = (sum(rank < 1 for rank in ranks) / len(ranks), sum(rank < 10 for rank in ranks) / len(ranks))
     return found

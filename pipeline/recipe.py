@@ -102,7 +102,9 @@ def digest(value: Any) -> str:
 class RecipeOptions:
     """What users choose of a Recipe: options that decide the numbers of a row."""
 
-    clips: str = option("every:16", "Cut clips by every:STRIDE, uniform:COUNT or random:COUNT@SEED.", metavar="RULE")
+    clips: str = option(
+        "every:16", "Cut clips by every:STRIDE, uniform:COUNT, spread:COUNT or random:COUNT@SEED.", metavar="RULE"
+    )
     frame_step: int = option(1, "Take every Nth frame into a clip.", low=1, metavar="N")
     fps: float | None = option(
         None,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,8 @@ from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.results.search.exact import SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
 from p3d.pipeline.results.search.options import Level, SearchOptions
-from p3d.pipeline.results.search.query import Query, clip_at, stored
+from p3d.pipeline.results.search.query import Query, clip_at, hits_wanted, position_s, split_position, stored
+from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32
@@ -47,9 +47,11 @@ def search(
     out: str | Path,
     query: str | Path,
     *,
-    level: Level | None = None,
+    level: Level = "clip",
     metric: str = "cosine",
     top: int = 10,
+    per_video: bool = True,
+    with_self: bool = False,
     where: str | Sequence[str] = (),
     distinct: float | None = None,
     index: bool = False,
@@ -59,73 +61,84 @@ def search(
 ) -> SearchResult:
     """The rows of the dataset at `out` that are nearest to `query`, best first.
 
-    `query` is a video file, or the video_id, uri or path of a video of `out`. "@12.5s" after it selects its clip at
-    that second. Without `level`, a video is compared with videos and a clip with clips. `metric` is "cosine" (higher is
-    nearer) or "l2" (distance, lower is nearer). `where` are conditions such as "duration_s>=60". With `distinct`, a hit
-    is left out if its cosine to the query or to a better hit is `distinct` or more. With `index`, candidates come from
-    the index of `p3d results index`, and their scores from the rows. For many files make one `encoder` with
-    `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each. A file is embedded in fp32 if this
-    machine does not compute in the precision of the rows; the result's `warning` then says so.
+    `query` is a video file, or the video_id, uri or path of a video of `out`. A position after it, as "@12.5", "@1:05"
+    or "@1:02:03.5", selects the clip that shows that second. `level` is "clip" or "video". Of clips, only the best one
+    of each video is a hit, unless `per_video` is False. If the query is a video of `out`, also if it is given as the
+    file that `out` has a row of, its own rows are left out unless `with_self`. `metric` is "cosine" (higher is nearer)
+    or "l2" (distance, lower is nearer). Equal scores are in the order of paths. `where` are conditions such as
+    "duration_s>=60". With `distinct`, a hit is left out if its cosine to the query or to a better hit is `distinct` or
+    more. With `index`, candidates come from the index of `p3d results index`, and their scores from the rows. For many
+    files make one `encoder` with `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each. A file is
+    embedded in fp32 if this machine does not compute in the precision of the rows; the result's `warning` then says so.
 
     Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, DamagedJob, StoreError.
     """
-    conditions = tuple(listed(where))
-    given = SearchOptions(
-        level=level, metric=metric, top=top, where=conditions, distinct=distinct, index=index, device=device
+    options = SearchOptions(
+        level=level,
+        metric=metric,
+        top=top,
+        per_video=per_video,
+        with_self=with_self,
+        where=tuple(listed(where)),
+        distinct=distinct,
+        index=index,
+        device=device,
     )
     source = rows_of(open_store(path_of(out, "out"), s3))
     asked = resolve(source, path_of(query, "query"), level=level, device=device, encoder=encoder)
-    return find(
-        source, asked, level=level, metric=metric, top=given.top, where=conditions, distinct=distinct, index=index
-    )
+    return find(source, asked, options)
 
 
 def find(
     source: Rows,
     query: Query,
+    options: SearchOptions,
     *,
-    level: Level | None = None,
-    metric: str = "cosine",
-    top: int = 10,
-    where: Sequence[str] = (),
-    distinct: float | None = None,
-    index: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """`search` for a query that is already resolved."""
-    look = nearest_by_index if index else nearest
-    chosen = level or query.level
-    features_QD = query.features_QD
-    found = look(
-        source, features_QD, level=chosen, metric=metric, top=top, where=where, distinct=distinct, on_step=on_step
+    found = (nearest_by_index if options.index else nearest)(
+        source,
+        query.features_QD,
+        level=options.level,
+        metric=options.metric,
+        top=options.top,
+        where=hits_wanted(query, options.where, options.with_self),
+        distinct=options.distinct,
+        per_video=options.per_video,
+        on_step=on_step,
     )
     return replace(found, warning=query.warning)
 
 
 def resolve(
-    source: Rows, text: str, *, level: Level | None = None, device: str = "auto", encoder: Encoder | None = None
+    source: Rows, text: str, *, level: Level = "clip", device: str = "auto", encoder: Encoder | None = None
 ) -> Query:
-    """Resolve a QUERY into vectors that will be compared with `level`. A time in `text` always selects one clip."""
-    name, at_s = text, None
-    if not _is_file(text) and not source.find(text) and (match := re.fullmatch(r"(.+)@([0-9.]+)s", text)):
-        name, at_s = match[1], _second(text, match[2])
+    """Resolve a QUERY into vectors that will be compared with `level`. A position in `text` always selects one clip."""
+    name, position = text, None
+    if not _is_file(text) and not source.find(text):
+        name, position = split_position(text)
+    at_s = None if position is None else position_s(position)
     wants_clips = at_s is not None or level == "clip"
     if _is_file(name):
         query = embedded(source, name, encoder or encoder_of(source, device))["clip" if wants_clips else "video"]
+        query = replace(query, video_id=_id_of_file(source, name))
     else:
         query = stored(source, name, wants_clips)
     return query if at_s is None else clip_at(query, name, at_s)
 
 
+def _id_of_file(source: Rows, path: str) -> str | None:
+    """The id of the video of OUT that was embedded from this very file; None without one, or with several."""
+    for absolute in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):  # noqa: PTH100 - as listings do
+        ids = source.find(local_row(Path("/"), os.fsencode(absolute)).uri)
+        if len(ids) == 1:
+            return ids[0]
+    return None
+
+
 def _is_file(name: str) -> bool:
     return os.path.isfile(name)  # noqa: PTH113 - `Path` raises an error for a name that is too long
-
-
-def _second(text: str, number: str) -> float:
-    try:
-        return float(number)
-    except ValueError:
-        raise InputError(f"{text!r} has no valid time; write it as VIDEO@12.5s") from None
 
 
 def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
@@ -148,8 +161,8 @@ def embedded(source: Rows, path: str, encoder: Encoder) -> dict[Level, Query]:
     features_ND = _rounded(found.features_ND, recipe)
     pooled_D = _rounded(pool_clips(features_ND, recipe.pool)[0], recipe)
     return {
-        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), "clip", warning=warning),
-        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), "video", warning=warning),
+        "clip": Query(features_ND, tuple((clip.start_s, clip.end_s) for clip in found.clips), warning=warning),
+        "video": Query(pooled_D[None], ((0.0, found.end.duration_s),), warning=warning),
     }
 
 

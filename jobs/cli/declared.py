@@ -38,7 +38,8 @@ def options_of(
                 settings["required"] = (
                     field.default is ABSENT and not inherited and type(None) not in get_args(hints[name])
                 )
-            verb = click.option(flag_of(field), name, **settings)(verb)
+            flag = flag_of(field) + (f"/--{option.off}" if option.off else "")
+            verb = click.option(flag, name, **settings)(verb)
         return verb
 
     return decorate
@@ -48,7 +49,7 @@ def _settings(field: Field[Any], option: Option, inherited: bool) -> dict[str, A
     """The arguments of `click.option` that say what an option does and what its default is."""
     settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
     if field.type == "bool":
-        return settings | {"is_flag": True}
+        return settings | ({"default": field.default, "show_default": True} if option.off else {"is_flag": True})
     plain = isinstance(field.default, str | int | float)
     if plain and not inherited:
         return settings | {"default": field.default, "show_default": option.default_text or True}

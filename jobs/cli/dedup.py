@@ -13,7 +13,7 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 
 if TYPE_CHECKING:
-    from p3d.pipeline.results.duplicates import Match
+    from p3d.pipeline.results.duplicates import Member
 
 
 @click.command()
@@ -48,14 +48,10 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     if as_json:
         output.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
         return 0
-    rows = [("cluster", "path", "seconds", "cosine", "most similar", "best match", "video_id")]
     for number, cluster in enumerate(found.clusters, 1):
+        output.show(f"cluster {number}: {output.count(len(cluster), 'video')}")
         for one in cluster:
-            best = max(one.matches, key=lambda match: match.cosine, default=None)
-            shown = "-" if best is None else _shown(best)
-            seconds, cosine = f"{one.duration_s:.1f}", f"{one.cosine:.4f}"
-            rows.append((str(number), one.path, seconds, cosine, one.like_path, shown, one.video_id))
-    output.show(*(output.table(rows, right=(0, 2, 3)) if found.clusters else []))
+            output.show(*_lines(one))
     n_in = sum(map(len, found.clusters))
     output.say(
         f"{output.count(found.n_videos, 'video')} compared: {n_in} in {output.count(len(found.clusters), 'cluster')}, "
@@ -66,6 +62,17 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     return 0
 
 
-def _shown(match: Match) -> str:
-    there = f"{match.other_start_s:.2f}-{match.other_end_s:.2f}"
-    return f"{match.start_s:.2f}-{match.end_s:.2f} = {there} s ({match.cosine:.4f})"
+def _lines(one: Member) -> list[str]:
+    """A video of a cluster within 80 columns: its path, which alone may be longer, its id, and the evidence."""
+    lines = [
+        f"  {one.path}",
+        f"    video_id {one.video_id}, {one.duration_s:.1f} s",
+        f"    cosine {one.cosine:.4f} to {one.like_path}",
+    ]
+    if one.matches:
+        best = max(one.matches, key=lambda match: match.cosine)
+        mine, other = (best.start_s, best.end_s), (best.other_start_s, best.other_end_s)
+        lines.append(
+            "    {:.2f}-{:.2f} s is like {:.2f}-{:.2f} s of it, cosine {:.4f}".format(*mine, *other, best.cosine)
+        )
+    return lines

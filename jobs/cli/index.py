@@ -10,27 +10,15 @@ from typing import Any
 import click
 
 from p3d.jobs.cli import output
+from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
-from p3d.pipeline.results.search.metrics import METRICS
+from p3d.pipeline.results.search.options import SearchOptions
 
 
 @click.command()
 @click.argument("out")
-@click.option(
-    "--level",
-    type=click.Choice(["clip", "video"]),
-    default="clip",
-    show_default=True,
-    help="Index the rows of clips/ or of videos/.",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(list(METRICS)),
-    default="cosine",
-    show_default=True,
-    help="Rank by cosine or by L2 distance.",
-)
+@options_of(SearchOptions, only=("level", "metric"))
 @click.option(
     "--kind",
     type=click.Choice(["flat", "ivf", "sq8", "pq"]),

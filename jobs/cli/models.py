@@ -47,8 +47,8 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
         rows.append((*row, str(one.feature_dim), clip, *speed))
     output.show(*output.table(rows, right=(1, 2, 3, 4, 5, 7)))
     if speeds:
-        output.say(f"clips/s on {_where(speeds)}, median of interleaved rounds, without decoding")
-    output.say("no weights are shipped: give --weights a file (`p3d weights fetch`) or, for a trial, random:SEED")
+        output.say(f"clips/s on {_where(speeds)}; medians, without decoding")
+    output.say("no weights are shipped: `p3d weights fetch` gets some; random:SEED is for trials")
     return 0
 
 

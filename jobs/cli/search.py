@@ -14,15 +14,18 @@ from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.results import progress
 from p3d.pipeline.results.search.options import SearchOptions
+from p3d.pipeline.types.options import options_in
 
 if TYPE_CHECKING:
     from p3d.pipeline.results.search.exact import Hit, SearchResult
+
+TYPED = tuple(field.name for field, _ in options_in(SearchOptions))
 
 
 @click.command()
 @click.argument("out")
 @click.argument("query")
-@options_of(SearchOptions, only=("level", "metric", "top"))
+@options_of(SearchOptions, only=("level", "metric", "top", "per_video", "with_self"))
 @click.option(
     "--where",
     multiple=True,
@@ -35,24 +38,19 @@ if TYPE_CHECKING:
 def search(
     out: str,
     query: str,
-    level: Any,
-    metric: Any,
-    top: int,
     where: tuple[str, ...],
-    distinct: float | None,
-    index: bool,
-    device: str,
     as_json: bool,
     **typed: Any,
 ) -> int:
     """Find the clips or videos of OUT that are most similar to QUERY, the nearest first.
 
     QUERY is a video file, or the video_id, uri or path of a video of OUT. A file is embedded now, with the settings of
-    the job at OUT. For a video of OUT its stored rows are used. With a time, such as VIDEO@12.5s, QUERY is the clip
-    that shows that second.
+    the job at OUT. For a video of OUT its stored rows are used. With a position, as in VIDEO@12.5, VIDEO@1:05 or
+    VIDEO@1:02:03.5, QUERY is the clip that shows that second.
 
-    Without --level, a video is compared with videos, and a clip with clips. A whole video compared with clips finds
-    clips that are similar to any of its own. With --metric cosine, 1 means the same direction; with l2, 0 means equal
+    A whole video compared with clips finds clips that are similar to any of its own. The best clip of each video is
+    shown, or with --every-clip all of them. If QUERY is a video of OUT, or the file that OUT has a row of, its own rows
+    are left out unless --with-self. With --metric cosine, 1 means the same direction; with l2, 0 means equal
     vectors. OUT may be a snapshot, too. A file is embedded in the precision of OUT's rows, or in fp32 with a warning if
     this machine does not support it.
 
@@ -61,27 +59,17 @@ def search(
 
     Without --index every row is read and checked, in groups of 4096. Only the newest row of each video counts.
     """
-    if index:
+    options = SearchOptions(where=where, **{name: typed[name] for name in TYPED})
+    if options.index:
         output.need("faiss", "search")
     from p3d.jobs.api.search import find, resolve
     from p3d.jobs.job import rows_of
 
     source = rows_of(out_store(out, store_options_of(typed)))
-    asked = resolve(source, query, level=level, device=device)
+    asked = resolve(source, query, level=options.level, device=options.device)
     show_steps = sys.stderr.isatty() and not as_json
-    found = find(
-        source,
-        asked,
-        level=level,
-        metric=metric,
-        top=top,
-        where=where,
-        distinct=distinct,
-        index=index,
-        on_step=partial(progress, "searched") if show_steps else None,
-    )
-    level = level or asked.level
-    spans = asked.seconds
+    found = find(source, asked, options, on_step=partial(progress, "searched") if show_steps else None)
+    level, metric, spans = options.level, options.metric, asked.seconds
     if as_json:
         output.show_json(
             {
@@ -100,7 +88,9 @@ def search(
         )
         return 0
     output.show(*_lines(found, metric, level, spans))
-    _footer(found, level, source.pending)
+    _footer(found, options, source.pending)
+    if asked.video_id is not None and not options.with_self:
+        output.say("the query itself is left out; --with-self shows it, too")
     return 0
 
 
@@ -120,13 +110,12 @@ def _lines(found: SearchResult, metric: str, level: str, spans: tuple[tuple[floa
         "path",
         *(("seconds",) if by_clip else ()),
         *(("query seconds",) if many else ()),
-        "video_id",
     )
     rows = [head]
     for at, hit in enumerate(found.hits):
         times = (_span(hit.start_s, hit.end_s),) if by_clip else ()
         asked = (_span(*spans[hit.query]),) if many else ()
-        rows.append((str(at + 1), f"{hit.score:.4f}", hit.path, *times, *asked, hit.video_id))
+        rows.append((str(at + 1), f"{hit.score:.4f}", hit.path, *times, *asked))
     return output.table(rows, right=(0, 1)) if found.hits else []
 
 
@@ -134,20 +123,19 @@ def _span(start_s: float, end_s: float) -> str:
     return f"{start_s:.2f}-{end_s:.2f}"
 
 
-def _footer(found: SearchResult, level: str, pending: int) -> None:
+def _footer(found: SearchResult, options: SearchOptions, pending: int) -> None:
     if found.warning:
         output.say(found.warning)
     rate = found.n_rows / max(found.seconds, 1e-9)
-    compared = f"{output.count(found.n_rows, level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
+    compared = f"{output.count(found.n_rows, options.level)} compared in {found.seconds:.2f} s ({rate:,.0f} rows/s)"
     output.say(f"{compared}; the index has {found.n_indexed} rows" if found.n_indexed else compared)
     if found.n_new:
         output.say(
             f"{output.count(found.n_new, 'video')} came after the index and were compared in full; index OUT again"
         )
     if not found.hits:
-        output.say(
-            "no rows are left: loosen --where or --distinct" if not found.n_rows or found.cut_short else "no hits"
-        )
+        limited = bool(options.where) or options.distinct is not None
+        output.say("no rows are left: loosen --where or --distinct" if limited else "there is no other row to find")
     elif found.cut_short:
         output.say("near-duplicates filled the candidates; more distinct hits may exist than are shown")
     if pending:

@@ -11,7 +11,14 @@ A clip of T frames taken every `frame_step` frames spans `(T - 1) * frame_step +
     span 16, S 16, 40 frames       [0, 16) [16, 32) [24, 40)
 
 `uniform:N` starts clip i at floor(i * (n - span) / N), the rule of the P3D authors' sampler (their issue 7; N = 20 in
-the paper). A video shorter than a span is padded with its last frame, and the rows count the padded frames.
+the paper). It leaves out the end of a long video. A video shorter than a span is padded with its last frame, and the
+rows count the padded frames.
+
+`spread:N` cuts the video into N equal parts and centres a clip on the middle of each: clip i starts at
+floor((2 i + 1) n / (2 N) - span / 2), moved into [0, n - span]. Equal starts, as in a short video, are taken once:
+
+    span 4, N 3, 18 frames         [1, 5) [7, 11) [13, 17)
+    span 4, N 3, 6 frames          [0, 4) [1, 5) [2, 6)
 
 `random:N@SEED` draws N different starts, with equal probability for each set of N, and sorts them (the paper tests on
 Sports-1M with 20 random clips per video). A video with fewer possible starts uses each of them once, so no row is
@@ -34,8 +41,8 @@ import numpy as np
 from p3d.pipeline.clips import rate
 from p3d.pipeline.types import INT64, ClipSpan
 
-Rule = Literal["every", "uniform", "random"]
-_FORMS = "every:STRIDE (in frames), uniform:COUNT or random:COUNT@SEED"
+Rule = Literal["every", "uniform", "spread", "random"]
+_FORMS = "every:STRIDE (in frames), uniform:COUNT, spread:COUNT or random:COUNT@SEED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,11 @@ class Sampling:
 
 
 def parse_sampling(text: str, *, clip_frames: int, frame_step: int = 1, fps: float | None = None) -> Sampling:
-    """Parse `every:16`, `uniform:20` or `random:20@0`. ValueError that names the allowed forms for anything else."""
-    match = re.fullmatch(r"(every|uniform|random):([0-9]{1,9})(?:@([0-9]{1,18}))?", text)
+    """Parse `every:16`, `uniform:20`, `spread:20` or `random:20@0`. ValueError names the allowed forms."""
+    match = re.fullmatch(r"(every|uniform|spread|random):([0-9]{1,9})(?:@([0-9]{1,18}))?", text)
     if match is None or int(match[2]) < 1 or (match[3] is None) == (match[1] == "random"):
         raise ValueError(f"clips must be {_FORMS}, such as every:16, not {text!r}")
-    rule: Rule = match[1]  # type: ignore[assignment] # one of the three, by the pattern
+    rule: Rule = match[1]  # type: ignore[assignment] # one of them, by the pattern
     seed = None if match[3] is None else int(match[3])
     return Sampling(rule, int(match[2]), clip_frames, frame_step, fps, seed)
 
@@ -125,6 +132,8 @@ def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:
     last_start = n_frames - sampling.span  # negative if the video is shorter than a span
     if sampling.rule == "uniform":
         starts = [i * max(last_start, 0) // sampling.value for i in range(sampling.value)]
+    elif sampling.rule == "spread":
+        starts = _spread_starts(sampling, n_frames)
     elif sampling.rule == "random":
         starts = _random_starts(sampling, max(last_start, 0) + 1)
     else:
@@ -132,6 +141,14 @@ def clip_spans(sampling: Sampling, n_frames: int) -> list[ClipSpan]:
         if last_start > starts[-1]:
             starts.append(last_start)
     return [_span(sampling, i, start, n_frames) for i, start in enumerate(starts)]
+
+
+def _spread_starts(sampling: Sampling, n_frames: int) -> list[int]:
+    """The different starts of clips that are centred on the middles of N equal parts, in order, in whole numbers."""
+    count, span = min(sampling.value, n_frames), sampling.span  # more parts than frames give no other starts
+    last_start = max(n_frames - span, 0)
+    starts = (((2 * i + 1) * n_frames - count * span) // (2 * count) for i in range(count))
+    return list(dict.fromkeys(min(max(start, 0), last_start) for start in starts))
 
 
 def _random_starts(sampling: Sampling, n_starts: int) -> list[int]:

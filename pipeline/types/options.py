@@ -27,7 +27,7 @@ class Option:
 
     A value is one of `choices`, if there are any, and at least `low` (more than it, if `above`) and at most `high`.
     `default_text` is the default in words, if the field's own value does not say it. `flag` is the name on the command
-    line, if the field has another one.
+    line, if the field has another one; `off` that of the opposite, for an option that is on by default.
     """
 
     help: str
@@ -38,6 +38,7 @@ class Option:
     metavar: str | None = None
     default_text: str = ""
     flag: str = ""
+    off: str = ""
 
 
 def option(default: Any, text: str, *, since: int = 1, **more: Any) -> Any:

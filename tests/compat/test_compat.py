@@ -109,7 +109,7 @@ def test_every_verb_works_on_an_older_output(trees: dict[int, Path], outputs: Pa
             reading += [(0, ["search", out, query]), (0, ["search", out, query, "--level", "clip", "--json"])]
             report = ["results", "report", out, "-o", outputs / f"{name}.html", "--videos", 0, "--queries", 0]
             reading += [(0, report), (0, ["results", "dedup", out])]
-            reading += [(0, ["results", "index", out, "--level", "video"]), (0, ["search", out, query, "--index"])]
+            reading += [(0, ["results", "index", out]), (0, ["search", out, query, "--index"])]
             reading += [(0, ["results", "snapshot", out, outputs / f"{name}-copy"])]
     found = run(trees[2], {}, *(words for _, words in reading))
     for (code, words), (got, _, err) in zip(reading, found, strict=True):
@@ -127,7 +127,7 @@ def test_a_later_column_has_the_value_of_what_the_older_version_did(trees: dict[
     with_it, without = run(
         trees[2],
         {},
-        ["search", out, query, "--where", "bit_depth=8", "--json"],
+        ["search", out, query, "--where", "bit_depth=8", "--with-self", "--json"],
         ["search", copy, query, "--where", "bit_depth=10", "--json"],
     )
     assert len(json.loads(with_it[1])["hits"]) == 5 and not json.loads(without[1])["hits"]
@@ -181,7 +181,7 @@ def test_a_newer_output_is_refused(trees: dict[int, Path], outputs: Path, reach:
         ["launch", f"{SOURCE}/video2.mp4", new, *job, "--mirror"],
         ["verify", new, "--deep"],
         ["launch", SOURCE, outputs / "complete", *job, "--mirror"],
-        ["search", new, "video2.mp4", "--where", "bit_depth=10", "--json"],
+        ["search", new, "video2.mp4", "--where", "bit_depth=10", "--with-self", "--json"],
     )
     assert (made[0], verified[0], len(json.loads(searched[1])["hits"])) == (0, 0, 1), (made, verified)
     assert refused[0] == 5 and "mirror" in refused[2] and "schema version 2" in refused[2], refused

@@ -18,7 +18,14 @@ from tests.pipeline.test_thumbnail import here, pixels
 from tests.zoo import make
 
 SPEC = FrameSpec(crop_hw=(96, 192), resize_hw=(96, 192))
-RULES = (("every:16", None), ("uniform:2", None), ("random:2@3", None), ("every:16", 10.0), ("uniform:2", 25.0))
+RULES = (
+    ("every:16", None),
+    ("uniform:2", None),
+    ("spread:2", None),
+    ("random:2@3", None),
+    ("every:16", 10.0),
+    ("uniform:2", 25.0),
+)
 
 
 @dataclass

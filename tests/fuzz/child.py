@@ -30,7 +30,10 @@ MEMORY_BYTES = 1 << 30
 def spec_of(index: int) -> DecodeSpec:
     """The settings of one file, drawn by its index from all mixes of rules."""
     rng = random.Random(index)
-    rule, fps = rng.choice(("every:16", "every:40", "uniform:4", "uniform:2")), rng.choice((None, None, 12.0))
+    rule, fps = (
+        rng.choice(("every:16", "every:40", "uniform:4", "spread:4", "uniform:2")),
+        rng.choice((None, None, 12.0)),
+    )
     clip_frames = 2 if rule == "uniform:2" else 16  # two clips of two frames, so whole GOPs are left out
     frames = rng.choice((FrameSpec(crop_hw=(160, 160), resize_hw=(160, 160)), FrameSpec((112, 112), short_side=128)))
     policy = DecodePolicy(rng.choice(("auto", "auto", "pyav", "decord")), rng.choice(("fail", "keep")))  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def out(films: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFacto
 @needs_bf16
 def test_a_query_has_the_precision_of_the_rows(out: LocalStore, films: Path) -> None:
     """Where the machine has bf16, a file of a bf16 dataset finds itself bit-equal, without a warning."""
-    found = p3d.search(out.url, films / "0.mp4")
+    found = p3d.search(out.url, films / "0.mp4", with_self=True)
     assert (found.hits[0].path, found.hits[0].score, found.warning) == ("0.mp4", 1.0, None)
 
 
@@ -73,10 +73,10 @@ def test_a_machine_without_bf16_embeds_a_query_in_fp32_and_says_so(
         str(films / "0.mp4"),
         "does not support bf16, the precision of the rows, on device cpu; the file was embedded in fp32",
     )
-    found = p3d.search(out.url, f"{path}@0.1s")
+    found = p3d.search(out.url, f"{path}@0.1s", with_self=True)
     assert found.warning is not None and says in found.warning
     assert found.hits[0].path == "0.mp4" and 0.999 < found.hits[0].score < 1
-    code, printed, said = in_process("search", out.url, path, "--json")
+    code, printed, said = in_process("search", out.url, path, "--with-self", "--json")
     answer = json.loads(printed)
     assert (code, answer["hits"][0]["path"], answer["warning"]) == (0, "0.mp4", found.warning)
     assert said.count(says) == 0, "with --json the warning is in the answer"

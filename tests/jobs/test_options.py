@@ -20,6 +20,7 @@ from p3d.pipeline.recipe import (
     RunKeywords,
     RunOptions,
 )
+from p3d.pipeline.results.search.options import SearchOptions
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types.options import flag_of, options_in
 
@@ -41,6 +42,7 @@ def command(*words: str) -> click.Command:
         ("plan", (JobSpec, PlanOptions, StoreOptions)),
         ("resume", (RunOptions, StoreOptions)),
         ("retry", (RunOptions, StoreOptions)),
+        ("search", (SearchOptions, StoreOptions)),
     ],
 )
 def test_a_verb_has_each_option_as_it_is_declared(verb: str, records: tuple[type, ...]) -> None:
@@ -98,3 +100,16 @@ def test_a_value_outside_is_refused(record: type, given: dict[str, Any], words: 
     """A value that the command line would refuse is refused by the record, too."""
     with pytest.raises(InputError, match=words):
         record(**given)
+
+
+def test_search_and_index_have_the_same_level() -> None:
+    """So that an index made without options is the one that a search without options uses."""
+    found = [
+        {
+            param.name: (param.default, param.help)
+            for param in command(*verb).params
+            if param.name in ("level", "metric")
+        }  # type: ignore[attr-defined]
+        for verb in (("search",), ("results", "index"))
+    ]
+    assert found[0] == found[1] and found[0]["level"][0] == "clip" and found[0]["metric"][0] == "cosine"

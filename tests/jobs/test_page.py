@@ -249,20 +249,22 @@ def test_similar_is_what_search_finds(any_page: Served, out: LocalStore) -> None
     """The hits and cosines of `p3d search`, for a video, a second of it, with conditions and without near-copies."""
     page, video = any_page, any_page.id_of("0.mp4")
     for params, query, how in (
-        ({"own": "yes"}, "0.mp4", {}),
-        ({"own": "yes", "top": 2}, "0.mp4", {"top": 2}),
-        ({"own": "yes", "top": 2, "where": "n_frames<20"}, "0.mp4", {"top": 2, "where": ["n_frames<20"]}),
-        ({"own": "yes", "t": 1.0, "top": 3}, "0.mp4@1.0s", {"top": 3, "level": "video"}),
-        ({"own": "yes", "t": 1.0, "level": "clip", "top": 5}, "0.mp4@1.0s", {"top": 5}),
-        ({"own": "yes", "level": "clip"}, "0.mp4", {"level": "clip"}),
-        ({"where": ["n_frames>=20", "codec=h264"]}, "0.mp4", {"where": ["n_frames>=20", f"video_id!={video}"]}),
-        ({"own": "yes", "distinct": 0.9999}, "0.mp4", {"distinct": 0.9999}),
+        ({}, "0.mp4", {}),
+        ({"top": 2}, "0.mp4", {"top": 2}),
+        ({"top": 2, "where": "n_frames<20"}, "0.mp4", {"top": 2, "where": ["n_frames<20"]}),
+        ({"t": 1.0, "top": 3}, "0.mp4@1.0s", {"top": 3}),
+        ({"t": "0:01", "level": "clip", "top": 5}, "0.mp4@1", {"top": 5, "level": "clip"}),
+        ({"level": "clip"}, "0.mp4", {"level": "clip"}),
+        ({"level": "clip", "every": "yes"}, "0.mp4", {"level": "clip", "per_video": False}),
+        ({"where": ["n_frames>=20", "codec=h264"]}, "0.mp4", {"where": ["n_frames>=20"]}),
+        ({"distinct": 0.9999}, "0.mp4", {"distinct": 0.9999}),
     ):
-        found = p3d.search(out.url, query, **{"top": 24, **how})
-        reply = page.ask("api/similar", id=video, **params).json
-        mine = [(hit["video_id"], hit["clip_index"], hit["cosine"], hit["start_s"]) for hit in reply["hits"]]
-        assert mine == [(hit.video_id, hit.clip_index, hit.score, hit.start_s) for hit in found.hits]
-        assert mine and reply["rows"] == found.n_rows, params
+        for own in (False, True):
+            found = p3d.search(out.url, query, **{"top": 24, "level": "video", "with_self": own, **how})
+            reply = page.ask("api/similar", id=video, own="yes" if own else "no", **params).json
+            mine = [(hit["video_id"], hit["clip_index"], hit["cosine"], hit["start_s"]) for hit in reply["hits"]]
+            assert mine == [(hit.video_id, hit.clip_index, hit.score, hit.start_s) for hit in found.hits]
+            assert mine and reply["rows"] == found.n_rows, params
     others = page.ask("api/similar", id=video, level="clip").json
     assert others["hits"] and video not in {hit["video_id"] for hit in others["hits"]}
     assert others["query_vectors"] == 3 and {hit["query_start_s"] for hit in others["hits"]} <= {0.0, 0.64, 0.96}
@@ -276,6 +278,7 @@ def test_mistakes_have_messages(page: Served) -> None:
         ("api/videos", {"offset": "nan"}, "nan"),
         ("api/videos", {"failed": "perhaps"}, "perhaps"),
         ("api/similar", {"id": video, "t": "1e99"}, "1e99"),
+        ("api/similar", {"id": video, "t": "1:75"}, "1:75"),
         ("api/similar", {"id": video, "t": "99"}, "99"),
         ("api/similar", {"id": video, "level": "frame"}, "frame"),
         ("api/similar", {"dropped": "never"}, "again"),
@@ -292,6 +295,7 @@ def test_the_list_is_narrowed(page: Served) -> None:
     assert every["total"] == 9 == len(every["videos"])
     failed = page.ask("api/videos", failed="yes").json["videos"]
     assert [(video["path"], video["reason"]) for video in failed] == [("broken.mp4", "not_a_video")]
+    assert page.ask("api/video", id=failed[0]["video_id"]).json["remedy"].startswith("Nothing, if it is not a video.")
     assert page.ask("api/videos", failed="no").json["total"] == 8
     assert page.ask("api/videos", text=page.id_of("1.mp4")[3:20]).json["videos"][0]["path"] == "1.mp4"
     assert page.ask("api/videos", where=["n_frames>=20", "n_frames<40"], text=".mp4").json["total"] == 3
@@ -319,7 +323,9 @@ def _drop_and_find(page: Served, body: bytes, scratch: Path) -> None:
     dropped = page.ask("api/drop", method="POST", body=body, name="../../x.mp4").json
     assert (dropped["clips"], dropped["duration_s"]) == (2, 0.8)
     for level in ("video", "clip"):
-        hits = page.ask("api/similar", dropped=dropped["dropped"], level=level, where="path=1.mp4").json["hits"]
+        hits = page.ask("api/similar", dropped=dropped["dropped"], level=level, where="path=1.mp4", every="yes").json[
+            "hits"
+        ]
         assert [(hit["path"], hit["cosine"]) for hit in hits] == [("1.mp4", 1.0)] * (1 if level == "video" else 2)
     clip = page.ask("api/similar", dropped=dropped["dropped"], t=0.1, level="clip", top=1).json["hits"][0]
     assert (clip["cosine"], clip["start_s"]) == (1.0, 0.0)

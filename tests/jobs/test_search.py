@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from p3d.jobs.job import rows_of, weights_key
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.errors import BadVideo, DamagedJob, InputError
-from p3d.pipeline.results.search.options import LEVELS
+from p3d.pipeline.results.search.options import LEVELS, SearchOptions
 from p3d.pipeline.storage.local import LocalStore
 from tests.conftest import REPO
 from tests.jobs.embedded import embed_all
@@ -63,13 +64,16 @@ def test_an_archived_file_finds_itself_bit_equal(out: LocalStore, films: Path) -
     stored = resolve(source, "1.mp4", level="clip")
     fresh = resolve(source, str(path), level="clip", encoder=encoder)
     assert np.array_equal(fresh.features_QD, stored.features_QD) and fresh.seconds == stored.seconds
+    assert fresh.video_id == stored.video_id  # the file that this row was made from
     assert stored.features_QD.shape == (4, 512)
-    assert np.array_equal(resolve(source, str(path), encoder=encoder).features_QD, resolve(source, "1.mp4").features_QD)
+    videos = (resolve(source, text, level="video", encoder=encoder).features_QD for text in (str(path), "1.mp4"))
+    assert np.array_equal(*videos)
     for metric, score in (("cosine", 1.0), ("l2", 0.0)):
-        found = p3d.search(out.url, path, metric=metric, top=2, encoder=encoder)  # type: ignore[arg-type]
+        how: Any = {"metric": metric, "encoder": encoder, "with_self": True}
+        found = p3d.search(out.url, path, level="video", top=2, **how)
         assert (found.hits[0].path, found.hits[0].score, found.hits[0].uri) == ("1.mp4", score, path.as_uri())
         assert found.hits[1].score != score
-        clip = p3d.search(out.url, f"{path}@1.4s", metric=metric, encoder=encoder).hits[0]  # type: ignore[arg-type]
+        clip = p3d.search(out.url, f"{path}@1.4s", **how).hits[0]
         assert (clip.path, clip.clip_index, clip.start_s, clip.score) == ("1.mp4", 2, 1.28, score)
 
 
@@ -94,7 +98,7 @@ def test_altered_copies_find_their_original(out: LocalStore, films: Path, small_
     source, copies, first = rows_of(out), rows_of(store), Counter[str]()
     for name in sorted(path.name for path in (films / "copies").iterdir()):
         how, original = name.rsplit("-", 1)
-        first[how] += find(source, resolve(copies, name)).hits[0].path == original
+        first[how] += find(source, resolve(copies, name), SearchOptions()).hits[0].path == original
     print(first)
     assert first["re-encoded"] == first["1.1x faster"] == 4
     assert first["cropped"] >= 2 and first["letterboxed"] >= 2
@@ -102,21 +106,23 @@ def test_altered_copies_find_their_original(out: LocalStore, films: Path, small_
 
 def test_the_verb_from_a_shell(out: LocalStore, films: Path) -> None:
     """Data goes to stdout, the rate to stderr; a query by name loads neither torch nor Ray."""
-    code_, printed, said = in_process("search", out.url, str(films / "originals" / "2.mp4"), "--top", "2", "--json")
+    code_, printed, said = in_process(
+        "search", out.url, str(films / "copies" / "re-encoded-2.mp4"), "--top", "2", "--json"
+    )
     assert code_ == 0, said
     found = json.loads(printed)
     hits = found["hits"]
-    assert (hits[0]["rank"], hits[0]["path"], hits[0]["cosine"]) == (1, "2.mp4", 1.0)
-    assert len(hits) == 2 and found["rows"] == N_MOVING
+    assert (hits[0]["rank"], hits[0]["path"]) == (1, "2.mp4") and 0.9 < hits[0]["cosine"] < 1
+    assert len(hits) == 2 and (found["level"], found["rows"]) == ("clip", 13)
     code = (
         "import sys; from p3d.jobs.cli import cli\n"
-        f"sys.argv = ['p3d', 'search', {out.url!r}, '1.mp4', '--top', '1']\ncli(standalone_mode=False)\n"
+        f"sys.argv = ['p3d', 'search', {out.url!r}, '1.mp4', '--top', '1', '--with-self']\ncli(standalone_mode=False)\n"
         "sys.exit(bool({'torch', 'ray', 'faiss', 'av'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^1  1\.0000  1\.mp4  [0-9a-f]{32}$", done.stdout, re.M)
-    assert re.search(r"6 videos compared in .* rows/s", done.stderr)
+    assert re.search(r"^1  1\.0000  1\.mp4  0\.00-0\.64  0\.00-0\.64", done.stdout, re.M)
+    assert re.search(r"13 clips compared in .* rows/s", done.stderr)
 
 
 def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(rows_of(out), dest)
     for place in (out.url, dest.url):
-        code, printed, said = in_process("search", place, "1.mp4@0.1s", "--top", "3")
+        code, printed, said = in_process("search", place, "1.mp4@0.1", "--top", "3", "--with-self")
         assert code == 0, said
         assert printed.splitlines()[1].split()[:4] == ["1", "1.0000", "1.mp4", "0.00-0.64"]
         args = (
@@ -143,14 +149,16 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
         assert {hit["path"] for hit in hits} == {"0.mp4"}
         assert all(hit["start_s"] > 0.5 and hit["query_start_s"] in (0.0, 0.64, 1.28, 1.92) for hit in hits)
         assert "query seconds" in in_process(*args[:-1])[1]
-        code, printed, said = in_process("search", place, "1.mp4@0.1s", "--distinct", "0.999999")
+        every = ("--every-clip", "--with-self")
+        code, printed, said = in_process("search", place, "1.mp4@0:00.1", "--distinct", "0.999999", *every)
         assert "0.00-0.64" not in [line.split()[3] for line in printed.splitlines() if " 1.mp4 " in line]
         code, printed, said = in_process("results", "index", place, "--threads", "1")
         assert code == 0, said
         assert re.search(r"recall@10 +1\.000 on 13 rows", printed)
-        exact = json.loads(in_process("search", place, "1.mp4@1.9s", "--json")[1])
-        found = json.loads(in_process("search", place, "1.mp4@1.9s", "--json", "--index")[1])
-        assert found["hits"] == exact["hits"]
+        for more in ((), every):
+            exact = json.loads(in_process("search", place, "1.mp4@1.9s", "--json", *more)[1])
+            found = json.loads(in_process("search", place, "1.mp4@1.9s", "--json", "--index", *more)[1])
+            assert found["hits"] == exact["hits"]
         assert (found["indexed_rows"], found["new_videos"]) == (13, 0)
     assert json.loads(in_process("results", "index", out.url, "--json")[1])["kind"] == "flat"
     assert in_process("verify", out.url, "--deep")[0] == 0  # an index is not an unexpected file
@@ -162,7 +170,28 @@ def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixtu
     (code,) = re.findall(r"^```python\n(import p3d\n.*?)^```$", page, re.M | re.S)
     exec(code.replace("OUT", out.url).replace("VIDEO.mp4", str(films / "originals" / "1.mp4")), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["1.000", "1.mp4", "0.0", "0.64"] and len(lines) == 5
+    assert [line.split()[1:] for line in lines] == [["0.mp4", "0.64", "1.28"]]  # the other one of a second or more
+
+
+def test_answers_have_each_video_once_and_not_the_query(out: LocalStore, films: Path, tmp_path: Path) -> None:
+    """By default one hit per video; the query's own video is left out by any of its names and as its file, with a word
+    about it, but not a copy elsewhere. Each option brings back what it names."""
+    copy = Path(shutil.copy(films / "originals" / "1.mp4", tmp_path / "1.mp4"))
+    original, source = str(films / "originals" / "1.mp4"), rows_of(out)
+    (video_id,) = source.find("1.mp4")
+    for query in ("1.mp4", video_id, Path(original).as_uri(), "1.mp4@0:01.4", original, f"{original}@1.4"):
+        code, printed, _ = in_process("search", out.url, query, "--json")
+        paths = [hit["path"] for hit in json.loads(printed)["hits"]]
+        assert code == 0 and sorted(paths) == [f"{at}.mp4" for at in range(N_MOVING) if at != 1], (query, paths)
+        assert (
+            "the query itself is left out; --with-self" in in_process("search", out.url, query, "--level", "video")[2]
+        )
+    found = p3d.search(out.url, "1.mp4", with_self=True)
+    assert found.hits[0].path == "1.mp4" and len(found.hits) == N_MOVING
+    every = p3d.search(out.url, "1.mp4", per_video=False, top=50).hits
+    assert len(every) == 9 and {hit.path for hit in every} == {f"{at}.mp4" for at in range(N_MOVING) if at != 1}
+    assert p3d.search(out.url, copy).hits[0].score == 1.0
+    assert "left out" not in in_process("search", out.url, str(copy))[2]
 
 
 @pytest.mark.parametrize(
@@ -170,9 +199,9 @@ def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixtu
     [
         ("nothing.mp4", [], "'nothing.mp4' is neither a file nor a video of"),
         ("1.mp4@9.5s", [], "no clip of '1.mp4' shows second 9.5: its clips are from 0 to 2.56 s"),
-        ("1.mp4@1.2.3s", [], "has no valid time"),
+        ("1.mp4@1.2.3s", [], "'1.2.3s' is not a position"),
         ("1.mp4", ["--where", "x=1"], "no column 'x'"),
-        ("1.mp4", ["--index", "--metric", "l2"], "no index of the videos of "),
+        ("1.mp4", ["--index", "--metric", "l2"], "no index of the clips of "),
         ("s3://bucket/a.mp4", [], "is neither a file nor a video"),
     ],
 )
@@ -196,7 +225,7 @@ def test_what_a_dataset_lacks_is_reported(out: LocalStore, films: Path, tmp_path
     weights.unlink()
     with pytest.raises(InputError, match="has no weights to embed a file with"):
         p3d.search(copy.url, path)
-    assert p3d.search(copy.url, "0.mp4").hits[0].score == 1.0
+    assert p3d.search(copy.url, "0.mp4", with_self=True).hits[0].score == 1.0
     broken = make.damaged(path, tmp_path / "broken.mp4", 0.0, 64)
     encoder = encoder_of(rows_of(out))
     with pytest.raises(BadVideo, match="not_a_video"):

@@ -138,6 +138,72 @@ def test_keys_alone_are_enough(page: Page, seen: Look) -> None:
     page.wait_for_selector("#query:not([hidden])")
 
 
+# the best hit is whole in the window, and nothing covers it
+BEST_IS_SEEN = """(() => {
+  const box = document.querySelector("#list li .picture").getBoundingClientRect();
+  const at = (y) => document.elementFromPoint(box.left + 20, y)?.closest("#list li");
+  return box.top >= 0 && box.bottom <= innerHeight && [at(box.top + 4), at(box.bottom - 4)].every(
+    (one) => one === document.querySelector("#list li"));
+})()"""
+
+
+def test_an_answer_shows_its_best_hit(page: Page, seen: Look) -> None:
+    """Asked from the end of a long list, with and without an open player; back in the list, it is where it was."""
+    assert page.viewport_size
+    page.set_viewport_size(
+        {"width": page.viewport_size["width"], "height": 600 if page.viewport_size["width"] > 900 else 844}
+    )
+    last = page.locator("#list li").filter(has=page.locator(".more-like")).last
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    last.hover()
+    place = page.evaluate("scrollY")
+    assert place > 100
+    last.locator(".more-like").click()
+    page.wait_for_selector("#list .cosine")
+    until(page, BEST_IS_SEEN)
+    page.locator("#list .card").nth(2).click()
+    page.wait_for_selector("#player .facts")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    name = page.locator("#player .name").inner_text()
+    page.get_by_role("button", name="Similar videos").click()
+    page.wait_for_selector(f"#query:has-text('{name}')")
+    until(page, BEST_IS_SEEN)
+    seen(page, "best-hit")
+    page.evaluate("scrollTo(0, 150)")
+    page.locator("#query").get_by_role("button", name="Clips").click()
+    page.wait_for_selector("#status:has-text('one per video')")
+    assert len(set(cards(page))) == len(cards(page))
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#status:has-text('15 videos')")
+    until(page, f"Math.abs(scrollY - {place}) < 3")
+
+
+def test_a_button_does_what_esc_does(page: Page) -> None:
+    """It says what comes next, does it, and is gone when there is nothing left to close."""
+    button = page.locator("#escape")
+    assert button.is_hidden()
+    page.fill("#text", "noon")
+    page.wait_for_selector("#escape:has-text('Clear search')")
+    page.locator(".card").first.click()
+    page.locator("#filters-button").click()
+    for says, gone in (("Close filters", "#filters"), ("Close player", "#player")):
+        assert button.inner_text().startswith(says)
+        no_serious_axe(page)
+        button.click()
+        assert page.locator(gone).is_hidden()
+    assert button.inner_text().startswith("Clear search")
+    button.click()
+    until(page, "document.querySelectorAll('#list li').length === 15 && document.getElementById('text').value === ''")
+    assert button.is_hidden()
+    page.locator(".card").nth(1).focus()
+    page.keyboard.press("s")
+    page.wait_for_selector("#escape:has-text('All videos')")
+    button.click()
+    page.wait_for_selector("#query", state="hidden")
+    assert button.is_hidden()
+
+
 def test_names_are_text(page: Page, seen: Look) -> None:
     """A name that contains markup is shown as text, in the list, the player, the query, the map and a failure."""
     page.fill("#text", "onerror")
@@ -179,7 +245,7 @@ def test_a_failed_video_says_why(page: Page, seen: Look) -> None:
     page.locator(".card").click()
     page.wait_for_selector(".why .detail")
     told = page.locator(".why").inner_text()
-    assert "not_a_video" in told and "not a video container" in told
+    assert "not_a_video" in told and "not a video container" in told and "What to do: Nothing, if it is not a" in told
     seen(page, "failed")
     no_serious_axe(page)
 
@@ -214,6 +280,27 @@ def test_a_file_is_dropped_on_the_page(page: Page, archive: Path, seen: Look) ->
     page.wait_for_selector("#list .cosine")
     assert (cards(page)[0], page.locator("#list .cosine").first.inner_text()) == (file.name, "1.000")
     assert page.locator("#query .name").inner_text() == file.name and page.locator("#drop").is_hidden()
+
+
+def test_what_is_sent_of_a_file_is_shown(page: Page, tmp_path: Path, seen: Look) -> None:
+    """Over a slow connection: bytes and share grow, and a button ends it without an error."""
+    (tmp_path / "long.mp4").write_bytes(os.urandom(3_000_000))
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 300_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    page.set_input_files("#file", tmp_path / "long.mp4")
+    shares = []
+    for low in (0.0, 0.1):
+        until(page, f"document.querySelector('#sent').value > {low}")
+        told = page.locator("#drop p").inner_text()
+        found = re.fullmatch(r"Sending long\.mp4: ([\d.]+) of 3\.0 MB, (\d+)%", told)
+        assert found and abs(float(found[1]) / 3 - int(found[2]) / 100) < 0.05, told
+        shares.append(int(found[2]))
+    assert 0 <= shares[0] <= shares[1] < 100
+    seen(page, "sending")
+    no_serious_axe(page)
+    page.locator("#cancel").click()
+    page.wait_for_selector("#drop", state="hidden")
+    assert page.locator("#status").inner_text().startswith("15 videos")
 
 
 def test_a_file_that_is_not_a_video_is_refused_with_a_reason(page: Page, tmp_path: Path) -> None:
@@ -310,9 +397,8 @@ def test_hits_that_near_copies_cut_short_are_said_to_be(page: Page, monkeypatch:
     """If the best rows are copies of each other and no more were searched, the page says that there may be more."""
     for pool, more in ((1000, False), (1, True)):
         monkeypatch.setattr(search, "POOL", pool)
-        page.evaluate(
-            f"location.hash = 'like={page.evaluate(FIRST)}&level=clip&own=yes&distinct=0.99&t=0.1&pool={pool}'"
-        )
+        how = f"level=clip&own=yes&every=yes&distinct=0.99&t=0.1&pool={pool}"
+        page.evaluate(f"location.hash = 'like={page.evaluate(FIRST)}&{how}'")
         page.wait_for_selector("#status:has-text('most similar to it')")
         until(
             page, f"document.getElementById('status').textContent.includes('there may be more') === {str(more).lower()}"

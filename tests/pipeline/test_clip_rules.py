@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from p3d.pipeline.types import ClipSpan
 
 samplings = st.builds(
     lambda rule, *numbers: Sampling(rule, *numbers, seed=5 if rule == "random" else None, video_id="a"),
-    st.sampled_from(["every", "uniform", "random"]),
+    st.sampled_from(["every", "uniform", "spread", "random"]),
     st.integers(1, 40),
     st.integers(1, 20),
     st.integers(1, 4),
@@ -34,7 +36,7 @@ def test_every_clip_lies_inside_the_video_and_is_numbered_in_order(sampling: Sam
 
 @given(samplings, frame_counts)
 def test_starts_never_go_back(sampling: Sampling, n_frames: int) -> None:
-    """`every` and `random` starts strictly increase; `uniform` ones never decrease (a short video repeats them)."""
+    """Starts strictly increase under every other rule; `uniform` ones never decrease (a short video repeats them)."""
     steps = np.diff([span.start_frame for span in clip_spans(sampling, n_frames)])
     assert (steps >= 0).all() if sampling.rule == "uniform" else (steps > 0).all()
 
@@ -94,6 +96,33 @@ def test_uniform_is_the_rule_of_the_authors(count: int, t: int, step: int, n_fra
     sampling = Sampling("uniform", count, clip_frames=t, frame_step=step)
     starts = [span.start_frame for span in clip_spans(sampling, n_frames)]
     assert starts == [max(0, int(np.floor(i * (n_frames - sampling.span) / count + 1e-9))) for i in range(count)]
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), frame_counts)
+def test_spread_centres_clips_on_equal_parts(count: int, t: int, step: int, n_frames: int) -> None:
+    """Clip i of `spread:N` starts half a span before the middle of part i, rounded down and moved into the video; equal
+    starts count once."""
+    sampling = Sampling("spread", count, clip_frames=t, frame_step=step)
+    middles = [Fraction(n_frames, count) * (i + Fraction(1, 2)) for i in range(count)]
+    starts = {
+        min(max(floor(middle - Fraction(sampling.span, 2)), 0), max(n_frames - sampling.span, 0)) for middle in middles
+    }
+    assert [span.start_frame for span in clip_spans(sampling, n_frames)] == sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "starts"),
+    [(18, [1, 7, 13]), (6, [0, 1, 2]), (5, [0, 1]), (4, [0]), (1, [0]), (3000, [498, 1498, 2498])],
+)
+def test_spread_of_known_videos(n_frames: int, starts: list[int]) -> None:
+    """`spread:3` of clips of 4 frames: the examples of the docstring, short videos, and the ends of a long one."""
+    assert [one.start_frame for one in clip_spans(parse_sampling("spread:3", clip_frames=4), n_frames)] == starts
+
+
+def test_more_parts_than_frames_take_every_start() -> None:
+    """A number of clips far beyond the frames is answered at once."""
+    sampling = parse_sampling("spread:999999999", clip_frames=4)
+    assert [one.start_frame for one in clip_spans(sampling, 10)] == list(range(7))
 
 
 def test_the_example_of_the_docstring() -> None:
@@ -165,18 +194,19 @@ def test_a_video_of_one_start_has_one_random_clip() -> None:
 
 MALFORMED = [
     *("every", "every:0", "uniform:-1", "each:3", "every:1.5", " every:16", "every:16\n", "every:16@3", "uniform:2@0"),
+    *("spread:0", "spread", "spread:2@0", "spread:1.5"),
     *("random:20", "random:0@1", "random:@1", "random:20@", "random:20@-1", "random:20@x", f"random:2@{10**18}"),
 ]
 
 
 @pytest.mark.parametrize("text", MALFORMED)
 def test_a_malformed_rule_is_refused(text: str) -> None:
-    """Anything but `every:S`, `uniform:N` or `random:N@SEED` with a positive number is a ValueError that shows them."""
+    """Anything but a known rule with a positive number is a ValueError that shows them."""
     with pytest.raises(ValueError, match=r"clips must be every:STRIDE .*random:COUNT@SEED, such as every:16"):
         parse_sampling(text, clip_frames=16)
 
 
-@pytest.mark.parametrize("text", ["every:16", "uniform:20", "random:20@0"])
+@pytest.mark.parametrize("text", ["every:16", "uniform:20", "spread:20", "random:20@0"])
 def test_a_rule_is_what_was_typed(text: str) -> None:
     """The rule, its number, its seed and the clip length are those of the command line."""
     rule, _, number = text.partition(":")
@@ -188,7 +218,7 @@ def test_a_rule_is_what_was_typed(text: str) -> None:
 
 @pytest.mark.parametrize("values", [("each", 1, 16, 1), ("every", 0, 16, 1), ("every", 1, 0, 1), ("every", 1, 16, 0)])
 def test_an_invalid_rule_is_refused_however_it_is_made(values: tuple) -> None:
-    """A Sampling holds one of three rules and positive numbers."""
+    """A Sampling holds a known rule and positive numbers."""
     with pytest.raises(ValueError, match=r"each|at least 1"):
         Sampling(*values)
 

@@ -104,14 +104,16 @@ def test_the_evidence_names_the_seconds(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_verb_prints_clusters_and_json(tmp_path: Path) -> None:
-    """A table with evidence, a count on stderr; --json has every match; finding nothing is not an error."""
+    """Clusters with evidence in 80 columns, a count on stderr; --json has every match; finding nothing is not an
+    error."""
     store = LocalStore(str(tmp_path / "out"))
     commit(store, ["a", "b", "c", "d"], {"d": "b"}, 0.01, 2)
     code, printed, said = in_process("results", "dedup", store.url, "--threshold", "0.99")
     assert code == 0, said
-    lines = printed.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["1", "b.mp4"], ["1", "d.mp4"]]
-    assert " = " in lines[1]
+    lines = [line.split() for line in printed.splitlines()]
+    assert lines[0] == ["cluster", "1:", "2", "videos"] and [line[0] for line in lines[1::4]] == ["b.mp4", "d.mp4"]
+    assert [line[-1] for line in lines[3::4]] == ["d.mp4", "b.mp4"] and lines[4][1:4] == ["s", "is", "like"]
+    assert max(map(len, printed.splitlines())) <= 80
     assert "4 videos compared: 2 in 1 cluster, 1 pair of cosine 0.99 or more" in said
     found = json.loads(in_process("results", "dedup", store.url, "--threshold", "0.99", "--json")[1])
     assert len(found["clusters"][0][0]["matches"]) == 8

@@ -179,7 +179,7 @@ SMALL = Sampling("every", 4, 4)
 
 samplings = st.builds(
     lambda rule, *numbers: Sampling(rule, *numbers, seed=5 if rule == "random" else None),
-    st.sampled_from(["every", "uniform", "random"]),
+    st.sampled_from(["every", "uniform", "spread", "random"]),
     st.integers(1, 24),
     st.integers(1, 16),
     st.integers(1, 3),

@@ -175,6 +175,19 @@ def test_a_condition_on_the_id_reads_nothing_more(out: LocalStore, monkeypatch: 
     assert set(read) == {hit.video_id for hit in found.hits}
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_index_gives_one_hit_per_video(out: LocalStore, kind: str) -> None:
+    """As many videos as exact search finds, though the nearest rows are clips of one of them; with a condition, too."""
+    build_index(newest(out), level="clip", metric="cosine", kind=kind)
+    query = first_vector(out, "v003")
+    for where in ([], ["video_id!=v003"], ["video_id=v003"]):
+        how = {"level": "clip", "top": 12, "where": where, "per_video": True}
+        exact, found = nearest(newest(out), query, **how), nearest_by_index(newest(out), query, **how)  # type: ignore[arg-type]
+        ids = [hit.video_id for hit in found.hits]
+        assert len(set(ids)) == len(ids) == (1 if where == ["video_id=v003"] else 12)
+        assert kind == "ivf" or keys(found) == keys(exact)
+
+
 def test_near_duplicates_are_left_out_of_what_an_index_gives(out: LocalStore) -> None:
     """--distinct means the same with an index as without."""
     build_index(newest(out), level="clip", metric="cosine", kind="flat")

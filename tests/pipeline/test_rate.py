@@ -63,7 +63,14 @@ def test_a_video_of_the_wanted_rate_stays_as_it_is(fps: int, n_frames: int, roun
     np.testing.assert_array_equal(end_N, np.arange(1, n_frames + 1))
 
 
-@given(rates, gaps_ms, st.sampled_from(["every", "uniform"]), st.integers(1, 30), st.integers(1, 8), st.integers(1, 3))
+@given(
+    rates,
+    gaps_ms,
+    st.sampled_from(["every", "uniform", "spread"]),
+    st.integers(1, 30),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
 def test_exactly_the_frames_that_clips_need_are_wanted(
     fps: float, gaps: list[int], rule: str, value: int, t: int, step: int
 ) -> None:
@@ -93,7 +100,7 @@ def test_whole_ticks_end_before_whatever_follows(fps: float, gaps: list[int], mo
 @given(
     st.floats(0.5, 60),
     gaps_ms,
-    st.sampled_from(["every", "uniform"]),
+    st.sampled_from(["every", "uniform", "spread"]),
     st.integers(1, 30),
     st.integers(1, 8),
     st.integers(1, 3),
@@ -198,7 +205,7 @@ def rows_of(
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("fps", [25.0, 12.5, 60.0])
-@pytest.mark.parametrize("rule", ["every:8", "uniform:5", "every:20"])
+@pytest.mark.parametrize("rule", ["every:8", "uniform:5", "spread:5", "every:20"])
 @pytest.mark.parametrize("name", SHOWN)
 def test_clips_of_a_real_video_are_those_on_screen(
     name: str, rule: str, fps: float, decoder: str, videos: dict[str, Path]

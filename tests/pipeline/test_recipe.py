@@ -48,7 +48,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         resize_hw=None if by_side else (crop_hw[0] + draw(st.integers(0, 9)), crop_hw[1] + draw(st.integers(0, 9))),
         short_side=max(crop_hw) + draw(st.integers(0, 9)) if by_side else None,
         crop_hw=crop_hw,
-        clips=draw(st.sampled_from(["every:{}", "uniform:{}", "random:{}@7"])).format(draw(small)),
+        clips=draw(st.sampled_from(["every:{}", "uniform:{}", "spread:{}", "random:{}@7"])).format(draw(small)),
         frame_step=draw(small),
         fps=draw(st.none() | st.floats(0.1, 240)),
         decoder=draw(st.sampled_from(get_args(Decoder))),

@@ -21,6 +21,7 @@ from p3d.pipeline.errors import DamagedJob, InputError, as_stored
 from p3d.pipeline.results.search import exact as search_module
 from p3d.pipeline.results.search.exact import nearest
 from p3d.pipeline.results.search.metrics import METRICS, cosines
+from p3d.pipeline.results.search.query import position_s, split_position
 from p3d.pipeline.results.search.where import parse
 from p3d.pipeline.sources.identity import readable
 from p3d.pipeline.storage.local import LocalStore
@@ -82,11 +83,15 @@ def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monke
             top = rng.choice((1, 3, 50))
             expected = brute_force(out, queries_QD, level, metric, keep)
             for source in (newest(out), SnapshotRows(dest)):
-                found = nearest(source, queries_QD, level=level, metric=metric, top=top, where=where)
-                assert [(hit.video_id, hit.clip_index) for hit in found.hits] == [one[1:] for one in expected[:top]]
-                assert [hit.score for hit in found.hits] == pytest.approx([one[0] for one in expected[:top]], abs=1e-12)
-                assert found.n_rows == len(expected)
-                assert all(hit.uri == f"file:///v/{hit.video_id}.mp4" for hit in found.hits)
+                for per_video in (False, True):
+                    best = list({one[1]: one for one in reversed(expected)}.values()) if per_video else expected
+                    best.sort(key=lambda one: -one[0] if metric == "cosine" else one[0])
+                    how = {"metric": metric, "top": top, "where": where, "per_video": per_video}
+                    found = nearest(source, queries_QD, level=level, **how)  # type: ignore[arg-type]
+                    assert [(hit.video_id, hit.clip_index) for hit in found.hits] == [one[1:] for one in best[:top]]
+                    assert [hit.score for hit in found.hits] == pytest.approx([one[0] for one in best[:top]], abs=1e-12)
+                    assert found.n_rows == len(expected)
+                    assert all(hit.uri == f"file:///v/{hit.video_id}.mp4" for hit in found.hits)
 
 
 @pytest.fixture
@@ -129,19 +134,24 @@ def test_every_half_is_widened_exactly() -> None:
     assert found.dtype == np.float32 and np.array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-def test_equal_rows_keep_the_order_of_their_plan(tmp_path: Path) -> None:
-    """Copies of one video come out in plan order, at any `top`, however many there are."""
+@pytest.mark.parametrize("order", [(0, 6, 12), (12, 6, 0), (6, 12, 0)])
+def test_equal_rows_are_in_the_order_of_their_paths(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Copies of one video, of two clips each, come out by path and time, in whatever order they are read."""
     store = LocalStore(str(tmp_path / "out"))
-    add_plan(store, videos("abcdefgh"), frames=(16,), shard_videos=8)
+    add_plan(store, videos("abcdefgh"), frames=(32,), shard_videos=8)
     source = newest(store)
     clips = rows_of(source, "clips")
     vector = schema.features_of(clips["embedding"], DIM)[0]
-    same = schema.vector_array(np.tile(vector, (8, 1)), clips.schema.field("embedding").type)
+    same = schema.vector_array(np.tile(vector, (16, 1)), clips.schema.field("embedding").type)
     table = clips.set_column(clips.schema.get_field_index("embedding"), clips.schema.field("embedding"), same)
-    source.rows = lambda **_: iter([("clips", table.slice(at, 3)) for at in (0, 3, 6)])  # type: ignore[method-assign]
+    source.rows = lambda **_: iter([("clips", table.slice(at, 6)) for at in order])  # type: ignore[method-assign]
     for top in (1, 2, 5, 8):
         found = nearest(source, vector[None], level="clip", top=top)
-        assert [hit.video_id for hit in found.hits] == list("abcdefgh"[:top])
+        assert [(hit.video_id, hit.clip_index) for hit in found.hits] == [
+            ("abcdefgh"[n // 2], n % 2) for n in range(top)
+        ]
+        found = nearest(source, vector[None], level="clip", top=top, per_video=True)
+        assert [(hit.video_id, hit.clip_index) for hit in found.hits] == [(name, 0) for name in "abcdefgh"[:top]]
 
 
 def test_near_duplicates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +245,35 @@ def test_a_snapshot_without_clips_says_so(out: LocalStore, tmp_path: Path) -> No
         nearest(SnapshotRows(dest), query, level="clip")
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("12.5", 12.5), ("12.5s", 12.5), ("0", 0), (".5", 0.5), ("7.", 7), ("90", 90), ("3600s", 3600)),
+        *(("1:05", 65), ("1:05.25s", 65.25), ("90:00", 5400), ("1:02:03.5", 3723.5), ("0:00:00", 0)),
+    ],
+)
+def test_a_position_is_read(text: str, seconds: float) -> None:
+    """Seconds, minutes and hours, with or without an s; the name before the last @ may contain anything."""
+    for name in ("a.mp4", "a@2.mp4", "a@1:05", "@", "a\nb"):
+        assert split_position(f"{name}@{text}") == (name, text)
+    assert position_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["1:75", "1:60:00", "1.5:00", "1:2:3:4", "1.2.3", "5:", ":5", "1:05ss", "-1", "1e3", "", "٣"]
+)
+def test_what_is_not_a_position_is_refused(text: str) -> None:
+    """The message shows the forms that are read."""
+    with pytest.raises(InputError, match=r"is not a position: write seconds, as 12\.5, or 1:05, or 1:02:03\.5"):
+        position_s(text)
+
+
+def test_a_name_without_a_position_stays_whole() -> None:
+    """What follows an @ belongs to the name unless only digits, points, colons and an s follow."""
+    for name in ("a@b.mp4", "a@", "@12", "a@s", "a@12.mp4", "a@.", "user@host"):
+        assert split_position(name) == (name, None)
+
+
 @pytest.mark.parametrize("name", ["\udcff.mp4", "\ud800", "a\nb", "x" * 5000])
 def test_any_text_may_be_asked_for(out: LocalStore, tmp_path: Path, name: str) -> None:
     """A query or condition that is not UTF-8, or is longer than any name, finds nothing, without a traceback."""
@@ -255,4 +294,4 @@ def test_a_name_that_is_not_utf8_finds_its_row() -> None:
 def test_an_unknown_metric_is_an_error() -> None:
     """It was taken for l2."""
     with pytest.raises(ValueError, match="unknown metric 'dot'"):
-        search_module._Best(np.ones((1, DIM), np.float32), "dot", 1)
+        search_module._Best(np.ones((1, DIM), np.float32), "dot", 1, False)

@@ -25,7 +25,6 @@ from aiohttp import web
 
 from p3d.pipeline.decode.child import end_children
 from p3d.pipeline.errors import (
-    REASON_MEANING,
     BadVideo,
     InputError,
     JobError,
@@ -38,6 +37,7 @@ from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.page.content import Content, open_content
 from p3d.pipeline.results.page.pictures import Pictures
 from p3d.pipeline.results.page.similar import Answer, Dropped, Embed, NobodyWaits, SimilarQuery, levels, similar
+from p3d.pipeline.results.search.query import position_s
 from p3d.pipeline.sources.below import SourceRule
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import Failure, VideoRef
@@ -135,20 +135,21 @@ class Answers:
 
     async def video(self, request: web.Request) -> web.StreamResponse:
         row = self._row(request)
-        meaning = meaning_of(str(row["reason"]))[0] if "reason" in row else None
-        return _json({"video": row, "meaning": meaning})
+        meaning, remedy = meaning_of(str(row["reason"])) if "reason" in row else (None, None)
+        return _json({"video": row, "meaning": meaning, "remedy": remedy})
 
     async def similar(self, request: web.Request) -> web.StreamResponse:
         query, gone = request.query, threading.Event()
         asked = SimilarQuery(
             video_id=query.get("id"),
             dropped=query.get("dropped"),
-            at_s=_number(query["t"]) if "t" in query else None,
+            at_s=position_s(query["t"]) if "t" in query else None,
             level="clip" if _one_of(query.get("level", "video"), ("clip", "video")) == "clip" else "video",
             top=max(1, int(_number(query.get("top", "24")))),
             where=tuple(query.getall("where", [])),
             distinct=_number(query["distinct"]) if "distinct" in query else None,
             own=query.get("own") == "yes",
+            every=query.get("every") == "yes",
         )
         try:
             found = await self._in(self._searching, similar, self.archive, asked, self.dropped, gone)
@@ -312,7 +313,8 @@ def _hits(answer: Answer, asked: SimilarQuery) -> dict[str, Any]:
 
 
 def _failure(failure: Failure) -> dict[str, Any]:
-    return {"reason": failure.reason, "detail": failure.detail, "meaning": REASON_MEANING[failure.reason]}
+    meaning, remedy = meaning_of(failure.reason)
+    return {"reason": failure.reason, "detail": failure.detail, "meaning": meaning, "remedy": remedy}
 
 
 def _headers(request: web.Request, response: web.StreamResponse, video: VideoRef, size: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from p3d.pipeline.results.page.projection import Projection, project
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import where as conditions_of
 from p3d.pipeline.results.search.metrics import SLACK
+from p3d.pipeline.results.search.where import Condition
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
 MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice that while it is made
@@ -61,7 +62,7 @@ class Archive:
         return {name: value for name, value in row.items() if value is not None}
 
     def find(
-        self, text: str, where: Sequence[str] = (), cluster: int | None = None, failed: bool | None = None
+        self, text: str, where: Sequence[str | Condition] = (), cluster: int | None = None, failed: bool | None = None
     ) -> INT64:
         """Numbers of the rows whose path or id contains `text`, ignoring case, and that satisfy all other conditions.
 
@@ -82,7 +83,7 @@ class Archive:
         has = [pc.match_substring(self.rows[name], text, ignore_case=True) for name in ("path", "video_id")]
         return _numpy(pc.or_(*has))
 
-    def likely(self, queries_QD: FLOAT32, wanted: int, where: Sequence[str]) -> frozenset[str] | None:
+    def likely(self, queries_QD: FLOAT32, wanted: int, where: Sequence[str | Condition]) -> frozenset[str] | None:
         """Ids that include the `wanted` videos nearest to any query by cosine; None without vectors.
 
         As in exact search, videos within the rounding error of the last one are included. InputError as in `find`.

@@ -24,7 +24,7 @@ from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.search.exact import POOL, SearchResult, nearest
 from p3d.pipeline.results.search.index import nearest_by_index, read_record
 from p3d.pipeline.results.search.options import LEVELS, Level
-from p3d.pipeline.results.search.query import Query, clip_at, stored
+from p3d.pipeline.results.search.query import Query, clip_at, hits_wanted, stored
 from p3d.pipeline.types import FLOAT32
 
 DROPPED_BYTES = 256 * 1024**2  # of vectors kept for dropped files; the least recently used are removed first
@@ -41,7 +41,8 @@ class NobodyWaits(Exception):
 class SimilarQuery:
     """A query: a video of the dataset, or a dropped file by its key. `at_s` selects one second of it.
 
-    `own` allows hits of the same video. `distinct` leaves out near-duplicates, as in `nearest`.
+    `own` allows hits of the same video, `every` several clips of one video. `distinct` leaves out near-duplicates, as
+    in `nearest`.
     """
 
     video_id: str | None = None
@@ -52,6 +53,7 @@ class SimilarQuery:
     where: tuple[str, ...] = ()
     distinct: float | None = None
     own: bool = False
+    every: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
         raise InputError("the query names neither a video nor a dropped file")
     if asked.at_s is not None:
         query = clip_at(query, name, asked.at_s)
-    where = [*asked.where, *([] if asked.own or asked.video_id is None else [f"video_id!={asked.video_id}"])]
+    where = hits_wanted(query, asked.where, asked.own)
     top = min(asked.top, MOST_HITS)
     likely = None
     if asked.level == "video":
@@ -122,6 +124,7 @@ def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threa
         top=top,
         where=where,
         distinct=asked.distinct,
+        per_video=not asked.every,
         on_step=partial(_go_on, gone),
     )
     found = look(source, query.features_QD)

@@ -3,9 +3,10 @@
     NewestRows | SnapshotRows ──row groups──> scores in float32 ──candidates──> float64 ──> Hits
 
 Each group is scored by one matrix product. Rows within `SLACK` of the worst kept score are scored again in float64 from
-the stored numbers. So a row that is bit-equal to the query has exactly cosine 1 and distance 0, and equal rows keep
-plan order. Memory holds one row group, its scores, and the best rows so far. Legend: N rows of a group, Q query
-vectors, P pairs of a row and a query, D feature dimension.
+the stored numbers. So a row that is bit-equal to the query has exactly cosine 1 and distance 0. Hits of equal score are
+in the order of path, id and clip, so the answer does not depend on shards or plans. Memory holds one row group, its
+scores, and the best rows so far. Legend: N rows of a group, Q query vectors, P pairs of a row and a query, D feature
+dimension.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ def nearest(
     level: Level,
     metric: str = "cosine",
     top: int = 10,
-    where: Iterable[str] = (),
+    where: Iterable[str | conditions_of.Condition] = (),
     distinct: float | None = None,
+    per_video: bool = False,
     only: frozenset[str] | None = None,
     skip: frozenset[str] = frozenset(),
     on_step: Callable[[int, int], None] | None = None,
@@ -90,15 +92,16 @@ def nearest(
     """The `top` rows nearest to any of the queries [Q, D].
 
     `where` are conditions on columns (`results.search.where`); for clips, also on columns of videos/. With `distinct`,
-    a row whose cosine to the query or to a better row is at least that value is left out. `only` and `skip` are as in
-    `rows`. InputError if a condition is not valid; DamagedJob if a row is damaged.
+    a row whose cosine to the query or to a better row is at least that value is left out. With `per_video`, only the
+    best row of each video counts. `only` and `skip` are as in `rows`. InputError if a condition is not valid;
+    DamagedJob if a row is damaged.
     """
     started = time.monotonic()
     clips = level == "clip"
     if clips and not source.with_clips:
         raise InputError(f"the snapshot at {source.store.url} has no clips; search its videos, with --level video")
     direct, only = _split(source, where, level, only)
-    best = _Best(queries_QD, metric, top if distinct is None else max(top, POOL))
+    best = _Best(queries_QD, metric, top if distinct is None else max(top, POOL), per_video and clips)
     n_rows, folder_of_level = 0, "clips" if clips else "videos"
     for folder, table in source.rows(clips=clips, only=only, skip=skip, on_step=on_step):
         if folder == folder_of_level:
@@ -109,12 +112,15 @@ def nearest(
             best.name(table)
     hits, cut = best.hits(), False
     if distinct is not None:
-        hits, cut = _distinct(hits, queries_QD, distinct, top, len(hits) < n_rows)
+        hits, cut = _distinct(hits, queries_QD, distinct, top, len(hits) == best.size < n_rows)
     return SearchResult(tuple(hits[:top]), n_rows, time.monotonic() - started, cut)
 
 
 def _split(
-    source: NewestRows | SnapshotRows, where: Iterable[str], level: Level, only: frozenset[str] | None
+    source: NewestRows | SnapshotRows,
+    where: Iterable[str | conditions_of.Condition],
+    level: Level,
+    only: frozenset[str] | None,
 ) -> tuple[tuple[conditions_of.Condition, ...], frozenset[str] | None]:
     """The conditions on the rows themselves, and the ids of `only` that satisfy those on columns of videos/."""
     own = source.schemas["clips" if level == "clip" else "videos"]
@@ -136,12 +142,12 @@ def _plain(videos: pa.Schema, own: pa.Schema) -> pa.Schema:
 
 
 class _Best:
-    """The `size` rows nearest to any query, of all rows added."""
+    """The `size` rows nearest to any query, of all rows added; with `per_video`, of the best row of each video."""
 
-    def __init__(self, queries_QD: FLOAT32, metric: str, size: int) -> None:
+    def __init__(self, queries_QD: FLOAT32, metric: str, size: int, per_video: bool) -> None:
         # equal queries, as those of a still image, are merged into the first of them
         self._queries_QD, self._first_Q = np.unique(np.asarray(queries_QD, np.float32), axis=0, return_index=True)
-        self._rule, self._size = rule_of(metric), size
+        self._rule, self.size, self._per_video = rule_of(metric), size, per_video
         self._squares_Q = np.einsum("qd,qd->q", self._queries_QD, self._queries_QD)
         self._scaled_DQ = np.ascontiguousarray(self._rule.scaled(self._queries_QD).T)
         self._hits: list[tuple[float, Hit]] = []  # (nearness, hit), the nearest first
@@ -154,11 +160,15 @@ class _Best:
 
     def _add(self, table: pa.Table, features_ND: FLOAT32) -> None:
         near_NQ, slack = self._near(features_ND)
-        near_N = near_NQ.max(axis=1)
-        floor = self._hits[-1][0] if len(self._hits) == self._size else -np.inf
-        if len(near_N) > self._size:
-            floor = max(floor, float(np.partition(near_N, -self._size)[-self._size]))
-        rows_P, queries_P = np.nonzero(near_NQ >= np.maximum(floor - slack, near_N - slack)[:, None])
+        near_N, videos_N = near_NQ.max(axis=1), np.arange(len(near_NQ))
+        if self._per_video:
+            videos_N = table["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        best_V = np.full(videos_N.max() + 1, -np.inf, np.float32)
+        np.maximum.at(best_V, videos_N, near_N)
+        floor = self._hits[-1][0] if len(self._hits) == self.size else -np.inf
+        if len(best_V) > self.size:
+            floor = max(floor, float(np.partition(best_V, -self.size)[-self.size]))
+        rows_P, queries_P = np.nonzero(near_NQ >= np.maximum(floor, best_V[videos_N])[:, None] - slack)
         if not len(rows_P):
             return
         exact_P = np.concatenate(
@@ -170,15 +180,23 @@ class _Best:
         order_P = np.lexsort((self._first_Q[queries_P], -exact_P, rows_P))  # by row, its nearest query first
         first_P = np.flatnonzero(np.diff(rows_P[order_P], prepend=-1))
         chosen = order_P[first_P]
-        chosen = chosen[np.argsort(-exact_P[chosen], kind="stable")[: self._size]]
+        chosen = chosen[np.argsort(-exact_P[chosen], kind="stable")]  # of equal clips of a video the first
+        chosen = chosen[np.sort(np.unique(videos_N[rows_P[chosen]], return_index=True)[1])]
+        if len(chosen) > self.size:  # with those that are as near as the last one
+            chosen = chosen[exact_P[chosen] >= exact_P[chosen[self.size - 1]]]
         kept = table.select([name for name in HIT_COLUMNS if name in table.column_names])
         rows = kept.take(pa.array(rows_P[chosen])).to_pylist()
         for row, at in zip(rows, chosen.tolist(), strict=True):
             near = float(exact_P[at])
             query = int(self._first_Q[queries_P[at]])
             self._hits.append((near, _hit(row, self._rule.score(near), query, features_ND[rows_P[at]].copy())))
-        self._hits.sort(key=lambda one: -one[0])  # stable: of equal rows the earlier one stays first
-        del self._hits[self._size :]
+        self._hits.sort(key=lambda one: (-one[0], one[1].path, one[1].video_id, one[1].clip_index or 0))
+        if self._per_video:
+            best: dict[str, tuple[float, Hit]] = {}
+            for one in self._hits:
+                best.setdefault(one[1].video_id, one)
+            self._hits = list(best.values())
+        del self._hits[self.size :]
 
     def name(self, videos: pa.Table) -> None:
         """Set the uri of the hits of these videos. Rows of clips/ do not have it, and are read before their video."""

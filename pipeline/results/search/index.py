@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
@@ -92,8 +93,9 @@ def nearest_by_index(
     level: Level,
     metric: str = "cosine",
     top: int = 10,
-    where: Iterable[str] = (),
+    where: Iterable[str | conditions_of.Condition] = (),
     distinct: float | None = None,
+    per_video: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """`nearest` over the videos that the index proposes, and those that are not in it yet.
@@ -109,14 +111,15 @@ def nearest_by_index(
     where = tuple(where)
     of_ids, others = _conditions(source, where)
     ids = _ids_where(source, others)
+    n_rows = RESCORED[record.kind] * top if distinct is None else POOL
     try:
-        videos = _proposed(source, record, queries_QD, top, distinct, of_ids, ids)
+        videos = _proposed(source, record, queries_QD, n_rows, per_video, of_ids, ids)
     except DamagedJob:
         newer = read_record(source, level, metric)
         if newer in (None, record):
             raise
         record = newer  # a build has just replaced the files
-        videos = _proposed(source, record, queries_QD, top, distinct, of_ids, ids)
+        videos = _proposed(source, record, queries_QD, n_rows, per_video, of_ids, ids)
     new = frozenset(_videos_in(source, frozenset(record.pieces)))
     found = nearest(
         source,
@@ -126,6 +129,7 @@ def nearest_by_index(
         top=top,
         where=where,
         distinct=distinct,
+        per_video=per_video,
         only=videos | new,
         on_step=on_step,
     )
@@ -142,7 +146,7 @@ def _videos_in(source: NewestRows | SnapshotRows, known: frozenset[str]) -> Iter
 
 
 def _conditions(
-    source: NewestRows | SnapshotRows, where: tuple[str, ...]
+    source: NewestRows | SnapshotRows, where: tuple[str | conditions_of.Condition, ...]
 ) -> tuple[tuple[conditions_of.Condition, ...], tuple[conditions_of.Condition, ...]]:
     """The conditions on video_id, which the rows of an index have, and those that need a pass over videos/."""
     try:
@@ -170,23 +174,32 @@ def _proposed(
     source: NewestRows | SnapshotRows,
     record: IndexRecord,
     queries_QD: FLOAT32,
-    top: int,
-    distinct: float | None,
+    n_rows: int,
+    per_video: bool,
     of_ids: tuple[conditions_of.Condition, ...],
     among: frozenset[str] | None,
 ) -> frozenset[str]:
-    """The videos of the current rows that the index finds nearest to any query: enough for `top` hits."""
-    n_rows = RESCORED[record.kind] * top if distinct is None else POOL
+    """The videos of the `n_rows` current rows that the index finds nearest to any query.
+
+    With `per_video`, it is asked again without the videos found so far, until there are `n_rows` of them.
+    """
+    videos: set[str] = set()
     with opened(source, record) as (index, rows):
         allowed_N = current(source, rows, among)
         for condition in of_ids:
             allowed_N &= condition.holds(rows).to_numpy()
-        scores_QK, found_QK = search(index, record, queries_QD, min(n_rows, record.n_rows), allowed_N)
         sign = -1 if rule_of(record.metric).largest else 1
-        order = np.argsort(sign * scores_QK, axis=None, kind="stable")
-        found = found_QK.ravel()[order]
-        first = list(dict.fromkeys(found[found >= 0].tolist()))[:n_rows]
-        return frozenset(rows["video_id"].take(pa.array(first, pa.int64())).to_pylist())
+        while allowed_N.any():
+            scores_QK, found_QK = search(index, record, queries_QD, min(n_rows, record.n_rows), allowed_N)
+            order = np.argsort(sign * scores_QK, axis=None, kind="stable")
+            found = found_QK.ravel()[order]
+            first = list(dict.fromkeys(found[found >= 0].tolist()))[:n_rows]
+            newly = rows["video_id"].take(pa.array(first, pa.int64()))
+            videos.update(newly.to_pylist())
+            if not per_video or not first or len(videos) >= n_rows:
+                break
+            allowed_N &= ~pc.is_in(rows["video_id"], newly).to_numpy()
+        return frozenset(videos)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,13 @@ LEVELS: tuple[Level, ...] = ("clip", "video")
 class SearchOptions:
     """What is compared with a query, and how. `where` are conditions on columns, all of which must hold."""
 
-    level: Level | None = option(
-        None, "Compare with rows of clips/ or of videos/.", choices=LEVELS, default_text="as QUERY"
-    )
+    level: Level = option("clip", "Use the rows of clips/ or of videos/.", choices=LEVELS)
     metric: str = option("cosine", "Rank by cosine or by L2 distance.", choices=tuple(METRICS))
     top: int = option(10, "Show K hits.", low=1, metavar="K")
+    per_video: bool = option(
+        True, "Show the best clip of each video, or every clip that is near enough.", off="every-clip"
+    )
+    with_self: bool = option(False, "Also find the video of QUERY itself, if OUT has it.")
     where: tuple[str, ...] = ()
     distinct: float | None = option(
         None,

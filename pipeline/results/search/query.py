@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.results.search.options import Level
+from p3d.pipeline.results.search.where import Condition
 from p3d.pipeline.types import FLOAT32
 
 
@@ -18,13 +22,12 @@ from p3d.pipeline.types import FLOAT32
 class Query:
     """Q vectors to look for, and where in the query video each is from: seconds [start, end).
 
-    `video_id` is None for a file that was embedded. `level` is the level to search by default. `warning` says
-    how the vectors differ from those of the rows; None if they do not.
+    `video_id` is that of the video of OUT that the query is; None for a file from elsewhere. `warning` says how the
+    vectors differ from those of the rows; None if they do not.
     """
 
     features_QD: FLOAT32
     seconds: tuple[tuple[float, float], ...]
-    level: Level
     video_id: str | None = None
     warning: str | None = None
 
@@ -58,7 +61,33 @@ def stored(source: NewestRows | SnapshotRows, name: str, clips: bool) -> Query:
         named = source.store.words()
         why = f"failed, see `p3d failures {named}`" if failed else f"is still to be done, by `p3d resume {named}`"
         raise InputError(f"{name!r} has no rows to search by: it {why}")
-    return Query(np.concatenate(features), tuple(seconds), "clip" if clips else "video", ids[0])
+    return Query(np.concatenate(features), tuple(seconds), ids[0])
+
+
+def hits_wanted(query: Query, where: Iterable[str], with_self: bool) -> tuple[str | Condition, ...]:
+    """The conditions that a hit must meet: `where` and, without `with_self`, to be of another video than the query.
+
+    This is the one rule of what a query leaves out; the command line, the Python API and the page all use it.
+    """
+    if with_self or query.video_id is None:
+        return tuple(where)
+    return (*where, Condition("video_id", pc.not_equal, pa.scalar(query.video_id, pa.string())))
+
+
+def split_position(text: str) -> tuple[str, str | None]:
+    """`VIDEO@POSITION` as (VIDEO, POSITION); (text, None) if nothing after an "@" looks like a position."""
+    match = re.fullmatch(r"(.+)@([0-9.:]*[0-9][0-9.:]*s?)", text, re.S)
+    return (match[1], match[2]) if match else (text, None)
+
+
+def position_s(text: str) -> float:
+    """A position as seconds: `12.5`, `12.5s`, `1:05` or `1:02:03.5`. InputError for anything else."""
+    match = re.fullmatch(r"(?:(?:([0-9]{1,9}):)?([0-9]{1,9}):)?([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)s?", text)
+    hours, minutes, seconds = match.groups("0") if match else ("0", "0", "60")
+    small = (match and match[2] is None) or float(seconds) < 60
+    if match is None or not small or (match[1] is not None and int(minutes) >= 60):
+        raise InputError(f"{text!r} is not a position: write seconds, as 12.5, or 1:05, or 1:02:03.5")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def clip_at(query: Query, name: str, at_s: float) -> Query:

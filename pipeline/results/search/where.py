@@ -28,21 +28,21 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`column` `operator` `value`, with a value of the column's type."""
+    """`compare` of `column` with `value`, which has the column's type."""
 
     column: str
-    operator: str
+    compare: Callable[[Any, Any], Any]
     value: pa.Scalar
 
     def holds(self, table: pa.Table) -> pa.ChunkedArray:
         """Which rows satisfy it, as booleans without nulls."""
-        return pc.fill_null(_OPERATORS[self.operator](table[self.column], self.value), False)
+        return pc.fill_null(self.compare(table[self.column], self.value), False)
 
 
-def parse(texts: Iterable[str], schema: pa.Schema) -> tuple[Condition, ...]:
+def parse(texts: Iterable[str | Condition], schema: pa.Schema) -> tuple[Condition, ...]:
     """Parse conditions on the columns of a table. InputError explains what is wrong, and lists what is allowed."""
     known = [field.name for field in schema if not pa.types.is_nested(field.type)]
-    return tuple(_parse(text, schema, known) for text in texts)
+    return tuple(one if isinstance(one, Condition) else _parse(one, schema, known) for one in texts)
 
 
 def holding(conditions: Iterable[Condition], table: pa.Table) -> pa.Table:
@@ -61,6 +61,6 @@ def _parse(text: str, schema: pa.Schema, known: list[str]) -> Condition:
         raise InputError(f"condition {text!r}: there is no column {column!r}; there are {', '.join(known)}")
     kind = schema.field(column).type
     try:
-        return Condition(column, operator, pc.cast(pa.scalar(as_stored(value)), kind))
+        return Condition(column, _OPERATORS[operator], pc.cast(pa.scalar(as_stored(value)), kind))
     except pa.ArrowException:
         raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is not") from None

@@ -4,8 +4,11 @@ import { $, el } from "./dom.js";
 
 const PREFERRED = ["duration_s", "codec", "n_clips", "width", "height", "fps"];
 
-/** Fill the form with the columns; `add` is called with a condition such as `codec=h264`. */
-export function setUp(columns, add) {
+let toggled = () => {};
+
+/** Fill the form with the columns. `add` gets a condition such as `codec=h264`; `onToggle` is called after `toggle`. */
+export function setUp(columns, onToggle, add) {
+  toggled = onToggle;
   const own = columns.filter((one) => !["video_id", "path", "uri", "version"].includes(one.name));
   own.sort((a, b) => rank(a.name) - rank(b.name));
   $("column").append(...own.map((one) => el("option", { value: one.name }, `${one.name} · ${kindOf(one.kind)}`)));
@@ -38,6 +41,7 @@ export function toggle() {
   $("filters").hidden = !open;
   $("filters-button").setAttribute("aria-expanded", String(open));
   if (open) $("column").focus();
+  toggled();
 }
 
 export const isOpen = () => !$("filters").hidden;

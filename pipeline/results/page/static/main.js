@@ -1,6 +1,6 @@
 // The page. Its state is in the URL's fragment, so that back, forward and reload work:
 //   #text=…&where=…&cluster=2&failed=yes      the list
-//   #like=ID&t=12.5&level=clip&where=…        what is similar to a video, or to one second of it
+//   #like=ID&t=12.5&level=clip&where=…        what is similar to a video, or to one second of it; every=yes: all clips
 //   #dropped=KEY&name=…                       what is similar to a dropped file
 
 import { drop, get, pictureOf } from "./api.js";
@@ -17,6 +17,9 @@ let asking = new AbortController(); // of the list's current request
 let sending = null; // AbortController of the file that is being sent
 const files = new Map(); // key of a dropped file -> the File, until the page is closed
 let listed = []; // ids of the list, in order
+let shown = null; // what the list shows, without how it is compared
+const left = new Map(); // such a view -> where it was scrolled to when it was left
+const HOW = ["level", "distinct", "own", "every"]; // of a query: how it is compared
 
 const state = () => new URLSearchParams(location.hash.slice(1));
 
@@ -61,14 +64,17 @@ async function render() {
   asking.abort();
   asking = new AbortController();
   const { signal } = asking;
+  left.set(shown, scrollY);
   const params = state();
   const wait = setTimeout(() => say("Searching …"), 250);
+  showEscape();
   showChips(params);
   showQuery(params);
   if (document.activeElement !== $("text")) $("text").value = params.get("text") ?? "";
   try {
     if (isQuery(params)) await showSimilar(params, signal);
     else await showVideos(params, signal, false);
+    toFirst(params);
   } catch (error) {
     if (error.name === "AbortError") return;
     $("list").replaceChildren();
@@ -77,6 +83,18 @@ async function render() {
   } finally {
     clearTimeout(wait);
   }
+}
+
+/** Scroll to the first card, which is the best hit, if the list shows something else than before; a list of videos that
+ *  was left comes back as it was. */
+function toFirst(params) {
+  const what = new URLSearchParams(params);
+  for (const name of HOW) what.delete(name);
+  if (shown === String(what)) return;
+  shown = String(what);
+  const place = isQuery(params) ? 0 : (left.get(shown) ?? 0);
+  scrollTo(0, place);
+  if (!place) $("list").firstElementChild?.scrollIntoView({ block: "nearest" }); // a phone has the player above the list
 }
 
 async function showVideos(params, signal, more) {
@@ -90,7 +108,7 @@ async function showVideos(params, signal, more) {
   map.light(params.has("text") || params.has("where") || params.has("cluster") ? listed : [], null);
   markPlaying();
   const narrowed = ["text", "where", "cluster", "failed"].some((name) => params.has(name));
-  if (!found.total) say(narrowed ? "No video matches. Esc clears the search." : "No videos yet.");
+  if (!found.total) say(narrowed ? "No video matches." : "No videos yet.");
   else say(`${count(found.total, "video")}${narrowed ? " found" : ""}`);
   if (!narrowed && about.failed) $("status").append(", ", el("a", { href: "#failed=yes" }, `${about.failed.toLocaleString("en")} of them failed`));
   if (!narrowed && about.pending) $("status").append(`; ${about.pending.toLocaleString("en")} more still to be done`);
@@ -99,7 +117,7 @@ async function showVideos(params, signal, more) {
 async function showSimilar(params, signal) {
   const asked = new URLSearchParams({ level: level(params) });
   if (params.has("like")) asked.set("id", params.get("like"));
-  for (const name of ["t", "dropped", "distinct", "own"]) if (params.has(name)) asked.set(name, params.get(name));
+  for (const name of ["t", "dropped", "distinct", "own", "every"]) if (params.has(name)) asked.set(name, params.get(name));
   for (const where of params.getAll("where")) asked.append("where", where);
   const found = await get("api/similar", asked, signal);
   const many = found.query_vectors > 1;
@@ -111,7 +129,8 @@ async function showSimilar(params, signal) {
   markPlaying();
   const noun = found.level === "clip" ? "clip" : "video";
   const how = found.indexed ? `by the index of ${found.indexed.toLocaleString("en")}` : `among ${count(found.rows, noun)}`;
-  say(found.hits.length ? `The ${count(found.hits.length, noun)} most similar to it, ${how}, in ${found.seconds.toFixed(2)} s` : "No hits are left. Relax the filters, or show near-copies.");
+  const each = noun === "clip" && !params.has("every") ? ", one per video" : "";
+  say(found.hits.length ? `The ${count(found.hits.length, noun)} most similar to it${each}, ${how}, in ${found.seconds.toFixed(2)} s` : "No hits are left. Relax the filters, or show near-copies.");
   if (found.hits.length && found.cut_short) $("status").append("; many near-copies were left out, so there may be more hits than these");
   if (!found.indexed && found.seconds > 3) $("status").append(el("span", {}, `; p3d results index OUT --level ${noun} makes this faster`));
 }
@@ -156,6 +175,7 @@ function showQuery(params) {
   for (const [value, text] of [["", "Near-copies shown"], ["0.9999", "Without cosine ≥ 0.9999"], ["0.999", "Without cosine ≥ 0.999"], ["0.99", "Without cosine ≥ 0.99"], ["0.95", "Without cosine ≥ 0.95"]]) {
     distinct.append(el("option", { value, selected: value === (params.get("distinct") ?? "") }, text));
   }
+  const every = el("input", { type: "checkbox", checked: params.get("every") === "yes", onchange: (event) => changed((all) => (event.target.checked ? all.set("every", "yes") : all.delete("every"))) });
   const own = el("input", { type: "checkbox", checked: params.get("own") === "yes", onchange: (event) => changed((all) => (event.target.checked ? all.set("own", "yes") : all.delete("own"))) });
   box.replaceChildren(
     el("h2", {}, title),
@@ -164,6 +184,7 @@ function showQuery(params) {
     el("div", { className: "how" },
       about.levels.length > 1 ? el("span", { className: "choice", role: "group", "aria-label": "What is compared" }, choice("video", "Videos"), choice("clip", "Clips")) : null,
       distinct,
+      level(params) === "clip" ? el("label", {}, every, "every clip") : null,
       id !== null ? el("label", {}, own, level(params) === "clip" ? "its own clips too" : "itself too") : null),
   );
 }
@@ -174,6 +195,7 @@ function say(text, wrong = false) {
 }
 
 function markPlaying() {
+  showEscape();
   const now = player.current()?.item;
   cards.mark(now?.video_id, now?.start_s);
   map.select(now?.video_id);
@@ -185,15 +207,19 @@ async function take(file) {
   if (file.size > about.drop_bytes) return say(`${file.name} has ${(file.size / 1e6).toFixed(0)} MB; at most ${(about.drop_bytes / 1e6).toFixed(0)} MB may be dropped (--drop-limit).`, true);
   sending?.abort();
   sending = new AbortController();
-  const began = performance.now();
   const box = $("drop");
   let share = 0;
+  let sent = null; // when all of it was sent
   const tell = () => {
-    const seconds = Math.round((performance.now() - began) / 1000);
-    box.firstElementChild.textContent = share < 1 ? `Sending ${file.name}: ${Math.round(100 * share)}%` : `Embedding ${file.name} … ${seconds} s. Esc cancels.`;
+    if (share >= 1) sent ??= performance.now();
+    const mb = (bytes) => (bytes / 1e6).toFixed(1);
+    const text = sent === null ? `Sending ${file.name}: ${mb(share * file.size)} of ${mb(file.size)} MB, ${Math.floor(100 * share)}%` : `Embedding ${file.name} … ${Math.round((performance.now() - sent) / 1000)} s`;
+    box.querySelector("p").textContent = text;
+    if (sent === null) $("sent").value = share;
+    else $("sent").removeAttribute("value"); // how much is embedded is not known
   };
   const clockwork = setInterval(tell, 500);
-  box.hidden = false;
+  box.hidden = $("sent").hidden = $("cancel").hidden = false;
   box.classList.add("busy");
   tell();
   try {
@@ -207,21 +233,33 @@ async function take(file) {
     if (error.name !== "AbortError") say(`${file.name}: ${error.message}`, true);
   } finally {
     clearInterval(clockwork);
-    box.hidden = true;
+    box.hidden = $("sent").hidden = $("cancel").hidden = true;
     box.classList.remove("busy");
     sending = null;
   }
 }
 
+/** What Esc does now: [words for the button, function]; null if it only leaves a field. */
+function step() {
+  const params = state();
+  if (sending) return ["Cancel", () => sending.abort()];
+  if (filters.isOpen()) return ["Close filters", filters.toggle];
+  if (player.isOpen()) return ["Close player", player.close];
+  if (params.has("text") || $("text").value) return ["Clear search", () => (($("text").value = ""), changed((all) => all.delete("text")), showEscape())];
+  if ([...params].length) return ["All videos", () => go(new URLSearchParams())];
+  return null;
+}
+
 function escape() {
-  if (sending) sending.abort();
-  else if (filters.isOpen()) filters.toggle();
-  else if (player.isOpen()) player.close();
-  else if (document.activeElement === $("text") && $("text").value) {
-    $("text").value = "";
-    changed((all) => all.delete("text"));
-  } else if ([...state()].length) go(new URLSearchParams());
+  const now = step();
+  if (now) now[1]();
   else document.activeElement?.blur();
+}
+
+function showEscape() {
+  const now = step();
+  $("escape").hidden = !now;
+  if (now) $("escape").firstElementChild.textContent = now[0];
 }
 
 function keys(event) {
@@ -265,19 +303,22 @@ function listen() {
     cards.focusFirst();
   });
   $("more").addEventListener("click", () => showVideos(state(), asking.signal, true).catch((error) => error.name === "AbortError" || say(error.message, true)));
+  $("escape").addEventListener("click", escape);
+  $("cancel").addEventListener("click", escape);
   $("keys-button").addEventListener("click", () => $("keys").showModal());
   $("file-button").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
     take($("file").files[0]);
     $("file").value = "";
   });
+  history.scrollRestoration = "manual"; // the browser would scroll before the list is there
   addEventListener("hashchange", render);
   addEventListener("keydown", keys);
   let inside = 0;
   const overlay = (on) => {
     if (sending) return;
     $("drop").hidden = !on;
-    $("drop").firstElementChild.textContent = about?.drop_bytes ? "Drop a video to search by it" : "This output has no weights to embed a file with";
+    $("drop").querySelector("p").textContent = about?.drop_bytes ? "Drop a video to search by it" : "This output has no weights to embed a file with";
   };
   addEventListener("dragenter", (event) => event.dataTransfer?.types.includes("Files") && overlay(++inside > 0));
   addEventListener("dragleave", (event) => event.dataTransfer?.types.includes("Files") && overlay(--inside > 0));
@@ -296,7 +337,7 @@ async function start() {
   $("source").textContent = `${about.out} · ${about.model}, weights ${about.weights}, clips ${about.clips}`;
   $("file-button").hidden = !about.drop_bytes;
   player.setUp({ similar, onPlay: markPlaying, onClose: markPlaying });
-  filters.setUp(about.columns, (condition) => changed((all) => all.append("where", condition)));
+  filters.setUp(about.columns, showEscape, (condition) => changed((all) => all.append("where", condition)));
   listen();
   await map.load({ play, similar, cluster: (number) => go(new URLSearchParams({ cluster: number })) }).catch(map.fail);
   await render();

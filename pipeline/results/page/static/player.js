@@ -108,7 +108,7 @@ function heading(item) {
 function broken(told) {
   const video = told.video;
   $("player").querySelector(".stage").replaceChildren(
-    el("div", { className: "why" }, el("strong", {}, video.reason ?? "not there"), el("p", {}, told.meaning ?? ""), el("p", { className: "detail" }, video.detail ?? "")),
+    el("div", { className: "why" }, el("strong", {}, video.reason ?? "not there"), el("p", {}, told.meaning ?? ""), el("p", { className: "detail" }, video.detail ?? ""), told.remedy ? el("p", {}, el("b", {}, "What to do: "), told.remedy) : null),
   );
 }
 
@@ -137,7 +137,7 @@ async function cannotPlay(item) {
     const made = await get("api/frames", params); // one decoder makes all of them, before they are requested one by one
     const why = made.failures.find((one) => one);
     if (playing !== mine) return;
-    if (why && made.failures.every((one) => one)) return broken({ video: why, meaning: why.meaning });
+    if (why && made.failures.every((one) => one)) return broken({ video: why, meaning: why.meaning, remedy: why.remedy });
   } catch (error) {
     if (playing === mine) broken({ video: { reason: "no frames", detail: error.message } });
     return;
