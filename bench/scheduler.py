@@ -101,7 +101,7 @@ class NullWorker(ShardWorker):
     def progress(self, most_decodes: int) -> tuple[dict[tuple[int, int], Progress], Load]:
         return {}, Load()
 
-    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | ShardError:
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table, moved: None = None) -> Done | ShardError:
         return Done(tuple(Ended(video.video_id, 1, None) for video in shard.videos), NOTHING)
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import p3d  # noqa: E402 - after the path
 from p3d import zoo  # noqa: E402
+from p3d.jobs.api.moves import Relocated  # noqa: E402 - after the path
 from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
 from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
 from p3d.jobs.monitor.status import Status  # noqa: E402
@@ -172,7 +173,7 @@ def reference() -> str:
 
 
 # what the functions of the Python API return or pass to a callback
-RECORDS = (p3d.Dataset, Status, RunSnapshot, WorkerSnapshot, p3d.EmbeddedVideo, SearchResult, Hit)
+RECORDS = (p3d.Dataset, Status, RunSnapshot, WorkerSnapshot, p3d.EmbeddedVideo, SearchResult, Hit, Relocated)
 
 
 def api() -> str:

@@ -19,6 +19,7 @@ from p3d.pipeline.dataset.commit import derive, read_committed, stored_names
 from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans_of
+from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
@@ -98,7 +99,8 @@ def golden_of(store: Store, recipe: Recipe) -> npt.NDArray[np.float32]:
 
 def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
     """The manifest of every plan, by plan_seq. DamagedJob if a plan is damaged, or was made for another recipe."""
-    return {plan.seq: Manifest(store, plan) for plan in plans_of(store, job.recipe)}
+    plans, roots = plans_of(store, job.recipe), load_roots(store)
+    return {plan.seq: Manifest(store, plan, roots) for plan in plans}
 
 
 @dataclass(slots=True)

@@ -177,7 +177,7 @@ def skipped_plans(
     for seq, shard in todo:
         if seq in skipped or plans[seq].plan.digest == own:
             continue
-        uris = map(str, plans[seq].rows(shard)["uri"].to_pylist())  # null is "None", which is below no root
+        uris = map(str, plans[seq].uris(shard))  # null is "None", which is below no root
         refused = next((uri for uri in uris if not rule.allows(uri)), None)
         if refused is not None:
             skipped[seq] = refused

@@ -2,6 +2,7 @@
 
     launch, resume, retry     embed the videos of a folder, a list or an S3 prefix into an output; continue; try again
     status, open_dataset      how far a job is; its rows as Arrow batches or numpy arrays
+    relocate                  say that the source videos of an output have moved
     search                    the clips or videos of an output that are most similar to a video
     embed_file                embed one file without a job
 
@@ -35,6 +36,7 @@ if (Path(__file__).parent / "jobs").is_file():  # git without symbolic links wri
 if TYPE_CHECKING:
     from p3d.jobs.api.dataset import Dataset, open_dataset, status
     from p3d.jobs.api.embed import EmbeddedVideo, embed_file
+    from p3d.jobs.api.moves import relocate
     from p3d.jobs.api.runs import launch, resume, retry
     from p3d.jobs.api.search import search
     from p3d.pipeline.errors import JobError
@@ -49,6 +51,7 @@ API = {
     "Dataset": "p3d.jobs.api.dataset",
     "embed_file": "p3d.jobs.api.embed",
     "EmbeddedVideo": "p3d.jobs.api.embed",
+    "relocate": "p3d.jobs.api.moves",
     "search": "p3d.jobs.api.search",
     "StoreOptions": "p3d.pipeline.storage.store",
     "JobError": "p3d.pipeline.errors",
@@ -61,6 +64,7 @@ __all__ = [
     "embed_file",
     "launch",
     "open_dataset",
+    "relocate",
     "resume",
     "retry",
     "search",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from p3d.jobs.api.keywords import explicit, listed, path_of
 from p3d.jobs.job import look, manifests, read_job, refuse_damaged, refuse_other_job, refuse_strange
 from p3d.jobs.monitor.status import Status, read_status
+from p3d.jobs.planning.changes import rule_of_launch
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.jobs.planning.prepare import (
     Prepared,
@@ -67,7 +68,7 @@ from p3d.pipeline.recipe import (
     new_job_id,
 )
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
-from p3d.pipeline.sources.listing import find, named_in
+from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
@@ -112,7 +113,7 @@ class HowToRun:
 def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToRun) -> Ran:
     """Embed the videos of SRC into OUT. JobError of any kind."""
     say, s3, store = how.say, how.s3, open_store(out, how.s3)
-    root = absolute(src)
+    absolute(src)  # refuses an empty text before anything is started
     with cluster_at(how.address, store, say) as cluster:
         there = cluster.machines if cluster else None
         options = _options(how.given, s3, there=there)
@@ -129,7 +130,7 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
             Sample(found.videos, prepared.recipe.sampling, s3, known) as sample,
         ):
             job, trusted = job_of(store, prepared, existing, s3, how.trust, say)
-            rule = EVERY_SOURCE if trusted else SourceRule(root, listed=named_in(src, found.videos))
+            rule = rule_of_launch(src, found.videos, trusted)
             plans = {} if trusted else manifests(store, job)
             skipped = skipped_plans(plans, look(store, plans).todo, rule) if plans else {}
             sizing = sample.sizing(prepared.clips_per_s, options.workers)

@@ -48,6 +48,7 @@ VERBS: Verbs = {
     "status": ("status", "Show the progress of the job at OUT; needs no Ray."),
     "cancel": ("status", "Stop the run at OUT; `p3d resume` continues it."),
     "trust": ("trust", "Trust a job that somebody else launched at OUT."),
+    "relocate": ("relocate", "Record that the source videos of OUT have moved."),
     "failures": ("dataset", "List the videos that have no rows, and why."),
     "verify": ("dataset", "Check every file of OUT against its plans."),
     "search": ("search", "Find what in OUT is most similar to a video or clip."),

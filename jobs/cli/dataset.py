@@ -127,6 +127,8 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
         )
         if found.plans > 1:
             output.say(f"counted in all {found.plans} plans; `p3d status` counts each video once, in its newest plan")
+        if found.roots:
+            output.say(f"{output.count(found.roots, 'record')} of moved videos in roots/")
         for sentence in found.problems:
             output.say(sentence)
         for name, shards in (found.software | found.settings).items():

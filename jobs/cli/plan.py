@@ -1,7 +1,8 @@
-"""`p3d plan`: what a launch would do, and how long it would take. Writes nothing."""
+"""`p3d plan`: what a launch would do, what would go wrong, and how long it would take. Writes nothing."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,13 @@ from p3d.jobs.cli import output
 from p3d.jobs.cli.options import job_spec, out_store, recipe_options, source_options, store_options, store_options_of
 
 if TYPE_CHECKING:
+    from p3d.jobs.planning.changes import ToDo
     from p3d.jobs.planning.estimate import Estimate
     from p3d.pipeline.recipe import Recipe
+
+WIDTH = 80
+NAME = 40  # characters of a file name, at most
+Lines = list[tuple[str, str]]
 
 
 def _rate(recipe: Recipe) -> str:
@@ -48,6 +54,65 @@ def _bf16(guess: Estimate) -> list[tuple[str, str]]:
     return [("bf16", gains), ("", f"(cosine with fp32 {half.cosine:.6f}, lowest {half.lowest:.6f}, of {clips})")]
 
 
+def _short(name: str) -> str:
+    """A file name for a line of the table: the end tells more than the beginning."""
+    return name if len(name) <= NAME else f"...{name[3 - NAME :]}"
+
+
+def _share(share: float | None) -> Lines:
+    """How much of a video the clips look at."""
+    if share is None:
+        return []
+    percent = f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.1g}"
+    return [("", f"(looks at {percent} % of the frames of the median video)")]
+
+
+def _videos(todo: ToDo, guess: Estimate | None, out: str | None) -> Lines:
+    """How many videos there are to do, and why."""
+    changes, n_pending = todo.changes, todo.pending.num_rows
+    n_todo = changes.videos.num_rows + n_pending
+    if guess is None:
+        lines = [("videos", "nothing to do")]
+    else:
+        size = output.human_bytes(guess.size_bytes)
+        lines = [("videos", f"{n_todo} ({size}) in {output.count(guess.n_shards, 'shard')}")]
+    if out is not None and (n_pending or changes.n_changed or changes.n_same):
+        pending = f", and {n_pending} pending of earlier plans" if n_pending else ""
+        lines.append(("", f"({changes.n_new} new, {changes.n_changed} changed, {changes.n_same} unchanged{pending})"))
+    return lines
+
+
+def _problems(guess: Estimate) -> Lines:
+    """What will go wrong: files that are missing, and videos of the sample that fail."""
+    lines: Lines = []
+    if guess.n_missing:
+        names = ", ".join(map(_short, guess.missing))
+        more = ", ..." if guess.n_missing > len(guess.missing) else ""
+        do = "does" if guess.n_missing == 1 else "do"
+        lines.append(("missing", f"{output.count(guess.n_missing, 'file')} {do} not exist: {names}{more}"))
+    if guess.n_sampled:
+        share = f" ({guess.n_failed / guess.n_sampled:.0%})" if guess.n_failed else ""
+        lines.append(("failing", f"{guess.n_failed} of {output.count(guess.n_sampled, 'video')} looked at{share}"))
+    for one in guess.failing:
+        path, detail = one.examples[0]
+        lines.append(("", f"{one.count} {one.reason}, such as {_short(path)}: {detail}"))
+    return lines
+
+
+def _table(rows: Lines) -> list[str]:
+    """The lines of a table of two columns; long cells continue on the next line."""
+    first = max(len(name) for name, _ in rows) + 2
+    broken = [
+        (name if at == 0 else "", line)
+        for name, text in rows
+        for at, line in enumerate(
+            textwrap.wrap(output.escape_all(text), WIDTH - first, break_on_hyphens=False, break_long_words=False)
+            or [""]
+        )
+    ]
+    return [f"{name.ljust(first)}{line}".rstrip() for name, line in broken]
+
+
 @click.command()
 @click.argument("src")
 @click.argument("out", required=False)
@@ -62,67 +127,99 @@ def _bf16(guess: Estimate) -> list[tuple[str, str]]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
-    """Show what `launch` would do with SRC: videos, skipped files, clips, bytes, time. Writes nothing.
+    """Show what `launch` would do with SRC: videos, failures, clips, bytes, time. Writes nothing.
 
-    A sample of the videos is probed, and 32 of them are decoded and embedded here, for at most half a minute. Clips,
-    bytes and time are extrapolated from that. On a GPU several batch sizes are timed. If OUT holds a job with other
-    settings, `plan` refuses it as `launch` would.
+    With OUT, the videos are those that `launch SRC OUT` would embed: new and changed ones, and what earlier plans have
+    left. If OUT holds a job with other settings, `plan` refuses it as `launch` would.
+
+    Of a sample of up to 500 videos the headers are read, and 32 of them are decoded and embedded here, for at most half
+    a minute. The answer names files that do not exist, and the videos of the sample that fail, with the reason. Clips,
+    bytes and time are extrapolated. On a GPU several batch sizes are timed.
 
     With --precision fp32 some clips are also embedded in bf16, where the network and this machine support it. The
     answer shows how much faster bf16 would be, for the network and for the whole job, and its cosines with fp32. That
     takes a few more seconds.
     """
-    from p3d.jobs.job import refuse_other_job
-    from p3d.jobs.planning.estimate import estimate
+    output.say("loading the network ...")  # torch alone takes seconds to import
+    from p3d.jobs.job import refuse_other_job, weights_key
+    from p3d.jobs.planning.changes import Changes, ToDo, to_do
+    from p3d.jobs.planning.estimate import estimate, weights_bytes
     from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
     from p3d.pipeline.recipe import with_short_digests
     from p3d.pipeline.sources.listing import find
 
-    s3 = store_options_of(typed)
-    prepared = prepare(job_spec(typed))
+    s3, limit = store_options_of(typed), typed["limit"]
+    prepared = prepare(job_spec(typed), s3)
     recipe = prepared.recipe
     refuse_unfit_device(recipe, "auto")
-    if out is not None:
-        refuse_other_job(out_store(out, s3), recipe)
+    store = out_store(out, s3) if out is not None else None
+    job = refuse_other_job(store, recipe) if store is not None else None
+    output.say(f"listing {src} ...")
     found = find(src, s3, id_column=typed["id_column"], tell=output.say)
-    guess = estimate(found, prepared, limit=typed["limit"], shard_videos=typed["shard_videos"], workers=workers, s3=s3)
+    if store is not None and job is not None:
+        todo = to_do(store, job, src, found.videos, limit)
+    else:
+        videos = found.videos if limit is None else found.videos.slice(0, limit)
+        todo = ToDo(Changes(videos, videos.num_rows, 0, 0), videos.slice(0, 0), 0, {})
+    has_weights = store is not None and store.head(weights_key(recipe)) is not None
+    guess = None
+    if todo.changes.videos.num_rows or todo.pending.num_rows:
+        guess = estimate(
+            todo,
+            prepared,
+            shard_videos=typed["shard_videos"],
+            workers=workers,
+            weights_bytes=0 if has_weights else weights_bytes(prepared),
+            s3=s3,
+            tell=output.say,
+        )
+    for seq, uri in todo.skipped.items():
+        output.say(f"plan {seq} would be skipped: {uri} is not in SRC, and OUT is not trusted")
     if as_json:
         output.show_json(
             {
                 "recipe": recipe.to_dict(),
-                **guess.to_dict(),
+                "n_videos": 0,
+                **(guess.to_dict() if guess else {}),
+                "n_new": todo.changes.n_new,
+                "n_changed": todo.changes.n_changed,
+                "n_unchanged": todo.changes.n_same,
+                "n_pending": todo.pending.num_rows,
                 "skipped": list(found.skipped),
                 "n_skipped": found.n_skipped,
             }
         )
         return 0
+    skipped = f": {', '.join(map(_short, found.skipped[:3]))}" if found.skipped else ""
+    lines: Lines = [
+        ("network", f"{recipe.model}, graph {recipe.graph}, weights {with_short_digests(prepared.origin)}"),
+        ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
+        *_share(guess.share if guess else None),
+        *_videos(todo, guess, out),
+        ("skipped", f"{output.count(found.n_skipped, 'other file')}{skipped}"),
+    ]
+    output.show(*_table(lines + (_estimated(guess) if guess else [])))
+    for sentence in guess.warnings if guess else ():
+        output.say(sentence)
+    return 0
+
+
+def _estimated(guess: Estimate) -> Lines:
+    """The problems and the cost of what there is to do."""
     sampled = (
         f"about, from {output.count(guess.n_sampled, 'video')}"
         if guess.n_sampled
         else "unknown: no video could be sampled"
     )
-    size = output.human_bytes(guess.size_bytes)
-    skipped = f": {', '.join(found.skipped[:3])}" if found.skipped else ""
-    output.show(
-        *output.table(
-            [
-                (
-                    "network",
-                    f"{recipe.model}, graph {recipe.graph}, weights {with_short_digests(prepared.origin)}",
-                ),
-                ("sampling", f"{recipe.clips}, {recipe.clip_frames} frames, step {recipe.frame_step}{_rate(recipe)}"),
-                ("videos", f"{guess.n_videos} ({size}) in {output.count(guess.n_shards, 'shard')}"),
-                ("skipped", f"{output.count(found.n_skipped, 'other file')}{skipped}"),
-                ("clips", f"{guess.n_clips} ({sampled})"),
-                ("output", output.human_bytes(guess.output_bytes)),
-                ("time", f"about {output.human_time(guess.seconds)}; most of it is {guess.binding}"),
-                ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
-                *_batches(guess),
-                ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
-                *_bf16(guess),
-            ]
-        )
-    )
-    for sentence in guess.warnings:
-        output.say(sentence)
-    return 0
+    rows, weights = output.human_bytes(guess.output_bytes), output.human_bytes(guess.weights_bytes)
+    whole = output.human_bytes(guess.output_bytes + guess.weights_bytes)
+    return [
+        *_problems(guess),
+        ("clips", f"{guess.n_clips} ({sampled})"),
+        ("output", f"{whole}: {rows} of rows, {weights} of weights" if guess.weights_bytes else rows),
+        ("time", f"about {output.human_time(guess.seconds)}; most of it is {guess.binding}"),
+        ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
+        *_batches(guess),
+        ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
+        *_bf16(guess),
+    ]

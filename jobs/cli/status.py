@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,10 @@ from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
 
 if TYPE_CHECKING:
+    from p3d.jobs.api.moves import Sources
     from p3d.jobs.monitor.status import Status
+    from p3d.pipeline.recipe import JobRecord
+    from p3d.pipeline.storage.store import Store, StoreOptions
 
 WATCH_S = 1.0
 BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
@@ -26,6 +30,7 @@ BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
 @click.option("--watch", is_flag=True, help="Show a live view until the job ends; Ctrl-C only detaches.")
 @click.option("--wait", is_flag=True, help="Wait silently until the job ends; exit with its code.")
 @click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
+@click.option("--sources", "look", is_flag=True, help="Also look for every source video; one request for each on S3.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def status(
@@ -33,10 +38,14 @@ def status(
     watch: bool,
     wait: bool,
     mirror: bool,
+    look: bool,
     as_json: bool,
     **typed: Any,
 ) -> int:
     """Show the progress of the job at OUT. Reads only the store: works from any machine, without Ray.
+
+    With --sources the source videos are looked for, too, where they are now (see `p3d relocate`): how many are there as
+    they were planned, how many have changed, and how many are gone. That is refused if OUT is not trusted.
 
     Exits 0 if the status could be read; with --wait or --exit-code, with the code of the job.
     """
@@ -46,8 +55,12 @@ def status(
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.status import SUBMITTED, UNDER_WAY, read_status, render
 
-    store = out_store(out, store_options_of(typed))
+    if look and (watch or wait):
+        raise click.UsageError("--sources goes with neither --watch nor --wait.")
+    s3 = store_options_of(typed)
+    store = out_store(out, s3)
     job = read_job(store)
+    found = _sources(store, job, s3) if look else None
     now = read_status(store, job)
     until = time.monotonic() + BEGIN_S
 
@@ -74,10 +87,29 @@ def status(
     if wait and now.state == SUBMITTED:
         output.say(f"the driver did not begin within {BEGIN_S:.0f} s; `ray job logs` on the cluster shows why")
     if as_json:
-        output.show_json(asdict(now))
+        output.show_json(asdict(now) | ({"sources": asdict(found)} if found else {}))
     else:
         console.print(render(now, width=console.width, escape=output.escape_all))
+        if found:
+            names = f", such as {', '.join(found.examples)}" if found.gone else ""
+            output.show(f"sources: {found.there} as planned, {found.changed} changed, {found.gone} gone{names}")
     return _code(now) if mirror or wait else 0
+
+
+def _sources(store: Store, job: JobRecord, s3: StoreOptions) -> Sources:
+    """Look for the source videos, with this user's own store options. Untrusted."""
+    from p3d.jobs.api.moves import look_for_sources
+    from p3d.jobs.cli.results import progress
+    from p3d.jobs.trust import is_trusted, need_trust, origin_of
+    from p3d.pipeline.errors import Untrusted
+
+    if not is_trusted(store, job):
+        raise Untrusted(
+            f"{store.url} is not trusted, so its source videos are not looked for: you did not launch this job from "
+            f"here. It was launched {origin_of(store)}. If you trust them, run `p3d trust {store.words()}`"
+        )
+    s3 = need_trust(store, job, s3, trust_it=False, verb="status --sources", say=output.say)
+    return look_for_sources(store, job, s3, partial(progress, "looked for") if sys.stderr.isatty() else None)
 
 
 def _code(now: Status) -> int:

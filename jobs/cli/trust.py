@@ -27,12 +27,15 @@ def trust(out: str, **typed: Any) -> int:
     Without trust OUT is read-only: `status`, `verify`, `failures`, `search`, `results report` and `results serve` work.
     """
     from p3d.jobs.trust import owned_at, sources_of, take_on_trust
+    from p3d.pipeline.dataset.roots import load_roots
 
     s3 = store_options_of(typed)
     store = out_store(out, s3)
     job = owned_at(store)
     for seq, (n_videos, below) in sources_of(store, job).items():
         output.show(f"plan {seq}: {output.count(n_videos, 'video')} below {below}")
+    for record in load_roots(store).records:
+        output.show(f"moved: {record.old} is now {record.new}, for plans up to {record.plans}")
     return 0 if take_on_trust(store, job, s3, output.say) else 6
 
 

@@ -64,7 +64,7 @@ def make_report(
         run=_run(store, source),
         facts=facts,
         neighbours=like,
-        pictures=take_pictures(wanted, options, rule),
+        pictures=take_pictures(wanted, options, rule, source.place),
         seed=seed,
     )
 

@@ -3,14 +3,15 @@
     estimate ──videos──> one child per core: decode_messages, keeps the frames of one clip ──pickles──> Tried
 
 A decoder may crash or hang, so it runs in child processes. They are killed when the time is up, and videos finished by
-then count. They run concurrently, as decodes do in a job, and report the CPU seconds of each video.
+then count. A video that crashes its child has failed, and another child decodes the rest. They run concurrently, as
+decodes do in a job, and report the CPU seconds of each video.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,28 +50,42 @@ class How:
     store_options: StoreOptions
 
 
-def trial(videos: list[VideoRef], how: How, *, children: int, longest_s: float) -> list[Tried]:
-    """Decode videos in parallel children, and return those that finished within `longest_s` seconds."""
+def trial(
+    videos: list[VideoRef], how: How, *, children: int, longest_s: float, on_done: Callable[[], None] = lambda: None
+) -> list[Tried]:
+    """Decode videos in parallel children, and return those that ended within `longest_s` seconds.
+
+    `on_done` is called after each video, by any thread.
+    """
     with TemporaryDirectory(prefix="p3d-plan-") as scratch, ThreadPoolExecutor(children) as pool:
         shares = [videos[at::children] for at in range(min(children, len(videos)))]
-        return [
-            one for done in pool.map(lambda share: _in_child(share, how, scratch, longest_s), shares) for one in done
-        ]
+        ends = time.monotonic() + longest_s
+
+        def run(share: list[VideoRef]) -> list[Tried]:
+            done: list[Tried] = []
+            with contextlib.suppress(RuntimeError, JobError):
+                while len(done) < len(share) and (left_s := ends - time.monotonic()) > 0:
+                    for one in _in_child(share[len(done) :], how, scratch, left_s):
+                        done.append(one)
+                        on_done()
+                    if time.monotonic() >= ends:
+                        break
+            return done
+
+        return [one for done in pool.map(run, shares) for one in done]
 
 
-def _in_child(videos: list[VideoRef], how: How, scratch: str, longest_s: float) -> list[Tried]:
-    """Decode videos in one child, and return those that finished before the time was up or the child died."""
-    done: list[Tried] = []
+def _in_child(videos: list[VideoRef], how: How, scratch: str, longest_s: float) -> Iterator[Tried]:
+    """Decode videos in one child until all are done, the time is up, or one has crashed it, which is the last then."""
     given = (videos, how, Path(scratch))
-    with (
-        contextlib.suppress(RuntimeError, JobError),
-        closing(in_a_child(decode_and_time, given, {}, timeout_s=longest_s, total_s=longest_s)) as tried,
-    ):
+    left = iter(videos)
+    with closing(in_a_child(decode_and_time, given, {}, timeout_s=longest_s, total_s=longest_s)) as tried:
         for one in tried:
-            if isinstance(one, Failure):
-                break
-            done.append(one)
-    return done
+            video = next(left)
+            if not isinstance(one, Failure):
+                yield one
+            elif one.reason != Reason.DECODE_TIMEOUT:  # that is the time of the trial
+                yield Tried(video, 0.0, None, one, np.empty((0, *how.frames.crop_hw, 3), np.uint8))
 
 
 def decode_and_time(videos: list[VideoRef], how: How, scratch: Path) -> Iterator[Tried]:

@@ -13,9 +13,13 @@ two determines the time.
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,22 +27,22 @@ import numpy as np
 import pyarrow as pa
 
 from p3d.jobs.machine import usable_cpus
+from p3d.jobs.planning.changes import ToDo
 from p3d.jobs.planning.decode_trial import How, Tried, trial
 from p3d.jobs.planning.network_trial import Bf16, embed_trial
 from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.jobs.planning.shard_size import cpu_sizing
-from p3d.pipeline.clips.rules import Sampling, clip_spans, laid_over
+from p3d.pipeline.clips.rules import clip_spans, laid_over, looked_at
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import Pooling, derived
 from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
-from p3d.pipeline.decode.probe import probe
-from p3d.pipeline.errors import VideoError
+from p3d.pipeline.decode.frames import probe, route_of
+from p3d.pipeline.errors import InputError, VideoError, counted
 from p3d.pipeline.recipe import Recipe, ShardSizing
 from p3d.pipeline.sources.identity import local_path
-from p3d.pipeline.sources.listing import SourceListing
 from p3d.pipeline.storage.store import StoreOptions
-from p3d.pipeline.types import FLOAT32, ClipRow, ShardPlan, ShardRows, VideoEnd, VideoOutcome, VideoRef
+from p3d.pipeline.types import FLOAT32, ClipRow, Failure, ShardPlan, ShardRows, VideoEnd, VideoOutcome, VideoRef
 from p3d.pipeline.types.policy import DecodeLimits
 
 SAMPLE = 500  # at most this many videos are probed, drawn from the whole source with a fixed seed
@@ -47,6 +51,20 @@ TRIED = 32  # of them are decoded and embedded
 TRIED_S = 30.0  # seconds after which decoding stops
 STARTUP_S = 9.0  # that Ray and the first worker take, about
 MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/performance.md
+
+
+EXAMPLES = 3  # of the videos that fail for a reason
+TELL_S = 5.0  # between two messages about the progress of the trial
+DIGITS = 20  # of a feature of the golden clip, as text
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """How many videos of the sample fail for a reason, and the first few of them: (path, detail)."""
+
+    reason: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +78,10 @@ class Bf16Gain(Bf16):
 class Estimate:
     """Counts of videos and shards are exact; clips, bytes and seconds are extrapolated.
 
-    `n_sampled` videos were probed and `n_tried` decoded. `clips_per_s` is the rate of one worker's network alone in
+    `n_missing` files do not exist, such as `missing`. `n_sampled` of the others were probed or decoded, `n_tried` of
+    them decoded. `n_failed` of the sample fail, for the reasons of `failing`. `share` of the frames of the median video
+    are part of a clip; None if no video could be read. `output_bytes` are those of the rows, `weights_bytes` those of
+    the copy of the weights, 0 if OUT has one. `clips_per_s` is the rate of one worker's network alone in
     batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
     a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
     slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
@@ -70,10 +91,16 @@ class Estimate:
     n_videos: int
     n_shards: int
     size_bytes: int
+    n_missing: int
+    missing: tuple[str, ...]
     n_sampled: int
     n_tried: int
+    n_failed: int
+    failing: tuple[Failing, ...]
+    share: float | None
     n_clips: int
     output_bytes: int
+    weights_bytes: int
     clips_per_s: float
     batch_size: int
     by_batch: dict[int, float]
@@ -92,28 +119,43 @@ class Estimate:
 
 
 def estimate(
-    found: SourceListing,
+    todo: ToDo,
     prepared: Prepared,
     *,
-    limit: int | None,
     shard_videos: int | None,
     workers: int | None,
+    weights_bytes: int,
     s3: StoreOptions,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """Probe a sample of local videos, then decode and embed a few local or S3 videos and time both on this machine."""
-    videos = found.videos if limit is None else found.videos.slice(0, limit)
-    recipe, sizes = prepared.recipe, np.maximum(videos["size_bytes"].to_numpy(), 0)
-    order = np.random.default_rng(0).permutation(len(sizes)).tolist()
-    refs = [VideoRef(**row) for row in videos.take(order[:TRIED]).select(VideoRef.__slots__).to_pylist()]
+    """Probe a sample of local videos, then decode and embed a few local or S3 videos and time both on this machine.
+
+    `tell` is called with the progress. InputError if there is nothing to do.
+    """
+    new = todo.changes.videos
+    videos = pa.concat_tables([one.select(VideoRef.__slots__) for one in (new, todo.pending)])
+    if not videos.num_rows:
+        raise InputError("there is nothing to estimate")
+    recipe, sizes = prepared.recipe, videos["size_bytes"].to_numpy()
+    missing = np.flatnonzero(sizes < 0)
+    order = [at for at in np.random.default_rng(0).permutation(len(sizes)).tolist() if sizes[at] >= 0]
+    refs = [VideoRef(**row) for row in videos.take(order[:SAMPLE]).to_pylist()]
     how = How(recipe.frame_spec, recipe.sampling, recipe.decode_policy, s3)
     cpus = usable_cpus()
-    tried = trial(refs, how, children=cpus, longest_s=TRIED_S)
+    if n_local := sum(not one.uri.startswith("s3://") for one in refs):
+        tell(f"reading what is in {counted(n_local, 'video')}, for at most {SAMPLE_S:.0f} s ...")
+    sample = _probed(refs, recipe)
+    tell(f"decoding {counted(len(refs[:TRIED]), 'video')}, for at most {TRIED_S:.0f} s ...")
+    on_done = _Counted(len(refs[:TRIED]), tell)
+    tried = trial(refs[:TRIED], how, children=cpus, longest_s=TRIED_S, on_done=on_done)
     good = [one for one in tried if isinstance(one.end, VideoEnd)]
 
     total = total_bytes(sizes)
-    n_sampled, n_clips = _count(_probed(videos, sizes, order, recipe.sampling), tried, recipe, total)
+    n_clips = _count(sample, tried, recipe, total)
+    sample |= {one.video.video_id: _looked(one, recipe) for one in tried}
     decode_s = sum(one.cpu_s for one in tried) * total / max(sum(one.video.size_bytes for one in tried), 1)
 
+    tell("embedding a clip of each ...")
     network = embed_trial(prepared, good, cpus)
     device, rate = network.device, network.clips_per_s
     workers = workers or default_workers()
@@ -123,7 +165,8 @@ def estimate(
     sizing = ShardSizing() if shard_videos is None else ShardSizing(shard_videos)
     if shard_videos is None and on_cpu:
         sizing = cpu_sizing(recipe.sampling, (cores_s + network_s) * workers, len(videos), total / 1e6)
-    n_shards = int(with_shards(videos, sizing)["shard"][-1].as_py()) + 1
+    n_shards = todo.n_pending_shards
+    n_shards += int(with_shards(new, sizing)["shard"][-1].as_py()) + 1 if new.num_rows else 0
     output = _output_bytes(recipe, good, network.features_ND, network.probs_NK, n_clips, len(videos), n_shards)
     warnings = []
     if output / n_shards > schema.MAX_OBJECT_BYTES / 2:
@@ -135,10 +178,16 @@ def estimate(
         n_videos=len(videos),
         n_shards=n_shards,
         size_bytes=total,
-        n_sampled=n_sampled,
+        n_missing=len(missing),
+        missing=tuple(videos["path"].take(missing[:EXAMPLES]).to_pylist()),
+        n_sampled=len(sample),
         n_tried=len(tried),
+        n_failed=sum(one.failure is not None for one in sample.values()),
+        failing=_failing(sample),
+        share=median(shares) if (shares := [one.share for one in sample.values() if one.share]) else None,
         n_clips=n_clips,
         output_bytes=output,
+        weights_bytes=weights_bytes,
         clips_per_s=rate,
         batch_size=network.batch_size,
         by_batch=network.by_batch,
@@ -166,44 +215,94 @@ def gain(bf16: Bf16, cores_s: float, network_s: float, *, on_cpu: bool) -> Bf16G
     return Bf16Gain(**asdict(bf16), job_times=full_s / half_s)
 
 
-def _count(probed: dict[str, tuple[int, int]], tried: list[Tried], recipe: Recipe, total: int) -> tuple[int, int]:
-    """(number of sampled videos, number of clips in `total` bytes of videos).
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was found in a video: its clips, the share of its frames that they look at, or why it fails."""
+
+    path: str
+    size_bytes: int
+    n_clips: int = 0
+    share: float = 0.0
+    failure: Failure | None = None
+
+
+class _Counted:
+    """Counts the videos of the trial, and tells about them now and then. Called by several threads."""
+
+    def __init__(self, n_all: int, tell: Callable[[str], None]) -> None:
+        self.n_all, self.tell, self.n_done, self.told = n_all, tell, 0, time.monotonic()
+        self.lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self.lock:
+            self.n_done += 1
+            if time.monotonic() - self.told >= TELL_S:
+                self.told = time.monotonic()
+                self.tell(f"{self.n_done} of {self.n_all} decoded ...")
+
+
+def _count(probed: dict[str, _Looked], tried: list[Tried], recipe: Recipe, total: int) -> int:
+    """The number of clips in `total` bytes of videos.
 
     A probe promises more clips of a damaged video than can be decoded. The tried videos show which share is real.
     """
-    seen = {one.video.video_id: (_clips(one, recipe), one.video.size_bytes) for one in tried}
-    looked_at = probed or seen
-    promised = sum(looked_at[one][0] for one in seen if one in looked_at)
-    kept = sum(seen[one][0] for one in seen if one in looked_at) / promised if promised else 1.0
-    n_clips, size_bytes = (sum(column) for column in zip(*looked_at.values(), strict=True)) if looked_at else (0, 0)
-    return len(looked_at), round(n_clips * kept * total / max(size_bytes, 1))
+    seen = {one.video.video_id: _looked(one, recipe) for one in tried}
+    sample = probed or seen
+    promised = sum(sample[one].n_clips for one in seen if one in sample)
+    kept = sum(seen[one].n_clips for one in seen if one in sample) / promised if promised else 1.0
+    n_clips, size_bytes = sum(one.n_clips for one in sample.values()), sum(one.size_bytes for one in sample.values())
+    return round(n_clips * kept * total / max(size_bytes, 1))
 
 
-def _probed(videos: pa.Table, sizes: Any, order: list[int], sampling: Sampling) -> dict[str, tuple[int, int]]:
-    """id -> (clips, bytes) of a sample of the local videos; videos on S3 are left out, to avoid downloads."""
-    counted = {}
+def _probed(videos: list[VideoRef], recipe: Recipe) -> dict[str, _Looked]:
+    """What a sample of the local videos holds, by id; videos on S3 are left out, to avoid downloads."""
+    found = {}
     until = time.monotonic() + SAMPLE_S
-    for at in order[:SAMPLE]:
-        uri = videos["uri"][at].as_py()
-        if uri.startswith("s3://"):
+    for video in videos:
+        if video.uri.startswith("s3://"):
             continue
         try:
-            seen = probe(os.fsdecode(local_path(uri)), DecodeLimits())
-            n_frames = laid_over(sampling, seen.n_frames, seen.duration_s)
-        except VideoError:
-            n_frames = 0
-        video_id = videos["video_id"][at].as_py()
-        counted[video_id] = len(clip_spans(sampling.for_video(video_id), n_frames)), int(sizes[at])
+            seen = probe(os.fsdecode(local_path(video.uri)), DecodeLimits())
+            route_of(seen, recipe.frame_spec, recipe.sampling, recipe.decode_policy, DecodeLimits())
+            found[video.video_id] = _readable(video, recipe, seen.n_frames, seen.duration_s)
+        except VideoError as error:
+            failure = Failure(error.reason, error.detail)
+            found[video.video_id] = _Looked(video.path, video.size_bytes, failure=failure)
         if time.monotonic() > until:
             break
-    return counted
+    return found
 
 
-def _clips(one: Tried, recipe: Recipe) -> int:
-    if not isinstance(one.end, VideoEnd):
-        return 0
-    sampling = recipe.sampling.for_video(one.video.video_id)
-    return len(clip_spans(sampling, laid_over(sampling, one.end.n_frames, one.end.duration_s)))
+def _looked(one: Tried, recipe: Recipe) -> _Looked:
+    if isinstance(one.end, Failure):
+        return _Looked(one.video.path, one.video.size_bytes, failure=one.end)
+    return _readable(one.video, recipe, one.end.n_frames, one.end.duration_s)
+
+
+def _readable(video: VideoRef, recipe: Recipe, n_frames: int, duration_s: float) -> _Looked:
+    sampling = recipe.sampling.for_video(video.video_id)
+    n_frames = laid_over(sampling, n_frames, duration_s)
+    spans = clip_spans(sampling, n_frames)
+    return _Looked(video.path, video.size_bytes, len(spans), looked_at(sampling, spans, n_frames))
+
+
+def _failing(sample: dict[str, _Looked]) -> tuple[Failing, ...]:
+    """The failures of the sample by reason, the most frequent first."""
+    failed = [(one.path, one.failure) for one in sample.values() if one.failure is not None]
+    counts = Counter(str(failure.reason) for _, failure in failed)
+    return tuple(
+        Failing(
+            reason,
+            count,
+            tuple((path, failure.detail) for path, failure in failed if str(failure.reason) == reason)[:EXAMPLES],
+        )
+        for reason, count in counts.most_common()
+    )
+
+
+def weights_bytes(prepared: Prepared) -> int:
+    """The bytes that a new job writes besides its plan and its rows: the weights and the golden features, about."""
+    return len(prepared.content) + DIGITS * prepared.recipe.feature_dim
 
 
 def _output_bytes(

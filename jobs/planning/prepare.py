@@ -24,8 +24,10 @@ import p3d.weights
 from p3d.encoder import check_precision, computes_in, device_for, golden_features
 from p3d.jobs.job import golden_key, read_job, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
+from p3d.jobs.planning.changes import changes
 from p3d.jobs.planning.job_spec import JobSpec
-from p3d.pipeline.dataset.plans import Manifest, newest_plans, plans_of, write_plan
+from p3d.pipeline.dataset.plans import Manifest, plans_of, write_plan
+from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
@@ -184,13 +186,9 @@ def add_plan(
 
     Plans of the numbers `without` will not be run, so that their videos count as new.
     """
-    every = plans_of(store, job.recipe)
-    plans = [plan for plan in every if plan.seq not in without]
-    videos = found.videos if limit is None else found.videos.slice(0, limit)
-    if plans:
-        known = newest_plans((Manifest(store, plan) for plan in plans), "version")
-        ids, marks = videos["video_id"].to_pylist(), videos["version"].to_pylist()
-        videos = videos.filter([known.get(one) != mark for one, mark in zip(ids, marks, strict=True)])
+    every, roots = plans_of(store, job.recipe), load_roots(store)
+    plans = [Manifest(store, plan, roots) for plan in every if plan.seq not in without]
+    videos = changes(plans, found.videos if limit is None else found.videos.slice(0, limit)).videos
     if not videos.num_rows:
         return None
     seq = max((plan.seq for plan in every), default=0) + 1
@@ -202,10 +200,10 @@ def add_retry(
 ) -> PlanRecord | None:
     """Plan a retry of the failed videos, all or those with `reasons`; None if no video has failed.
 
-    Each source is looked up again, so a file that was replaced or restored is used as it is now. Ids and the user's
-    columns stay. A video that a newer plan already contains is pending, not failed.
+    Each source is looked up again where it is now, so a file that was replaced or restored is used as it is. Ids and
+    the user's columns stay. A video that a newer plan already contains is pending, not failed.
     """
-    plans = {plan.seq: plan for plan in plans_of(store, job.recipe)}
+    plans, roots = {plan.seq: plan for plan in plans_of(store, job.recipe)}, load_roots(store)
     failed: dict[int, set[str]] = {}
     for row in current_failures(store):
         if row["plan_seq"] not in plans:
@@ -217,6 +215,7 @@ def add_retry(
     tables = []
     for seq, ids in sorted(failed.items()):
         videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
+        videos = roots.table(videos, seq)
         tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
     again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
     return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, sizing), 0, sizing)

@@ -454,7 +454,8 @@ class RayLoop:
                     return self._ended(number, key, reply)
             return self._died(number, reply)
 
-        call = worker.actor.run_shard.remote(manifest.shard(key.shard), manifest.user_columns(key.shard))
+        shard = manifest.shard(key.shard)
+        call = worker.actor.run_shard.remote(shard, manifest.user_columns(key.shard), manifest.moved(shard))
         self.pending[call] = meaning
 
     def _ended(self, number: int, key: ShardKey, reply: Done | ShardError) -> Event:

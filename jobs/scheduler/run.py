@@ -153,7 +153,8 @@ def _loop(
     joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster()
     with joined as cluster, _shown(show_progress, work.n_videos, say) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
-        source = first.uri if first.uri.startswith("s3://") else ""
+        uri = plans[work.todo[0].plan_seq].roots.now(first.uri, work.todo[0].plan_seq)
+        source = uri if uri.startswith("s3://") else ""
         clusters.refuse_unfit(run.store.url, "job.json", source, run.options.s3)
         loop = RayLoop(run.store, job, plans, work, cluster, run.epoch, run.options, say=say, on_progress=on_progress)
         run.pulse.stop()

@@ -217,14 +217,17 @@ class ShardWorker:
             inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
         )
 
-    def run_shard(self, shard: ShardPlan, user_columns: pa.Table) -> Done | ShardError:
-        """Compute and commit a shard. Any error is returned as a record, never raised."""
+    def run_shard(self, shard: ShardPlan, user_columns: pa.Table, moved: ShardPlan | None = None) -> Done | ShardError:
+        """Compute and commit a shard. Any error is returned as a record, never raised.
+
+        `moved` is the shard with its videos as they are to be opened, if they have moved since they were planned.
+        """
         progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
         try:
             with self.concurrency.turn() as turn:
                 turn.await_turn()
-                started, decoding = time.monotonic(), Decoding(shard, self.spec.decoding, self.scratch, turn)
-                rows = self._extract(decoding, progress)
+                started, decoding = time.monotonic(), Decoding(moved or shard, self.spec.decoding, self.scratch, turn)
+                rows = self._extract(shard, decoding, progress)
             if self.broken is not None:  # the device failed under another shard
                 raise self.broken
             computed = time.monotonic()
@@ -240,11 +243,11 @@ class ShardWorker:
         read_bytes = sum(max(video.size_bytes, 0) for video in shard.videos)
         return Done(ended(committed.outcomes), Spent(progress, *times, read_bytes, committed.size_bytes))
 
-    def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
+    def _extract(self, shard: ShardPlan, decoding: Decoding, progress: Progress) -> ShardRows:
         started, recipe = time.monotonic(), self.spec.recipe
         with contextlib.closing(decoding.messages()) as messages:
             rows = extract_shard(
-                decoding.shard,
+                shard,
                 messages,
                 self._trusted(encode_of(self.encoder, recipe)),
                 sampling=recipe.sampling,

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -196,6 +197,17 @@ def needed_frames(sampling: Sampling, n_frames: int) -> INT64:
     if not spans:
         return np.empty(0, np.int64)
     return np.unique(np.concatenate([frame_numbers(sampling, span, n_frames) for span in spans]))
+
+
+def looked_at(sampling: Sampling, spans: Sequence[ClipSpan], n_frames: int) -> float:
+    """The share of the frames of a video that are part of a clip, 0 to 1."""
+    if not spans:
+        return 0.0
+    if sampling.needs_every_frame:
+        return 1.0
+    starts_B = np.array([span.start_frame for span in spans], np.int64)
+    numbers_BT = starts_B[:, None] + np.arange(sampling.clip_frames, dtype=np.int64) * sampling.frame_step
+    return len(np.unique(np.minimum(numbers_BT, n_frames - 1))) / n_frames
 
 
 def _span(sampling: Sampling, index: int, start: int, n_frames: int) -> ClipSpan:

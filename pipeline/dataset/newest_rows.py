@@ -9,6 +9,8 @@ Legend: V videos of a shard, N rows of a table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +18,19 @@ import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.plans import Manifest, newest_plans, plans_of
+from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, keys_of, lost_clips, name_of, stored_files
 from p3d.pipeline.dataset.user_columns import conform, own_fields
 from p3d.pipeline.errors import DamagedJob, as_stored
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import BOOL
+from p3d.pipeline.types import BOOL, VideoRef
 
 Rows = Iterator[tuple[str, pa.Table]]  # (folder, rows)
 
 
 class NewestRows:
-    """The newest rows of a job, without the ids of `leave_out`.
+    """The newest rows of a job, without the ids of `leave_out`. Their `uri` says where the video is now.
 
     `unknown` are the ids of `leave_out` that no plan names. `pending` counts videos that are not computed yet in their
     newest plan, or whose derived files are missing because a process was killed. They have no rows here, not even old
@@ -39,9 +42,11 @@ class NewestRows:
 
     def __init__(self, store: Store, job: JobRecord, leave_out: frozenset[str] = frozenset()) -> None:
         self.store, self.job, self.leave_out = store, job, leave_out
-        manifests = [Manifest(store, plan) for plan in plans_of(store, job.recipe)]
+        self.roots = load_roots(store)
+        manifests = [Manifest(store, plan, self.roots) for plan in plans_of(store, job.recipe)]
         self.plans = {str(manifest.plan.seq): manifest.plan.digest for manifest in manifests}
         self._manifests = manifests
+        self._by_seq = {manifest.plan.seq: manifest for manifest in manifests}
         self.newest = newest_plans(manifests)
         self.unknown = leave_out - self.newest.keys()
         self.excluded = len(leave_out) - len(self.unknown)
@@ -64,15 +69,25 @@ class NewestRows:
         return tuple(name_of(manifest, at) for manifest, at in self._shards)
 
     def find(self, name: str) -> tuple[str, ...]:
-        """The ids of the videos that have this video_id, uri or path in the newest plan that names them."""
+        """The ids of the videos that have this video_id, uri or path in the newest plan that names them.
+
+        The uri of a video that has moved is the one that was planned, or the one that it has now.
+        """
         if name in self.newest:
             return () if name in self.leave_out else (name,)
         name, found = as_stored(name), []
         for manifest in self._manifests:
-            named = pc.or_(pc.equal(manifest.videos["uri"], name), pc.equal(manifest.videos["path"], name))
+            places = (manifest.videos["uri"], manifest.videos["path"], manifest.now["uri"])
+            named = reduce(pc.or_, (pc.equal(place, name) for place in places))
             ids, seq = manifest.videos.select(["video_id"]).filter(named)["video_id"].to_pylist(), manifest.plan.seq
             found += [one for one in ids if self.newest[one] == seq and one not in self.leave_out]
         return tuple(found)
+
+    def place(self, video: VideoRef) -> VideoRef:
+        """A video of a row with the version that its source must have now; the uri of a row is the current one."""
+        if not self.roots.records:
+            return video
+        return replace(video, version=self._by_seq[self.newest[video.video_id]].video(video.video_id).version)
 
     def rows(
         self,
@@ -123,6 +138,8 @@ class NewestRows:
             keep_N = keep_V[video_N]
             if folder == "videos":
                 rows = conform(rows, self.stored[folder])
+            if folder != "clips":
+                rows = self.roots.table(rows, manifest.plan.seq)
             if folder != "clips" or keep_N.any():  # filter() copies, so the kept rows do not keep the others in memory
                 yield folder, rows if keep_N.all() else rows.filter(pa.array(keep_N))
 

@@ -14,16 +14,18 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.files import UNREADABLE
+from p3d.pipeline.dataset.roots import Roots
 from p3d.pipeline.dataset.schema import own_columns, write_parquet
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StoreMissing, StrayFile
 from p3d.pipeline.recipe import PART, PART_ROWS, PartRecord, PlanRecord, Recipe, ShardSizing, part_name
@@ -224,10 +226,13 @@ def check_digest(plan: PlanRecord, videos: pa.Table) -> None:
 
 
 class Manifest:
-    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes per video)."""
+    """The rows of one plan, read part by part and kept as Arrow (about 200 bytes per video).
 
-    def __init__(self, store: Store, plan: PlanRecord) -> None:
-        self.plan = plan
+    `roots` say where the videos are now. The rows are as they were planned.
+    """
+
+    def __init__(self, store: Store, plan: PlanRecord, roots: Roots = Roots()) -> None:  # noqa: B008 - frozen
+        self.plan, self.roots = plan, roots
         self.videos = pa.concat_tables([read_part(store, plan, part) for part in plan.parts])
         check_digest(plan, self.videos)
         steps = np.flatnonzero(np.diff(self.videos["shard"].to_numpy())) + 1
@@ -255,6 +260,26 @@ class Manifest:
     def own_fields(self) -> tuple[pa.Field, ...]:
         """The user's own columns."""
         return tuple(field for field in self.user_columns(0).schema if field.name != "video_id")
+
+    @cached_property
+    def now(self) -> pa.Table:
+        """All rows, each with the uri at which its video is now."""
+        return self.roots.table(self.videos, self.plan.seq)
+
+    def uris(self, shard: int) -> list[Any]:
+        """Where the videos of the shard are now."""
+        return [uri and self.roots.now(uri, self.plan.seq) for uri in self.rows(shard)["uri"].to_pylist()]
+
+    def video(self, video_id: str) -> VideoRef:
+        """A video of this plan as it is to be opened now."""
+        at = pc.index(self.videos["video_id"], video_id).as_py()
+        (row,) = self.videos.slice(at, 1).select(VideoRef.__slots__).to_pylist()
+        return self.roots.video(VideoRef(**row), self.plan.seq)
+
+    def moved(self, shard: ShardPlan) -> ShardPlan | None:
+        """The shard with its videos as they are to be opened now; None if none of them has moved."""
+        videos = tuple(self.roots.video(video, self.plan.seq) for video in shard.videos)
+        return None if videos == shard.videos else replace(shard, videos=videos)
 
     def n_videos(self, shard: int) -> int:
         return self._first_rows[shard + 1] - self._first_rows[shard]

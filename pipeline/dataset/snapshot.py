@@ -43,6 +43,7 @@ from p3d.pipeline.errors import (
 )
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import EXISTS, Store
+from p3d.pipeline.types import VideoRef
 
 BUFFER_BYTES = 1024**2  # read at a time from a column of a row group, which may have 512 MiB
 SHOWN_IDS = 5  # unknown ids listed in an error message, at most
@@ -92,6 +93,10 @@ class SnapshotRows:
                 ids += table.filter(pc.equal(table[column], name))["video_id"].to_pylist()
         ids = found["video_id"] or list(dict.fromkeys([*found["uri"], *found["path"]]))
         return tuple(one for one in ids if not pc.is_in(pa.scalar(one), self._leave_out).as_py())
+
+    def place(self, video: VideoRef) -> VideoRef:
+        """A video of a row with the version that its source must have, which is that of the row."""
+        return video
 
     def rows(
         self,

@@ -21,6 +21,7 @@ from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.commit import clips_key, data_files
 from p3d.pipeline.dataset.files import check, reading
 from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans_of
+from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer, stored_files
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.local import scratch_folder
@@ -40,7 +41,8 @@ SHOWN = 100  # characters of a value of a footer
 class Audit:
     """Counts of the rows of all plans, and a message for each problem found. `unexpected` also counts files of no plan.
 
-    `underived` counts missing videos and failures files, as after a kill. A resume makes them, as it does `pending`.
+    `roots` counts the records of moved videos. `underived` counts missing videos and failures files, as after a kill.
+    A resume makes them, as it does `pending`.
     """
 
     manifest: int = 0
@@ -55,6 +57,7 @@ class Audit:
     clips: int = 0
     shards: int = 0
     plans: int = 0
+    roots: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
@@ -77,10 +80,10 @@ def audit(
 ) -> Audit:
     """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called after each shard.
 
-    Raises DamagedJob if the plans themselves cannot be trusted.
+    Raises DamagedJob if the plans themselves, or the records of moved videos, cannot be trusted.
     """
     found, plans = stored_files(store), plans_of(store, job.recipe)
-    result = Audit(plans=len(plans))
+    result = Audit(plans=len(plans), roots=len(load_roots(store).records))
     n_shards, done = sum(plan.n_shards for plan in plans), 0
     for plan in plans:
         manifest = Manifest(store, plan)
@@ -178,7 +181,7 @@ def _count_outcomes(one: ShardCheck, result: Audit) -> None:
 
 def current_failures(store: Store) -> list[dict[str, Any]]:
     """The current rows of failures/: a video's state is that of the newest plan that names it. DamagedJob."""
-    plans = load_plans(store)
+    plans, roots = load_plans(store), load_roots(store)
     version = plans[0].schema_version if plans else SCHEMA_VERSION
     newest = newest_plans(Manifest(store, plan) for plan in plans) if len(plans) > 1 else {}
     rows: list[dict[str, Any]] = []
@@ -187,4 +190,5 @@ def current_failures(store: Store) -> list[dict[str, Any]]:
             table = schema.read_parquet(io.BytesIO(store.read(info.key)))
             check(table.schema.equals(schema.failures_schema(version)), "it has other columns than p3d writes")
             rows += columns.with_newer(table, columns.FAILURES, version).to_pylist()
-    return [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]
+    rows = [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]
+    return [row | {"uri": row["uri"] and roots.now(row["uri"], row["plan_seq"])} for row in rows]

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from p3d.pipeline.errors import Reason, StoreChanged, StoreCorrupt, StoreDenied, StoreMissing, StoreNoBucket, VideoError
-from p3d.pipeline.sources.identity import content_version, local_path, stat_version
+from p3d.pipeline.sources.identity import is_version, local_path, stat_version
 from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
@@ -43,7 +43,7 @@ def local_file(
             yield _download(video, options, folder, received)
         return
     path = local_path(video.uri)
-    check_local(video, path)
+    video = replace(video, version=stat_version(check_local(video, path)))  # it must stay exactly this content
     try:
         yield os.fsdecode(path)
     except VideoError:
@@ -53,6 +53,8 @@ def local_file(
 
 
 def _download(video: VideoRef, options: StoreOptions, folder: Path, received: Callable[[int], object] | None) -> str:
+    if video.etag is None:  # a moved video, of which only the size was compared
+        video = pinned(video, options)
     bucket, key = split_s3_uri(video.uri)
     store = open_store(f"s3://{bucket}", options)
     path = folder / f"video{Path(key).suffix[:16]}"
@@ -102,7 +104,7 @@ def check_local(video: VideoRef, path: bytes) -> os.stat_result:
     real = None if root is None else os.path.realpath(root)
     if real is not None and os.path.commonpath([os.path.realpath(path), real]) != real:
         raise VideoError(Reason.NOT_A_FILE, "is a link that leads out of the source folder")
-    if stat_version(status) != video.version:
+    if not is_version(video.version, status.st_size, status.st_mtime_ns):
         raise VideoError(Reason.SOURCE_CHANGED, "is not the file that was planned (other size or time)")
     return status
 
@@ -143,6 +145,6 @@ def head_of(video: VideoRef, options: StoreOptions) -> ObjectInfo:
     info = open_store(f"s3://{bucket}", options).head(key)
     if info is None:
         raise VideoError(Reason.SOURCE_MISSING, "is not there any more")
-    if content_version(info.size_bytes, info.etag) != video.version:
+    if not is_version(video.version, info.size_bytes, info.etag):
         raise VideoError(Reason.SOURCE_CHANGED, "is no longer the object that was embedded (other size or ETag)")
     return info

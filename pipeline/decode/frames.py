@@ -73,7 +73,7 @@ def open_frames(
     progress, began = progress or Progress(), time.monotonic()
     with probed(path, limits, not takes_all, progress) as (found, source):
         progress.uncounted_until = 3 * time.monotonic() - 2 * began
-        name = _route_of(found, spec, sampling, policy, limits)
+        name = route_of(found, spec, sampling, policy, limits)
         if sampling.fps and found.start_s_N is not None and found.end_s_N is not None:
             check_gap(sampling, float((found.end_s_N - found.start_s_N).max()))
         if share is not None:
@@ -107,7 +107,7 @@ def open_frames(
     yield from _pyav(found, None, spec, sampling, policy, limits, may_restart=may_restart)
 
 
-def _route_of(
+def route_of(
     found: Probe, spec: FrameSpec, sampling: Sampling, policy: DecodePolicy, limits: DecodeLimits
 ) -> RouteName:
     """The route that reads the file; VideoError if no route may."""

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 from p3d.pipeline.errors import InputError, Reason, VideoError
 from p3d.pipeline.sources.identity import local_path
-from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
+from p3d.pipeline.storage.urls import CREDENTIAL
 
 
 def absolute(path: str) -> str:
@@ -20,6 +22,21 @@ def absolute(path: str) -> str:
     if not path:
         raise InputError("a path is an empty text; name a folder, a file or s3://bucket/prefix")
     return path if "://" in path else str(Path(path).absolute())
+
+
+def place_of_videos(text: str) -> str:
+    """A folder or prefix as a user names it -> a percent-encoded uri without a slash at the end. InputError."""
+    if CREDENTIAL.match(text):
+        raise InputError("the place of the videos contains a credential; use a plain path or s3://bucket/prefix")
+    if text.startswith("s3://"):
+        bucket, key = split_s3_uri(text)
+        if not bucket:
+            raise InputError(f"{text} names no bucket")
+        return s3_uri(bucket, key.rstrip("/")).removesuffix("/")
+    if not text or ("://" in text and not text.startswith("file:///")):
+        raise InputError(f"{text!r} is neither a folder nor s3://bucket/prefix")
+    raw = local_path(text) if text.startswith("file:///") else os.fsencode(Path(text).absolute())
+    return "file://" + quote_from_bytes(os.path.normpath(raw)).rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import ObjectInfo
-from p3d.pipeline.types import VideoRef
+from p3d.pipeline.types import VideoRef, size_version
 
 APPLE_DOUBLE_NAME, APPLE_DOUBLE = b"._", b"\0\x05\x16\x07"
 
@@ -28,6 +28,11 @@ def video_id(relative: bytes, label: str = "") -> str:
 def content_version(size_bytes: int, mark: str | int | None) -> str:
     """16 hex digits that identify a content by its size and its etag or mtime_ns (`mark`)."""
     return hashlib.sha256(f"{size_bytes}:{mark}".encode()).hexdigest()[:16]
+
+
+def is_version(version: str, size_bytes: int, mark: str | int | None) -> bool:
+    """Is a content of this size and mark the one that a version stands for?"""
+    return version in (content_version(size_bytes, mark), size_version(size_bytes))
 
 
 def local_path(uri: str) -> bytes:

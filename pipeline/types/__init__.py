@@ -49,6 +49,14 @@ class VideoRef:
     etag: str | None = None
 
 
+def size_version(size_bytes: int) -> str:
+    """What stands for the version of a moved video of which only the size was compared (`p3d.pipeline.dataset.roots`).
+
+    It is never stored.
+    """
+    return f"size:{size_bytes}"
+
+
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
     """How a decoded picture becomes the uint8 frame of a FrameBlock: resize (bilinear), then centre crop.

@@ -25,6 +25,8 @@ FAILURES = "video_id path uri plan_seq:int32 version reason detail attempts:int3
 MANIFEST = "video_id path uri version size_bytes:int64 mtime_ns:int64? etag:string? shard:int32"
 JOB = {"schema_version", "recipe", "weights_origin", "versions", "job_id"}
 PLAN = set("seq digest recipe_digest n_videos n_shards size_bytes n_skipped parts sizing schema_version".split())
+ROOT = {"seq": int, "old": str, "new": str, "plans": int, "compared": str, "created_at": str, "schema_version": int}
+PLACE = r"file://(/[!-~]*[!-.0-~])?|s3://[!-.0-~]+(/[!-~]*[!-.0-~])?"
 PLAIN = ["duration_s", "fps", "resampled_fps"]
 TEXTS = ["video_id", "path", "codec", "route", "reason"]
 VECTOR = "fixed_size_list<element: float"
@@ -134,12 +136,22 @@ class Output:
         self.schemas = {"clips": clips, "videos": videos, "failures": schema(FAILURES)}
         names = [one.name for one in (self.out / "plans").iterdir() if re.fullmatch(r"\d{4,}\.json", one.name)]
         plans = [self.plan(f"plans/{name}") for name in sorted(names, key=lambda name: int(name[:-5]))]
+        stems = [path.stem for path in (self.out / "roots").glob("*.json") if re.fullmatch(r"[0-9]{4,}", path.stem)]
+        self.steps += [(self.root, f"roots/{stem}.json", at) for at, stem in enumerate(sorted(stems, key=int), 1)]
         newest = {one: plan["seq"] for plan, rows in plans for one in rows["video_id"].to_pylist()}
         for plan, rows, at in [(*pair, at) for pair in plans for at in range(pair[0]["n_shards"])]:
             name, some = f"{plan['digest'][:8]}-{at:09d}", rows.filter(pc.equal(rows["shard"], at))
             self.steps.append(
                 (self.shard, name, {"plan_seq": plan["seq"], "plan8": name[:8], "shard": at}, some, newest)
             )
+
+    def root(self, key: str, at: int) -> None:
+        root, others = self.record(key, "root", "root_digest")
+        sound = len(others) == 1 and {name: type(value) for name, value in root.items()} == ROOT
+        sound = sound and key == f"roots/{root['seq']:04d}.json" and root["seq"] == at and root["plans"] > 0
+        places = [re.fullmatch(PLACE, root[name]) for name in ("old", "new")]
+        sound = sound and all(places) and root["old"] != root["new"] and root["compared"] in ("version", "size")
+        check(sound, f"{key} has other fields or values, or a record before it is missing")
 
     def plan(self, key: str) -> tuple[dict[str, Any], Any]:
         (plan, _), tables, start = self.record(key, "plan", "plan_digest"), [], 0

@@ -33,6 +33,7 @@ from p3d.pipeline.clips.rules import clip_spans
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, plan_digest, write_plan
+from p3d.pipeline.dataset.roots import RootRecord
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import snapshot
 from p3d.pipeline.errors import MALFORMED
@@ -315,14 +316,23 @@ class Maker:
         if self.rng.random() < 0.3:
             self._put(store, f"_job/tmp/7-{'1' * 32}.tmp", b"left over")
             self._write(store, "_job/cancel/000002.json", {"now": True})
+        if (
+            self.rng.random() < 0.4
+        ):  # the videos of the source, or others, have moved to the canary, or to where it says
+            old = self.rng.choice((f"file://{self.base.source}", "file:///v"))
+            new = self.rng.choice(
+                (f"file://{self.canary}", "s3://canary/sub", f"file://{self.base.source}", self.lure())
+            )
+            record = RootRecord(1, old, new, 2, self.rng.choice(("version", "size")), self.plain_text("2026"))
+            self._put(store, record.key, record.to_json())
         if self.rng.random() < 0.5:
             content, name = self.base.index
             lists = os.fsencode(self.canary / "sub" / "clips.parquet")
             before, after = (struct.pack("<Q", len(one)) + one for one in (name, lists))
             assert before in content
             self._put(store, "_job/index/clip-cosine-01234567.faiss", content.replace(before, after))
-            record = {"schema_version": 1, "index_key": self.lure(), "rows_key": self.lure(), "kind": "ivf"}
-            self._write(store, "_job/index/clip-cosine.json", record)
+            told = {"schema_version": 1, "index_key": self.lure(), "rows_key": self.lure(), "kind": "ivf"}
+            self._write(store, "_job/index/clip-cosine.json", told)
 
     def _snapshot(self, store: LocalStore) -> LocalStore | None:
         """A snapshot of the output so far, which then is the output."""
@@ -515,7 +525,18 @@ class Maker:
     def _special(self, store: LocalStore) -> None:
         """Put a link, a fifo, a socket, a folder or a huge sparse file at the place of a file or a folder."""
         folders = ["_job", "_job/tmp", "_job/epochs", "_job/heartbeats", "_job/probe", "_job/cancel", "_job/damaged"]
-        folders += ["clips", "videos", "failures", "plans", "weights", "_job/index", "_job/logs", "clips/sub", "sub"]
+        folders += [
+            "clips",
+            "videos",
+            "failures",
+            "plans",
+            "roots",
+            "weights",
+            "_job/index",
+            "_job/logs",
+            "clips/sub",
+            "sub",
+        ]
         keys = [str(path.relative_to(store.root)) for path in self._files(store)]
         keys += ["job.json", "snapshot.json", "_job/submitted.json", "_job/preflight", "_job/tmp/x", "clips/x.parquet"]
         keys += ["_job/epochs/000009.json", "_job/heartbeats/000001.json", "_job/cancel/000003.json", "_job/epochs/.x"]
@@ -553,7 +574,18 @@ class Maker:
 
     def _stray(self, store: LocalStore) -> None:
         """Files of other names in our folders."""
-        folders = ("plans", "_job/epochs", "_job/heartbeats", "clips", "videos", "failures", "weights", "_job", "")
+        folders = (
+            "plans",
+            "roots",
+            "_job/epochs",
+            "_job/heartbeats",
+            "clips",
+            "videos",
+            "failures",
+            "weights",
+            "_job",
+            "",
+        )
         folder = self.rng.choice(folders)
         bad: tuple[str, ...] = ("\x1b[2J", "\r", "\u202e", "\udcff", ".DS_Store")
         bad += ("._0001.json", "0001.json", "9999.json", "999999999.json")
@@ -582,8 +614,9 @@ def sealed(key: str, record: Any) -> Any:
     if key == "snapshot.json":
         record = {name: value for name, value in record.items() if name != "digest"}
         return {**record, "digest": digest(record)}
-    if key.startswith("plans/"):
-        return {**record, "plan_digest": digest(record["plan"])}
+    for folder, name in (("plans/", "plan"), ("roots/", "root")):
+        if key.startswith(folder):
+            return {**record, f"{name}_digest": digest(record[name])}
     return record
 
 

@@ -65,9 +65,16 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
         "launch": [[*launch, *more, "--", str(base.source), out] for more in ([], ["--json"], ["--limit", "1"])],
         "resume": [["--", out], [*source, "--", out], [*source, "--takeover", "--json", "--", out]],
         "retry": [["--", out], ["--reason", "truncated", "--", out]],
-        "status": [[*more, "--", out] for more in ([], [], ["--json"], ["--exit-code"], ["--wait"], ["--watch"])],
+        "status": [
+            [*more, "--", out] for more in ([], ["--sources"], ["--json"], ["--exit-code"], ["--wait"], ["--watch"])
+        ],
         "cancel": [["--", out], ["--now", "--", out], ["--trust", "--", out]],
         "trust": [["--", out]],
+        "relocate": [
+            ["--from", "/v", "--to", where, *more, "--", out]
+            for where in (str(base.source), "/")
+            for more in ([], ["--json"])
+        ],
         "failures": [[*more, "--", out] for more in ([], ["--json"], ["--csv"], ["--reason", "truncated"])],
         "verify": [
             *([*more, "--", out] for more in ([], ["--json"], ["--deep"], ["--deep", "--json"], ["--repair"])),

@@ -47,11 +47,15 @@ def test_a_child_is_ended_when_its_time_is_up(videos: list[VideoRef]) -> None:
 def test_what_a_child_did_before_it_died_counts(
     videos: list[VideoRef], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The videos before the one that ends the process are kept."""
+    """The videos before the one that ends the process are kept, that one has failed, and the rest is decoded."""
     (tmp_path / "sitecustomize.py").write_text(
         "import p3d.jobs.planning.decode_trial as t, os\n"
         "decode = t._decode\n"
-        "t._decode = lambda video, *rest: decode(video, *rest) if video.path == 'a.mp4' else os._exit(1)\n"
+        "t._decode = lambda video, *rest: decode(video, *rest) if video.path != 'b.mp4' else os._exit(1)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert [one.video.path for one in trial(videos, HOW, children=1, longest_s=60)] == ["a.mp4"]
+    counted: list[int] = []
+    found = trial(videos, HOW, children=1, longest_s=60, on_done=lambda: counted.append(1))
+    ends = [(one.video.path, getattr(one.end, "reason", None)) for one in found]
+    assert ends == [("a.mp4", None), ("b.mp4", Reason.DECODER_CRASH), ("c.mp4", Reason.NOT_A_VIDEO)]
+    assert len(counted) == 3

@@ -78,8 +78,8 @@ class SimWorker(ShardWorker):
             return Refused(str(error), outage=True)
         return Ready("cpu", "host", 1)
 
-    def _extract(self, decoding: Decoding, progress: Progress) -> ShardRows:
-        return extract(self.world, decoding.shard)
+    def _extract(self, shard: ShardPlan, decoding: Decoding, progress: Progress) -> ShardRows:
+        return extract(self.world, shard)
 
 
 def extract(world: World, plan: ShardPlan) -> ShardRows:

@@ -262,7 +262,7 @@ class Answers:
         row = self._row(request)
         video_id, path, uri, version = (str(row[name]) for name in ("video_id", "path", "uri", "version"))
         self.rule.check(uri)
-        return VideoRef(video_id, path, uri, version, size_bytes=0)
+        return self.archive.source.place(VideoRef(video_id, path, uri, version, size_bytes=0))
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *given: Any) -> T:
         """Run a function in a thread of a pool. It never starts if the request is cancelled before."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from p3d.pipeline.decode.fetch import check_local, head_of
 from p3d.pipeline.errors import Reason, StoreChanged, StoreMissing, VideoError
-from p3d.pipeline.sources.identity import local_path, stat_version
+from p3d.pipeline.sources.identity import is_version, local_path, stat_version
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, StoreOptions
 from p3d.pipeline.types import VideoRef
@@ -89,7 +89,8 @@ def open_content(video: VideoRef, options: StoreOptions) -> Content:
         raise VideoError(Reason.SOURCE_DENIED, f"cannot be opened: {error.strerror}") from None
     file = FileIO(descriptor)
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or not os.path.samestat(status, checked):
+    same = stat.S_ISREG(status.st_mode) and os.path.samestat(status, checked)
+    if not same or not is_version(video.version, status.st_size, status.st_mtime_ns):
         file.close()
         raise VideoError(Reason.SOURCE_CHANGED, ANOTHER)
-    return LocalContent(file, video.version, status.st_size)
+    return LocalContent(file, stat_version(status), status.st_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,13 +21,14 @@ CHILDREN = 4  # child processes at a time
 BUDGET_S = 300.0  # for all pictures; those not started by then are left out
 
 Wanted = tuple[Sampled, float]  # a video and its second
+Place = Callable[[VideoRef], VideoRef]
 Pictures = dict[tuple[str, float], Thumbnail | str]  # (video_id, second) -> thumbnail, or the reason of its failure
 
 
-def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceRule) -> Pictures:
+def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceRule, place: Place) -> Pictures:
     """A thumbnail for each, or the reason of its failure. No error of a source or its store ends the report.
 
-    A source that `rule` does not allow is not opened.
+    A source that `rule` does not allow is not opened. `place` gives a video the version that its source must have now.
     """
     of_video: dict[str, tuple[Sampled, list[float]]] = {}
     for video, second in wanted:
@@ -40,7 +41,7 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceR
         def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | str]:
             if time.monotonic() > ends:
                 return [f"not tried: the pictures before it took {BUDGET_S:.0f} s"] * len(one[1])
-            return _of_one(one[0], one[1], options, rule, Path(scratch))
+            return _of_one(one[0], one[1], options, rule, place, Path(scratch))
 
         found: Pictures = {}
         for (video, seconds), pictures in zip(of_video.values(), pool.map(made, of_video.values()), strict=True):
@@ -49,12 +50,12 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceR
 
 
 def _of_one(
-    video: Sampled, seconds: list[float], options: StoreOptions, rule: SourceRule, scratch: Path
+    video: Sampled, seconds: list[float], options: StoreOptions, rule: SourceRule, place: Place, scratch: Path
 ) -> list[Thumbnail | str]:
     ref = VideoRef(video.video_id, video.path, video.uri, video.version, size_bytes=0)
     try:
         rule.check(video.uri)
-        ref = pinned(ref, options)
+        ref = pinned(place(ref), options)
         made = thumbnails_in_child(ref, seconds, store_options=options, scratch=scratch, longest_side=LONGEST_SIDE)
     except VideoError as error:
         return [f"{error.reason}: {error.detail}"] * len(seconds)
