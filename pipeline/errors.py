@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
+from difflib import get_close_matches
 from enum import StrEnum
 
 
@@ -86,7 +87,7 @@ REASON_REMEDY: dict[Reason, str] = {
     Reason.NOT_A_FILE: "Leave it out, or put the file itself into the source folder.",
     Reason.NOT_A_VIDEO: "Nothing, if it is not a video. Otherwise check how it was copied.",
     Reason.NO_VIDEO_STREAM: "Nothing: it has no video stream.",
-    Reason.NO_FRAMES: "Play it; if a player shows frames, please report it.",
+    Reason.NO_FRAMES: "If a player shows frames, convert it (ffmpeg -i IN -c:v libx264 OUT.mp4), and please report it.",
     Reason.UNSUPPORTED: "Decrypt or convert it (ffmpeg -i IN -c:v libx264 OUT.mp4), then retry.",
     Reason.TRUNCATED: "Copy it again; if it is cut at its origin, launch into a new output with --partial keep.",
     Reason.CORRUPT_FRAMES: "Copy it again; if its origin is damaged, launch into a new output with --partial keep.",
@@ -113,6 +114,13 @@ def meaning_of(reason: str) -> tuple[str, str]:
     if reason not in set(Reason):
         return "a reason that this version of p3d does not know", "Look at its detail."
     return REASON_MEANING[Reason(reason)], REASON_REMEDY[Reason(reason)]
+
+
+def not_a_reason(text: str) -> str:
+    """The message for a --reason that does not exist."""
+    like = get_close_matches(text, list(Reason), 1)
+    hint = f"; did you mean {like[0]}?" if like else ""
+    return f"--reason {text} is not one of {', '.join(Reason)}{hint}"
 
 
 def escape(text: str) -> str:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict, get_args
 
@@ -154,9 +155,21 @@ class PlanOptions:
 
     id_column: str | None = option(
         None,
-        "Take video ids from this column of a CSV or Parquet list.",
+        "Take video ids from this column of a CSV, TSV, JSONL or Parquet list.",
         metavar="NAME",
         default_text="ids made from paths",
+    )
+    include: tuple[str, ...] = option(
+        (),
+        "Take only videos whose path below SRC matches, such as 'talks/**/*.mp4'. May be repeated.",
+        metavar="GLOB",
+        default_text="all",
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "Leave out files and folders whose path below SRC matches. May be repeated.",
+        metavar="GLOB",
+        default_text="none",
     )
     limit: int | None = option(None, "Take only the first N videos.", low=1, metavar="N", default_text="all")
     shard_videos: int | None = option(
@@ -169,6 +182,12 @@ class PlanOptions:
     )
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            given: Any = getattr(self, name)
+            globs = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given or ()
+            if isinstance(globs, tuple) and not all(isinstance(glob, str) for glob in globs):
+                raise InputError(f"{name} must be texts, not {given!r}")
+            object.__setattr__(self, name, globs)
         check_options(self)
 
 
@@ -176,6 +195,8 @@ class PlanKeywords(TypedDict, total=False):
     """The fields of PlanOptions as keyword arguments of the Python API."""
 
     id_column: str | None
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
     limit: int | None
     shard_videos: int | None
 
@@ -209,7 +230,8 @@ class Recipe(RecipeOptions, _Strict):
             raise InputError(f"{newer} cannot be chosen in an output of schema version {self.schema_version}")
         check_names({"weights_sha256": (self.weights_sha256, SHA256)})
         if not 1 <= self.feature_dim <= MOST_NUMBERS or not 0 <= self.num_classes <= MOST_NUMBERS:
-            raise InputError(f"{self.feature_dim = } or {self.num_classes = } is not valid")
+            sizes = f"feature_dim {self.feature_dim} or num_classes {self.num_classes}"
+            raise InputError(f"{sizes} is not between 1 and {MOST_NUMBERS}")
         if self.num_classes < self.scores:
             raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
@@ -378,7 +400,7 @@ class PlanRecord(_Strict):
         try:
             given = json.loads(content)
             if given["plan_digest"] != digest(given["plan"]):  # of what was written, in whatever version
-                raise DamagedJob(f"{place} was edited: it does not match its own digest. Restore it")
+                raise DamagedJob(f"{place} was edited: it does not match its own digest. {RESTORE}")
             refuse_newer(given["plan"]["schema_version"], place)
             plan = cls.from_dict(given["plan"])
             plan.check()
@@ -548,6 +570,7 @@ def with_short_digests(origin: str) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", origin)
 
 
+RESTORE = "Restore it from a copy; without one, launch into another output"
 _JOB_FIELDS = frozenset({"schema_version", "recipe", "recipe_digest", "weights_origin", "versions"})
 
 
@@ -588,7 +611,7 @@ class JobRecord:
             given = json.loads(content)
             stated, written = given["recipe_digest"], given["recipe"]
             if stated != digest(written):  # of what was written, in whatever version
-                raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. Restore it")
+                raise DamagedJob(f"{place}/job.json was edited: its recipe does not match its digest. {RESTORE}")
             version = refuse_newer(written["schema_version"], f"{place}{_writer(given)}")
             if odd := sorted(given.keys() - {"job_id"} ^ _JOB_FIELDS):
                 raise InputError(f"unknown or missing keys: {', '.join(odd)[:100]}")

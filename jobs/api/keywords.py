@@ -29,7 +29,7 @@ def listed(value: str | Sequence[str] | None) -> list[str]:
 def path_of(value: Any, what: str) -> str:
     """The text of a path or URL that was given as the argument `what`. InputError for any other value."""
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
-        several = "; write several paths to a .txt, .csv or .parquet list" if isinstance(value, list | tuple) else ""
+        several = "; write several paths to a .txt or other list" if isinstance(value, list | tuple) else ""
         raise InputError(f"{what} must be a path or a URL, not {reprlib.repr(value)}{several}")
     return text
 

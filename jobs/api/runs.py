@@ -31,7 +31,7 @@ from p3d.jobs.planning.prepare import (
 )
 from p3d.jobs.planning.shard_size import Sample, known_sizing
 from p3d.jobs.scheduler import control
-from p3d.jobs.scheduler.run import DAMAGED, ClaimedRun, ShowProgress, run_job
+from p3d.jobs.scheduler.run import COMPLETE, DAMAGED, ClaimedRun, ShowProgress, run_job
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.trust import (
     Say,
@@ -54,6 +54,7 @@ from p3d.pipeline.errors import (
     StoreError,
     Unfinished,
     counted,
+    not_a_reason,
 )
 from p3d.pipeline.recipe import (
     JobRecord,
@@ -68,7 +69,7 @@ from p3d.pipeline.recipe import (
     new_job_id,
 )
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
-from p3d.pipeline.sources.listing import find
+from p3d.pipeline.sources.listing import find, root_of
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
@@ -113,14 +114,14 @@ class HowToRun:
 def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToRun) -> Ran:
     """Embed the videos of SRC into OUT. JobError of any kind."""
     say, s3, store = how.say, how.s3, open_store(out, how.s3)
-    absolute(src)  # refuses an empty text before anything is started
+    absolute(root_of(src))  # refuses an empty text before anything is started
     with cluster_at(how.address, store, say) as cluster:
         there = cluster.machines if cluster else None
         options = _options(how.given, s3, there=there)
-        prepared = prepare(spec, s3)
+        prepared = prepare(spec, s3, store)
         refuse_unfit_device(prepared.recipe, options.device, there)
         existing = refuse_other_job(store, prepared.recipe)
-        found = find(src, s3, id_column=plan.id_column, tell=say)
+        found = find(src, s3, id_column=plan.id_column, include=plan.include, exclude=plan.exclude, tell=say)
         store.prove_create_once()
         earlier = load_plans(store) if existing else []
         known = known_sizing(plan.shard_videos, earlier, _kind(options, cluster))
@@ -134,7 +135,7 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
             plans = {} if trusted else manifests(store, job)
             skipped = skipped_plans(plans, look(store, plans).todo, rule) if plans else {}
             sizing = sample.sizing(prepared.clips_per_s, options.workers)
-            added = add_plan(store, job, found, sizing=sizing, limit=plan.limit, without=skipped)
+            added = add_plan(store, job, found, sizing=sizing, limit=plan.limit, without=skipped, say=say)
             if plan.shard_videos and any(one.sizing != sizing for one in earlier):
                 say(f"--shard-videos {plan.shard_videos} is for new plans; shards of earlier plans stay as they are")
             if added is None:
@@ -202,11 +203,12 @@ def retry_job(
 ) -> Ran | int:
     """Retry the failed videos of OUT, all of them or those with one of the reasons. `elsewhere` as in `resume_job`."""
     if unknown := sorted(set(reasons) - set(Reason)):
-        raise InputError(f"--reason {unknown[0]} is not one of {', '.join(Reason)}")
+        raise InputError(not_a_reason(unknown[0]))
     say, store = how.say, open_store(out, how.s3)
     job = read_job(store)
     s3 = need_trust(store, job, how.s3, trust_it=how.trust, verb="retry", say=say)
-    if not any(not reasons or row["reason"] in reasons for row in current_failures(store)):
+    failed = {row["video_id"] for row in current_failures(store) if not reasons or row["reason"] in reasons}
+    if not failed:
         say("nothing to retry: no video of this output has failed" + (" for these reasons" if reasons else ""))
         return Ran(store, job)
     if elsewhere is not None:
@@ -216,7 +218,11 @@ def retry_job(
         added = add_retry(run.store, job, frozenset(reasons), run.options.s3, sizing=known or ShardSizing())
         if added is not None:
             say(f"{counted(added.n_videos, 'video')} to retry, in {counted(added.n_shards, 'shard')}")
-        return Ran(run.store, job, run_job(out, job, run, say=say, show_progress=how.show_progress))
+        code = run_job(out, job, run, say=say, show_progress=how.show_progress)
+        if code in COMPLETE:
+            again = len(failed & {row["video_id"] for row in current_failures(run.store)})
+            say(f"{len(failed) - again} of {counted(len(failed), 'retried video')} recovered, {again} failed again")
+        return Ran(run.store, job, code)
 
 
 # runs the rest of a job on another machine, with the store options and the trust of this user; returns the exit code
@@ -282,7 +288,7 @@ def launch(
     src: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     model: str | None = None,
     graph: str | None = None,
     on_progress: OnProgress | None = None,
@@ -296,9 +302,9 @@ def launch(
     """Embed the videos of `src` into `out`, as `p3d launch` does, and return the status of the finished job.
 
     `src` is a folder, a video, a list or `s3://bucket/prefix`, `out` a folder or `s3://bucket/prefix`. `weights` is a
-    file or "random:SEED" with `model`. The other options and their defaults are those of `p3d launch`, see
-    docs/reference.md; None means the default. The same call again continues where the job stopped, and adds what is new
-    or changed in `src`.
+    file, or "random:SEED" with `model`; by default, those of the job at `out`. The other options and their defaults are
+    those of `p3d launch`, see docs/reference.md; None means the default. The same call again continues where the job
+    stopped, and adds what is new or changed in `src`.
 
     `on_progress` is called about once per second with a record of the run's progress. `say` is called with each message
     that the command line would print; by default they go to the logger "p3d". An
@@ -311,7 +317,7 @@ def launch(
     run cleanly, and then raises KeyboardInterrupt.
     """
     recipe, plan, run = (_only(options, of) for of in (RecipeKeywords, PlanKeywords, RunKeywords))
-    spec = JobSpec(model, path_of(weights, "weights"), graph, **recipe)
+    spec = JobSpec(model, weights if weights is None else path_of(weights, "weights"), graph, **recipe)
     how = _how(run, s3, address, takeover, trust, on_progress, say)
     return _ended(launch_job(path_of(src, "src"), path_of(out, "out"), spec, PlanOptions(**plan), how))
 

@@ -9,6 +9,7 @@ import builtins
 import importlib
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from keyword import iskeyword
 from typing import Any, TypeAlias
 
@@ -60,6 +61,32 @@ VERBS: Verbs = {
 }
 
 
+STORES = "S3"  # the heading of options that almost every verb has; the help of STORES_VERB alone explains them
+STORES_VERB = "launch"
+
+
+class Verb(click.Command):
+    """A verb whose help shows its options under the headings that they are declared with."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", ""), []).append(record)
+        stores = groups.pop(STORES, [])
+        rest = groups.pop("", [])
+        for title, records in [*groups.items(), ("Options", rest)]:
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if stores:
+            with formatter.section(STORES):
+                if ctx.command.name == STORES_VERB:
+                    formatter.write_dl(stores)
+                else:
+                    flags = ", ".join(flag.split()[0] for flag, _ in stores)
+                    formatter.write_text(f"{flags}: see `p3d {STORES_VERB} --help`.")
+
+
 class LazyGroup(click.Group):
     """A click group made from a table of verbs, each of which is imported when it is needed."""
 
@@ -78,6 +105,8 @@ class LazyGroup(click.Group):
             return LazyGroup(cmd_name, verbs=where, help=line)
         attribute = f"{cmd_name}_" if iskeyword(cmd_name) or hasattr(builtins, cmd_name) else cmd_name
         command: click.Command = getattr(importlib.import_module(f"p3d.jobs.cli.{where}"), attribute)
+        if type(command) is click.Command:
+            command.__class__ = Verb  # so that no verb has to say so
         command.help = command.help or line  # PYTHONOPTIMIZE=2 removes docstrings
         return command
 
@@ -89,7 +118,9 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} The verbs are {', '.join(self.verbs)}.", ctx) from None
+            like = get_close_matches(args[0], self.verbs, 1) if args else []
+            hint = f" Did you mean {like[0]!r}?" if like else ""
+            raise click.UsageError(f"{error.message}{hint} The verbs are {', '.join(self.verbs)}.", ctx) from None
 
 
 @click.group(
@@ -105,8 +136,9 @@ def cli() -> None:
       p3d status out/ --watch                   watch it from any machine
       p3d resume out/                           continue after a kill or an outage
 
-    SRC is a folder, a video, a .txt, .csv or .parquet list, or s3://bucket/prefix. OUT is a folder or
-    s3://bucket/prefix. It holds everything about a job, so every other verb needs only OUT.
+    SRC is a folder, a video, a list (.txt, .csv, .tsv, .jsonl, .parquet), s3://bucket/prefix, or a quoted
+    pattern such as 'videos/**/*.mp4'. OUT is a folder or s3://bucket/prefix. It holds everything about a job,
+    so every other verb needs only OUT.
     """
 
 

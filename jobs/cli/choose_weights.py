@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     "--labelled",
     required=True,
     metavar="SRC",
-    help="Try the conventions on these videos: a folder with one folder per class, or a .csv or .parquet list with a "
-    "column `label`.",
+    help="Try the conventions on these videos: a folder with one folder per class, or a list with a column `label`.",
 )
 @click.option(
     "--class-names",
@@ -76,7 +75,7 @@ def choose(
     videos = labelled_videos(labelled, names, weights.config.num_classes, limit=limit)
     found = try_all(weights, videos, clips=clips, device=device, threads=max(1, usable_cpus() // 2), tell=output.say)
     best = found.trials[0]
-    then = _next(file, weights, best)
+    then = _next(file, weights, best) if found.decided else "undecided: nothing is better than chance; see the warning"
     if as_json:
         trials = [{**asdict(trial), "right": trial.n_right} for trial in found.trials]
         record = {"videos": found.n_videos, "clips": found.n_clips, "trials": trials, "warnings": found.warnings}

@@ -9,6 +9,7 @@ import click
 
 from p3d.jobs.cli import output, remote
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.pipeline.sources.below import absolute
 
 
 @click.command()
@@ -35,6 +36,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
             "on the head (`ray exec`, `kubectl exec`), or give ray://HEAD:10001. A launch there checks them too"
         )
     s3 = store_options_of(typed)
+    source = source and absolute(source)
     url, key = "", "_job/preflight"
     if out is not None:
         store = out_store(out, s3)

@@ -39,12 +39,12 @@ def failures(
 
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import current_failures
-    from p3d.pipeline.errors import InputError, Reason, meaning_of
+    from p3d.pipeline.errors import InputError, Reason, meaning_of, not_a_reason
 
     store = out_store(out, store_options_of(typed))
     read_job(store)
     if reason is not None and reason not in set(Reason):
-        raise InputError(f"--reason {reason} is not one of {', '.join(Reason)}")
+        raise InputError(not_a_reason(reason))
     rows = [row for row in current_failures(store) if reason in (None, row["reason"])]
     if as_json:
         output.show_json({"failures": rows})
@@ -125,8 +125,9 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
         output.show(
             *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
         )
-        if found.plans > 1:
-            output.say(f"counted in all {found.plans} plans; `p3d status` counts each video once, in its newest plan")
+        if found.superseded:
+            rows = "rows of older plans for videos that a newer plan names, which `p3d status` leaves out"
+            output.say(f"{found.superseded} superseded: {rows}")
         if found.roots:
             output.say(f"{output.count(found.roots, 'record')} of moved videos in roots/")
         for sentence in found.problems:

@@ -14,17 +14,27 @@ from p3d.pipeline.types.options import ABSENT, Option, flag_of, options_in
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Declared(click.Option):
+    """An option with the heading under which a help text shows it."""
+
+    def __init__(self, *given: Any, group: str = "", **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.group = group
+
+
 def options_of(
     record: type,
     *,
     only: Collection[str] = (),
     inherited: bool = False,
+    group: str = "",
     types: Mapping[str, click.ParamType[Any]] = MappingProxyType({}),
 ) -> Callable[[F], F]:
     """Add an option for each one that a record declares, or for the fields `only`, in their order.
 
     With `inherited`, what is not typed is None: a resume takes it from the run before. Otherwise it is the default of
-    the field. `types` has the click types of fields whose values are checked as they are typed.
+    the field. `types` has the click types of fields whose values are checked as they are typed. `group` is the heading
+    of these options in a help text.
     """
     hints = get_type_hints(record)
 
@@ -39,7 +49,7 @@ def options_of(
                     field.default is ABSENT and not inherited and type(None) not in get_args(hints[name])
                 )
             flag = flag_of(field) + (f"/--{option.off}" if option.off else "")
-            verb = click.option(flag, name, **settings)(verb)
+            verb = click.option(flag, name, cls=Declared, group=group, **settings)(verb)
         return verb
 
     return decorate
@@ -50,6 +60,8 @@ def _settings(field: Field[Any], option: Option, inherited: bool) -> dict[str, A
     settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
     if field.type == "bool":
         return settings | ({"default": field.default, "show_default": True} if option.off else {"is_flag": True})
+    if isinstance(field.default, tuple):
+        settings["multiple"] = True
     plain = isinstance(field.default, str | int | float)
     if plain and not inherited:
         return settings | {"default": field.default, "show_default": option.default_text or True}

@@ -82,7 +82,8 @@ def _launch_remotely(address: str, detach: bool, out: str, spec: JobSpec, s3: St
     from p3d.jobs.planning.prepare import prepare
     from p3d.pipeline.sources.below import absolute
 
-    store, prepared = out_store(out, s3), prepare(spec, s3)
+    store = out_store(out, s3)
+    prepared = prepare(spec, s3, store)
     existing = refuse_other_job(store, prepared.recipe)
     store.prove_create_once()
     _, trusted = job_of(store, prepared, existing, s3, trust, output.say)
@@ -159,8 +160,9 @@ def report(out: str, ran: Ran | int, as_json: bool) -> int:
     if as_json:
         output.show_json(asdict(now))
     else:
-        output.show(f"{store.url}/clips/*.parquet   {now.clips_done} clip embeddings")
-        output.show(f"{store.url}/videos/*.parquet  {now.videos_done - now.videos_failed} video embeddings")
+        output.show(f"{store.url}/clips/*.parquet   {output.count(now.clips_done, 'clip embedding')}")
+        n_videos = now.videos_done - now.videos_failed
+        output.show(f"{store.url}/videos/*.parquet  {output.count(n_videos, 'video embedding')}")
         if now.videos_failed:
             output.say(f"{output.count(now.videos_failed, 'video')} failed:  p3d failures {store.words(out)}")
     return (now.exit_code or 0) if ran.code is None else ran.code

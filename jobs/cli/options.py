@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from p3d.jobs.cli import STORES
 from p3d.jobs.cli.declared import options_of
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.pipeline.recipe import PlanOptions, RecipeOptions, RunOptions
@@ -18,24 +19,14 @@ from p3d.pipeline.types.options import options_in
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Weights(click.types.StringParamType):
-    """The text of --weights, which has no default: its absence names the two ways to get some."""
-
-    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return (
-            "Give a file of weights, such as p3d63.safetensors from `p3d weights fetch resnet50-v2 -o "
-            "p3d63.safetensors`, or random:SEED, which shows that the pipeline works but gives meaningless features"
-        )
-
-
 def recipe_options(verb: F) -> F:
     """Add the options that determine the embeddings."""
-    return options_of(JobSpec, only=("weights", "model", "graph"), types={"weights": _Weights()})(
-        options_of(RecipeOptions)(verb)
-    )
+    group = "What is computed"
+    named = options_of(JobSpec, only=("weights", "model", "graph"), group=group)
+    return named(options_of(RecipeOptions, group=group)(verb))
 
 
-source_options = options_of(PlanOptions)
+source_options = options_of(PlanOptions, group="Which videos")
 shard_videos_option = options_of(PlanOptions, only=("shard_videos",))
 
 
@@ -44,7 +35,7 @@ def run_options(verb: F) -> F:
     for option in (  # the last one is shown first
         click.option("--json", "as_json", is_flag=True, help="Print the final status as one JSON object on stdout."),
         click.option("--takeover", is_flag=True, help="Take over from a run that is still alive."),
-        options_of(RunOptions, inherited=True),
+        options_of(RunOptions, inherited=True, group="Speed and limits"),
     ):
         verb = option(verb)
     return verb
@@ -92,7 +83,7 @@ def address_options(verb: Any) -> Any:
     return verb
 
 
-store_options = options_of(StoreOptions)
+store_options = options_of(StoreOptions, group=STORES)
 STORE_OPTIONS = tuple(field.name for field, _ in options_in(StoreOptions))
 
 

@@ -32,9 +32,10 @@ EXIT_CODES: dict[int, str] = {
     4: "no such job",
     5: "refused: OUT has another recipe or a newer schema version, OUT is not trusted (`p3d trust`), DEST of a "
     "snapshot is not empty, or another scheduler is live or took over",
-    6: "stopped, resumable: cancelled, store outage, cut download, credentials, disk full, `--max-failures` or "
-    "retries exhausted",
+    6: "stopped, resumable: cancelled, store outage, cut download, credentials lost during a run, disk full, "
+    "`--max-failures` or retries exhausted",
     7: "`verify`, a snapshot or a run found damage",
+    8: "nothing was started: no access to a store, such as no credentials or no permission",
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
     141: "nobody reads the output any more, as in `p3d models | true`",
 }
@@ -48,6 +49,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.Unfinished, 6),
     (errors.DamagedJob, 7),
     (errors.StoreUnsafe, 2),
+    (errors.StoreDenied, 8),
     (errors.ClusterError, 6),
     (errors.StoreError, 6),
 ]
@@ -85,6 +87,8 @@ def run_cli(command: click.Command) -> int:
         error.show(shown)
         if isinstance(error, click.NoSuchOption):
             print("A name that begins with a dash is written ./-NAME, or after --.", file=shown)
+        if "unexpected extra argument" in message:
+            print("Quote a name with blanks, and a pattern such as 'videos/*.mp4', so that it is one word.", file=shown)
         for line in shown.getvalue().replace(message, escape(message)).splitlines():
             say(line)
         return 2

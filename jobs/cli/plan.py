@@ -76,9 +76,11 @@ def _videos(todo: ToDo, guess: Estimate | None, out: str | None) -> Lines:
     else:
         size = output.human_bytes(guess.size_bytes)
         lines = [("videos", f"{n_todo} ({size}) in {output.count(guess.n_shards, 'shard')}")]
-    if out is not None and (n_pending or changes.n_changed or changes.n_same):
+    if out is not None and (n_pending or changes.n_changed or changes.n_columns or changes.n_same):
         pending = f", and {n_pending} pending of earlier plans" if n_pending else ""
-        lines.append(("", f"({changes.n_new} new, {changes.n_changed} changed, {changes.n_same} unchanged{pending})"))
+        own = f"{changes.n_columns} with changed columns, " if changes.n_columns else ""
+        counts = f"{changes.n_new} new, {changes.n_changed} changed, {own}{changes.n_same} unchanged{pending}"
+        lines.append(("", f"({counts})"))
     return lines
 
 
@@ -142,25 +144,26 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     """
     output.say("loading the network ...")  # torch alone takes seconds to import
     from p3d.jobs.job import refuse_other_job, weights_key
-    from p3d.jobs.planning.changes import Changes, ToDo, to_do
+    from p3d.jobs.planning.changes import ToDo, changes, to_do
     from p3d.jobs.planning.estimate import estimate, weights_bytes
     from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
     from p3d.pipeline.recipe import with_short_digests
     from p3d.pipeline.sources.listing import find
 
     s3, limit = store_options_of(typed), typed["limit"]
-    prepared = prepare(job_spec(typed), s3)
+    store = None if out is None else out_store(out, s3)
+    prepared = prepare(job_spec(typed), s3, store)
     recipe = prepared.recipe
     refuse_unfit_device(recipe, "auto")
-    store = out_store(out, s3) if out is not None else None
     job = refuse_other_job(store, recipe) if store is not None else None
     output.say(f"listing {src} ...")
-    found = find(src, s3, id_column=typed["id_column"], tell=output.say)
+    globs = {name: typed[name] for name in ("include", "exclude")}
+    found = find(src, s3, id_column=typed["id_column"], **globs, tell=output.say)
     if store is not None and job is not None:
         todo = to_do(store, job, src, found.videos, limit)
     else:
         videos = found.videos if limit is None else found.videos.slice(0, limit)
-        todo = ToDo(Changes(videos, videos.num_rows, 0, 0), videos.slice(0, 0), 0, {})
+        todo = ToDo(changes([], videos), videos.slice(0, 0), 0, {})
     has_weights = store is not None and store.head(weights_key(recipe)) is not None
     guess = None
     if todo.changes.videos.num_rows or todo.pending.num_rows:
@@ -183,6 +186,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
                 **(guess.to_dict() if guess else {}),
                 "n_new": todo.changes.n_new,
                 "n_changed": todo.changes.n_changed,
+                "n_changed_columns": todo.changes.n_columns,
                 "n_unchanged": todo.changes.n_same,
                 "n_pending": todo.pending.num_rows,
                 "skipped": list(found.skipped),

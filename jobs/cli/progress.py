@@ -34,8 +34,8 @@ def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
         if elapsed_s - last[0] >= LINE_EVERY_S or now.state != "running":
             last[0] = elapsed_s
             output.say(
-                f"{now.videos.done}/{now.videos.all} videos, {now.videos.failed} failed, {now.clips} clips, "
-                f"{now.clips_per_s:.2f} clips/s, ETA {output.human_time(now.eta_s)}"
+                f"{now.videos.done}/{now.videos.all} videos, {now.videos.failed} failed, "
+                f"{output.count(now.clips, 'clip')}, {now.clips_per_s:.2f} clips/s, ETA {output.human_time(now.eta_s)}"
             )
 
     yield line

@@ -19,7 +19,7 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
     "--exclude",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Leave out these ids: one per line, or column video_id of a .csv or .parquet. Default: none.",
+    help="Leave out these ids: one per line, or column video_id of a table. Default: none.",
 )
 @click.option("--allow-unknown", is_flag=True, help="Accept ids in --exclude that OUT does not have.")
 @click.option("--clips/--no-clips", default=True, show_default=True, help="Copy the rows of clips/, too.")

@@ -37,7 +37,7 @@ class Status:
     stopped, dead (its process no longer exists) or not started.
 
     `exit_code` is that of the last run, or None while a run is submitted or running. `limit` is the resource that
-    limits most of its workers.
+    limits most of its workers. `videos_superseded` counts rows of older plans for videos that a newer plan names.
     """
 
     out: str
@@ -51,6 +51,7 @@ class Status:
     videos_all: int
     videos_done: int
     videos_failed: int
+    videos_superseded: int
     clips_done: int
     failures: dict[str, int] = field(default_factory=dict)
     exit_code: int | None = None
@@ -113,6 +114,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
         videos_all=n_videos,
         videos_done=done.videos,
         videos_failed=n_failed,
+        videos_superseded=max(0, sum(plan.n_videos for plan in plans) - n_videos),
         clips_done=done.clips,
         failures=dict(done.failures),
         exit_code=code,
@@ -161,6 +163,8 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
     if status.plans:
         line.append(f"  {status.videos_done}/{status.videos_all} videos ({share:.0%})  {status.clips_done} clips")
         line.append(f"  {status.videos_failed} failed", "red" if status.videos_failed else "default")
+        if status.videos_superseded:
+            line.append(f"  {status.videos_superseded} superseded")
     if status.state == control.RUNNING:
         eta = "-" if status.eta_s is None else _clock(status.eta_s)
         line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")

@@ -10,30 +10,40 @@ could be compared. If a list names it by its absolute path, it keeps the id that
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from p3d.jobs.job import look, manifests
+from p3d.jobs.planning.own_columns import own_names, values_of, with_types_of
 from p3d.jobs.trust import is_trusted, skipped_plans
 from p3d.pipeline.dataset.plans import Manifest, newest_plans
+from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
 from p3d.pipeline.sources.identity import video_id
-from p3d.pipeline.sources.listing import named_in
+from p3d.pipeline.sources.listing import named_in, root_of
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import VideoRef
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """`videos` are those to plan, `n_new` and `n_changed` of them; `n_same` others are unchanged."""
+    """`videos` are those to plan: `n_new` are new, `n_changed` have another version, and `n_columns` have only other
+    values in the user's own columns. `n_same` others are unchanged.
+    """
 
     videos: pa.Table
     n_new: int
     n_changed: int
+    n_columns: int
     n_same: int
+
+    def __str__(self) -> str:
+        again = " (their clips are embedded again)" if self.n_columns else ""
+        videos = f"{counted(self.n_new, 'new video')}, {counted(self.n_changed, 'changed file')}"
+        return f"{videos}, {self.n_columns} with changed columns of the list{again}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,14 @@ class ToDo:
     skipped: dict[int, str]
 
 
-def changes(plans: Sequence[Manifest], videos: pa.Table) -> Changes:
-    """Compare the videos of a source with the newest plan that names each. `plans` are in ascending order."""
+def changes(earlier: Sequence[Manifest], videos: pa.Table, *, without: Collection[int] = ()) -> Changes:
+    """Compare the videos of a source with the newest plan that names each; plans of the numbers `without` do not count.
+
+    `earlier` are all plans in ascending order. The user's columns get the types that they have in them. InputError for
+    a column whose values do not fit.
+    """
+    own, videos = own_names(videos), with_types_of(videos, earlier)
+    plans = [manifest for manifest in earlier if manifest.plan.seq not in without]
     known, moved = newest_plans(plans, "version"), _Moved(plans)
     ids, uris, sizes = (videos[name].to_pylist() for name in ("video_id", "uri", "size_bytes"))
     if moved.ids:
@@ -62,13 +78,18 @@ def changes(plans: Sequence[Manifest], videos: pa.Table) -> Changes:
         ]
         at = videos.schema.get_field_index("video_id")
         videos = videos.set_column(at, videos.schema.field(at), pa.array(ids, pa.string()))
-    differs = [
-        known.get(one) != version and moved.sizes.get(one) != (uri, size)
+    values = dict[str, str]()
+    for manifest in plans if own else ():
+        values |= zip(manifest.videos["video_id"].to_pylist(), values_of(manifest.videos, own), strict=True)
+    new = [one not in known for one in ids]
+    changed = [
+        one in known and known[one] != version and moved.sizes.get(one) != (uri, size)
         for one, version, uri, size in zip(ids, videos["version"].to_pylist(), uris, sizes, strict=True)
     ]
-    n_new = sum(one not in known for one in ids)  # each of them differs
-    chosen = videos.filter(differs)
-    return Changes(chosen, n_new, chosen.num_rows - n_new, len(differs) - chosen.num_rows)
+    other = [values.get(one, "") != text for one, text in zip(ids, values_of(videos, own), strict=True)]
+    columns = [differs and not (fresh or edited) for differs, fresh, edited in zip(other, new, changed, strict=True)]
+    chosen = videos.filter(pa.array(map(any, zip(new, changed, columns, strict=True)), pa.bool_()))
+    return Changes(chosen, sum(new), sum(changed), sum(columns), len(ids) - chosen.num_rows)
 
 
 class _Moved:
@@ -101,7 +122,7 @@ def _is_absolute(path: str, named: str) -> bool:
 
 def rule_of_launch(src: str, videos: pa.Table, trusted: bool) -> SourceRule:
     """Which videos a launch may read: those of SRC alone, if the job at OUT is not trusted."""
-    return EVERY_SOURCE if trusted else SourceRule(absolute(src), listed=named_in(src, videos))
+    return EVERY_SOURCE if trusted else SourceRule(absolute(root_of(src)), listed=named_in(src, videos))
 
 
 def to_do(store: Store, job: JobRecord, src: str, found: pa.Table, limit: int | None) -> ToDo:
@@ -109,8 +130,7 @@ def to_do(store: Store, job: JobRecord, src: str, found: pa.Table, limit: int | 
     plans = manifests(store, job)
     work, rule = look(store, plans), rule_of_launch(src, found, is_trusted(store, job))
     skipped = skipped_plans(plans, work.todo, rule)
-    wanted = [manifest for seq, manifest in plans.items() if seq not in skipped]
-    made = changes(wanted, found if limit is None else found.slice(0, limit))
+    made = changes(list(plans.values()), found if limit is None else found.slice(0, limit), without=skipped)
     open_ = [key for key in work.todo if key.plan_seq not in skipped]
     rows = [plans[seq].roots.table(plans[seq].rows(shard), seq) for seq, shard in open_]
     pending = pa.concat_tables([table.select(VideoRef.__slots__) for table in (made.videos.slice(0, 0), *rows)])

@@ -15,10 +15,11 @@ class JobSpec(RecipeOptions):
     model: str | None = option(
         ABSENT, "Choose the network (see `p3d models`); required for random weights and baseline checkpoints."
     )
-    weights: str = option(
+    weights: str | None = option(
         ABSENT,
         "Load weights: our .safetensors, the authors' .caffemodel, the PyTorch port's .pth.tar, or random:SEED.",
         metavar="FILE|random:SEED",
+        default_text="those of the job at OUT; required for a new one",
     )
     graph: str | None = option(
         None, "Use the authors' graph or the port's.", choices=("caffe", "port"), default_text="the weights'"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import p3d.weights
+from p3d import zoo
 from p3d.encoder import check_precision, computes_in, device_for, golden_features
-from p3d.jobs.job import golden_key, read_job, weights_key
+from p3d.jobs.job import golden_key, read_job, stored_weights, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
 from p3d.jobs.planning.changes import changes
 from p3d.jobs.planning.job_spec import JobSpec
@@ -31,7 +32,7 @@ from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
-from p3d.pipeline.errors import InputError, StoreMissing
+from p3d.pipeline.errors import InputError, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import (
     CPU_BATCH,
     GPU_BATCH,
@@ -55,6 +56,11 @@ from p3d.weights import Weights
 _PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume keeps the other options
 # per worker; each holds 100 to 300 MB, and message batches in Ray's shared memory (jobs/scheduler/cluster.py)
 MAX_DECODE_TASKS = 32
+NO_WEIGHTS = (
+    "Missing option '--weights', as OUT holds no job yet. Give a file of weights, such as p3d63.safetensors from `p3d "
+    "weights fetch resnet50-v2 -o p3d63.safetensors`, or random:SEED, which shows that the pipeline works but gives "
+    "meaningless features"
+)
 PLAIN_NAME = re.compile(r"[\w+-][\w .+-]*")  # of a file: no separator, control character or leading dot
 NAME_BYTES = 200
 
@@ -81,11 +87,19 @@ class Prepared:
         return 1 / (time.monotonic() - started)
 
 
-def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
+def prepare(spec: JobSpec, s3: StoreOptions | None = None, out: Store | None = None) -> Prepared:
     """Load the weights and fix the recipe. InputError if either is invalid.
 
-    The weights may be an object on S3 (`s3://bucket/key`), read with the options `s3`.
+    The weights may be an object on S3 (`s3://bucket/key`), read with the options `s3`. Without any, they are those of
+    the job at `out`.
     """
+    if spec.model is not None and spec.model not in zoo.NAMES:
+        try:
+            zoo.config(spec.model, graph="caffe", num_classes=1, stride_on="1x1")
+        except ValueError as error:
+            raise InputError(f"{error} (`p3d models` lists all)") from None
+    if spec.weights is None:
+        return fix(_weights_of(out, spec), spec)
     if spec.model is None and spec.weights.startswith("random:"):
         raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
     with _weights_here(spec.weights, s3 or StoreOptions()) as named:
@@ -94,6 +108,25 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None) -> Prepared:
         except ValueError as error:
             raise InputError(str(error).replace(named, spec.weights)) from None
     return fix(weights, spec)
+
+
+def _weights_of(out: Store | None, spec: JobSpec) -> Weights:
+    """The weights of the job at OUT. InputError without any, OtherRecipe if they are of another network."""
+    if out is None:
+        raise InputError(NO_WEIGHTS)
+    try:
+        weights = stored_weights(out, read_job(out).recipe)
+    except NoSuchJob:
+        raise InputError(NO_WEIGHTS) from None
+    except StoreMissing:
+        raise InputError(f"{out.url} no longer holds its weights; give them with --weights") from None
+    for name, given, there in (("model", spec.model, weights.name), ("graph", spec.graph, weights.config.graph)):
+        if given not in (None, there):
+            raise OtherRecipe(
+                f"the job at {out.url} has the {name} {there}, not {given}: leave out --{name}, or launch into another "
+                "output"
+            )
+    return weights
 
 
 @contextlib.contextmanager
@@ -181,18 +214,24 @@ def add_plan(
     sizing: ShardSizing,
     limit: int | None,
     without: Collection[int] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> PlanRecord | None:
-    """Plan the videos that no earlier plan has in this version; None if nothing is new.
+    """Plan the videos that are new or changed (`p3d.jobs.planning.changes`); None without any.
 
-    Plans of the numbers `without` will not be run, so that their videos count as new.
+    Plans of the numbers `without` will not be run, so that their videos count as new. `say` is told how many videos
+    are new, and how many are planned again.
     """
-    every, roots = plans_of(store, job.recipe), load_roots(store)
-    plans = [Manifest(store, plan, roots) for plan in every if plan.seq not in without]
-    videos = changes(plans, found.videos if limit is None else found.videos.slice(0, limit)).videos
-    if not videos.num_rows:
+    roots = load_roots(store)
+    earlier = [Manifest(store, plan, roots) for plan in plans_of(store, job.recipe)]
+    videos = found.videos if limit is None else found.videos.slice(0, limit)
+    found_changes = changes(earlier, videos, without=without)
+    if not found_changes.videos.num_rows:
         return None
-    seq = max((plan.seq for plan in every), default=0) + 1
-    return write_plan(store, seq, job.recipe, with_shards(videos, sizing), found.n_skipped, sizing)
+    if earlier:
+        say(str(found_changes))
+    seq = max((manifest.plan.seq for manifest in earlier), default=0) + 1
+    rows = with_shards(found_changes.videos, sizing)
+    return write_plan(store, seq, job.recipe, rows, found.n_skipped, sizing)
 
 
 def add_retry(

@@ -66,12 +66,16 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """All trials, best first, on `n_videos` videos; `warnings` says why the best may be wrong."""
+    """All trials, best first, on `n_videos` videos; `warnings` says why the best may be wrong.
+
+    `decided` is false if the best is no better than chance.
+    """
 
     trials: tuple[Trial, ...]
     n_videos: int
     n_clips: int
     warnings: tuple[str, ...]
+    decided: bool
 
 
 def labelled_videos(source: str, class_names: Sequence[str], num_classes: int, *, limit: int) -> list[Labelled]:
@@ -151,7 +155,8 @@ def choose(
         trials.append(Trial(graph, order, value_range, tuple((best_V == labels).tolist())))
     trials.sort(key=lambda trial: -trial.n_right)
     warnings = _warnings(trials, weights.config.num_classes)
-    return Choice(tuple(trials), len(decoded), len(clips_NTHWC), warnings)
+    decided = not _by_chance(trials[0], len(trials), weights.config.num_classes)
+    return Choice(tuple(trials), len(decoded), len(clips_NTHWC), warnings, decided)
 
 
 def _decoded(
@@ -210,12 +215,17 @@ def _best_classes(
     return best_V
 
 
+def _by_chance(best: Trial, n_trials: int, num_classes: int) -> bool:
+    """May the best of so many trials be no better than guessing?"""
+    return n_trials * at_least(best.n_right, len(best.right), 1 / num_classes) >= SIGNIFICANT
+
+
 def _warnings(trials: Sequence[Trial], num_classes: int) -> tuple[str, ...]:
     """Why the first trial may not be the right convention."""
     best, second = trials[:2]
     n = len(best.right)
     warnings = []
-    if len(trials) * at_least(best.n_right, n, 1 / num_classes) >= SIGNIFICANT:
+    if _by_chance(best, len(trials), num_classes):
         warnings.append(
             f"no convention is better than chance ({best.n_right} of {n} right at {num_classes} classes): check that "
             "the videos show classes of the weights, and that the class names are in their order"

@@ -25,7 +25,7 @@ from p3d.jobs.scheduler.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from p3d.pipeline.errors import StoreError, StoreMissing
+from p3d.pipeline.errors import StoreError, StoreMissing, counted
 from p3d.pipeline.storage.store import Store
 
 LINES = 5000  # kept per run, about half a megabyte
@@ -75,8 +75,8 @@ def told(event: Event) -> str:
         case WorkerDied(worker, detail):
             return f"worker {worker} died: {detail}"
         case ShardDone(worker, shard, n_videos, n_clips, failures):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in failures)
-            return f"worker {worker} committed shard {shard}: {n_videos} videos, {n_clips} clips" + (
+            reasons, videos = ", ".join(f"{count} {reason}" for reason, count in failures), counted(n_videos, "video")
+            return f"worker {worker} committed shard {shard}: {videos}, {counted(n_clips, 'clip')}" + (
                 f"; failed: {reasons}" if reasons else ""
             )
         case ShardTrouble(worker, shard, kind, detail):
@@ -86,7 +86,7 @@ def told(event: Event) -> str:
         case CheckFailed(shard, detail):
             return f"could not check whether shard {shard} is committed: {detail}"
         case WorkerLimitRaised(n_workers):
-            return f"nodes have joined: up to {n_workers} workers can run now"
+            return f"nodes have joined: up to {counted(n_workers, 'worker')} can run now"
         case TryAgain():
             return "retrying the store that failed"
         case Stop(_, why):

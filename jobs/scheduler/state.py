@@ -353,7 +353,7 @@ class Scheduler:
         """Count a death without a commit. The count starts again at every commit of any worker."""
         self._deaths += 1
         if self._deaths >= max(self.worker_deaths, 2 * self.n_workers):  # losing a node of many at once is one event
-            how = f"{self._deaths} workers died in a row without finishing a shard"
+            how = f"{counted(self._deaths, 'worker')} died in a row without finishing a shard"
             self._stop(Stop(6, f"{how}; the last: {self._last_death}"))
 
     def _trouble(self, shard: ShardKey, kind: str, detail: str) -> None:
@@ -413,7 +413,7 @@ class Scheduler:
         rule, failed = self.max_failures, self.totals.failed
         share = 100 * failed / max(self.n_videos, 1)
         if rule.count is not None and failed > rule.count:
-            return f"{failed} videos failed, more than --max-failures {rule.count}"
+            return f"{counted(failed, 'video')} failed, more than --max-failures {rule.count}"
         if rule.percent is not None and share > rule.percent:
             return f"{share:.1f}% of all videos failed, more than --max-failures {rule.percent:g}%"
         reason, count = max(self._first.items(), key=lambda item: item[1], default=("", 0))
@@ -472,12 +472,12 @@ class Scheduler:
         if self.stuck:
             shard, detail = next(iter(self.stuck.items()))
             return (1 if self._internal else 6), (
-                f"{len(self.stuck)} shards could not be finished in {self.shard_attempts} tries each, "
-                f"such as {shard}: {detail}"
+                f"{counted(len(self.stuck), 'shard')} failed {counted(self.shard_attempts, 'time')} each; the first, "
+                f"{shard}: {detail}"
             )
         failed = self.totals.failed
         if defects := self.totals.failures[Reason.INTERNAL]:
-            return 1, f"finished, but {defects} videos failed because of a defect of this program"
+            return 1, f"finished, but {counted(defects, 'video')} failed because of a defect of this program"
         if failed:
             return 3, f"finished: {counted(self.totals.videos - failed, 'video')} embedded, {failed} failed"
         return 0, f"finished: {counted(self.totals.videos, 'video')} embedded, none failed"

@@ -10,6 +10,7 @@ public PyTorch port), `caffe` (.caffemodel, the authors' release) and `resnet` (
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ __all__ = [
     "save",
     "to_bytes",
 ]
+
+
+LFS_POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has in place of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,9 @@ def identify(path: str | Path) -> WeightsFile:
             f"there is no weights file at {path}; give the path of one, download one with `p3d weights fetch`, or give "
             "random:SEED for random weights"
         )
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise WeightsError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its checkout")
     look = _LOOKS.get(path.suffix.lower())
     if look is None:
         raise WeightsError(

@@ -44,9 +44,8 @@ def plan_digest(recipe_digest: str, seq: int, videos: pa.Table) -> str:
     Shards are named by this digest. It includes the number so that the same videos planned again are other shards.
     """
     hasher = hashlib.sha256(f"{recipe_digest} {seq}\n".encode())
-    for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
-        for row in _rows(batch):
-            hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
+    for row in rows_of(videos):
+        hasher.update(json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
     return hasher.hexdigest()
 
 
@@ -57,12 +56,13 @@ def _in_version(videos: pa.Table, version: int) -> pa.Table:
     return videos.select([at for at, name in enumerate(videos.column_names) if at > n_ours or name not in newer])
 
 
-def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def rows_of(videos: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows as values of Python. InputError for a value that Python cannot hold."""
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
+        for batch in _as_numbers(videos).to_batches(max_chunksize=8192):
+            yield from batch.to_pylist()
     except (ValueError, OverflowError) as error:
         raise InputError(f"a column of the list cannot be kept ({error}); cast nanoseconds to microseconds") from None
-    return rows
 
 
 def _as_numbers(videos: pa.Table) -> pa.Table:

@@ -41,8 +41,9 @@ SHOWN = 100  # characters of a value of a footer
 class Audit:
     """Counts of the rows of all plans, and a message for each problem found. `unexpected` also counts files of no plan.
 
-    `roots` counts the records of moved videos. `underived` counts missing videos and failures files, as after a kill.
-    A resume makes them, as it does `pending`.
+    `superseded` counts those of older plans for videos that a newer plan names, which `status` leaves out. `roots`
+    counts the records of moved videos. `underived` counts missing videos and failures files, as after a kill. A resume
+    makes them, as it does `pending`.
     """
 
     manifest: int = 0
@@ -58,6 +59,7 @@ class Audit:
     shards: int = 0
     plans: int = 0
     roots: int = 0
+    superseded: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     software: dict[str, dict[str, int]] = field(default_factory=dict)  # package -> version -> shards it wrote
@@ -84,14 +86,16 @@ def audit(
     """
     found, plans = stored_files(store), plans_of(store, job.recipe)
     result = Audit(plans=len(plans), roots=len(load_roots(store).records))
-    n_shards, done = sum(plan.n_shards for plan in plans), 0
+    n_shards, done, ids = sum(plan.n_shards for plan in plans), 0, set[str]()
     for plan in plans:
         manifest = Manifest(store, plan)
+        ids.update(manifest.videos["video_id"].to_pylist())
         for one in _checked(store, job.recipe, [(manifest, at) for at in range(plan.n_shards)], found, deep=deep):
             _count_shard(one, found, result)
             done += 1
             if on_shard is not None:
                 on_shard(done, n_shards)
+    result.superseded = result.manifest - len(ids)
     for key in sorted(found.keys() - {key for plan in plans for name in plan.shard_names for key in keys_of(name)}):
         result.unexpected += 1
         result.problem(f"{key} belongs to no plan of this output")

@@ -116,7 +116,10 @@ def route_of(
     if found.truncated and policy.partial == "fail":
         raise VideoError(Reason.TRUNCATED, found.truncated)
     if not found.n_frames:
-        raise VideoError(Reason.NO_FRAMES, f"the video stream has {found.n_packets} packets and no frame to show")
+        shown = (
+            f"none of the {found.n_packets} packets of stream {found.stream_index} ({found.codec}) has a frame to show"
+        )
+        raise VideoError(Reason.NO_FRAMES, shown)
     if not (found.coded_height and found.coded_width):
         if found.size_refused:
             raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")

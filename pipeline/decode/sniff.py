@@ -24,6 +24,7 @@ _LISTS = (
     (b"#extm3u", "an HLS playlist"),
     (b"ffconcat", "an ffconcat list"),
     (b"v=0", "an SDP session description"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the video itself: run `git lfs pull` in its checkout"),
     (b"<!doctype", "an HTML page"),
     (b"<html", "an HTML page"),
     (b"\0\x05\x16\x07", "metadata that macOS keeps of another file (AppleDouble)"),

@@ -10,17 +10,19 @@ from urllib.parse import quote_from_bytes
 
 from p3d.pipeline.errors import InputError, Reason, VideoError
 from p3d.pipeline.sources.identity import local_path
-from p3d.pipeline.storage.s3.uri import s3_uri, split_s3_uri
+from p3d.pipeline.storage.s3.uri import refuse_almost_s3, s3_uri, split_s3_uri
 from p3d.pipeline.storage.urls import CREDENTIAL
 
 
 def absolute(path: str) -> str:
     """A URL as it is, or the absolute path of a folder or file, for another machine with the same disks.
 
-    InputError for an empty text, as of an unset variable of a shell: it would be the working directory.
+    InputError for an empty text, as of an unset variable of a shell: it would be the working directory. Likewise for
+    what almost is an S3 URL.
     """
     if not path:
         raise InputError("a path is an empty text; name a folder, a file or s3://bucket/prefix")
+    refuse_almost_s3(path)
     return path if "://" in path else str(Path(path).absolute())
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import InputError, StoreChanged, StoreDenied, StoreMissing, counted
+from p3d.pipeline.sources.globs import Globs, split_glob
 from p3d.pipeline.sources.identity import (
     APPLE_DOUBLE,
     APPLE_DOUBLE_NAME,
@@ -33,8 +34,8 @@ from p3d.pipeline.sources.identity import (
     s3_row,
 )
 from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
-from p3d.pipeline.sources.lists import LIST_EXTENSIONS, read_list
-from p3d.pipeline.storage.s3.uri import split_s3_uri
+from p3d.pipeline.sources.lists import LIST_EXTENSIONS, TABLE_EXTENSIONS, read_list
+from p3d.pipeline.storage.s3.uri import refuse_almost_s3, split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
 from p3d.pipeline.storage.urls import CREDENTIAL, open_store
 from p3d.pipeline.types import VideoRef
@@ -47,6 +48,7 @@ VIDEO_EXTENSIONS = frozenset(
 HEAD_THREADS = 32  # parallel HEAD requests for a list of S3 keys
 MAX_SKIPPED = 1000  # names of other files that are kept
 BATCH = 1000  # files of one folder per batch of rows
+NAMED_LISTS = f"{', '.join(LIST_EXTENSIONS[:-1])} or {LIST_EXTENSIONS[-1]}"
 TELL_S = 10.0  # seconds between progress messages
 
 Tell = Callable[[str], None]
@@ -65,26 +67,40 @@ class SourceListing:
 
 
 def find(
-    source: str, options: StoreOptions, *, id_column: str | None = None, tell: Tell = lambda _: None
+    source: str,
+    options: StoreOptions,
+    *,
+    id_column: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    tell: Tell = lambda _: None,
 ) -> SourceListing:
-    """The videos of a folder, an `s3://` prefix, one file, or a text, CSV or Parquet list (local or on S3).
+    """The videos of a folder, an `s3://` prefix, one file, or a list (local or on S3).
 
-    A text list has one path per line. A CSV or Parquet list has them in a column of LIST_COLUMNS; its other columns are
-    kept. Relative paths are relative to the list. `tell` is called with the progress of a long listing.
-    InputError if the source cannot be read or has no videos.
+    A text list has one path per line. Other lists have them in a column of LIST_COLUMNS; their other columns are kept.
+    Relative paths are relative to the list. Of a folder or a prefix, only videos that a pattern of `include` matches
+    are taken, if there are any, and none that one of `exclude` matches. Such a pattern may also be the source.
+    `tell` is called with the progress of a long listing. InputError if the source cannot be read or has no videos.
     """
     if not source:
         raise InputError("the source is an empty text; name a folder, a video, a list or s3://bucket/prefix")
     if CREDENTIAL.match(source):
         raise InputError("the source contains a credential; use a plain path or s3:// and botocore's credential chain")
+    refuse_almost_s3(source)
+    typed, (source, pattern) = source, split_glob(source)
     is_list = source.lower().endswith(LIST_EXTENSIONS)
-    if id_column is not None and not source.lower().endswith((".csv", ".parquet")):
-        raise InputError(f"--id-column {id_column} needs a CSV or Parquet list, and {source} is neither")
+    if id_column is not None and not source.lower().endswith(TABLE_EXTENSIONS):
+        raise InputError(f"--id-column {id_column} needs a CSV, TSV, JSONL or Parquet list, and {source} is neither")
+    if pattern and include:
+        raise InputError(f"{typed} is a pattern; name the folder {source} as SRC, and repeat --include")
+    globs = Globs([pattern] if pattern else include, exclude)
+    if globs and is_list:
+        raise InputError(f"{source} is a list; --include and --exclude need a folder or a prefix")
     if source.startswith("s3://"):
         found = (
             _from_list(source, _read_s3(source, options), options, id_column)
             if is_list
-            else _walk_s3(source, options, tell)
+            else _walk_s3(source, options, globs, tell)
         )
     elif "://" in source and not source.startswith("file:///"):
         raise InputError(f"{source}: only local paths and s3:// are supported")
@@ -102,19 +118,33 @@ def find(
         if content is not None:
             found = _from_list(str(path), content, options, id_column)
         else:
-            found = (
-                _walk_folder(path, tell) if path.is_dir() else _table([local_row(path.parent, os.fsencode(path.name))])
-            )
+            found = _walk_folder(path, globs, tell) if path.is_dir() else _one_file(path, globs)
     if not found.videos.num_rows:
+        if pattern:
+            raise InputError(
+                f"{typed} does not exist, and as a pattern it matches no video ({found.n_skipped} other files)"
+            )
+        if globs:
+            raise InputError(
+                f"no videos in {source} are left by --include and --exclude ({found.n_skipped} other files); patterns "
+                "match paths below SRC, such as 'talks/*.mp4'"
+            )
         raise InputError(
             f"no videos in {source} ({found.n_skipped} other files); known extensions are "
-            f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ...; name other files in a .txt, .csv or .parquet list"
+            f"{' '.join(sorted(VIDEO_EXTENSIONS)[:8])} ...; name other files in a {NAMED_LISTS} list"
         )
+    for glob in globs.unmatched:
+        tell(f"warning: the pattern {glob!r} matches no file of {source}")
     if is_list:  # the names of a walk are distinct
         _refuse_duplicates(found.videos)
         if id_column is None:
             _refuse_spellings(found.videos)
     return found
+
+
+def root_of(source: str) -> str:
+    """The folder or prefix below which a source has its videos, if the source is a pattern; else the source."""
+    return split_glob(source)[0]
 
 
 def named_in(source: str, videos: pa.Table) -> frozenset[str]:
@@ -156,7 +186,13 @@ class _Sorter:
         return SourceListing(self.buffer.table(), tuple(sorted(self.skipped)), self.n_skipped)
 
 
-def _walk_folder(root: Path, tell: Tell) -> SourceListing:
+def _one_file(path: Path, globs: Globs) -> SourceListing:
+    if globs:
+        raise InputError(f"{path} is one file; --include and --exclude need a folder or a prefix")
+    return _table([local_row(path.parent, os.fsencode(path.name))])
+
+
+def _walk_folder(root: Path, globs: Globs, tell: Tell) -> SourceListing:
     base = os.fsencode(root)
     with ListingBuffer() as buffer:
         sorter = _Sorter(buffer, tell)
@@ -166,13 +202,25 @@ def _walk_folder(root: Path, tell: Tell) -> SourceListing:
             below = [os.path.join(directory, name) for name in folders]  # noqa: PTH118 - bytes
             links = [os.path.relpath(folder, base) for folder in below if os.path.islink(folder)]  # noqa: PTH114 - bytes
             sorter.take([], [f"{readable(link)}/ (a link to a folder)" for link in links])
+            _leave_out(base, directory, folders, globs, sorter)
             files = [os.path.relpath(os.path.join(directory, name), base) for name in sorted(names)]  # noqa: PTH118
             for at in range(0, len(files), BATCH):
                 batch = files[at : at + BATCH]
-                videos = [name for name in batch if _is_video(name) and not is_apple_double(os.path.join(base, name))]  # noqa: PTH118
+                wanted = [name for name in batch if globs.keeps(os.fsdecode(name)) and _is_video(name)]
+                videos = [name for name in wanted if not is_apple_double(os.path.join(base, name))]  # noqa: PTH118
                 others = sorted(set(batch).difference(videos))
                 sorter.take([local_row(root, name) for name in videos], [readable(name) for name in others])
         return sorter.found()
+
+
+def _leave_out(base: bytes, directory: bytes, folders: list[bytes], globs: Globs, sorter: _Sorter) -> None:
+    """Remove the folders that `--exclude` names, so that they are not even read."""
+    if not globs:
+        return
+    below = {name: os.path.relpath(os.path.join(directory, name), base) for name in folders}  # noqa: PTH118 - bytes
+    out = [name for name in folders if globs.excludes(os.fsdecode(below[name]))]
+    folders[:] = [name for name in folders if name not in out]
+    sorter.take([], [f"{readable(below[name])}/ (excluded)" for name in out])
 
 
 def _refuse_unless_entered(directory: bytes) -> None:
@@ -193,7 +241,7 @@ def _is_video(name: bytes | str) -> bool:
     return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
 
 
-def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> SourceListing:
+def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell) -> SourceListing:
     from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
     from p3d.pipeline.storage.s3.walk import walk
 
@@ -208,13 +256,13 @@ def _walk_s3(source: str, options: StoreOptions, tell: Tell) -> SourceListing:
             videos = {
                 name: info
                 for name, info in zip(names, objects, strict=True)
-                if _is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
+                if globs.keeps(name) and _is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
             }
             rows = [s3_row(bucket, info.key, name, info) for name, info in videos.items()]
             sorter.take(rows, [name for name in names if name and not name.endswith("/") and name not in videos])
 
         walk(store, root, take)
-        if not sorter.n_seen and prefix and (info := store.head(prefix)) is not None:  # one object
+        if not sorter.n_seen and prefix and not globs and (info := store.head(prefix)) is not None:  # one object
             return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
         return sorter.found()
 

@@ -1,31 +1,40 @@
-"""Read a text, CSV or Parquet list of videos: its entries, ids and the user's own columns. No file is looked up here.
+"""Read a list of videos: its entries, ids and the user's own columns. No file is looked up here.
 
-A text list has one path per line. A CSV or Parquet list has the paths in a column of LIST_COLUMNS. Paths and ids are
-always text: 007 stays 007.
+A text list has one path per line; a line that begins with `#` is a comment. A CSV, TSV, JSONL or Parquet list has the
+paths in a column of LIST_COLUMNS. Paths and ids are always text: 007 stays 007. Text is UTF-8, or UTF-16 with a byte
+order mark. Another encoding is never guessed.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
 import io
+import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from p3d.pipeline.dataset.schema import own_columns, read_parquet
-from p3d.pipeline.errors import InputError
+from p3d.pipeline.errors import MALFORMED, InputError, counted, shell_words
 from p3d.pipeline.types.versions import SCHEMA_VERSION
 
-LIST_EXTENSIONS = (".txt", ".csv", ".parquet")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
+LIST_EXTENSIONS = (".txt", *TABLE_EXTENSIONS)
 LIST_COLUMNS = ("uri", "url", "path", "video", "file", "filename")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+DELIMITERS = ",;"  # of a CSV; the first one with which the header has the column that is needed
+SHOWN = 20  # bytes around the one that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
 class FileList:
-    """The content of a list. Bytes of an entry that are not UTF-8 are surrogates, as in `os.fsdecode`."""
+    """The content of a list. Bytes of a binary column that are not UTF-8 are surrogates, as in `os.fsdecode`."""
 
     entries: list[str]
     ids: pa.Array | None = None
@@ -33,25 +42,21 @@ class FileList:
 
 
 def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
-    """Parse a list. InputError for an invalid one, naming the column if one is wrong."""
-    if b"\0" in content and not source.lower().endswith(".parquet"):
-        raise InputError(f"{source} contains NUL bytes, so it is not a list in UTF-8 (UTF-16?); save it as UTF-8")
-    if source.lower().endswith(".txt"):
-        lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-        return FileList([os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()])
-    try:
-        is_csv = source.lower().endswith(".csv")
-        table = _read_csv(content, id_column) if is_csv else read_parquet(io.BytesIO(content))
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise InputError(f"{source} cannot be read as a list: {error}") from None
+    """Parse a list. InputError for an invalid one, naming the column or the line if one is wrong."""
+    if not source.lower().endswith(TABLE_EXTENSIONS):
+        return FileList([line for line in _lines(source, content) if not line.startswith("#")])
+    table = _read_table(source, content, lambda names: _path_column(names) is not None, id_column)
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise InputError(f"{source} has more than one column named {twice[0]!r}; rename one")
     column = _path_column(table.column_names)
     if column is None:
-        raise InputError(f"{source} has no column of paths: rename one to any of {', '.join(LIST_COLUMNS)}")
+        raise InputError(
+            f"{source} has no column of paths: rename one to any of {', '.join(LIST_COLUMNS)}. "
+            f"It has {', '.join(table.column_names)[:200]}"
+        )
     entries = [os.fsdecode(entry) if isinstance(entry, bytes) else entry for entry in table[column].to_pylist()]
     if missing := sum(not entry for entry in entries):
-        raise InputError(f"{source}: {missing} rows have no path in column {column!r}")
+        raise InputError(f"{source}: {counted(missing, 'row')} without a path in column {column!r}; add or remove them")
     own = table.select([name for name in table.column_names if name not in (column, id_column)])
     if odd := [name for name in own.column_names if name in own_columns(SCHEMA_VERSION)]:
         raise InputError(f"{source}: columns {odd} have names that the dataset uses itself; rename them in the list")
@@ -60,44 +65,120 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
 
 
 def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
-    """The ids of a list: one per line, or in `column` of a CSV or Parquet file. InputError for an empty list."""
-    name = source.lower()
-    try:
-        if name.endswith(".csv"):
-            ids = _ids(source, _read_csv(content, column), column).to_pylist()
-        elif name.endswith(".parquet"):
-            ids = _ids(source, read_parquet(io.BytesIO(content)), column).to_pylist()
-        else:
-            lines = content.removeprefix(BYTE_ORDER_MARK).decode().split("\n")
-            ids = [line.removesuffix("\r") for line in lines if line.strip()]
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise InputError(f"{source} cannot be read as a list: {error}") from None
+    """The ids of a list: one per line, or in `column` of a CSV, TSV, JSONL or Parquet file.
+
+    InputError for an empty list.
+    """
+    if source.lower().endswith(TABLE_EXTENSIONS):
+        ids = _ids(source, _read_table(source, content, lambda names: column in names, column), column).to_pylist()
+    else:
+        ids = _lines(source, content)
     if not ids:
         raise InputError(f"{source} contains no ids")
     return frozenset(ids)
 
 
-def _path_column(names: list[str]) -> str | None:
+def _lines(source: str, content: bytes) -> list[str]:
+    """The lines that are not blank. Only a newline ends one, since a name may have any other character."""
+    lines = utf8_of(source, content).decode().split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def _path_column(names: Iterable[str]) -> str | None:
+    names = set(names)
     return next((name for name in LIST_COLUMNS if name in names), None)
 
 
-def _read_csv(content: bytes, id_column: str | None) -> pa.Table:
-    """The table, with inferred types for all columns except those of paths (bytes) and ids (text)."""
-    text = text_of(content)
-    names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
-    types = {_path_column(names): pa.binary(), id_column: pa.string()}
-    options = pyarrow.csv.ConvertOptions(column_types={name: kind for name, kind in types.items() if name in names})
-    return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
+def _read_table(source: str, content: bytes, has: Callable[[list[str]], bool], id_column: str | None) -> pa.Table:
+    """The table of a list in any format but text, with inferred types for all columns except paths and ids (text)."""
+
+    def types(names: list[str]) -> dict[str, pa.DataType]:
+        return {name: pa.string() for name in (_path_column(names), id_column) if name is not None and name in names}
+
+    try:
+        if source.lower().endswith(".parquet"):
+            return read_parquet(io.BytesIO(content))
+        if source.lower().endswith(".jsonl"):
+            return _read_jsonl(source, utf8_of(source, content).decode())
+        return read_csv(source, content, has, types)
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise InputError(f"{source} cannot be read as a list: {error}") from None
 
 
-def text_of(content: bytes) -> pa.Buffer:
-    """A text file in Arrow's own memory, without a byte order mark, for a `pa.BufferReader`.
+def read_csv(
+    source: str,
+    content: bytes,
+    has: Callable[[list[str]], bool],
+    types: Callable[[list[str]], dict[str, pa.DataType]],
+    **convert: Any,
+) -> pa.Table:
+    """A CSV or TSV file. `has` says whether these are the columns that are needed, `types` has those not to infer.
 
-    Arrow's threads must not hold a Python object (see `schema.open_parquet`).
+    Columns are separated by tabs in a .tsv, else by the first of DELIMITERS with which the header has what is needed.
     """
+    text = utf8_of(source, content)
+    head = text.lstrip(b"\r\n").partition(b"\n")[0].decode().removesuffix("\r")
+
+    def names_by(delimiter: str) -> list[str]:
+        return next(csv.reader([head], delimiter=delimiter), [])
+
+    allowed = "\t" if source.lower().endswith(".tsv") else DELIMITERS
+    parse = pyarrow.csv.ParseOptions(delimiter=next((one for one in allowed if has(names_by(one))), allowed[0]))
     memory = pa.BufferOutputStream()
-    memory.write(content.removeprefix(BYTE_ORDER_MARK))
-    return memory.getvalue()
+    memory.write(text)
+    buffer = memory.getvalue()  # Arrow's threads must not hold a Python object (see `schema.open_parquet`)
+    names = pyarrow.csv.open_csv(pa.BufferReader(buffer), parse_options=parse).schema.names
+    options = pyarrow.csv.ConvertOptions(column_types=types(names), **convert)
+    return pyarrow.csv.read_csv(pa.BufferReader(buffer), parse_options=parse, convert_options=options)
+
+
+def _read_jsonl(source: str, text: str) -> pa.Table:
+    """One JSON object per line. Columns are in the order in which they first appear; a row may lack some."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source}, line {number} is not JSON ({error}); write one object per line") from None
+        if not isinstance(row, dict):
+            raise InputError(f'{source}, line {number} is not a JSON object; write one, as {{"path": "a.mp4"}}')
+        rows.append(row)
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+            pq.write_table(pa.table({name: columns[name][:1]}), pa.BufferOutputStream())
+        except (pa.ArrowException, *MALFORMED) as error:
+            raise InputError(
+                f"{source}: column {name!r} cannot be kept ({str(error)[:200]}); give its values one type"
+            ) from None
+    return pa.table(columns)
+
+
+def utf8_of(source: str, content: bytes) -> bytes:
+    """The text of a file as UTF-8 without a byte order mark. InputError, with the line, for another encoding."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise InputError(f"{source} begins as UTF-16 and is not ({error}); save it as UTF-8") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        raise InputError(f"{source} contains NUL bytes, so it is not text in UTF-8; save it as UTF-8")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        start = max(content.rfind(b"\n", 0, error.start) + 1, error.start - SHOWN)
+        shown = content[start : error.start + SHOWN].partition(b"\n")[0].decode("utf-8", "backslashreplace")
+        raise InputError(
+            f"{source}, line {line} is not UTF-8: {shown!r}. Convert it from its encoding, such as LATIN1: "
+            f"`iconv -f LATIN1 -t UTF-8 {shell_words(source)} > NEW`. If a file name itself is not UTF-8, write it as "
+            "file:///..., percent-encoded"
+        ) from None
+    return content
 
 
 def _ids(source: str, table: pa.Table, id_column: str) -> pa.Array:

@@ -7,6 +7,7 @@ import re
 
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
+from p3d.pipeline.storage.s3.uri import refuse_almost_s3
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 
 CREDENTIAL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]*@|.*[?&]X-Amz-", re.IGNORECASE)  # a password, a presigned link
@@ -19,6 +20,7 @@ def open_store(url: str, options: StoreOptions = DEFAULTS) -> Store:
         raise InputError(f"s3 must be p3d.StoreOptions(...), not {options!r}")
     if "://" in url and CREDENTIAL.match(url):  # which is not repeated
         raise InputError("a URL contains a credential; use a plain path or s3:// and botocore's credential chain")
+    refuse_almost_s3(url)
     if url.startswith("s3://"):
         from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
 

@@ -40,6 +40,15 @@ def test_help_answers_on_every_verb(verb: str) -> None:
     assert max(map(len, result.output.splitlines())) <= 80
 
 
+def test_help_groups_its_options_and_explains_those_of_stores_once() -> None:
+    """Every option is under a heading, and of all verbs only `launch` explains the options of S3."""
+    helps = {verb: CliRunner().invoke(cli, [verb, "--help"], terminal_width=80).output for verb in ("launch", "status")}
+    heads = re.findall(r"^(\S.*):$", helps["launch"], re.M)
+    assert heads == ["What is computed", "Which videos", "Speed and limits", "Options", "S3"]
+    assert "Use this AWS profile" in helps["launch"] and "Use this AWS profile" not in helps["status"]
+    assert re.search(r"--profile, .*see `p3d launch --help`", helps["status"], re.S)
+
+
 @pytest.fixture
 def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
     """A folder with an empty source, invalid weights files, and a list that names a video twice."""
@@ -51,21 +60,105 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
     (tmp_path / "bad.csv").write_text("colour\nred\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear aunt")
+    for name in ("lfs.safetensors", "lfs.mp4"):
+        (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n")
+    (tmp_path / "latin1.csv").write_bytes(b"path,title\na.mp4,caf\xe9\n")
+    (tmp_path / "odd.jsonl").write_text('{"path": "a.mp4"}\n{"path"\n')
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """A finished job of one video, and one that failed."""
+    store = LocalStore(str(tmp_path_factory.mktemp("made") / "job"))
+    manifest = planned(store, ("a", "b"))
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    own(store)
+    return store
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Botocore finds neither keys nor files of an account."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / "nowhere"))
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         ("", 2, "Usage"),
-        ("lanch a b", 2, "The verbs are"),
+        ("lauch a b", 2, "Did you mean 'launch'? The verbs are"),  # codespell:ignore lauch
+        ("results servr {made}", 2, "Did you mean 'serve'? The verbs are"),
+        ("weights importt x", 2, "Did you mean 'import'?"),
         ("launch {archive}", 2, "OUT"),
         ("launch {archive} {out}", 2, "--weights"),
         ("launch {archive} {out} --weights random:0", 2, "--model"),
         ("launch {archive} {out} --weights random:0 --model p3d63 --decoder nvdec", 2, "Use auto, decord or pyav"),
         ("launch {archive} {out} --weights random:0 --model p3d63 --fps 0", 2, "--fps"),
         ("launch {archive} {out} --weights random:x --model p3d63", 2, "whole number"),
-        ("launch {archive} {out} --weights random:0 --model p3d64", 2, "did you mean p3d63"),
+        (
+            "launch {archive} {out} --weights random:0 --model p3d64",
+            2,
+            "error: no network is called 'p3d64'; did you mean",
+        ),
+        ("launch {archive} {out} --weights {small} --model p3d64", 2, "(`p3d models` lists all)"),
+        ("launch {archive} {out} --model p3d64", 2, "error: no network is called 'p3d64'; did you mean p3d63"),
+        (
+            "plan {archive} --weights {small} --model p3d64",
+            2,
+            "error: no network is called 'p3d64'; did you mean p3d63",
+        ),
+        ("weights show {small} --model p3d64", 2, "No such option"),
+        ("weights import {small} -o {here}/x.safetensors --model p3d64", 2, "error: no network is called 'p3d64'"),
+        ("plan {archive}", 2, "p3d weights fetch"),
+        ("launch {archive} {archive} {out} --weights {small}", 2, "Quote a name with blanks, and a pattern"),
+        ("launch {archive} {out} --weigths {small}", 2, "Did you mean '--weights'?"),
+        (
+            "launch {archive} {out} --weights {here}/lfs.safetensors",
+            2,
+            "Git LFS pointer, not the file itself; run `git",
+        ),
+        ("weights show {here}/lfs.safetensors", 2, "run `git lfs pull`"),
+        ("launch {archive} s3:/bucket/out --weights {small}", 2, "which has the form s3://bucket/prefix"),
+        ("launch s3:/bucket/videos {out} --weights {small}", 2, "which has the form s3://bucket/prefix"),
+        ("launch s3//bucket/videos {out} --weights {small}", 2, "which has the form s3://bucket/prefix"),
+        ("status s3:bucket/out", 2, "which has the form s3://bucket/prefix"),
+        ("launch {archive} s3:// --weights {small}", 2, "must be s3://bucket or s3://bucket/prefix"),
+        (
+            "launch {archive} s3://bucket/out --weights {small}",
+            8,
+            "no credentials; run `aws configure`, or give --profile",
+        ),
+        ("launch s3://bucket/videos {out} --weights {small}", 8, "no credentials; run `aws configure`"),
+        ("launch {archive} {out} --weights s3://bucket/w.safetensors", 8, "no credentials; run `aws configure`"),
+        ("status s3://bucket/out", 8, "no credentials; run `aws configure`"),
+        ("launch {archive} s3://b/out --weights {small} --profile nobody", 8, "see --profile and ~/.aws/config"),
+        ("launch {archive} {out} --weights {small} --detach", 2, "--detach needs --address http://HEAD:8265"),
+        ("launch {archive} {out} --weights {small} --endpoint-url 127.0.0.1:9", 2, "not of the form http://host:port"),
+        ("launch {here}/latin1.csv {out} --weights {small}", 2, "line 2 is not UTF-8: 'a.mp4,caf\\\\xe9'. Convert it"),
+        ("launch {here}/odd.jsonl {out} --weights {small}", 2, "odd.jsonl, line 2 is not JSON"),
+        ("launch {archive}/no*.mp4 {out} --weights {small}", 2, "as a pattern it matches no video"),
+        ("launch {archive} {out} --weights {small} --include no", 2, "patterns match paths below SRC"),
+        ("launch {archive}/video0.mp4 {out} --weights {small} --exclude x", 2, "need a folder or a prefix"),
+        ("launch {archive} {made}", 2, "no longer holds its weights; give them with --weights"),
+        ("launch {archive} {made} --weights {small}", 5, "was made with other settings: model p3d-demo (there: p3d63)"),
+        ("launch {archive} {archive} --weights {small}", 5, "choose a new folder for the output"),
+        ("cluster check --source s3:/bucket", 2, "which has the form s3://bucket/prefix"),
+        ("retry {made} --reason no_frame", 2, "did you mean no_frames?"),
+        ("failures {made} --reason truncate", 2, "did you mean truncated?"),
+        ("search {made} nowhere.mp4", 2, "give a video file, or a video_id, uri or path"),
+        ("search {made} b.mp4", 2, "it failed, see `p3d failures"),
+        ("search {made} a.mp4 --where fps>x", 2, "column fps holds numbers; compare it with one instead of 'x'"),
+        ("search {made} a.mp4 --where fsp>1", 2, "there is no column 'fsp'; there are video_id"),
+        ("search {made} a.mp4 --index", 2, "run `p3d results index"),
+        ("results snapshot {made} {here}/full", 5, "not empty"),
+        ("results evaluate {made} --labels {here}/bad.csv", 2, "embed its videos into another output with --scores"),
+        ("jobs list {here}/nowhere", 2, "needs the folder that contains the outputs"),
+        ("trust {archive}", 4, "no job exists"),
         ("launch {archive} {out} --weights random:0 --model p3d63-flow", 2, "optical flow"),
         ("plan {archive} --weights random:0 --model p3d63-flow", 2, "optical flow"),
         ("launch {archive} {out} --weights {small} --precision fp8", 2, "'fp32', 'bf16', 'fp16'"),
@@ -82,7 +175,7 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("launch {archive} {out} --weights {small} --max-failures many", 2, "5%"),
         ("launch {archive} {out} --weights {small} --device tpu", 2, "device"),
         ("launch {archive} {out} --weights {small} --batch-size 0", 2, "--batch-size"),
-        ("launch {archive} {out} --weights {small} --id-column id", 2, "CSV or Parquet"),
+        ("launch {archive} {out} --weights {small} --id-column id", 2, "needs a CSV, TSV, JSONL or Parquet list"),
         ("launch {here}/nowhere {out} --weights {small}", 2, "does not exist"),
         ("launch {here}/empty {out} --weights {small}", 2, "no videos"),
         ("launch {here}/twice.txt {out} --weights {small}", 2, "more than once"),
@@ -90,7 +183,7 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("launch http://example.org/v {out} --weights {small}", 2, "only local paths and s3://"),
         ("launch {archive} gs://bucket/x --weights {small}", 2, "only folders and s3://"),
         ("launch {archive} {here}/full --weights {small}", 5, "holds no job"),
-        ("launch {archive} {here}/twice.txt/out --weights {small}", 6, "a file exists where a folder is needed"),
+        ("launch {archive} {here}/twice.txt/out --weights {small}", 8, "a file exists where a folder is needed"),
         ("plan {here}/empty --weights {small}", 2, "no videos"),
         ("resume {out}", 4, "no job exists"),
         ("status {out}", 4, "no job exists"),
@@ -100,19 +193,20 @@ def mistakes(tmp_path: Path, archive: Path, small_weights: Path) -> Path:
         ("verify s3://b --endpoint-url http://user:secret@127.0.0.1:9", 2, "credentials"),
     ],
 )
+@pytest.mark.usefixtures("no_credentials")
 def test_a_mistake_gives_one_message_and_a_code(
-    mistakes: Path, archive: Path, small_weights: Path, words: str, code: int, says: str
+    mistakes: Path, archive: Path, small_weights: Path, made: LocalStore, words: str, code: int, says: str
 ) -> None:
     """Each mistake gives its documented code and a message with the cause, no traceback, and writes nothing."""
-    before = sorted(mistakes.rglob("*"))
-    names = {"archive": archive, "out": mistakes / "out", "here": mistakes, "small": small_weights}
+    before = sorted([*mistakes.rglob("*"), *made.root.rglob("*")])
+    names = {"archive": archive, "out": mistakes / "out", "here": mistakes, "small": small_weights, "made": made.root}
     ran = in_process(*words.format(**names).split())
     assert ran[0] == code, ran
     assert says in ran[2]
     assert "Traceback" not in ran[2]
     assert "secret" not in ran[2]
     assert ran[1] == ""
-    assert sorted(mistakes.rglob("*")) == before
+    assert sorted([*mistakes.rglob("*"), *made.root.rglob("*")]) == before
 
 
 def in_process(*args: str) -> tuple[int, str, str]:

@@ -102,6 +102,9 @@ def test_the_one_right_convention_is_found(
     )
     (warning,) = found["warnings"]  # four videos are too few to be sure
     assert "p = 0.12, on 4 videos" in warning
+    (tmp_path / "wrong.txt").write_text("\n".join(("nothing", *NAMES)))
+    assert cli.main([*words, "--class-names", str(tmp_path / "wrong.txt")], standalone_mode=False) == 0
+    assert json.loads(capsys.readouterr().out)["next"].startswith("undecided: nothing is better than chance")
 
 
 def test_the_classes_take_turns(folder: Path) -> None:

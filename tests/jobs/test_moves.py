@@ -88,7 +88,7 @@ def test_an_archive_moves(made: Path, job: Path, small_weights: Path, times: boo
     dataset = p3d.open_dataset(out)
     assert sorted(uri for batch in dataset.videos(["uri"]) for uri in batch["uri"].to_pylist()) == uris
     for named in (uris[0], place_of_videos(str(made / "v" / "a.mp4"))):
-        assert p3d.search(out, named).hits[0].uri == uris[0]
+        assert p3d.search(out, named, with_self=True).hits[0].uri == uris[0]
     assert json.loads(in_process("failures", str(out), "--json")[1])["failures"][0]["uri"].endswith("/new/text.mp4")
     hidden = made / "v.hidden"
     (made / "v").rename(hidden)

@@ -19,7 +19,8 @@ from p3d.jobs.cli import VERBS, LazyGroup, cli
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.planning import weights_convention as choosing
 from p3d.jobs.worker.actor import Refused, ShardWorker, WorkerSpec
-from p3d.pipeline.errors import InputError
+from p3d.pipeline.errors import InputError, OtherRecipe
+from p3d.pipeline.storage.local import LocalStore
 from p3d.weights import Weights, WeightsError
 from tests.conftest import REPO
 from tests.pipeline.rows import recipe
@@ -39,12 +40,12 @@ def verbs(group: click.Group, before: str = "p3d") -> Iterator[tuple[str, click.
 
 
 def test_no_verb_has_weights_unless_they_are_typed() -> None:
-    """`--weights` is required where a verb has it; plan and launch have it, resume and retry use the job's weights."""
+    """`--weights` has no default where a verb has it but the job's own; resume and retry use those."""
     assert isinstance(cli, LazyGroup) and cli.verbs is VERBS
     having = {name: option for name, verb in verbs(cli) for option in verb.params if option.name == "weights"}
     assert {"p3d plan", "p3d launch"} <= having.keys()
     assert not {"p3d resume", "p3d retry"} & having.keys()
-    assert all(option.required and option.envvar is None for option in having.values())
+    assert all(option.envvar is None and not isinstance(option.default, str) for option in having.values())
     files = [option for name, verb in verbs(cli) if name == "p3d weights choose" for option in verb.params]
     assert next(option for option in files if option.name == "file").required
 
@@ -77,6 +78,19 @@ def test_a_name_that_is_nearly_random_is_refused(words: str, tmp_path: Path, mon
         planning.prepare(planning.JobSpec("p3d63", words))
     with pytest.raises(InputError):
         p3d.embed_file(tmp_path / "video.mp4", words, model="p3d63")
+
+
+def test_a_launch_into_a_job_takes_its_weights(tmp_path: Path, small_weights: Path) -> None:
+    """Neither --weights nor --model is needed again; another network than that of the job is refused."""
+    store = LocalStore(str(tmp_path / "out"))
+    with pytest.raises(InputError, match="Missing option '--weights'"):
+        planning.prepare(planning.JobSpec(None, None), out=store)
+    first = planning.prepare(planning.JobSpec(None, str(small_weights)))
+    planning.create_job(store, first)
+    again = planning.prepare(planning.JobSpec(None, None), out=store)
+    assert (again.recipe, again.content) == (first.recipe, first.content)
+    with pytest.raises(OtherRecipe, match="has the model p3d-demo, not p3d199: leave out --model"):
+        planning.prepare(planning.JobSpec("p3d199", None), out=store)
 
 
 def test_random_weights_need_a_network_by_name(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_refusals_of_a_snapshot_have_messages_and_codes(out: LocalStore, tmp_pat
     refused(2, "only folders and s3://", out.url, "gs://bucket")
     refused(4, "no job exists", str(tmp_path / "nowhere"), dest)
     refused(5, "not empty (letter.txt)", out.url, str(tmp_path / "used"))
-    refused(6, "a file exists where a folder is needed", out.url, str(tmp_path / "ids.txt" / "dest"))
+    refused(8, "a file exists where a folder is needed", out.url, str(tmp_path / "ids.txt" / "dest"))
     assert not Path(dest).exists()
     damaged = next((out.root / "clips").iterdir())
     content = damaged.read_bytes()
@@ -204,15 +204,16 @@ def test_refusals_of_an_evaluation_have_messages_and_codes(scored: LocalStore, o
     refused(7, "safetensors is damaged", out.url, *labels)
 
 
-@pytest.mark.parametrize("kind", ["ids.txt", "ids", "ids.csv", "ids.parquet"])
+@pytest.mark.parametrize("kind", ["ids.txt", "ids", "ids.csv", "ids.tsv", "ids.jsonl", "ids.parquet"])
 def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None:
     """007 stays 007 in every format of a list."""
     path = tmp_path / kind
     if kind == "ids.parquet":
         pq.write_table(pa.table({"video_id": ["007", "1.0", "null"], "n": [1, 2, 3]}), path)
     else:
-        head = "video_id\n" if kind == "ids.csv" else ""
-        path.write_bytes(f"\ufeff{head}007\r\n1.0\r\nnull\r\n".encode())
+        head = "video_id\n" if kind in ("ids.csv", "ids.tsv") else ""
+        lines = [json.dumps({"video_id": one}) if kind == "ids.jsonl" else one for one in ("007", "1.0", "null")]
+        path.write_bytes("\r\n".join([f"\ufeff{head}{lines[0]}", *lines[1:], ""]).encode())
     assert read_ids(kind, path.read_bytes(), "video_id") == {"007", "1.0", "null"}
 
 
@@ -223,7 +224,7 @@ def test_ids_are_text_whatever_they_look_like(tmp_path: Path, kind: str) -> None
         ("ids.csv", b"path\na.mp4\n", "no column 'video_id'"),
         ("ids.csv", b"video_id,x\n,1\n", "have no id"),
         ("ids.parquet", b"PAR1", "cannot be read"),
-        ("ids.txt", b"\xff\xfea\x00", "cannot be read"),
+        ("ids.txt", b"a\n\xff\n", "line 2 is not UTF-8"),
     ],
 )
 def test_a_list_that_cannot_be_ids_is_refused(name: str, content: bytes, says: str) -> None:

@@ -56,6 +56,7 @@ def test_failed_videos_are_retried_as_they_are_now(tmp_path: Path, archive: Path
     assert "nothing to retry" in p3d("retry", out, "--reason", "decode_timeout").err
     ran = p3d("retry", out, "--json")
     assert ran.code == 3, ran.err
+    assert "2 of 6 retried videos recovered, 4 failed again" in ran.err
     counts = {name: ran.json[name] for name in ("plans", "videos_all", "videos_done", "videos_failed")}
     assert counts == {"plans": 2, "videos_all": 7, "videos_done": 7, "videos_failed": 4}
     repaired = {"good.mp4": "ok", "repaired.mp4": "ok", "broken.mp4": "empty_file", "back.mp4": "ok"}

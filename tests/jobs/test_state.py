@@ -1590,7 +1590,7 @@ def work_off_trials(scheduler: Scheduler) -> Finish:
 def test_the_outcome_says_why_a_shard_was_given_up() -> None:
     """A defect, a store and a death are each named, with the shard and the number of tries."""
     first = ShardKey(1, 0)
-    start = "1 shards could not be finished in 1 tries each, such as 1/0: "
+    start = "1 shard failed 1 time each; the first, 1/0: "
     assert given_up(trouble(0, first, "internal")) == f"{start}internal trouble"
     assert given_up(trouble(0, first, "outage")) == f"{start}outage trouble"
     assert given_up(WorkerDied(0, "killed"), Checked(first, committed=False)) == f"{start}its worker died"

@@ -79,7 +79,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_launch(
     ran = in_private_mounts(
         f"mount -t tmpfs -o ro none {out.parent}", "launch", archive, out, "--weights", small_weights
     )
-    assert (ran.code, ran.out) == (6, "")
+    assert (ran.code, ran.out) == (8, "")
     assert ran.err.splitlines()[-1].startswith(f"error: {out}") and "read-only" in ran.err
     assert "Traceback" not in ran.err and "starting" not in ran.err
 

@@ -269,13 +269,14 @@ def test_damage_in_the_middle_is_corrupt_frames(tmp_path: Path) -> None:
 
 @pytest.mark.fault(16)
 def test_no_good_frame_is_no_frames(tmp_path: Path) -> None:
-    """Damage from the first frame on is `no_frames`, also under keep."""
+    """Damage from the first frame on is `no_frames`, also under keep, and the detail says what was tried."""
     whole = make.video(tmp_path / "w.mp4", "libx264", 30, options=NO_B, noise=60, muxer={"movflags": "faststart"})
     data = bytearray(whole.read_bytes())
     start = data.index(b"mdat") + 4
     data[start:] = b"\xff" * (len(data) - start)
     whole.write_bytes(bytes(data))
     assert refused(whole).reason is refused(whole, KEEP).reason is Reason.NO_FRAMES
+    assert "(tried the decoder h264 of PyAV on stream 0 of " in refused(whole).detail
 
 
 def opened_while(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
@@ -361,6 +362,7 @@ def test_a_wrong_count_starts_again_once_with_the_true_one(tmp_path: Path, monke
 
 TEXTS = {
     "hls.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n/etc/passwd\n\x00\x01", "HLS"),
+    "lfs.mp4": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "run `git lfs pull`"),
     "concat.mp4": (b"ffconcat version 1.0\nfile '/etc/passwd'\n", "ffconcat"),
     "sdp.mp4": (b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\n", "SDP"),
     "page.mp4": (b"\n<!DOCTYPE html><title>404</title>", "HTML"),

@@ -269,6 +269,16 @@ def test_a_name_in_a_record_is_a_name_in_its_folder(out: LocalStore) -> None:
             read_record(newest(out), "clip", "cosine")
 
 
+def test_an_index_of_another_version_is_refused_with_both(out: LocalStore) -> None:
+    """The message has the version of the index, that of this program, and the command that makes it again."""
+    record = build_index(newest(out), level="clip", metric="cosine")
+    given = json.loads(record.to_json())
+    folder_of(out).record.write_text(json.dumps(given | {"schema_version": 99}))
+    both = rf"version 99, and this program reads version {given['schema_version']}\)"
+    with pytest.raises(DamagedJob, match=f"{both}.*--rebuild"):
+        read_record(newest(out), "clip", "cosine")
+
+
 def test_nothing_of_an_index_is_read_from_an_output(
     out: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

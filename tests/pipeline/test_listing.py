@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -491,7 +492,7 @@ def test_an_invalid_list_is_refused(tmp_path: Path, content: str, id_column: str
 def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) -> None:
     """A row without a path, and a file that is not Parquet, are refused."""
     pq.write_table(pa.table({"path": ["a.mp4", None]}), tmp_path / "l.parquet")
-    with pytest.raises(InputError, match="1 rows have no path in column 'path'"):
+    with pytest.raises(InputError, match="1 row without a path in column 'path'"):
         find(str(tmp_path / "l.parquet"), HERE)
     (tmp_path / "l.parquet").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="cannot be read as a list"):
@@ -528,19 +529,23 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path, other: str) -> None:
 
 @pytest.mark.parametrize("source", ["folder", "l.txt"])
 def test_an_id_column_needs_a_table(tmp_path: Path, source: str) -> None:
-    """--id-column with any source but a CSV or Parquet list is refused."""
+    """--id-column is refused for a source without columns."""
     fill(tmp_path, "folder/a.mp4").joinpath("l.txt").write_text("folder/a.mp4\n")
-    with pytest.raises(InputError, match="--id-column key needs a CSV or Parquet list"):
+    with pytest.raises(InputError, match="--id-column key needs a CSV, TSV, JSONL or Parquet list"):
         find(str(tmp_path / source), HERE, id_column="key")
 
 
-def test_a_text_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """The bytes of a line are the bytes of a name."""
-    for name, content in ((b"caf\xe9.mp4", b"123"), (b"l.txt", b"caf\xe9.mp4\n")):
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_list_may_name_files_that_are_not_utf8(tmp_path: Path, kind: str) -> None:
+    """In text such a name is a percent-encoded URI; a binary column of Parquet has its bytes."""
+    content = parquet(path=pa.array([b"caf\xe9.mp4"]))
+    if kind == "txt":
+        content = f"file://{tmp_path}/caf%E9.mp4\n".encode()
+    for name, body in ((b"caf\xe9.mp4", b"123"), (f"l.{kind}".encode(), content)):
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:  # noqa: PTH118, PTH123 - bytes
-            file.write(content)
-    listed, walked = rows(find(str(tmp_path / "l.txt"), HERE)), rows(find(str(tmp_path), HERE))
-    assert listed == walked and listed[0]["size_bytes"] == 3
+            file.write(body)
+    [listed], walked = rows(find(str(tmp_path / f"l.{kind}"), HERE)), rows(find(str(tmp_path), HERE))
+    assert listed["size_bytes"] == 3 and [listed["uri"]] == [row["uri"] for row in walked if row["size_bytes"] == 3]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -580,7 +585,7 @@ def test_a_source_without_videos_is_refused_with_a_count(tmp_path: Path, bucket:
     fill(tmp_path, "a.doc", "more/b.doc", "c")
     put("docs/a.doc")
     for source, count in ((str(tmp_path), 3), (f"s3://{bucket}/docs", 1), (f"s3://{bucket}/nothing", 0)):
-        with pytest.raises(InputError, match=rf"no videos in .*\({count} other files\).*\.csv or \.parquet list"):
+        with pytest.raises(InputError, match=rf"no videos in .*\({count} other files\).*\.jsonl or \.parquet list"):
             find(source, HERE)
 
 
@@ -606,12 +611,160 @@ def test_what_names_no_source_is_refused(tmp_path: Path, source: str, monkeypatc
 # --- odd lists --------------------------------------------------------------------------------------------------------
 
 
-def test_a_csv_list_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """A name that is not UTF-8 does not make the other videos of the list missing."""
-    fill(tmp_path, "a.mp4").joinpath("l.csv").write_bytes(b"path\na.mp4\ncaf\xe9.mp4\n")
-    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4"), "wb"):  # noqa: PTH118, PTH123 - bytes
-        pass
-    assert column(find(str(tmp_path / "l.csv"), HERE), "size_bytes") == [5, 0]
+@pytest.mark.parametrize(("kind", "delimiter"), [("csv", ","), ("csv", ";"), ("tsv", "\t"), ("jsonl", "")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_as_programs_save_them_are_read(tmp_path: Path, kind: str, delimiter: str, encoding: str) -> None:
+    """UTF-8 with or without a byte order mark, UTF-16 with one; columns separated by commas, semicolons or tabs."""
+    table = [{"title": "\u00dcbung", "path": "a.mp4", "n": 7}, {"title": "x, y", "path": "\u00fc.mp4", "n": 8}]
+    fill(tmp_path, "a.mp4", "\u00fc.mp4")
+    lines = [delimiter.join(table[0]), *(delimiter.join(f'"{value}"' for value in row.values()) for row in table)]
+    if kind == "jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) for row in table]
+    (tmp_path / f"l.{kind}").write_text("\n".join([*lines, ""]), encoding=encoding)
+    found = find(str(tmp_path / f"l.{kind}"), HERE)
+    assert found.videos.select(["title", "path", "n"]).to_pylist() == table
+    assert column(found, "size_bytes") == [5, 6]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl"])
+def test_another_encoding_is_refused_with_its_line_and_a_remedy(tmp_path: Path, kind: str) -> None:
+    """Latin-1 is not guessed, not even in a column that is not the path: the message has file, line and a command."""
+    text = {"txt": "a.mp4\ncaf\u00e9.mp4", "jsonl": '{"path": "a.mp4"}\n{"path": "caf\u00e9.mp4"}'}
+    rest = "path,title\na.mp4,caf\u00e9" if kind == "csv" else "path\ttitle\na.mp4\tcaf\u00e9"
+    (tmp_path / f"l.{kind}").write_text(text.get(kind, rest), encoding="latin-1")
+    with pytest.raises(
+        InputError, match=rf"l\.{kind}, line 2 is not UTF-8: .*caf.*`iconv -f LATIN1 -t UTF-8 .*l\.{kind}"
+    ):
+        find(str(tmp_path / f"l.{kind}"), HERE)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"path": "a.mp4"}\n{"path"', "line 2 is not JSON"),
+        ('["a.mp4"]', "line 1 is not a JSON object"),
+        (
+            '{"path": "a.mp4", "n": 1}\n{"path": "b.mp4", "n": "x"}',
+            "column 'n' cannot be kept.*give its values one type",
+        ),
+        ('{"path": "a.mp4", "n": {}}', "column 'n' cannot be kept"),
+        ('{"path": "a.mp4", "n": 1' + "0" * 30 + "}", "column 'n' cannot be kept"),
+        ("[" * 100_000, "line 1 is not JSON"),
+    ],
+)
+def test_an_invalid_line_of_json_is_refused(tmp_path: Path, lines: str, message: str) -> None:
+    """The message has the number of the line, or the column whose values do not fit together."""
+    (tmp_path / "l.jsonl").write_text(lines)
+    with pytest.raises(InputError, match=message):
+        find(str(tmp_path / "l.jsonl"), HERE)
+
+
+def test_columns_of_jsonl_keep_their_types(tmp_path: Path) -> None:
+    """A text is never a number or a time, a missing value is null, and ids may be numbers."""
+    lines = '{"path": "a.mp4", "k": 7, "day": "2024-01-01"}\n\n{"k": 8, "path": "b.mp4", "tags": ["x"]}\n'
+    (tmp_path / "l.jsonl").write_text(lines)
+    found = find(str(tmp_path / "l.jsonl"), HERE, id_column="k")
+    assert column(found, "video_id") == ["7", "8"]
+    assert (column(found, "day"), column(found, "tags")) == (["2024-01-01", None], [None, ["x"]])
+
+
+def test_a_line_of_a_text_list_may_be_a_comment(tmp_path: Path) -> None:
+    """A line that begins with # is a comment; a file of such a name is written ./#name, and has the id of a walk."""
+    fill(tmp_path, "#a.mp4", "b.mp4").joinpath("l.txt").write_text("# two talks\n./#a.mp4\n#b.mp4\nb.mp4\n")
+    listed = find(str(tmp_path / "l.txt"), HERE)
+    assert column(listed, "video_id") == column(find(str(tmp_path), HERE), "video_id")
+
+
+# --- patterns ---------------------------------------------------------------------------------------------------------
+
+TALKS = ("a.mp4", "notes.txt", "talks/b.mp4", "talks/old/c.mp4", "talks/old/d.mkv", "x [1].mp4")
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize(
+    ("include", "exclude", "names"),
+    [
+        (["*.mkv"], [], ["talks/old/d.mkv"]),
+        (["talks/*.mp4"], [], ["talks/b.mp4"]),
+        (["talks"], ["*.mkv"], ["talks/b.mp4", "talks/old/c.mp4"]),
+        (["/*.mp4", "talks/**/*.mkv"], [], ["a.mp4", "talks/old/d.mkv", "x [1].mp4"]),
+        ([], ["old"], ["a.mp4", "talks/b.mp4", "x [1].mp4"]),
+        ([], ["talks/**", "x [[]1].mp4"], ["a.mp4"]),
+        (["**/?.mp4"], ["./talks/old/"], ["a.mp4", "talks/b.mp4"]),
+    ],
+)
+def test_patterns_choose_videos(
+    place: str, include: list[str], exclude: list[str], names: list[str], tmp_path: Path, bucket: str, put: Put
+) -> None:
+    """--include and --exclude mean the same in a folder and below a prefix, and ids stay those of the whole source."""
+    for name in TALKS if place == "s3" else ():
+        put(f"v/{name}", name.encode())
+    source = f"s3://{bucket}/v" if place == "s3" else str(fill(tmp_path, *TALKS))
+    found, every = find(source, HERE, include=include, exclude=exclude), find(source, HERE)
+    assert sorted(column(found, "path")) == names
+    ids = dict(zip(column(every, "path"), column(every, "video_id"), strict=True))
+    assert sorted(column(found, "video_id")) == sorted(ids[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("*.mp4", ["a.mp4", "x [1].mp4"]),
+        ("**/*.mp4", ["a.mp4", "talks/b.mp4", "talks/old/c.mp4", "x [1].mp4"]),
+        ("talks/**/*.mkv", ["old/d.mkv"]),
+        ("t*/old", ["talks/old/c.mp4", "talks/old/d.mkv"]),
+        ("x [1].mp4", ["x [1].mp4"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["local", "relative", "s3"])
+def test_a_quoted_pattern_is_a_source(
+    source: str, names: list[str], place: str, tmp_path: Path, bucket: str, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder before the first wildcard is the source: ids are those of a walk of it. An existing name is a name."""
+    for name in TALKS if place == "s3" else ():
+        put(f"v/{name}", name.encode())
+    monkeypatch.chdir(fill(tmp_path, *TALKS))
+    start = {"local": f"{tmp_path}/", "relative": "", "s3": f"s3://{bucket}/v/"}[place]
+    found = find(f"{start}{source}", HERE)
+    assert sorted(column(found, "path")) == names
+    root = find(f"{start}talks" if source.startswith("talks/") else start or ".", HERE)
+    assert set(column(found, "video_id")) <= set(column(root, "video_id"))
+
+
+def test_patterns_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    """A list or one file has no patterns. Without videos the message says what was matched; unused ones are named."""
+    fill(tmp_path, *TALKS).joinpath("l.txt").write_text("a.mp4\n")
+    for source, include, words in (
+        ("l.txt", ["*.mp4"], "is a list; --include"),
+        ("a.mp4", ["*.mp4"], "is one file; --include"),
+        ("*.mp4", ["*.mp4"], "is a pattern; name the folder"),
+        ("no*.mp4", [], "does not exist, and as a pattern it matches no video"),
+        (".", ["/data/*.mp4"], "left by --include and --exclude.*paths below SRC"),
+        (".", ["../*.mp4"], "'../[*].mp4' matches nothing"),
+        (".", [""], "'' matches nothing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            find(f"{tmp_path}/{source}", HERE, include=include)
+    with pytest.raises(InputError, match="name the bucket"):
+        find("s3://b*/x", HERE)
+    said: list[str] = []
+    find(str(tmp_path), HERE, exclude=["talks", "typo"], tell=said.append)
+    assert said == [f"warning: the pattern 'typo' matches no file of {tmp_path}"]
+
+
+def test_an_excluded_folder_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be read ends a listing, unless it is excluded; then it is named as skipped."""
+    fill(tmp_path, "a.mp4", "secret/b.mp4")
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if os.fsencode(path).endswith(b"/secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    found = find(str(tmp_path), HERE, exclude=["secret/**"])
+    assert (column(found, "path"), found.skipped) == (["a.mp4"], ("secret/ (excluded)",))
 
 
 @pytest.mark.parametrize("name", ["007", "1.50", "2024-01-01 10:00"])
@@ -631,7 +784,7 @@ def test_an_id_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
 def test_an_empty_path_is_refused(tmp_path: Path) -> None:
     """A CSV row without a path is refused like a Parquet one."""
     (tmp_path / "l.csv").write_text("path,n\na.mp4,1\n,2\n")
-    with pytest.raises(InputError, match="1 rows have no path"):
+    with pytest.raises(InputError, match="1 row without a path"):
         find(str(tmp_path / "l.csv"), HERE)
 
 
@@ -643,11 +796,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, header: str, name: 
         find(str(tmp_path / "l.csv"), HERE)
 
 
-def test_a_list_in_utf16_is_refused_or_read(tmp_path: Path) -> None:
-    """A text list saved as UTF-16 (Windows) causes no traceback: it is refused, or its videos are found."""
-    fill(tmp_path, "a.mp4").joinpath("l.txt").write_text("a.mp4\n", encoding="utf-16")
-    with contextlib.suppress(InputError):
-        assert column(find(str(tmp_path / "l.txt"), HERE), "size_bytes") == [5]
+@pytest.mark.parametrize("content", ["a.mp4\n".encode("utf-16-le"), "a.mp4\n".encode("utf-32"), b"\xff\xfea"])
+def test_text_that_is_not_utf16_is_refused(tmp_path: Path, content: bytes) -> None:
+    """UTF-16 without a byte order mark, UTF-32, and half a character after such a mark."""
+    (tmp_path / "l.txt").write_bytes(content)
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        find(str(tmp_path / "l.txt"), HERE)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:

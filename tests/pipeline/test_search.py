@@ -211,7 +211,7 @@ def test_a_snapshot_gives_single_videos(out: LocalStore, tmp_path: Path) -> None
         ("=h264", "not like"),
         ("colour=red", "no column 'colour'; there are video_id, path"),
         ("embedding=1", "no column 'embedding'"),
-        ("fps>fast", "column fps is double, and 'fast' is not"),
+        ("fps>fast", "column fps holds numbers; compare it with one instead of 'fast'"),
     ],
 )
 def test_a_wrong_condition_is_an_error(out: LocalStore, text: str, says: str) -> None:

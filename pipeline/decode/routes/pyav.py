@@ -87,10 +87,11 @@ def read_pyav(
             detail = f"{damage.words} in the first frame; no frame comes before the damage, but later ones decode"
             raise VideoError(Reason.CORRUPT_FRAMES, detail) from damage.__cause__
         if not n_frames:
-            raise VideoError(Reason.NO_FRAMES, f"{damage.words} before any frame was decoded") from damage.__cause__
+            detail = f"{damage.words} before any frame was decoded ({_tried(found)})"
+            raise VideoError(Reason.NO_FRAMES, detail) from damage.__cause__
         truncated = True
     if not n_frames:
-        raise VideoError(Reason.NO_FRAMES, f"no frame came out of {found.n_packets} packets")
+        raise VideoError(Reason.NO_FRAMES, f"no frame came out of {found.n_packets} packets ({_tried(found)})")
     if held is not None and wanted.has(n_frames - 1, clock.now_s, clock.end_s):
         block.add(n_frames - 1, clock.now_s, clock.end_s, scaler.picture(held))
     if len(block):
@@ -199,6 +200,11 @@ def _good_frames(found: Probe, limits: DecodeLimits, source: Source | None) -> I
         except av.error.FFmpegError as error:
             raise_unless_damage(error, found.path)
             raise _Damage("invalid data", n_sent >= found.n_packets) from error
+
+
+def _tried(found: Probe) -> str:
+    """What was tried on a video without frames, so that it can be compared with what plays it."""
+    return f"tried the decoder {found.codec} of PyAV on stream {found.stream_index} of {found.container}"
 
 
 def _decodes_later(found: Probe, limits: DecodeLimits) -> bool:

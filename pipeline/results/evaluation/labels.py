@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.csv
 
 from p3d.pipeline.errors import InputError
-from p3d.pipeline.sources.lists import text_of
+from p3d.pipeline.sources.lists import read_csv
 
 KEYS = ("video_id", "uri", "path")  # columns of the dataset that may name the video; the first one present is used
 
@@ -54,14 +53,14 @@ def read_labels(source: str, content: bytes, names: tuple[str, ...], n_classes: 
 
 def read_table(source: str, content: bytes) -> pa.Table:
     """The table with every column as text: 007 stays 007, and a class may be called null."""
-    text = text_of(content)
-    try:
-        names = pyarrow.csv.open_csv(pa.BufferReader(text)).schema.names
+
+    def types(names: list[str]) -> dict[str, pa.DataType]:
         if len(set(names)) != len(names):
             raise InputError(f"{source} has two columns of the same name among {', '.join(names)}; rename one")
-        types = dict.fromkeys(names, pa.string())
-        options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-        return pyarrow.csv.read_csv(pa.BufferReader(text), convert_options=options)
+        return dict.fromkeys(names, pa.string())
+
+    try:
+        return read_csv(source, content, lambda names: "label" in names, types, strings_can_be_null=False)
     except pa.ArrowException as error:
         raise InputError(f"{source} cannot be read as CSV: {error}") from None
 

@@ -69,8 +69,8 @@ def read_record(source: NewestRows | SnapshotRows, level: str, metric: str) -> I
     try:
         folder.refuse_shared()
         given = json.loads(folder.record.read_bytes())
-        if given.pop("schema_version") != SCHEMA_VERSION:
-            raise ValueError("it is of another version")
+        if (version := given.pop("schema_version")) != SCHEMA_VERSION:
+            raise ValueError(f"it is of version {str(version)[:20]}, and this program reads version {SCHEMA_VERSION}")
         vectors, rows = (_file_of(folder, given.pop(name), name) for name in ("vectors", "rows"))
         return IndexRecord(**{**given, "pieces": tuple(given["pieces"])}, vectors=vectors, rows=rows)
     except (FileNotFoundError, NotADirectoryError):

@@ -63,4 +63,6 @@ def _parse(text: str, schema: pa.Schema, known: list[str]) -> Condition:
     try:
         return Condition(column, _OPERATORS[operator], pc.cast(pa.scalar(as_stored(value)), kind))
     except pa.ArrowException:
-        raise InputError(f"condition {text!r}: column {column} is {kind}, and {value!r} is not") from None
+        what = "numbers" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else f"values of type {kind}"
+        advice = f"compare it with one instead of {value!r}"
+        raise InputError(f"condition {text!r}: column {column} holds {what}; {advice}") from None

@@ -127,7 +127,11 @@ _UNEXPLAINED = {  # a reply to HEAD has no body, so its error code is only the s
 }
 # botocore's own errors -> class and message; the first match is used
 _BOTO: tuple[tuple[tuple[type[BotoCoreError], ...], type[JobError], str], ...] = (
-    ((boto.NoCredentialsError,), StoreDenied, "botocore finds no credentials; see `aws configure` or AWS_PROFILE"),
+    (
+        (boto.NoCredentialsError,),
+        StoreDenied,
+        "botocore finds no credentials; run `aws configure`, or give --profile",
+    ),
     ((boto.ProfileNotFound,), StoreDenied, "there is no such profile; see --profile and ~/.aws/config"),
     (
         (boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError),

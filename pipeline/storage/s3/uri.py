@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import quote, unquote_to_bytes
 
 from p3d.pipeline.errors import InputError
+
+
+def refuse_almost_s3(text: str) -> None:
+    """InputError for `s3:/bucket`, `s3//bucket` and the like, which would be a folder of that name."""
+    if (found := re.match(r"s3(:|//)/*", text, re.IGNORECASE)) and not text.startswith("s3://"):
+        raise InputError(
+            f"{found[0]}... looks like an S3 URL, which has the form s3://bucket/prefix; a folder of that name is "
+            f"written ./{found[0]}..."
+        )
 
 
 def s3_uri(bucket: str, key: str) -> str:
