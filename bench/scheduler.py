@@ -88,6 +88,9 @@ class Repeated:
     def user_columns(self, shard: int) -> pa.Table:
         return self.manifest.user_columns(shard % PLANNED)
 
+    def moved(self, shard: ShardPlan) -> None:
+        return None
+
 
 class NullWorker(ShardWorker):
     """A worker that finishes each shard at once."""

@@ -163,6 +163,12 @@ def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> De
     )
 
 
+def check_name(name: str) -> None:
+    """ValueError with suggestions if no network has this name."""
+    if name not in NAMES:
+        _parts(name)
+
+
 def _parts(name: str) -> tuple[str, str]:
     """Split "p3d63-flow" into ("p3d63", "-flow"); raises ValueError with suggestions for an unknown name."""
     if name not in P3D_NAMES:

@@ -133,11 +133,13 @@ def convert(
     """Write OUT and show what it is. `downloaded` says where FILE is from and is added to the origin."""
     from dataclasses import replace
 
+    from p3d.jobs.planning.prepare import refuse_unknown
     from p3d.pipeline.errors import InputError
     from p3d.weights import to_bytes
     from p3d.weights.native import write
     from p3d.zoo import BASELINES
 
+    refuse_unknown(typed["model"])
     found = _identify(file)
     inflates = found.format == "resnet" and typed["model"] not in BASELINES
     if inflates:

@@ -93,11 +93,7 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None, out: Store | None = N
     The weights may be an object on S3 (`s3://bucket/key`), read with the options `s3`. Without any, they are those of
     the job at `out`.
     """
-    if spec.model is not None and spec.model not in zoo.NAMES:
-        try:
-            zoo.config(spec.model, graph="caffe", num_classes=1, stride_on="1x1")
-        except ValueError as error:
-            raise InputError(f"{error} (`p3d models` lists all)") from None
+    refuse_unknown(spec.model)
     if spec.weights is None:
         return fix(_weights_of(out, spec), spec)
     if spec.model is None and spec.weights.startswith("random:"):
@@ -127,6 +123,14 @@ def _weights_of(out: Store | None, spec: JobSpec) -> Weights:
                 "output"
             )
     return weights
+
+
+def refuse_unknown(model: str | None) -> None:
+    """InputError with suggestions if no network has this name; None stands for any network."""
+    try:
+        zoo.check_name(model or zoo.NAMES[0])
+    except ValueError as error:
+        raise InputError(f"{error} (`p3d models` lists all)") from None
 
 
 @contextlib.contextmanager

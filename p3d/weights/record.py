@@ -126,12 +126,10 @@ def check_asked(source: str, what: str, asked: object, held: object) -> None:
 
 
 def network_config(source: str, name: str, *, graph: str, num_classes: int, stride_on: str) -> NetworkConfig:
-    """`zoo.config` with its ValueError turned into a WeightsError, which names the file if it may be the cause."""
+    """`zoo.config` with its ValueError turned into a WeightsError that names the file."""
     try:
         return zoo.config(name, graph=graph, num_classes=num_classes, stride_on=stride_on)
     except ValueError as error:
-        if name not in zoo.NAMES:
-            raise WeightsError(f"{error} (`p3d models` lists all)") from error
         raise WeightsError(f"{source} cannot be used: {error}") from error
 
 

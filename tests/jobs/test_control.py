@@ -566,6 +566,7 @@ WHOLE = {  # as a run writes it
     "counter": 1,
     "state": RUNNING,
     "outage": "no answer",
+    "stopping": "cancelled",
     "elapsed_s": 2.5,
     "shards": {"all": 2, "done": 1},
     "videos": {"all": 3, "done": 1, "failed": 1},

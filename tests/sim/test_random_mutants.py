@@ -206,8 +206,8 @@ MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
     (oldest_plan_counts, 200),
     (counts_superseded_rows, 0),
     (both_are_in_charge, 13),
-    (loses_a_plan_silently, 610),
-    (forgets_a_plans_number, 610),
+    (loses_a_plan_silently, 340),
+    (forgets_a_plans_number, 240),
     (forgives_a_failed_derive, 285),
     (sweeps_unfinished_shards, 50),
 ]
