@@ -188,7 +188,7 @@ class RayLoop:
         numbers = (signal.SIGINT, signal.SIGTERM) if mine else ()
         handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
-            self._note(f"run {self.epoch.number} on {self.epoch.host}: {len(self.work.todo)} shards to do")
+            self._note(f"run {self.epoch.number} on {self.epoch.host}: {counted(len(self.work.todo), 'shard')} to do")
             with self._sink("metrics"):
                 if where := endpoint():
                     self._note(f"its Prometheus metrics are at {where}")

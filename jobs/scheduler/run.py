@@ -23,7 +23,7 @@ from p3d.jobs.trust import skipped_plans
 from p3d.pipeline.dataset.commit import clips_key
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.repair import set_orphans_aside
-from p3d.pipeline.errors import DamagedJob, StoreError
+from p3d.pipeline.errors import DamagedJob, StoreError, counted
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import Store
@@ -78,8 +78,8 @@ def run_job(
         _refuse_damaged(run, job, plans, work)
         control.beat(store, run.epoch.number, RunSnapshot(counter=1, state="finished"))
         return None
-    workers = f"{run.options.workers} worker" + ("s" if run.options.workers > 1 else "")
-    say(f"{len(work.todo)} of {work.n_shards} shards to do; starting {workers} ...")
+    shards, workers = counted(work.n_shards, "shard"), counted(run.options.workers, "worker")
+    say(f"{len(work.todo)} of {shards} to do; starting {workers} ...")
     try:
         finish = _loop(job, run, plans, work, say, show_progress)
     except KeyboardInterrupt:  # while Ray starts; the loop itself handles signals

@@ -87,7 +87,7 @@ def kill_trial(
                 raise
             if not running.ended:  # a defect: the run's code is None; its processes must not disturb the next run
                 running.end()
-            if run and (todo := re.search(r"(\d+) of (\d+) shards to do", running.talk)):
+            if run and (todo := re.search(r"(\d+) of (\d+) shards? to do", running.talk)):
                 # fewer if a worker that outlived its driver commits while the next run starts
                 it.not_redone &= int(todo[1]) <= shards - before
             if it.runs[-1]["code"] == 0:
