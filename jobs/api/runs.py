@@ -114,7 +114,7 @@ class HowToRun:
 def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToRun) -> Ran:
     """Embed the videos of SRC into OUT. JobError of any kind."""
     say, s3, store = how.say, how.s3, open_store(out, how.s3)
-    root = absolute(root_of(src))  # now, since the working directory changes when Ray starts
+    absolute(root_of(src))  # refuses an empty text before anything is started
     with cluster_at(how.address, store, say) as cluster:
         there = cluster.machines if cluster else None
         options = _options(how.given, s3, there=there)
@@ -124,15 +124,14 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
         found = find(src, s3, id_column=plan.id_column, include=plan.include, exclude=plan.exclude, tell=say)
         store.prove_create_once()
         earlier = load_plans(store) if existing else []
-        known = known_sizing(plan.shard_videos, earlier, _kind(options, cluster is not None))
+        known = known_sizing(plan.shard_videos, earlier, _kind(options, cluster))
         epoch = control.claim(store, options.to_dict(), takeover=how.takeover, say=say)
         with (
             control.Pulse(store, epoch.number) as pulse,
             Sample(found.videos, prepared.recipe.sampling, s3, known) as sample,
-            _started(cluster, soon=existing is None) as started,
         ):
             job, trusted = job_of(store, prepared, existing, s3, how.trust, say)
-            rule = rule_of_launch(src, root, found.videos, trusted)
+            rule = rule_of_launch(src, found.videos, trusted)
             plans = {} if trusted else manifests(store, job)
             skipped = skipped_plans(plans, look(store, plans).todo, rule) if plans else {}
             sizing = sample.sizing(prepared.clips_per_s, options.workers)
@@ -145,7 +144,7 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
                 planned = f"{counted(added.n_videos, 'video')} in {counted(added.n_shards, 'shard')}"
                 say(f"{planned}, {counted(added.n_skipped, 'other file')} skipped")
             own_plan = added.digest if added else ""
-            run = ClaimedRun(store, options, epoch, pulse, started, rule, own_plan)
+            run = ClaimedRun(store, options, epoch, pulse, cluster, rule, own_plan)
             return Ran(store, job, run_job(out, job, run, say=say, show_progress=how.show_progress))
 
 
@@ -215,8 +214,7 @@ def retry_job(
     if elsewhere is not None:
         return elsewhere(store, s3, True)
     with _next_run(out, store, job, how, s3, EVERY_SOURCE) as run:
-        device = _kind(run.options, how.address is not None)
-        known = known_sizing(plan.shard_videos, load_plans(run.store), device)
+        known = known_sizing(plan.shard_videos, load_plans(run.store), _kind(run.options, run.cluster))
         added = add_retry(run.store, job, frozenset(reasons), run.options.s3, sizing=known or ShardSizing())
         if added is not None:
             say(f"{counted(added.n_videos, 'video')} to retry, in {counted(added.n_shards, 'shard')}")
@@ -244,24 +242,12 @@ def _next_run(
         store = open_store(out, options.s3)
         epoch = control.claim(store, options.to_dict(), takeover=how.takeover, say=how.say)
         with control.Pulse(store, epoch.number) as pulse:
-            yield ClaimedRun(store, options, epoch, pulse, (lambda: cluster) if cluster else None, rule)
+            yield ClaimedRun(store, options, epoch, pulse, cluster, rule)
 
 
-def _kind(options: RunOptions, joined: bool) -> str:
+def _kind(options: RunOptions, cluster: Cluster | None) -> str:
     """The kind of device whose speed decides the size of shards; empty for machines of a cluster, which may differ."""
-    return "" if joined else kind_of_device(options.device)
-
-
-@contextlib.contextmanager
-def _started(cluster: Cluster | None, *, soon: bool) -> Iterator[Callable[[], Cluster] | None]:
-    """The cluster that was joined, or one that starts while the launch goes on if a run will follow `soon`."""
-    if cluster is not None or not soon:
-        yield (lambda: cluster) if cluster else None
-        return
-    from p3d.jobs.scheduler.cluster import starting_cluster
-
-    with starting_cluster() as started:
-        yield started
+    return "" if cluster else kind_of_device(options.device)
 
 
 def _options(

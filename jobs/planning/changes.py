@@ -120,15 +120,15 @@ def _is_absolute(path: str, named: str) -> bool:
     return path.startswith(("/", "s3://")) and named == video_id(os.fsencode(path))
 
 
-def rule_of_launch(src: str, root: str, videos: pa.Table, trusted: bool) -> SourceRule:
-    """Which videos a launch may read: those of SRC, below the absolute `root`, if the job at OUT is not trusted."""
-    return EVERY_SOURCE if trusted else SourceRule(root, listed=named_in(src, videos))
+def rule_of_launch(src: str, videos: pa.Table, trusted: bool) -> SourceRule:
+    """Which videos a launch may read: those of SRC alone, if the job at OUT is not trusted."""
+    return EVERY_SOURCE if trusted else SourceRule(absolute(root_of(src)), listed=named_in(src, videos))
 
 
 def to_do(store: Store, job: JobRecord, src: str, found: pa.Table, limit: int | None) -> ToDo:
     """What a launch of SRC, where `found` was listed, would compute at the existing job of a store."""
     plans = manifests(store, job)
-    work, rule = look(store, plans), rule_of_launch(src, absolute(root_of(src)), found, is_trusted(store, job))
+    work, rule = look(store, plans), rule_of_launch(src, found, is_trusted(store, job))
     skipped = skipped_plans(plans, work.todo, rule)
     made = changes(list(plans.values()), found if limit is None else found.slice(0, limit), without=skipped)
     open_ = [key for key in work.todo if key.plan_seq not in skipped]

@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -210,16 +209,6 @@ def code_folders() -> list[str]:
 @contextlib.contextmanager
 def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
     """Start Ray on this machine's loopback interface, without a dashboard. Stop it at the end."""
-    with starting_cluster(cpus=cpus) as started:
-        yield started()
-
-
-@contextlib.contextmanager
-def starting_cluster(*, cpus: int | None = None) -> Iterator[Callable[[], Cluster]]:
-    """As `local_cluster`, but Ray starts in a thread; the function that is yielded waits until it has.
-
-    The working directory changes at once, so nothing in the block may use a relative path.
-    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
     os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's processes need their docstrings
     _absolute_tmpdir()
@@ -234,36 +223,27 @@ def starting_cluster(*, cpus: int | None = None) -> Iterator[Callable[[], Cluste
     with own_token(), _private_folder() as scratch:
         sessions = _sessions()
         _refuse_full(sessions.parent)
-        with ThreadPoolExecutor(1, thread_name_prefix="ray-start") as thread:
-            try:
-                yield thread.submit(_start_ray, sessions, cpus or usable_cpus(), scratch).result
-            finally:
-                thread.submit(ray.shutdown).result()  # in the same thread: in another it takes ten seconds longer
-
-
-def _start_ray(sessions: Path, cpus: int, scratch: Path) -> Cluster:
-    """Start Ray's processes and connect to them. ClusterError."""
-    try:
-        with _quiet_start(), _few_processes():
-            ray.init(
-                address="local",
-                _temp_dir=str(sessions),
-                num_cpus=cpus,
-                object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                namespace="p3d",
-            )
-    except Exception as error:  # Ray has no class for it
-        raise ClusterError(
-            f"Ray could not start on this machine ({' '.join(str(error).split())}). Common causes: little memory, "
-            "a full /tmp or /dev/shm, a small `ulimit -n`, a TMPDIR with a long name or one that is not ASCII; its "
-            f"logs are in {sessions}/session_latest/logs"
-        ) from error
-    resources, node = ray.cluster_resources(), ray._private.worker._global_node
-    n_cpus = int(resources.get("CPU", 0))
-    return Cluster(Machines(n_cpus, n_cpus, int(resources.get("GPU", 0))), scratch, node)
+        try:
+            with _quiet_start(), _few_processes():
+                ray.init(
+                    address="local",
+                    _temp_dir=str(sessions),
+                    num_cpus=cpus or usable_cpus(),
+                    object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    namespace="p3d",
+                )
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"Ray could not start on this machine ({' '.join(str(error).split())}). Common causes: little memory, "
+                "a full /tmp or /dev/shm, a small `ulimit -n`, a TMPDIR with a long name or one that is not ASCII; its "
+                f"logs are in {sessions}/session_latest/logs"
+            ) from error
+        resources, node = ray.cluster_resources(), ray._private.worker._global_node
+        n_cpus = int(resources.get("CPU", 0))
+        yield Cluster(Machines(n_cpus, n_cpus, int(resources.get("GPU", 0))), scratch, node)
 
 
 @contextlib.contextmanager

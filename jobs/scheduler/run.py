@@ -38,8 +38,7 @@ ShowProgress = Callable[[int], contextlib.AbstractContextManager[OnProgress | No
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """A run that has claimed its output. `cluster` gives the cluster that it has joined or is starting; None to start
-    one.
+    """A run that has claimed its output. `cluster` is the cluster that it has joined, or None to start one.
 
     `rule` says which videos may be read; a plan with another video in a shard to do is skipped, unless its digest is
     `own_plan`: the plan of this run.
@@ -49,7 +48,7 @@ class ClaimedRun:
     options: RunOptions
     epoch: Epoch
     pulse: Pulse
-    cluster: Callable[[], Cluster] | None
+    cluster: Cluster | None
     rule: SourceRule = EVERY_SOURCE
     own_plan: str = ""
 
@@ -151,7 +150,7 @@ def _loop(
     show_progress: ShowProgress,
 ) -> Finish:
     """Run the Ray loop, on the joined cluster or on one that is started for this run."""
-    joined = contextlib.nullcontext(run.cluster()) if run.cluster else clusters.local_cluster()
+    joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster()
     with joined as cluster, _shown(show_progress, work.n_videos, say) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         uri = plans[work.todo[0].plan_seq].roots.now(first.uri, work.todo[0].plan_seq)
