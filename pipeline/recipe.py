@@ -230,8 +230,7 @@ class Recipe(RecipeOptions, _Strict):
             raise InputError(f"{newer} cannot be chosen in an output of schema version {self.schema_version}")
         check_names({"weights_sha256": (self.weights_sha256, SHA256)})
         if not 1 <= self.feature_dim <= MOST_NUMBERS or not 0 <= self.num_classes <= MOST_NUMBERS:
-            sizes = f"feature_dim {self.feature_dim} or num_classes {self.num_classes}"
-            raise InputError(f"{sizes} is not between 1 and {MOST_NUMBERS}")
+            raise InputError(f"feature_dim {self.feature_dim} or num_classes {self.num_classes} is out of range")
         if self.num_classes < self.scores:
             raise InputError(f"a network of {self.num_classes} classes has no scores to store: launch without --scores")
         try:
@@ -432,8 +431,8 @@ class PlanRecord(_Strict):
         if isinstance(given, dict) and isinstance(given.get("parts"), list | tuple):
             version = refuse_newer(given.get("schema_version", version), "it")
             given = {**given, "parts": [PartRecord.from_dict(part, version) for part in given["parts"]]}
-            if "sizing" in given:  # else it is named as missing
-                given["sizing"] = ShardSizing.from_dict(given["sizing"], version)
+            early = ShardSizing().to_dict()  # what programs did that did not write it
+            given["sizing"] = ShardSizing.from_dict(given.get("sizing", early), version)
         return super(PlanRecord, cls).from_dict(given, version)
 
 

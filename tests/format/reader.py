@@ -155,7 +155,7 @@ class Output:
 
     def plan(self, key: str) -> tuple[dict[str, Any], Any]:
         (plan, _), tables, start = self.record(key, "plan", "plan_digest"), [], 0
-        sound = plan.keys() == PLAN and plan["recipe_digest"] == digest(self.recipe)
+        sound = plan.keys() | {"sizing"} == PLAN and plan["recipe_digest"] == digest(self.recipe)
         check(sound and key == f"plans/{plan['seq']:04d}.json", f"{key} has other fields, recipe or name")
         for at, part in enumerate(plan["parts"]):
             name = f"manifest-{at:05d}.parquet"
