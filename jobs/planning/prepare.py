@@ -127,8 +127,10 @@ def _weights_of(out: Store | None, spec: JobSpec) -> Weights:
 
 def refuse_unknown(model: str | None) -> None:
     """InputError with suggestions if no network has this name; None stands for any network."""
+    if model is None:
+        return
     try:
-        zoo.check_name(model or zoo.NAMES[0])
+        zoo.check_name(model)
     except ValueError as error:
         raise InputError(f"{error} (`p3d models` lists all)") from None
 

@@ -352,15 +352,15 @@ class RayLoop:
         """After the first signal the shards that will end within GRACE_S are finished; the second stops at once."""
         number, first_at = self.signals[0]
         by, left_s = f"interrupted by {signal.Signals(number).name}", first_at + GRACE_S - time.monotonic()
-        if not self.waits:
-            near = sum(left <= left_s for left in self._left_s())
-            self.waits = near > 0 and len(self.signals) == 1
-            if self.waits:
-                again = "Ctrl-C again stops" if number == signal.SIGINT else "a second signal stops"
-                self.say(f"interrupted: finishing {counted(near, 'shard')} within {left_s:.0f} s; {again} at once")
-        if not self.waits or left_s <= 0 or len(self.signals) > 1:
-            return [Stop(128 + number, f"{by}; shards in progress were abandoned")]
-        return [Stop(128 + number, f"{by}; shards that were nearly done are committed", drain=True)]
+        only, near = len(self.signals) == 1 and left_s > 0, sum(left <= left_s for left in self._left_s())
+        if only and self.waits:
+            return []
+        if only and near:
+            self.waits = True
+            again = "Ctrl-C again stops" if number == signal.SIGINT else "a second signal stops"
+            self.say(f"interrupted: finishing {counted(near, 'shard')} within {left_s:.0f} s; {again} at once")
+            return [Stop(128 + number, f"{by}; shards that were nearly done are committed", drain=True)]
+        return [Stop(128 + number, f"{by}; shards in progress were abandoned")]
 
     def _left_s(self) -> Iterator[float]:
         """Seconds that each shard in progress still takes, about; infinite if that is not known, or it has not begun.
