@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import p3d.jobs.scheduler.run as running
+from p3d.jobs.planning import estimate
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
@@ -22,7 +23,7 @@ from tests.jobs.test_cli import in_process
 from tests.zoo import make
 
 
-def test_a_plan_says_what_will_go_wrong(tmp_path: Path, small_weights: Path) -> None:
+def test_a_plan_says_what_will_go_wrong(tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing files, failures with reason and example, the share of frames, and the weights; in 80 columns."""
     make.video(tmp_path / "good.mp4", "libx264", 400, options={"preset": "ultrafast"})
     long = f"{'long ' * 20}{'name' * 20}.mp4"
@@ -52,6 +53,8 @@ def test_a_plan_says_what_will_go_wrong(tmp_path: Path, small_weights: Path) -> 
         "empty_file": "empty.mp4",
         "not_a_video": long,
     }
+    monkeypatch.setattr(estimate, "TRIED", 1)  # the others are only probed
+    assert json.loads(in_process(*line, "--json")[1])["failing"] == said["failing"]
     assert said["n_clips"] == 2 and said["weights_bytes"] >= small_weights.stat().st_size
 
 

@@ -52,6 +52,7 @@ def test_what_was_chosen_or_measured_before_is_used_again() -> None:
     assert known_sizing(None, plans, "cpu") == fast
     assert known_sizing(None, plans, "cuda") == known_sizing(None, [], "cuda") == ShardSizing()
     assert known_sizing(None, [plan(ShardSizing(7))], "cpu") is None
+    assert known_sizing(None, [plan(ShardSizing(7))], "") == ShardSizing()  # what was chosen once is for that plan
 
 
 @pytest.fixture
