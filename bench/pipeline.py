@@ -127,7 +127,7 @@ def orchestration(report: Report, folder: Path, weights_path: Path, rounds: int,
     report.add(Table("Null network: orchestration", ("what", "CPU ms"), tuple(rows), found))
 
 
-def _servers(stack: ExitStack, works: list[Work], folder: Path, latency_ms: float) -> dict[str, dict[str, str]]:
+def servers_of(stack: ExitStack, works: list[Work], folder: Path, latency_ms: float) -> dict[str, dict[str, str]]:
     """Start an S3 server with the videos of all jobs, and a proxy that delays each request where one is asked for."""
     import boto3
 
@@ -176,7 +176,7 @@ def main() -> int:
         if given.only in (None, "decode"):
             source = corpus.make(folder / "1080p", 3 * SHARD * size, (1080, 1920), 250, 250)
             works.append(Work("Decode-bound: 64x64, 1920x1080, every third frame", source, small, "every:48/3", 40))
-        servers = _servers(stack, works, folder, given.latency_ms) if (given.full or given.s3) and works else {}
+        servers = servers_of(stack, works, folder, given.latency_ms) if (given.full or given.s3) and works else {}
         for work in works:
             efficiency(report, work, rounds, folder, servers)
         if given.only in (None, "null"):
