@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from bench.model import frames_of
 from bench.plain import PlainP3D
 from bench.rounds import Report, Rounds, Table, parser_of, per_second, take_turns
-from p3d.encoder import PRECISIONS, Encoder, check_precision, device_for, normalise
+from p3d.device import check_precision, device_for
+from p3d.encoder import Encoder, normalise
 from p3d.jobs.machine import inference_threads_of, usable_cpus
+from p3d.prepared import PRECISIONS
 from p3d.weights import random_weights
 
 TURNS = 4  # batches per inference thread in one turn of an arm

@@ -29,8 +29,9 @@ from torch import nn
 from bench.peak import Peak
 from bench.plain import PlainP3D, macs_of, plain_of
 from bench.rounds import Report, Rounds, Table, parser_of, per_second, take_turns
-from p3d.encoder import PRECISIONS, Encoder, golden_clip, normalise
+from p3d.encoder import Encoder, golden_clip, normalise
 from p3d.networks.model import fold
+from p3d.prepared import PRECISIONS
 from p3d.weights import Weights, random_weights
 
 SMALL = {"networks": ["p3d199"], "batches": [1, 4], "rounds": 7}

@@ -22,7 +22,7 @@ from p3d.pipeline.types import FLOAT32, INT64, UINT8
 class _NullEncoder:
     """An encoder whose features are all 1."""
 
-    device = "cpu"
+    device, busy = "cpu", None
 
     def __init__(self, batch_size: int, feature_dim: int) -> None:
         self.batch_size, self.feature_dim = batch_size, feature_dim

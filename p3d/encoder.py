@@ -2,17 +2,17 @@
 
     frames_NHWC uint8 --to the device once--> gather by index_BT --> channel order, mean, std --> network --> rows
 
-Clips overlap, so each frame is transferred once and clips are gathered on the device. The network is a copy with every
-batch normalisation folded into its convolution and the first convolution's channels in the order of the frames. On a
-CPU its convolutions are packed (`fused.py`). Every batch has the same shape; the last one is padded with its last clip.
-On a CPU a row is therefore bit-identical for any neighbours and any position in the batch. It may still differ in the
-last bits between batch sizes, thread counts, torch versions and processors.
+Clips overlap, so each frame is transferred once and clips are gathered on the device. The network is a copy, prepared
+for the device (`prepared.py`). Every batch has the same shape; the last one is padded with its last clip. On a CPU a
+row is therefore bit-identical for any neighbours and any position in the batch. It may still differ in the last bits
+between batch sizes, thread counts, torch versions and processors.
 
 Several threads may encode at once, each in its own CUDA stream. On a GPU the frames of one batch are copied from pinned
 memory while another batch is computed.
 
-Precision: in bf16 and fp16 the convolutions, their folded weights and the activations between them have 16 bits. Frame
-normalisation, averages, the classifier and all outputs are float32. Only the frames are cast to the lower precision.
+Precision: in tf32 convolutions multiply with fewer digits. In bf16 and fp16 the convolutions, their folded weights and
+the activations between them have 16 bits. Frame normalisation, averages, the classifier and all outputs are float32.
+Only the frames are cast to the lower precision.
 
 Shapes: N frames, B clips, T frames per clip, H height, W width, C channels, D features, K classes.
 """
@@ -20,8 +20,6 @@ Shapes: N frames, B clips, T frames per clip, H height, W width, C channels, D f
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import functools
 import math
 import threading
@@ -32,10 +30,21 @@ from typing import Any, Final, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from p3d.networks.fused import can_pack, keep_freed_memory, pack
-from p3d.networks.model import P3D, fold
+from p3d.device import (
+    BusyTime,
+    DeviceFull,
+    NoKernel,
+    check_precision,
+    device_for,
+    has_no_engine,
+    is_full,
+    set_tf32,
+)
+from p3d.networks.fused import keep_freed_memory
+from p3d.networks.model import P3D
+from p3d.prepared import PRECISIONS, form_for, prepared
 from p3d.preprocessing import ClipRecipe
 from p3d.weights.record import Weights
 
@@ -43,67 +52,13 @@ Frames = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
-PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Minimum cosine of a device's golden features with the CPU's in float32; measured values: docs/measurements.md.
-MINIMUM_COSINE: Final = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.9999}
-
-
-class DeviceFull(RuntimeError):
-    """The device's memory cannot hold even one clip. No video causes this: all clips have the same size."""
+# Maximum cosine distance (1 - cosine) between a device's golden features and those of the CPU in float32. TF32 alone
+# makes 3e-7 to 5e-7, so a GPU that uses it although fp32 was asked for is found. Measured: docs/measurements.md.
+MAXIMUM_DISTANCE: Final = {"fp32": 1e-8, "tf32": 1e-5, "bf16": 1e-3, "fp16": 1e-4}
 
 
 class GoldenMismatch(RuntimeError):
     """This device's features differ from the CPU's: a wrong driver, library or precision, or damaged weights."""
-
-
-def device_for(wish: str) -> torch.device:
-    """The torch device for "auto", "cpu", "cuda", "cuda:N" or "mps"; "auto" is CUDA if available, else CPU, never mps.
-
-    Raises ValueError for any other string and for a device that this machine does not have.
-    """
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, number = wish.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isascii() and number.isdigit())):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, not {wish!r}")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {wish} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices here")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps was asked for, but torch sees none here")
-    return torch.device(wish)
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16, and torch uses them."""
-    onednn: Any = torch.backends.mkldnn  # untyped
-    return bool(onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def computes_in(precision: str, device: torch.device) -> bool:
-    """Whether `check_precision` accepts this precision on this device."""
-    try:
-        check_precision(precision, device)
-    except ValueError:
-        return False
-    return True
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ValueError unless `precision` is known and useful on this device.
-
-    On a CPU, bf16 needs native instructions (such as AVX-512 BF16 or AMX). fp16 is refused there: on a CPU without fp16
-    instructions torch is twenty times slower in fp16 than in fp32 (measured), and other CPUs can use bf16.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if precision == "fp32" or device.type == "cuda":
-        return
-    if device.type != "cpu":
-        raise ValueError(f"precision {precision} was never tried on {device}; use fp32 there")
-    if precision == "fp16":
-        raise ValueError("precision fp16 is for CUDA devices: a CPU would be many times slower; use bf16 or fp32 there")
-    if not cpu_has_bf16():
-        raise ValueError("precision bf16 needs a CPU with instructions for it, which this one lacks; use fp32 here")
 
 
 class Encoder:
@@ -112,8 +67,10 @@ class Encoder:
     It takes `Weights`, not a network, so that an untrained network cannot be used by accident.
     `batch_size` clips are computed at a time; it is halved permanently when the device runs out of memory.
     `threads` sets torch's CPU threads for the whole process (None leaves them). The given network is not modified.
-    Two settings are process-wide: on a CPU freed memory is kept (`fused.keep_freed_memory`), and on CUDA TF32 is turned
-    off, because it costs three digits of accuracy. Threads that share cores with other work need
+    `form` is one of `prepared.FORMS`; None takes the device's own. `busy` counts the time in which a GPU computes.
+    Two settings are process-wide: on a CPU freed memory is kept (`fused.keep_freed_memory`). On CUDA each call turns
+    TF32 on in precision tf32 and otherwise off, because it costs three digits of accuracy, so Encoders of fp32 and tf32
+    must not encode at the same time in one process. Threads that share cores with other work need
     OMP_WAIT_POLICY=passive before torch is imported. Threads that encode concurrently need MALLOC_ARENA_MAX=1 before
     Python starts. Raises ValueError for invalid options and TypeError for an argument that is not `Weights`.
     """
@@ -126,6 +83,7 @@ class Encoder:
         batch_size: int = 8,
         threads: int | None = None,
         precision: str = "fp32",
+        form: str | None = None,
     ) -> None:
         if batch_size < 1 or (threads is not None and threads < 1):
             raise ValueError(f"an encoder needs at least one: {batch_size = }, {threads = }")
@@ -148,29 +106,11 @@ class Encoder:
         self.feature_dim = network.feature_dim
         if threads is not None:
             torch.set_num_threads(threads)
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
-        folded = copy.deepcopy(network).eval()
-        fold(folded)
-        self._as_read = recipe
-        if recipe.channel_order == "bgr":  # flipping the filters once saves flipping the channels of every clip
-            stem = folded.get_submodule(folded.stem)
-            assert isinstance(stem.weight, Tensor)
-            stem.weight.data = stem.weight.data.flip(1)
-            mean, std = recipe.mean[::-1], recipe.std[::-1]
-            self._as_read = dataclasses.replace(recipe, channel_order="rgb", mean=mean, std=std)
-        # Channels last is the layout of the gathered frames already. P3D-63, 4 clips of 16x160x160, CPU with 2 threads,
-        # median of 5 interleaved rounds: 0.75 s, compared with 1.24 s contiguous; features differ by 4e-7.
-        for conv in folded.modules():
-            if isinstance(conv, nn.Conv2d | nn.Conv3d):
-                layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
-                conv.to(PRECISIONS[precision])  # the classifier keeps float32
-                conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
-        if can_pack(self.device):
-            pack(folded)
+        if self.device.type == "cpu":
             keep_freed_memory()
-        self._network = folded.to(self.device)
+        ready, self._as_read = prepared(weights, precision, form or form_for(self.device))
+        self._network = ready.to(self.device)
+        self.busy = BusyTime() if self.device.type == "cuda" else None
         self._of_thread = threading.local()
         self._halving = threading.Lock()
 
@@ -209,6 +149,8 @@ class Encoder:
         temporal pool (B, 1024, 2, H/16, W/16). "pool5" and "prob" are bit-identical to those of `encode`.
         """
         self._check(frames_NHWC, index_BT)
+        if self.device.type == "cuda":
+            set_tf32(self.precision == "tf32")
         if unknown := [name for name in layers if name not in self.layer_names]:
             raise ValueError(f"{self.name} has no layer {unknown[0]!r}; there are {', '.join(self.layer_names)}")
         while True:
@@ -216,12 +158,24 @@ class Encoder:
             try:
                 with self._own_stream():
                     return self._encode(frames_NHWC, index_BT, layers, size)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not (is_full(error) or has_no_engine(error)):
+                    raise
                 if size == 1:
-                    raise DeviceFull(f"{self.device} cannot fit one clip of {self.name} in memory ({error})") from None
+                    raise self._one_clip_fails(error) from None
                 with self._halving:  # halve once, even if several threads ran out of memory
                     self.batch_size = min(self.batch_size, size // 2)
             torch.cuda.empty_cache()  # outside the handler, where the error still references the tensors
+
+    def _one_clip_fails(self, error: Exception) -> RuntimeError:
+        if is_full(error):
+            return DeviceFull(f"{self.device} cannot fit one clip of {self.name} in memory ({error})")
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return NoKernel(
+            f"{gpu} cannot compute even one clip of {self.name} in {self.precision} ({error}): its memory is "
+            "full, or this build of torch has no convolution for this GPU in this precision; free its memory, or try "
+            "--precision fp32"
+        )
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
@@ -243,18 +197,34 @@ class Encoder:
             return MappingProxyType({name: rows[:0] for name, rows in of_one.items()})
         frames = self._to_device(frames_NHWC)
         all_BT = self._to_device(index_BT)
-        batches = []
-        for start in range(0, clips, size):
-            positions = torch.arange(start, start + size, device=self.device).clamp_(max=clips - 1)
-            # index_select copies whole frames; frames[index_BT] took fifteen times as long for the same bytes
-            chosen_BT = all_BT[positions]
-            clips_BTHWC = frames.index_select(0, chosen_BT.flatten()).view(*chosen_BT.shape, *frames.shape[1:])
-            batches.append(self._run(normalise(clips_BTHWC, self._as_read), layers))
-        return MappingProxyType({name: _joined([batch[name] for batch in batches], clips) for name in layers})
+        with self._timed():
+            batches = [self._run(frames, all_BT, start, size, layers) for start in range(0, clips, size)]
+            rows = {name: _joined([batch[name] for batch in batches], clips) for name in layers}
+        return MappingProxyType(rows)
 
-    def _run(self, clips_BCTHW: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The layers of one batch, on the device."""
-        clips_BCTHW = clips_BCTHW.to(PRECISIONS[self.precision])
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time that the GPU takes for this block, which ends after its results have arrived on the host."""
+        if self.busy is None:
+            yield
+            return
+        event: Any = torch.cuda.Event  # untyped
+        before, after = event(enable_timing=True), event(enable_timing=True)
+        before.record()
+        yield
+        after.record()
+        after.synchronize()
+        self.busy.count(before, after)
+
+    def _run(
+        self, frames_NHWC: Tensor, index_BT: Tensor, start: int, size: int, layers: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The layers of a batch of `size` clips from clip `start` on, all on the device."""
+        positions = torch.arange(start, start + size, device=index_BT.device).clamp_(max=len(index_BT) - 1)
+        # index_select copies whole frames; frames[index_BT] took fifteen times as long for the same bytes
+        chosen_BT = index_BT.index_select(0, positions)
+        clips_BTHWC = frames_NHWC.index_select(0, chosen_BT.flatten()).view(*chosen_BT.shape, *frames_NHWC.shape[1:])
+        clips_BCTHW = normalise(clips_BTHWC, self._as_read).to(PRECISIONS[self.precision])
         if isinstance(self._network, P3D) and not set(layers) <= {"pool5", "prob"}:
             maps = self._network.activations(clips_BCTHW)
             found = {"pool5": maps.pool5_BD, "res5": maps.res5_BCHW, "res4": maps.res4_BCTHW}
@@ -335,24 +305,31 @@ def golden_features(weights: Weights) -> Rows:
     return expected_D
 
 
-def check_golden(encoder: Encoder, expected_D: Rows, minimum_cosine: float | None = None) -> None:
-    """Raise GoldenMismatch unless the golden clip gives `expected_D`: by cosine, and by length within 1%.
+def check_golden(encoder: Encoder, expected_D: Rows, most: float | None = None) -> None:
+    """Raise GoldenMismatch unless every row of a full batch of golden clips gives `expected_D`.
 
-    The default minimum cosine depends on the encoder's precision (MINIMUM_COSINE). A NaN cosine is a mismatch.
+    Compared by cosine distance, at most `most` (by default MAXIMUM_DISTANCE of the precision), and by length within 1%.
+    A NaN is a mismatch. All rows count, because errors with large tensors show in the last rows of a batch.
     """
-    minimum_cosine = MINIMUM_COSINE[encoder.precision] if minimum_cosine is None else minimum_cosine
-    found_D = encoder.encode(*golden_clip(encoder.recipe))[0].astype(np.float64)
+    most = MAXIMUM_DISTANCE[encoder.precision] if most is None else most
+    frames_NHWC, index_BT = golden_clip(encoder.recipe)
+    found_BD = encoder.encode(frames_NHWC, np.repeat(index_BT, encoder.batch_size, axis=0)).astype(np.float64)
     wanted_D = expected_D.astype(np.float64)
-    if found_D.shape != wanted_D.shape:
-        raise GoldenMismatch(f"{encoder.name} gives {len(found_D)} features and the golden ones are {len(wanted_D)}")
-    found, wanted = float(np.linalg.norm(found_D)), float(np.linalg.norm(wanted_D))
-    cosine = float(found_D @ wanted_D) / (found * wanted) if found * wanted else math.nan
-    if not (cosine >= minimum_cosine and abs(found / wanted - 1) <= 0.01):  # also true for NaN
+    if found_BD.shape[1:] != wanted_D.shape:
         raise GoldenMismatch(
-            f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features: "
-            f"{cosine = :.6f} (at least {minimum_cosine}), length {found:.4g} for {wanted:.4g}; "
-            "check the driver, the torch build and the weights file, or run on another device"
+            f"{encoder.name} gives {found_BD.shape[1]} features and the golden ones are {len(wanted_D)}"
         )
+    wanted = float(np.linalg.norm(wanted_D))
+    for row, found_D in enumerate(found_BD):
+        found = float(np.linalg.norm(found_D))
+        distance = 1 - float(found_D @ wanted_D) / (found * wanted) if found * wanted else math.nan
+        if not (distance <= most and abs(found / wanted - 1) <= 0.01):  # also true for NaN
+            raise GoldenMismatch(
+                f"{encoder.name} on {encoder.device} in {encoder.precision} does not reproduce the golden features in "
+                f"row {row + 1} of {len(found_BD)}: cosine distance {distance:.2g} (at most {most:.2g}), length "
+                f"{found:.4g} for {wanted:.4g}; check the driver, the torch build and the weights file, or run on "
+                "another device"
+            )
 
 
 def _joined(batches: list[Tensor], clips: int) -> Rows:

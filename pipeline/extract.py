@@ -102,6 +102,17 @@ class InferenceThreads:
         future.add_done_callback(self._done)
         return future
 
+    def run_in_each(self, run: Callable[[], None]) -> None:
+        """Call `run` once in each thread, in all at the same time. Raises the error of the first that fails."""
+        together = threading.Barrier(self.n)
+
+        def one() -> None:
+            together.wait()  # so that no thread takes two
+            run()
+
+        for future in [self.pool.submit(one) for _ in range(self.n)]:
+            future.result()
+
     def _done(self, _: Future[_Encoded]) -> None:
         with self._lock:
             self.under_way -= 1

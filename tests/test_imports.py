@@ -18,7 +18,7 @@ TOP = ("p3d", "pipeline", "jobs")
 # A module may import the modules before it in its line, and none after it. `p3d` and `pipeline` do not import each
 # other; `jobs` imports both.
 ORDER = {
-    "p3d": "preprocessing networks zoo weights encoder",
+    "p3d": "preprocessing networks zoo weights prepared device encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
     "p3d.jobs": "machine totals job trust planning worker scheduler monitor api cli",
 }
@@ -32,7 +32,8 @@ ONLY = {
     "ray": "p3d.jobs.scheduler p3d.jobs.worker.decoding",
     "decord": "p3d.pipeline.decode.routes.decord",
     "torchcodec": "p3d.pipeline.decode.routes.nvdec",
-    "torch": "p3d.networks p3d.weights p3d.encoder p3d.zoo p3d.preprocessing p3d.jobs p3d.pipeline.decode.routes.nvdec",
+    "torch": "p3d.networks p3d.weights p3d.prepared p3d.device p3d.encoder p3d.zoo p3d.preprocessing p3d.jobs "
+    "p3d.pipeline.decode.routes.nvdec",
     "av": "p3d.pipeline.decode",
     "boto3": "p3d.pipeline.storage.s3.client",
     "botocore": "p3d.pipeline.storage.s3",

@@ -21,7 +21,8 @@ from typing import Unpack
 
 import numpy as np
 
-from p3d.encoder import Encoder, device_for
+from p3d.device import device_for
+from p3d.encoder import Encoder
 from p3d.jobs.api.keywords import explicit, listed, path_of
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options

@@ -176,7 +176,8 @@ def encoder_of(source: Rows, device: str = "auto") -> Encoder:
     It computes in fp32 if the device does not support the precision of the rows. InputError if OUT has no weights, or
     this machine does not have the device or the decoder.
     """
-    from p3d.encoder import Encoder, device_for
+    from p3d.device import device_for
+    from p3d.encoder import Encoder
     from p3d.jobs.planning.prepare import recipe_of_query, run_options
 
     recipe, store = source.job.recipe, source.store

@@ -60,7 +60,7 @@ def choose(
     says when it may be wrong.
     """
     from p3d import weights as files
-    from p3d.encoder import device_for
+    from p3d.device import device_for
     from p3d.jobs.machine import usable_cpus
     from p3d.jobs.planning.weights_convention import choose as try_all
     from p3d.jobs.planning.weights_convention import labelled_videos

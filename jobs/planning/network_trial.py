@@ -20,7 +20,8 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from p3d.encoder import Encoder, computes_in, device_for
+from p3d.device import computes_in, device_for
+from p3d.encoder import Encoder
 from p3d.jobs.machine import inference_threads_of
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 import p3d.weights
 from p3d import zoo
-from p3d.encoder import check_precision, computes_in, device_for, golden_features
+from p3d.device import check_precision, computes_in, device_for
+from p3d.encoder import golden_features
 from p3d.jobs.job import golden_key, read_job, stored_weights, weights_key
 from p3d.jobs.machine import Machines, software, usable_cpus
 from p3d.jobs.planning.changes import changes

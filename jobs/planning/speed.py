@@ -13,7 +13,8 @@ from statistics import median
 import numpy as np
 
 import p3d.weights
-from p3d.encoder import Encoder, device_for, golden_clip
+from p3d.device import device_for
+from p3d.encoder import Encoder, golden_clip
 from p3d.jobs.planning.prepare import default_batch
 
 ROUNDS = 3

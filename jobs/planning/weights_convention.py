@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from p3d.encoder import Encoder, device_for
+from p3d.device import device_for
+from p3d.encoder import Encoder
 from p3d.jobs.planning.prepare import default_batch, frame_spec
 from p3d.networks.network import GRAPHS
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers

@@ -37,7 +37,10 @@ from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
 
 if TYPE_CHECKING:
+    from p3d.device import BusyTime
     from p3d.encoder import Encoder
+
+SHOWN = 300  # characters of an error of the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
 
 def shard_error_of(error: Exception) -> ShardError:
     """Classify an exception that a shard raised: what it means for the shard and its worker."""
-    from p3d.encoder import DeviceFull
+    from p3d.device import DeviceFull, NoKernel
 
     match error:
         case StoreUnknown() | StoreDenied():
@@ -153,7 +156,7 @@ def shard_error_of(error: Exception) -> ShardError:
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or tempfile.gettempdir()
             return ShardError("store", f"{platform.node()}: {where}: the disk is full; free some space and resume")
-        case DeviceFull():
+        case DeviceFull() | NoKernel():
             return ShardError("store", f"{platform.node()}: {error}. Free its memory, then resume")
     detail = f"{type(error).__name__}: {error}"
     if is_of_device(error):
@@ -175,6 +178,7 @@ class ShardWorker:
         # a worker that is alone on its machine need not leave cores to other workers
         self.autoscaler = DecodeAutoscaler(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
+        self.sampled = (time.monotonic(), 0.0)  # when the GPU's busy time was last read, and its seconds
         self.broken: Exception | None = None  # the device error after which nothing is computed or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
         home = spec.scratch if here else None
@@ -182,7 +186,8 @@ class ShardWorker:
 
     def setup(self) -> Ready | Refused:
         """Load the weights, and check the code version and the device. Without this the network is not used."""
-        from p3d.encoder import Encoder, GoldenMismatch, check_golden, device_for
+        from p3d.device import device_for
+        from p3d.encoder import Encoder, GoldenMismatch, check_golden
 
         if code_digest() != self.spec.code:
             return Refused(
@@ -200,7 +205,10 @@ class ShardWorker:
                 threads=self.spec.options.threads if device == "cpu" else None,
                 precision=self.spec.recipe.precision,
             )
-            check_golden(self.encoder, np.array(self.spec.golden, np.float32))
+            self.inference_threads = self.inference_threads_on(device)
+            golden_D = np.array(self.spec.golden, np.float32)
+            # in every thread, since each chooses cuDNN's algorithms for itself
+            self.inference_threads.run_in_each(lambda: check_golden(self.encoder, golden_D))
             self.store.hold_to("job.json")
             if self.spec.job_id and read_job(self.store).job_id != self.spec.job_id:
                 return Refused(f"{self.store.url} on {platform.node()} is the output of another job than on the driver")
@@ -208,7 +216,12 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
-        self.inference_threads = self.inference_threads_on(device)
+        except RuntimeError as error:  # of the device, or of torch; another worker there would fail in the same way
+            return Refused(
+                f"the network could not be started on {platform.node()}: {' '.join(str(error).split())[:SHOWN]}. Check "
+                "the GPU with `nvidia-smi`, the driver and the build of torch there, or choose another --precision or "
+                "--device"
+            )
         return Ready(device, platform.node(), os.getpid())
 
     def inference_threads_on(self, device: str) -> InferenceThreads:
@@ -285,10 +298,20 @@ class ShardWorker:
 
         Also adjusts the number of concurrent decodes to the load, to at most `most_decodes`.
         """
-        use = self.concurrency.use
-        inference_threads = min(self.inference_threads.under_way / self.inference_threads.n, 1.0)
-        self.concurrency.resize(self.autoscaler.sample(inference_threads, use, most_decodes))
+        self.concurrency.resize(self.autoscaler.sample(self._inference(), self.concurrency.use, most_decodes))
         return self.in_hand.copy(), self.autoscaler.load
+
+    def _inference(self) -> float:
+        """The share of its capacity, 0 to 1, that inference uses.
+
+        On a CPU, of the inference threads, now. On a GPU, of the time since the last call, by the GPU's own clock: a
+        thread that gathers frames or waits for the interpreter is busy while the GPU has nothing to do.
+        """
+        busy: BusyTime | None = self.encoder.busy
+        if busy is None:
+            return min(self.inference_threads.under_way / self.inference_threads.n, 1.0)
+        (then, before_s), self.sampled = self.sampled, (time.monotonic(), busy.seconds)
+        return min((busy.seconds - before_s) / max(self.sampled[0] - then, 1e-3), 1.0)
 
     def _stats(self, progress: Progress, seconds: float) -> dict[str, Any]:
         """What goes into the shard's footer: seconds by stage, counts, and the settings in effect."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import torch
@@ -32,23 +33,39 @@ M_MMAP_THRESHOLD: Final = -3
 
 def conv_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor) -> Tensor:
     """r(norm(conv(x))), r = ReLU."""
-    if isinstance(conv, PackedConv):
+    if isinstance(conv, FusedConv):
         return conv.relu(x_BCTHW)
     return F.relu(norm(conv(x_BCTHW)), inplace=True)
 
 
 def conv_add_relu(conv: nn.Module, norm: nn.Module, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
-    """r(norm(conv(x)) + addend). A packed convolution overwrites the addend, unless it is x itself."""
-    if isinstance(conv, PackedConv):
+    """r(norm(conv(x)) + addend). A FusedConv may overwrite the addend, unless it is x itself."""
+    if isinstance(conv, FusedConv):
         return conv.add_relu(x_BCTHW, addend_BCTHW)
     return F.relu(norm(conv(x_BCTHW)) + addend_BCTHW, inplace=True)
 
 
-class PackedConv(nn.Module):
+class FusedConv(nn.Module, ABC):
+    """A convolution of a folded network that also does what follows it; input and output are channels last."""
+
+    @abstractmethod
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """conv(x)."""
+
+    @abstractmethod
+    def relu(self, x_BCTHW: Tensor) -> Tensor:
+        """r(conv(x))."""
+
+    @abstractmethod
+    def add_relu(self, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
+        """r(conv(x) + addend). May overwrite the addend, unless it is x."""
+
+
+class PackedConv(FusedConv):
     """A convolution for CPU inference whose weights are in a layout chosen by oneDNN.
 
     The layout depends on the input shape, so the weights are packed at the first call. Other shapes give the same
-    numbers but are slower. Input and output are channels last in memory. Raises ValueError for unsupported padding.
+    numbers but are slower. Raises ValueError for unsupported padding.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
@@ -64,11 +81,9 @@ class PackedConv(nn.Module):
         return self._run(x_BCTHW, "none")
 
     def relu(self, x_BCTHW: Tensor) -> Tensor:
-        """r(conv(x))."""
         return self._run(x_BCTHW, "relu")
 
     def add_relu(self, x_BCTHW: Tensor, addend_BCTHW: Tensor) -> Tensor:
-        """r(conv(x) + addend); overwrites the addend unless it is x."""
         ops = torch.ops.mkldnn
         ending: tuple[Any, ...] = (self._packed(x_BCTHW), self.bias, *self.how, "add", 1.0, "relu", [], "")
         if addend_BCTHW is x_BCTHW:

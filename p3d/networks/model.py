@@ -107,7 +107,7 @@ class P3D(Network):
     stem = "conv1_custom"
     stem_norm = "bn1"
     block_norm = "bn4"
-    precisions = ("fp32", "bf16", "fp16")
+    precisions = ("fp32", "tf32", "bf16", "fp16")
 
     config: P3DConfig
 
@@ -150,13 +150,19 @@ class P3D(Network):
 
         Takes any T that is a multiple of 16 and any H, W of at least 64 pixels; raises ValueError otherwise.
         """
-        return self.activations(clips_BCTHW).pool5_BD
+        _, res5_BTCHW = self._maps(clips_BCTHW)
+        return _pool5(res5_BTCHW)
 
     def activations(self, clips_BCTHW: Tensor) -> Activations:
         """The features and the layers before them; same input and errors as `features`.
 
         Convolutions run in the precision of their weights, averages in float32.
         """
+        res4_BCTHW, res5_BTCHW = self._maps(clips_BCTHW)
+        return Activations(res4_BCTHW.float(), res5_BTCHW.mean(dim=1), _pool5(res5_BTCHW))
+
+    def _maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The last block of res4 in its own precision, and res5 in float32, (B, T/16, 2048, H/32, W/32)."""
         self.check(clips_BCTHW)
         x = conv_relu(self.conv1_custom, self.bn1, clips_BCTHW)  # B 64 T H/2 W/2
         x = self.pool1(x)  # B 64 T/2 H/4 W/4
@@ -167,16 +173,17 @@ class P3D(Network):
         clips, _, steps = x.shape[:3]
         x = x.permute(0, 2, 1, 3, 4).flatten(0, 1)  # N 1024 H/16 W/16: time merged into the batch
         x = self.layer4(x).float()  # N 2048 H/32 W/32
-        features_ND = x.mean(dim=(2, 3))  # N 2048
-        return Activations(
-            res4_BCTHW.float(),
-            x.unflatten(0, (clips, steps)).mean(dim=1),  # B 2048 H/32 W/32
-            features_ND.unflatten(0, (clips, steps)).mean(dim=1),  # B 2048
-        )
+        return res4_BCTHW, x.unflatten(0, (clips, steps))
 
     def classify(self, features_BD: Tensor) -> Tensor:
         logits_BK: Tensor = self.fc(self.dropout(features_BD))
         return logits_BK
+
+
+def _pool5(res5_BTCHW: Tensor) -> Tensor:
+    """The mean of all pixels of each time step, then of the steps, (B, 2048)."""
+    features_ND = res5_BTCHW.flatten(0, 1).mean(dim=(2, 3))
+    return features_ND.view(*res5_BTCHW.shape[:2], -1).mean(dim=1)
 
 
 def fold(network: nn.Module) -> None:

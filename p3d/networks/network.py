@@ -129,4 +129,5 @@ class TemporalPool(nn.Module):
     """
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return torch.maximum(x_BCTHW[:, :, 0::2], x_BCTHW[:, :, 1::2])
+        even, odd = x_BCTHW.unfold(2, 2, 2).unbind(-1)  # views
+        return torch.maximum(even, odd)

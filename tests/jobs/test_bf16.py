@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import p3d
-import p3d.encoder
-from p3d.encoder import Encoder, computes_in, device_for, golden_clip
+import p3d.device
+from p3d.device import computes_in, device_for
+from p3d.encoder import Encoder, golden_clip
 from p3d.jobs.api.search import embedded
 from p3d.jobs.cli.plan import _bf16
 from p3d.jobs.job import rows_of, stored_weights
@@ -30,13 +31,13 @@ from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import recipe
 from tests.zoo import moving
 
-needs_bf16 = pytest.mark.skipif(not p3d.encoder.cpu_has_bf16(), reason="this CPU has no instructions for bf16")
+needs_bf16 = pytest.mark.skipif(not p3d.device.cpu_has_bf16(), reason="this CPU has no instructions for bf16")
 
 
 @pytest.fixture
 def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without instructions for bf16."""
-    monkeypatch.setattr(p3d.encoder, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(p3d.device, "cpu_has_bf16", lambda: False)
 
 
 @pytest.fixture(scope="module")

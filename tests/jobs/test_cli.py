@@ -161,7 +161,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         ("trust {archive}", 4, "no job exists"),
         ("launch {archive} {out} --weights random:0 --model p3d63-flow", 2, "optical flow"),
         ("plan {archive} --weights random:0 --model p3d63-flow", 2, "optical flow"),
-        ("launch {archive} {out} --weights {small} --precision fp8", 2, "'fp32', 'bf16', 'fp16'"),
+        ("launch {archive} {out} --weights {small} --precision fp8", 2, "'fp32', 'tf32', 'bf16', 'fp16'"),
         ("launch {archive} {out} --weights {small} --precision fp16 --device cpu", 2, "for CUDA devices"),
         ("weights choose {here}/none.safetensors --labelled {archive}", 2, "there is no weights file"),
         ("weights choose {small} --labelled {archive}", 2, "has no label"),

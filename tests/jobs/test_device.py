@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,15 +11,17 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+import p3d.encoder
 import p3d.jobs.scheduler.loop
 import p3d.jobs.worker.actor
-from p3d.encoder import DeviceFull
+from p3d.device import BusyTime, DeviceFull
 from p3d.jobs.cli import cli
 from p3d.jobs.job import read_job
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
-from p3d.jobs.worker.actor import ShardError, ShardWorker, shard_error_of
-from p3d.jobs.worker.concurrency import DecodeConcurrency
+from p3d.jobs.worker.actor import Refused, ShardError, ShardWorker, shard_error_of
+from p3d.jobs.worker.autoscale import DecodeAutoscaler
+from p3d.jobs.worker.concurrency import DecodeConcurrency, Use
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
@@ -137,3 +140,50 @@ def test_no_memory_for_one_clip_stops_the_job_resumable() -> None:
 def test_older_torch_is_recognised_by_its_message(text: str, kind: str) -> None:
     """Where torch has no class for it, a device error is recognised by its message."""
     assert shard_error_of(RuntimeError(text)).kind == kind
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), DeviceFull("cuda is full")]
+)
+def test_a_device_that_cannot_start_stops_the_job_with_its_words(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch raises in `setup` becomes the reason that the run ends with, and not the death of one worker after
+    another. The text names the machine and what to check."""
+    worker = ShardWorker.__new__(ShardWorker)
+    worker.spec = SimpleNamespace(
+        code=p3d.jobs.worker.actor.code_digest(),
+        recipe=SimpleNamespace(decoder="auto", precision="fp32"),
+        options=SimpleNamespace(device="cpu", batch_size=2, threads=1),
+        golden=(),
+        job_id="",
+    )
+    worker.store = None
+
+    def no_encoder(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(p3d.encoder, "Encoder", no_encoder)
+    monkeypatch.setattr(p3d.jobs.worker.actor, "stored_weights", lambda *_: None)
+    refused = worker.setup()
+    assert isinstance(refused, Refused) and not refused.outage
+    assert refused.detail.startswith("the network could not be started on ") and str(error) in refused.detail
+    assert "nvidia-smi" in refused.detail
+
+
+def test_a_gpu_that_starves_does_not_count_as_busy() -> None:
+    """Inference threads that gather frames or wait are under way while the GPU has nothing to do: by its own clock it
+    computes a tenth of the time, so decoding is the limit and its concurrency is raised, not lowered."""
+    worker = ShardWorker.__new__(ShardWorker)
+    worker.inference_threads = SimpleNamespace(under_way=2, n=2)
+    busy = BusyTime()
+    worker.encoder, worker.sampled = SimpleNamespace(busy=busy), (time.monotonic() - 10, 0.0)
+    busy.seconds = 1.0
+    assert worker._inference() == pytest.approx(0.1, abs=0.01)
+    autoscaler = DecodeAutoscaler(4, 1)
+    use = Use(running=4, begun=4, at_work=4)
+    for _ in range(5):
+        n = autoscaler.sample(0.1, use, 8)
+    assert n == 5
+    worker.encoder = SimpleNamespace(busy=None)  # a CPU
+    assert worker._inference() == 1.0

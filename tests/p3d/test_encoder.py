@@ -11,16 +11,8 @@ import pytest
 import torch
 
 from p3d import zoo
-from p3d.encoder import (
-    DeviceFull,
-    Encoder,
-    GoldenMismatch,
-    check_golden,
-    device_for,
-    golden_clip,
-    golden_features,
-    normalise,
-)
+from p3d.device import DeviceFull, device_for
+from p3d.encoder import Encoder, GoldenMismatch, check_golden, golden_clip, golden_features, normalise
 from p3d.preprocessing import CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 from p3d.weights import Weights, random_weights
 
@@ -167,7 +159,7 @@ def test_frames_and_indices_that_do_not_fit_are_refused(frames: np.ndarray, inde
         ({"batch_size": 0}, "batch_size = 0"),
         ({"threads": 0}, "threads = 0"),
         ({"recipe": PORT_FLOW}, "2 channels"),
-        ({"precision": "fp8"}, "fp32, bf16, fp16, not 'fp8'"),
+        ({"precision": "fp8"}, "fp32, tf32, bf16, fp16, not 'fp8'"),
         ({"precision": "fp16"}, "for CUDA devices"),
         ({"device": "tpu"}, "tpu"),
         ({"device": "cuda:99"}, "cuda:99"),
@@ -207,7 +199,7 @@ def test_the_golden_clip_moves_and_has_colour() -> None:
 def test_a_sound_encoder_passes_the_golden_check(graph: str) -> None:
     """Folding and layout on this device stay far inside the tolerance."""
     weights = seeded("p3d63", graph)
-    check_golden(Encoder(weights, batch_size=2), golden_features(weights), 0.999999)
+    check_golden(Encoder(weights, batch_size=2), golden_features(weights), 1e-12)
 
 
 def perturbed(change: str) -> Encoder:
@@ -256,8 +248,8 @@ class Scaled(torch.nn.Module):
     ],
 )
 def test_the_golden_check_catches(change: str) -> None:
-    """An encoder with other features is refused, and the error states device, network and cosine."""
-    with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu in fp32 .*cosine = "):
+    """An encoder with other features is refused, and the error states device, network, row and distance."""
+    with pytest.raises(GoldenMismatch, match=r"p3d63 on cpu in fp32 .* in row 1 of 1: cosine distance "):
         check_golden(perturbed(change), golden_features(seeded()))
 
 
@@ -420,7 +412,7 @@ def test_bf16_is_near_and_float32_comes_out() -> None:
     np.testing.assert_allclose(probs, true_probs, rtol=0.1)
     check_golden(halved(2), golden_features(seeded()))
     with pytest.raises(GoldenMismatch, match="in bf16 does not reproduce"):
-        check_golden(halved(2), golden_features(seeded()), 0.9999999)
+        check_golden(halved(2), golden_features(seeded()), 1e-7)
 
 
 @HAS_BF16
@@ -440,7 +432,7 @@ def test_a_bf16_row_depends_on_its_clip_alone(batch_size: int) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_every_precision_passes_the_golden_check_on_a_gpu(precision: str) -> None:
     """On CUDA each precision reproduces the CPU's golden features within its own limit."""
     check_golden(Encoder(seeded(), device="cuda", batch_size=2, precision=precision), golden_features(seeded()))
