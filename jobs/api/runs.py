@@ -220,8 +220,11 @@ def retry_job(
             say(f"{counted(added.n_videos, 'video')} to retry, in {counted(added.n_shards, 'shard')}")
         code = run_job(out, job, run, say=say, show_progress=how.show_progress)
         if code in COMPLETE:
-            again = len(failed & {row["video_id"] for row in current_failures(run.store)})
+            failed_again = [row for row in current_failures(run.store) if row["video_id"] in failed]
+            again, reasons_now = len(failed_again), {row["reason"] for row in failed_again}
             say(f"{len(failed) - again} of {counted(len(failed), 'retried video')} recovered, {again} failed again")
+            if again and reasons_now == {Reason.SOURCE_MISSING}:
+                say(f"none of their files exists: if they have moved, see `p3d relocate {store.words(out)} --help`")
         return Ran(run.store, job, code)
 
 

@@ -120,6 +120,9 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             like = get_close_matches(args[0], self.verbs, 1) if args else []
             hint = f" Did you mean {like[0]!r}?" if like else ""
+            for group, (where, _) in self.verbs.items():
+                if args and not isinstance(where, str) and args[0] in where:
+                    hint = f" It is `p3d {group} {args[0]}`."
             raise click.UsageError(f"{error.message}{hint} The verbs are {', '.join(self.verbs)}.", ctx) from None
 
 

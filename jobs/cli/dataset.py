@@ -126,8 +126,9 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
             *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
         )
         if found.superseded:
-            rows = "rows of older plans for videos that a newer plan names, which `p3d status` leaves out"
-            output.say(f"{found.superseded} superseded: {rows}")
+            n_videos = output.count(found.manifest - found.superseded, "video")
+            rows = "rows of older plans for videos that a newer plan names"
+            output.say(f"{found.superseded} superseded: {rows}; `p3d status` counts the {n_videos} once each")
         if found.roots:
             output.say(f"{output.count(found.roots, 'record')} of moved videos in roots/")
         for sentence in found.problems:

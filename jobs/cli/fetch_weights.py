@@ -82,7 +82,9 @@ def list_(as_json: bool) -> int:
     if as_json:
         output.show_json({"weights": records})
         return 0
-    head = ("NAME", "NETWORK", "MB", "SHA256", "LICENCE", "TORCHVISION")
-    rows = [tuple(str(record[key]) for key in list(record)[:6]) for record in records]
-    output.show(*output.table([head, *rows], right=(2,)))
+    head = ("NAME", "NETWORK", "MB", "SHA256", "TORCHVISION")
+    rows = [
+        tuple(str(record[key]) for key in ("name", "network", "size_mb", "sha256", "weights")) for record in records
+    ]
+    output.show(*output.table([head, *rows], right=(2,)), f"licence: {LICENCE}")
     return 0

@@ -7,11 +7,13 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from p3d.jobs.cli import STORES
 from p3d.jobs.cli.declared import options_of
 from p3d.jobs.planning.job_spec import JobSpec
-from p3d.pipeline.recipe import PlanOptions, RecipeOptions, RunOptions
+from p3d.pipeline.errors import JobError
+from p3d.pipeline.recipe import PlanOptions, Recipe, RecipeOptions, RunOptions
 from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types.options import options_in
@@ -41,9 +43,24 @@ def run_options(verb: F) -> F:
     return verb
 
 
-def job_spec(typed: dict[str, Any]) -> JobSpec:
-    """The options that determine the embeddings."""
-    return JobSpec(**{field.name: typed[field.name] for field in fields(JobSpec)})
+def job_spec(typed: dict[str, Any], out: str | None = None) -> JobSpec:
+    """The options that determine the embeddings. What is not typed is as in the job at OUT, if there is one."""
+    values = {field.name: typed[field.name] for field in fields(JobSpec)}
+    there = None if out is None else _recipe_at(out, store_options_of(typed))
+    for name in {field.name for field in fields(RecipeOptions)} if there else ():
+        if click.get_current_context().get_parameter_source(name) == ParameterSource.DEFAULT:
+            values[name] = getattr(there, name)
+    return JobSpec(**values)
+
+
+def _recipe_at(out: str, s3: StoreOptions) -> Recipe | None:
+    """The recipe of the job at an output; None without a job that can be read, whose reason is told later."""
+    from p3d.jobs.job import read_job
+
+    try:
+        return read_job(out_store(out, s3)).recipe
+    except JobError:
+        return None
 
 
 def plan_options(typed: dict[str, Any]) -> PlanOptions:

@@ -86,7 +86,7 @@ def run_cli(command: click.Command) -> int:
         shown, message = io.StringIO(), error.format_message()
         error.show(shown)
         if isinstance(error, click.NoSuchOption):
-            print("A name that begins with a dash is written ./-NAME, or after --.", file=shown)
+            print("A name that begins with a dash is written after --, as in `-- -NAME`.", file=shown)
         if "unexpected extra argument" in message:
             print("Quote a name with blanks, and a pattern such as 'videos/*.mp4', so that it is one word.", file=shown)
         for line in shown.getvalue().replace(message, escape(message)).splitlines():

@@ -152,7 +152,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
 
     s3, limit = store_options_of(typed), typed["limit"]
     store = None if out is None else out_store(out, s3)
-    prepared = prepare(job_spec(typed), s3, store)
+    prepared = prepare(job_spec(typed, out), s3, store)
     recipe = prepared.recipe
     refuse_unfit_device(recipe, "auto")
     job = refuse_other_job(store, recipe) if store is not None else None
@@ -208,6 +208,12 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     return 0
 
 
+def _longest(guess: Estimate) -> str:
+    from p3d.jobs.planning.estimate import STARTUP_S
+
+    return "the start" if guess.seconds < 2 * STARTUP_S else guess.binding
+
+
 def _estimated(guess: Estimate) -> Lines:
     """The problems and the cost of what there is to do."""
     sampled = (
@@ -221,7 +227,7 @@ def _estimated(guess: Estimate) -> Lines:
         *_problems(guess),
         ("clips", f"{guess.n_clips} ({sampled})"),
         ("output", f"{whole}: {rows} of rows, {weights} of weights" if guess.weights_bytes else rows),
-        ("time", f"about {output.human_time(guess.seconds)}; most of it is {guess.binding}"),
+        ("time", f"about {output.human_time(guess.seconds)}; most of it is {_longest(guess)}"),
         ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
         *_batches(guess),
         ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),

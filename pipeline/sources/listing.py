@@ -340,11 +340,15 @@ class _Lookup:
         return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
 
     def again(self, row: VideoRef) -> VideoRef:
-        """The row with the current state of its source. Its id and its path do not change."""
+        """The row with the current state of its source. Its id and its path do not change.
+
+        A file that is not there keeps its planned version, so that it counts as unchanged when it is back.
+        """
         if not row.uri.startswith("s3://"):
-            return local_row_again(row)
-        now = self._s3_row(*split_s3_uri(row.uri), row.path)
-        return replace(now, video_id=row.video_id, path=row.path)
+            now = local_row_again(row)
+        else:
+            now = replace(self._s3_row(*split_s3_uri(row.uri), row.path), video_id=row.video_id, path=row.path)
+        return now if now.size_bytes >= 0 else row
 
     def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
         if not key:

@@ -472,7 +472,7 @@ def test_a_bare_command_shows_its_help(words: tuple[str, ...]) -> None:
 
 def test_a_name_with_a_dash_is_explained(job: LocalStore) -> None:
     """A file name that looks like an option gets a hint."""
-    assert "is written ./-NAME" in in_process("search", job.url, "-dash.mp4")[2]
+    assert "is written after --, as in `-- -NAME`" in in_process("search", job.url, "-dash.mp4")[2]
 
 
 def test_a_job_json_that_is_gone_is_named(job: LocalStore) -> None:

@@ -62,6 +62,9 @@ def test_any_stat_value_is_planned(values: list[tuple[int, int]], listed: bool) 
         assert [row["version"] for row in rows] == [content_version(*value) for value in values]
         assert [row["mtime_ns"] for row in rows] == [at if -(2**63) <= at < 2**63 else None for _, at in values]
         assert look_again(found.videos, HERE).equals(found.videos)
+        for name in names:
+            (source / name).unlink()
+        assert look_again(found.videos, HERE).equals(found.videos)  # a file that is away keeps its planned version
         store = LocalStore(f"{folder}/out")
         plan = write_plan(store, 1, recipe(), with_shards(found.videos, ShardSizing(2)), 0, ShardSizing())
         assert load_plans(store) == [plan] and Manifest(store, plan).videos.num_rows == len(values)

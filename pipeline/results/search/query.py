@@ -95,8 +95,7 @@ def clip_at(query: Query, name: str, at_s: float) -> Query:
     spans = query.seconds
     showing = [at for at, (start, end) in enumerate(spans) if start <= at_s < end]
     if not showing:
-        raise InputError(
-            f"no clip of {name!r} shows second {at_s:g}: its clips are from {spans[0][0]:g} to {spans[-1][1]:g} s"
-        )
+        start, end = min(spans, key=lambda one: max(one[0] - at_s, at_s - one[1]))
+        raise InputError(f"no clip of {name!r} shows second {at_s:g}: the nearest one is from {start:g} to {end:g} s")
     at = min(showing, key=lambda one: abs(sum(spans[one]) / 2 - at_s))
     return replace(query, features_QD=query.features_QD[at : at + 1], seconds=spans[at : at + 1])
