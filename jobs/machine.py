@@ -6,13 +6,16 @@ import getpass
 import hashlib
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
-PACKAGES = ("p3d-embeddings", "torch", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
+PACKAGES = ("p3d-embeddings", "torch", "torchcodec", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
+SMI_S = 20.0  # timeout of nvidia-smi, which loads the driver first
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,39 @@ def software() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def gpu_software(gpu: str = "") -> dict[str, str]:
+    """The name of the GPU, its driver, CUDA, cuDNN, and the FFmpeg of torchcodec. Does not initialise CUDA.
+
+    Without a name, those of all NVIDIA GPUs of this machine; empty without one. What is unknown is "absent".
+    """
+    found = _nvidia_smi()
+    gpu = gpu or ", ".join(sorted({name for name, _ in found}))
+    if not gpu:
+        return {}
+    import torch
+
+    from p3d.pipeline.decode.routes.nvdec import ffmpeg_here
+
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call] # torch does not declare it
+    known = {"gpu": gpu, "driver": found[0][1] if found else "", "cuda": torch.version.cuda or ""}
+    known |= {"cudnn": str(cudnn or ""), "ffmpeg": ffmpeg_here()}
+    return {name: value or "absent" for name, value in known.items()}
+
+
+def _nvidia_smi() -> list[tuple[str, str]]:
+    """(name, driver version) of each NVIDIA GPU of this machine; empty if nvidia-smi is missing or fails."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=SMI_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = [line.rpartition(",") for line in said.splitlines() if "," in line]
+    return [(name.strip(), driver.strip()) for name, _, driver in lines]
 
 
 def code_digest() -> str:

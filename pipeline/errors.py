@@ -14,6 +14,7 @@ A problem with **the job** is an exception with a message for the user:
     ├── Untrusted           the output is of somebody else, and the request needs trust in it
     ├── AlreadyRunning      another scheduler is running at this output
     ├── ClusterError        Ray could not start, or a node cannot take part in the job
+    │   └── NodeFault       the GPU of a node failed while it decoded
     ├── Unfinished          the request needs a finished job
     ├── DamagedJob          job.json, a plan or a manifest does not match its digest
     └── StoreError          the store could not complete a request
@@ -98,7 +99,7 @@ REASON_REMEDY: dict[Reason, str] = {
     Reason.TOO_LONG: "Cut it, or retry with a higher --max-duration.",
     Reason.TOO_LARGE: "Retry with a higher limit if its detail names max_pixels or max_file_bytes; else crop it.",
     Reason.DECODE_TIMEOUT: "Retry with a higher --video-timeout, or convert it.",
-    Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or convert it.",
+    Reason.DECODE_MEMORY: "Retry with a higher --max-decode-memory, or on a GPU with more free memory; or convert it.",
     Reason.DECODER_CRASH: "Convert it, then retry; please report it if you may share the file.",
     Reason.NON_FINITE: "Check the weights; in fp16, launch into a new output with --precision fp32.",
     Reason.INTERNAL: "Please report it with its detail text.",
@@ -218,6 +219,10 @@ class AlreadyRunning(JobError):
 
 class ClusterError(JobError):
     """Ray could not start, or a node cannot take part in the job. Once that is fixed, the job can be resumed."""
+
+
+class NodeFault(ClusterError):
+    """The GPU of a node failed while it decoded. No video fails because of it. The message names the node."""
 
 
 class Unfinished(JobError):

@@ -54,7 +54,8 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
             {"gpus": cluster.machines.gpus, "nodes": [asdict(node) for node in nodes], "problems": problems}
         )
         return 6 if problems else 0
-    head = ("node", "cores", "scratch", "decoders", "torch", "av")
+    gpu = ("gpu", "driver", "cuda", "cudnn", "torchcodec", "ffmpeg") if any("gpu" in n.software for n in nodes) else ()
+    head = ("node", "cores", "scratch", "decoders", "torch", "av", *gpu)
     rows = [
         (
             node.host,
@@ -63,6 +64,7 @@ def check(out: str | None, source: str | None, as_json: bool, address: str | Non
             " ".join(node.decoders),
             node.software["torch"],
             node.software["av"],
+            *(node.software.get(name, "") for name in gpu),
         )
         for node in nodes
     ]

@@ -39,7 +39,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p3d.jobs.machine import Machines, is_alive, usable_cpus
-from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections
+from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections, try_gpu
+from p3d.jobs.worker.decoding import GPU_SHARE
 from p3d.pipeline.errors import ClusterError, StoreFull, escape
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import StoreOptions
@@ -375,10 +376,22 @@ def _sweep_dead_runs() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions) -> None:
-    """ClusterError with one message per problem if a node cannot run the job."""
-    if problems := inspect_nodes(out_url, key, source, options)[1]:
+def refuse_unfit(out_url: str, key: str, source: str, options: StoreOptions, *, nvdec: bool = False) -> None:
+    """ClusterError with one message per problem if a node cannot run the job. `nvdec`: the job decodes on GPUs."""
+    problems = inspect_nodes(out_url, key, source, options)[1]
+    if problems := problems or (unfit_gpus() if nvdec else []):
         raise ClusterError("; ".join(problems))
+
+
+def unfit_gpus() -> list[str]:
+    """A message for each node with a GPU that does not decode the sample file. One GPU of each node is tried.
+
+    The others are tried when a worker starts on them.
+    """
+    found, silent = ask_nodes(try_gpu, num_gpus=GPU_SHARE)
+    return [f"{one}; do other jobs on this cluster use all of its GPUs?" for one in silent] + [
+        one for one in found if one
+    ]
 
 
 def inspect_nodes(out_url: str, key: str, source: str, options: StoreOptions) -> tuple[list[NodeReport], list[str]]:
@@ -388,14 +401,18 @@ def inspect_nodes(out_url: str, key: str, source: str, options: StoreOptions) ->
     return reports, silent + objections([look_here(*question), *reports], downloads=source.startswith("s3://"))
 
 
-def ask_nodes(question: Callable[..., Answer], *about: object) -> tuple[list[Answer], list[str]]:
-    """Call `question(*about)` on every live node. The answers, and a message for each node that did not answer."""
+def ask_nodes(question: Callable[..., Answer], *about: object, num_gpus: float = 0) -> tuple[list[Answer], list[str]]:
+    """Call `question(*about)` on every live node. The answers, and a message for each node that did not answer.
+
+    With `num_gpus`, the share of a GPU that each call reserves, only nodes with a GPU are asked. Ray ends the process
+    of such a call after it, and with that its memory on the GPU.
+    """
     asked = {
-        ray.remote(num_cpus=0, max_retries=0)(question)
+        ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0)(question)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         .remote(*about): node["NodeManagerHostname"]
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus
     }
     ray.wait(list(asked), num_returns=len(asked), timeout=ASK_S)
     answers, silent = list[Answer](), list[str]()

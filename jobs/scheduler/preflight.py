@@ -1,7 +1,8 @@
 """Checks before a job: can every node run it? `scheduler.cluster.ask_nodes` runs `look_here` on each node.
 
 A node must have the same code and packages, a decoder, disk space for downloads, and its own access to OUT and the
-source: a folder of one machine cannot be the output of a cluster of two.
+source: a folder of one machine cannot be the output of a cluster of two. With --decoder nvdec, `try_gpu` decodes a
+sample file on each node that has a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p3d.jobs.machine import code_digest, software, usable_cpus
+from p3d.jobs.machine import code_digest, gpu_software, software, usable_cpus
+from p3d.pipeline.decode.routes.nvdec import not_here, sample_problem
 from p3d.pipeline.errors import JobError
 from p3d.pipeline.storage.s3.uri import split_s3_uri
 from p3d.pipeline.storage.store import StoreOptions
@@ -48,12 +50,18 @@ def look_here(out_url: str, key: str, source: str, options: StoreOptions) -> Nod
         usable_cpus(),
         scratch,
         shutil.disk_usage(scratch).free,
-        software(),
+        software() | gpu_software(),
         code_digest(),
         tuple(name for name in DECODERS if _imports(name)),
         _read(out_url, key, options) if out_url else "",
         _reach(source, options) if source else "",
     )
+
+
+def try_gpu() -> str:
+    """Why NVDEC on the GPU of this process cannot be used, with the name of the machine; empty if it can."""
+    why = not_here() or sample_problem()
+    return f"--decoder nvdec on {platform.node()}: {why}" if why else ""
 
 
 def _imports(name: str) -> bool:

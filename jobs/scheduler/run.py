@@ -155,7 +155,8 @@ def _loop(
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         uri = plans[work.todo[0].plan_seq].roots.now(first.uri, work.todo[0].plan_seq)
         source = uri if uri.startswith("s3://") else ""
-        clusters.refuse_unfit(run.store.url, "job.json", source, run.options.s3)
+        nvdec = job.recipe.decoder == "nvdec"
+        clusters.refuse_unfit(run.store.url, "job.json", source, run.options.s3, nvdec=nvdec)
         loop = RayLoop(run.store, job, plans, work, cluster, run.epoch, run.options, say=say, on_progress=on_progress)
         run.pulse.stop()
         return loop.loop()

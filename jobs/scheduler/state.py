@@ -77,8 +77,9 @@ class ShardDone:
 class ShardTrouble:
     """The shard is not done, while the worker is still alive.
 
-    Kinds: `outage`, a store error that may be temporary; `store`, one that is not (a full disk); `internal`, a bug;
-    `job`, an error that no retry can fix; `withdrawn`, a drain before the shard was started.
+    Kinds: `outage`, a store error that may be temporary; `store`, one that is not (a full disk), or a GPU that cannot
+    be used; `internal`, a bug; `job`, an error that no retry can fix; `withdrawn`, a drain before the shard was
+    started.
     """
 
     worker: int

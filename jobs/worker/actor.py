@@ -22,15 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 from p3d.jobs.job import read_job, stored_weights
-from p3d.jobs.machine import code_digest, inference_threads_of, software, usable_cpus
+from p3d.jobs.machine import code_digest, gpu_software, inference_threads_of, software, usable_cpus
 from p3d.jobs.totals import Ended, ended
 from p3d.jobs.worker.autoscale import DecodeAutoscaler, Load
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
-from p3d.jobs.worker.decoding import Decoding
+from p3d.jobs.worker.decoding import DECODE_BYTES, Decoding, decodes_that_fit
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.decode.routes.nvdec import not_here
-from p3d.pipeline.errors import JobError, StoreDenied, StoreError, StoreUnknown
+from p3d.pipeline.decode.routes.nvdec import free_bytes, gpu_name, not_here, sample_problem
+from p3d.pipeline.errors import JobError, NodeFault, StoreDenied, StoreError, StoreUnknown
 from p3d.pipeline.extract import Encode, InferenceThreads, Progress, extract_shard
 from p3d.pipeline.recipe import Recipe, RunOptions
 from p3d.pipeline.storage.urls import open_store
@@ -149,7 +149,7 @@ def shard_error_of(error: Exception) -> ShardError:
     match error:
         case StoreUnknown() | StoreDenied():
             return ShardError("outage", str(error))
-        case StoreError():
+        case StoreError() | NodeFault():
             return ShardError("store", str(error))
         case JobError():
             return ShardError("job", str(error))
@@ -179,6 +179,8 @@ class ShardWorker:
         self.autoscaler = DecodeAutoscaler(self.concurrency.n, 1 if spec.options.workers > 1 else self.concurrency.n)
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.sampled = (time.monotonic(), 0.0)  # when the GPU's busy time was last read, and its seconds
+        self.most_decodes = self.concurrency.n  # of NVDEC at a time, by the free memory of the GPU
+        self.software: dict[str, str] = {}
         self.broken: Exception | None = None  # the device error after which nothing is computed or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
         home = spec.scratch if here else None
@@ -194,7 +196,8 @@ class ShardWorker:
                 f"the worker on {platform.node()} imports other code of p3d, pipeline or jobs than the driver; "
                 "install the same version there, and check that no other folder with one of these names is on its path"
             )
-        if self.spec.recipe.decoder == "nvdec" and (why := not_here()):
+        nvdec = self.spec.recipe.decoder == "nvdec"
+        if nvdec and (why := not_here() or sample_problem()):
             return Refused(f"--decoder nvdec on {platform.node()}: {why}")
         try:
             device = str(device_for(self.spec.options.device))
@@ -209,6 +212,8 @@ class ShardWorker:
             golden_D = np.array(self.spec.golden, np.float32)
             # in every thread, since each chooses cuDNN's algorithms for itself
             self.inference_threads.run_in_each(lambda: check_golden(self.encoder, golden_D))
+            if nvdec and (why := self._limit_decodes()):
+                return Refused(f"--decoder nvdec on {platform.node()}: {why}")
             self.store.hold_to("job.json")
             if self.spec.job_id and read_job(self.store).job_id != self.spec.job_id:
                 return Refused(f"{self.store.url} on {platform.node()} is the output of another job than on the driver")
@@ -222,6 +227,8 @@ class ShardWorker:
                 "the GPU with `nvidia-smi`, the driver and the build of torch there, or choose another --precision or "
                 "--device"
             )
+        on_gpu = nvdec or device.startswith("cuda")
+        self.software = software() | (gpu_software(gpu_name()) if on_gpu else {})
         return Ready(device, platform.node(), os.getpid())
 
     def inference_threads_on(self, device: str) -> InferenceThreads:
@@ -229,6 +236,24 @@ class ShardWorker:
         return InferenceThreads(
             inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
         )
+
+    def _limit_decodes(self) -> str:
+        """Lower the number of concurrent decodes to what fits next to the network. Why none does, in words; else empty.
+
+        One batch was computed already. The memory that it took is needed once more for each further inference thread.
+        """
+        import torch
+
+        free, total = free_bytes()
+        free -= (self.inference_threads.n - 1) * torch.cuda.memory_reserved()
+        fit = decodes_that_fit(free)
+        if not fit:
+            space = f"{max(free, 0) / 1e9:.1f} of {total / 1e9:.1f} GB are free next to the network"
+            return f"{gpu_name()}: {space}, and a decode takes {DECODE_BYTES / 1e9:.1f}; use a smaller --batch-size"
+        self.most_decodes = min(fit, self.concurrency.n)
+        self.concurrency.resize(self.most_decodes)
+        self.autoscaler.concurrency = self.most_decodes
+        return ""
 
     def run_shard(self, shard: ShardPlan, user_columns: pa.Table, moved: ShardPlan | None = None) -> Done | ShardError:
         """Compute and commit a shard. Any error is returned as a record, never raised.
@@ -298,6 +323,8 @@ class ShardWorker:
 
         Also adjusts the number of concurrent decodes to the load, to at most `most_decodes`.
         """
+        if self.spec.recipe.decoder == "nvdec":
+            most_decodes = min(most_decodes, self.most_decodes)
         self.concurrency.resize(self.autoscaler.sample(self._inference(), self.concurrency.use, most_decodes))
         return self.in_hand.copy(), self.autoscaler.load
 
@@ -319,7 +346,7 @@ class ShardWorker:
         realised |= {
             "batch_size": self.encoder.batch_size,
             "inference_threads": self.inference_threads.n,
-            "software": software(),
+            "software": self.software,
         }
         options = {"threads": self.spec.options.threads, "decode_tasks": self.concurrency.n}
         when = {

@@ -18,11 +18,12 @@ from typing import Any
 
 from p3d.jobs.machine import is_alive
 from p3d.jobs.worker.memory import memory_limit
-from p3d.jobs.worker.message_batches import MessageBatch, message_batches
+from p3d.jobs.worker.message_batches import MessageBatch, NodeFailed, message_batches
 from p3d.pipeline.clips.rules import Sampling
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.gop_chunks import Share
 from p3d.pipeline.decode.messages import decode_messages
+from p3d.pipeline.errors import NodeFault
 from p3d.pipeline.recipe import MAX_DECODE_MEMORY
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, FrameSpec, VideoFetched, VideoRef, VideoStart
@@ -70,7 +71,20 @@ def decode_video_task(
     video: VideoRef, spec: DecodeSpec, scratch: Path, note: Path, share: Share | None = None
 ) -> Iterator[MessageBatch]:
     """`decode_video` as a Ray task, with several messages per Ray object."""
-    yield from message_batches(decode_video(video, spec, scratch, note, share))
+    yield from message_batches(with_faults(decode_video(video, spec, scratch, note, share)))
+
+
+def with_faults(messages: Iterator[DecodeMessage]) -> Iterator[DecodeMessage | NodeFailed]:
+    """The same messages; a NodeFault becomes NodeFailed messages at the end.
+
+    The CUDA context of this process may be lost, and Ray would give the process to another decode. So it waits for its
+    owner, which reads the first of them and kills it.
+    """
+    try:
+        yield from messages
+    except NodeFault as fault:
+        for _ in range(1 + BLOCKS_AHEAD):
+            yield NodeFailed(str(fault))
 
 
 def decode_group_task(

@@ -9,6 +9,10 @@ The current shards of a worker share its concurrent decodes (`worker.concurrency
 A task whose video is on S3 fetches it first, so twice as many tasks are started as may decode. A task that has its
 copy sends more messages than may be unread, which halts it. Its owner reads on when another decode has ended.
 
+A decode that finds the memory of its GPU full, or whose GPU fails, is tried again alone. If the memory is full again,
+its video fails. If the GPU fails again, the job stops, because the video is not at fault. A process whose GPU failed is
+ended, because its CUDA context may be lost.
+
 Short videos are decoded in groups, several by one task, because the overhead of a task exceeds their decoding time.
 Those on S3 are fetched concurrently before the first is decoded. A failure in a group is attributed to none of its
 videos: those that had not ended are decoded one by one.
@@ -42,10 +46,11 @@ from ray.exceptions import (
 from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD, DecodeSpec, decode_group_task, decode_video_task, is_remote
 from p3d.jobs.worker.memory import NOTE
-from p3d.jobs.worker.message_batches import MessageBatch
+from p3d.jobs.worker.message_batches import MessageBatch, NodeFailed
 from p3d.jobs.worker.parallel_decode import WORTH_S, Pace, Shared, UnexpectedMessage
 from p3d.pipeline.decode.gop_chunks import Share
-from p3d.pipeline.errors import Reason, StoreError
+from p3d.pipeline.decode.routes.nvdec import PICTURES_BYTES
+from p3d.pipeline.errors import NodeFault, Reason, StoreError
 from p3d.pipeline.types import (
     DecodeMessage,
     Failure,
@@ -68,6 +73,12 @@ CRASHES_WITH_NOTE = 2  # native crashes after which a video fails
 MOST_ATTEMPTS = 10  # per video, including those that ended with the loss of a node
 DEATHS = 3  # of its process for unknown reasons after which a video fails; all but the first happened alone
 GPU_SHARE = 0.005  # of a GPU that an NVDEC decode reserves in Ray, just so that it is placed next to its worker
+# What one NVDEC decode takes of the GPU's memory, from above. Each of its processes has a CUDA context, and those that
+# fetch ahead may have decoded before. The surfaces are 20 of 4096x2304 in NV12. Of the decoded pictures there is one
+# copy of 8 bits and one of 32.
+CONTEXT_BYTES = 512 * 1024**2
+SURFACES_BYTES = 20 * 4096 * 2304 * 3 // 2
+DECODE_BYTES = FETCHED_AHEAD * CONTEXT_BYTES + SURFACES_BYTES + 5 * PICTURES_BYTES
 POLL_S = 0.5
 TURN_S = 0.05  # between two checks whether another shard has left a decode
 
@@ -75,6 +86,11 @@ TURN_S = 0.05  # between two checks whether another shard has left a decode
 def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
     """The fraction of a GPU that a worker reserves in Ray. NVDEC decodes on the same GPU need the rest."""
     return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
+
+
+def decodes_that_fit(free_bytes: int, decode_bytes: int = DECODE_BYTES) -> int:
+    """The number of concurrent NVDEC decodes that fit into the free memory of a GPU; may be 0."""
+    return max(0, free_bytes) // decode_bytes
 
 
 _decode_video: Any = ray.remote(
@@ -102,6 +118,7 @@ class _Case:
     info: VideoInfo | None = None
     pace: Pace | None = None
     shared: Shared | None = None
+    gpu_errors: int = 0  # how often a decode found the GPU's memory full, or the GPU failed
     never_began: int = 0  # shares whose process never began
     fetch_s: float = 0.0  # duration of its fetch
     whole: bool = False  # it must not be shared: sharing failed, or is not worth it
@@ -204,7 +221,7 @@ class Decoding:
             halted=sum(stream.halted for stream in streams),
             size_bytes=sum(stream.case.video.size_bytes for stream in streams),
             wants=wants,
-            alone=any(stream.case.crashes + stream.case.deaths for stream in streams),
+            alone=any(stream.case.crashes + stream.case.deaths + stream.case.gpu_errors for stream in streams),
         )
 
     def _may_start(self, video: VideoRef, others: Use, concurrency: int) -> bool:
@@ -350,8 +367,24 @@ class Decoding:
             return
         stream.silent_since = time.monotonic()
         for message in message_batch:
-            if generator in self.streams:  # an earlier message may have ended this decode
+            if generator not in self.streams:  # an earlier message has ended this decode
+                continue
+            if self._is_gpu_error(message):
+                stream.case.gpu_errors += 1
+            if isinstance(message, NodeFailed):
+                self._end(generator)
+                if stream.case.gpu_errors > 1:
+                    raise NodeFault(f"{message.detail}. It was decoding {stream.case.video.uri}, for the second time")
+                retried_alone.append(stream.case)
+            elif self._is_gpu_error(message) and stream.case.gpu_errors == 1:
+                self._end(generator)
+                retried_alone.append(stream.case)
+            else:
                 yield from self._handle_message(stream, message, retried_alone)
+
+    def _is_gpu_error(self, message: DecodeMessage | NodeFailed) -> bool:
+        full = isinstance(message, Failure) and message.reason == Reason.DECODE_MEMORY
+        return isinstance(message, NodeFailed) or (full and self.spec.policy.decoder == "nvdec")
 
     def _handle_message(
         self, stream: _Stream, message: DecodeMessage, retried_alone: deque[_Case]

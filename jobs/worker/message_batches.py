@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from p3d.pipeline.types import (
     ChunkEnd,
@@ -23,20 +24,30 @@ from p3d.pipeline.types import (
     VideoStart,
 )
 
-MessageBatch = tuple[DecodeMessage, ...]
+
+@dataclass(frozen=True, slots=True)
+class NodeFailed:
+    """Instead of an end: the GPU of the node failed (NodeFault), and not the video. The process must decode no more."""
+
+    detail: str
+
+
+MessageBatch = tuple[DecodeMessage | NodeFailed, ...]
 MESSAGE_BATCH_BYTES = 8 * 1024**2  # of frames, at which a batch is sent: two blocks of 64 at 160x160
 HELD_S = 0.25  # a batch this old is sent with its next message
 # Sent at once. Deadlines count from VideoStart and VideoAlive, VideoFetched halts a decode, and after ChunkEnd another
 # is read.
-_AT_ONCE = (VideoStart, VideoAlive, VideoFetched, ChunkEnd, VideoEnd, Failure)
+_AT_ONCE = (VideoStart, VideoAlive, VideoFetched, ChunkEnd, VideoEnd, Failure, NodeFailed)
 
 
-def message_batches(messages: Iterable[DecodeMessage], *, of_a_group: bool = False) -> Iterator[MessageBatch]:
+def message_batches(
+    messages: Iterable[DecodeMessage | NodeFailed], *, of_a_group: bool = False
+) -> Iterator[MessageBatch]:
     """The same messages in the same order, in batches of at least one.
 
     For a group of videos only the very first message, from which deadlines count, and a VideoFetched are sent at once.
     """
-    held: list[DecodeMessage] = []
+    held: list[DecodeMessage | NodeFailed] = []
     at_once: tuple[type, ...] = _AT_ONCE
     size_bytes, since = 0, 0.0
     for message in messages:

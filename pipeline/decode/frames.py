@@ -3,9 +3,9 @@
     path ──sniff──> regular, binary file ──probe──> what is in it ──route──> decord | pyav | nvdec
                                                                           ──> VideoInfo, FrameBlock..., VideoEnd
 
-Whatever is wrong with a file is raised as a `VideoError` with a reason and a message. Any other exception is a defect
-of this program or of the machine, and propagates. A native decoder may still hang or crash on a file that was never
-seen before, so the caller runs this in a child process with a deadline.
+Whatever is wrong with a file is raised as a `VideoError` with a reason and a message. A GPU that fails is raised as a
+`NodeFault`. Any other exception is a defect of this program or of the machine, and propagates. A native decoder may
+still hang or crash on a file that was never seen before, so the caller runs this in a child process with a deadline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from p3d.pipeline.decode.gop_chunks import Share, can_be_shared, chunked, chunks
 from p3d.pipeline.decode.probe import Probe, probe, probed
 from p3d.pipeline.decode.routes.choice import RouteName, exact_seek, route
 from p3d.pipeline.decode.routes.decord import DecordGaveUp, open_decord, read_decord
-from p3d.pipeline.decode.routes.nvdec import read_nvdec
+from p3d.pipeline.decode.routes.nvdec import chip_here, read_nvdec
 from p3d.pipeline.decode.routes.pyav import read_pyav, seek_pyav
 from p3d.pipeline.decode.seek import SelectiveDecodeError, leaves_out
 from p3d.pipeline.decode.wanted_frames import NONE, Wanted, check_gap, wanted_by
@@ -125,7 +125,7 @@ def route_of(
             raise VideoError(Reason.TOO_LARGE, f"its pictures are larger than {limits.max_pixels} pixels (max_pixels)")
         raise VideoError(Reason.NO_FRAMES, "the stream gives no picture size, and no picture can be decoded")
     _check_resized(found, spec)
-    name = route(found, policy, spec)[0]
+    name = route(found, policy, spec, chip_here() if policy.decoder == "nvdec" else None)[0]
     if name == "decord" and policy.decoder == "auto" and _leaves_out(found, sampling):
         name = "pyav"  # it can leave frames out inside a GOP, so it decodes less
     return name

@@ -1,7 +1,7 @@
 """One video of the manifest -> the messages of its decode. This is the boundary where exceptions become messages.
 
-Everything that can be wrong with one video becomes one `Failure` at the end of its messages. Problems of the store
-propagate as `StoreError`, because they concern the job and are not attributed to a video.
+Everything that can be wrong with one video becomes one `Failure` at the end of its messages. Problems of the store and
+of the node propagate as `StoreError` and `NodeFault`, because they concern the job and are not attributed to a video.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from p3d.pipeline.decode.deadlines import FETCHED_BYTES, SMALL_BYTES, Progress, 
 from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.gop_chunks import Share
-from p3d.pipeline.errors import Reason, StoreError, VideoError
+from p3d.pipeline.errors import NodeFault, Reason, StoreError, VideoError
 from p3d.pipeline.recipe import VIDEO_TIMEOUT_S
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoAlive, VideoFetched, VideoRef, VideoStart
@@ -40,7 +40,8 @@ def decode_messages(
     file: AbstractContextManager[str] | None = None,
     deadline_s: float = VIDEO_TIMEOUT_S,
 ) -> Iterator[DecodeMessage]:
-    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if the video fails. StoreError propagates.
+    """VideoStart, VideoFetched, what `open_frames` yields; a Failure last if the video fails. StoreError and NodeFault
+    propagate.
 
     `file` is the video's `local_file`, if the caller has created it already. `deadline_s` is how long the caller waits
     for a message. If fetching or opening a large video makes progress for longer, VideoAlive messages say so.
@@ -68,12 +69,15 @@ def decode_messages(
 
 
 def failures_as_values(messages: Iterator[T]) -> Iterator[T | Failure]:
-    """The same messages; what is wrong with the video becomes a Failure at the end. StoreError propagates."""
+    """The same messages; what is wrong with the video becomes a Failure at the end.
+
+    StoreError and NodeFault propagate.
+    """
     try:
         yield from messages
     except VideoError as error:
         yield Failure(error.reason, error.detail)
-    except StoreError:
+    except (StoreError, NodeFault):
         raise
     except MemoryError:
         yield Failure(Reason.DECODE_MEMORY, "decoding needed more memory than is available, or the file claims so")

@@ -25,7 +25,7 @@ from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
 from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.errors import Reason, StoreUnknown
+from p3d.pipeline.errors import NodeFault, Reason, StoreUnknown
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import (
@@ -356,6 +356,89 @@ def test_two_shards_share_the_decode_concurrency_of_a_worker(shard: ShardPlan, t
         assert sorted(messages) == list(range(len(NAMES)))
         assert all(isinstance(of_video[-1], VideoEnd) for of_video in messages.values())
     assert begun[: begun.index(1)].count(0) >= len(NAMES) - 1  # its last one may begin a moment after its start
+
+
+class TestGpuErrors:
+    """A decode on a GPU that is full or fails. PyAV decodes in its place, and raises what `read_nvdec` raises."""
+
+    @staticmethod
+    def read(
+        shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int
+    ) -> tuple[dict[str, list[DecodeMessage]], list[str]]:
+        """All messages by video name, and the processes that decoded `bad`. Its first `times` decodes raise `error`."""
+        pids = tmp_path / "pids"
+        pids.touch()
+
+        def frames(given: Any, video: VideoRef, scratch: Path, note: Path) -> Iterator[DecodeMessage]:
+            for message in decode_task.decode_video(video, given, scratch, note):
+                yield message
+                if video.path == "bad.mp4" and isinstance(message, FrameBlock):
+                    with pids.open("a") as file:
+                        file.write(f"{os.getpid()}\n")
+                    if len(pids.read_text().splitlines()) <= times:
+                        if isinstance(error, NodeFault):
+                            raise error
+                        yield Failure(Reason.DECODE_MEMORY, str(error))
+                        return
+
+        def task(video: VideoRef, made: DecodeSpec, scratch: Path, note: Path, _: object) -> Iterator[MessageBatch]:
+            given = replace(made, policy=DecodePolicy())
+            yield from message_batches(decode_task.with_faults(frames(given, video, scratch, note)))
+
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": decode_task.BLOCKS_AHEAD}
+        monkeypatch.setattr(decoding, "_decode_video", ray.remote(num_cpus=1, max_retries=0, **options)(task))
+        monkeypatch.setattr(decoding, "GPU_SHARE", 0)
+        found: dict[str, list[DecodeMessage]] = {}
+        made = spec(policy=DecodePolicy(decoder="nvdec"))
+        try:
+            for at, message in Decoding(shard, made, tmp_path / "scratch").messages():
+                found.setdefault(Path(shard.videos[at].path).stem, []).append(message)
+        finally:
+            used = pids.read_text().split()
+        return found, used
+
+    @pytest.mark.fault(9, 10)
+    @pytest.mark.usefixtures("cluster")
+    @pytest.mark.parametrize("error", [MemoryError("the GPU is full"), NodeFault("the GPU has failed")])
+    def test_the_video_is_decoded_again_alone(
+        self, error: Exception, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is whole then, and no video fails. A process whose GPU has failed decodes nothing more."""
+        found, pids = self.read(shard, tmp_path, monkeypatch, error, 1)
+        assert_other_videos_are_whole(found)
+        since = max(at for at, message in enumerate(found["bad"]) if isinstance(message, VideoInfo))
+        assert sum(len(m.numbers_N) for m in found["bad"][since:] if isinstance(m, FrameBlock)) == 80
+        assert not [message for messages in found.values() for message in messages if isinstance(message, Failure)]
+        if isinstance(error, NodeFault):
+            assert pids[0] not in pids[1:] and not _alive(int(pids[0]))
+
+    @pytest.mark.fault(9)
+    @pytest.mark.usefixtures("cluster")
+    def test_out_of_memory_again_fails_that_video(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Then it was alone, so it needs too much: `decode_memory`, with the text that names the GPU."""
+        found, pids = self.read(shard, tmp_path, monkeypatch, MemoryError("NVIDIA T4 of vm has 0.1 of 15 GB"), 9)
+        assert_other_videos_are_whole(found)
+        assert found["bad"][-1] == Failure(Reason.DECODE_MEMORY, "NVIDIA T4 of vm has 0.1 of 15 GB", 2)
+        assert len(pids) == 2
+
+    @pytest.mark.fault(10)
+    @pytest.mark.usefixtures("cluster")
+    def test_a_gpu_that_fails_again_stops_the_job(
+        self, shard: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the text of the error, and the video that it happened with twice."""
+        with pytest.raises(NodeFault, match=r"vm: its GPU failed\. It was decoding .*bad\.mp4, for the second"):
+            self.read(shard, tmp_path, monkeypatch, NodeFault("vm: its GPU failed"), 9)
+
+
+def test_the_decodes_of_a_gpu_fit_into_its_free_memory() -> None:
+    """About 1.5 GB each, never fewer than none."""
+    assert 1.2e9 < decoding.DECODE_BYTES < 1.6e9
+    cases = {-1: 0, 10**9: 0, 12 * 10**9: 7, 70 * 10**9: 45}
+    assert {free: decoding.decodes_that_fit(free) for free in cases} == cases
+    assert decoding.decodes_that_fit(10, 3) == 3
 
 
 class TestTurns:

@@ -19,10 +19,13 @@ from p3d.jobs.cli import cli
 from p3d.jobs.job import read_job
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
+from p3d.jobs.worker import actor
 from p3d.jobs.worker.actor import Refused, ShardError, ShardWorker, shard_error_of
 from p3d.jobs.worker.autoscale import DecodeAutoscaler
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Use
+from p3d.jobs.worker.decoding import DECODE_BYTES
 from p3d.pipeline.dataset.verify import audit
+from p3d.pipeline.extract import InferenceThreads
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
 
@@ -131,6 +134,24 @@ def test_no_memory_for_one_clip_stops_the_job_resumable() -> None:
     """All clips have one size, so no video causes this: the shard stays open and the job stops."""
     trouble = shard_error_of(DeviceFull("cuda cannot fit one clip of p3d63 in memory"))
     assert trouble.kind == "store" and "resume" in trouble.detail
+
+
+@pytest.mark.fault(9)
+def test_the_free_memory_of_a_gpu_limits_the_decodes_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the load asks for more. Where not even one decode fits, the worker is refused with the GPU's name."""
+    worker = ShardWorker.__new__(ShardWorker)
+    worker.spec = SimpleNamespace(recipe=SimpleNamespace(decoder="nvdec"))
+    worker.concurrency, worker.in_hand, worker.inference_threads = DecodeConcurrency(32), {}, InferenceThreads(2)
+    worker.autoscaler, worker.encoder = DecodeAutoscaler(32, 1), SimpleNamespace(busy=None)
+    monkeypatch.setattr(actor, "gpu_name", lambda: "NVIDIA T4")
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 2 * 10**9)
+    monkeypatch.setattr(actor, "free_bytes", lambda: (2 * 10**9 + 4 * DECODE_BYTES, 15 * 10**9))
+    assert worker._limit_decodes() == ""
+    assert worker.concurrency.n == 4
+    worker.progress(most_decodes=32)
+    assert worker.concurrency.n == worker.autoscaler.concurrency == 4
+    monkeypatch.setattr(actor, "free_bytes", lambda: (3 * 10**9, 15 * 10**9))
+    assert "NVIDIA T4: 1.0 of 15.0 GB are free next to the network" in worker._limit_decodes()
 
 
 @pytest.mark.parametrize(

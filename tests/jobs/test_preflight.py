@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
 from ray._private import ray_constants
 
+from p3d.jobs.cli import cli
+from p3d.jobs.machine import Machines, gpu_software
+from p3d.jobs.scheduler import cluster as clusters
+from p3d.jobs.scheduler import preflight
 from p3d.jobs.scheduler.cluster import (
     _absolute_tmpdir,
     _sessions,
@@ -114,6 +120,63 @@ def test_each_objection_is_one_message(changes: dict, downloads: bool, words: st
     )
     assert len(found) == (words is not None)
     assert words is None or re.search(words, found[0])
+
+
+def smi(folder: Path, script: str) -> None:
+    """An nvidia-smi for the PATH."""
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_the_software_of_a_gpu_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name and driver by nvidia-smi, and CUDA, cuDNN and FFmpeg; "absent" where unknown, nothing without a GPU."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_software() == {}
+    names = ["gpu", "driver", "cuda", "cudnn", "ffmpeg"]
+    found = gpu_software("NVIDIA L4")
+    assert list(found) == names and (found["gpu"], found["driver"]) == ("NVIDIA L4", "absent")
+    smi(tmp_path, 'echo "NVIDIA H100 80GB HBM3, 570.86.15"; echo "NVIDIA H100 80GB HBM3, 570.86.15"')
+    found = look_here("", "", "", DEFAULTS).software
+    assert (found["gpu"], found["driver"]) == ("NVIDIA H100 80GB HBM3", "570.86.15")
+    assert set(names) <= set(found) and all(found.values())
+    smi(tmp_path, 'echo "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver"; exit 9')
+    assert gpu_software() == {}
+
+
+def test_gpus_are_shown_by_the_check_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node without a GPU has no text in those columns."""
+    there = {"gpu": "NVIDIA L4", "driver": "570.86", "cuda": "13.0", "cudnn": "91200", "ffmpeg": "5"}
+    nodes = [HERE, replace(HERE, host="there", software=HERE.software | there | {"torchcodec": "0.17.0"})]
+    machines = SimpleNamespace(machines=Machines(4, 2, 1))
+    monkeypatch.setattr(clusters, "local_cluster", lambda: contextlib.nullcontext(machines))
+    monkeypatch.setattr(clusters, "inspect_nodes", lambda *_: (nodes, []))
+    assert cli.main(["cluster", "check"], standalone_mode=False) == 0
+    head, here, other, *_ = capsys.readouterr().out.splitlines()
+    assert head.split()[-6:] == ["gpu", "driver", "cuda", "cudnn", "torchcodec", "ffmpeg"]
+    assert here.split()[-1] == "18.0"
+    assert " ".join(other.split()[-7:]) == "NVIDIA L4 570.86 13.0 91200 0.17.0 5"
+
+
+@pytest.mark.fault(10)
+def test_a_gpu_is_tried_before_a_job_that_decodes_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node with a GPU decodes the sample file, and gives one message if it cannot; other nodes are not asked."""
+    monkeypatch.setattr(preflight, "not_here", lambda: "")
+    monkeypatch.setattr(preflight, "sample_problem", lambda: "its GPU does not decode the sample file (CUDA error)")
+    host = platform.node()
+    assert preflight.try_gpu() == f"--decoder nvdec on {host}: its GPU does not decode the sample file (CUDA error)"
+    monkeypatch.setattr(preflight, "sample_problem", lambda: "")
+    assert preflight.try_gpu() == ""
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)  # Ray believes it
+    try:
+        with pytest.raises(ClusterError, match=f"^--decoder nvdec on {host}: tor[^;]*$"):  # no torchcodec, or no GPU
+            refuse_unfit("", "", "", DEFAULTS, nvdec=True)
+        refuse_unfit("", "", "", DEFAULTS)
+        assert clusters.ask_nodes(preflight.try_gpu, num_gpus=2) == ([], [])
+    finally:
+        ray.shutdown()
 
 
 def test_a_machine_reports_what_it_sees(tmp_path: Path, bucket: str) -> None:

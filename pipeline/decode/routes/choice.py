@@ -12,6 +12,7 @@ from typing import Literal
 
 from p3d.pipeline.decode.blocks import CHUNK_FRAMES
 from p3d.pipeline.decode.probe import Probe
+from p3d.pipeline.decode.routes.nvdec_chips import SMALLEST, Chip, nvdec_codecs
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameSpec
 from p3d.pipeline.types.policy import DecodePolicy
@@ -19,7 +20,6 @@ from p3d.pipeline.types.policy import DecodePolicy
 RouteName = Literal["decord", "pyav", "nvdec"]
 
 DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg", "prores"))
-NVDEC_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1"))
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, 4:2:0: what every NVDEC engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
@@ -39,15 +39,15 @@ MAX_PACKET_BYTES = 64 * 1024**2  # compressed: at its first read, decord queues 
 MANY_FRAMES = 16_384
 
 
-def route(found: Probe, policy: DecodePolicy, spec: FrameSpec) -> tuple[RouteName, str]:
-    """("decord", "pyav" or "nvdec", why in words).
+def route(found: Probe, policy: DecodePolicy, spec: FrameSpec, chip: Chip | None = None) -> tuple[RouteName, str]:
+    """("decord", "pyav" or "nvdec", why in words). `chip` is the GPU of this process, if it has one.
 
     VideoError(unsupported) when decord or nvdec is requested by name but is not proved to read this video correctly.
     """
     if policy.decoder == "pyav":
         return "pyav", "requested"
     if policy.decoder == "nvdec":
-        objection = next(_objections_to_nvdec(found), "")
+        objection = next(_objections_to_nvdec(found, chip), "")
         if objection:
             raise VideoError(Reason.UNSUPPORTED, f"nvdec does not read this video: {objection}")
         return "nvdec", "requested"
@@ -75,10 +75,17 @@ def in_pieces(found: Probe) -> bool:
     return exact_seek(found) and (found.n_frames > MANY_FRAMES or found.packet_bytes > MAX_PACKET_BYTES)
 
 
-def _objections_to_nvdec(found: Probe) -> Iterator[str]:
+def _objections_to_nvdec(found: Probe, chip: Chip | None) -> Iterator[str]:
     """Why a GPU must not read this video: it cannot, or it was never shown to read such videos correctly."""
-    if found.codec not in NVDEC_CODECS:
+    if found.codec not in SMALLEST:
         yield f"it does not decode codec {found.codec}"
+        return
+    if chip is not None and found.codec not in nvdec_codecs(chip.capability):
+        yield f"{chip.name} does not decode codec {found.codec}"
+    width, height = SMALLEST[found.codec]
+    if found.coded_width < width or found.coded_height < height:
+        size = f"{found.coded_width}x{found.coded_height}"
+        yield f"pictures of {size}, but of {found.codec} it decodes {width}x{height} or more"
     if found.pixel_format not in NVDEC_PIXELS:
         yield f"pixel format {found.pixel_format}, but it needs 8 bits and 4:2:0"
     if not set(found.container.split(",")) & DECORD_CONTAINERS:
