@@ -38,20 +38,22 @@ def _batches(guess: Estimate) -> list[tuple[str, str]]:
     return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
 
 
-def _bf16(guess: Estimate) -> list[tuple[str, str]]:
-    """What bf16 would gain and cost here, if it was measured; the option is named if it makes the job faster."""
+def _precisions(guess: Estimate) -> Lines:
+    """What other precisions would gain and cost here, if they were measured; the option is named for the best one."""
+    from p3d.jobs.planning.estimate import recommended
     from p3d.jobs.planning.network_trial import WORTH
 
-    half = guess.bf16
-    if half is None:
-        return []
-    if half.times < WORTH:
-        gains = f"not faster here: the network {half.times:.2f} times as fast as in fp32"
-    else:
-        gains = f"network {half.times:.1f} times as fast here, the job {half.job_times:.1f} times"
-        gains += ": --precision bf16" if half.job_times >= WORTH else ""
-    clips = output.count(half.n_clips, "clip")
-    return [("bf16", gains), ("", f"(cosine with fp32 {half.cosine:.6f}, lowest {half.lowest:.6f}, of {clips})")]
+    lines, best = Lines(), recommended(guess.gains)
+    for one in guess.gains:
+        if one.times < WORTH:
+            gains = f"not faster here: the network {one.times:.2f} times as fast as in fp32"
+        else:
+            gains = f"network {one.times:.1f} times as fast here, the job {one.job_times:.1f} times"
+            gains += f": --precision {one.precision}" if one is best else ""
+        clips = output.count(one.n_clips, "clip")
+        cosines = f"(cosine with fp32 {one.cosine:.6f}, lowest {one.lowest:.6f}, of {clips})"
+        lines += [(one.precision, gains), ("", cosines)]
+    return lines
 
 
 def _short(name: str) -> str:
@@ -138,9 +140,9 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     a minute. The answer names files that do not exist, and the videos of the sample that fail, with the reason. Clips,
     bytes and time are extrapolated. On a GPU several batch sizes are timed.
 
-    With --precision fp32 some clips are also embedded in bf16, where the network and this machine support it. The
-    answer shows how much faster bf16 would be, for the network and for the whole job, and its cosines with fp32. That
-    takes a few more seconds.
+    With --precision fp32 some clips are also embedded in bf16, and on a GPU in fp16 and tf32, where the network and
+    this machine support them. The answer shows how much faster they would be, for the network and for the whole job,
+    their cosines with fp32, and which one to choose. That takes a few more seconds.
     """
     output.say("loading the network ...")  # torch alone takes seconds to import
     from p3d.jobs.job import refuse_other_job, weights_key
@@ -231,5 +233,5 @@ def _estimated(guess: Estimate) -> Lines:
         ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
         *_batches(guess),
         ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
-        *_bf16(guess),
+        *_precisions(guess),
     ]

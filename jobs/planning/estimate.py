@@ -3,7 +3,7 @@
     all videos ──sample──> probe: clips per byte ──> 32 of them ──trial──> seconds of decoding, frames
                                                      frames ──Encoder, inference threads of a job──> clips/s, rows
                                                               on a GPU also in batches of several sizes
-                                                              in fp32 also in bf16, if that runs here
+                                                              in fp32 also in lower precisions that run here
                                                      rows ──the dataset's own writers──> bytes per row
 
 On a CPU, decoding and the network share the cores, so their times add up. On a GPU they overlap, so the slower of the
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ import pyarrow as pa
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.changes import ToDo
 from p3d.jobs.planning.decode_trial import How, Tried, trial
-from p3d.jobs.planning.network_trial import Bf16, embed_trial
+from p3d.jobs.planning.network_trial import WORTH, Gain, embed_trial
 from p3d.jobs.planning.prepare import Prepared, default_workers
 from p3d.jobs.planning.shard_size import cpu_sizing
 from p3d.pipeline.clips.rules import clip_spans, laid_over, looked_at
@@ -55,6 +55,7 @@ MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/per
 
 EXAMPLES = 3  # of the videos that fail for a reason
 TELL_S = 5.0  # between two messages about the progress of the trial
+LEAST_COSINE = 0.999  # with fp32, of any clip, for a precision to be recommended
 DIGITS = 20  # of a feature of the golden clip, as text
 
 
@@ -68,7 +69,7 @@ class Failing:
 
 
 @dataclass(frozen=True, slots=True)
-class Bf16Gain(Bf16):
+class JobGain(Gain):
     """`job_times`: the speed of the whole job as a multiple of that in fp32, with its start and its decoding."""
 
     job_times: float
@@ -85,7 +86,7 @@ class Estimate:
     batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
     a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
     slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
-    `bf16` is None unless the recipe is in fp32 and could also run in bf16 here.
+    `gains` are those of the other precisions that run here, if the recipe is in fp32.
     """
 
     n_videos: int
@@ -112,7 +113,7 @@ class Estimate:
     workers: int
     device: str
     warnings: tuple[str, ...]
-    bf16: Bf16Gain | None = None
+    gains: tuple[JobGain, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -199,7 +200,7 @@ def estimate(
         workers=workers,
         device=device,
         warnings=tuple(warnings),
-        bf16=None if network.bf16 is None else gain(network.bf16, cores_s, network_s, on_cpu=on_cpu),
+        gains=tuple(job_gain(one, cores_s, network_s, on_cpu=on_cpu) for one in network.gains),
     )
 
 
@@ -208,11 +209,18 @@ def seconds_of_job(cores_s: float, network_s: float, *, on_cpu: bool) -> float:
     return STARTUP_S + (cores_s + network_s if on_cpu else max(cores_s, network_s))
 
 
-def gain(bf16: Bf16, cores_s: float, network_s: float, *, on_cpu: bool) -> Bf16Gain:
-    """What bf16 gains for a whole job whose stages take these seconds in fp32."""
+def job_gain(of: Gain, cores_s: float, network_s: float, *, on_cpu: bool) -> JobGain:
+    """What a precision gains for a whole job whose stages take these seconds in fp32."""
     full_s = seconds_of_job(cores_s, network_s, on_cpu=on_cpu)
-    half_s = seconds_of_job(cores_s, network_s / bf16.times, on_cpu=on_cpu)
-    return Bf16Gain(**asdict(bf16), job_times=full_s / half_s)
+    half_s = seconds_of_job(cores_s, network_s / of.times, on_cpu=on_cpu)
+    return JobGain(**asdict(of), job_times=full_s / half_s)
+
+
+def recommended(gains: Sequence[JobGain]) -> JobGain | None:
+    """The precision to choose: the most exact of those nearly as fast as the fastest. None if none is worth it."""
+    worth = [one for one in gains if one.job_times >= WORTH and one.lowest >= LEAST_COSINE]
+    fastest = max((one.job_times for one in worth), default=0.0)
+    return max((one for one in worth if one.job_times * WORTH >= fastest), key=lambda one: one.lowest, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     trial ──frames of a clip of each──> Encoder, as many inference threads as a job has ──> clips/s, rows
                                         on a GPU also in batches of several sizes
-                                   └──> the same in bf16, in turn, if fp32 was asked for ──> times the speed, cosines
+                                   └──> the same in lower precisions, in turn, if fp32 was asked for ──> Gains
 
 On a CPU the Encoder arranges its weights for the first batch size, so one Encoder cannot compare sizes. Only the
 default is timed there; docs/performance.md has rates of other sizes.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from statistics import median
 
@@ -30,19 +30,21 @@ from p3d.pipeline.types import FLOAT32, INT64, UINT8
 TIMED_S = 5.0  # after one warm-up batch per inference thread; at least two more batches per thread are timed
 GPU_BATCHES = (8, 16, 32, 64, 128)  # clips
 ROUNDS = 3  # over all sizes in turn, after one to warm up
-BF16_ROUNDS, BF16_S = 3, 2.0  # after so many rounds, or seconds in bf16, no further round also runs in bf16
+OTHERS = {"cpu": ("bf16",), "cuda": ("fp16", "bf16", "tf32")}  # precisions to compare with fp32, by kind of device
+OTHER_ROUNDS, OTHER_S = 3, 2.0  # after so many rounds, or seconds in a precision, no further round also runs in it
 WORTH = 1.05  # what is this many times as fast as the default is suggested
 
 
 @dataclass(frozen=True, slots=True)
-class Bf16:
-    """What bf16 gains and costs here, compared with fp32.
+class Gain:
+    """What a precision gains and costs here, compared with fp32.
 
     `times` is the speed of the network as a multiple of that in fp32, the median of interleaved rounds. `cosine` is the
-    median of the cosines between the features of a clip in bf16 and in fp32, and `lowest` the lowest, over `n_clips`
-    clips of different videos; a feature vector of zeros counts as 0.
+    median of the cosines between the features of a clip in this precision and in fp32, and `lowest` the lowest, over
+    `n_clips` clips of different videos; a feature vector of zeros counts as 0.
     """
 
+    precision: str
     times: float
     cosine: float
     lowest: float
@@ -55,8 +57,8 @@ class EmbedTrial:
 
     `clips_per_s` is the rate with the default batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0
     for those that do not fit; it is empty on a CPU. `features_ND` and `probs_NK` are float32, with N videos; K is 0 if
-    the recipe stores no scores. `bf16` is None unless the recipe is in fp32, the network and the device also run in
-    bf16, and a video could be decoded.
+    the recipe stores no scores. `gains` are those of the precisions that the network and the device also support, if
+    the recipe is in fp32 and a video could be decoded.
     """
 
     device: str
@@ -65,7 +67,7 @@ class EmbedTrial:
     by_batch: dict[int, float]
     features_ND: FLOAT32
     probs_NK: FLOAT32
-    bf16: Bf16 | None = None
+    gains: tuple[Gain, ...] = ()
 
     @property
     def faster(self) -> str | None:
@@ -93,9 +95,10 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
             precision=precision,
         )
 
-    has_bf16 = "bf16" in prepared.weights.network.precisions and computes_in("bf16", device_for(device))
+    on, known = device_for(device), prepared.weights.network.precisions
     encoder = encoder_in(recipe.precision)
-    half = encoder_in("bf16") if tried and has_bf16 and recipe.precision == "fp32" else None
+    compared = OTHERS.get(on.type, ()) if tried and recipe.precision == "fp32" else ()
+    others = {name: _Other(encoder_in(name)) for name in compared if name in known and computes_in(name, on)}
     black_NHWC = np.zeros((1, *recipe.crop_hw, 3), np.uint8)
     clips = [one.frames_NHWC for one in tried if len(one.frames_NHWC)] or [black_NHWC]
 
@@ -109,18 +112,18 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
 
         done = [batch(encoder, 0, size)]  # alone, because it may rearrange the weights in memory
         done += pool.map(batch, repeat(encoder), range(1, inference_threads), repeat(size))
-        if half:
-            batch(half, 0, size)
-        warm, done_in_bf16 = len(done), list[tuple[FLOAT32, FLOAT32]]()
-        spent, spent_in_bf16 = list[float](), list[float]()  # seconds of each round
+        for other in others.values():
+            batch(other.encoder, 0, size)
+        warm, spent = len(done), list[float]()  # seconds of each round
         while len(done) < 3 * inference_threads or (sum(spent) < TIMED_S and len(done) * size < len(clips)):
             first, started = len(done), time.monotonic()
             done += turn(encoder, first, size)
             spent.append(time.monotonic() - started)
-            if half and len(spent) <= BF16_ROUNDS and sum(spent_in_bf16) < BF16_S:
-                started = time.monotonic()
-                done_in_bf16 += turn(half, first, size)
-                spent_in_bf16.append(time.monotonic() - started)
+            for other in others.values():
+                if len(spent) <= OTHER_ROUNDS and sum(other.spent) < OTHER_S:
+                    started = time.monotonic()
+                    other.done += turn(other.encoder, first, size)
+                    other.spent.append(time.monotonic() - started)
         rate = len(spent) * inference_threads * size / sum(spent)
         by_batch = (
             {}
@@ -128,13 +131,24 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
             else rates_by_batch(encoder, GPU_BATCHES, lambda size: turn(encoder, 0, size), inference_threads)
         )
     features_ND, probs_NK = (np.concatenate(rows)[: len(tried)] for rows in zip(*done, strict=True))
-    bf16 = None
-    if half:
-        pairs = list(zip(done[warm:], done_in_bf16, strict=False))
-        cosines_N = np.concatenate([_cosines(ours[0], theirs[0]) for ours, theirs in pairs])[: len(clips)]
-        times = median(full / half for full, half in zip(spent, spent_in_bf16, strict=False))
-        bf16 = Bf16(times, float(np.median(cosines_N)), float(cosines_N.min()), len(cosines_N))
-    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0], bf16)
+    gains = tuple(other.gain(name, done[warm:], spent, len(clips)) for name, other in others.items())
+    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0], gains)
+
+
+@dataclass(slots=True)
+class _Other:
+    """The rounds of another precision: its batches, and the seconds of each round."""
+
+    encoder: Encoder
+    done: list[tuple[FLOAT32, FLOAT32]] = field(default_factory=list)
+    spent: list[float] = field(default_factory=list)
+
+    def gain(self, name: str, done: list[tuple[FLOAT32, FLOAT32]], spent: list[float], n_clips: int) -> Gain:
+        """Compared with the same batches `done` in fp32, of `n_clips` different clips, and the seconds `spent`."""
+        pairs = zip(done, self.done, strict=False)
+        cosines_N = np.concatenate([_cosines(ours[0], theirs[0]) for ours, theirs in pairs])[:n_clips]
+        times = median(full / other for full, other in zip(spent, self.spent, strict=False))
+        return Gain(name, times, float(np.median(cosines_N)), float(cosines_N.min()), len(cosines_N))
 
 
 def _cosines(one_ND: FLOAT32, other_ND: FLOAT32) -> npt.NDArray[np.float64]:

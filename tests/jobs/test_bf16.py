@@ -16,11 +16,11 @@ import p3d.device
 from p3d.device import computes_in, device_for
 from p3d.encoder import Encoder, golden_clip
 from p3d.jobs.api.search import embedded
-from p3d.jobs.cli.plan import _bf16
+from p3d.jobs.cli.plan import _precisions
 from p3d.jobs.job import rows_of, stored_weights
 from p3d.jobs.planning.decode_trial import Tried
-from p3d.jobs.planning.estimate import STARTUP_S, Bf16Gain, gain
-from p3d.jobs.planning.network_trial import Bf16, embed_trial
+from p3d.jobs.planning.estimate import STARTUP_S, JobGain, job_gain, recommended
+from p3d.jobs.planning.network_trial import Gain, embed_trial
 from p3d.jobs.planning.prepare import JobSpec, Prepared, prepare, recipe_of_query
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
@@ -128,22 +128,23 @@ def test_a_plan_in_fp32_measures_bf16(small_weights: Path) -> None:
     """The cosines are those between the two precisions, over each sample clip once; a plan in bf16 has none."""
     prepared, tried = tried_clips(small_weights, JobSpec(None, str(small_weights)))
     found = embed_trial(prepared, tried, cpus=2)
-    assert found.bf16 is not None and found.bf16.times > 0 and found.bf16.n_clips == 3
+    (gained,) = found.gains
+    assert gained.precision == "bf16" and gained.times > 0 and gained.n_clips == 3
     in_bf16, tried = tried_clips(small_weights, JobSpec(None, str(small_weights), precision="bf16"))
     other = embed_trial(in_bf16, tried, cpus=2)
-    assert other.bf16 is None
+    assert other.gains == ()
     one_ND, other_ND = found.features_ND.astype(float), other.features_ND.astype(float)
     lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
     cosines_N = (one_ND * other_ND).sum(axis=1) / lengths_N
-    assert found.bf16.lowest == pytest.approx(cosines_N.min(), abs=1e-6) and found.bf16.lowest < 1 - 1e-6
-    assert found.bf16.cosine == pytest.approx(np.median(cosines_N), abs=1e-6)
-    assert embed_trial(prepared, [], cpus=2).bf16 is None  # no clip to compare
+    assert gained.lowest == pytest.approx(cosines_N.min(), abs=1e-6) and gained.lowest < 1 - 1e-6
+    assert gained.cosine == pytest.approx(np.median(cosines_N), abs=1e-6)
+    assert embed_trial(prepared, [], cpus=2).gains == ()  # no clip to compare
 
 
 def test_a_plan_on_a_machine_without_bf16_measures_fp32_alone(small_weights: Path, without_bf16: None) -> None:
     """The rate of fp32 is there, and no comparison."""
     found = embed_trial(*tried_clips(small_weights, JobSpec(None, str(small_weights))), cpus=2)
-    assert found.bf16 is None and found.clips_per_s > 0 and len(found.features_ND) == 3
+    assert found.gains == () and found.clips_per_s > 0 and len(found.features_ND) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_plan_on_a_machine_without_bf16_measures_fp32_alone(small_weights: Pat
 )
 def test_the_gain_of_the_whole_job(cores_s: float, network_s: float, on_cpu: bool, job_times: float) -> None:
     """Only the network becomes faster; decoding and the start do not."""
-    found = gain(Bf16(2.5, 0.9999, 0.999, 32), cores_s, network_s, on_cpu=on_cpu)
+    found = job_gain(Gain("bf16", 2.5, 0.9999, 0.999, 32), cores_s, network_s, on_cpu=on_cpu)
     assert found.job_times == pytest.approx(job_times, rel=1e-4)
     assert (found.times, found.cosine, found.lowest, found.n_clips) == (2.5, 0.9999, 0.999, 32)
 
@@ -172,9 +173,23 @@ def test_the_gain_of_the_whole_job(cores_s: float, network_s: float, on_cpu: boo
 )
 def test_the_lines_of_a_plan(times: float, job_times: float, line: str) -> None:
     """The option is named only if the whole job is faster; the lines fit 80 columns of a terminal."""
-    half = Bf16Gain(times, 0.9999703, 0.9999101, 32, job_times)
-    (name, first), (_, second) = _bf16(SimpleNamespace(bf16=half))  # type: ignore[arg-type]
+    half = JobGain("bf16", times, 0.9999703, 0.9999101, 32, job_times)
+    (name, first), (_, second) = _precisions(SimpleNamespace(gains=(half,)))  # type: ignore[arg-type]
     assert (name, first) == ("bf16", line)
     assert second == "(cosine with fp32 0.999970, lowest 0.999910, of 32 clips)"
     assert max(len(first), len(second)) + 10 <= 80
-    assert _bf16(SimpleNamespace(bf16=None)) == []  # type: ignore[arg-type]
+    assert _precisions(SimpleNamespace(gains=())) == []  # type: ignore[arg-type]
+
+
+def test_a_plan_on_a_gpu_names_the_most_exact_of_the_fastest_precisions() -> None:
+    """fp16 and bf16 are equally fast on a GPU, and fp16 is nearer to fp32; what is too far from it is not named."""
+    fp16 = JobGain("fp16", 3.1, 0.9999998, 0.9999996, 32, 2.40)
+    bf16 = JobGain("bf16", 3.2, 0.99998, 0.9999, 32, 2.45)
+    tf32 = JobGain("tf32", 1.8, 0.9999999, 0.9999999, 32, 1.6)
+    assert recommended((bf16, fp16, tf32)) is fp16
+    assert recommended((bf16, replace(fp16, lowest=0.9))) is bf16
+    assert recommended((tf32, replace(bf16, job_times=1.02))) is tf32
+    assert recommended((replace(bf16, job_times=1.04),)) is None
+    lines = dict(_precisions(SimpleNamespace(gains=(fp16, bf16, tf32))))  # type: ignore[arg-type]
+    assert lines["fp16"].endswith(": --precision fp16")
+    assert "--precision" not in lines["bf16"] + lines["tf32"]
