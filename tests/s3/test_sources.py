@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import DecodeMessage, Failure, FrameSpec, VideoEnd, VideoRef, VideoStart
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
+from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import recipe
 from tests.s3.conftest import new_store
 from tests.s3.proxy import Fault, Proxy
@@ -325,3 +327,18 @@ def test_a_video_error_is_what_the_block_raises(front: Proxy, content: bytes, sc
     put(store, "v.mp4", b"other")
     with pytest.raises(VideoError, match="no longer the object that was planned"):
         fetched(video, scratch)
+
+
+def test_plan_of_a_prefix_decodes_a_sample_and_names_what_fails(
+    any_front: Proxy, store: S3Store, content: bytes, small_weights: Path
+) -> None:
+    """Videos on S3 are downloaded for the trial, which counts their clips and failures; no header is probed."""
+    put(store, "in/good.mp4", content)
+    put(store, "in/cut.mp4", content[: len(content) // 2])
+    words = ["plan", f"{store.url}/in", "--weights", str(small_weights), "--json"]
+    code, shown, said = in_process(*words)
+    assert code == 0, said
+    found = json.loads(shown)
+    assert (found["n_videos"], found["n_tried"], found["n_failed"]) == (2, 2, 1)
+    assert [one["examples"][0][0] for one in found["failing"]] == ["cut.mp4"]
+    assert found["n_clips"] >= 1 and found["size_bytes"] == len(content) + len(content) // 2
