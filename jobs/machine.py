@@ -96,7 +96,8 @@ def gpu_software(gpu: str = "") -> dict[str, str]:
 
     from p3d.pipeline.decode.routes.nvdec import ffmpeg_here
 
-    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call] # torch does not declare it
+    # not `torch.backends.cudnn.version`, which asks every GPU, and raises if one is too old for this build
+    cudnn = torch._C._cudnn.getVersionInt() if torch._C._has_cudnn else ""
     known = {"gpu": gpu, "driver": found[0][1] if found else "", "cuda": torch.version.cuda or ""}
     known |= {"cudnn": str(cudnn or ""), "ffmpeg": ffmpeg_here()}
     return {name: value or "absent" for name, value in known.items()}

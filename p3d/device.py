@@ -94,12 +94,15 @@ def check_precision(precision: str, device: torch.device) -> None:
 def set_tf32(on: bool) -> None:
     """Let convolutions and matrix products of float32 use TF32 or not, in the whole process.
 
-    Set for each operation, since the older `allow_tf32` does not change convolutions where a program has set
-    `torch.backends.fp32_precision` (torch 2.13, measured).
+    Both switches of torch are set. The older `allow_tf32` does not change convolutions where a program has set
+    `torch.backends.fp32_precision` (torch 2.13, measured). It raises where the two disagree, also when other code reads
+    it. The newer one is not in torch before 2.9.
     """
     backends: Any = torch.backends  # untyped
-    for operation in (backends.cudnn.conv, backends.cuda.matmul):
-        operation.fp32_precision = "tf32" if on else "ieee"
+    backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = on
+    if hasattr(backends, "fp32_precision"):
+        for operation in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+            operation.fp32_precision = "tf32" if on else "ieee"
 
 
 def is_full(error: Exception) -> bool:
@@ -117,7 +120,8 @@ def has_no_engine(error: Exception) -> bool:
 class BusyTime:
     """The `seconds` in which a GPU computed at least one batch, by the events before and after each batch.
 
-    Time in which a batch waits for a thread or for its frames does not count. Batches that overlap count once.
+    Time in which a batch waits for a thread or for its frames does not count; pauses between its kernels do. Batches
+    that overlap count once, or less if they are counted out of order.
     """
 
     def __init__(self) -> None:

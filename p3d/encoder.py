@@ -10,9 +10,9 @@ between batch sizes, thread counts, torch versions and processors.
 Several threads may encode at once, each in its own CUDA stream. On a GPU the frames of one batch are copied from pinned
 memory while another batch is computed.
 
-Precision: in tf32 convolutions multiply with fewer digits. In bf16 and fp16 the convolutions, their folded weights and
-the activations between them have 16 bits. Frame normalisation, averages, the classifier and all outputs are float32.
-Only the frames are cast to the lower precision.
+Precision: in tf32, convolutions and the classifier multiply with fewer digits. In bf16 and fp16 the convolutions,
+their folded weights and the activations between them have 16 bits. Frame normalisation, averages, the classifier and
+all outputs are float32. Only the frames are cast to the lower precision.
 
 Shapes: N frames, B clips, T frames per clip, H height, W width, C channels, D features, K classes.
 """
@@ -197,24 +197,22 @@ class Encoder:
             return MappingProxyType({name: rows[:0] for name, rows in of_one.items()})
         frames = self._to_device(frames_NHWC)
         all_BT = self._to_device(index_BT)
-        with self._timed():
-            batches = [self._run(frames, all_BT, start, size, layers) for start in range(0, clips, size)]
-            rows = {name: _joined([batch[name] for batch in batches], clips) for name in layers}
+        before = self._now()
+        batches = [self._run(frames, all_BT, start, size, layers) for start in range(0, clips, size)]
+        after = self._now()
+        rows = {name: _joined([batch[name] for batch in batches], clips) for name in layers}
+        if self.busy is not None:
+            self.busy.count(before, after)  # both have happened, since the rows are on the host
         return MappingProxyType(rows)
 
-    @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Count the time that the GPU takes for this block, which ends after its results have arrived on the host."""
+    def _now(self) -> Any:
+        """An event in this thread's CUDA stream; None on other devices."""
         if self.busy is None:
-            yield
-            return
+            return None
         event: Any = torch.cuda.Event  # untyped
-        before, after = event(enable_timing=True), event(enable_timing=True)
-        before.record()
-        yield
-        after.record()
-        after.synchronize()
-        self.busy.count(before, after)
+        now = event(enable_timing=True)
+        now.record()
+        return now
 
     def _run(
         self, frames_NHWC: Tensor, index_BT: Tensor, start: int, size: int, layers: Sequence[str]

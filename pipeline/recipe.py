@@ -121,7 +121,7 @@ class RecipeOptions:
     embedding_dtype: str = option("float32", "Store vectors in this type.", choices=DTYPES)
     precision: str = option(
         "fp32",
-        "Run the network in this precision. fp16 and tf32: CUDA only. `plan` compares bf16 with fp32.",
+        "Run the network in this precision. fp16 and tf32: CUDA only. `plan` compares them with fp32.",
         choices=PRECISIONS,
     )
     decoder: Decoder = option(

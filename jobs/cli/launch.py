@@ -61,7 +61,7 @@ def launch(
     from p3d.jobs.api.runs import launch_job
 
     remote.refuse_to_detach(address, detach)
-    spec, plan, s3 = job_spec(typed, out), plan_options(typed), store_options_of(typed)
+    spec, plan, s3 = job_spec({**typed, "trust": trust}, out), plan_options(typed), store_options_of(typed)
     if remote.runs_remotely(address):
         assert address is not None
         return _launch_remotely(address, detach, out, spec, s3, trust)

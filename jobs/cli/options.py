@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from p3d.jobs.cli import STORES
+from p3d.jobs.cli import STORES, output
 from p3d.jobs.cli.declared import options_of
 from p3d.jobs.planning.job_spec import JobSpec
-from p3d.pipeline.errors import JobError
+from p3d.pipeline.errors import NoSuchJob
 from p3d.pipeline.recipe import PlanOptions, Recipe, RecipeOptions, RunOptions
 from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
-from p3d.pipeline.types.options import options_in
+from p3d.pipeline.types.options import flag_of, options_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,23 +44,32 @@ def run_options(verb: F) -> F:
 
 
 def job_spec(typed: dict[str, Any], out: str | None = None) -> JobSpec:
-    """The options that determine the embeddings. What is not typed is as in the job at OUT, if there is one."""
+    """The options that determine the embeddings. What is not typed is as in the job at OUT, if it is trusted."""
     values = {field.name: typed[field.name] for field in fields(JobSpec)}
-    there = None if out is None else _recipe_at(out, store_options_of(typed))
-    for name in {field.name for field in fields(RecipeOptions)} if there else ():
-        if click.get_current_context().get_parameter_source(name) == ParameterSource.DEFAULT:
-            values[name] = getattr(there, name)
+    there = None if out is None else _recipe_at(out, store_options_of(typed), bool(typed.get("trust")))
+    inherited = {}
+    for field in fields(RecipeOptions) if there else ():
+        of_job = getattr(there, field.name)
+        if click.get_current_context().get_parameter_source(field.name) == ParameterSource.DEFAULT:
+            if values[field.name] != of_job:
+                inherited[flag_of(field)] = of_job
+            values[field.name] = of_job
+    if inherited:
+        output.say("as in the job at OUT: " + ", ".join(f"{flag} {value}" for flag, value in inherited.items()))
     return JobSpec(**values)
 
 
-def _recipe_at(out: str, s3: StoreOptions) -> Recipe | None:
-    """The recipe of the job at an output; None without a job that can be read, whose reason is told later."""
+def _recipe_at(out: str, s3: StoreOptions, trust: bool) -> Recipe | None:
+    """The recipe of the job at an output; None without a job, or if the job is not trusted."""
     from p3d.jobs.job import read_job
+    from p3d.jobs.trust import is_trusted
 
+    store = out_store(out, s3)
     try:
-        return read_job(out_store(out, s3)).recipe
-    except JobError:
+        job = read_job(store)
+    except NoSuchJob:
         return None
+    return job.recipe if trust or is_trusted(store, job) else None
 
 
 def plan_options(typed: dict[str, Any]) -> PlanOptions:

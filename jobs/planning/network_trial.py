@@ -10,6 +10,7 @@ default is timed there; docs/performance.md has rates of other sizes.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,11 @@ from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch
 from p3d.pipeline.types import FLOAT32, INT64, UINT8
 
-TIMED_S = 5.0  # after one warm-up batch per inference thread; at least two more batches per thread are timed
+TIMED_S = 5.0  # in all, unless there are fewer clips, or LEAST_ROUNDS take longer
 GPU_BATCHES = (8, 16, 32, 64, 128)  # clips
 ROUNDS = 3  # over all sizes in turn, after one to warm up
 OTHERS = {"cpu": ("bf16",), "cuda": ("fp16", "bf16", "tf32")}  # precisions to compare with fp32, by kind of device
+LEAST_ROUNDS = {"cpu": 2, "cuda": 3}  # that are timed, after one to warm up
 OTHER_ROUNDS, OTHER_S = 3, 2.0  # after so many rounds, or seconds in a precision, no further round also runs in it
 WORTH = 1.05  # what is this many times as fast as the default is suggested
 
@@ -110,12 +112,24 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
         def turn(of: Encoder, first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
             return list(pool.map(batch, repeat(of), range(first, first + inference_threads), repeat(size)))
 
-        done = [batch(encoder, 0, size)]  # alone, because it may rearrange the weights in memory
-        done += pool.map(batch, repeat(encoder), range(1, inference_threads), repeat(size))
+        def in_all(of: Encoder, first: int, size: int) -> list[tuple[FLOAT32, FLOAT32]]:
+            """A turn in which no thread takes two batches."""
+            together = threading.Barrier(inference_threads)
+
+            def one(number: int) -> tuple[FLOAT32, FLOAT32]:
+                together.wait()
+                return batch(of, number, size)
+
+            return list(pool.map(one, range(first, first + inference_threads)))
+
+        batch(encoder, 0, size)  # alone, because it may rearrange the weights in memory
+        done = in_all(encoder, 0, size)  # each thread chooses cuDNN's algorithms for itself
         for other in others.values():
-            batch(other.encoder, 0, size)
+            in_all(other.encoder, 0, size)
         warm, spent = len(done), list[float]()  # seconds of each round
-        while len(done) < 3 * inference_threads or (sum(spent) < TIMED_S and len(done) * size < len(clips)):
+        while len(done) < (1 + LEAST_ROUNDS.get(on.type, 2)) * inference_threads or (
+            sum(spent) < TIMED_S and len(done) * size < len(clips)
+        ):
             first, started = len(done), time.monotonic()
             done += turn(encoder, first, size)
             spent.append(time.monotonic() - started)
@@ -152,11 +166,11 @@ class _Other:
 
 
 def _cosines(one_ND: FLOAT32, other_ND: FLOAT32) -> npt.NDArray[np.float64]:
-    """The cosine of each pair of rows; 0 if one of them is all zeros."""
+    """The cosine of each pair of rows; 0 if one of them is all zeros or not finite."""
     one_ND, other_ND = one_ND.astype(np.float64), other_ND.astype(np.float64)
     lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
     found_N: npt.NDArray[np.float64] = (one_ND * other_ND).sum(axis=1) / np.where(lengths_N > 0, lengths_N, 1.0)
-    return found_N
+    return np.where(np.isfinite(found_N), found_N, 0.0)
 
 
 def _batch(clips: list[UINT8], n_frames: int, first: int, size: int) -> tuple[UINT8, INT64]:

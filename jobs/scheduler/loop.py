@@ -427,6 +427,9 @@ class RayLoop:
                 worker = self.workers[number]
                 worker.ready, worker.device, worker.host = True, reply.device, reply.host
                 return WorkerReady(number)
+            if isinstance(reply, ShardError):  # its device failed, and another worker may do better
+                ray.kill(actor, no_restart=True)
+                return self._died(number, reply.detail)
             if not isinstance(reply, Refused):
                 return self._died(number, reply)
             if not reply.outage:

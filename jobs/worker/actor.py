@@ -114,9 +114,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class ShardError:
-    """A shard that is not done, while the worker is still alive. Kinds are those of `scheduler.state.ShardTrouble`.
+    """A shard or a setup that is not done, while the worker is still alive.
 
-    One more is `device`: the device context of this process can no longer be trusted, so the worker must end.
+    Kinds are those of `scheduler.state.ShardTrouble`. One more is `device`: the device context of this process can no
+    longer be trusted, so the worker must end.
     """
 
     kind: str
@@ -186,9 +187,9 @@ class ShardWorker:
         home = spec.scratch if here else None
         self.scratch = Path(tempfile.mkdtemp(prefix="p3d-worker-", dir=home))
 
-    def setup(self) -> Ready | Refused:
+    def setup(self) -> Ready | Refused | ShardError:
         """Load the weights, and check the code version and the device. Without this the network is not used."""
-        from p3d.device import device_for
+        from p3d.device import device_for, is_full
         from p3d.encoder import Encoder, GoldenMismatch, check_golden
 
         if code_digest() != self.spec.code:
@@ -221,7 +222,9 @@ class ShardWorker:
             return Refused(str(error), outage=True)
         except (GoldenMismatch, ValueError, JobError) as error:
             return Refused(str(error))
-        except RuntimeError as error:  # of the device, or of torch; another worker there would fail in the same way
+        except RuntimeError as error:
+            if is_of_device(error) and not is_full(error):
+                return shard_error_of(error)
             return Refused(
                 f"the network could not be started on {platform.node()}: {' '.join(str(error).split())[:SHOWN]}. Check "
                 "the GPU with `nvidia-smi`, the driver and the build of torch there, or choose another --precision or "
@@ -240,12 +243,9 @@ class ShardWorker:
     def _limit_decodes(self) -> str:
         """Lower the number of concurrent decodes to what fits next to the network. Why none does, in words; else empty.
 
-        One batch was computed already. The memory that it took is needed once more for each further inference thread.
+        Each inference thread has computed a batch already, and torch has kept its memory.
         """
-        import torch
-
         free, total = free_bytes()
-        free -= (self.inference_threads.n - 1) * torch.cuda.memory_reserved()
         fit = decodes_that_fit(free)
         if not fit:
             space = f"{max(free, 0) / 1e9:.1f} of {total / 1e9:.1f} GB are free next to the network"

@@ -152,13 +152,17 @@ def test_a_column_that_cannot_get_the_earlier_type_is_refused(
 
 
 def test_a_launch_into_a_job_takes_what_is_not_typed_from_it(
-    tmp_path: Path, archive: Path, small_weights: Path
+    tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clip rule and the pooling of the job are not typed again; what is typed and differs is refused by name."""
     out = tmp_path / "out"
     words = ["launch", str(archive), str(out), "--weights", str(small_weights), "--clips", "spread:2", "--limit", "1"]
     assert in_process(*words, "--pool", "max")[0] == 0
     code, _, said = in_process("plan", str(archive), str(out), "--limit", "2")
-    assert code == 0, said
+    assert code == 0 and "as in the job at OUT: --clips spread:2, --pool max" in said
+    with monkeypatch.context() as patch:  # somebody else's job: nothing is taken from it
+        patch.setattr("p3d.jobs.trust.is_trusted", lambda *_: False)
+        code, _, said = in_process("plan", str(archive), str(out), "--limit", "2")
+        assert code == 5 and "clips every:16 (there: spread:2); pool mean (there: max)" in said
     code, _, said = in_process("plan", str(archive), str(out), "--clips", "every:16")
-    assert code == 5 and "was made with other settings: clips every:16 (there: spread:2)" in said and "pool" not in said
+    assert code == 5 and "was made with other settings: clips every:16 (there: spread:2). Use" in said

@@ -20,7 +20,7 @@ from p3d.jobs.job import read_job
 from p3d.jobs.machine import usable_cpus
 from p3d.jobs.planning.prepare import default_batch
 from p3d.jobs.worker import actor
-from p3d.jobs.worker.actor import Refused, ShardError, ShardWorker, shard_error_of
+from p3d.jobs.worker.actor import Ready, Refused, ShardError, ShardWorker, shard_error_of
 from p3d.jobs.worker.autoscale import DecodeAutoscaler
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Use
 from p3d.jobs.worker.decoding import DECODE_BYTES
@@ -30,14 +30,17 @@ from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
 
 
-def worker_that(mischief: Callable[[int], None]) -> type[ShardWorker]:
-    """A worker that calls `mischief(its pid)` before every batch of a shard."""
+def worker_that(mischief: Callable[[int], None], before_setup: Callable[[], None] = lambda: None) -> type[ShardWorker]:
+    """A worker that calls `before_setup()` before its setup, and `mischief(its pid)` before every batch of a shard."""
 
     class Worker(ShardWorker):
         def setup(self):
             import os
 
+            before_setup()
             ready = super().setup()
+            if not isinstance(ready, Ready):
+                return ready
             true = type(self.encoder)._encode
 
             def encode(encoder, *given):
@@ -61,7 +64,8 @@ def test_a_device_that_fails_is_replaced_and_one_short_of_memory_continues(
     tmp_path: Path, archive: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an illegal access a process is never used again: three workers are replaced. After an out-of-memory error
-    half the batch is used, as the footers say. No video fails because of either. At its end the run removes a partial
+    half the batch is used, as the footers say. No video fails because of either. A worker whose device fails while it
+    starts is replaced, too. At its end the run removes a partial
     file that a dead worker left after the first cleanup."""
     seen, out = tmp_path / "seen", tmp_path / "out"
     seen.mkdir()
@@ -80,10 +84,22 @@ def test_a_device_that_fails_is_replaced_and_one_short_of_memory_continues(
             (out / "_job" / "tmp" / "1-0123456789abcdef0123456789abcdef.tmp").write_bytes(b"PAR1")
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(p3d.jobs.scheduler.loop, "ShardWorker", worker_that(mischief))
+    def before_setup() -> None:
+        import torch
+
+        import p3d.encoder
+
+        def broken(*_: object, **__: object) -> None:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+        if not (seen / "setup").exists():
+            (seen / "setup").touch()
+            p3d.encoder.Encoder = broken
+
+    monkeypatch.setattr(p3d.jobs.scheduler.loop, "ShardWorker", worker_that(mischief, before_setup))
     assert launch(archive, out, small_weights) == 0
     names = sorted(path.name.partition("-")[0] for path in seen.iterdir())
-    assert names == ["failed"] * 3 + ["tight"]
+    assert names == ["failed"] * 3 + ["setup", "tight"]
     assert not list((out / "_job" / "tmp").glob("*"))
     store = open_store(str(out))
     found = audit(store, read_job(store))
@@ -144,13 +160,12 @@ def test_the_free_memory_of_a_gpu_limits_the_decodes_of_its_worker(monkeypatch: 
     worker.concurrency, worker.in_hand, worker.inference_threads = DecodeConcurrency(32), {}, InferenceThreads(2)
     worker.autoscaler, worker.encoder = DecodeAutoscaler(32, 1), SimpleNamespace(busy=None)
     monkeypatch.setattr(actor, "gpu_name", lambda: "NVIDIA T4")
-    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 2 * 10**9)
-    monkeypatch.setattr(actor, "free_bytes", lambda: (2 * 10**9 + 4 * DECODE_BYTES, 15 * 10**9))
+    monkeypatch.setattr(actor, "free_bytes", lambda: (4 * DECODE_BYTES, 15 * 10**9))
     assert worker._limit_decodes() == ""
     assert worker.concurrency.n == 4
     worker.progress(most_decodes=32)
     assert worker.concurrency.n == worker.autoscaler.concurrency == 4
-    monkeypatch.setattr(actor, "free_bytes", lambda: (3 * 10**9, 15 * 10**9))
+    monkeypatch.setattr(actor, "free_bytes", lambda: (10**9, 15 * 10**9))
     assert "NVIDIA T4: 1.0 of 15.0 GB are free next to the network" in worker._limit_decodes()
 
 

@@ -92,10 +92,11 @@ def test_tf32_is_off_whatever_the_process_set_before() -> None:
         "import torch; from p3d.device import set_tf32; b = torch.backends; b.fp32_precision = 'tf32'\n"
         "b.cuda.matmul.allow_tf32 = b.cudnn.allow_tf32 = False; print(b.cudnn.conv.fp32_precision)\n"
         "for on in (False, True, False):\n"
-        "    set_tf32(on); print(b.cudnn.conv.fp32_precision, b.cuda.matmul.fp32_precision)"
+        "    set_tf32(on); print(b.cudnn.conv.fp32_precision, b.cuda.matmul.fp32_precision, b.cudnn.allow_tf32)\n"
+        "with b.cudnn.flags(benchmark=True): pass"  # other code of the process may go on using them
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n") == ["tf32", "ieee ieee", "tf32 tf32", "ieee ieee", ""]
+    assert done.stdout.split("\n") == ["tf32", "ieee ieee False", "tf32 tf32 True", "ieee ieee False", ""]
 
 
 class Event:
