@@ -158,7 +158,7 @@ def without_ray() -> Iterator[None]:
         yield
 
 
-def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) -> scheduler.RayLoop:
+def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None, **options: Any) -> scheduler.RayLoop:
     """A run of `shards` shards over a store that keeps nothing of what is written."""
     store, job = MemoryStore(), JobRecord(recipe(), "random:0", {})
     manifest = planned(store, [f"{n:032x}" for n in range(PLANNED * shard_videos)], shard_videos=shard_videos)
@@ -167,9 +167,10 @@ def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None) ->
     work = Work(todo, [], {}, shards * shard_videos, shards, {})
     cluster = cluster or Cluster(Machines(2, 2, 0), Path("/nowhere"))
     epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
-    options = RunOptions(workers, 2, 1, 1)
     manifests: Any = {1: Repeated(manifest)}
-    return scheduler.RayLoop(NullStore(store.objects), job, manifests, work, cluster, epoch, options)
+    return scheduler.RayLoop(
+        NullStore(store.objects), job, manifests, work, cluster, epoch, RunOptions(workers, 2, 1, 1, **options)
+    )
 
 
 def watched(run: scheduler.RayLoop, shards: int) -> list[tuple[int, float]]:

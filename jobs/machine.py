@@ -16,15 +16,20 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
 PACKAGES = ("p3d-embeddings", "torch", "torchcodec", "ray", "decord", "av", "pyarrow", "numpy", "boto3")
 SMI_S = 20.0  # timeout of nvidia-smi, which loads the driver first
+CORES_TO_RESERVE = 4  # of a machine, per worker on a GPU, from which on each worker has one for itself
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """The resources of a run: all cores, the cores of the smallest machine, and all GPUs."""
+    """The resources of a run: all cores, the cores of the smallest machine, and all GPUs.
+
+    `gpu_nodes` has the cores and GPUs of each machine with a GPU.
+    """
 
     cpus: int
     node_cpus: int
     gpus: int
+    gpu_nodes: tuple[tuple[int, int], ...] = ()
 
 
 def usable_cpus() -> int:
@@ -32,6 +37,17 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpus_of_a_gpu_worker(machines: Machines, workers: int, workers_per_gpu: int) -> int:
+    """The CPUs that a worker on a GPU reserves in Ray: one, to read and gather frames, or none.
+
+    It needs a whole core at some 1 000 clips per second, which a few cores do not decode. So one is reserved if every
+    machine with GPUs has CORES_TO_RESERVE cores for each of its workers. On a small machine a worker shares the cores
+    with its decodes, since a reserved core would halve the decodes of two. On one core no decode could start at all.
+    """
+    enough = [cpus >= CORES_TO_RESERVE * min(workers, gpus * workers_per_gpu) for cpus, gpus in machines.gpu_nodes]
+    return int(bool(enough) and all(enough))
 
 
 def inference_threads_of(device: str, cpus: int, threads: int) -> int:

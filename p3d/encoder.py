@@ -234,10 +234,22 @@ class Encoder:
             found["prob"] = torch.cat([self._network.classify(row).softmax(dim=1) for row in rows])
         return {name: found[name if name in found else name[:4]] for name in layers}  # "res4f" is an alias of "res4"
 
+    def new_buffer(self, n_bytes: int) -> Frames:
+        """Memory for frames, uint8 [n_bytes], from which `encode` copies to the device without a copy of its own.
+
+        On CUDA it is pinned. The caller may overwrite it once `encode` has returned, since results are then on the
+        host, and the copy came before them in the same stream.
+        """
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda").numpy()
+
     def _to_device(self, array: npt.NDArray[np.generic]) -> Tensor:
         """On the device. The staging copy is ours because the caller's array may be read-only shared memory."""
-        if self.device.type == "cpu" and array.flags.writeable and array.flags.c_contiguous:
-            return torch.from_numpy(array)
+        if array.flags.writeable and array.flags.c_contiguous:
+            held = torch.from_numpy(array)
+            if self.device.type == "cpu":
+                return held
+            if self.device.type == "cuda" and held.is_pinned():  # as from `new_buffer`
+                return held.to(self.device, non_blocking=True)
         dtype = torch.uint8 if array.dtype == np.uint8 else torch.int64
         staging = torch.empty(array.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
         np.copyto(staging.numpy(), array)

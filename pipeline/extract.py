@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,7 +59,9 @@ from p3d.pipeline.types import (
     VideoStart,
 )
 
-Encode = Callable[[UINT8, INT64], tuple[FLOAT32, FLOAT32]]  # frames_NHWC, index_BT -> features_BD, probs_BK
+# frames_NHWC, index_BT -> features_BD, probs_BK; the frames are in memory that is used again once it has returned
+Encode = Callable[[UINT8, INT64], tuple[FLOAT32, FLOAT32]]
+NewBuffer = Callable[[int], UINT8]  # number of bytes -> memory of that size, uint8 with one axis
 _Encoded = tuple[FLOAT32, FLOAT32, float]  # the result of `Encode`, and the seconds it took
 _Owner = tuple["_Track", int]  # the track that a clip belongs to, and the index of the clip
 
@@ -86,11 +88,41 @@ class Progress:
         self.failed += isinstance(now, Failure) - isinstance(before, Failure)
 
 
-class InferenceThreads:
-    """`n` threads that compute one batch each at a time."""
+def plain_buffer(n_bytes: int) -> UINT8:
+    """Ordinary memory for frames: uint8 [n_bytes]."""
+    return np.empty(n_bytes, np.uint8)
 
-    def __init__(self, n: int) -> None:
+
+class FrameBuffers:
+    """One buffer per thread for the frames of its batches.
+
+    It is kept, because the kernel maps fresh memory page by page, and the copy is half slower. A batch may lie in
+    the buffer of its thread until `encode` has returned: by then its results are on the host, so no copy to a device
+    that reads the buffer is still in flight, also where copies are asynchronous.
+    """
+
+    def __init__(self, new_buffer: NewBuffer = plain_buffer) -> None:
+        self._new_buffer, self._of_thread = new_buffer, threading.local()
+
+    def gather(self, frames: Sequence[UINT8], most: int) -> UINT8:
+        """The frames [H, W, C] as one array [N, H, W, C], valid until the same thread gathers again.
+
+        A buffer that is too small is replaced by one for `most` such frames, so it is seldom replaced.
+        """
+        size = frames[0].size
+        kept: UINT8 | None = getattr(self._of_thread, "buffer", None)
+        if kept is None or kept.size < len(frames) * size:
+            kept = self._of_thread.buffer = self._new_buffer(max(most, len(frames)) * size)
+        frames_NHWC = kept[: len(frames) * size].reshape(len(frames), *frames[0].shape)
+        return np.stack(frames, out=frames_NHWC)
+
+
+class InferenceThreads:
+    """`n` threads that compute one batch each at a time. `new_buffer` allocates the memory for its frames."""
+
+    def __init__(self, n: int, new_buffer: NewBuffer = plain_buffer) -> None:
         self.n, self.pool = n, ThreadPoolExecutor(n, thread_name_prefix="inference")
+        self.buffers = FrameBuffers(new_buffer)
         self.under_way = 0  # batches, including those that wait for a thread
         self._lock = threading.Lock()
 
@@ -163,6 +195,7 @@ def extract_shard(
                     continue
                 case VideoEnd():
                     batch.add(tracks[at], tracks[at].finish(message))
+                    tracks[at].release()
             progress.count(ends.get(at), message)
             ends[at] = message
         batch.finish()
@@ -277,6 +310,11 @@ class _Track:
             raise ValueError(f"clip {span.index} needs frame {tick} of {n_ticks}, which was not sent")
         return self.kept[at]
 
+    def release(self) -> None:
+        """Drop all frames, since no clip is left to cut. Each would keep its whole message in shared memory."""
+        self.kept.clear()
+        self.firsts.clear()
+
     def forget(self) -> None:
         """Drop the frames before the newest clip's start. Every later clip starts at or after it."""
         if self.clips:
@@ -305,6 +343,7 @@ class _Batch:
         self, encode: Encode, size: int, progress: Progress, inference_threads: InferenceThreads | None
     ) -> None:
         self.encode, self.size, self.progress, self.inference_threads = encode, size, progress, inference_threads
+        self.buffers = inference_threads.buffers if inference_threads else FrameBuffers()
         self.frames: list[UINT8] = []
         self.position_of: dict[tuple[int, int], int] = {}  # (id of track, frame number) -> index in frames
         self.index: list[list[int]] = []
@@ -353,7 +392,9 @@ class _Batch:
     def _run(self, frames: list[UINT8], index_BT: INT64) -> _Encoded:
         """Runs in an inference thread: encode one batch, and measure the seconds it took."""
         started = time.monotonic()
-        features_BD, probs_BK = self.encode(np.stack(frames), index_BT)
+        frames_NHWC = self.buffers.gather(frames, self.size * index_BT.shape[1])
+        frames.clear()  # frees the shared memory of their messages while the batch is computed
+        features_BD, probs_BK = self.encode(frames_NHWC, index_BT)
         return features_BD, probs_BK, time.monotonic() - started
 
     def _take(self) -> None:

@@ -50,6 +50,7 @@ VIDEO_TIMEOUT_S = 300.0
 SHARD_ATTEMPTS = 4
 WORKER_DEATHS = 8
 MAX_DECODE_MEMORY = 4 * 1024**3  # bytes; a decode of 8K in 10 bits takes under 2 GiB
+WORKERS_PER_GPU = 16  # at most; each has a CUDA context and a copy of the weights
 CPU_BATCH = 4  # clips
 GPU_BATCH = 32
 
@@ -462,12 +463,14 @@ class RunOptions(_Strict):
     """Speed, limits and retries of one run. On CPU, a resume keeps `batch_size` and `threads`, because rows are
     bit-identical only if these are equal.
 
-    `workers` are GPU or CPU actors. `decode_tasks`: videos that each worker decodes at a time. `shard_attempts` and
-    `worker_deaths`: how often a shard may fail, and workers may die, before the job stops. `s3` is how to reach the
-    store.
+    `workers` are GPU or CPU actors, of which `workers_per_gpu` share a GPU. `decode_tasks`: videos that each worker
+    decodes at a time. `shard_attempts` and `worker_deaths`: how often a shard may fail, and workers may die, before the
+    job stops. `s3` is how to reach the store.
     """
 
-    workers: int = option(ABSENT, "Start N workers.", low=1, metavar="N", default_text="one per GPU, else 1")
+    workers: int = option(
+        ABSENT, "Start N workers.", low=1, metavar="N", default_text="--workers-per-gpu for each GPU, else 1"
+    )
     batch_size: int = option(
         ABSENT,
         "Embed N clips at a time.",
@@ -479,6 +482,13 @@ class RunOptions(_Strict):
         ABSENT, "Use N threads per batch on a CPU.", low=1, high=1024, metavar="N", default_text="half the cores"
     )
     decode_tasks: int = ABSENT
+    workers_per_gpu: int = option(
+        1,
+        "Run N workers on each GPU, where one cannot be fed fast enough (`plan` says how fast).",
+        low=1,
+        high=WORKERS_PER_GPU,
+        metavar="N",
+    )
     device: str = option("auto", "Compute on auto, cpu or cuda.", metavar="NAME")
     video_timeout_s: float = option(
         VIDEO_TIMEOUT_S,
@@ -554,6 +564,7 @@ class RunKeywords(TypedDict, total=False):
     workers: int | None
     batch_size: int | None
     threads: int | None
+    workers_per_gpu: int | None
     device: str | None
     video_timeout_s: float | None
     max_duration_s: float | None

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
+from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import job_spec, out_store, recipe_options, source_options, store_options, store_options_of
+from p3d.pipeline.recipe import RunOptions
 
 if TYPE_CHECKING:
     from p3d.jobs.planning.changes import ToDo
@@ -36,6 +38,18 @@ def _batches(guess: Estimate) -> list[tuple[str, str]]:
     """The clips per second of several batch sizes, if they were measured."""
     rates = [f"{size}: {rate:.0f}" if rate else f"{size}: out of memory" for size, rate in guess.by_batch.items()]
     return [("batch", f"{', '.join(rates)} (clips/s)")] if rates else []
+
+
+def _feeding(guess: Estimate) -> Lines:
+    """How many clips per second reach a worker on a GPU, and what limits that."""
+    fed = guess.feeding
+    if fed is None:
+        return []
+    stages = ", ".join(f"{stage} {rate:.0f}" for stage, rate in fed.by_stage.items())
+    return [
+        ("feeding", f"one worker gets at most {fed.clips_per_s:.0f} clips/s here, limited by {fed.binding}"),
+        ("", f"(each stage alone: {stages} clips/s)"),
+    ]
 
 
 def _precisions(guess: Estimate) -> Lines:
@@ -126,11 +140,12 @@ def _table(rows: Lines) -> list[str]:
     "--workers",
     type=click.IntRange(1),
     metavar="N",
-    help="Estimate the time of N workers. Default: one per GPU, else 1.",
+    help="Estimate the time of N workers. Default: --workers-per-gpu for each GPU, else 1.",
 )
+@options_of(RunOptions, only=("workers_per_gpu",))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
-def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed: Any) -> int:
+def plan(src: str, out: str | None, workers: int | None, workers_per_gpu: int, as_json: bool, **typed: Any) -> int:
     """Show what `launch` would do with SRC: videos, failures, clips, bytes, time. Writes nothing.
 
     With OUT, the videos are those that `launch SRC OUT` would embed: new and changed ones, and what earlier plans have
@@ -138,7 +153,8 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
 
     Of a sample of up to 500 videos the headers are read, and 32 of them are decoded and embedded here, for at most half
     a minute. The answer names files that do not exist, and the videos of the sample that fail, with the reason. Clips,
-    bytes and time are extrapolated. On a GPU several batch sizes are timed.
+    bytes and time are extrapolated. On a GPU several batch sizes are timed, and the answer shows how many clips per
+    second one worker can be fed on this machine, and which stage limits that.
 
     With --precision fp32 some clips are also embedded in bf16, and on a GPU in fp16 and tf32, where the network and
     this machine support them. The answer shows how much faster they would be, for the network and for the whole job,
@@ -148,10 +164,11 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
     from p3d.jobs.job import refuse_other_job, weights_key
     from p3d.jobs.planning.changes import ToDo, changes, to_do
     from p3d.jobs.planning.estimate import estimate, weights_bytes
-    from p3d.jobs.planning.prepare import prepare, refuse_unfit_device
+    from p3d.jobs.planning.prepare import kind_of_device, prepare, refuse_shared_gpu, refuse_unfit_device
     from p3d.pipeline.recipe import with_short_digests
     from p3d.pipeline.sources.listing import find
 
+    refuse_shared_gpu(kind_of_device("auto"), workers_per_gpu)
     s3, limit = store_options_of(typed), typed["limit"]
     store = None if out is None else out_store(out, s3)
     prepared = prepare(job_spec(typed, out), s3, store)
@@ -174,6 +191,7 @@ def plan(src: str, out: str | None, workers: int | None, as_json: bool, **typed:
             prepared,
             shard_videos=typed["shard_videos"],
             workers=workers,
+            workers_per_gpu=workers_per_gpu,
             weights_bytes=0 if has_weights else weights_bytes(prepared),
             s3=s3,
             tell=output.say,
@@ -233,5 +251,6 @@ def _estimated(guess: Estimate) -> Lines:
         ("", f"({guess.clips_per_s:.2f} clips/s measured on {guess.device}, workers: {guess.workers})"),
         *_batches(guess),
         ("", f"({_cores(guess)}, from {output.count(guess.n_tried, 'video')} decoded here)"),
+        *_feeding(guess),
         *_precisions(guess),
     ]

@@ -12,6 +12,7 @@ two determines the time.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -26,11 +27,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from p3d.jobs.machine import usable_cpus
+from p3d.jobs.machine import cpus_of_a_gpu_worker, usable_cpus
 from p3d.jobs.planning.changes import ToDo
 from p3d.jobs.planning.decode_trial import How, Tried, trial
+from p3d.jobs.planning.feeding import COMMIT_S_PER_CLIP, LOCAL_SHARD_S, S3_SHARD_S, Feeding, feeding, read_seconds
 from p3d.jobs.planning.network_trial import WORTH, Gain, embed_trial
-from p3d.jobs.planning.prepare import Prepared, default_workers
+from p3d.jobs.planning.prepare import MAX_DECODE_TASKS, Prepared, default_workers, machines_here
 from p3d.jobs.planning.shard_size import cpu_sizing
 from p3d.pipeline.clips.rules import clip_spans, laid_over, looked_at
 from p3d.pipeline.dataset import schema
@@ -86,7 +88,8 @@ class Estimate:
     batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
     a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
     slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
-    `gains` are those of the other precisions that run here, if the recipe is in fp32.
+    `gains` are those of the other precisions that run here, if the recipe is in fp32. `feeding` is what one of the
+    workers can be fed on this machine; None on a CPU.
     """
 
     n_videos: int
@@ -114,6 +117,7 @@ class Estimate:
     device: str
     warnings: tuple[str, ...]
     gains: tuple[JobGain, ...] = ()
+    feeding: Feeding | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,6 +129,7 @@ def estimate(
     *,
     shard_videos: int | None,
     workers: int | None,
+    workers_per_gpu: int,
     weights_bytes: int,
     s3: StoreOptions,
     tell: Callable[[str], None] = lambda _: None,
@@ -159,10 +164,12 @@ def estimate(
     tell("embedding a clip of each ...")
     network = embed_trial(prepared, good, cpus)
     device, rate = network.device, network.clips_per_s
-    workers = workers or default_workers()
+    there = machines_here()
+    workers = workers or default_workers(there.gpus, workers_per_gpu)
     on_cpu = device == "cpu"
     cores_s = (decode_s + MESSAGES_S * len(videos)) / cpus
-    network_s = n_clips / (rate if on_cpu else rate * workers)  # a CPU's workers share its cores
+    # a CPU's workers share its cores, and those of a GPU share it
+    network_s = n_clips / (rate if on_cpu else rate * math.ceil(workers / workers_per_gpu))
     sizing = ShardSizing() if shard_videos is None else ShardSizing(shard_videos)
     if shard_videos is None and on_cpu:
         sizing = cpu_sizing(recipe.sampling, (cores_s + network_s) * workers, len(videos), total / 1e6)
@@ -201,6 +208,31 @@ def estimate(
         device=device,
         warnings=tuple(warnings),
         gains=tuple(job_gain(one, cores_s, network_s, on_cpu=on_cpu) for one in network.gains),
+        feeding=None
+        if on_cpu or not n_clips
+        else fed(
+            recipe,
+            cores=max(1, cpus // workers - cpus_of_a_gpu_worker(there, workers, workers_per_gpu)),
+            decode_s=decode_s / n_clips,
+            shard_clips=n_clips / n_shards,
+            on_s3=any(one.uri.startswith("s3://") for one in refs),
+        ),
+    )
+
+
+def fed(recipe: Recipe, *, cores: int, decode_s: float, shard_clips: float, on_s3: bool) -> Feeding:
+    """What one worker on a GPU can be fed here by `cores` decodes, each of which takes `decode_s` seconds per clip.
+
+    Decoding is measured by the trial; the other stages take what they took in the bench.
+    """
+    height, width = recipe.crop_hw
+    return feeding(
+        cores=min(cores, MAX_DECODE_TASKS),
+        decode_s=decode_s,
+        read_s=read_seconds(recipe.clip_frames, 3 * height * width),
+        commit_s=COMMIT_S_PER_CLIP,
+        shard_clips=shard_clips,
+        shard_s=S3_SHARD_S if on_s3 else LOCAL_SHARD_S,
     )
 
 

@@ -25,7 +25,7 @@ from p3d import zoo
 from p3d.device import check_precision, computes_in, device_for
 from p3d.encoder import golden_features
 from p3d.jobs.job import golden_key, read_job, stored_weights, weights_key
-from p3d.jobs.machine import Machines, software, usable_cpus
+from p3d.jobs.machine import Machines, cpus_of_a_gpu_worker, software, usable_cpus
 from p3d.jobs.planning.changes import changes
 from p3d.jobs.planning.job_spec import JobSpec
 from p3d.pipeline.dataset.plans import Manifest, plans_of, write_plan
@@ -267,11 +267,31 @@ def add_retry(
     return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, sizing), 0, sizing)
 
 
-def default_workers() -> int:
-    """One worker per GPU; one on a machine without GPUs."""
+def gpus_here() -> int:
+    """The number of GPUs of this machine that torch sees."""
     import torch
 
-    return torch.cuda.device_count() or 1
+    return torch.cuda.device_count()
+
+
+def machines_here() -> Machines:
+    """The cores and GPUs that this process may use."""
+    cpus, gpus = usable_cpus(), gpus_here()
+    return Machines(cpus, cpus, gpus, ((cpus, gpus),) if gpus else ())
+
+
+def default_workers(gpus: int, workers_per_gpu: int = 1) -> int:
+    """`workers_per_gpu` for each GPU; one without GPUs."""
+    return gpus * workers_per_gpu or 1
+
+
+def refuse_shared_gpu(kind: str, workers_per_gpu: int | None) -> None:
+    """InputError if several workers per GPU were asked for, and the device is no GPU."""
+    if kind != "cuda" and (workers_per_gpu or 1) > 1:
+        raise InputError(
+            f"--workers-per-gpu {workers_per_gpu}: the device is {kind}, and only a GPU is shared; leave it out, or "
+            "give --workers"
+        )
 
 
 def default_batch(device: str) -> int:
@@ -307,9 +327,9 @@ def recipe_of_query(recipe: Recipe, device: str) -> Recipe:
     return recipe
 
 
-def most_decodes(machines: Machines) -> int:
-    """The most concurrent decodes of one worker, when the other workers leave it all cores."""
-    return min(max(1, machines.cpus), MAX_DECODE_TASKS)
+def most_decodes(machines: Machines, reserved: int = 0) -> int:
+    """The most concurrent decodes of one worker, when the others leave it all cores but those `reserved` by workers."""
+    return min(max(1, machines.cpus - reserved), MAX_DECODE_TASKS)
 
 
 def kind_of_device(device: str, there: Machines | None = None) -> str:
@@ -322,7 +342,7 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
 
     `--max-failures`, the number of decode tasks and `s3`, which says where credentials go, are not inherited. `there`
     has the cores and GPUs of a cluster, which replace those of this machine. InputError for a device that is not
-    available.
+    available. `--workers-per-gpu` is inherited by runs on GPUs only, and another value replaces the number of workers.
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _PER_RUN}
@@ -334,15 +354,22 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
         kind = kind_of_device(device, there)
     except ValueError as error:
         raise InputError(str(error)) from None
-    machines = there or Machines(usable_cpus(), usable_cpus(), default_workers())
-    workers = given.get("workers", kept.get("workers", max(1, machines.gpus)))
+    refuse_shared_gpu(kind, given.get("workers_per_gpu"))
+    if kind != "cuda":
+        kept.pop("workers_per_gpu", None)
+    elif given.get("workers_per_gpu") not in (None, kept.get("workers_per_gpu", 1)):
+        kept.pop("workers", None)
+    machines = there or machines_here()
+    per_gpu = given.get("workers_per_gpu", kept.get("workers_per_gpu", 1))
+    workers = given.get("workers", kept.get("workers", default_workers(machines.gpus, per_gpu)))
+    reserved = cpus_of_a_gpu_worker(machines, workers, per_gpu) if kind == "cuda" else 0
     defaults = {
         "workers": workers,
         "batch_size": default_batch(kind),
         "threads": max(
             1, machines.node_cpus // 2
         ),  # per machine, not per worker: the number of workers must not change any row
-        "decode_tasks": min(max(1, machines.cpus // workers), MAX_DECODE_TASKS),
+        "decode_tasks": min(max(1, machines.cpus // workers - reserved), MAX_DECODE_TASKS),
         "device": device,
     }
     return RunOptions(**{**defaults, **kept, **given})

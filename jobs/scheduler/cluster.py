@@ -15,12 +15,14 @@ would shadow ours (measured). So paths are made absolute first, and Ray starts f
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import secrets
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -39,9 +41,14 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p3d.jobs.machine import Machines, is_alive, usable_cpus
+from p3d.jobs.planning.prepare import MAX_DECODE_TASKS
 from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections, try_gpu
-from p3d.jobs.worker.decoding import GPU_SHARE
+from p3d.jobs.worker.decode_task import BLOCKS_AHEAD
+from p3d.jobs.worker.decoding import CHUNK_AHEAD, GPU_SHARE
+from p3d.jobs.worker.message_batches import MESSAGE_BATCH_BYTES
+from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
 from p3d.pipeline.errors import ClusterError, StoreFull, escape
+from p3d.pipeline.recipe import Recipe, RunOptions
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import StoreOptions
 
@@ -52,9 +59,10 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that
 LOOK_S = 5.0  # between two queries of the list of nodes
 PROBE_S = 5.0  # between two connection probes of a joined cluster's head, and the timeout of each
 PROBES = 4  # failed in a row, after which the head counts as dead
-# Holds unread message batches of 8 to 13 MB each: two per decode, or five per share of a video.
-OBJECT_STORE_BYTES = 512 * 1024**2  # at least
-OBJECT_STORE_BYTES_PER_CORE = 64 * 1024**2  # each core may run a decode
+OBJECT_STORE_BYTES = 512 * 1024**2  # of a local cluster, at least
+BATCHES = 4  # of a worker whose frames are in shared memory: each of two shards fills one, and two wait for a thread
+SHM = Path("/dev/shm")
+SHM_PART = 0.95  # of what is free there that Ray may take
 SESSION_BYTES = 2 * 1024**2  # free space for the logs and sockets of Ray's session, at least
 PROCESSES = 256  # processes and threads of a local cluster, at least; on two cores it had 278
 PROCESSES_PER_CORE = 4  # two that fetch or decode, a worker, and the preflight task
@@ -107,6 +115,84 @@ class Cluster:
         except OSError:
             return False
         return True
+
+
+def store_bytes(decode_tasks: int, workers: int, frame_bytes: int, batch_frames: int, ahead: int = CHUNK_AHEAD) -> int:
+    """The bytes of shared memory that the frames in flight of `workers` workers take, at most.
+
+    Each worker has `decode_tasks` decodes, which are at most `ahead` message batches ahead of their reader, and one
+    more of each is being read: the default is that of the shares of a long video. Its batches have up to `batch_frames`
+    frames of `frame_bytes` bytes.
+    """
+    message_bytes = MESSAGE_BATCH_BYTES + MESSAGE_FRAMES * frame_bytes  # a batch is sent once it is large enough
+    return workers * (decode_tasks * (ahead + 1) * message_bytes + BATCHES * batch_frames * frame_bytes)
+
+
+def store_of_job(recipe: Recipe, options: RunOptions) -> int:
+    """`store_bytes` of all workers of a job on one machine."""
+    return store_bytes(options.decode_tasks, options.workers, *_frames(recipe, options))
+
+
+def _frames(recipe: Recipe, options: RunOptions) -> tuple[int, int]:
+    """Bytes of a frame, and the most frames of a batch."""
+    height, width = recipe.crop_hw
+    return 3 * height * width, options.batch_size * recipe.clip_frames
+
+
+def object_store_memory(needed: int, free: int) -> int:
+    """What a local cluster asks Ray for, if /dev/shm has `free` bytes: all that is needed, or what is there.
+
+    If not even OBJECT_STORE_BYTES are there, Ray puts its store on a disk, so that a job is slow but runs.
+    """
+    wanted = max(needed, OBJECT_STORE_BYTES)
+    return wanted if wanted <= free else max(OBJECT_STORE_BYTES, int(free * SHM_PART))
+
+
+def little_shared_memory(needed: int, free: int) -> str:
+    """A warning if /dev/shm is too small for the frames in flight of a job on this machine; empty otherwise."""
+    if max(needed, OBJECT_STORE_BYTES) <= free:
+        return ""
+    wanted = max(needed, OBJECT_STORE_BYTES) / 1e6
+    return (
+        f"/dev/shm has {free / 1e6:.0f} MB free, and the frames in flight take up to {wanted:.0f} MB: the job runs, "
+        f"but may wait for a disk. Enlarge it (`docker run --shm-size={math.ceil(wanted)}m`)"
+    )
+
+
+def free_shared_memory() -> int:
+    """Free bytes of /dev/shm; as many as one likes on a system that has none."""
+    return shutil.disk_usage(SHM).free if SHM.exists() else sys.maxsize
+
+
+def refuse_small_stores(recipe: Recipe, options: RunOptions) -> None:
+    """ClusterError if the object store of a node of the joined cluster is too small for the frames of a job."""
+    if found := small_stores([node for node in ray.nodes() if node["Alive"]], recipe, options):
+        raise ClusterError("; ".join(found))
+
+
+def small_stores(nodes: list[dict[str, Any]], recipe: Recipe, options: RunOptions) -> list[str]:
+    """A message for each of the nodes, as `ray.nodes()` lists them, whose object store is too small for a job.
+
+    Workers are where the GPUs are, or else spread evenly. A node without a worker only holds the messages of its own
+    decodes. What long videos may take in addition is left out, since Ray then moves frames to a disk.
+    """
+    on_gpus = options.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes)
+    frame_bytes, batch_frames = _frames(recipe, options)
+    found = []
+    for node in nodes:
+        has = node["Resources"]
+        on_it = has.get("GPU", 0) * options.workers_per_gpu if on_gpus else math.ceil(options.workers / len(nodes))
+        workers = min(int(on_it), options.workers)
+        given = (options.decode_tasks, workers) if workers else (min(int(has.get("CPU", 0)), MAX_DECODE_TASKS), 1)
+        needed = store_bytes(*given, frame_bytes, batch_frames if workers else 0, ahead=BLOCKS_AHEAD)
+        smaller = ", or use a smaller --batch-size" if workers else ""
+        if has.get("object_store_memory", 0) < needed:
+            found.append(
+                f"{node['NodeManagerHostname']}: Ray's object store has {has.get('object_store_memory', 0) / 1e6:.0f} "
+                f"MB, and the frames in flight take {needed / 1e6:.0f} MB. Start Ray there with `ray start "
+                f"--object-store-memory={needed}`, with a /dev/shm that is larger{smaller}"
+            )
+    return found
 
 
 @contextlib.contextmanager
@@ -173,8 +259,10 @@ def refuse_without_loopback() -> None:
 
 def _machines() -> Machines:
     total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
-    smallest = min(int(node["Resources"].get("CPU", 0)) for node in nodes) if nodes else 0
-    return Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)))
+    each = [(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes]
+    smallest = min((cpus for cpus, _ in each), default=0)
+    with_gpus = tuple((cpus, gpus) for cpus, gpus in each if gpus)
+    return Machines(int(total.get("CPU", 0)), max(1, smallest), int(total.get("GPU", 0)), with_gpus)
 
 
 def refuse_silent(address: str) -> None:
@@ -208,8 +296,11 @@ def code_folders() -> list[str]:
 
 
 @contextlib.contextmanager
-def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
-    """Start Ray on this machine's loopback interface, without a dashboard. Stop it at the end."""
+def local_cluster(*, cpus: int | None = None, frames_bytes: int = 0) -> Iterator[Cluster]:
+    """Start Ray on this machine's loopback interface, without a dashboard. Stop it at the end.
+
+    Its object store holds `frames_bytes` of frames (`store_of_job`), or what fits into /dev/shm.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics
     os.environ.pop("PYTHONOPTIMIZE", None)  # Ray's processes need their docstrings
     _absolute_tmpdir()
@@ -230,7 +321,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
                     address="local",
                     _temp_dir=str(sessions),
                     num_cpus=cpus or usable_cpus(),
-                    object_store_memory=max(OBJECT_STORE_BYTES, usable_cpus() * OBJECT_STORE_BYTES_PER_CORE),
+                    object_store_memory=object_store_memory(frames_bytes, free_shared_memory()),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -242,9 +333,7 @@ def local_cluster(*, cpus: int | None = None) -> Iterator[Cluster]:
                 "a full /tmp or /dev/shm, a small `ulimit -n`, a TMPDIR with a long name or one that is not ASCII; its "
                 f"logs are in {sessions}/session_latest/logs"
             ) from error
-        resources, node = ray.cluster_resources(), ray._private.worker._global_node
-        n_cpus = int(resources.get("CPU", 0))
-        yield Cluster(Machines(n_cpus, n_cpus, int(resources.get("GPU", 0))), scratch, node)
+        yield Cluster(_machines(), scratch, ray._private.worker._global_node)
 
 
 @contextlib.contextmanager

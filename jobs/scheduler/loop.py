@@ -23,7 +23,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from p3d.jobs.job import Work, count_done, golden_of, refuse_changed, refuse_damaged
-from p3d.jobs.machine import code_digest
+from p3d.jobs.machine import code_digest, cpus_of_a_gpu_worker
+from p3d.jobs.planning.feeding import SHARDS_EACH
 from p3d.jobs.planning.prepare import most_decodes
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster
@@ -76,7 +77,6 @@ from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import shard_name
 
-SHARDS_EACH = 2  # per worker, so that it need not wait for a commit or for the driver
 POLL_S = 0.25
 PROGRESS_S = 1.0  # between two queries of the workers' counters
 SILENT_S = 60.0  # a busy worker that does not answer such a query for so long is killed: it hangs or is suspended
@@ -132,12 +132,18 @@ class RayLoop:
         say: Callable[[str], None] = lambda _: None,
         on_progress: Callable[[RunSnapshot], None] | None = None,
     ) -> None:
-        gpus = cluster.machines.gpus
+        gpus, per_gpu = cluster.machines.gpus, options.workers_per_gpu
         on_gpus = gpus > 0 and options.device != "cpu"
-        self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks) if on_gpus else 0
-        if self.gpus_each and options.workers > gpus:  # in Ray the others would wait forever
-            raise InputError(f"{options.workers} workers need a GPU each, and Ray sees {gpus}; use --workers {gpus}")
-        self.follows = on_gpus and options.workers == gpus  # a run on all GPUs also uses those that join
+        self.gpus_each = gpus_of_a_worker(job.recipe.decoder, options.decode_tasks, per_gpu) if on_gpus else 0
+        # without a GPU no CPU is reserved: on a machine with one core no decode could start next to the worker
+        self.cpus_each = cpus_of_a_gpu_worker(cluster.machines, options.workers, per_gpu) if on_gpus else 0
+        if on_gpus and options.workers > gpus * per_gpu:  # in Ray the others would wait forever
+            needed = math.ceil(options.workers / per_gpu)
+            raise InputError(
+                f"{options.workers} workers, {per_gpu} per GPU, need {counted(needed, 'GPU')}, and Ray sees {gpus}; "
+                f"use --workers {gpus * per_gpu}, or a higher --workers-per-gpu"
+            )
+        self.follows = on_gpus and options.workers == gpus * per_gpu  # a run on all GPUs also uses those that join
         self.store, self.job, self.manifests, self.work, self.epoch = store, job, manifests, work, epoch
         self.cluster, self.options, self.say, self.on_progress = cluster, options, say, on_progress
         self.silent: set[str] = set()  # sinks that have failed, which was said
@@ -296,8 +302,9 @@ class RayLoop:
             how = "killed, or this machine ran out of memory"
             events.append(Stop(6, f"Ray's {dead} has died ({how}); shards in progress were abandoned"))
         if time.monotonic() - self.beaten >= control.HEARTBEAT_S:
-            if self.follows and self.cluster.machines.gpus > self.state.n_workers:
-                events.append(WorkerLimitRaised(self.cluster.machines.gpus))
+            there = self.cluster.machines.gpus * self.options.workers_per_gpu
+            if self.follows and there > self.state.n_workers:
+                events.append(WorkerLimitRaised(there))
             try:
                 if (newest := control.newest_number(self.store)) > self.epoch.number:
                     events.append(
@@ -411,8 +418,7 @@ class RayLoop:
         actor = (
             ray.remote(ShardWorker)
             .options(
-                # no CPU is reserved: on a machine with one core no decode could start next to the worker
-                num_cpus=0,
+                num_cpus=self.cpus_each,
                 num_gpus=self.gpus_each,
                 max_restarts=0,
                 max_task_retries=0,
@@ -494,7 +500,8 @@ class RayLoop:
     def _most_decodes(self) -> int:
         """The maximum decode concurrency of a worker. With NVDEC it is fixed, since decodes share the GPU."""
         nvdec = self.job.recipe.decoder == "nvdec"
-        return self.options.decode_tasks if nvdec else most_decodes(self.cluster.machines)
+        reserved = self.cpus_each * self.state.n_workers
+        return self.options.decode_tasks if nvdec else most_decodes(self.cluster.machines, reserved)
 
     # -- what others see
 

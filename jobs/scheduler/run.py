@@ -150,7 +150,12 @@ def _loop(
     show_progress: ShowProgress,
 ) -> Finish:
     """Run the Ray loop, on the joined cluster or on one that is started for this run."""
-    joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster()
+    needed = clusters.store_of_job(job.recipe, run.options)
+    if run.cluster:
+        clusters.refuse_small_stores(job.recipe, run.options)
+    elif warning := clusters.little_shared_memory(needed, clusters.free_shared_memory()):
+        say(f"warning: {warning}")
+    joined = contextlib.nullcontext(run.cluster) if run.cluster else clusters.local_cluster(frames_bytes=needed)
     with joined as cluster, _shown(show_progress, work.n_videos, say) as on_progress:
         first = plans[work.todo[0].plan_seq].shard(work.todo[0].shard).videos[0]
         uri = plans[work.todo[0].plan_seq].roots.now(first.uri, work.todo[0].plan_seq)

@@ -68,6 +68,7 @@ class WorkerSpec:
             options.decode_tasks,
             options.video_timeout_s,
             options.max_decode_memory,
+            options.workers_per_gpu,
         )
 
 
@@ -236,9 +237,8 @@ class ShardWorker:
 
     def inference_threads_on(self, device: str) -> InferenceThreads:
         """As many as fit on this worker's share of the machine."""
-        return InferenceThreads(
-            inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
-        )
+        n = inference_threads_of(device, usable_cpus() // self.spec.options.workers, self.spec.options.threads)
+        return InferenceThreads(n, self.encoder.new_buffer)
 
     def _limit_decodes(self) -> str:
         """Lower the number of concurrent decodes to what fits next to the network. Why none does, in words; else empty.
@@ -246,7 +246,7 @@ class ShardWorker:
         Each inference thread has computed a batch already, and torch has kept its memory.
         """
         free, total = free_bytes()
-        fit = decodes_that_fit(free)
+        fit = decodes_that_fit(free // self.spec.options.workers_per_gpu)
         if not fit:
             space = f"{max(free, 0) / 1e9:.1f} of {total / 1e9:.1f} GB are free next to the network"
             return f"{gpu_name()}: {space}, and a decode takes {DECODE_BYTES / 1e9:.1f}; use a smaller --batch-size"

@@ -38,7 +38,7 @@ class DecodeSpec:
     """How a job decodes: the frame format, which frames, the decoder policy, and the limits.
 
     `decode_tasks` videos are decoded at a time. A decode that is silent for `video_timeout_s` is killed. It may
-    allocate `memory_bytes` in addition to what its process used before.
+    allocate `memory_bytes` in addition to what its process used before. `workers_per_gpu` share a GPU, also for NVDEC.
     """
 
     frames: FrameSpec
@@ -49,6 +49,7 @@ class DecodeSpec:
     decode_tasks: int
     video_timeout_s: float
     memory_bytes: int = MAX_DECODE_MEMORY
+    workers_per_gpu: int = 1
 
 
 def decode_video(

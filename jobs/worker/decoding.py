@@ -25,6 +25,7 @@ limits their number.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -72,7 +73,9 @@ FETCHED_BYTES = 8 * 1024**3  # total size of current videos, above which none is
 CRASHES_WITH_NOTE = 2  # native crashes after which a video fails
 MOST_ATTEMPTS = 10  # per video, including those that ended with the loss of a node
 DEATHS = 3  # of its process for unknown reasons after which a video fails; all but the first happened alone
-GPU_SHARE = 0.005  # of a GPU that an NVDEC decode reserves in Ray, just so that it is placed next to its worker
+# of a GPU that an NVDEC decode of its only worker reserves in Ray, just so that it is placed next to the worker
+GPU_SHARE = 0.005
+RAY_UNITS = 10_000  # of a GPU; Ray cuts a fraction to a whole number of them
 # What one NVDEC decode takes of the GPU's memory, from above. Each of its processes has a CUDA context, and those that
 # fetch ahead may have decoded before. The surfaces are 20 of 4096x2304 in NV12. Of the decoded pictures there is one
 # copy of 8 bits and one of 32.
@@ -83,9 +86,22 @@ POLL_S = 0.5
 TURN_S = 0.05  # between two checks whether another shard has left a decode
 
 
-def gpus_of_a_worker(decoder: str, decode_tasks: int) -> float:
-    """The fraction of a GPU that a worker reserves in Ray. NVDEC decodes on the same GPU need the rest."""
-    return 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
+def gpus_of_a_worker(decoder: str, decode_tasks: int, workers_per_gpu: int = 1) -> float:
+    """The fraction of a GPU that a worker reserves in Ray. Its NVDEC decodes on the same GPU need the rest of its part.
+
+    Rounded down, so that all workers of a GPU fit: Ray would round 1/6 up.
+    """
+    whole = 1 - FETCHED_AHEAD * decode_tasks * GPU_SHARE if decoder == "nvdec" else 1
+    return whole if workers_per_gpu == 1 else _rounded_down(whole / workers_per_gpu)
+
+
+def gpus_of_a_decode(workers_per_gpu: int) -> float:
+    """The fraction of a GPU that an NVDEC decode reserves in Ray."""
+    return _rounded_down(GPU_SHARE / workers_per_gpu)
+
+
+def _rounded_down(share: float) -> float:
+    return math.floor(share * RAY_UNITS) / RAY_UNITS
 
 
 def decodes_that_fit(free_bytes: int, decode_bytes: int = DECODE_BYTES) -> int:
@@ -279,7 +295,7 @@ class Decoding:
     def _submit(self, case: _Case) -> None:
         case.attempts += 1
         fetching = is_remote(case.video)
-        gpus = GPU_SHARE if self.spec.policy.decoder == "nvdec" else 0
+        gpus = gpus_of_a_decode(self.spec.workers_per_gpu) if self.spec.policy.decoder == "nvdec" else 0
         self._start(case, None, _decode_video.options(num_cpus=0.5 if fetching else 1, num_gpus=gpus))
 
     def _submit_share(self, case: _Case, share: Share) -> Any:

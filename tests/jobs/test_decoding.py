@@ -9,8 +9,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -18,11 +20,12 @@ import pytest
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
+from p3d.jobs.machine import Machines
 from p3d.jobs.scheduler.cluster import local_cluster
 from p3d.jobs.worker import decode_task, decoding
 from p3d.jobs.worker.concurrency import DecodeConcurrency, ShardTurn, Use
 from p3d.jobs.worker.decode_task import DecodeSpec
-from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding
+from p3d.jobs.worker.decoding import CRASHES_WITH_NOTE, DEATHS, Decoding, gpus_of_a_decode, gpus_of_a_worker
 from p3d.jobs.worker.message_batches import MessageBatch, message_batches
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.errors import NodeFault, Reason, StoreUnknown
@@ -47,7 +50,9 @@ NAMES = ("good1", "good2", "bad", "good3", "good4")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with local_cluster(cpus=2):
+    """A GPU is declared, which nothing uses."""
+    with patch("ray.init", partial(ray.init, num_gpus=1)), local_cluster(cpus=2) as found:
+        assert found.machines == Machines(2, 2, 1, ((2, 1),))
         yield
 
 
@@ -209,6 +214,32 @@ class TestFaults:
         scratch.mkdir()
         list(Decoding(shard, spec(), scratch).messages())
         assert not list(scratch.iterdir())
+
+
+class Holder:
+    """A worker that only says which GPUs Ray has given it."""
+
+    def gpus(self) -> list[str]:
+        return [str(one) for one in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+
+@pytest.mark.parametrize(("decoder", "workers_per_gpu"), [("auto", 6), ("nvdec", 3)])
+@pytest.mark.usefixtures("cluster")
+def test_workers_share_a_gpu_with_their_decodes(decoder: str, workers_per_gpu: int) -> None:
+    """All start on the one GPU, and decodes next to them."""
+    share = gpus_of_a_worker(decoder, 2, workers_per_gpu)
+    workers = [
+        ray.remote(num_cpus=0)(Holder).options(num_gpus=share).remote()  # type: ignore[attr-defined]
+        for _ in range(workers_per_gpu)
+    ]
+    decode = ray.remote(num_cpus=0, num_gpus=gpus_of_a_decode(workers_per_gpu))(lambda: True)
+    try:
+        assert ray.get([worker.gpus.remote() for worker in workers], timeout=60) == [["0"]] * workers_per_gpu
+        if decoder == "nvdec":
+            assert ray.get(decode.remote(), timeout=60)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 @pytest.mark.usefixtures("cluster")

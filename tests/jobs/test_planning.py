@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p3d.jobs.machine import Machines, cpus_of_a_gpu_worker
 from p3d.jobs.planning.prepare import run_options
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import MaxFailures, RunOptions
@@ -62,6 +63,56 @@ def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:
     """`--device cuda:1` is refused with a remedy."""
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         run_options({}, device="cuda:1")
+
+
+GPUS = Machines(cpus=64, node_cpus=32, gpus=4, gpu_nodes=((32, 2), (32, 2)))
+
+
+def test_workers_per_gpu_decide_the_number_of_workers() -> None:
+    """K for each GPU. A resume keeps both numbers, and another K replaces the number of workers."""
+    three = run_options({}, there=GPUS, workers_per_gpu=3)
+    assert (three.workers, three.workers_per_gpu, three.decode_tasks) == (12, 3, 64 // 12 - 1)
+    last = run_options({}, there=GPUS, workers_per_gpu=3, workers=7).to_dict()
+    assert run_options(last, there=GPUS).workers == 7 == run_options(last, there=GPUS, workers_per_gpu=3).workers
+    assert run_options(last, there=GPUS, workers_per_gpu=2).workers == 8
+    assert run_options(last, there=GPUS, workers_per_gpu=2, workers=5).workers == 5
+    assert run_options({}, there=GPUS).workers == 4
+
+
+def test_only_gpus_are_shared() -> None:
+    """On a CPU `--workers-per-gpu` is refused, unless a run on GPUs had it."""
+    there = Machines(8, 8, 0)
+    for given in ({"there": there}, {"there": GPUS, "device": "cpu"}):
+        with pytest.raises(InputError, match=r"--workers-per-gpu 2: the device is cpu.*leave it out"):
+            run_options({}, workers_per_gpu=2, **given)
+    assert run_options({}, there=there, workers_per_gpu=1).workers_per_gpu == 1
+    assert run_options({"workers_per_gpu": 4}, there=there).workers_per_gpu == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "per_gpu", "reserved"),
+    [
+        ((), 1, 1, 0),
+        (((1, 1),), 1, 1, 0),
+        (((2, 1),), 1, 1, 0),
+        (((8, 1),), 1, 1, 1),
+        (((8, 1),), 2, 2, 1),
+        (((8, 1),), 4, 4, 0),
+        (((32, 8), (2, 1)), 9, 1, 0),
+        (((32, 8), (4, 1)), 9, 1, 1),
+        (((8, 8),), 2, 1, 1),  # there are only two workers
+    ],
+)
+def test_a_worker_on_a_gpu_has_a_core_where_there_are_enough(
+    nodes: tuple[tuple[int, int], ...], workers: int, per_gpu: int, reserved: int
+) -> None:
+    """Every machine with GPUs must have four cores per worker; decodes get what is left."""
+    cpus, gpus = sum(cpus for cpus, _ in nodes) or 8, sum(gpus for _, gpus in nodes)
+    there = Machines(cpus, cpus, gpus, nodes)
+    assert cpus_of_a_gpu_worker(there, workers, per_gpu) == reserved
+    device = {} if nodes else {"device": "cpu"}
+    options = run_options({}, there=there, workers=workers, workers_per_gpu=per_gpu, **device)
+    assert options.decode_tasks == max(1, cpus // workers - reserved)
 
 
 @pytest.mark.fault(47)

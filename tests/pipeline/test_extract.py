@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from p3d.pipeline.clips.rules import Sampling, clip_spans, frame_numbers, needed_frames
 from p3d.pipeline.dataset.schema import check_rows, outcomes_json, parse_outcomes
 from p3d.pipeline.errors import MALFORMED, Reason
-from p3d.pipeline.extract import InferenceThreads, Progress, extract_shard
+from p3d.pipeline.extract import FrameBuffers, InferenceThreads, Progress, extract_shard
 from p3d.pipeline.types import (
     FLOAT32,
     INT64,
@@ -123,9 +124,12 @@ def run(
     batch_size: int = 4,
     dtype: str = "float32",
     progress: Progress | None = None,
-    inference_threads: int = 0,
+    inference_threads: int | InferenceThreads | None = 0,
 ) -> ShardRows:
     spy = encode or Spy()
+    threads = inference_threads
+    if isinstance(threads, int):
+        threads = InferenceThreads(threads) if threads else None
 
     def pair(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
         features_BD = spy(frames_NHWC, index_BT)
@@ -141,7 +145,7 @@ def run(
         feature_dim=1 + sampling.clip_frames,
         embedding_dtype=dtype,
         progress=progress,
-        inference_threads=InferenceThreads(inference_threads) if inference_threads else None,
+        inference_threads=threads,
     )
     check_rows(rows, 1 + sampling.clip_frames, sampling.clip_frames, 2 if scores else 0)
     return rows
@@ -339,6 +343,69 @@ def test_an_error_in_an_inference_thread_is_raised() -> None:
         run(in_turn({0: stream(0, 1600)}), 1, EVERY, encode, batch_size=1, inference_threads=2)
     assert begun.is_set() and not at_work
     assert next(calls) <= 4
+
+
+def test_threads_gather_into_kept_buffers_that_they_do_not_share() -> None:
+    """Each inference thread has one buffer for all batches of all shards. While a batch is encoded, nothing writes into
+    it, also if other threads are encoding."""
+    random, lock = Random(0), threading.Lock()
+    allocated: list[UINT8] = []
+    used: dict[int, set[int]] = {}  # thread -> addresses of its batches
+
+    def new_buffer(n_bytes: int) -> UINT8:
+        allocated.append(np.zeros(n_bytes, np.uint8))
+        return allocated[-1]
+
+    def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        before = frames_NHWC.copy()
+        time.sleep(random.random() / 100)  # an asynchronous copy would read the frames now
+        assert np.array_equal(frames_NHWC, before) and frames_NHWC.flags.c_contiguous and frames_NHWC.flags.writeable
+        with lock:
+            used.setdefault(threading.get_ident(), set()).add(frames_NHWC.ctypes.data)
+        return Spy()(frames_NHWC, index_BT)
+
+    inference_threads, n_of = InferenceThreads(3, new_buffer), {at: 16 * (1 + at % 5) for at in range(12)}
+    with ThreadPoolExecutor(2) as shards:
+        messages = [mixed({at: stream(at, n) for at, n in n_of.items()}, Random(seed)) for seed in (0, 1)]
+        given = [(one, 12, EVERY, encode) for one in messages]
+        done = [shards.submit(run, *one, batch_size=3, inference_threads=inference_threads) for one in given]
+        for one in done:
+            assert_rows(one.result(), n_of, EVERY)
+    addresses = [address for of_thread in used.values() for address in of_thread]
+    assert len(allocated) == len(used) == 3 and len(addresses) == len(set(addresses)) == 3
+    assert {buffer.ctypes.data for buffer in allocated} == set(addresses)
+
+
+def test_a_buffer_grows_with_the_frames() -> None:
+    """A batch of larger frames, or of more of them, gets a larger buffer; a smaller one does not."""
+    sizes = list[int]()
+    buffers = FrameBuffers(lambda n_bytes: sizes.append(n_bytes) or np.empty(n_bytes, np.uint8))  # type: ignore[func-returns-value]
+    for n, most, side in ((2, 4, 3), (4, 4, 3), (1, 1, 3), (2, 2, 5), (9, 4, 5)):
+        frames = [np.full((side, side, 3), number, np.uint8) for number in range(n)]
+        assert np.array_equal(buffers.gather(frames, most), np.stack(frames))
+    assert sizes == [4 * 27, 2 * 75, 9 * 75]
+
+
+@pytest.mark.parametrize("inference_threads", [0, 2])
+def test_a_video_that_has_ended_holds_no_frame(inference_threads: int) -> None:
+    """Each frame would keep its whole message in shared memory until the shard has ended."""
+    alive = list[int]()
+    held: list[weakref.ref[UINT8]] = []
+
+    def messages() -> Iterator[tuple[int, DecodeMessage]]:
+        for at in range(8):
+            for message in stream(at, 40):
+                if isinstance(message, FrameBlock):
+                    held.append(weakref.ref(message.frames_NHWC.base))  # which its views refer to
+                yield at, message
+            del message
+            alive.append(sum(one() is not None for one in held))
+
+    def encode(frames_NHWC: UINT8, index_BT: INT64) -> FLOAT32:
+        return Spy()(frames_NHWC, index_BT)
+
+    run(messages(), 8, EVERY, encode, batch_size=3, inference_threads=inference_threads)
+    assert max(alive) <= 1 + 2 * inference_threads, alive  # what the batches need that are not gathered yet
 
 
 def test_frames_that_clips_share_are_in_a_batch_once() -> None:

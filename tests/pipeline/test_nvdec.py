@@ -19,7 +19,7 @@ import torch
 
 from p3d.jobs.planning.prepare import MAX_DECODE_TASKS
 from p3d.jobs.worker.actor import shard_error_of
-from p3d.jobs.worker.decoding import FETCHED_AHEAD, GPU_SHARE, gpus_of_a_worker
+from p3d.jobs.worker.decoding import FETCHED_AHEAD, GPU_SHARE, gpus_of_a_decode, gpus_of_a_worker
 from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.decode.messages import failures_as_values
@@ -37,6 +37,7 @@ from p3d.pipeline.decode.routes.nvdec import (
 from p3d.pipeline.decode.routes.nvdec_chips import SMALLEST, Chip, nvdec_codecs
 from p3d.pipeline.decode.wanted_frames import wanted_by
 from p3d.pipeline.errors import NodeFault, Reason, VideoError
+from p3d.pipeline.recipe import WORKERS_PER_GPU
 from p3d.pipeline.types import FrameBlock, FrameSpec
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.conftest import REPO
@@ -386,6 +387,19 @@ def test_a_gpu_serves_its_worker_and_all_its_decodes(decode_tasks: int) -> None:
     share = 1 - gpus_of_a_worker("nvdec", decode_tasks)
     assert share == pytest.approx(FETCHED_AHEAD * decode_tasks * GPU_SHARE) and share < 0.5
     assert gpus_of_a_worker("auto", decode_tasks) == 1
+
+
+@pytest.mark.parametrize("decode_tasks", [1, MAX_DECODE_TASKS])
+@pytest.mark.parametrize("workers_per_gpu", range(1, WORKERS_PER_GPU + 1))
+@pytest.mark.parametrize("decoder", ["auto", "nvdec"])
+def test_workers_that_share_a_gpu_fit_with_all_their_decodes(
+    decoder: str, workers_per_gpu: int, decode_tasks: int
+) -> None:
+    """In Ray's units of 1/10 000 of a GPU, also where they do not divide it."""
+    worker, decode = gpus_of_a_worker(decoder, decode_tasks, workers_per_gpu), gpus_of_a_decode(workers_per_gpu)
+    decodes = FETCHED_AHEAD * decode_tasks if decoder == "nvdec" else 0
+    units = workers_per_gpu * (round(worker * 10_000) + decodes * round(decode * 10_000))
+    assert 9_000 < units <= 10_000 and decode >= 0.0001
 
 
 @needs_torchcodec

@@ -104,7 +104,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (scheduler, "endpoint", str),
         (scheduler, "signal", Signals(life)),
         (workers, "shard_error_of", partial(shard_error_of, life)),
-        (p3d.jobs.scheduler.cluster, "local_cluster", lambda: contextlib.nullcontext(cluster)),
+        (p3d.jobs.scheduler.cluster, "local_cluster", lambda **_: contextlib.nullcontext(cluster)),
         (p3d.jobs.scheduler.cluster, "refuse_unfit", quiet),
     ):
         yield
