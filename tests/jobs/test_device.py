@@ -156,7 +156,7 @@ def test_no_memory_for_one_clip_stops_the_job_resumable() -> None:
 def test_the_free_memory_of_a_gpu_limits_the_decodes_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the load asks for more. Where not even one decode fits, the worker is refused with the GPU's name."""
     worker = ShardWorker.__new__(ShardWorker)
-    worker.spec = SimpleNamespace(recipe=SimpleNamespace(decoder="nvdec"))
+    worker.spec = SimpleNamespace(recipe=SimpleNamespace(decoder="nvdec"), options=SimpleNamespace(workers_per_gpu=1))
     worker.concurrency, worker.in_hand, worker.inference_threads = DecodeConcurrency(32), {}, InferenceThreads(2)
     worker.autoscaler, worker.encoder = DecodeAutoscaler(32, 1), SimpleNamespace(busy=None)
     monkeypatch.setattr(actor, "gpu_name", lambda: "NVIDIA T4")
