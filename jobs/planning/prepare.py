@@ -263,7 +263,7 @@ def add_retry(
         videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
         videos = roots.table(videos, seq)
         tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
-    again = look_again(pa.concat_tables(tables, promote_options="default"), s3)
+    again = look_again(pa.concat_tables(tables, promote_options="default"), s3, keep_missing=True)
     return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, sizing), 0, sizing)
 
 

@@ -152,11 +152,17 @@ def named_in(source: str, videos: pa.Table) -> frozenset[str]:
     return frozenset(videos["uri"].to_pylist() if source.lower().endswith(LIST_EXTENSIONS) else ())
 
 
-def look_again(videos: pa.Table, options: StoreOptions) -> pa.Table:
-    """The same rows of a manifest (without `shard`), with the current size, time, ETag and version of their files."""
+def look_again(videos: pa.Table, options: StoreOptions, *, keep_missing: bool = False) -> pa.Table:
+    """The same rows of a manifest (without `shard`), with the current size, time, ETag and version of their files.
+
+    With `keep_missing`, a file that is not there keeps what was planned, so that it is unchanged when it is back.
+    """
     rows = [VideoRef(**row) for row in videos.select([field.name for field in FIELDS]).to_pylist()]
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
-        again = _table(list(pool.map(_Lookup("", options).again, rows))).videos
+        now = list(pool.map(_Lookup("", options).again, rows))
+    if keep_missing:
+        now = [new if new.size_bytes >= 0 else old for new, old in zip(now, rows, strict=True)]
+    again = _table(now).videos
     for at, field in enumerate(FIELDS):
         videos = videos.set_column(videos.schema.get_field_index(field.name), field, again[at])
     return videos
@@ -340,15 +346,11 @@ class _Lookup:
         return local_row(Path(self.base), os.path.normpath(os.fsencode(entry)))
 
     def again(self, row: VideoRef) -> VideoRef:
-        """The row with the current state of its source. Its id and its path do not change.
-
-        A file that is not there keeps its planned version, so that it counts as unchanged when it is back.
-        """
+        """The row with the current state of its source. Its id and its path do not change."""
         if not row.uri.startswith("s3://"):
-            now = local_row_again(row)
-        else:
-            now = replace(self._s3_row(*split_s3_uri(row.uri), row.path), video_id=row.video_id, path=row.path)
-        return now if now.size_bytes >= 0 else row
+            return local_row_again(row)
+        now = self._s3_row(*split_s3_uri(row.uri), row.path)
+        return replace(now, video_id=row.video_id, path=row.path)
 
     def _s3_row(self, bucket: str, key: str, name: str) -> VideoRef:
         if not key:

@@ -223,7 +223,9 @@ def second_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             family = psutil.Process(node.pid).children(recursive=True)
             yield hidden
         finally:
-            for process in [*family, psutil.Process(node.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family.append(psutil.Process(node.pid))
+            for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             node.wait()

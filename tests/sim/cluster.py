@@ -68,7 +68,7 @@ class SimWorker(ShardWorker):
     def __init__(self, spec: WorkerSpec, world: World, store: View) -> None:
         self.spec, self.store, self.world = spec, store, world
         self.in_hand, self.concurrency, self.broken = {}, DecodeConcurrency(1), None
-        self.scratch = Path()
+        self.scratch, self.encoder = Path(), SimpleNamespace(busy=None)
         self.inference_threads, self.autoscaler = SimpleNamespace(under_way=0, n=1), DecodeAutoscaler(1, 1)
 
     def setup(self) -> Ready | Refused:

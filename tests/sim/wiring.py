@@ -90,7 +90,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (planning, "golden_features", lambda _: np.zeros(8, np.float32)),
         (planning, "software", dict),
         (planning, "new_job_id", lambda: "0" * 32),
-        (planning, "look_again", lambda table, _: table),
+        (planning, "look_again", lambda table, *_, **__: table),
         (scheduler, "ray", life.ray),
         (scheduler, "time", time),
         (
