@@ -203,6 +203,7 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
     """
     if address != "auto":
         refuse_silent(address)  # Ray would retry for many minutes
+    before = Path.cwd()
     with _private_folder() as scratch:
         try:
             with _quiet_start():
@@ -219,6 +220,8 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
                 f"the Ray cluster at {address} could not be joined ({' '.join(str(error).split())[:300]}). Is it up, "
                 "of this version of Ray and Python, and is its token here (`ray get-auth-token`, RAY_AUTH_TOKEN)?"
             ) from error
+        with contextlib.suppress(OSError):  # it was deleted meanwhile
+            os.chdir(before)  # Ray has noted the empty folder; SRC and weights may be relative to this one
         cluster = Cluster(_machines(), scratch, head=_head(address))
         threading.Thread(target=cluster.watch, name="watch", daemon=True).start()
         yield cluster

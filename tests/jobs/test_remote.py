@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,7 +72,8 @@ def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
     ).out
     assert finished(out) == (12, 0)
     assert not [path for path in out.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-    again = p3d("launch", archive, out, "--weights", small_weights, *LAUNCH, "--address", head.address, env=mine)
+    mine_too = os.path.relpath(small_weights, archive)  # relative paths are those of the folder where p3d is called
+    again = p3d("launch", ".", out, "--weights", mine_too, *LAUNCH, "--address", head.address, env=mine, cwd=archive)
     assert again.code == 0 and "nothing in SRC is new or changed" in again.err, again.err
     assert "not trusted" not in again.err
     lost = min((out / "clips").iterdir()).name
