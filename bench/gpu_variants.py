@@ -7,6 +7,8 @@ An arm starts with clips of uint8 on the device and ends with features there. `d
 of any row of the batch to the CPU's features of the plain network in fp32. An arm beyond the limit of its precision is
 not timed. Each arm takes turns with the default form, so `times` is a ratio within a round. The report is written after
 each arm, and no arm begins after --minutes. On a CPU, arms that need CUDA are listed and not run.
+
+`launch` is the time to submit a batch. A profile of the default form follows each table.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name torch's own documentation gives it
+from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu import Device
 from bench.rounds import Report, Table, parser_of, per_second, take_turns
@@ -35,6 +38,7 @@ from p3d.weights import Weights, random_weights
 Run = Callable[[Tensor], Tensor]  # clips uint8 (B, T, H, W, C) -> features float32 (B, D), on the device
 DEFAULT: Final = "2-D"
 FILLED_BYTES = 8 << 30
+SHOWN = 25  # operations of a profile
 TURNS = 5  # batches in one turn of an arm
 
 
@@ -60,6 +64,7 @@ ARMS: Final = {
     DEFAULT: Arm(),
     "3-D": Arm("plain"),
     "3-D, contiguous": Arm("plain", contiguous=True),
+    "3-D, contiguous, benchmark": Arm("plain", contiguous=True, benchmark=True),
     "3-D, benchmark": Arm("plain", benchmark=True),
     "2-D, benchmark": Arm(benchmark=True),
     "2-D, one normalising kernel": Arm(one_kernel=True),
@@ -190,22 +195,26 @@ def measure(
     clips_BTHWC = clip.expand(batch, *clip.shape).contiguous()
     default: Run | None = None
     rows: list[tuple[str, ...]] = []
-    columns = ("arm", "distance", "clips/s", f"times {DEFAULT}", "peak GB")
+    columns = ("arm", "distance", "clips/s", f"times {DEFAULT}", "launch, ms", "peak GB")
     report.tables.append(Table(f"{name}, {precision}, batches of {batch}", columns, ()))
     for label, arm in ARMS.items():
-        row: tuple[str, ...] = (label, "not run", "needs CUDA", "", "")
+        row: tuple[str, ...] = (label, "not run", "needs CUDA", "", "", "")
         if device.large or not arm.needs_cuda:
-            row = (label, "not run", "out of time", "", "")
+            row = (label, "not run", "out of time", "", "", "")
             if time.monotonic() < until:
                 try:
                     run = arm_of(arm, weights, precision, device.device, clips_BTHWC)
                     default = default or run
                     row = _timed(label, run, default, clips_BTHWC, wanted_D, precision, device, rounds)
                 except Exception as error:  # noqa: BLE001 - one arm must not end the others
-                    row = (label, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "", "")
+                    row = (label, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "", "", "")
         rows.append(row)
         print(" | ".join(row), flush=True)
         report.tables[-1] = Table(report.tables[-1].heading, columns, tuple(rows))
+        report.write(out)
+    if default is not None and time.monotonic() < until:
+        heading = f"{name}, {precision}: operations of {DEFAULT} that take longest"
+        report.add(profiled(default, clips_BTHWC, device, heading))
         report.write(out)
 
 
@@ -226,7 +235,7 @@ def _timed(
         torch.cuda.reset_peak_memory_stats()
     far = distance(run(clips), wanted_D)
     if not far <= MAXIMUM_DISTANCE[precision]:
-        return label, f"{far:.1e}", "wrong", "", ""
+        return label, f"{far:.1e}", "wrong", "", "", ""
 
     def arm(of: Run) -> Callable[[], float]:
         def work() -> None:
@@ -239,7 +248,25 @@ def _timed(
     arms = {DEFAULT: arm(default)} | ({label: arm(run)} if run is not default else {})
     found = take_turns(arms, rounds, "clips/s", tell=lambda _: None)
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.2f}" if device.large else ""
-    return label, f"{far:.1e}", str(found.spread(label)), str(found.ratio(label, DEFAULT)), peak
+    started = time.perf_counter()
+    run(clips)
+    launch_ms = f"{1e3 * (time.perf_counter() - started):.1f}" if device.large else ""  # before the GPU has finished
+    device.wait()
+    return label, f"{far:.1e}", str(found.spread(label)), str(found.ratio(label, DEFAULT)), launch_ms, peak
+
+
+@torch.inference_mode()
+def profiled(run: Run, clips: Tensor, device: Device, heading: str) -> Table:
+    """The operations of one batch that take most of the device's time, the longest first."""
+    kinds = [ProfilerActivity.CUDA if device.large else ProfilerActivity.CPU]
+    run(clips)
+    with profile(activities=kinds) as found:
+        run(clips)
+        device.wait()
+    name = "self_device_time_total" if device.large else "self_cpu_time_total"
+    longest = sorted(found.key_averages(), key=lambda one: -float(getattr(one, name)))[:SHOWN]
+    rows = tuple((one.key[:100], str(one.count), f"{getattr(one, name) / 1e3:.3f}") for one in longest)
+    return Table(heading, ("operation", "calls", "ms"), rows)
 
 
 def main() -> int:

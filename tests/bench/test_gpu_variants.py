@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu_variants import ARMS, Arm, PoolWithoutIndices, arm_of, distance, one_kernel
+from bench.gpu import Device
+from bench.gpu_variants import ARMS, Arm, PoolWithoutIndices, arm_of, distance, one_kernel, profiled
 from p3d.encoder import golden_clip, golden_features, normalise
 from p3d.networks.network import Network
 from p3d.prepared import prepared
@@ -28,7 +29,7 @@ def test_the_bench_runs_on_a_cpu_and_lists_what_needs_cuda(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    rows = dict(line.split(" | ", 1) for line in done.stdout.splitlines() if " | " in line)
+    rows = dict(line.split(" | ", 1) for line in done.stdout.splitlines() if " | " in line and line[0] != "|")
     assert list(rows) == list(ARMS)
     assert float(rows["2-D"].split(" | ")[0]) < 1e-10  # the first arm always runs
     needing = {label for label, row in rows.items() if "needs CUDA" in row}
@@ -44,6 +45,16 @@ def test_an_arm_gives_the_golden_features(arm: Arm) -> None:
     clips_BTHWC = torch.from_numpy(golden_clip(weights.recipe)[0])[None]
     run = arm_of(arm, weights, "fp32", device, clips_BTHWC)
     assert distance(run(clips_BTHWC), golden_features(weights)) < 1e-10
+
+
+def test_a_profile_lists_the_longest_operations() -> None:
+    """Convolutions take most of the time, and are named."""
+    weights, device = random_weights("p3d63", 0), Device("cpu")
+    clips_BTHWC = torch.from_numpy(golden_clip(weights.recipe)[0])[None]
+    table = profiled(arm_of(Arm(), weights, "fp32", device.device, clips_BTHWC), clips_BTHWC, device, "profile")
+    assert any("convolution" in name for name, _, _ in table.rows[:3])
+    times = [float(ms) for _, _, ms in table.rows]
+    assert times == sorted(times, reverse=True) and times[0] > 0
 
 
 @pytest.mark.parametrize("graph", ["caffe", "port"])
