@@ -182,7 +182,7 @@ class ShardWorker:
         self.in_hand: dict[tuple[int, int], Progress] = {}  # (plan_seq, shard) -> its counters so far
         self.sampled = (time.monotonic(), 0.0)  # when the GPU's busy time was last read, and its seconds
         self.most_decodes = self.concurrency.n  # of NVDEC at a time, by the free memory of the GPU
-        self.software: dict[str, str] = {}
+        self.software = software()
         self.broken: Exception | None = None  # the device error after which nothing is computed or committed
         here = Path(spec.scratch).is_dir()  # the run's folder, if this is the driver's machine
         home = spec.scratch if here else None
@@ -216,6 +216,8 @@ class ShardWorker:
             self.inference_threads.run_in_each(lambda: check_golden(self.encoder, golden_D))
             if nvdec and (why := self._limit_decodes()):
                 return Refused(f"--decoder nvdec on {platform.node()}: {why}")
+            if nvdec or device.startswith("cuda"):
+                self.software |= gpu_software(gpu_name())
             self.store.hold_to("job.json")
             if self.spec.job_id and read_job(self.store).job_id != self.spec.job_id:
                 return Refused(f"{self.store.url} on {platform.node()} is the output of another job than on the driver")
@@ -231,8 +233,6 @@ class ShardWorker:
                 "the GPU with `nvidia-smi`, the driver and the build of torch there, or choose another --precision or "
                 "--device"
             )
-        on_gpu = nvdec or device.startswith("cuda")
-        self.software = software() | (gpu_software(gpu_name()) if on_gpu else {})
         return Ready(device, platform.node(), os.getpid())
 
     def inference_threads_on(self, device: str) -> InferenceThreads:
