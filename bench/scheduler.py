@@ -35,10 +35,10 @@ from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.scheduler.cluster import Cluster
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, StartWorker, WorkerReady
-from p3d.jobs.totals import Ended, ShardKey
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, Spent
 from p3d.jobs.worker.autoscale import Load
 from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.totals import Ended, ShardKey
 from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import ObjectInfo

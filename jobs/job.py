@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.dataset.commit import derive, read_committed, stored_names
 from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
@@ -22,6 +21,7 @@ from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
+from p3d.pipeline.dataset.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store

@@ -22,15 +22,15 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.compute as pc
 
 from p3d.jobs.job import manifests, read_job
 from p3d.jobs.machine import user_name
-from p3d.jobs.totals import ShardKey
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY, SnapshotRecord, read_snapshot
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.errors import InputError, StoreError, Untrusted, shell_words
 from p3d.pipeline.recipe import JobRecord, digest
 from p3d.pipeline.sources.below import SourceRule
@@ -42,8 +42,13 @@ STATE = "P3D_STATE"
 LISTED = "P3D_TRUST"
 SHOWN = 100  # characters of a text from OUT in a message
 
-Owned = JobRecord | SnapshotRecord
 Say = Callable[[str], None]  # shows one message to the user
+
+
+class Owned(Protocol):
+    """The record of a job, a snapshot or a training, which says whose it is by its `job_id`, or by its content."""
+
+    def to_json(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,10 @@ class Origin:
 
 def id_of(job: Owned) -> str:
     """The id of a job; of a job without one, and of a snapshot, the sha256 of its record."""
-    named = job.job_id if isinstance(job, JobRecord) else ""
-    return named or hashlib.sha256(job.to_json()).hexdigest()
+    return getattr(job, "job_id", "") or hashlib.sha256(job.to_json()).hexdigest()
 
 
-def owned_at(store: Store) -> Owned:
+def owned_at(store: Store) -> JobRecord | SnapshotRecord:
     """The record of the job or the snapshot at a store. NoSuchJob, DamagedJob."""
     if store.head("job.json") is None and store.head(SNAPSHOT_KEY) is not None:
         return read_snapshot(store)

@@ -20,7 +20,7 @@ TOP = ("p3d", "pipeline", "jobs")
 ORDER = {
     "p3d": "preprocessing networks zoo weights prepared device encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
-    "p3d.jobs": "machine totals job trust planning worker scheduler monitor api cli",
+    "p3d.jobs": "machine job trust planning worker scheduler training monitor api cli",
 }
 NEVER = {
     "p3d": {"p3d.pipeline", "p3d.jobs", "ray", "click", "decord", "boto3", "av", "pyarrow", "rich"},
@@ -29,7 +29,7 @@ NEVER = {
 }
 # library -> the only modules that may import it, by name of the module or of its package
 ONLY = {
-    "ray": "p3d.jobs.scheduler p3d.jobs.worker.decoding",
+    "ray": "p3d.jobs.scheduler p3d.jobs.worker.decoding p3d.jobs.training.run",
     "decord": "p3d.pipeline.decode.routes.decord",
     "torchcodec": "p3d.pipeline.decode.routes.nvdec",
     "torch": "p3d.networks p3d.weights p3d.prepared p3d.device p3d.encoder p3d.zoo p3d.preprocessing p3d.jobs "
@@ -39,7 +39,7 @@ ONLY = {
     "botocore": "p3d.pipeline.storage.s3",
     "click": "p3d.jobs.cli",
     "rich": "p3d.jobs.cli p3d.jobs.monitor",
-    "safetensors": "p3d.weights",
+    "safetensors": "p3d.weights p3d.jobs.training.checkpoints",
     "urllib3": "p3d.weights p3d.pipeline.storage.s3",
     "faiss": "p3d.pipeline.results",
     "sklearn": "p3d.pipeline.results",

@@ -44,7 +44,8 @@ WEIGHTS: Verbs = {
 VERBS: Verbs = {
     "plan": ("plan", "Show what a launch would do; writes nothing."),
     "launch": ("launch", "Embed the videos of SRC into OUT."),
-    "resume": ("launch", "Continue the job at OUT."),
+    "train": ("train", "Train a network on the labelled videos of SRC."),
+    "resume": ("launch", "Continue the job or the training at OUT."),
     "retry": ("retry", "Retry the failed videos of OUT."),
     "status": ("status", "Show the progress of the job at OUT; needs no Ray."),
     "cancel": ("status", "Stop the run at OUT; `p3d resume` continues it."),

@@ -132,15 +132,20 @@ def resume(
     detach: bool,
     **typed: Any,
 ) -> int:
-    """Continue the job at OUT. Committed shards are not computed again.
+    """Continue the job or the training at OUT. Committed shards are not computed again.
 
     Options default to those of the last run. On a CPU, equal batch size and threads give bit-identical rows. A job that
     is not yours is refused without --trust or --source (see `p3d trust`). With --source its own options are not used.
     """
     from p3d.jobs.api.runs import resume_job
+    from p3d.jobs.cli.train import resume_training
+    from p3d.jobs.training.record import is_training
     from p3d.pipeline.sources.below import absolute
 
     remote.refuse_to_detach(address, detach)
+    if is_training(store := out_store(out, store_options_of(typed))):
+        given = {**typed, "source": source, "address": address, "takeover": takeover}
+        return resume_training(store, store_options_of(typed), trust, as_json, given)
 
     def elsewhere(store: Store, s3: StoreOptions, trusted: bool) -> int:
         root = None if source is None else absolute(source)

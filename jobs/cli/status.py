@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def status(
     as_json: bool,
     **typed: Any,
 ) -> int:
-    """Show the progress of the job at OUT. Reads only the store: works from any machine, without Ray.
+    """Show the progress of the job or the training at OUT. Reads only the store: works from any machine, without Ray.
 
     With --sources the source videos are looked for, too, where they are now (see `p3d relocate`): how many are there as
     they were planned, how many have changed, and how many are gone. That is refused if OUT is not trusted.
@@ -54,11 +55,14 @@ def status(
 
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.status import SUBMITTED, UNDER_WAY, read_status, render
+    from p3d.jobs.training.record import is_training
 
     if look and (watch or wait):
         raise click.UsageError("--sources goes with neither --watch nor --wait.")
     s3 = store_options_of(typed)
     store = out_store(out, s3)
+    if is_training(store):
+        return _training(store, watch, wait, mirror, as_json)
     job = read_job(store)
     found = _sources(store, job, s3) if look else None
     now = read_status(store, job)
@@ -96,6 +100,39 @@ def status(
     return _code(now) if mirror or wait else 0
 
 
+def _training(store: Store, watch: bool, wait: bool, mirror: bool, as_json: bool) -> int:
+    """`p3d status` of a training."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from p3d.jobs.monitor.training import read_training_status, render_training
+    from p3d.jobs.training.record import read_record
+    from p3d.jobs.training.snapshot import RUNNING
+
+    record = read_record(store)
+    now = read_training_status(store, record)
+    console = Console(file=sys.stdout, no_color="NO_COLOR" in os.environ, highlight=False)
+    width = console.width
+    live = watch and console.is_terminal and not as_json
+    try:
+        with Live(console=console, auto_refresh=False) if live else nullcontext() as view:
+            while (watch or wait) and now.state == RUNNING:
+                if view:
+                    view.update(render_training(now, width=width, escape=output.escape_all), refresh=True)
+                time.sleep(WATCH_S)
+                now = read_training_status(store, record)
+            if view:
+                view.update(render_training(now, width=width, escape=output.escape_all), refresh=True)
+    except KeyboardInterrupt:
+        output.say(f"detached; the training continues. `p3d cancel {store.words()}` stops it")
+        return 0
+    if as_json:
+        output.show_json(asdict(now))
+    elif not live:
+        console.print(render_training(now, width=width, escape=output.escape_all))
+    return now.exit_code or 0 if mirror or wait else 0
+
+
 def _sources(store: Store, job: JobRecord, s3: StoreOptions) -> Sources:
     """Look for the source videos, with this user's own store options. Untrusted."""
     from p3d.jobs.api.moves import look_for_sources
@@ -125,14 +162,21 @@ def _code(now: Status) -> int:
 @trust_option
 @store_options
 def cancel(out: str, now: bool, trust: bool, **typed: Any) -> int:
-    """Stop the run at OUT: after the shards in progress, or at once with --now. Committed shards are kept."""
+    """Stop the run at OUT: after the shards in progress, or at once with --now. Committed shards are kept.
+
+    A training stops after the step under way, with a checkpoint.
+    """
     from p3d.jobs.job import read_job
     from p3d.jobs.scheduler import control
+    from p3d.jobs.training.record import is_training, read_record
     from p3d.jobs.trust import need_trust
 
     s3 = store_options_of(typed)
     store = out_store(out, s3)
-    need_trust(store, read_job(store), s3, trust_it=trust, verb="cancel", say=output.say)
+    training = is_training(store)
+    need_trust(
+        store, read_record(store) if training else read_job(store), s3, trust_it=trust, verb="cancel", say=output.say
+    )
     epoch = control.newest_epoch(store)
     beat = control.heartbeat(store, epoch.number) if epoch else None
     if epoch is None or epoch.died_here() or beat is None or beat.state != control.RUNNING:
@@ -142,6 +186,7 @@ def cancel(out: str, now: bool, trust: bool, **typed: Any) -> int:
         return 0
     control.ask_cancel(store, epoch.number, now=now)
     what = "stops at once" if now else "finishes its shards in progress and stops"
+    what = "finishes its step and stops with a checkpoint" if training else what
     output.say(f"asked: the run on {epoch.host} {what}; it checks every {control.HEARTBEAT_S:.0f} s")
     named = store.words(out)
     output.say(f"  p3d status {named} --wait    wait until it has")

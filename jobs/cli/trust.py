@@ -26,11 +26,16 @@ def trust(out: str, **typed: Any) -> int:
 
     Without trust OUT is read-only: `status`, `verify`, `failures`, `search`, `results report` and `results serve` work.
     """
+    from p3d.jobs.training.record import is_training, read_record
     from p3d.jobs.trust import owned_at, sources_of, take_on_trust
     from p3d.pipeline.dataset.roots import load_roots
 
     s3 = store_options_of(typed)
     store = out_store(out, s3)
+    if is_training(store):
+        training = read_record(store)
+        output.show(f"training: {output.count(training.n_train + training.n_test, 'video')}, in {training.samples_key}")
+        return 0 if take_on_trust(store, training, s3, output.say) else 6
     job = owned_at(store)
     for seq, (n_videos, below) in sources_of(store, job).items():
         output.show(f"plan {seq}: {output.count(n_videos, 'video')} below {below}")

@@ -18,9 +18,9 @@ from rich.text import Text
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot
-from p3d.jobs.totals import Totals
 from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
+from p3d.pipeline.dataset.totals import Totals
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import JobRecord, with_short_digests
 from p3d.pipeline.storage.store import Store

@@ -99,7 +99,7 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None, out: Store | None = N
         return fix(_weights_of(out, spec), spec)
     if spec.model is None and spec.weights.startswith("random:"):
         raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
-    with _weights_here(spec.weights, s3 or StoreOptions()) as named:
+    with weights_here(spec.weights, s3 or StoreOptions()) as named:
         try:
             weights = p3d.weights.resolve(named, name=spec.model, graph=spec.graph)
         except ValueError as error:
@@ -137,7 +137,7 @@ def refuse_unknown(model: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
+def weights_here(named: str, s3: StoreOptions) -> Iterator[str]:
     """The weights as given; an object on S3 is downloaded to a temporary file."""
     if not named.startswith("s3://"):
         yield named

@@ -54,12 +54,12 @@ from p3d.jobs.scheduler.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from p3d.jobs.totals import ShardKey, Totals, count, ended
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.autoscale import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
 from p3d.pipeline.dataset.commit import Committed, committed_names, derive
 from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.totals import ShardKey, Totals, count, ended
 from p3d.pipeline.errors import (
     DamagedJob,
     InputError,

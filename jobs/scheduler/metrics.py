@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from p3d.jobs.scheduler.control import RUNNING
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Checked, Event, ShardDone, ShardTrouble, WorkerDied
-from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.autoscale import LIMITS
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.extract import Progress
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from p3d.jobs.totals import ShardKey, Totals
+from p3d.pipeline.dataset.totals import ShardKey, Totals
 from p3d.pipeline.errors import Reason, counted
 from p3d.pipeline.recipe import SHARD_ATTEMPTS, WORKER_DEATHS, MaxFailures
 

@@ -23,12 +23,12 @@ import pyarrow as pa
 
 from p3d.jobs.job import read_job, stored_weights
 from p3d.jobs.machine import code_digest, gpu_software, inference_threads_of, software, usable_cpus
-from p3d.jobs.totals import Ended, ended
 from p3d.jobs.worker.autoscale import DecodeAutoscaler, Load
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import DECODE_BYTES, Decoding, decodes_that_fit
 from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.totals import Ended, ended
 from p3d.pipeline.decode.routes.nvdec import free_bytes, gpu_name, not_here, sample_problem
 from p3d.pipeline.errors import JobError, NodeFault, StoreDenied, StoreError, StoreUnknown
 from p3d.pipeline.extract import Encode, InferenceThreads, Progress, extract_shard

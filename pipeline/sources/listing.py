@@ -34,7 +34,7 @@ from p3d.pipeline.sources.identity import (
     s3_row,
 )
 from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
-from p3d.pipeline.sources.lists import LIST_EXTENSIONS, TABLE_EXTENSIONS, read_list
+from p3d.pipeline.sources.lists import LIST_EXTENSIONS, TABLE_EXTENSIONS, FileList, read_list
 from p3d.pipeline.storage.s3.uri import refuse_almost_s3, split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
 from p3d.pipeline.storage.urls import CREDENTIAL, open_store
@@ -52,6 +52,7 @@ NAMED_LISTS = f"{', '.join(LIST_EXTENSIONS[:-1])} or {LIST_EXTENSIONS[-1]}"
 TELL_S = 10.0  # seconds between progress messages
 
 Tell = Callable[[str], None]
+ReadList = Callable[[str, bytes, str | None], FileList]  # as `read_list`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,15 @@ def find(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     tell: Tell = lambda _: None,
+    read: ReadList = read_list,
 ) -> SourceListing:
     """The videos of a folder, an `s3://` prefix, one file, or a list (local or on S3).
 
     A text list has one path per line. Other lists have them in a column of LIST_COLUMNS; their other columns are kept.
     Relative paths are relative to the list. Of a folder or a prefix, only videos that a pattern of `include` matches
     are taken, if there are any, and none that one of `exclude` matches. Such a pattern may also be the source.
-    `tell` is called with the progress of a long listing. InputError if the source cannot be read or has no videos.
+    `tell` is called with the progress of a long listing. `read` parses a list, for lists that have more in a line.
+    InputError if the source cannot be read or has no videos.
     """
     if not source:
         raise InputError("the source is an empty text; name a folder, a video, a list or s3://bucket/prefix")
@@ -98,7 +101,7 @@ def find(
         raise InputError(f"{source} is a list; --include and --exclude need a folder or a prefix")
     if source.startswith("s3://"):
         found = (
-            _from_list(source, _read_s3(source, options), options, id_column)
+            _from_list(source, read(source, _read_s3(source, options), id_column), options)
             if is_list
             else _walk_s3(source, options, globs, tell)
         )
@@ -116,7 +119,7 @@ def find(
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror})") from None
         if content is not None:
-            found = _from_list(str(path), content, options, id_column)
+            found = _from_list(str(path), read(str(path), content, id_column), options)
         else:
             found = _walk_folder(path, globs, tell) if path.is_dir() else _one_file(path, globs)
     if not found.videos.num_rows:
@@ -289,8 +292,7 @@ def _read_s3(source: str, options: StoreOptions) -> bytes:
     return open_store(f"s3://{bucket}", options).read(key)
 
 
-def _from_list(source: str, content: bytes, options: StoreOptions, id_column: str | None) -> SourceListing:
-    listed = read_list(source, content, id_column)
+def _from_list(source: str, listed: FileList, options: StoreOptions) -> SourceListing:
     lookup = _Lookup(source, options)
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
         looked_up = list(pool.map(lookup.look, listed.entries))

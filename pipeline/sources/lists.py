@@ -45,10 +45,10 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     """Parse a list. InputError for an invalid one, naming the column or the line if one is wrong."""
     if not source.lower().endswith(TABLE_EXTENSIONS):
         return FileList([line for line in _lines(source, content) if not line.startswith("#")])
-    table = _read_table(source, content, lambda names: _path_column(names) is not None, id_column)
+    table = read_table(source, content, lambda names: path_column(names) is not None, id_column)
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise InputError(f"{source} has more than one column named {twice[0]!r}; rename one")
-    column = _path_column(table.column_names)
+    column = path_column(table.column_names)
     if column is None:
         raise InputError(
             f"{source} has no column of paths: rename one to any of {', '.join(LIST_COLUMNS)}. "
@@ -70,7 +70,7 @@ def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
     InputError for an empty list.
     """
     if source.lower().endswith(TABLE_EXTENSIONS):
-        ids = _ids(source, _read_table(source, content, lambda names: column in names, column), column).to_pylist()
+        ids = _ids(source, read_table(source, content, lambda names: column in names, column), column).to_pylist()
     else:
         ids = _lines(source, content)
     if not ids:
@@ -84,16 +84,21 @@ def _lines(source: str, content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in lines if line.strip()]
 
 
-def _path_column(names: Iterable[str]) -> str | None:
+def path_column(names: Iterable[str]) -> str | None:
+    """The column of LIST_COLUMNS that has the paths; None without any."""
     names = set(names)
     return next((name for name in LIST_COLUMNS if name in names), None)
 
 
-def _read_table(source: str, content: bytes, has: Callable[[list[str]], bool], id_column: str | None) -> pa.Table:
-    """The table of a list in any format but text, with inferred types for all columns except paths and ids (text)."""
+def read_table(source: str, content: bytes, has: Callable[[list[str]], bool], id_column: str | None) -> pa.Table:
+    """The table of a list in any format but text, with inferred types for all columns except paths and ids (text).
+
+    `has` says whether these are the columns that are needed. InputError for an invalid list. Two columns may have one
+    name.
+    """
 
     def types(names: list[str]) -> dict[str, pa.DataType]:
-        return {name: pa.string() for name in (_path_column(names), id_column) if name is not None and name in names}
+        return {name: pa.string() for name in (path_column(names), id_column) if name is not None and name in names}
 
     try:
         if source.lower().endswith(".parquet"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 
 from p3d.jobs.job import look, survey
-from p3d.jobs.totals import count, ended
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.dataset.totals import count, ended
 from p3d.pipeline.recipe import ShardSizing
 from tests.pipeline.rows import planned, recipe, shard_rows, videos
 from tests.sim.store import MemoryStore

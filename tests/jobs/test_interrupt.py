@@ -11,9 +11,9 @@ import pytest
 from p3d.jobs.scheduler import loop as loops
 from p3d.jobs.scheduler.loop import GRACE_S, RayLoop, _Worker
 from p3d.jobs.scheduler.state import Scheduler, Stop
-from p3d.jobs.totals import ShardKey
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import ShardSizing
 from p3d.pipeline.storage.local import LocalStore

@@ -35,10 +35,10 @@ from p3d.jobs.scheduler.state import (
     WorkerDied,
     WorkerReady,
 )
-from p3d.jobs.totals import ShardKey, Totals
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
+from p3d.pipeline.dataset.totals import ShardKey, Totals
 from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown, StoreUnsafe
 from p3d.pipeline.results.report.render import clock, human_time, plot
 from p3d.pipeline.results.report.throughput import timeline

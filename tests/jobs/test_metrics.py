@@ -23,9 +23,9 @@ from p3d.jobs.scheduler.metrics import METRICS, PREFIX, Metrics, output_tag
 from p3d.jobs.scheduler.run import _shown
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts, WorkerSnapshot
 from p3d.jobs.scheduler.state import Checked, ShardDone, ShardTrouble, WorkerDied
-from p3d.jobs.totals import ShardKey
 from p3d.jobs.worker.actor import Spent
 from p3d.jobs.worker.autoscale import LIMITS, Load
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.errors import REASON_MEANING
 from p3d.pipeline.extract import Progress
 from tests.conftest import REPO

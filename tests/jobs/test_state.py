@@ -48,7 +48,7 @@ from p3d.jobs.scheduler.state import (
     WorkerRefused,
     WorkerUnready,
 )
-from p3d.jobs.totals import ShardKey, Totals
+from p3d.pipeline.dataset.totals import ShardKey, Totals
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import MaxFailures, RunOptions
 

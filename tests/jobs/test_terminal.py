@@ -29,10 +29,10 @@ from p3d.jobs.monitor.status import read_status, render
 from p3d.jobs.scheduler.cluster import _quiet_start
 from p3d.jobs.scheduler.metrics import Metrics, output_tag
 from p3d.jobs.scheduler.state import ShardDone
-from p3d.jobs.totals import ShardKey
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.errors import StrayFile
 from p3d.pipeline.recipe import JobRecord, RunOptions, ShardSizing
 from p3d.pipeline.storage.local import LocalStore

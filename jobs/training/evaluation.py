@@ -1,0 +1,209 @@
+"""Test a training by the paper's protocol, and write its results: the last part of every process of a training.
+
+Each test video has N uniform clips of the centre of its frames. The scores of a video are the mean of those of its
+clips, which are distributions. A hit is the right class among the K most probable; ties go to the lower class number.
+The network that is tested is that of the file that is written, in the form in which jobs run it.
+Source: the paper, section 5.1 (20 clips, single centre crop, mean of scores).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+import p3d.weights
+from p3d.encoder import Encoder
+from p3d.jobs.training import snapshot
+from p3d.jobs.training.checkpoints import METRICS
+from p3d.jobs.training.clips import Feeder, UniformClips, frame_spec
+from p3d.jobs.training.loop import Training
+from p3d.jobs.training.network import trained
+from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN
+from p3d.jobs.training.sampling import Share
+from p3d.jobs.training.snapshot import FINISHED, TESTING
+from p3d.pipeline.clips.rules import parse_sampling
+from p3d.pipeline.errors import counted
+from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import FLOAT32, Failure
+from p3d.weights import Weights
+
+TOP = 5
+PREDICTIONS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("label", pa.int32()),
+        ("predicted", pa.int32()),
+        ("probability", pa.float32()),
+        ("rank", pa.int32()),  # of the right class, 0 if it is the most probable
+        ("clips", pa.int32()),
+        ("clips_right", pa.int32()),
+    ]
+)
+FAILURES = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def test(training: Training) -> tuple[pa.Table, dict[str, Failure]]:
+    """Test the network as it is now: the predictions of all test videos, and the failed ones by path. All processes.
+
+    The hit rates are added to `training.tests`.
+    """
+    videos = training.videos.filter(pc.equal(training.videos["split"], TEST))
+    rows, failed = list[dict[str, Any]](), dict[str, Failure]()
+    if videos.num_rows:
+        rows, failed = _of_all(training, *_of_share(training, videos))
+    predictions = pa.Table.from_pylist(rows, PREDICTIONS)
+    if rows:
+        training.tests.append({"step": float(training.step), **hits_of(predictions)})
+        training.pulse.now = replace(training.pulse.now, hits=hits_of(predictions))
+    return predictions, failed
+
+
+def hits_of(predictions: pa.Table) -> dict[str, float]:
+    """clip_hit1, video_hit1 and video_hit5, in [0, 1]; empty without predictions."""
+    if not predictions.num_rows:
+        return {}
+    rank = predictions["rank"].to_numpy()
+    clips = pc.sum(predictions["clips"]).as_py()
+    return {
+        "clip_hit1": pc.sum(predictions["clips_right"]).as_py() / clips,
+        "video_hit1": float((rank == 0).mean()),
+        f"video_hit{TOP}": float((rank < TOP).mean()),
+    }
+
+
+def _of_share(training: Training, videos: pa.Table) -> tuple[list[dict[str, Any]], dict[str, Failure]]:
+    """The predictions of this process's share of the test videos, and its failures by path."""
+    process, options, run = training.process, training.options, training.run
+    clip = training.start.recipe
+    sampling = parse_sampling(
+        f"uniform:{options.test_clips}", clip_frames=clip.n_frames, frame_step=options.frame_step, fps=options.fps
+    )
+    source = training.source(videos, frame_spec(clip, whole=False), sampling)
+    share = Share(process.rank, process.world, 1, 0, videos.num_rows)
+    encoder = Encoder(weights_now(training, ""), device=str(process.device), batch_size=run.micro_batch)
+    labels, paths = videos["label"].to_pylist(), videos["path"].to_pylist()
+    rows, failed = list[dict[str, Any]](), dict[str, Failure]()
+    training.pulse.now = replace(training.pulse.now, phase=TESTING, to_test=len(share), tested=0)
+    with Feeder(UniformClips(source), share, children=run.decode_tasks, ahead=1) as feeder:
+        for number, found in feeder:
+            if isinstance(found, Failure):
+                failed[paths[number]] = found
+            else:
+                index_NT = np.arange(found.shape[0] * found.shape[1], dtype=np.int64).reshape(found.shape[:2])
+                _, probs_NK = encoder.encode(found.reshape(-1, *found.shape[2:]), index_NT, probs=True)
+                rows.append(prediction(paths[number], labels[number], probs_NK))
+            training.pulse.now = replace(training.pulse.now, tested=training.pulse.now.tested + 1)
+    return rows, failed
+
+
+def prediction(path: str, label: int, probs_NK: FLOAT32) -> dict[str, Any]:
+    """The row of a video with the class probabilities of its N clips."""
+    mean_K = probs_NK.mean(axis=0)
+    by_probability = np.argsort(-mean_K, kind="stable")
+    return {
+        "path": path,
+        "label": label,
+        "predicted": int(by_probability[0]),
+        "probability": float(mean_K[by_probability[0]]),
+        "rank": int(np.flatnonzero(by_probability == label)[0]),
+        "clips": len(probs_NK),
+        "clips_right": int((probs_NK.argmax(axis=1) == label).sum()),
+    }
+
+
+def _of_all(
+    training: Training, rows: list[dict[str, Any]], failed: dict[str, Failure]
+) -> tuple[list[dict[str, Any]], dict[str, Failure]]:
+    """The rows and failures of all processes, in the order of paths."""
+    every: list[Any] = [(rows, failed)]
+    if training.process.world > 1:
+        every = [None] * training.process.world
+        dist.all_gather_object(every, (rows, failed))
+    together = sorted((row for found, _ in every for row in found), key=lambda row: str(row["path"]))
+    return together, {path: one for _, found in every for path, one in found.items()}
+
+
+def weights_now(training: Training, origin: str) -> Weights:
+    """The weights of the training as they are now."""
+    return trained(training.start, training.network.state_dict(), origin)
+
+
+def finish(training: Training) -> None:
+    """Test the trained network, and create the results in OUT, weights.safetensors last. Rank 0 writes."""
+    predictions, failed = test(training)
+    if training.process.rank:
+        return
+    store, record = training.store, training.record
+    hits = hits_of(predictions)
+    metrics = pa.table(
+        {name: np.array([row[at] for row in training.metrics], np.float64) for at, name in enumerate(METRICS)}
+    )
+    create_table(store, "metrics.parquet", metrics)
+    create_table(store, "tests.parquet", pa.Table.from_pylist(training.tests) if training.tests else _no_tests())
+    create_table(store, "predictions.parquet", predictions)
+    create_table(store, "failures.parquet", _failures(training, failed))
+    weights = weights_now(training, origin_of(training, predictions.num_rows, hits))
+    store.create(RESULT_KEY, p3d.weights.to_bytes(weights))
+    n_failed = len(training.failures) + len(failed)
+    training.pulse.now = replace(
+        training.pulse.now,
+        state=FINISHED,
+        step=training.step,
+        steps=training.options.steps,
+        checkpoint=training.step,
+        failed=n_failed,
+        exit_code=3 if n_failed else 0,
+        sentence=f"finished: {counted(record.options.steps, 'step')}" + _in_words(hits, predictions.num_rows),
+    )
+    snapshot.write(store, training.process.epoch, training.pulse.now)
+
+
+def _in_words(hits: dict[str, float], n_videos: int) -> str:
+    if not hits:
+        return ", no video to test on"
+    rates = ", ".join(
+        f"{name} {100 * hits[key]:.1f} %"
+        for name, key in (("clip hit@1", "clip_hit1"), ("video hit@1", "video_hit1"), ("hit@5", "video_hit5"))
+    )
+    return f", {rates} of {counted(n_videos, 'test video')}"
+
+
+def origin_of(training: Training, n_tested: int, hits: dict[str, float]) -> str:
+    """What the file of the result says of its origin: start, data, steps, frames and accuracy."""
+    record, options = training.record, training.options
+    frames = f", {options.fps:g} frames/s" if options.fps else ""
+    frames += f", every {options.frame_step}th frame" if options.frame_step > 1 else ""
+    return (
+        f"trained by p3d from {record.start}: {options.steps} steps of {options.batch_size} clips of "
+        f"{record.n_train} videos (samples {record.samples_sha256[:16]}){frames}, {options.optimizer}, seed "
+        f"{options.seed}" + _in_words(hits, n_tested)
+    )
+
+
+def _no_tests() -> pa.Table:
+    names = ("step", "clip_hit1", "video_hit1", f"video_hit{TOP}")
+    return pa.table({name: pa.array([], pa.float64()) for name in names})
+
+
+def _failures(training: Training, tested: dict[str, Failure]) -> pa.Table:
+    videos = training.clips.source.videos["path"]
+    rows = [(videos[number].as_py(), TRAIN, one) for number, one in sorted(training.failures.items())]
+    rows += [(path, TEST, one) for path, one in sorted(tested.items())]
+    return pa.Table.from_pylist(
+        [{"path": path, "split": split, "reason": one.reason, "detail": one.detail} for path, split, one in rows],
+        FAILURES,
+    )
+
+
+def create_table(store: Store, key: str, table: pa.Table) -> None:
+    """Create a Parquet file in OUT, unless an earlier run that was killed has created it."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    store.create(key, sink.getvalue())
