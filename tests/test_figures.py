@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import REPO
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md"))]
+DOCS = [*(REPO / "docs").glob("*.md"), *(REPO / "docs" / "how-to").glob("*.md")]
+PAGES = ["README.md", *sorted(str(path.relative_to(REPO)) for path in DOCS)]
 PAGES.remove("docs/reference.md")
 FIGURE = re.compile(
     r"\d\s*%|\d\s?(?:(?:clips|frames|videos|shards|keys|rows|seeds)/s|GMAC/s|[kMGTP]i?B(?:/s)?|[mu]?s|microseconds"

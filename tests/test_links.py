@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import REPO
 
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md"))]
+DOCS = sorted([*(REPO / "docs").glob("*.md"), *(REPO / "docs" / "how-to").glob("*.md")])
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(REPO)) for path in DOCS)]
 
 
 def prose(page: str) -> str:

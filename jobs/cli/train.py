@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.declared import options_of
+from p3d.jobs.cli.declared import Declared, options_of
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
 from p3d.jobs.cli.progress import LINE_EVERY_S
 from p3d.jobs.training.options import LabelOptions, TrainOptions, TrainRun
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 @click.argument("out")
 @click.option(
     "--init",
+    cls=Declared,
+    group="Start",
     required=True,
     metavar="FILE|random:SEED",
     help="Start from these weights: a 2-D ImageNet ResNet as in the paper, those of the same network, or random ones.",

@@ -9,6 +9,7 @@ Source: the paper, section 5.1 (20 clips, single centre crop, mean of scores).
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch.distributed as dist
+from p3d.pipeline.results.report.training import TrainingReport, render_training
 
 import p3d.weights
 from p3d.encoder import Encoder
@@ -25,11 +27,12 @@ from p3d.jobs.training.checkpoints import METRICS
 from p3d.jobs.training.clips import Feeder, UniformClips, frame_spec
 from p3d.jobs.training.loop import Training
 from p3d.jobs.training.network import trained
-from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN
+from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN, TrainRecord
 from p3d.jobs.training.sampling import Share
 from p3d.jobs.training.snapshot import FINISHED, TESTING
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.errors import counted
+from p3d.pipeline.recipe import with_short_digests
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, Failure
 from p3d.weights import Weights
@@ -142,13 +145,20 @@ def finish(training: Training) -> None:
         return
     store, record = training.store, training.record
     hits = hits_of(predictions)
-    metrics = pa.table(
-        {name: np.array([row[at] for row in training.metrics], np.float64) for at, name in enumerate(METRICS)}
-    )
-    create_table(store, "metrics.parquet", metrics)
-    create_table(store, "tests.parquet", pa.Table.from_pylist(training.tests) if training.tests else _no_tests())
-    create_table(store, "predictions.parquet", predictions)
-    create_table(store, "failures.parquet", _failures(training, failed))
+    rows = np.array(training.metrics, np.float64).reshape(-1, len(METRICS))
+    kinds = dict(zip(METRICS, (np.int64, np.float64, np.float32, np.float32, *[np.float64] * 3, np.int32), strict=True))
+    metrics = pa.table({name: rows[:, at].astype(kind) for at, (name, kind) in enumerate(kinds.items())})
+    tables = {
+        "metrics": metrics,
+        "tests": pa.Table.from_pylist(training.tests) if training.tests else _no_tests(),
+        "predictions": predictions,
+        "failures": _failures(training, failed),
+    }
+    for name, table in tables.items():
+        create_table(store, f"{name}.parquet", table)
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    report = TrainingReport(store.url, made, facts_of(record), record.class_names, **tables)
+    store.create("report.html", render_training(report).encode())
     weights = weights_now(training, origin_of(training, predictions.num_rows, hits))
     store.create(RESULT_KEY, p3d.weights.to_bytes(weights))
     n_failed = len(training.failures) + len(failed)
@@ -163,6 +173,27 @@ def finish(training: Training) -> None:
         sentence=f"finished: {counted(record.options.steps, 'step')}" + _in_words(hits, predictions.num_rows),
     )
     snapshot.write(store, training.process.epoch, training.pulse.now)
+
+
+def facts_of(record: TrainRecord) -> tuple[tuple[str, str], ...]:
+    """What was trained and how, for the report."""
+    options = record.options
+    height, width = record.recipe.crop_hw
+    schedule = f"steps of {options.lr_every}" if options.schedule == "steps" else options.schedule
+    n_train, n_test, n_classes = record.n_train, record.n_test, len(record.class_names)
+    flipped = ", half of them mirrored" if options.flip else ""
+    return (
+        ("network", f"{record.model}, graph {record.graph}"),
+        ("start", with_short_digests(record.start)),
+        ("videos", f"{n_train} to train on, {n_test} to test on, {n_classes} classes"),
+        ("clips", f"{record.recipe.n_frames} frames of {height}x{width}{flipped}"),
+        ("steps", f"{options.steps} of {options.batch_size} clips"),
+        ("optimiser", f"{options.optimizer}, learning rate {options.lr:g}, {schedule}"),
+        ("frozen", record.freeze),
+        ("precision", options.precision),
+        ("seed", str(options.seed)),
+        ("p3d", record.versions.get("p3d-embeddings", "")),
+    )
 
 
 def _in_words(hits: dict[str, float], n_videos: int) -> str:

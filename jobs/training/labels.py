@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.jobs.training.options import LabelOptions
+from p3d.jobs.training.options import DEFAULT_SPLIT_COLUMN, LabelOptions
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import InputError, StoreMissing, StoreNoBucket, as_stored, counted
 from p3d.pipeline.sources.identity import local_path
@@ -151,8 +151,8 @@ def _of_folders(source: str, paths: list[str]) -> _Stated:
     if len(words) > 1 and TRAIN in words and "" not in words:
         if sorted(words) != [TEST, TRAIN]:
             raise InputError(
-                f"{source} has the folders {', '.join(tops)}, which are neither classes nor one folder for training and "
-                f"one for tests; leave out the others with --exclude"
+                f"{source} has the folders {', '.join(tops)}, which look like more than two splits; leave out all but "
+                "one folder for training and one for tests with --exclude"
             )
         depth = 1
     loose = [path for path, names in zip(paths, parts, strict=True) if len(names) < depth + 2 or not names[depth]]
@@ -170,22 +170,11 @@ def _of_folders(source: str, paths: list[str]) -> _Stated:
 
 def _of_columns(origin: str, table: pa.Table, names: list[str], options: LabelOptions, key: str = "path") -> _Stated:
     """Labels and splits in columns of a table; `names` has the video of each row, for messages too."""
-    columns = set(table.column_names)
-    for name, default in ((options.label_column, None), (options.split_column, "split")):
-        if name not in columns and name != default:
-            own = [column for column in table.column_names if column not in COLUMNS]
-            raise InputError(
-                f"{origin} has no column {name!r}; its other columns are: {', '.join(own)[:200] or 'none'}. Name the "
-                f"right one with --{'label' if default is None else 'split'}-column. Labels may be given as: {FORMS}"
-            )
-    classes = _texts(origin, table[options.label_column], options.label_column)
-    _refuse_empty(origin, classes, names, "label")
-    if options.split_column not in columns:
+    classes = _texts(origin, table, options.label_column, "label", names)
+    if options.split_column == DEFAULT_SPLIT_COLUMN and DEFAULT_SPLIT_COLUMN not in table.column_names:
         return _Stated(origin, names, classes, None, key=key)
-    words = _texts(origin, table[options.split_column], options.split_column)
-    _refuse_empty(origin, words, names, "split")
-    known = pa.array(list(SPLIT_WORDS))
-    at = pc.index_in(pc.utf8_lower(words), value_set=known)
+    words = _texts(origin, table, options.split_column, "split", names)
+    at = pc.index_in(pc.utf8_lower(words), value_set=pa.array(list(SPLIT_WORDS)))
     if at.null_count:
         row = pc.index(pc.is_null(at), True).as_py()
         raise InputError(
@@ -195,27 +184,36 @@ def _of_columns(origin: str, table: pa.Table, names: list[str], options: LabelOp
     return _Stated(origin, names, classes, pa.array(list(SPLIT_WORDS.values())).take(at), key=key)
 
 
-def _texts(origin: str, column: pa.ChunkedArray, name: str) -> pa.Array:
-    """A column of texts, whole numbers or truth values as texts, without spaces around them. InputError for others."""
+def _texts(origin: str, table: pa.Table, name: str, what: str, names: list[str]) -> pa.Array:
+    """A column of texts, whole numbers or truth values as texts without spaces around them.
+
+    InputError for a column that does not exist or is of another type, and for a row without a value.
+    """
+    if name not in table.column_names:
+        others = ", ".join(column for column in table.column_names if column not in COLUMNS)
+        forms = f". Labels may be given as: {FORMS}" if what == "label" else ""
+        raise InputError(
+            f"{origin} has no column {name!r} with a {what} of each video; it has {others[:200] or 'only paths'}. Name "
+            f"the column with --{what}-column{forms}"
+        )
+    column = table[name]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     try:
         if pa.types.is_floating(kind):
             raise pa.ArrowInvalid("a number with a fraction is not a name")
-        texts = pc.cast(pc.cast(column, kind), pa.string()).combine_chunks()
+        texts = pc.utf8_trim_whitespace(pc.cast(pc.cast(column, kind), pa.string()).combine_chunks())
     except pa.ArrowException as error:
         raise InputError(
             f"{origin}: column {name!r} has values of type {kind}, not texts or whole numbers ({str(error)[:200]})"
         ) from None
-    return pc.utf8_trim_whitespace(texts)
-
-
-def _refuse_empty(origin: str, texts: pa.Array, names: list[str], what: str) -> None:
     empty = pc.fill_null(pc.equal(pc.utf8_length(texts), 0), True)
     if n_empty := pc.sum(empty).as_py():
         first = names[pc.index(empty, True).as_py()]
         raise InputError(
-            f"{origin} has {counted(n_empty, 'row')} without a {what}, the first for {first!r}; add it or remove the row"
+            f"{origin} has {counted(n_empty, 'row')} without a {what}, the first for {first!r}; add it or remove "
+            "the row"
         )
+    return texts
 
 
 def _read_labels(place: str, options: LabelOptions, s3: StoreOptions) -> _Stated:
@@ -249,7 +247,8 @@ def _of_table(place: str, content: bytes, options: LabelOptions) -> _Stated:
     if column is None:
         raise InputError(
             f"{place} has no column that names videos, such as path, uri or video_id; it has "
-            f"{', '.join(table.column_names)[:200]}. Name a file without a header, of lines with a path and a label, .txt"
+            f"{', '.join(table.column_names)[:200]}. A file of lines with a path and a label, and no header, must be "
+            "named .txt"
         )
     entries = [os.fsdecode(entry) if isinstance(entry, bytes) else entry for entry in table[column].to_pylist()]
     if nameless := sum(not entry for entry in entries):
@@ -293,20 +292,20 @@ def _read_lines(origin: str, content: bytes) -> tuple[list[str], list[str]]:
     A label is after the last tab of a line that has one, else after the last space. A label that looks like the name of
     a video is the end of a path with a space. InputError, with the line, if one has no label.
     """
-    entries, labels, bare = [], [], []
+    entries, labels, unlabelled = [], [], []
     for number, line in _lines(origin, content):
         has_tab = "\t" in line
         path, _, label = line.rpartition("\t" if has_tab else " ")
         if not path.strip() or (not has_tab and posixpath.splitext(label)[1].lower() in VIDEO_EXTENSIONS):
-            bare.append((number, line))
+            unlabelled.append((number, line))
         entries.append(path.rstrip())
         labels.append(label.strip())
     if not entries:
         raise InputError(f"{origin} has no lines with a path and a label")
-    if len(bare) == len(entries):
+    if len(unlabelled) == len(entries):
         raise InputError(f"{origin} has no labels, only paths. Labels may be given as: {FORMS}")
-    if bare:
-        number, line = bare[0]
+    if unlabelled:
+        number, line = unlabelled[0]
         raise InputError(f"{origin}, line {number} has no label: {line[:100]!r}; write a path, a space and a label")
     return entries, labels
 
@@ -390,7 +389,7 @@ def _refuse_other_numbers(
             "lists, or correct the numbers"
         )
     raise InputError(
-        f"{place}, line {line}: the class {name!r} has the number {number}, but {numbers[name]} in {CLASSES}; correct one"
+        f"{place}, line {line}: {name!r} has the number {number}, but {numbers[name]} in {CLASSES}; correct one of them"
     )
 
 
@@ -434,7 +433,7 @@ def _joined(videos: pa.Table, stated: _Stated) -> tuple[pa.Table, list[str]]:
         if stated.bare and len(set(bare)) == len(bare):
             found = [at.get(name, -1) if row < 0 else row for row, name in zip(found, bare, strict=True)]
     found_N = np.array(found, np.int64)
-    rows = np.argsort(found_N, kind="stable")[int((found_N < 0).sum()) :]
+    rows = np.argsort(found_N)[int((found_N < 0).sum()) :]
     absent = [name for name, row in zip(stated.names, found, strict=True) if row < 0]
     splits = None if stated.splits is None else stated.splits.take(rows)
     return _table(videos.take(found_N[rows]), stated.classes.take(rows), splits), absent
@@ -497,10 +496,9 @@ def _numbered(stated: _Stated, rows: pa.Table, options: LabelOptions, seed: int,
     if test.all():
         raise InputError(f"{origin} has no video for training, only for tests; correct the split")
     if not test.any():
-        why = "each class has one video" if held_out else "no video is in the test split"
-        notes.append(
-            f"there is nothing to test on: {'--holdout is 0' if stated.splits is None and not held_out else why}"
-        )
+        why = "each class has one video" if held_out else "--holdout is 0"
+        why = why if stated.splits is None else "no video is in the test split"
+        notes.append(f"there is nothing to test on: {why}")
     elif held_out:
         notes.append(f"no split was given: {100 * options.holdout:g} % of each class held out for testing")
     _refuse_small(origin, names, np.bincount(labels[~test], minlength=len(names)), options, held_out)
@@ -522,8 +520,9 @@ def _held_out(labels_N: npt.NDArray[np.int32], ids: list[str], share: float, see
 
     Of a class with two videos or more, at least one is held out and at least one is not.
     """
-    hashes = [hashlib.sha256(f"{seed}\n{one}".encode()).digest() for one in ids]
-    order = sorted(range(len(ids)), key=lambda row: (labels_N[row], hashes[row]))
+    hashes = b"".join(hashlib.sha256(f"{seed}\n{one}".encode()).digest() for one in ids)
+    words_4N = np.frombuffer(hashes, ">u8").reshape(-1, 4).astype(np.uint64).T
+    order = np.lexsort((*words_4N[::-1], labels_N))  # the last key is the first one to sort by
     exact = Fraction(str(share))  # 0.07 * 100 would be more than 7
     test_N, start = np.zeros(len(ids), np.bool_), 0
     for n_class in np.bincount(labels_N).tolist():

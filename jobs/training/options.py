@@ -20,6 +20,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("steps", "one-cycle", "constant")
 FREEZE = ("auto", "none", "bn", "all-bn", "backbone")
 PRECISIONS = ("fp32", "bf16")
+DEFAULT_SPLIT_COLUMN = "split"  # which a list need not have
 CLIP_TIMEOUT_S = 60.0
 CHECKPOINT_MINUTES = 5.0
 WORKER_DEATHS = 3  # of one run, after which it ends
@@ -32,13 +33,13 @@ class LabelOptions:
     labels: str | None = option(
         None,
         "Read labels from this list, or from a folder with train.txt and test.txt, or with UCF101's lists. Paths in "
-        "them are relative to SRC.",
+        "a list are relative to SRC.",
         metavar="FILE",
         default_text="the folders of SRC; or the labels in it, if it is a list",
     )
     label_column: str = option("label", "Take labels from this column of a list.", metavar="NAME")
     split_column: str = option(
-        "split", "Take the split, train or test, from this column of a list, if it is there.", metavar="NAME"
+        DEFAULT_SPLIT_COLUMN, "Take the split, train or test, from this column of a list.", metavar="NAME"
     )
     fold: int = option(1, "Use trainlistNN.txt and testlistNN.txt of UCF101's lists.", low=1, high=99, metavar="NN")
     holdout: float = option(
@@ -141,7 +142,7 @@ class TrainRun:
         "Compute N clips at a time and add up their gradients, where a whole batch does not fit into memory.",
         low=0,
         metavar="N",
-        default_text="16 on a GPU, 4 on a CPU",
+        default_text="16; 4 on a CPU with frozen normalisations",
     )
     decode_tasks: int = option(
         0,

@@ -31,7 +31,7 @@ from p3d.jobs.trust import Say
 from p3d.pipeline.errors import ClusterError, InputError, JobError, StoreError, counted
 from p3d.pipeline.storage.store import Store
 
-CPU_PART, GPU_PART = 4, 16  # clips that a process computes at a time
+CPU_PART, GPU_PART, NORMALISED_PART = 4, 16, 16  # clips that a process computes at a time
 LOOK_S = 0.5
 CANCELLED = 6  # exit code of a training that was asked to stop by `p3d cancel`
 
@@ -115,8 +115,9 @@ def resolved(run: TrainRun, record: TrainRecord, there: Machines) -> TrainRun:
         raise InputError(f"--batch-size {size} cannot be divided among {workers} processes; use a multiple")
     cpus = max(1, there.cpus // workers)
     share = size // workers
-    # statistics of a normalisation that is trained are those of a part, so the whole batch is one part then
-    part = share if record.freeze == "none" else GPU_PART if device == "cuda" else CPU_PART
+    part = GPU_PART if device == "cuda" else CPU_PART
+    if record.freeze == "none":  # a normalisation that is trained needs the statistics of many clips
+        part = NORMALISED_PART
     return replace(
         run,
         device=device,

@@ -282,6 +282,16 @@ def test_frozen_statistics_do_not_change(motions: Path, tmp_path: Path) -> None:
     assert "fc.weight" not in same and "conv1_custom.weight" not in same
 
 
+def test_bf16_multiplies_with_fewer_digits(whole: Store, motions: Path, tmp_path: Path) -> None:
+    """The first loss is near that of fp32 but not equal to it, and the result has fp32 weights that are finite."""
+    store, record = planned(motions, tmp_path / "out", replace(OPTIONS, steps=1, precision="bf16"))
+    run_here(store, record)
+    (loss,) = pq.read_table(Path(store.url, "metrics.parquet"))["loss"].to_pylist()
+    exact = pq.read_table(Path(whole.url, "metrics.parquet"))["loss"].to_pylist()[0]
+    assert 0 < abs(loss - exact) < 0.05 * exact
+    assert p3d.weights.load(Path(store.url, "weights.safetensors")).origin.startswith("trained by p3d")
+
+
 def test_the_weights_run_in_an_encoder(whole: Store) -> None:
     """Nothing of the training mode is left in the result."""
     weights = p3d.weights.load(Path(whole.url, "weights.safetensors"))

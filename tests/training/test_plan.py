@@ -1,0 +1,120 @@
+"""What a training starts from, and the record of it: starts of every format, and records that were edited."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import p3d.weights
+from p3d import zoo
+from p3d.jobs.training.network import start_from, what_is_frozen, with_classes
+from p3d.jobs.training.options import TrainOptions
+from p3d.jobs.training.record import TrainRecord, read_record, read_samples
+from p3d.networks.model import P3DConfig
+from p3d.pipeline.errors import DamagedJob, InputError, OtherVersion
+from p3d.pipeline.recipe import digest
+from p3d.weights.resnet import flat_names
+from tests.training.conftest import planned
+
+CLASSES, OPTIONS = ("a", "b", "c"), TrainOptions()
+
+
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-D ResNet-50 with torchvision's keys, as one would download it."""
+    torch.manual_seed(0)
+    network = zoo.build("resnet50", graph="port", stride_on="3x3", num_classes=5)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_a_2d_network_starts_a_p3d_as_in_the_paper(resnet50: Path) -> None:
+    """Spatial filters are those of the file, temporal ones are small and random, and the graph is caffe."""
+    start = start_from(str(resnet50), "p3d63", None, CLASSES, OPTIONS)
+    assert (start.name, start.config.graph, start.class_names) == ("p3d63", "caffe", CLASSES)
+    state, flat = start.network.state_dict(), torch.load(resnet50, weights_only=True)
+    config = start.config
+    assert isinstance(config, P3DConfig)
+    for ours, theirs in flat_names(config).items():
+        if not theirs.startswith("fc."):
+            assert torch.equal(state[ours].flatten(), flat[theirs].flatten()), ours
+    temporal = torch.cat([value.flatten() for key, value in state.items() if ".conv3.weight" in key])
+    assert 0.0009 < float(temporal.std()) < 0.0011
+    again = start_from(str(resnet50), "p3d63", None, CLASSES, OPTIONS)
+    assert p3d.weights.to_bytes(again) == p3d.weights.to_bytes(start)
+    other = start_from(str(resnet50), "p3d63", None, CLASSES, replace(OPTIONS, seed=1))
+    assert p3d.weights.to_bytes(other) != p3d.weights.to_bytes(start)
+    assert what_is_frozen(OPTIONS, str(resnet50)) == "bn" and what_is_frozen(OPTIONS, "random:0") == "none"
+
+
+def test_a_2d_network_may_be_trained_on_frames(resnet50: Path) -> None:
+    """With --model resnet50 the same file starts the 2-D network."""
+    start = start_from(str(resnet50), "resnet50", "port", CLASSES, OPTIONS)
+    assert start.name == "resnet50" and tuple(start.network.state_dict()["fc.weight"].shape) == (3, 2048)
+
+
+def test_a_classifier_is_kept_only_for_the_same_classes(tmp_path: Path) -> None:
+    """Weights with these class names continue as they are; with others the classifier is new and all else is kept."""
+    path = tmp_path / "trained.safetensors"
+    trained = with_classes(p3d.weights.random_weights("p3d-demo", 0), CLASSES, 3)
+    p3d.weights.save(path, trained)
+    same = start_from(str(path), None, None, CLASSES, OPTIONS)
+    assert p3d.weights.to_bytes(same) == p3d.weights.to_bytes(trained)
+    other = start_from(str(path), None, None, ("a", "b"), OPTIONS)
+    assert tuple(other.network.state_dict()["fc.weight"].shape) == (2, 512) and other.class_names == ("a", "b")
+    kept = {key for key, value in other.network.state_dict().items() if not key.startswith("fc.")}
+    assert all(torch.equal(other.network.state_dict()[key], trained.network.state_dict()[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    ("init", "model", "message"),
+    [
+        ("nothing.pth", None, "no weights file"),
+        ("random:0", None, "--model"),
+        ("random:0", "p3d63-flow", "optical flow"),
+        ("FILE", "p3d199", "p3d199"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(init: str, model: str | None, message: str, resnet50: Path) -> None:
+    """Weights of another network, of optical flow, or none at all: one message each."""
+    with pytest.raises(InputError, match=message):
+        start_from(str(resnet50) if init == "FILE" else init, model, None, CLASSES, OPTIONS)
+
+
+def test_a_record_is_read_as_it_was_written(motions: Path, tmp_path: Path) -> None:
+    """Everything comes back, and the samples are those of the record."""
+    store, record = planned(motions, tmp_path / "out")
+    assert read_record(store) == record
+    videos = read_samples(store, record)
+    assert videos.num_rows == record.n_train + record.n_test and set(videos["split"].to_pylist()) == {"train", "test"}
+
+
+def test_an_edited_record_is_refused(motions: Path, tmp_path: Path) -> None:
+    """Edited values, other types, and the record of a newer program: each has its own message."""
+    store, record = planned(motions, tmp_path / "out")
+    given = json.loads(record.to_json())
+
+    def read(**changes: object) -> TrainRecord:
+        training = given["training"] | changes
+        return TrainRecord.from_json(
+            json.dumps(given | {"training": training, "digest": digest(training)}).encode(), "out"
+        )
+
+    assert read() == record
+    for changes in ({"n_train": "9"}, {"start_sha256": "../../x"}, {"class_names": [1]}, {"extra": 1}, {"recipe": []}):
+        with pytest.raises(DamagedJob, match=r"out/train\.json cannot be read"):
+            read(**changes)
+    edited = given | {"training": given["training"] | {"n_train": 1}}
+    with pytest.raises(DamagedJob, match="edited"):
+        TrainRecord.from_json(json.dumps(edited).encode(), "out")
+    with pytest.raises(OtherVersion, match="newer p3d"):
+        TrainRecord.from_json(json.dumps(given | {"train_version": 2}).encode(), "out")
+    samples = Path(store.url, record.samples_key)
+    samples.write_bytes(samples.read_bytes() + b" ")
+    with pytest.raises(DamagedJob, match=r"samples/.* is damaged"):
+        read_samples(store, record)
