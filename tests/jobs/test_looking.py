@@ -40,7 +40,8 @@ from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.dataset.totals import ShardKey, Totals
 from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown, StoreUnsafe
-from p3d.pipeline.results.report.render import clock, human_time, plot
+from p3d.pipeline.results.report.render import plot
+from p3d.pipeline.results.report.template import clock, human_time
 from p3d.pipeline.results.report.throughput import timeline
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store, StoreOptions

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import boto3
@@ -22,13 +19,15 @@ from p3d.jobs.planning.prepare import JobSpec
 from p3d.jobs.scheduler import control
 from p3d.pipeline.dataset.shard_times import ShardTime
 from p3d.pipeline.errors import REASON_REMEDY, Reason
-from p3d.pipeline.results.report.render import render, shown
+from p3d.pipeline.results.report.render import render
+from p3d.pipeline.results.report.template import shown
 from p3d.pipeline.results.report.throughput import RunFacts, RunRecord, timeline
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.storage.urls import open_store
 from tests.jobs.embedded import embed_all
 from tests.jobs.test_cli import in_process
+from tests.report_page import harmless
 from tests.zoo import moving
 
 HOSTILE = (
@@ -50,46 +49,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made.unlink()
     Path(os.fsdecode(os.fsencode(root) + b"/" + BROKEN)).write_bytes(b"\0" * 5000)
     return root
-
-
-class Page(HTMLParser):
-    """A parsed page: (tag, attributes) in order, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def harmless(html: str) -> Page:
-    """Check that nothing in the page runs, loads or hides, and that it has what screen readers need."""
-    page = Page(html)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
-    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        assert all(
-            (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,")) for name in ("href", "src")
-        )
-    ids = Counter(attributes["id"] for _, attributes in page.tags if "id" in attributes)
-    assert max(ids.values()) == 1
-    named = [one.get("aria-labelledby") for _, one in page.tags if "aria-labelledby" in one]
-    assert set(named) <= ids.keys()
-    assert all(image["alt"] for image in page.all("img"))
-    assert all(drawing["role"] == "img" and drawing["aria-labelledby"] for drawing in page.all("svg"))
-    assert all(page.all(tag) for tag in ("main", "header", "footer", "nav", "h1", "title"))
-    assert page.all("html") == [{"lang": "en"}]
-    return page
 
 
 def test_a_report_from_end_to_end(out: LocalStore, films: Path, tmp_path: Path) -> None:

@@ -1,28 +1,20 @@
-"""A Report -> one HTML file, by the template page.html in this folder, which escapes every value.
-
-File names are untrusted. Before Jinja2 escapes a value, `shown` makes control characters, characters that change the
-direction of text, and invalid text visible. The page's Content-Security-Policy forbids scripts and network access.
-"""
+"""A Report -> one HTML file, by the template page.html in this folder."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from p3d.pipeline.decode.thumbnail import Thumbnail
-from p3d.pipeline.errors import escape, meaning_of
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.results.report.facts import Facts, Sampled, largest
 from p3d.pipeline.results.report.neighbours import Neighbours
 from p3d.pipeline.results.report.pictures import Pictures
+from p3d.pipeline.results.report.template import human_time, page_environment
 from p3d.pipeline.results.report.throughput import RunFacts, Throughput
 
-LONGEST_TEXT = 300  # characters of a name or a detail
 PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput plot, in SVG units
 
 
@@ -48,37 +40,17 @@ class Report:
 
 def render(report: Report) -> str:
     """The HTML page. It has the size of the thumbnails plus some 60 kB, whatever the size of the dataset."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("p3d.pipeline.results.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_final,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(clock=clock, lasting=human_time, uri=data_uri)
+    environment = page_environment()
+    environment.filters.update(uri=data_uri)
     environment.globals.update(largest=largest)
     return environment.get_template("page.html").render(
         report=report,
         run=report.run,
         facts=report.facts,
         recipe=recipe_rows(report.job),
-        meaning_of=meaning_of,
         plot=None if report.run is None or report.run.timeline is None else plot(report.run.timeline.throughput),
         picture=lambda video, at_s: _picture(report.pictures, video, at_s),
     )
-
-
-def shown(text: str) -> str:
-    """Text escaped as on a terminal, cut at LONGEST_TEXT characters."""
-    return escape(text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}")
-
-
-def _final(value: Any) -> Any:
-    """Apply `shown` to each value before Jinja2 escapes it."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return shown(value)
-    return value
 
 
 def recipe_rows(job: JobRecord) -> list[tuple[str, str]]:
@@ -151,22 +123,6 @@ def _round_up(value: float) -> float:
     while power > value:
         power /= 10
     return next(power * step for step in (1, 2, 4, 5, 10) if power * step >= value)
-
-
-def human_time(seconds: float) -> str:
-    """`1.5 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def clock(at_s: float) -> str:
-    """A time in seconds since 1970 as a date and time in UTC."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def data_uri(picture: Thumbnail) -> Markup:
