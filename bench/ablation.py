@@ -95,7 +95,7 @@ def train(arm: str, seed: int, steps: int, until: float) -> Network:
     """A network after `steps` steps of AdamW under a one-cycle rate. TimeoutError if the time is over before."""
     network = build(arm, seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps + 1, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, max(steps + 1, 8), pct_start=0.25)
     random = torch.Generator().manual_seed(CLIP_SEED + seed)
     for step in range(steps):
         clips_BCTHW, motion_B = batch(BATCH, random)

@@ -110,6 +110,7 @@ PAPER = (
     ("deepvideo-single", 487, "", "59.3 Sports-1M", ""),
     ("deepvideo-slow", 487, "", "60.9 Sports-1M", ""),
     ("convpool", 487, "", "72.3 Sports-1M", ""),
+    ("resnet50-lstm", 487, "", "", ""),
     ("resnet50-3d", 487, "", "", ""),
     ("resnet152-3d", 487, "", "", ""),
     ("p3d-demo", 8, "", "", ""),

@@ -4,6 +4,7 @@
     p3d63-a  -b  -c                 every block of res2..res4 of one kind (paper, table 1)
     p3d63-flow                      two input channels: optical flow, x and y
     resnet50  resnet101  resnet152  2-D, frame features averaged over the clip
+    resnet50-lstm                   2-D, an LSTM over the frame features
     resnet50-3d  resnet152-3d       3x3x3 convolutions where P3D has S and T
     c3d  deepvideo-single  deepvideo-slow  convpool      the other networks of the paper's table 2
     p3d-demo                        four blocks at a quarter of the width, for 64x64 pixels: the network of the demo
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from p3d.networks.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
+from p3d.networks.lstm import LSTMConfig
 from p3d.networks.model import P3DConfig
 from p3d.networks.network import Network, NetworkConfig
 from p3d.networks.resnet import ResNetConfig
@@ -53,6 +55,7 @@ _OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, Cl
     "resnet50": (ResNetConfig, {"blocks": _BLOCKS["p3d63"]}, _IMAGENET),
     "resnet101": (ResNetConfig, {"blocks": _BLOCKS["p3d131"]}, _IMAGENET),
     "resnet152": (ResNetConfig, {"blocks": _BLOCKS["p3d199"]}, _IMAGENET),
+    "resnet50-lstm": (LSTMConfig, {"blocks": _BLOCKS["p3d63"]}, _IMAGENET),
     "resnet50-3d": (ResNetConfig, {"blocks": _BLOCKS["p3d63"], "spacetime": True}, _P3D),
     "resnet152-3d": (ResNetConfig, {"blocks": _BLOCKS["p3d199"], "spacetime": True}, _P3D),
     "c3d": (C3DConfig, {}, {"caffe": C3D_RGB, "port": C3D_RGB}),
@@ -62,6 +65,7 @@ _OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, Cl
     "p3d-demo": (P3DConfig, {"blocks": (1, 1, 1, 1), "width": 16}, {"caffe": DEMO_RGB, "port": DEMO_RGB}),
 }
 BASELINES: Final = tuple(_OTHERS)
+LSTM_NAMES: Final = tuple(name for name, (kind, _, _) in _OTHERS.items() if kind is LSTMConfig)
 NAMES: Final = P3D_NAMES + BASELINES
 
 
@@ -144,9 +148,15 @@ def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> De
     def count(layer: nn.Conv2d | nn.Conv3d | nn.Linear, _: object, out: Tensor) -> None:
         macs.append(out.numel() * math.prod(layer.weight.shape[1:]))
 
+    def count_lstm(layer: nn.LSTM, _: object, out: tuple[Tensor, object]) -> None:
+        weights = sum(parameter.numel() for parameter in layer.parameters() if parameter.ndim == 2)
+        macs.append(out[0].shape[:-1].numel() * weights)  # every weight once per time step
+
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
             module.register_forward_hook(count)
+        elif isinstance(module, nn.LSTM):
+            module.register_forward_hook(count_lstm)
     with torch.inference_mode():
         network.features(clips_BCTHW)
     params = sum(parameter.numel() for parameter in network.parameters())

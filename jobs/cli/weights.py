@@ -25,7 +25,7 @@ STILL = (
     "at four poolings; train them further before you use them as P3D features"
 )
 RANDOM_IN_TIME = (
-    "the temporal filters are random: use these weights to start training, as in the paper, not for features"
+    "the temporal filters or LSTM are random: use these weights to start training, as in the paper, not for features"
 )
 
 _file = click.argument("file", type=click.Path(path_type=Path))
@@ -54,7 +54,7 @@ _IMPORT_OPTIONS = (
     click.option(
         "--temporal",
         type=click.Choice(["identity", "gaussian"]),
-        help="Initialise the temporal filters of a 2-D ResNet. Default: identity.",
+        help="Initialise the temporal filters of a 2-D ResNet, or its LSTM (gaussian only). Default: identity.",
     ),
     click.option("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it."),
     click.option(
@@ -98,11 +98,12 @@ def import_(file: Path, out: Path, as_json: bool, **typed: Any) -> int:
     a file is ever run. What a format does not state defaults to the convention of its public files, and options may
     override it. They cannot override what a file states itself.
 
-    A 2-D ResNet becomes P3D-63, -131 or -199, or stays 2-D with --model resnet50 and so on. Until it is trained
-    further, SUCH A P3D SEES FRAMES, NOT MOTION: on a clip of equal frames it gives the 2-D features, on any other the
-    larger of each pair of frames at the four temporal poolings. --temporal gaussian is the paper's initialisation for
-    training and gives no useful features. For training use that or --graph caffe: in the port's graph the zero
-    branches of identity never learn.
+    A 2-D ResNet becomes P3D-63, -131 or -199. With --model resnet50 and so on it stays 2-D. With --model resnet50-lstm
+    --temporal gaussian --seed N it gets an LSTM that has to be trained. Until it is trained further, SUCH A P3D SEES
+    FRAMES, NOT MOTION: on a clip of equal frames it gives the 2-D features, on any other the larger of each pair of
+    frames at the four temporal poolings. --temporal gaussian is the paper's initialisation for training and gives no
+    useful features. For training use that or --graph caffe: in the port's graph the zero branches of identity never
+    learn.
 
     OUT is written atomically and never replaces other content. Exits 2 when FILE does not fit.
     """
@@ -161,7 +162,7 @@ def convert(
         output.show_json(record)
     else:
         output.show(*_lines(record, weights))
-    if inflates:
+    if typed["temporal"]:
         output.say(STILL if typed["temporal"] == "identity" else RANDOM_IN_TIME)
 
 

@@ -63,7 +63,7 @@ def test(training: Training) -> tuple[pa.Table, dict[str, Failure]]:
         rows, failed = _of_all(training, *_of_share(training, videos))
     predictions = pa.Table.from_pylist(rows, PREDICTIONS)
     if rows:
-        training.tests.append({"step": float(training.step), **hits_of(predictions)})
+        training.tests.append({"step": training.step, **hits_of(predictions)})
         training.pulse.now = replace(training.pulse.now, hits=hits_of(predictions))
     return predictions, failed
 
@@ -220,7 +220,7 @@ def origin_of(training: Training, n_tested: int, hits: dict[str, float]) -> str:
 
 def _no_tests() -> pa.Table:
     names = ("step", "clip_hit1", "video_hit1", f"video_hit{TOP}")
-    return pa.table({name: pa.array([], pa.float64()) for name in names})
+    return pa.table({name: pa.array([], pa.int64() if name == "step" else pa.float64()) for name in names})
 
 
 def _failures(training: Training, tested: dict[str, Failure]) -> pa.Table:

@@ -26,6 +26,7 @@ from p3d.weights.seeded import normal
 
 CLASSIFIER_STD = 0.01  # of new classifiers: the deploy prototxt's filler is smaller, and learns as well
 WARM_UP = 0.25  # share of a one-cycle training in which the rate grows
+SHORTEST_CYCLE = 8  # steps
 RANDOM = re.compile("random:([0-9]{1,18})")
 
 
@@ -57,10 +58,11 @@ def start_from(
 
 def _from_file(init: str, model: str | None, graph: str | None, seed: int) -> Weights:
     file = p3d.weights.identify(init)
-    if file.format != "resnet" or model in zoo.BASELINES:
+    if file.format != "resnet" or (model in zoo.BASELINES and model not in zoo.LSTM_NAMES):
         return file.load(ImportOptions(name=model, graph=graph))
-    # of the formats that a 2-D network may be in, this is the start of the paper's own training
-    return file.load(ImportOptions(name=model, graph=graph or "caffe", temporal="gaussian", seed=seed))
+    if model not in zoo.LSTM_NAMES:
+        graph = graph or "caffe"  # in the port's graph some temporal filters of zero would get no gradient
+    return file.load(ImportOptions(name=model, graph=graph, temporal="gaussian", seed=seed))
 
 
 def with_classes(weights: Weights, class_names: tuple[str, ...], seed: int) -> Weights:
@@ -123,8 +125,9 @@ def optimizer_of(network: nn.Module, options: TrainOptions) -> torch.optim.Optim
 def schedule_of(optimizer: torch.optim.Optimizer, options: TrainOptions) -> Any:
     """The schedule of the learning rate, to be stepped after each training step."""
     if options.schedule == "one-cycle":
-        # one more, as torch refuses the step after the last
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps + 1, pct_start=WARM_UP)
+        # one more, as torch refuses the step after the last; with very few steps, it divides by zero
+        n_steps = max(options.steps + 1, SHORTEST_CYCLE)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, n_steps, pct_start=WARM_UP)
     every = options.lr_every if options.schedule == "steps" else options.steps + 1
     return torch.optim.lr_scheduler.StepLR(optimizer, every, gamma=0.1)
 

@@ -45,7 +45,7 @@ LFS_POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has 
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network that can be inflated to a P3D).
+    """A file of a known format: "native", "port", "caffe" or "resnet" (a 2-D network to start another one from).
 
     `tensors` holds all tensors of a torch checkpoint or foreign safetensors file, which had to be read to identify it.
     """
@@ -60,7 +60,8 @@ class WeightsFile:
         if name is not None and name not in zoo.NAMES:
             # raises WeightsError, which suggests similar names
             network_config(str(self.path), name, graph="caffe", num_classes=1, stride_on="1x1")
-        is_plain = name in zoo.BASELINES and self.tensors is not None
+        with_lstm = self.format == "resnet" and name in zoo.LSTM_NAMES
+        is_plain = name in zoo.BASELINES and self.tensors is not None and not with_lstm
         if (temporal, seed) != (None, None) and (is_plain or self.format != "resnet"):
             what = f"{name} needs no temporal filters" if is_plain else f"{self.path} has temporal filters of its own"
             raise WeightsError(f"{what}; leave out {temporal = } and {seed = }")
@@ -112,7 +113,7 @@ def load(
     """Load the weights in a file. An argument supplies what the file does not state and must agree with what it states.
 
     A 2-D ResNet has no temporal filters and is refused unless `temporal` says which to create: "identity", or
-    "gaussian" with a `seed` (see `p3d.weights.resnet`). Raises WeightsError.
+    "gaussian" with a `seed` (see `p3d.weights.resnet`). An LSTM is always "gaussian". Raises WeightsError.
     """
     return identify(path).load(
         ImportOptions(

@@ -1,4 +1,4 @@
-"""2-D ImageNet ResNets as torchvision and timm save them: ResNet-50, -101, -152 -> P3D-63, -131, -199.
+"""2-D ImageNet ResNets as torchvision and timm save them: ResNet-50, -101, -152 -> P3D-63, -131, -199, or an LSTM.
 
 The 2-D file has every filter except the temporal ones. As in the paper, spatial filters are copied and temporal ones
 are created. The caller must choose how, because it determines the features:
@@ -20,11 +20,16 @@ normalisation, in whatever order a device multiplies them: gamma is 1 and the va
 
 torchvision strides in the 3x3 and pads its first pooling, hence the defaults; a Caffe-style ResNet needs graph "caffe",
 stride_on "1x1" and its own recipe. Note: their `conv3` and `bn3` are our `conv4` and `bn4`; our `conv3` is temporal.
-Source: paper, section 4 (initialisation); torchvision's resnet.py for the keys.
+
+If a network with an LSTM is named, the file is its frame network. Its LSTM and classifier are drawn from the seed, with
+the deviation of torch's own initialisation, and biases of 0, or 1 at forget gates. The file's classifier is not used.
+Sources: paper, section 4 (initialisation); torchvision's resnet.py for the keys; Jozefowicz, Zaremba, Sutskever, "An
+Empirical Exploration of Recurrent Network Architectures", ICML 2015, for the forget gates.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +39,7 @@ import torch
 from torch import Tensor
 
 from p3d import zoo
+from p3d.networks.lstm import LSTMConfig
 from p3d.networks.model import P3DConfig
 from p3d.preprocessing import PORT_RGB
 from p3d.weights.record import (
@@ -70,9 +76,12 @@ def load(
 ) -> Weights:
     """A P3D with the 2-D filters of `tensors`, which were read from `path`; `asked.name` may name a variant.
 
-    `asked.temporal` must be given, and with "gaussian" a `seed`. Raises WeightsError and OSError.
+    `asked.temporal` must be given, and with "gaussian" a `seed`. A name with an LSTM gives that network, with as many
+    classes as `asked.class_names`, or 400. Raises WeightsError and OSError.
     """
     source = str(path)
+    if asked.name in zoo.LSTM_NAMES:
+        return _load_with_lstm(path, tensors, asked)
     depth, held = _network(source, tensors)
     _check_temporal(source, depth, asked.temporal, asked.seed)
     name = asked.name
@@ -110,6 +119,61 @@ def inflate(config: P3DConfig, tensors: Mapping[str, Tensor], *, seed: int | Non
     shapes = expected_shapes(config)
     state = {key: tensors[theirs].reshape(shapes[key]) for key, theirs in flat_names(config).items()}
     return state | (_still(config, shapes) if seed is None else _gaussian(shapes, seed))
+
+
+def _load_with_lstm(path: Path, tensors: Mapping[str, Tensor], asked: ImportOptions) -> Weights:
+    """The LSTM network `asked.name` on the 2-D network of `tensors`."""
+    source, name, temporal, seed = str(path), str(asked.name), asked.temporal, asked.seed
+    if temporal != "gaussian" or seed is None or not 0 <= seed < 10**18:
+        raise WeightsError(
+            f"{source} holds a 2-D ResNet without the LSTM of {name}: create one, to be trained, with `p3d weights "
+            f"import {source} -o OUT.safetensors --model {name} --temporal gaussian --seed 0`, "
+            f"not with {temporal = }, {seed = }"
+        )
+    names = asked.class_names or ()
+    config = network_config(
+        source,
+        name,
+        graph=asked.graph or "port",
+        num_classes=len(names) or 400,
+        stride_on=asked.stride_on or "3x3",
+    )
+    assert isinstance(config, LSTMConfig), "the name is of a network with an LSTM"
+    shapes = {key: shape for key, shape in expected_shapes(config).items() if not _after_frames(key)}
+    check_tensors(
+        source, f"the frames of {name}", shapes, {key: tensors[key] for key in tensors if not key.startswith("fc.")}
+    )
+    return assemble(
+        source,
+        config,
+        asked.recipe or zoo.recipe(name, config.graph),
+        from_frames(config, tensors, seed=seed),
+        class_names=names,
+        origin=f"frames of {path.name}, sha256 {sha256_of(path)}, LSTM and classifier of seed {seed}: to be trained",
+    )
+
+
+def from_frames(config: LSTMConfig, tensors: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """Every tensor of an LSTM network: those of the 2-D network, and the LSTM and classifier drawn from `seed`.
+
+    Weights are nearly normal with the variance of torch's uniform ones, 1 / (3 hidden), on every machine the same.
+    """
+    state = {}
+    for key, shape in expected_shapes(config).items():
+        if not _after_frames(key):
+            state[key] = tensors[key]
+        elif len(shape) == 2:
+            state[key] = torch.from_numpy(normal(key, shape, seed) / math.sqrt(3 * config.hidden)).float()
+        else:
+            state[key] = torch.zeros(shape)
+            if "bias_ih" in key:  # gates are in torch's order: input, forget, cell, output
+                state[key][config.hidden : 2 * config.hidden] = 1
+    return state
+
+
+def _after_frames(key: str) -> bool:
+    """Whether a key of an LSTM network belongs to its LSTM or classifier."""
+    return key.startswith(("lstm.", "fc."))
 
 
 def flat_shapes(config: P3DConfig) -> dict[str, tuple[int, ...]]:

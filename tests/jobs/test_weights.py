@@ -77,6 +77,19 @@ def test_a_2d_file_stays_2d_where_that_network_is_named(flat_file: Path, tmp_pat
     assert "sees frames" not in shown
 
 
+def test_a_2d_file_becomes_an_lstm_where_that_network_is_named(flat_file: Path, tmp_path: Path) -> None:
+    """--model resnet50-lstm needs a seed, adds an LSTM with the named classes, and warns that it is random."""
+    names, out = tmp_path / "names.txt", tmp_path / "w.safetensors"
+    names.write_text("left\nright\n")
+    words = ("weights", "import", str(flat_file), "-o", str(out), "--model", "resnet50-lstm")
+    code, _, said = in_process(*words)
+    assert code == 2 and "--model resnet50-lstm --temporal gaussian --seed 0" in said
+    code, shown, said = in_process(*words, "--temporal", "gaussian", "--seed", "0", "--class-names", str(names))
+    assert code == 0 and "LSTM are random" in said and "called left .. right" in shown
+    weights = p3d.weights.load(out)
+    assert (weights.name, weights.config.num_classes) == ("resnet50-lstm", 2)
+
+
 def test_a_checkpoint_of_the_port_is_imported(port_file: Path, real_weights: Path, tmp_path: Path) -> None:
     """The tensors are the checkpoint's, the convention is the requested one, and nothing is warned of."""
     out = tmp_path / "w.safetensors"

@@ -109,6 +109,7 @@ COMPUTED = {  # no count was published: computed by hand from the papers' layers
     "convpool": 5_973_552 + 1024 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 487 + 487,
     # P3D has 9 + 3 weights where this has 27, and two normalisations where this has one
     "resnet50-3d": 25_923_495 + sum(n * (15 * p * p - 2 * p) for n, p in ((3, 64), (4, 128), (6, 256))),
+    "resnet50-lstm": 23_508_032 + 4 * 512 * (2048 + 512 + 2 + 512 + 512 + 2) + 512 * 487 + 487,
     "resnet152-3d": 66_670_503 + sum(n * (15 * p * p - 2 * p) for n, p in ((3, 64), (8, 128), (36, 256))),
 }
 
@@ -117,6 +118,26 @@ COMPUTED = {  # no count was published: computed by hand from the papers' layers
 def test_the_others_have_the_computed_size(name: str) -> None:
     """Where no count was published, the sum over the layers of the paper's description agrees."""
     assert zoo.describe(name, num_classes=487).params == COMPUTED[name]
+
+
+@pytest.mark.parametrize("spacetime", [False, True])
+def test_a_quarter_of_the_width_has_a_sixteenth_of_the_convolutions(spacetime: bool) -> None:
+    """`width` scales every convolution and the features, in the 2-D and the 3x3x3 network."""
+    blocks = (3, 4, 6, 3)
+    with torch.device("meta"):
+        full, quarter = (
+            ResNetConfig(name="any", blocks=blocks, spacetime=spacetime, width=width).build() for width in (64, 16)
+        )
+    assert (full.feature_dim, quarter.feature_dim) == (2048, 512)
+    assert (full.fc.in_features, quarter.fc.in_features) == (2048, 512)
+    for key, value in quarter.state_dict().items():
+        if value.ndim > 3:
+            assert full.state_dict()[key].numel() == value.numel() * (4 if key == "conv1.weight" else 16)
+    frames = 16 if spacetime else 2
+    assert quarter.eval()(torch.empty(1, 3, frames, 64, 64, device="meta")).shape == (1, 400)
+    for wrong in ({"width": 0}, {"blocks": (1, 1, 1)}):
+        with pytest.raises(ValueError, match="a ResNet"):
+            ResNetConfig(**{"name": "any", "blocks": blocks} | wrong)
 
 
 def torchvision_shapes(blocks: tuple[int, ...], classes: int) -> dict[str, tuple[int, ...]]:

@@ -56,7 +56,7 @@ def test_a_packed_network_gives_the_plain_ones_features(kinds: str, graph: str, 
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50-3d", "convpool", "deepvideo-slow"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet50-lstm", "resnet50-3d", "convpool", "deepvideo-slow"])
 @torch.inference_mode()
 def test_every_other_network_can_be_packed(name: str) -> None:
     """2-D, 3x3x3 and plain convolutions with biases give the same features when packed."""

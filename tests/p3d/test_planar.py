@@ -78,7 +78,9 @@ def test_a_planar_network_gives_the_plain_ones_features(kinds: str, graph: str, 
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["p3d63-flow", "p3d131-c", "resnet50-3d", "deepvideo-single", "convpool"])
+@pytest.mark.parametrize(
+    "name", ["p3d63-flow", "p3d131-c", "resnet50-lstm", "resnet50-3d", "deepvideo-single", "convpool"]
+)
 def test_networks_of_the_zoo_pass_the_golden_check(name: str) -> None:
     """The whole Encoder in the form of CUDA gives the golden features far within the limit, in all rows of a batch."""
     weights = _small(name)

@@ -11,7 +11,7 @@ import torch
 
 import p3d.weights
 from p3d import zoo
-from p3d.jobs.training.network import start_from, what_is_frozen, with_classes
+from p3d.jobs.training.network import optimizer_of, schedule_of, start_from, what_is_frozen, with_classes
 from p3d.jobs.training.options import TrainOptions
 from p3d.jobs.training.record import TrainRecord, read_record, read_samples
 from p3d.networks.model import P3DConfig
@@ -56,6 +56,28 @@ def test_a_2d_network_may_be_trained_on_frames(resnet50: Path) -> None:
     """With --model resnet50 the same file starts the 2-D network."""
     start = start_from(str(resnet50), "resnet50", "port", CLASSES, OPTIONS)
     assert start.name == "resnet50" and tuple(start.network.state_dict()["fc.weight"].shape) == (3, 2048)
+
+
+def test_a_2d_network_starts_an_lstm_over_frames(resnet50: Path) -> None:
+    """With --model resnet50-lstm its filters are those of the file, and the LSTM is drawn from the seed."""
+    start = start_from(str(resnet50), "resnet50-lstm", None, CLASSES, OPTIONS)
+    state, flat = start.network.state_dict(), torch.load(resnet50, weights_only=True)
+    assert all(torch.equal(state[key], flat[key]) for key in flat if "fc." not in key and "num_batches" not in key)
+    other = start_from(str(resnet50), "resnet50-lstm", None, CLASSES, replace(OPTIONS, seed=1)).network.state_dict()
+    assert not torch.equal(state["lstm.weight_ih_l0"], other["lstm.weight_ih_l0"])
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+def test_a_cycle_may_have_any_number_of_steps(steps: int) -> None:
+    """The rate is defined after every step, and is highest in the first half."""
+    network = torch.nn.Linear(1, 1)
+    options = replace(OPTIONS, steps=steps, schedule="one-cycle")
+    optimizer = optimizer_of(network, options)
+    schedule = schedule_of(optimizer, options)
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+    assert 0 < optimizer.param_groups[0]["lr"] <= options.lr
 
 
 def test_a_classifier_is_kept_only_for_the_same_classes(tmp_path: Path) -> None:
