@@ -25,12 +25,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from p3d.networks.lstm import LSTMConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.rounds import Report, Spread, Table, parser_of, take_turns
 from demo.motions import MOTIONS, clips
+from p3d.networks.lstm import LSTMConfig
 from p3d.networks.model import P3DConfig
 from p3d.networks.network import Network, NetworkConfig
 from p3d.networks.resnet import ResNet, ResNetConfig

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch.distributed as dist
-from p3d.pipeline.results.report.training import TrainingReport, render_training
 
 import p3d.weights
 from p3d.encoder import Encoder
@@ -33,6 +32,7 @@ from p3d.jobs.training.snapshot import FINISHED, TESTING
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import with_short_digests
+from p3d.pipeline.results.report.training import TrainingReport, render_training
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, Failure
 from p3d.weights import Weights
