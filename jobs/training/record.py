@@ -136,7 +136,7 @@ def is_training(store: Store) -> bool:
 
 
 def read_record(store: Store) -> TrainRecord:
-    """The training at an output. NoSuchJob if there is none, DamagedJob if it was edited."""
+    """The training at an output. NoSuchJob without one, DamagedJob if it was edited."""
     try:
         return TrainRecord.from_json(store.read(TRAIN_KEY), store.url)
     except StoreMissing:
