@@ -76,7 +76,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Plots, a table of at most ROWS intervals, and the whole run as one interval, which is None without a step.
+    """Plots, a table of at most ROWS intervals, and the whole run as one interval, or None without any step.
 
     The plots show loss, top-1 accuracy, learning rate, and the share of the time spent waiting for data.
     `loss_now` is the last value of the smoothed loss. The loss of `not_finite` steps is NaN or infinite, first that of
