@@ -163,6 +163,9 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed() -> None:
     page = rendered(class_names=names, predictions=predictions(*pairs))
     assert ["c9999", "c3", "4", "50.0%"] in page.tables[0]
     assert page.tables[1][1] == ["c3", "0", "3", "0.0%", "c9999 (3)"]
+    many = rendered(class_names=names, predictions=predictions(*[(at, at + 1) for at in range(25)]))
+    assert "20 of 25 classes that have test videos." in words(many)
+    assert "20 of 25 test videos that are wrong." in words(many)
 
 
 def test_the_page_shows_the_matrix() -> None:
@@ -195,7 +198,7 @@ def test_wrong_videos_are_those_of_the_highest_probability() -> None:
         ["v2", "diving", "fencing", "50.0%", "4"],
         ["v1", "bowling", "diving", "NaN", "4"],
     ]
-    assert "3 of 3 test videos that are wrong" in words(page)
+    assert "All test videos that are wrong." in words(page)
 
 
 def test_failures_are_grouped_with_what_to_do() -> None:
@@ -243,7 +246,7 @@ def test_the_page_shows_the_sums_of_the_run() -> None:
     """Steps, epochs, time, the share of it spent waiting, clips per second and learning rate are those of the steps."""
     page = rendered(metrics=metrics(400, waiting_s=np.repeat([0.0, 0.25], 200)))
     text = words(page)
-    assert "400 steps, 4 epochs" in text and "3 min 20 s of training" in text and "2 loss at the end" in text
+    assert "400 steps, epoch 4, 3 min 20 s" in text and "2 loss at the end" in text
     assert "25.0% of the time in all; 32 clips per second on average. The network waited for frames" in text
     assert page.tables[0][1] == ["1 to 40", "0.4", "2", "25.0%", "0.01", "0.0%", "32"]
     assert page.tables[0][-1] == ["361 to 400", "4", "2", "25.0%", "0.01", "50.0%", "32"]
@@ -264,6 +267,7 @@ def test_means_leave_out_what_is_not_finite() -> None:
     values_S = np.array([1, np.nan, 3, np.inf, np.nan, 7])
     assert means(values_S, np.array([0, 3, 5]), 1).tolist() == pytest.approx([2, np.nan, 7], nan_ok=True)
     assert means(values_S, np.array([0, 2, 3]), 3).tolist() == pytest.approx([2, 11 / 3, 5])
+    assert ratios(np.ones(3), np.array([np.nan, 2, 2]), np.array([0]), 1).tolist() == [0.5]
     assert ratios(np.ones(6), np.zeros(6), np.array([0]), 1).tolist() == pytest.approx([np.nan], nan_ok=True)
 
 
@@ -309,7 +313,7 @@ def test_a_long_run_of_many_classes_stays_small() -> None:
     paths = [str(one["d"]) for one in page.all("path") if one["class"] != "grid"]
     assert len(paths) == 7
     assert all(sum(map(len, points(path))) <= curves.POINTS for path in paths)
-    assert len(page.all("circle")) == 2 * curves.POINTS
+    assert len(page.all("circle")) == 2 * curves.MARKS
     found = training_curves(made.metrics, made.tests)
     assert found is not None
     (faint,) = points(dict(found.loss.lines)["faint"])
@@ -353,10 +357,10 @@ def test_empty_and_odd_tables_render(changes: dict[str, Any]) -> None:
     assert len(page.all("svg")) in (0, 4)
 
 
-def test_one_step_is_a_dot() -> None:
-    """A line of one point has a length of zero, which is drawn as a dot, at the left end."""
+def test_one_step_is_a_dash() -> None:
+    """A line of one point, which would not be drawn, is a short dash around the point."""
     found = training_curves(metrics(1), table(TESTS))
-    assert found is not None and dict(found.loss.lines)["line"] == f"M{curves.LEFT} {found.loss.y.at(2.0):g}h0"
+    assert found is not None and dict(found.loss.lines)["line"] == f"M{curves.LEFT - 2} {found.loss.y.at(2.0):g}h4"
 
 
 @pytest.mark.parametrize("classes", [3, MATRIX_CLASSES + 5])
