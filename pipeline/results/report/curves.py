@@ -18,6 +18,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 POINTS = 400  # of a path
+MARKS = 50  # evaluations, the last of which is one of them
 SMOOTHED = 20  # a moving mean is over one of so many parts of the run
 HIGHEST_LOSS = 3  # times the loss at the start, or its median if that is higher: greater values are drawn at the top
 ROWS = 10  # of the table
@@ -121,7 +122,7 @@ def training_curves(metrics: pa.Table, tests: pa.Table) -> Curves | None:
     lr_y = _axis(0, _highest(lr_P), number)
     waiting_P = ratios(of["waiting_s"], of["seconds"], starts_P, window)
     waiting_y = _axis(0, 1, _percent_tick)
-    shown_E = np.linspace(0, len(test_E) - 1, min(len(test_E), POINTS)).round().astype(np.int64)
+    shown_E = np.linspace(0, len(test_E) - 1, min(len(test_E), MARKS)).round().astype(np.int64)
     x_E, y_E = x.at(test_E[shown_E]), {name: top1_y.at(rates[name][shown_E]) for name in rates}
     marks = [(name, *at) for name in rates for at in zip(x_E.tolist(), y_E[name].tolist(), strict=True)]
     bad_S = ~np.isfinite(of["loss"])
@@ -151,7 +152,7 @@ def interval_starts(step_S: Ints, most: int) -> Ints:
     if not step_S.size:
         return np.zeros(0, np.int64)
     span = int(step_S[-1] - step_S[0]) + 1
-    at_S = (step_S - step_S[0]) * min(most, span) // span
+    at_S = (step_S - step_S[0]) * most // span
     return np.flatnonzero(np.diff(at_S, prepend=-1))
 
 
@@ -198,14 +199,12 @@ def _intervals(step_S: Ints, of: dict[str, Floats], most: int) -> tuple[Interval
 
 
 def _path(x_P: Floats, y_P: Floats) -> Markup:
-    """A line through points, with a gap where y is NaN. `h0` makes a point between two gaps a dot."""
-    parts, pen = [], "M"
-    for x, y in zip(x_P.tolist(), y_P.tolist(), strict=True):
-        if math.isnan(y):
-            pen = "M"
-        else:
-            parts.append(f"{pen}{x:g} {y:g}" + ("h0" if pen == "M" else ""))
-            pen = "L"
+    """A line through points, with a gap where y is NaN. A point between two gaps becomes a short dash."""
+    at = np.flatnonzero(~np.isnan(y_P))
+    parts = []
+    for part in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if at.size else ():
+        points = [f"{x:g} {y:g}" for x, y in zip(x_P[part].tolist(), y_P[part].tolist(), strict=True)]
+        parts.append("M" + "L".join(points) if len(points) > 1 else f"M{x_P[part[0]] - 2:g} {y_P[part[0]]:g}h4")
     return Markup("".join(parts))
 
 
