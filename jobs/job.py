@@ -71,10 +71,11 @@ def rows_of(store: Store, leave_out: frozenset[str] = frozenset()) -> NewestRows
     return NewestRows(store, read_job(store), leave_out)
 
 
-def refuse_other_job(store: Store, recipe: Recipe) -> JobRecord | None:
+def refuse_other_job(store: Store, recipe: Recipe, origin: str = "") -> JobRecord | None:
     """The job at an output, or None. OtherRecipe for a job with other settings, and for unrelated files.
 
-    Plans without a job are unrelated, too: their videos are not those of the user's source.
+    Plans without a job are unrelated, too: their videos are not those of the user's source. `origin` says where the
+    weights of the recipe are from.
     """
     try:
         existing = read_job(store)
@@ -88,7 +89,7 @@ def refuse_other_job(store: Store, recipe: Recipe) -> JobRecord | None:
                 f"{store.url} is not empty but holds no job ({unrelated}); choose a new folder for the output"
             ) from None
         existing = read_job(store)  # another launch created it at this moment
-    recipe.refuse_other(existing.recipe, store.url)
+    recipe.refuse_other(existing.recipe, store.url, (origin, existing.weights_origin))
     return existing
 
 

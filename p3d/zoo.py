@@ -15,7 +15,6 @@ Source: the paper, section 4 and table 1; dropout of the deploy prototxt (Kineti
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from p3d import names
 from p3d.networks.baselines import C3DConfig, ConvPoolConfig, DeepVideoConfig
 from p3d.networks.lstm import LSTMConfig
 from p3d.networks.model import P3DConfig
@@ -45,7 +45,7 @@ from p3d.preprocessing import (
 
 _BLOCKS: Final = {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3)}
 _VARIANTS: Final = {"": "ABC", "-a": "A", "-b": "B", "-c": "C", "-flow": "ABC"}
-P3D_NAMES: Final = tuple(depth + variant for depth in _BLOCKS for variant in _VARIANTS)
+P3D_NAMES: Final = names.P3D_NAMES
 
 _P3D: Final = {"caffe": CAFFE_RGB, "port": PORT_RGB}
 _FLOW: Final = {"caffe": CAFFE_FLOW, "port": PORT_FLOW}
@@ -64,9 +64,9 @@ _OTHERS: Final[dict[str, tuple[type[NetworkConfig], dict[str, Any], dict[str, Cl
     "convpool": (ConvPoolConfig, {}, {"caffe": CONVPOOL_RGB}),
     "p3d-demo": (P3DConfig, {"blocks": (1, 1, 1, 1), "width": 16}, {"caffe": DEMO_RGB, "port": DEMO_RGB}),
 }
-BASELINES: Final = tuple(_OTHERS)
+BASELINES: Final = names.BASELINES
 LSTM_NAMES: Final = tuple(name for name, (kind, _, _) in _OTHERS.items() if kind is LSTMConfig)
-NAMES: Final = P3D_NAMES + BASELINES
+NAMES: Final = names.NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +173,9 @@ def describe(name: str, *, stride_on: str = "1x1", num_classes: int = 400) -> De
     )
 
 
-def check_name(name: str) -> None:
-    """ValueError with suggestions if no network has this name."""
-    if name not in NAMES:
-        _parts(name)
-
-
 def _parts(name: str) -> tuple[str, str]:
     """Split "p3d63-flow" into ("p3d63", "-flow"); raises ValueError with suggestions for an unknown name."""
     if name not in P3D_NAMES:
-        near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}"
-        raise ValueError(f"no network is called {name!r}; {hint}")
+        raise names.unknown(name)
     depth, dash, variant = name.partition("-")
     return depth, dash + variant

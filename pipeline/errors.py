@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
+from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
 
@@ -117,11 +118,12 @@ def meaning_of(reason: str) -> tuple[str, str]:
     return REASON_MEANING[Reason(reason)], REASON_REMEDY[Reason(reason)]
 
 
-def not_a_reason(text: str) -> str:
-    """The message for a --reason that does not exist."""
-    like = get_close_matches(text, list(Reason), 1)
-    hint = f"; did you mean {like[0]}?" if like else ""
-    return f"--reason {text} is not one of {', '.join(Reason)}{hint}"
+def check_reasons(reasons: Iterable[str]) -> None:
+    """InputError, with those that it may stand for, if a --reason does not exist."""
+    for text in sorted(set(reasons) - set(Reason)):
+        like = [one for one in Reason if text and text in one] or get_close_matches(text, list(Reason), 3)
+        hint = f"; did you mean {' or '.join(like)}?" if like else ""
+        raise InputError(f"--reason {text} is not one of {', '.join(Reason)}{hint}")
 
 
 def escape(text: str) -> str:

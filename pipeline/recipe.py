@@ -24,7 +24,7 @@ from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe, escape
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import FrameSpec, checked, shard_name
-from p3d.pipeline.types.options import ABSENT, check_options, option
+from p3d.pipeline.types.options import ABSENT, DEVICES, check_options, option
 from p3d.pipeline.types.policy import (
     MAX_DURATION_S,
     MAX_FILE_BYTES,
@@ -42,6 +42,7 @@ PART = "manifest-[0-9]{5}\\.parquet"
 PART_ROWS = 1_000_000  # of a manifest part, at most
 MOST_NUMBERS = 1 << 20  # of a row, features or class probabilities; the largest network has 4096 features
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
+SHOWN_ORIGIN = 200  # of the origin of weights
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MOST_SHARD_VIDEOS = 100_000
 SHARD_VIDEOS = 64  # in a shard where the cost of a video is not known
@@ -284,18 +285,22 @@ class Recipe(RecipeOptions, _Strict):
     def digest(self) -> str:
         return digest(self.to_dict())
 
-    def refuse_other(self, other: Recipe, place: str) -> None:
-        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal. It may be of an older version."""
+    def refuse_other(self, other: Recipe, place: str, origins: tuple[str, str] = ("", "")) -> None:
+        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal. It may be of an older version.
+
+        `origins` say where the weights of both are from. If they differ, they are named instead of the digests.
+        """
         mine, theirs = self.in_version(other.schema_version).to_dict(), other.to_dict()
-        fields = [
-            f"{name} {str(mine[name])[:SHOWN]} (there: {str(theirs[name])[:SHOWN]})"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
+        fields = {
+            name: (str(mine[name])[:SHOWN], str(theirs[name])[:SHOWN]) for name in mine if mine[name] != theirs[name]
+        }
+        here, there = (with_short_digests(origin)[:SHOWN_ORIGIN] for origin in origins)
+        if "weights_sha256" in fields and here and there and here != there:
+            fields["weights"] = here, there
+            del fields["weights_sha256"]
         if fields:
-            raise OtherRecipe(
-                f"{place} was made with other settings: {'; '.join(fields)}. Use the same ones, or another output"
-            )
+            listed = "; ".join(f"{name} {here} (there: {there})" for name, (here, there) in fields.items())
+            raise OtherRecipe(f"{place} was made with other settings: {listed}. Use the same ones, or another output")
 
 
 def part_name(at: int) -> str:
@@ -489,7 +494,7 @@ class RunOptions(_Strict):
         high=WORKERS_PER_GPU,
         metavar="N",
     )
-    device: str = option("auto", "Compute on auto, cpu or cuda.", metavar="NAME")
+    device: str = option("auto", "Compute on this device. CUDA_VISIBLE_DEVICES chooses GPUs.", choices=DEVICES)
     video_timeout_s: float = option(
         VIDEO_TIMEOUT_S,
         "Fail a video as decode_timeout after this long without frames.",

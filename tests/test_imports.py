@@ -18,7 +18,7 @@ TOP = ("p3d", "pipeline", "jobs")
 # A module may import the modules before it in its line, and none after it. `p3d` and `pipeline` do not import each
 # other; `jobs` imports both.
 ORDER = {
-    "p3d": "preprocessing networks zoo weights prepared device encoder",
+    "p3d": "names preprocessing networks zoo weights prepared device encoder",
     "p3d.pipeline": "errors types clips storage recipe dataset sources decode extract results",
     "p3d.jobs": "machine job trust planning worker scheduler training monitor api cli",
 }

@@ -19,6 +19,7 @@ from p3d.jobs.job import look, manifests, read_job, refuse_damaged, refuse_other
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.jobs.planning.changes import rule_of_launch
 from p3d.jobs.planning.job_spec import JobSpec
+from p3d.jobs.planning.places import check_places
 from p3d.jobs.planning.prepare import (
     Prepared,
     add_plan,
@@ -53,8 +54,8 @@ from p3d.pipeline.errors import (
     Reason,
     StoreError,
     Unfinished,
+    check_reasons,
     counted,
-    not_a_reason,
 )
 from p3d.pipeline.recipe import (
     JobRecord,
@@ -117,10 +118,11 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
     absolute(root_of(src))  # refuses an empty text before anything is started
     with cluster_at(how.address, store, say) as cluster:
         there = cluster.machines if cluster else None
+        check_places(src, store, plan, s3, say)
         options = _options(how.given, s3, there=there)
         prepared = prepare(spec, s3, store)
         refuse_unfit_device(prepared.recipe, options.device, there)
-        existing = refuse_other_job(store, prepared.recipe)
+        existing = refuse_other_job(store, prepared.recipe, prepared.origin)
         found = find(src, s3, id_column=plan.id_column, include=plan.include, exclude=plan.exclude, tell=say)
         store.prove_create_once()
         earlier = load_plans(store) if existing else []
@@ -202,8 +204,7 @@ def retry_job(
     out: str, reasons: Sequence[str], plan: PlanOptions, how: HowToRun, elsewhere: Elsewhere | None = None
 ) -> Ran | int:
     """Retry the failed videos of OUT, all of them or those with one of the reasons. `elsewhere` as in `resume_job`."""
-    if unknown := sorted(set(reasons) - set(Reason)):
-        raise InputError(not_a_reason(unknown[0]))
+    check_reasons(reasons)
     say, store = how.say, open_store(out, how.s3)
     job = read_job(store)
     s3 = need_trust(store, job, how.s3, trust_it=how.trust, verb="retry", say=say)
@@ -270,7 +271,7 @@ def cluster_at(address: str | None, store: Store, say: Say) -> Iterator[Cluster 
     if address is None:
         yield None
         return
-    from p3d.jobs.scheduler.cluster import SUBMITTED, joined_cluster  # which imports Ray
+    from p3d.jobs.scheduler.cluster import joined_cluster  # which imports Ray
 
     try:
         with joined_cluster(address) as cluster:
@@ -278,7 +279,7 @@ def cluster_at(address: str | None, store: Store, say: Say) -> Iterator[Cluster 
             say(f"joined {address}: {counted(there.cpus, 'core')}, {counted(there.gpus, 'GPU')}")
             yield cluster
     finally:
-        if SUBMITTED in os.environ:
+        if control.is_submitted():
             with contextlib.suppress(StoreError):  # then `status` shows "submitted" until the next run
                 control.forget_submitted(store)
 

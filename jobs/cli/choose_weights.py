@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from p3d.jobs.cli import output
+from p3d.jobs.cli.declared import options_of
+from p3d.pipeline.recipe import RunOptions
 
 if TYPE_CHECKING:
     from p3d.jobs.planning.weights_convention import Trial
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--clips", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Use N clips of each video."
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Compute on auto, cpu or cuda.")
+@options_of(RunOptions, only=("device",))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def choose(
     file: str,
@@ -59,7 +61,10 @@ def choose(
     network runs over the clips once for each of eight conventions. The most accurate one is the best guess; a warning
     says when it may be wrong.
     """
-    from p3d import weights as files
+    from p3d.jobs.planning.job_spec import check_named
+
+    check_named(model, file)
+    from p3d import weights as files  # which imports torch
     from p3d.device import device_for
     from p3d.jobs.machine import usable_cpus
     from p3d.jobs.planning.weights_convention import choose as try_all

@@ -39,12 +39,11 @@ def failures(
 
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import current_failures
-    from p3d.pipeline.errors import InputError, Reason, meaning_of, not_a_reason
+    from p3d.pipeline.errors import check_reasons, meaning_of
 
+    check_reasons([] if reason is None else [reason])
     store = out_store(out, store_options_of(typed))
     read_job(store)
-    if reason is not None and reason not in set(Reason):
-        raise InputError(not_a_reason(reason))
     rows = [row for row in current_failures(store) if reason in (None, row["reason"])]
     if as_json:
         output.show_json({"failures": rows})

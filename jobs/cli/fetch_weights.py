@@ -38,11 +38,14 @@ def fetch(name: str | None, out: Path, url: str | None, sha256: str | None, as_j
     command may succeed later (no network, proxy, cut, too slow, disk full).
     """
     from p3d.jobs.cli.progress import show_download
+    from p3d.jobs.planning.job_spec import check_named
     from p3d.pipeline.errors import InputError, StoreError
-    from p3d.weights import WeightsError, published
-    from p3d.weights import fetch as downloads
 
     check_name(out)
+    check_named(typed["model"])
+    from p3d.weights import WeightsError, published  # which imports torch
+    from p3d.weights import fetch as downloads
+
     try:
         wanted = published.wanted(name, url, sha256)
         with show_download(wanted.file) as progress:

@@ -58,21 +58,25 @@ def launch(
     With --address http://HEAD:8265 the weights are copied into OUT and everything else runs on the cluster. SRC and
     OUT must then be paths that are valid on its machines, and Ctrl-C only stops watching.
     """
-    from p3d.jobs.api.runs import launch_job
+    from p3d.jobs.scheduler.control import is_submitted
 
     remote.refuse_to_detach(address, detach)
-    spec, plan, s3 = job_spec({**typed, "trust": trust}, out), plan_options(typed), store_options_of(typed)
-    if remote.runs_remotely(address):
+    elsewhere = remote.runs_remotely(address)
+    given, plan, s3 = run_options_typed(typed), plan_options(typed), store_options_of(typed)
+    spec = job_spec({**typed, "trust": trust}, src, out, look=not elsewhere and not is_submitted())
+    if elsewhere:
         assert address is not None
         return _launch_remotely(address, detach, out, spec, s3, trust)
-    return report(out, launch_job(src, out, spec, plan, how_to_run(typed, s3, address, takeover, trust)), as_json)
+    from p3d.jobs.api.runs import launch_job
+
+    return report(out, launch_job(src, out, spec, plan, how_to_run(given, s3, address, takeover, trust)), as_json)
 
 
-def how_to_run(typed: dict[str, Any], s3: StoreOptions, address: str | None, takeover: bool, trust: bool) -> HowToRun:
-    """Where and how a job runs, as typed; messages and progress are shown on stderr."""
+def how_to_run(given: dict[str, Any], s3: StoreOptions, address: str | None, takeover: bool, trust: bool) -> HowToRun:
+    """Where and how a job runs, by `run_options_typed`; messages and progress are shown on stderr."""
     from p3d.jobs.api.runs import HowToRun
 
-    return HowToRun(run_options_typed(typed), s3, address, takeover, trust, output.say, show_progress)
+    return HowToRun(given, s3, address, takeover, trust, output.say, show_progress)
 
 
 def _launch_remotely(address: str, detach: bool, out: str, spec: JobSpec, s3: StoreOptions, trust: bool) -> int:
@@ -84,7 +88,7 @@ def _launch_remotely(address: str, detach: bool, out: str, spec: JobSpec, s3: St
 
     store = out_store(out, s3)
     prepared = prepare(spec, s3, store)
-    existing = refuse_other_job(store, prepared.recipe)
+    existing = refuse_other_job(store, prepared.recipe, prepared.origin)
     store.prove_create_once()
     _, trusted = job_of(store, prepared, existing, s3, trust, output.say)
     src = absolute(click.get_current_context().params["src"])
@@ -137,21 +141,24 @@ def resume(
     Options default to those of the last run. On a CPU, equal batch size and threads give bit-identical rows. A job that
     is not yours is refused without --trust or --source (see `p3d trust`). With --source its own options are not used.
     """
-    from p3d.jobs.api.runs import resume_job
     from p3d.jobs.cli.train import resume_training
+    from p3d.jobs.job import read_job
     from p3d.jobs.training.record import is_training
     from p3d.pipeline.sources.below import absolute
 
     remote.refuse_to_detach(address, detach)
-    if is_training(store := out_store(out, store_options_of(typed))):
-        given = {**typed, "source": source, "address": address, "takeover": takeover}
-        return resume_training(store, store_options_of(typed), trust, as_json, given)
+    given, s3 = run_options_typed(typed), store_options_of(typed)
+    if is_training(store := out_store(out, s3)):
+        typed |= {"source": source, "address": address, "takeover": takeover}
+        return resume_training(store, s3, trust, as_json, typed)
+    read_job(store)  # so that a wrong OUT is refused before torch and Ray are imported
+    from p3d.jobs.api.runs import resume_job
 
     def elsewhere(store: Store, s3: StoreOptions, trusted: bool) -> int:
         root = None if source is None else absolute(source)
         return run_verb_remotely(str(address), detach, store, s3, trusted=trusted, source=root)
 
-    how = how_to_run(typed, store_options_of(typed), address, takeover, trust)
+    how = how_to_run(given, s3, address, takeover, trust)
     return report(out, resume_job(out, source, how, elsewhere if remote.runs_remotely(address) else None), as_json)
 
 

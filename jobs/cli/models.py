@@ -28,13 +28,13 @@ def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:
     The counts include a 400-class head. MB is the size of the float32 weights file. GMAC is 1e9 multiply-adds for
     one clip of the network's own recipe (frames x height x width), up to its features.
     """
-    from p3d import zoo
-    from p3d.pipeline.errors import InputError
+    from p3d.jobs.planning.job_spec import check_named
 
-    try:
-        described = [zoo.describe(name) for name in dict.fromkeys(names or zoo.NAMES)]
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    for name in names:
+        check_named(name)
+    from p3d import zoo  # which imports torch
+
+    described = [zoo.describe(name) for name in dict.fromkeys(names or zoo.NAMES)]
     speeds = _measured(described) if measure else None
     if as_json:
         output.show_json(_record(described, speeds))

@@ -11,9 +11,9 @@ from click.core import ParameterSource
 
 from p3d.jobs.cli import STORES, output
 from p3d.jobs.cli.declared import options_of
-from p3d.jobs.planning.job_spec import JobSpec
-from p3d.pipeline.errors import NoSuchJob
-from p3d.pipeline.recipe import PlanOptions, Recipe, RecipeOptions, RunOptions
+from p3d.jobs.planning.job_spec import NO_WEIGHTS, JobSpec, check_spec
+from p3d.pipeline.errors import InputError, NoSuchJob
+from p3d.pipeline.recipe import JobRecord, MaxFailures, PlanOptions, RecipeOptions, RunOptions
 from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types.options import flag_of, options_in
@@ -43,10 +43,28 @@ def run_options(verb: F) -> F:
     return verb
 
 
-def job_spec(typed: dict[str, Any], out: str | None = None) -> JobSpec:
-    """The options that determine the embeddings. What is not typed is as in the job at OUT, if it is trusted."""
+def job_spec(
+    typed: dict[str, Any], src: str, out: str | None, *, look: bool = True, tell: Callable[[str], None] = lambda _: None
+) -> JobSpec:
+    """The options that determine the embeddings. What is not typed is as in the job at OUT, if it is trusted.
+
+    What was typed is checked here, before torch and Ray are imported, which takes seconds. With `look`, SRC and OUT are
+    also looked at, and `tell` is told what `check_places` says. It is off if another machine reads SRC, and in a driver
+    that was submitted: `launch_job` refuses them where it also removes the note of the submission. JobError.
+    """
+    from p3d.jobs.planning.places import check_places
+    from p3d.jobs.trust import is_trusted
+
     values = {field.name: typed[field.name] for field in fields(JobSpec)}
-    there = None if out is None else _recipe_at(out, store_options_of(typed), bool(typed.get("trust")))
+    check_spec(JobSpec(**values))
+    plan, s3 = plan_options(typed), store_options_of(typed)
+    store = None if out is None else out_store(out, s3)
+    if look:
+        check_places(src, store, plan, s3, tell)
+    job = None if store is None else _job_at(store)
+    if values["weights"] is None and job is None:
+        raise InputError(NO_WEIGHTS)
+    there = job.recipe if store and job and (typed.get("trust") or is_trusted(store, job)) else None
     inherited = {}
     for field in fields(RecipeOptions) if there else ():
         of_job = getattr(there, field.name)
@@ -59,17 +77,13 @@ def job_spec(typed: dict[str, Any], out: str | None = None) -> JobSpec:
     return JobSpec(**values)
 
 
-def _recipe_at(out: str, s3: StoreOptions, trust: bool) -> Recipe | None:
-    """The recipe of the job at an output; None without a job, or if the job is not trusted."""
+def _job_at(store: Store) -> JobRecord | None:
     from p3d.jobs.job import read_job
-    from p3d.jobs.trust import is_trusted
 
-    store = out_store(out, s3)
     try:
-        job = read_job(store)
+        return read_job(store)
     except NoSuchJob:
         return None
-    return job.recipe if trust or is_trusted(store, job) else None
 
 
 def plan_options(typed: dict[str, Any]) -> PlanOptions:
@@ -78,7 +92,8 @@ def plan_options(typed: dict[str, Any]) -> PlanOptions:
 
 
 def run_options_typed(typed: dict[str, Any]) -> dict[str, Any]:
-    """The options of speed and fault tolerance as typed; None for what a resume takes from the last run."""
+    """The options of speed and fault tolerance as typed; None for what a resume takes from the last run. InputError."""
+    MaxFailures.parse(typed["max_failures"])
     return {field.name: typed[field.name] for field, _ in options_in(RunOptions)}
 
 

@@ -85,10 +85,8 @@ def run_cli(command: click.Command) -> int:
     except click.ClickException as error:
         shown, message = io.StringIO(), error.format_message()
         error.show(shown)
-        if isinstance(error, click.NoSuchOption):
-            print("A name that begins with a dash is written after --, as in `-- -NAME`.", file=shown)
-        if "unexpected extra argument" in message:
-            print("Quote a name with blanks, and a pattern such as 'videos/*.mp4', so that it is one word.", file=shown)
+        if hint := _hint(error, message, sys.argv[1:]):
+            print(hint, file=shown)
         for line in shown.getvalue().replace(message, escape(message)).splitlines():
             say(line)
         return 2
@@ -111,6 +109,24 @@ def run_cli(command: click.Command) -> int:
             raise
         say(f"error: {words}")
         return 6
+
+
+def _hint(error: click.ClickException, message: str, words: list[str]) -> str:
+    """What may be meant by the `words` of a command line that click refuses; empty if nothing comes to mind."""
+    params = error.ctx.command.params if isinstance(error, click.UsageError) and error.ctx else []
+    if isinstance(error, click.NoSuchOption) and not error.possibilities:
+        typed = next((word for word in words if word.startswith(error.option_name)), error.option_name)
+        if any(f"-{typed}" in param.opts for param in params):
+            return f"Did you mean -{typed}?"
+        if not typed.startswith("--") or os.path.lexists(typed):
+            return "A name that begins with a dash is written after --, as in `-- -NAME`."
+    if isinstance(error, click.BadParameter) and "'cuda:" in message:
+        return "Set CUDA_VISIBLE_DEVICES to choose GPUs."
+    if "unexpected extra argument" in message and any(isinstance(param, click.Argument) for param in params):
+        if flag := next((word for word in words if word in ("--include", "--exclude")), None):
+            return f"If the shell has replaced a pattern by names, quote it: {flag} '*.mp4'."
+        return "Quote a name with blanks, and a pattern such as 'videos/*.mp4', so that it is one word."
+    return ""
 
 
 def _surroundings(error: Exception) -> str | None:

@@ -67,6 +67,9 @@ def _precisions(guess: Estimate) -> Lines:
         clips = output.count(one.n_clips, "clip")
         cosines = f"(cosine with fp32 {one.cosine:.6f}, lowest {one.lowest:.6f}, of {clips})"
         lines += [(one.precision, gains), ("", cosines)]
+    for lacking in dict.fromkeys(guess.not_compared.values()):
+        names = " or ".join(name for name, what in guess.not_compared.items() if what == lacking)
+        lines.append(("precision", f"{lacking} does not support {names}"))
     return lines
 
 
@@ -160,6 +163,7 @@ def plan(src: str, out: str | None, workers: int | None, workers_per_gpu: int, a
     this machine support them. The answer shows how much faster they would be, for the network and for the whole job,
     their cosines with fp32, and which one to choose. That takes a few more seconds.
     """
+    spec, s3, limit = job_spec(typed, src, out, tell=output.say), store_options_of(typed), typed["limit"]
     output.say("loading the network ...")  # torch alone takes seconds to import
     from p3d.jobs.job import refuse_other_job, weights_key
     from p3d.jobs.planning.changes import ToDo, changes, to_do
@@ -169,12 +173,11 @@ def plan(src: str, out: str | None, workers: int | None, workers_per_gpu: int, a
     from p3d.pipeline.sources.listing import find
 
     refuse_shared_gpu(kind_of_device("auto"), workers_per_gpu)
-    s3, limit = store_options_of(typed), typed["limit"]
     store = None if out is None else out_store(out, s3)
-    prepared = prepare(job_spec(typed, out), s3, store)
+    prepared = prepare(spec, s3, store)
     recipe = prepared.recipe
     refuse_unfit_device(recipe, "auto")
-    job = refuse_other_job(store, recipe) if store is not None else None
+    job = refuse_other_job(store, recipe, prepared.origin) if store is not None else None
     output.say(f"listing {src} ...")
     globs = {name: typed[name] for name in ("include", "exclude")}
     found = find(src, s3, id_column=typed["id_column"], **globs, tell=output.say)

@@ -33,9 +33,10 @@ def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
         paused[0], elapsed_s = now.outage, now.elapsed_s or 0.0
         if elapsed_s - last[0] >= LINE_EVERY_S or now.state != "running":
             last[0] = elapsed_s
+            rate = f"{now.clips_per_s:.2f}" if now.clips_per_s else "-"  # not known at the beginning
             output.say(
                 f"{now.videos.done}/{now.videos.all} videos, {now.videos.failed} failed, "
-                f"{output.count(now.clips, 'clip')}, {now.clips_per_s:.2f} clips/s, ETA {output.human_time(now.eta_s)}"
+                f"{output.count(now.clips, 'clip')}, {rate} clips/s, ETA {output.human_time(now.eta_s)}"
             )
 
     yield line

@@ -10,7 +10,9 @@ from p3d.jobs.cli import remote
 from p3d.jobs.cli.launch import how_to_run, report, run_verb_remotely
 from p3d.jobs.cli.options import (
     address_options,
+    out_store,
     run_options,
+    run_options_typed,
     shard_videos_option,
     store_options,
     store_options_of,
@@ -51,15 +53,20 @@ def retry(
     They become a new plan, and each file is read as it is now. No committed object changes: the state of a video is
     that of the newest plan that contains it. After an interruption, `p3d resume` continues.
     """
-    from p3d.jobs.api.runs import retry_job
+    from p3d.jobs.job import read_job
+    from p3d.pipeline.errors import check_reasons
     from p3d.pipeline.recipe import PlanOptions
 
     remote.refuse_to_detach(address, detach)
+    check_reasons(reasons)
+    given, s3 = run_options_typed(typed), store_options_of(typed)
+    read_job(out_store(out, s3))  # so that a wrong OUT is refused before torch and Ray are imported
+    from p3d.jobs.api.runs import retry_job
 
     def elsewhere(store: Store, s3: StoreOptions, trusted: bool) -> int:
         return run_verb_remotely(str(address), detach, store, s3, trusted=trusted)
 
     plan = PlanOptions(shard_videos=shard_videos)
-    how = how_to_run(typed, store_options_of(typed), address, takeover, trust)
+    how = how_to_run(given, s3, address, takeover, trust)
     ran = retry_job(out, reasons, plan, how, elsewhere if remote.runs_remotely(address) else None)
     return report(out, ran, as_json)

@@ -19,6 +19,7 @@ import click
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
 from p3d.jobs.cli.results import progress
+from p3d.pipeline.types.options import DEVICES
 
 if TYPE_CHECKING:
     from p3d.jobs.api.search import Rows
@@ -47,7 +48,11 @@ REDIRECT = """<!doctype html>
     help="Lay out the map by PCA or UMAP.",
 )
 @click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="Embed dropped files on auto, cpu or cuda."
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Embed dropped files on this device.",
 )
 @click.option(
     "--drop-limit",

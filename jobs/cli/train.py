@@ -64,7 +64,12 @@ def train(src: str, out: str, init: str, model: str | None, graph: str | None, a
     The same command again, or `p3d resume OUT`, continues at the last checkpoint. Ctrl-C stops with a checkpoint.
     `p3d status OUT --watch` shows loss, rate and ETA. OUT/weights.safetensors can be given to `p3d launch --weights`.
     """
+    from p3d.jobs.planning.job_spec import check_named
+    from p3d.pipeline.sources.listing import check_source
+
     output.need("pandas", "train")
+    check_named(model, init)  # before torch and Ray are imported
+    check_source(src, id_column=typed["id_column"], include=typed["include"], exclude=typed["exclude"])
     from p3d.jobs.training.plan import TrainSpec, plan
     from p3d.jobs.training.run import run_training
 

@@ -134,13 +134,14 @@ def convert(
     """Write OUT and show what it is. `downloaded` says where FILE is from and is added to the origin."""
     from dataclasses import replace
 
-    from p3d.jobs.planning.prepare import refuse_unknown
+    from p3d.jobs.planning.job_spec import check_named
     from p3d.pipeline.errors import InputError
-    from p3d.weights import to_bytes
+
+    check_named(typed["model"], str(file))
+    from p3d.weights import to_bytes  # which imports torch
     from p3d.weights.native import write
     from p3d.zoo import BASELINES
 
-    refuse_unknown(typed["model"])
     found = _identify(file)
     inflates = found.format == "resnet" and typed["model"] not in BASELINES
     if inflates:
@@ -178,7 +179,10 @@ def show(file: Path, as_json: bool) -> int:
     Only tensors are read; no code in a file is ever run. If the format does not state graph or recipe, the defaults of
     `p3d weights import` are shown.
     """
-    from p3d.weights.hints import hints, sentences
+    from p3d.jobs.planning.job_spec import check_named
+
+    check_named(None, str(file))
+    from p3d.weights.hints import hints, sentences  # which imports torch
 
     found = _identify(file)
     weights = _load(found, temporal="identity" if found.format == "resnet" else None)

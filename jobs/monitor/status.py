@@ -6,6 +6,7 @@ no data: without a heartbeat, the totals are read from the footers of the commit
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from p3d.pipeline.storage.store import Store
 
 SUBMITTED = "submitted"
 DAMAGED = 7  # exit code of a run that found damage: it has not finished, whatever is listed
+TIE = "\u00a0"  # a blank at which `textwrap` breaks no line
 UNDER_WAY = (SUBMITTED, control.RUNNING)
 NOT_STARTED = RunSnapshot(counter=0, state="not started")
 
@@ -167,7 +169,8 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
             line.append(f"  {status.videos_superseded} superseded")
     if status.state == control.RUNNING:
         eta = "-" if status.eta_s is None else _clock(status.eta_s)
-        line.append(f"  {status.clips_per_s:.2f} clips/s  ETA {eta}")
+        rate = f"{status.clips_per_s:.2f}" if status.clips_per_s else "-"
+        line.append(f"  {rate} clips/s  ETA {eta}")
         bar = Table.grid()  # a bar alone does not end with a newline
         bar.add_row(ProgressBar(max(status.videos_all, 1), status.videos_done, width=min(width, 78)))
         parts.insert(1, bar)
@@ -178,10 +181,7 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
         if sentence := _limit(status.workers):
             parts.append(Text(sentence))
     if status.failures:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(status.failures.items(), key=lambda x: -x[1])
-        )
-        parts.append(Text(f"failures: {reasons}", "red"))
+        parts += [Text(line, "red") for line in _failures(status.failures, width)]
     if status.outage:
         parts.append(Text(f"paused: {status.outage}", "yellow"))
     if status.stopping:
@@ -189,6 +189,14 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
     if status.sentence:
         parts.append(Text(status.sentence))
     return Group(*parts)
+
+
+def _failures(failures: dict[str, int], width: int) -> list[str]:
+    """The counts by reason, the most frequent first, in lines that break only between two reasons."""
+    reasons = sorted(failures.items(), key=lambda one: -one[1])
+    items = ", ".join(f"{count}{TIE}{reason}" for reason, count in reasons)
+    lines = textwrap.wrap(f"failures: {items}", width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(TIE, " ") for line in lines]
 
 
 def _shards(status: Status) -> Text:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -88,8 +88,9 @@ class Estimate:
     batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0 for those that do not fit; it is empty on
     a CPU. `decode_s_per_clip` and `network_s_per_clip` are CPU seconds (the latter is 0 on a GPU). `binding` is the
     slower stage, "decoding" or "network". `useful_cores` keep one GPU busy; None on a CPU, which can use all cores.
-    `gains` are those of the other precisions that run here, if the recipe is in fp32. `feeding` is what one of the
-    workers can be fed on this machine; None on a CPU.
+    `gains` are those of the other precisions that run here, if the recipe is in fp32. `not_compared` has those that
+    could be expected here, but that this GPU or the network lacks. `feeding` is what one of the workers can be fed on
+    this machine; None on a CPU.
     """
 
     n_videos: int
@@ -117,6 +118,7 @@ class Estimate:
     device: str
     warnings: tuple[str, ...]
     gains: tuple[JobGain, ...] = ()
+    not_compared: dict[str, str] = field(default_factory=dict)
     feeding: Feeding | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,6 +210,7 @@ def estimate(
         device=device,
         warnings=tuple(warnings),
         gains=tuple(job_gain(one, cores_s, network_s, on_cpu=on_cpu) for one in network.gains),
+        not_compared=network.not_compared,
         feeding=None
         if on_cpu or not n_clips
         else fed(

@@ -20,12 +20,14 @@ from statistics import median
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from p3d.device import computes_in, device_for
 from p3d.encoder import Encoder
 from p3d.jobs.machine import inference_threads_of
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.prepare import Prepared, default_batch
+from p3d.networks.network import Network
 from p3d.pipeline.types import FLOAT32, INT64, UINT8
 
 TIMED_S = 5.0  # in all, unless there are fewer clips, or LEAST_ROUNDS take longer
@@ -60,7 +62,8 @@ class EmbedTrial:
     `clips_per_s` is the rate with the default batches of `batch_size` clips. `by_batch` has the rates of other sizes, 0
     for those that do not fit; it is empty on a CPU. `features_ND` and `probs_NK` are float32, with N videos; K is 0 if
     the recipe stores no scores. `gains` are those of the precisions that the network and the device also support, if
-    the recipe is in fp32 and a video could be decoded.
+    the recipe is in fp32 and a video could be decoded. `not_compared` has what lacks each of the others that could be
+    expected here.
     """
 
     device: str
@@ -70,6 +73,7 @@ class EmbedTrial:
     features_ND: FLOAT32
     probs_NK: FLOAT32
     gains: tuple[Gain, ...] = ()
+    not_compared: dict[str, str] = field(default_factory=dict)
 
     @property
     def faster(self) -> str | None:
@@ -146,7 +150,23 @@ def embed_trial(prepared: Prepared, tried: list[Tried], cpus: int) -> EmbedTrial
         )
     features_ND, probs_NK = (np.concatenate(rows)[: len(tried)] for rows in zip(*done, strict=True))
     gains = tuple(other.gain(name, done[warm:], spent, len(clips)) for name, other in others.items())
-    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK if recipe.scores else probs_NK[:, :0], gains)
+    probs_NK = probs_NK if recipe.scores else probs_NK[:, :0]
+    left_out = not_compared(prepared.weights.network, on) if compared else {}
+    return EmbedTrial(device, size, rate, by_batch, features_ND, probs_NK, gains, left_out)
+
+
+def not_compared(network: Network, device: torch.device) -> dict[str, str]:
+    """The precisions that are compared with fp32 on this kind of device, but not here: name -> what lacks them.
+
+    A CPU without instructions for bf16 is not expected to have it, so that is not named.
+    """
+    found: dict[str, str] = {}
+    for name in OTHERS.get(device.type, ()):
+        if not computes_in(name, device):
+            found |= {name: "this GPU"} if device.type == "cuda" else {}
+        elif name not in network.precisions:
+            found[name] = network.config.name
+    return found
 
 
 @dataclass(slots=True)

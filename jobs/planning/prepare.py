@@ -21,13 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import p3d.weights
-from p3d import zoo
 from p3d.device import check_precision, computes_in, device_for
 from p3d.encoder import golden_features
 from p3d.jobs.job import golden_key, read_job, stored_weights, weights_key
 from p3d.jobs.machine import Machines, cpus_of_a_gpu_worker, software, usable_cpus
 from p3d.jobs.planning.changes import changes
-from p3d.jobs.planning.job_spec import JobSpec
+from p3d.jobs.planning.job_spec import NO_WEIGHTS, JobSpec, check_spec
 from p3d.pipeline.dataset.plans import Manifest, plans_of, write_plan
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.sharding import with_shards
@@ -57,11 +56,6 @@ from p3d.weights import Weights
 _PER_RUN = ("max_failures", "decode_tasks", "s3")  # set for every run; a resume keeps the other options
 # per worker; each holds 100 to 300 MB, and message batches in Ray's shared memory (jobs/scheduler/cluster.py)
 MAX_DECODE_TASKS = 32
-NO_WEIGHTS = (
-    "Missing option '--weights', as OUT holds no job yet. Give a file of weights, such as p3d63.safetensors from `p3d "
-    "weights fetch resnet50-v2 -o p3d63.safetensors`, or random:SEED, which shows that the pipeline works but gives "
-    "meaningless features"
-)
 PLAIN_NAME = re.compile(r"[\w+-][\w .+-]*")  # of a file: no separator, control character or leading dot
 NAME_BYTES = 200
 
@@ -94,11 +88,9 @@ def prepare(spec: JobSpec, s3: StoreOptions | None = None, out: Store | None = N
     The weights may be an object on S3 (`s3://bucket/key`), read with the options `s3`. Without any, they are those of
     the job at `out`.
     """
-    refuse_unknown(spec.model)
+    check_spec(spec)
     if spec.weights is None:
         return fix(_weights_of(out, spec), spec)
-    if spec.model is None and spec.weights.startswith("random:"):
-        raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
     with weights_here(spec.weights, s3 or StoreOptions()) as named:
         try:
             weights = p3d.weights.resolve(named, name=spec.model, graph=spec.graph)
@@ -124,16 +116,6 @@ def _weights_of(out: Store | None, spec: JobSpec) -> Weights:
                 "output"
             )
     return weights
-
-
-def refuse_unknown(model: str | None) -> None:
-    """InputError with suggestions if no network has this name; None stands for any network."""
-    if model is None:
-        return
-    try:
-        zoo.check_name(model)
-    except ValueError as error:
-        raise InputError(f"{error} (`p3d models` lists all)") from None
 
 
 @contextlib.contextmanager
@@ -209,7 +191,7 @@ def create_job(store: Store, prepared: Prepared, job_id: str = "") -> JobRecord:
     job = JobRecord(recipe, prepared.origin, software(), job_id or new_job_id())
     if store.create("job.json", job.to_json()) == EXISTS:
         job = read_job(store)
-        recipe.refuse_other(job.recipe, store.url)
+        recipe.refuse_other(job.recipe, store.url, (prepared.origin, job.weights_origin))
     return job
 
 
@@ -346,10 +328,10 @@ def run_options(last: dict[str, Any], *, there: Machines | None = None, **given:
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in last.items() if name in RunOptions.__slots__ and name not in _PER_RUN}
-    check_values(RunOptions, kept | given)
     device = given.get("device", kept.get("device", "auto"))
-    if ":" in device:
+    if isinstance(device, str) and device.startswith("cuda:"):
         raise InputError(f"--device {device}: each worker gets its own GPU; set CUDA_VISIBLE_DEVICES to choose GPUs")
+    check_values(RunOptions, kept | given)
     try:
         kind = kind_of_device(device, there)
     except ValueError as error:

@@ -42,6 +42,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p3d.jobs.machine import Machines, is_alive, usable_cpus
 from p3d.jobs.planning.prepare import MAX_DECODE_TASKS
+from p3d.jobs.scheduler.control import is_submitted
 from p3d.jobs.scheduler.preflight import NodeReport, look_here, objections, try_gpu
 from p3d.jobs.worker.decode_task import BLOCKS_AHEAD
 from p3d.jobs.worker.decoding import CHUNK_AHEAD, GPU_SHARE
@@ -55,7 +56,6 @@ from p3d.pipeline.storage.store import StoreOptions
 Answer = TypeVar("Answer")
 ASK_S = 60.0  # timeout for the answer of a node
 RUN_PREFIX = "p3d-run-"
-SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that Ray's job server started
 LOOK_S = 5.0  # between two queries of the list of nodes
 PROBE_S = 5.0  # between two connection probes of a joined cluster's head, and the timeout of each
 PROBES = 4  # failed in a row, after which the head counts as dead
@@ -210,7 +210,7 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
                 ray.init(
                     address=address,
                     # a submitted driver has the code already, and Ray refuses to get it twice
-                    runtime_env=None if SUBMITTED in os.environ else {"py_modules": code_folders()},
+                    runtime_env=None if is_submitted() else {"py_modules": code_folders()},
                     log_to_driver=False,
                     logging_level="ERROR",
                     namespace="p3d",

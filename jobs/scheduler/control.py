@@ -220,6 +220,11 @@ def not_begun(store: Store, newest: int) -> str:
     return f"submitted to {submission['where']} as {submission['name']}; the driver has not started"
 
 
+def is_submitted() -> bool:
+    """Whether Ray's job server started this process as the driver of a job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def forget_submitted(store: Store) -> None:
     """Remove the record of a submitted driver that ended before it started the run."""
     if not_begun(store, newest_number(store)):

@@ -212,7 +212,7 @@ def origin_of(training: Training, n_tested: int, hits: dict[str, float]) -> str:
     frames = f", {options.fps:g} frames/s" if options.fps else ""
     frames += f", every {options.frame_step}th frame" if options.frame_step > 1 else ""
     return (
-        f"trained by p3d from {record.start}: {options.steps} steps of {options.batch_size} clips of "
+        f"trained by p3d; start: {record.start}; {options.steps} steps of {options.batch_size} clips of "
         f"{record.n_train} videos (samples {record.samples_sha256[:16]}){frames}, {options.optimizer}, seed "
         f"{options.seed}" + _in_words(hits, n_tested)
     )

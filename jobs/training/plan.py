@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import p3d.weights
 from p3d.jobs.job import read_job
 from p3d.jobs.machine import software
-from p3d.jobs.planning.prepare import refuse_unknown, weights_here
+from p3d.jobs.planning.job_spec import check_named
+from p3d.jobs.planning.prepare import weights_here
 from p3d.jobs.training.labels import labelled
 from p3d.jobs.training.network import start_from, what_is_frozen
 from p3d.jobs.training.options import LabelOptions, TrainOptions
@@ -49,7 +50,7 @@ def plan(store: Store, spec: TrainSpec, s3: StoreOptions, say: Say) -> TrainReco
 
     OtherRecipe if OUT holds a job, another training, or unrelated files.
     """
-    refuse_unknown(spec.model)
+    check_named(spec.model, spec.init)
     existing = _existing(store)
     found = labelled(
         spec.src,

@@ -10,8 +10,6 @@ public PyTorch port), `caffe` (.caffemodel, the authors' release) and `resnet` (
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Final
 
 from torch import Tensor
 
-from p3d import zoo
+from p3d import names, zoo
 from p3d.preprocessing import ClipRecipe
 from p3d.weights import caffe, native, plain, port, resnet
 from p3d.weights.native import save, to_bytes
@@ -38,9 +36,6 @@ __all__ = [
     "save",
     "to_bytes",
 ]
-
-
-LFS_POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has in place of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +75,12 @@ _OF_TENSORS: Final = {"port": port.load, "resnet": resnet.load}
 def identify(path: str | Path) -> WeightsFile:
     """Identify the format of a file by its suffix and its keys. Raises WeightsError."""
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(
-            f"there is no weights file at {path}; give the path of one, download one with `p3d weights fetch`, or give "
-            "random:SEED for random weights"
-        )
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise WeightsError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its checkout")
-    look = _LOOKS.get(path.suffix.lower())
-    if look is None:
-        raise WeightsError(
-            f"{path} has an unknown suffix, not one of {', '.join(_LOOKS)}; rename it according to its format"
-        )
     try:
-        return look(path)
+        names.check_file(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    try:
+        return _LOOKS[path.suffix.lower()](path)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -160,19 +146,16 @@ def resolve(spec: str, *, name: str | None = None, graph: str | None = None, num
 
     Raises WeightsError.
     """
-    kind, colon, seed = spec.partition(":")
-    if kind == "random" and colon:
+    try:
+        names.check_weights(spec)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    if spec.startswith(names.RANDOM):
         if name is None:
             raise WeightsError(f"{spec} does not say which network; name one")
-        if not re.fullmatch(r"[0-9]{1,18}", seed):
-            raise WeightsError(f"{spec} needs a whole number of 1 to 18 digits after the colon, as in random:0")
+        seed = spec.removeprefix(names.RANDOM)
         classes = 400 if num_classes is None else num_classes
         return random_weights(name, int(seed), graph=graph or "caffe", num_classes=classes)
-    if not spec:
-        raise WeightsError(
-            "no weights were named; give the path of a file, download one with `p3d weights fetch`, or give "
-            "random:SEED for random weights"
-        )
     weights = load(spec, name=name, graph=graph)
     if num_classes is not None and num_classes != weights.config.num_classes:
         raise WeightsError(

@@ -34,7 +34,7 @@ from p3d.pipeline.sources.identity import (
     s3_row,
 )
 from p3d.pipeline.sources.listing_buffer import FIELDS, ListingBuffer, batch_of
-from p3d.pipeline.sources.lists import LIST_EXTENSIONS, TABLE_EXTENSIONS, FileList, read_list
+from p3d.pipeline.sources.lists import LIST_EXTENSIONS, TABLE_EXTENSIONS, FileList, line_numbers, read_list
 from p3d.pipeline.storage.s3.uri import refuse_almost_s3, split_s3_uri
 from p3d.pipeline.storage.store import ObjectInfo, Store, StoreOptions
 from p3d.pipeline.storage.urls import CREDENTIAL, open_store
@@ -47,6 +47,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 HEAD_THREADS = 32  # parallel HEAD requests for a list of S3 keys
 MAX_SKIPPED = 1000  # names of other files that are kept
+EXAMPLES = 3  # rows of one video that a message names
 BATCH = 1000  # files of one folder per batch of rows
 NAMED_LISTS = f"{', '.join(LIST_EXTENSIONS[:-1])} or {LIST_EXTENSIONS[-1]}"
 TELL_S = 10.0  # seconds between progress messages
@@ -85,43 +86,23 @@ def find(
     `tell` is called with the progress of a long listing. `read` parses a list, for lists that have more in a line.
     InputError if the source cannot be read or has no videos.
     """
-    if not source:
-        raise InputError("the source is an empty text; name a folder, a video, a list or s3://bucket/prefix")
-    if CREDENTIAL.match(source):
-        raise InputError("the source contains a credential; use a plain path or s3:// and botocore's credential chain")
-    refuse_almost_s3(source)
+    path, globs = check_source(source, id_column=id_column, include=include, exclude=exclude)
     typed, (source, pattern) = source, split_glob(source)
     is_list = source.lower().endswith(LIST_EXTENSIONS)
-    if id_column is not None and not source.lower().endswith(TABLE_EXTENSIONS):
-        raise InputError(f"--id-column {id_column} needs a CSV, TSV, JSONL or Parquet list, and {source} is neither")
-    if pattern and include:
-        raise InputError(f"{typed} is a pattern; name the folder {source} as SRC, and repeat --include")
-    globs = Globs([pattern] if pattern else include, exclude)
-    if globs and is_list:
-        raise InputError(f"{source} is a list; --include and --exclude need a folder or a prefix")
-    if source.startswith("s3://"):
+    if path is None:
         found = (
-            _from_list(source, read(source, _read_s3(source, options), id_column), options)
+            _from_list(source, _read_s3(source, options), read, options, id_column)
             if is_list
             else _walk_s3(source, options, globs, tell)
         )
-    elif "://" in source and not source.startswith("file:///"):
-        raise InputError(f"{source}: only local paths and s3:// are supported")
-    else:
-        named = os.fsdecode(local_path(source)) if source.startswith("file://") else source
-        path = Path(os.path.abspath(named))  # noqa: PTH100 - resolve() would follow links
+    elif is_list and path.is_file():
         try:
-            if not path.exists():
-                raise InputError(f"{path} does not exist")
-            if not (path.is_dir() or path.is_file() or _is_video(path.name)):  # such as the fifo of `<(ls)` in a shell
-                raise InputError(f"{path} is neither a folder nor a file; save a list as a file, and name that")
-            content = path.read_bytes() if is_list and path.is_file() else None
+            content = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror})") from None
-        if content is not None:
-            found = _from_list(str(path), read(str(path), content, id_column), options)
-        else:
-            found = _walk_folder(path, globs, tell) if path.is_dir() else _one_file(path, globs)
+        found = _from_list(str(path), content, read, options, id_column)
+    else:
+        found = _walk_folder(path, globs, tell) if path.is_dir() else _one_file(path, globs)
     if not found.videos.num_rows:
         if pattern:
             raise InputError(
@@ -138,11 +119,43 @@ def find(
         )
     for glob in globs.unmatched:
         tell(f"warning: the pattern {glob!r} matches no file of {source}")
-    if is_list:  # the names of a walk are distinct
-        _refuse_duplicates(found.videos)
-        if id_column is None:
-            _refuse_spellings(found.videos)
     return found
+
+
+def check_source(
+    source: str, *, id_column: str | None = None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[Path | None, Globs]:
+    """The local path of a source, None on S3, and the patterns for what is below it. Nothing is listed.
+
+    InputError for a source that does not exist here, and for options that do not fit it.
+    """
+    if not source:
+        raise InputError("the source is an empty text; name a folder, a video, a list or s3://bucket/prefix")
+    if CREDENTIAL.match(source):
+        raise InputError("the source contains a credential; use a plain path or s3:// and botocore's credential chain")
+    refuse_almost_s3(source)
+    typed, (source, pattern) = source, split_glob(source)
+    if id_column is not None and not source.lower().endswith(TABLE_EXTENSIONS):
+        raise InputError(f"--id-column {id_column} needs a CSV, TSV, JSONL or Parquet list, and {source} is neither")
+    if pattern and include:
+        raise InputError(f"{typed} is a pattern; name the folder {source} as SRC, and repeat --include")
+    globs = Globs([pattern] if pattern else include, exclude)
+    if globs and source.lower().endswith(LIST_EXTENSIONS):
+        raise InputError(f"{source} is a list; --include and --exclude need a folder or a prefix")
+    if source.startswith("s3://"):
+        return None, globs
+    if "://" in source and not source.startswith("file:///"):
+        raise InputError(f"{source}: only local paths and s3:// are supported")
+    named = os.fsdecode(local_path(source)) if source.startswith("file://") else source
+    path = Path(os.path.abspath(named))  # noqa: PTH100 - resolve() would follow links
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if not (path.is_dir() or path.is_file() or is_video(path.name)):  # such as the fifo of `<(ls)` in a shell
+            raise InputError(f"{path} is neither a folder nor a file; save a list as a file, and name that")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    return path, globs
 
 
 def root_of(source: str) -> str:
@@ -215,7 +228,7 @@ def _walk_folder(root: Path, globs: Globs, tell: Tell) -> SourceListing:
             files = [os.path.relpath(os.path.join(directory, name), base) for name in sorted(names)]  # noqa: PTH118
             for at in range(0, len(files), BATCH):
                 batch = files[at : at + BATCH]
-                wanted = [name for name in batch if globs.keeps(os.fsdecode(name)) and _is_video(name)]
+                wanted = [name for name in batch if globs.keeps(os.fsdecode(name)) and is_video(name)]
                 videos = [name for name in wanted if not is_apple_double(os.path.join(base, name))]  # noqa: PTH118
                 others = sorted(set(batch).difference(videos))
                 sorter.take([local_row(root, name) for name in videos], [readable(name) for name in others])
@@ -245,7 +258,8 @@ def _refuse_unreadable(error: OSError) -> None:
     raise InputError(f"{os.fsdecode(error.filename)} cannot be read ({error.strerror}); fix that, or plan without it")
 
 
-def _is_video(name: bytes | str) -> bool:
+def is_video(name: bytes | str) -> bool:
+    """Whether the name of a file has a known extension of videos."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - bytes or text
     return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
 
@@ -265,7 +279,7 @@ def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell) -> So
             videos = {
                 name: info
                 for name, info in zip(names, objects, strict=True)
-                if globs.keeps(name) and _is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
+                if globs.keeps(name) and is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
             }
             rows = [s3_row(bucket, info.key, name, info) for name, info in videos.items()]
             sorter.take(rows, [name for name in names if name and not name.endswith("/") and name not in videos])
@@ -292,7 +306,10 @@ def _read_s3(source: str, options: StoreOptions) -> bytes:
     return open_store(f"s3://{bucket}", options).read(key)
 
 
-def _from_list(source: str, listed: FileList, options: StoreOptions) -> SourceListing:
+def _from_list(
+    source: str, content: bytes, read: ReadList, options: StoreOptions, id_column: str | None
+) -> SourceListing:
+    listed = read(source, content, id_column)
     lookup = _Lookup(source, options)
     with ThreadPoolExecutor(HEAD_THREADS) as pool:  # the threads wait for HEAD requests
         looked_up = list(pool.map(lookup.look, listed.entries))
@@ -304,10 +321,18 @@ def _from_list(source: str, listed: FileList, options: StoreOptions) -> SourceLi
     if listed.own is not None:
         for field in listed.own.schema:
             videos = videos.append_column(field, listed.own[field.name])
-    if not any(others):
-        return SourceListing(videos, ())
+    if any(others):
+        videos = videos.filter(pc.invert(pa.array(others)))
+
+    def where() -> tuple[str, list[int]]:
+        unit, numbers = line_numbers(source, content, len(rows))
+        return unit, [number for number, other in zip(numbers, others, strict=True) if not other]
+
+    _refuse_duplicates(videos, where)
+    if id_column is None:
+        _refuse_spellings(videos, where)
     skipped = [row.path for row, other in zip(rows, others, strict=True) if other]
-    return SourceListing(videos.filter(pc.invert(pa.array(others))), tuple(skipped[:MAX_SKIPPED]), len(skipped))
+    return SourceListing(videos, tuple(skipped[:MAX_SKIPPED]), len(skipped))
 
 
 class _Lookup:
@@ -376,7 +401,10 @@ def _table(rows: list[VideoRef]) -> SourceListing:
     return SourceListing(pa.Table.from_batches([batch_of(rows)]), ())
 
 
-def _refuse_duplicates(videos: pa.Table) -> None:
+Where = Callable[[], tuple[str, list[int]]]  # "line" or "row", and the number of each video of a list
+
+
+def _refuse_duplicates(videos: pa.Table, where: Where) -> None:
     counts = pc.value_counts(videos["video_id"].combine_chunks())
     twice = (
         [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
@@ -384,22 +412,30 @@ def _refuse_duplicates(videos: pa.Table) -> None:
         else []
     )
     if twice:
-        paths = videos.filter(pc.equal(videos["video_id"], twice[0]))["path"].to_pylist()
+        (unit, numbers), names = where(), videos["path"].to_pylist()
+        found = [at for at, one in enumerate(videos["video_id"].to_pylist()) if one == twice[0]]
+        more = ", ..." if len(found) > EXAMPLES else ""
+        if len({names[at] for at in found}) == 1:
+            listed = f"{names[found[0]]} in {unit}s {', '.join(str(numbers[at]) for at in found[:EXAMPLES])}{more}"
+        else:
+            listed = f"{', '.join(f'{names[at]} in {unit} {numbers[at]}' for at in found[:EXAMPLES])}{more}"
         raise InputError(
-            f"{counted(len(twice), 'video')} listed more than once, the first as {', '.join(paths[:3])} "
-            f"(id {twice[0]}); remove the duplicates, or give each row its own id with --id-column"
+            f"{counted(len(twice), 'video')} listed more than once, the first as {listed} (id {twice[0]}); remove the "
+            "duplicates, or give each row its own id with --id-column"
         )
 
 
-def _refuse_spellings(videos: pa.Table) -> None:
+def _refuse_spellings(videos: pa.Table, where: Where) -> None:
     """InputError if two rows name one file or object in different ways: by `./`, `//`, a link, or its absolute path."""
-    seen: dict[bytes | str, str] = {}
+    seen: dict[bytes | str, int] = {}
     folders: dict[bytes, bytes] = {}
-    for uri, path in zip(videos["uri"].to_pylist(), videos["path"].to_pylist(), strict=True):
+    paths = videos["path"].to_pylist()
+    for at, uri in enumerate(videos["uri"].to_pylist()):
         named = uri if uri.startswith("s3://") else real_path(local_path(uri), folders)
-        if named in seen:
+        first = seen.setdefault(named, at)
+        if first != at:
+            unit, numbers = where()
             raise InputError(
-                f"{seen[named]!r} and {path!r} are two names of one file; remove one, or give each row its own id with "
-                "--id-column"
+                f"{paths[first]!r} in {unit} {numbers[first]} and {paths[at]!r} in {unit} {numbers[at]} are two names "
+                "of one file; remove one, or give each row its own id with --id-column"
             )
-        seen[named] = path

@@ -64,6 +64,23 @@ def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
     return FileList([str(entry) for entry in entries], ids, own)
 
 
+def line_numbers(source: str, content: bytes, n_entries: int) -> tuple[str, list[int]]:
+    """("line", the line of each entry of a list), or ("row", 1 to N) of Parquet and where a row may have several lines.
+
+    `n_entries` is the number of entries that `read_list` has found.
+    """
+    rows = list(range(1, n_entries + 1))
+    if source.lower().endswith(".parquet"):
+        return "row", rows
+    text = utf8_of(source, content).decode().split("\n")
+    numbers = [number for number, line in enumerate(text, 1) if line.strip()]
+    if source.lower().endswith((".csv", ".tsv")):
+        del numbers[:1]  # the header
+    elif not source.lower().endswith(TABLE_EXTENSIONS):
+        numbers = [number for number in numbers if not text[number - 1].startswith("#")]
+    return ("line", numbers) if len(numbers) == n_entries else ("row", rows)
+
+
 def read_ids(source: str, content: bytes, column: str) -> frozenset[str]:
     """The ids of a list: one per line, or in `column` of a CSV, TSV, JSONL or Parquet file.
 

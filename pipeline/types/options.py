@@ -19,6 +19,7 @@ from p3d.pipeline.errors import InputError
 from p3d.pipeline.types import types_of
 
 ABSENT: Any = dataclasses.MISSING
+DEVICES = ("auto", "cpu", "cuda", "mps")  # values of --device
 
 
 @dataclass(frozen=True, slots=True)

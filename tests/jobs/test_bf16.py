@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import p3d
 import p3d.device
+from p3d import zoo
 from p3d.device import computes_in, device_for
 from p3d.encoder import Encoder, golden_clip
 from p3d.jobs.api.search import embedded
 from p3d.jobs.cli.plan import _precisions
 from p3d.jobs.job import rows_of, stored_weights
+from p3d.jobs.planning import network_trial
 from p3d.jobs.planning.decode_trial import Tried
 from p3d.jobs.planning.estimate import STARTUP_S, JobGain, job_gain, recommended
 from p3d.jobs.planning.network_trial import Gain, embed_trial
@@ -174,11 +177,11 @@ def test_the_gain_of_the_whole_job(cores_s: float, network_s: float, on_cpu: boo
 def test_the_lines_of_a_plan(times: float, job_times: float, line: str) -> None:
     """The option is named only if the whole job is faster; the lines fit 80 columns of a terminal."""
     half = JobGain("bf16", times, 0.9999703, 0.9999101, 32, job_times)
-    (name, first), (_, second) = _precisions(SimpleNamespace(gains=(half,)))  # type: ignore[arg-type]
+    (name, first), (_, second) = _precisions(SimpleNamespace(gains=(half,), not_compared={}))  # type: ignore[arg-type]
     assert (name, first) == ("bf16", line)
     assert second == "(cosine with fp32 0.999970, lowest 0.999910, of 32 clips)"
     assert max(len(first), len(second)) + 10 <= 80
-    assert _precisions(SimpleNamespace(gains=())) == []  # type: ignore[arg-type]
+    assert _precisions(SimpleNamespace(gains=(), not_compared={})) == []  # type: ignore[arg-type]
 
 
 def test_a_plan_on_a_gpu_names_the_most_exact_of_the_fastest_precisions() -> None:
@@ -190,6 +193,29 @@ def test_a_plan_on_a_gpu_names_the_most_exact_of_the_fastest_precisions() -> Non
     assert recommended((bf16, replace(fp16, lowest=0.9))) is bf16
     assert recommended((tf32, replace(bf16, job_times=1.02))) is tf32
     assert recommended((replace(bf16, job_times=1.04),)) is None
-    lines = dict(_precisions(SimpleNamespace(gains=(fp16, bf16, tf32))))  # type: ignore[arg-type]
+    lines = dict(_precisions(SimpleNamespace(gains=(fp16, bf16, tf32), not_compared={})))  # type: ignore[arg-type]
     assert lines["fp16"].endswith(": --precision fp16")
     assert "--precision" not in lines["bf16"] + lines["tf32"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "supported", "lines"),
+    [
+        ("cpu", "c3d", {"bf16"}, ["c3d does not support bf16"]),
+        ("cpu", "c3d", set(), []),  # nobody expects it of such a CPU
+        ("cpu", "p3d63", {"bf16"}, []),
+        ("cuda", "p3d63", {"fp16"}, ["this GPU does not support bf16 or tf32"]),
+        ("cuda", "c3d", {"fp16", "bf16", "tf32"}, ["c3d does not support fp16 or bf16 or tf32"]),
+        ("mps", "p3d63", set(), []),
+    ],
+)
+def test_a_plan_says_why_a_precision_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str, supported: set[str], lines: list[str]
+) -> None:
+    """A line names the network, or the GPU, that lacks a precision which could be expected on this kind of device."""
+    monkeypatch.setattr(network_trial, "computes_in", lambda precision, device: precision in supported)
+    with torch.device("meta"):
+        network = zoo.build(name)
+    found = network_trial.not_compared(network, torch.device(kind))
+    shown = _precisions(SimpleNamespace(gains=(), not_compared=found))  # type: ignore[arg-type]
+    assert shown == [("precision", line) for line in lines]

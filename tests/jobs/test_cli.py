@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from p3d.jobs.cli import VERBS, cli, output
 from p3d.jobs.cli.dataset import _wrapped
 from p3d.jobs.cli.output import EXIT_CODES, escape, human_bytes, human_time, table
+from p3d.jobs.cli.progress import show_progress
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts, WorkerSnapshot
 from p3d.jobs.worker.autoscale import Load
@@ -116,7 +117,9 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         ("weights import {small} -o {here}/x.safetensors --model p3d64", 2, "error: no network is called 'p3d64'"),
         ("plan {archive}", 2, "p3d weights fetch"),
         ("launch {archive} {archive} {out} --weights {small}", 2, "Quote a name with blanks, and a pattern"),
+        ("launch {archive} {out} --include a.mp4 b.mp4 --weights {small}", 2, "quote it: --include '*.mp4'"),
         ("launch {archive} {out} --weigths {small}", 2, "Did you mean '--weights'?"),
+        ("launch {archive} {out} -weights {small}", 2, "Did you mean --weights?"),
         (
             "launch {archive} {out} --weights {here}/lfs.safetensors",
             2,
@@ -146,9 +149,15 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         ("launch {archive}/video0.mp4 {out} --weights {small} --exclude x", 2, "need a folder or a prefix"),
         ("launch {archive} {made}", 2, "no longer holds its weights; give them with --weights"),
         ("launch {archive} {made} --weights {small}", 5, "was made with other settings: model p3d-demo (there: p3d63)"),
-        ("launch {archive} {archive} --weights {small}", 5, "choose a new folder for the output"),
+        ("launch {archive} {archive} --weights {small}", 2, "are the same place"),
+        ("launch {archive}/*.mp4 {archive} --weights {small}", 2, "are the same place"),
+        ("plan {made} {made}", 2, "are the same place"),
+        ("launch {out} {archive}", 2, "/out is empty or does not exist. SRC comes first: `p3d launch /"),
+        ("plan {made} {archive} --weights {small}", 2, "is an output of p3d. SRC comes first: `p3d launch /"),
         ("cluster check --source s3:/bucket", 2, "which has the form s3://bucket/prefix"),
         ("retry {made} --reason no_frame", 2, "did you mean no_frames?"),
+        ("retry {made} --reason corrupt", 2, "did you mean corrupt_frames or source_corrupt?"),
+        ("retry {out}", 4, "no job exists"),
         ("failures {made} --reason truncate", 2, "did you mean truncated?"),
         ("search {made} nowhere.mp4", 2, "give a video file, or a video_id, uri or path"),
         ("search {made} b.mp4", 2, "it failed, see `p3d failures"),
@@ -173,12 +182,17 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         ("launch {archive} {out} --weights {small} --clips often", 2, "every:16"),
         ("launch {archive} {out} --weights {small} --clips every:0", 2, "every:16"),
         ("launch {archive} {out} --weights {small} --max-failures many", 2, "5%"),
-        ("launch {archive} {out} --weights {small} --device tpu", 2, "device"),
+        ("launch {archive} {out} --weights {small} --device tpu", 2, "is not one of 'auto', 'cpu', 'cuda', 'mps'"),
+        ("launch {archive} {out} --weights {small} --device cuda:1", 2, "Set CUDA_VISIBLE_DEVICES to choose GPUs"),
         ("launch {archive} {out} --weights {small} --batch-size 0", 2, "--batch-size"),
         ("launch {archive} {out} --weights {small} --id-column id", 2, "needs a CSV, TSV, JSONL or Parquet list"),
         ("launch {here}/nowhere {out} --weights {small}", 2, "does not exist"),
         ("launch {here}/empty {out} --weights {small}", 2, "no videos"),
-        ("launch {here}/twice.txt {out} --weights {small}", 2, "more than once"),
+        (
+            "launch {here}/twice.txt {out} --weights {small}",
+            2,
+            "listed more than once, the first as a.mp4 in lines 1, 2",
+        ),
         ("launch {here}/bad.csv {out} --weights {small}", 2, "no column of paths"),
         ("launch http://example.org/v {out} --weights {small}", 2, "only local paths and s3://"),
         ("launch {archive} gs://bucket/x --weights {small}", 2, "only folders and s3://"),
@@ -341,6 +355,30 @@ def test_status_shows_a_running_job_from_its_heartbeat(job: LocalStore) -> None:
     assert told["workers"] == json.loads(json.dumps(now.to_json()["workers"])) and told["limit"] == "decoding"
 
 
+def test_the_failures_of_a_job_are_shown_in_whole_words(job: LocalStore) -> None:
+    """At 80 columns the line of failures breaks between two reasons only, and no line ends with a blank."""
+    epoch = control.claim(job, {}, takeover=False, say=lambda text: None)
+    failures = {str(reason): 100 - at for at, reason in enumerate(Reason)}
+    counts = {"videos": VideoCounts(all=2000, done=1900, failed=1729), "shards": ShardCounts(all=3, done=2)}
+    control.beat(job, epoch.number, RunSnapshot(counter=3, state="running", clips=9, failures=failures, **counts))
+    lines = in_process("status", job.url)[1].splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("failures: "))
+    shown = lines[first:]
+    assert len(shown) > 3 and max(map(len, shown)) <= 80 and shown == [line.rstrip() for line in shown]
+    assert all(line.endswith(",") for line in shown[:-1]) and "  - clips/s  ETA -" in "\n".join(lines)
+    assert " ".join(shown) == "failures: " + ", ".join(f"{count} {reason}" for reason, count in failures.items())
+
+
+def test_plain_progress_shows_no_speed_before_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where stderr is not a terminal, a line has a dash until a clip is embedded, and then the speed."""
+    with show_progress(3) as tell:
+        tell(RunSnapshot(counter=1, state="running", videos=VideoCounts(all=3, done=0, failed=0)))
+        tell(RunSnapshot(counter=2, state="stopped", clips=4, clips_per_s=2.5))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "0/3 videos, 0 failed, 0 clips, - clips/s, ETA -"
+    assert "4 clips, 2.50 clips/s" in second
+
+
 def test_cancel_asks_the_live_run_and_only_that(job: LocalStore) -> None:
     """cancel writes a request for the newest epoch; without a running job it says so."""
     code, _, err = in_process("cancel", job.url)
@@ -391,7 +429,10 @@ def test_an_edited_job_is_refused(job: LocalStore) -> None:
 
 @pytest.mark.fault(42)
 def test_an_output_with_another_recipe_is_refused(job: LocalStore, archive: Path, small_weights: Path) -> None:
-    """Launching other weights into a job exits 5, lists the differences, and changes nothing (row 42)."""
+    """Launching other weights into a job exits 5, lists the differences, and changes nothing (row 42).
+
+    Weights of another origin are named by it.
+    """
     before = {path: path.stat().st_mtime_ns for path in job.root.rglob("*")}
     code, _, err = in_process("launch", str(archive), job.url, "--weights", str(small_weights), "--clips", "every:8")
     assert code == 5
@@ -471,8 +512,16 @@ def test_a_bare_command_shows_its_help(words: tuple[str, ...]) -> None:
 
 
 def test_a_name_with_a_dash_is_explained(job: LocalStore) -> None:
-    """A file name that looks like an option gets a hint."""
+    """A file name that looks like an option gets a hint, and a mistyped option does not."""
     assert "is written after --, as in `-- -NAME`" in in_process("search", job.url, "-dash.mp4")[2]
+    for words in ("launch --hepl", "launch --frobnicate", "launch -weights x"):
+        assert "is written after --" not in in_process(*words.split())[2]
+
+
+def test_an_argument_too_many_of_a_verb_without_arguments_gets_no_hint() -> None:
+    """Such a verb takes no name or pattern that a shell could have cut or replaced."""
+    said = in_process("models", "p3d63")[2]
+    assert "unexpected extra argument (p3d63)" in said and "Quote" not in said
 
 
 def test_a_job_json_that_is_gone_is_named(job: LocalStore) -> None:

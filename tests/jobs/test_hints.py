@@ -1,11 +1,17 @@
-"""A command that a message tells the user to type works as it stands: OUT is quoted, and the S3 options are there."""
+"""A command that a message tells the user to type works as it stands: OUT is quoted, and the S3 options are there.
+
+A wrong value is refused before torch and Ray are imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +72,74 @@ def test_a_name_that_is_shown_escaped_is_typed_in_another_way(name: str) -> None
     shown = escape(LocalStore(f"/{name}").words())
     typed = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True)
     assert typed.stdout == os.fsencode(f"/{name}") and shown.isprintable()
+
+
+MISTAKES = (
+    *(
+        f"launch v out --weights w.pth {more}"
+        for more in (
+            "--clips often",
+            "--device gpu",
+            "--max-failures x",
+            "--model p3d64",
+            "--workers 0",
+            "--id-column id",
+            "--exclude ..",
+            "--endpoint-url here",
+            "--detach",
+        )
+    ),
+    "launch v out",
+    "launch v out --weights none.pth",
+    "launch v out --weights w.bin",
+    "launch v out --weights random:0",
+    "launch v out --weights random:x --model p3d63",
+    "launch none out --weights w.pth",
+    "launch v v --weights w.pth",
+    "launch out v",
+    "plan v",
+    "plan v --weights w.pth --clips often",
+    "plan none --weights w.pth",
+    "plan v v --weights w.pth",
+    "resume v",
+    "resume out --max-failures x",
+    "retry out --reason corrupt",
+    "retry out",
+    "search out x --device gpu",
+    "models --model p3d64",
+    "weights show none.pth",
+    "weights import none.pth -o x.safetensors",
+    "weights import w.pth -o x.safetensors --model p3d64",
+    "weights fetch resnet50-v2 -o x.bin",
+    "weights choose none.pth --labelled v",
+    "weights choose w.pth --labelled v --model p3d64",
+)
+RUN = """
+import json, sys
+from p3d.jobs.cli import cli
+from p3d.jobs.cli.output import run_cli
+found = []
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["p3d", *words.split()]
+    found.append((words, run_cli(cli), sorted({"torch", "ray"} & sys.modules.keys())))
+print(json.dumps(found))
+"""
+
+
+def test_a_wrong_value_is_refused_without_torch_and_ray(tmp_path: Path) -> None:
+    """Each mistake has its exit code and a message in a process that has imported neither."""
+    (tmp_path / "v").mkdir()
+    for name in ("v/a.mp4", "w.pth", "w.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN],
+        cwd=tmp_path,
+        input=json.dumps(MISTAKES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [tuple(one) for one in json.loads(ran.stdout)]
+    assert [words for words, *_ in found] == list(MISTAKES)
+    assert [one for one in found if one[1] not in (2, 4) or one[2]] == [], ran.stderr
+    assert "Traceback" not in ran.stderr and not (tmp_path / "out").exists()

@@ -60,9 +60,11 @@ def test_s3_options_of_a_run_record_are_never_inherited() -> None:
 
 
 def test_one_gpu_of_a_worker_is_not_chosen_by_number() -> None:
-    """`--device cuda:1` is refused with a remedy."""
+    """`--device cuda:1` is refused with a remedy, and an unknown device with those that there are."""
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         run_options({}, device="cuda:1")
+    with pytest.raises(InputError, match="device must be one of auto, cpu, cuda, mps, not 'gpu'"):
+        run_options({}, device="gpu")
 
 
 GPUS = Machines(cpus=64, node_cpus=32, gpus=4, gpu_nodes=((32, 2), (32, 2)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p3d import zoo
+from p3d import names, weights, zoo
 from p3d.preprocessing import CAFFE_FLOW, CAFFE_RGB, PORT_FLOW, PORT_RGB, ClipRecipe
 
 COSTS = {  # parameters with 400 classes, GMACs of RGB and of flow
@@ -60,6 +60,15 @@ def test_a_name_like_no_other_is_answered_by_all() -> None:
     """If no name is similar, the message lists every name."""
     with pytest.raises(ValueError, match=r"p3d63, .*p3d199-flow"):
         zoo.config("zzzzzz")
+
+
+def test_the_names_that_are_known_without_torch_are_those_of_the_zoo() -> None:
+    """Each name has a network, and each network a name; `p3d.names` itself imports no torch."""
+    depths, variants = zoo._BLOCKS, zoo._VARIANTS
+    assert [depth + variant for depth in depths for variant in variants] == list(names.P3D_NAMES)
+    assert tuple(zoo._OTHERS) == names.BASELINES and tuple(weights._LOOKS) == names.SUFFIXES
+    code = "import sys, p3d.names; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_recipes_follow_the_graph_and_the_channels() -> None:

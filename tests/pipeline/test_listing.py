@@ -26,6 +26,7 @@ from p3d.pipeline.decode.fetch import local_file
 from p3d.pipeline.errors import InputError, Reason, StoreMissing, VideoError
 from p3d.pipeline.sources.identity import content_version, local_path, stat_version, video_id
 from p3d.pipeline.sources.listing import SourceListing, find
+from p3d.pipeline.sources.lists import line_numbers
 from p3d.pipeline.storage.s3.uri import s3_uri
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types import VideoRef
@@ -473,8 +474,8 @@ def test_the_paths_may_be_the_ids(tmp_path: Path, kind: str) -> None:
         ("path,key\na.mp4,x\nb.mp4,\n", "key", "no id in column 'key'"),
         ("path,key\na.mp4,1\nb.mp4,\n", "key", "no id in column 'key'"),
         ("path,key\na.mp4,x\n", "kee", "has no column 'kee'; it has path, key"),
-        ("path,key\na.mp4,x\nb.mp4,x\n", "key", "1 video listed more than once.*a.mp4.*b.mp4"),
-        ("path\na.mp4\nb.mp4\na.mp4\n", None, "1 video listed more than once.*a.mp4, a.mp4.*--id-column"),
+        ("path,key\na.mp4,x\nb.mp4,x\n", "key", "1 video listed more than once.*a.mp4 in line 2, b.mp4 in line 3 "),
+        ("path\na.mp4\nb.mp4\na.mp4\n", None, "1 video listed more than once.* as a.mp4 in lines 2, 4 .*--id-column"),
         ("where,key\na.mp4,x\n", None, "no column of paths.*uri, url, path"),
         ("path,n\na.mp4,1\nb.mp4\n", None, "cannot be read as a list"),
         ("", None, "cannot be read as a list"),
@@ -501,10 +502,28 @@ def test_a_parquet_list_with_holes_or_of_other_bytes_is_refused(tmp_path: Path) 
 
 @pytest.mark.fault(23)
 def test_repeats_in_a_text_list_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    """The message counts the duplicates, names the first and says what to do."""
-    (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\na.mp4\nb.mp4\nc.mp4\n")
-    with pytest.raises(InputError, match=r"2 videos.*remove the duplicates, or give each row its own id"):
+    """The message counts the duplicates, names the lines of the first and says what to do."""
+    (tmp_path / "l.txt").write_text("# mine\na.mp4\n\nb.mp4\na.mp4\nb.mp4\nc.mp4\na.mp4\na.mp4\n")
+    with pytest.raises(
+        InputError,
+        match=r"2 videos.* a\.mp4 in lines 2, 5, 8, \.\.\. .*remove the duplicates, or give each row its own id",
+    ):
         find(str(tmp_path / "l.txt"), HERE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers"),
+    [
+        ("l.txt", b"\xef\xbb\xbf# x\r\n\r\na\r\nb", ("line", [3, 4])),
+        ("l.csv", b"\npath,x\na,1\n\nb,2\n", ("line", [3, 5])),
+        ("l.tsv", b'path\tx\na\t"1\n2"\nb\t3\n', ("row", [1, 2])),  # a row of two lines
+        ("l.jsonl", b'{"path": "a"}\n\n{"path": "b"}\n', ("line", [1, 3])),
+        ("l.parquet", b"", ("row", [1, 2])),
+    ],
+)
+def test_the_entries_of_a_list_have_line_numbers(name: str, content: bytes, numbers: tuple[str, list[int]]) -> None:
+    """Blank lines, comments and the header count; without lines, or with several for a row, rows are counted."""
+    assert line_numbers(name, content, 2) == numbers
 
 
 @pytest.mark.fault(23)
@@ -519,7 +538,9 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path, other: str) -> None:
     (tmp_path / "linked").symlink_to(".")
     other = other.format(tmp_path)
     (tmp_path / "l.txt").write_text(f"a.mp4\ncopy.mp4\n{other}\n")
-    with pytest.raises(InputError, match=r"a\.mp4.*(two names of one file; remove one|remove the duplicates)"):
+    with pytest.raises(
+        InputError, match=r"a\.mp4.*line.* 3.*(two names of one file; remove one|remove the duplicates)"
+    ):
         find(str(tmp_path / "l.txt"), HERE)
     (tmp_path / "l.csv").write_text(f"path,id\na.mp4,1\n{other},2\n")
     assert len(rows(find(str(tmp_path / "l.csv"), HERE, id_column="id"))) == 2

@@ -214,6 +214,20 @@ def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None
     ]
 
 
+def test_other_weights_are_named_by_their_origins() -> None:
+    """Where both are known and differ, they replace the digests, and a digest in an origin is cut."""
+    mine, theirs = recipe(), recipe(weights_sha256="1" * 64)
+    for origins, words in (
+        (("random:1", "random:0"), "settings: weights random:1 (there: random:0). Use"),
+        (("random:1", f"a.pth, sha256 {'2' * 64}"), "weights random:1 (there: a.pth, sha256 22222222...). Use"),
+        (("random:0", "random:0"), "settings: weights_sha256 "),
+        (("random:0", ""), "settings: weights_sha256 "),
+    ):
+        with pytest.raises(OtherRecipe) as caught:
+            mine.refuse_other(theirs, "s3://out", origins)
+        assert words in str(caught.value)
+
+
 def test_an_equal_recipe_is_not_refused() -> None:
     """A recipe read back from JSON is equal."""
     recipe().refuse_other(Recipe.from_dict(json.loads(json.dumps(recipe().to_dict()))), "OUT")

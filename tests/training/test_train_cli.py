@@ -102,7 +102,7 @@ def test_two_processes_one_of_which_is_killed(motions: Path, tmp_path: Path) -> 
     launched = p3d("launch", motions / "test", job, "--weights", out / "weights.safetensors", "--scores")
     assert launched.code == 0, launched.err
     shown = p3d("weights", "show", out / "weights.safetensors")
-    assert "trained by p3d from random:0" in " ".join(shown.out.split())
+    assert "trained by p3d; start: random:0" in " ".join(shown.out.split())
 
 
 def test_cancel_and_status_need_only_the_output(motions: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p3d.pipeline.results.search.metrics import METRICS
-from p3d.pipeline.types.options import check_options, option
+from p3d.pipeline.types.options import DEVICES, check_options, option
 
 Level = Literal["clip", "video"]
 LEVELS: tuple[Level, ...] = ("clip", "video")
@@ -32,7 +32,7 @@ class SearchOptions:
         metavar="COSINE",
     )
     index: bool = option(False, "Take candidates from the index of `p3d results index`.")
-    device: str = option("auto", "Embed a file on auto, cpu or cuda.", metavar="NAME")
+    device: str = option("auto", "Embed a file on this device.", choices=DEVICES)
 
     def __post_init__(self) -> None:
         check_options(self)
