@@ -88,8 +88,8 @@ class TrainRecord:
             given = json.loads(content)
             if type(given["train_version"]) is int and given["train_version"] > TRAIN_VERSION:
                 raise OtherVersion(
-                    f"{place} is of training version {given['train_version']}, and the newest known here is {TRAIN_VERSION}; "
-                    "install a newer p3d"
+                    f"{place} is of training version {given['train_version']}, and the newest known here is "
+                    f"{TRAIN_VERSION}; install a newer p3d"
                 )
             training = given["training"]
             if given["digest"] != digest(training):
