@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ TRAIN_VIDEOS, TEST_VIDEOS = 256, 32  # of each motion
 SEEDS = {"train": 1, "test": 2}
 N_FRAMES, SIDE, FPS = 48, 64, 24
 AT_ONCE = 16  # videos that are drawn together
+# with several threads, x264 writes other bytes now and then
+CODEC = replace(corpus.CODECS["h264"], options={**corpus.CODECS["h264"].options, "threads": "1"})
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 # for equal bytes the threads are given, as sums are split by thread
 WORDS = (
@@ -34,7 +37,7 @@ WORDS = (
 )
 
 
-def make_videos(folder: Path, train: int = TRAIN_VIDEOS, test: int = TEST_VIDEOS, n_frames: int = N_FRAMES) -> None:
+def make_videos(folder: Path, train: int, test: int, n_frames: int = N_FRAMES) -> None:
     """Write folder/SPLIT/MOTION/NUMBER.mp4: H.264 of 64x64 pixels, each motion in other appearances."""
     for split, number in (("train", train), ("test", test)):
         random = torch.Generator().manual_seed(SEEDS[split])
@@ -44,13 +47,13 @@ def make_videos(folder: Path, train: int = TRAIN_VIDEOS, test: int = TEST_VIDEOS
             for first in range(0, number, AT_ONCE):
                 size = min(AT_ONCE, number - first)
                 for k, pictures in enumerate(clips(torch.full((size,), at), n_frames, SIDE, random).numpy()):
-                    corpus.write(below / f"{first + k:04d}.mp4", pictures, corpus.CODECS["h264"], fps=FPS)
+                    corpus.write(below / f"{first + k:04d}.mp4", pictures, CODEC, fps=FPS)
 
 
 def main(path: str | Path = FILE, steps: str | int = STEPS) -> int:
     with tempfile.TemporaryDirectory(prefix="p3d-demo-") as scratch:
         videos, out = Path(scratch, "videos"), Path(scratch, "out")
-        make_videos(videos)
+        make_videos(videos, TRAIN_VIDEOS, TEST_VIDEOS)
         words = [*WORDS.split(), "--steps", str(steps)]
         code = subprocess.run([*P3D, "train", videos, out, *words], check=False).returncode
         if code == 0:

@@ -30,6 +30,7 @@ from p3d.pipeline.types.versions import SCHEMA_VERSION
 if TYPE_CHECKING:
     from p3d.weights import Weights
 
+TRAIN_KEY = "train.json"  # the record of a training (p3d.jobs.training.record)
 READERS = 16  # threads that read the footers of committed shards
 
 
@@ -50,6 +51,11 @@ def read_job(store: Store) -> JobRecord:
     except StoreMissing:
         if any(True for _ in store.list("plans/")):
             raise NoSuchJob(f"{store.url}/job.json is gone, but plans of a job are there: restore it") from None
+        if store.head(TRAIN_KEY) is not None:
+            raise NoSuchJob(
+                f"{store.url} holds a training and no embeddings. `p3d status {store.words()}` shows it, report.html "
+                "and failures.parquet are in it, and `p3d launch --weights` takes its weights.safetensors"
+            ) from None
         raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.words()}` starts one") from None
 
 

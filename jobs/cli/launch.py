@@ -149,7 +149,7 @@ def resume(
     remote.refuse_to_detach(address, detach)
     given, s3 = run_options_typed(typed), store_options_of(typed)
     if is_training(store := out_store(out, s3)):
-        typed |= {"source": source, "address": address, "takeover": takeover}
+        typed |= {"source": source, "address": address, "takeover": takeover, "detach": detach}
         return resume_training(store, s3, trust, as_json, typed)
     read_job(store)  # so that a wrong OUT is refused before torch and Ray are imported
     from p3d.jobs.api.runs import resume_job

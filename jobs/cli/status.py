@@ -62,6 +62,8 @@ def status(
     s3 = store_options_of(typed)
     store = out_store(out, s3)
     if is_training(store):
+        if look:
+            raise click.UsageError("--sources is for jobs, and OUT holds a training.")
         return _training(store, watch, wait, mirror, as_json)
     job = read_job(store)
     found = _sources(store, job, s3) if look else None

@@ -57,28 +57,28 @@ def train(src: str, out: str, init: str, model: str | None, graph: str | None, a
     steps of 128 clips. Classes are the folders of SRC, a column of a list, or what --labels says:
 
     \b
-      p3d train videos/ out/ --init resnet50.pth --model p3d63        videos/CLASS/NAME.mp4
-      p3d train list.csv out/ --init resnet50.pth                     columns path,label[,split]
+      p3d train videos/ out/ --init resnet50.pth      # videos/CLASS/NAME.mp4
+      p3d train list.csv out/ --init resnet50.pth     # path,label[,split]
       p3d train UCF-101/ out/ --init resnet50.pth --labels ucfTrainTestlist/
 
     The same command again, or `p3d resume OUT`, continues at the last checkpoint. Ctrl-C stops with a checkpoint.
     `p3d status OUT --watch` shows loss, rate and ETA. OUT/weights.safetensors can be given to `p3d launch --weights`.
     """
     from p3d.jobs.planning.job_spec import check_named
-    from p3d.pipeline.sources.listing import check_source
+    from p3d.jobs.planning.places import check_places
 
     output.need("pandas", "train")
     check_named(model, init)  # before torch and Ray are imported
-    check_source(src, id_column=typed["id_column"], include=typed["include"], exclude=typed["exclude"])
+    s3 = store_options_of(typed)
+    globs = {name: typed[name] for name in ("id_column", "include", "exclude")}
+    store = out_store(out, s3)
+    check_places(src, store, PlanOptions(**globs), s3, output.say, "train")
     from p3d.jobs.training.plan import TrainSpec, plan
     from p3d.jobs.training.run import run_training
 
-    s3 = store_options_of(typed)
     labels = LabelOptions(**_of(LabelOptions, typed))
-    globs = {name: typed[name] for name in ("id_column", "include", "exclude")}
     spec = TrainSpec(src, init, model, graph, labels, TrainOptions(**_of(TrainOptions, typed)), **globs)
     how = how_to_train(typed, s3, {})
-    store = out_store(out, s3)
     output.say(f"reading the labels of {src} ...")
     record = plan(store, spec, s3, output.say)
     return _ended(store, record, run_training(store, record, how), as_json)
@@ -108,6 +108,9 @@ def resume_training(store: Store, s3: StoreOptions, trust: bool, as_json: bool, 
     for field, _ in options_in(RunOptions):
         if field.name not in ours and typed[field.name] is not None:
             raise InputError(f"{flag_of(field)} is an option of a job, and {store.url} holds a training; leave it out")
+    for flag, given in (("--source", typed["source"]), ("--detach", typed.get("detach"))):
+        if given:
+            raise InputError(f"{flag} is an option of a job, and {store.url} holds a training; leave it out")
     record = read_record(store)
     s3 = need_trust(store, record, s3, trust_it=trust, verb="resume", say=output.say)
     last = control.newest_epoch(store)
@@ -128,6 +131,7 @@ def _ended(store: Store, record: TrainRecord, code: int, as_json: bool) -> int:
     elif code in (0, 3):
         output.show(f"{store.url}/{RESULT_KEY}   {record.model}, {len(record.class_names)} classes")
         output.show(f"{store.url}/report.html   curves, confusion, failures")
+        output.say(f"use it with:  p3d launch SRC OUT --weights {store.url}/{RESULT_KEY} --scores")
     return code
 
 
@@ -140,7 +144,7 @@ def show_progress() -> Iterator[OnProgress]:
     last = [-LINE_EVERY_S]
 
     def line(now: TrainSnapshot) -> None:
-        if now.step and time.monotonic() - last[0] >= LINE_EVERY_S:
+        if time.monotonic() - last[0] >= LINE_EVERY_S:
             last[0] = time.monotonic()
             output.say(_words(now))
 
@@ -152,7 +156,9 @@ def _words(now: TrainSnapshot) -> str:
 
     if now.phase == TESTING:
         return f"tested {now.tested}/{now.to_test} videos"
-    loss = "-" if now.loss is None else f"{now.loss:.3f}"
+    if now.loss is None:
+        return f"step {now.step}/{now.steps}, {now.phase} ..."
+    loss = f"{now.loss:.3f}"
     right = "-" if now.top1 is None else f"{now.top1:.1%}"
     waiting = "-" if now.waiting is None else f"{now.waiting:.0%}"
     return (

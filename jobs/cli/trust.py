@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +27,7 @@ def trust(out: str, **typed: Any) -> int:
 
     Without trust OUT is read-only: `status`, `verify`, `failures`, `search`, `results report` and `results serve` work.
     """
-    from p3d.jobs.training.record import is_training, read_record
+    from p3d.jobs.training.record import is_training, read_record, read_samples
     from p3d.jobs.trust import owned_at, sources_of, take_on_trust
     from p3d.pipeline.dataset.roots import load_roots
 
@@ -34,7 +35,10 @@ def trust(out: str, **typed: Any) -> int:
     store = out_store(out, s3)
     if is_training(store):
         training = read_record(store)
-        output.show(f"training: {output.count(training.n_train + training.n_test, 'video')}, in {training.samples_key}")
+        uris = read_samples(store, training)["uri"].to_pylist()
+        shared = os.path.commonprefix(uris)  # noqa: RUF071 - of texts, and cut at a `/` below
+        below = shared[: shared.rfind("/") + 1]
+        output.show(f"training: {output.count(len(uris), 'video')} below {below}, in {training.samples_key}")
         return 0 if take_on_trust(store, training, s3, output.say) else 6
     job = owned_at(store)
     for seq, (n_videos, below) in sources_of(store, job).items():

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from p3d.jobs.scheduler import control
 from p3d.jobs.training import snapshot
-from p3d.jobs.training.record import RESULT_KEY, TrainRecord
+from p3d.jobs.training.record import RESULT_KEY, TrainRecord, code_of_result
 from p3d.jobs.training.snapshot import FINISHED, RUNNING, TESTING, TRAINING, TrainSnapshot
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import with_short_digests
@@ -49,8 +49,10 @@ def read_training_status(store: Store, record: TrainRecord) -> TrainStatus:
     state, code, sentence = now.state, now.exit_code, now.sentence or ""
     if state == RUNNING and epoch is not None and epoch.died_here():
         state, code, sentence = "dead", 6, "the process that ran it no longer exists; `p3d resume` continues"
-    if store.head(RESULT_KEY) is not None and state != RUNNING:
-        state, code = FINISHED, code if code in (0, 3) else 0
+    if store.head(RESULT_KEY) is not None and state not in (RUNNING, FINISHED):
+        state, code, sentence = FINISHED, code_of_result(store), "finished"
+    elif state == FINISHED and store.head(RESULT_KEY) is None:
+        state, code, sentence = "stopped", 6, f"{RESULT_KEY} is missing; `p3d resume` writes it again"
     if state == "not started":
         code, sentence = 6, "not started; `p3d resume` starts it"
     return TrainStatus(
@@ -94,6 +96,8 @@ def render_training(status: TrainStatus, *, width: int, escape: Callable[[TrainS
     data = f"{counted(status.train_videos, 'training video')}, {counted(status.test_videos, 'test video')}"
     line = Text(f"{data}, {status.classes} classes")
     line.append(f"  {now.failed} failed", "red" if now.failed else "default")
+    if now.failed and status.state == FINISHED:
+        line.append(" (failures.parquet)")
     if now.checkpoint is not None and status.state != FINISHED:
         line.append(f"  checkpoint of step {now.checkpoint}")
     parts.append(line)

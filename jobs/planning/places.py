@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import islice
 from urllib.parse import unquote
 
+from p3d.jobs.job import TRAIN_KEY
 from p3d.pipeline.errors import InputError, StoreError, StrayFile, shell_words
 from p3d.pipeline.recipe import PlanOptions
 from p3d.pipeline.sources.below import is_below, place_of_videos
@@ -20,7 +21,7 @@ LOOKED_AT = 1000  # objects of OUT, at most; one page of a listing of S3
 
 
 def check_places(
-    src: str, store: Store | None, plan: PlanOptions, s3: StoreOptions, say: Callable[[str], None]
+    src: str, store: Store | None, plan: PlanOptions, s3: StoreOptions, say: Callable[[str], None], verb: str = "launch"
 ) -> None:
     """InputError if SRC does not exist here or is OUT, if an option does not fit it, or if the two are swapped.
 
@@ -30,7 +31,7 @@ def check_places(
     root = root_of(src)
     if store is not None:
         with warnings.catch_warnings(action="ignore", category=StrayFile):  # of what is no output
-            _refuse_swapped(root, store, s3)
+            _refuse_swapped(root, store, s3, verb)
     _, globs = check_source(src, id_column=plan.id_column, include=plan.include, exclude=plan.exclude)
     if store is None or src.lower().endswith(LIST_EXTENSIONS):
         return
@@ -47,14 +48,14 @@ def check_places(
     )
 
 
-def _refuse_swapped(src: str, store: Store, s3: StoreOptions) -> None:
+def _refuse_swapped(src: str, store: Store, s3: StoreOptions, verb: str) -> None:
     """InputError if OUT holds videos and no job, while SRC is an output, or is empty or does not exist."""
-    if store.head("job.json") is not None or not any(is_video(one.key) for one in islice(store.list(), LOOKED_AT)):
+    if _is_output(store) or not any(is_video(one.key) for one in islice(store.list(), LOOKED_AT)):
         return
     what = ""
     with contextlib.suppress(StoreError, InputError):  # such as a SRC that is a file
         source = open_store(src, s3)
-        if source.head("job.json") is not None:
+        if _is_output(source):
             what = "is an output of p3d"
         elif next(source.list(), None) is None:
             what = "is empty or does not exist"
@@ -62,5 +63,10 @@ def _refuse_swapped(src: str, store: Store, s3: StoreOptions) -> None:
         words = f"{shell_words(store.url)} {source.words(src)}"
         raise InputError(
             f"SRC and OUT seem to be swapped: {store.url} holds videos, and {source.url} {what}. SRC comes first: "
-            f"`p3d launch {words}`"
+            f"`p3d {verb} {words}`"
         )
+
+
+def _is_output(store: Store) -> bool:
+    """Is there a job or a training?"""
+    return store.head("job.json") is not None or store.head(TRAIN_KEY) is not None

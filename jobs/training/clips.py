@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -37,6 +38,10 @@ from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from p3d.preprocessing import ClipRecipe
 
 Clips = UINT8  # [N, T, H, W, 3]
+# number of a video -> the position at which it failed, and how. Another clip of it may be whole: which ones are used
+# must depend on positions alone, and not on which child was faster
+Known = dict[int, tuple[int, Failure]]
+BEFORE = -1  # the position of a failure of an earlier run
 STDERR = 2
 REF = [field.name for field in FIELDS]
 
@@ -148,22 +153,22 @@ def frame_spec(clip: ClipRecipe, *, whole: bool) -> FrameSpec:
 
 
 def decode_positions(
-    clips: TrainingClips | UniformClips, share: Share, first: int, step: int, known: dict[int, Failure]
+    clips: TrainingClips | UniformClips, share: Share, first: int, step: int, known: Known
 ) -> Iterator[tuple[int, Clips | Failure | None]]:
     """(position, clips or Failure) of a share, every `step`-th from `first`; (position, None) while one makes progress.
 
-    Runs in a child. A video of `known` has failed before and is not decoded again.
+    Runs in a child. A video that has failed at an earlier position is not decoded again.
     """
     known = dict(known)
     for position in share.every(first, step):
         number = clips.number(position)
-        if number in known:
-            yield position, known[number]
+        if number in known and known[number][0] < position:
+            yield position, known[number][1]
             continue
         with memory_limit(clips.source.memory_bytes, STDERR):
             for found in clips.at(position):
                 if isinstance(found, Failure):
-                    known[number] = found
+                    known[number] = position, found
                 yield position, None if isinstance(found, VideoAlive) else found
 
 
@@ -184,9 +189,10 @@ class Feeder:
         known: dict[int, Failure] | None = None,
     ) -> None:
         self._clips, self._share, self._children = clips, share, max(1, min(children, len(share)))
-        self._known = {} if known is None else known
+        self._known: Known = {number: (BEFORE, one) for number, one in (known or {}).items()}
+        self._processes = dict[int, subprocess.Popen[bytes]]()
         self._queues = [queue.Queue[Any](maxsize=max(1, ahead)) for _ in range(self._children)]
-        self._ended = threading.Event()
+        self._ended, self._lock = threading.Event(), threading.Lock()
         self._threads = [
             threading.Thread(target=self._read, args=(child,), name=f"clips-{child}", daemon=True)
             for child in range(self._children)
@@ -201,6 +207,8 @@ class Feeder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        for process in list(self._processes.values()):  # a thread may wait for a video that hangs
+            process.kill()
         for one in self._queues:  # a thread may wait for space
             with contextlib.suppress(queue.Empty):
                 while True:
@@ -227,8 +235,15 @@ class Feeder:
     def _read_child(self, child: int, k: int, tried: bool) -> tuple[int, bool]:
         """Read one child from its position k on. Returns where to continue, and whether that was tried before."""
         timeout_s = self._clips.source.timeout_s
-        given = (self._clips, self._share, k, self._children, dict(self._known))
-        with closing(in_a_child(decode_positions, given, {}, timeout_s=timeout_s)) as messages:
+        with self._lock:
+            given = (self._clips, self._share, k, self._children, dict(self._known))
+
+        def begun(process: subprocess.Popen[bytes]) -> None:
+            self._processes[child] = process
+            if self._ended.is_set():
+                process.kill()
+
+        with closing(in_a_child(decode_positions, given, {}, timeout_s=timeout_s, begun=begun)) as messages:
             for message in messages:
                 position = self._share.position(k)
                 if isinstance(message, Failure):  # of the child itself, which has died or is silent
@@ -240,11 +255,16 @@ class Feeder:
                 else:
                     found = message[1]
                 if isinstance(found, Failure):
-                    self._known.setdefault(self._clips.number(position), found)
+                    self._remember(self._clips.number(position), position, found)
                 if not self._put(child, (position, found)):
                     return len(self._share), False
                 k, tried = k + self._children, False
         return k, False
+
+    def _remember(self, number: int, position: int, failure: Failure) -> None:
+        with self._lock:
+            if number not in self._known or position < self._known[number][0]:
+                self._known[number] = position, failure
 
     def _put(self, child: int, found: Any) -> bool:
         """Wait for space in the queue of a child. False if nobody reads any more."""

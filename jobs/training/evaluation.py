@@ -9,6 +9,7 @@ Source: the paper, section 5.1 (20 clips, single centre crop, mean of scores).
 from __future__ import annotations
 
 import io
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -26,22 +27,25 @@ from p3d.jobs.training.checkpoints import METRICS
 from p3d.jobs.training.clips import Feeder, UniformClips, frame_spec
 from p3d.jobs.training.loop import Training
 from p3d.jobs.training.network import trained
-from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN, TrainRecord
+from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN, TrainRecord, data_digest
 from p3d.jobs.training.sampling import Share
-from p3d.jobs.training.snapshot import FINISHED, TESTING
+from p3d.jobs.training.snapshot import FINISHED, TESTING, Stopped
 from p3d.pipeline.clips.rules import parse_sampling
-from p3d.pipeline.errors import counted
+from p3d.pipeline.errors import InputError, Reason, StoreMissing, counted
 from p3d.pipeline.recipe import with_short_digests
 from p3d.pipeline.results.report.training import TrainingReport, render_training
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, Failure
-from p3d.weights import Weights
+from p3d.weights import Weights, WeightsError
 
 TOP = 5
+TESTED_KEY = "_job/tested.json"
 PREDICTIONS = pa.schema(
     [
         ("path", pa.string()),
-        ("label", pa.int32()),
+        ("class", pa.string()),
+        ("predicted_class", pa.string()),
+        ("label", pa.int32()),  # the number of the class
         ("predicted", pa.int32()),
         ("probability", pa.float32()),
         ("rank", pa.int32()),  # of the right class, 0 if it is the most probable
@@ -65,6 +69,23 @@ def test(training: Training) -> tuple[pa.Table, dict[str, Failure]]:
     if rows:
         training.tests.append({"step": training.step, **hits_of(predictions)})
         training.pulse.now = replace(training.pulse.now, hits=hits_of(predictions))
+    return predictions, failed
+
+
+def _tested(training: Training) -> tuple[pa.Table, dict[str, Failure]]:
+    """The last test, kept in a control object: a run that is killed between two results must not mix two tests."""
+    try:
+        given = json.loads(training.store.read(TESTED_KEY))
+        failed = {path: Failure(Reason(reason), detail) for path, (reason, detail) in given["failed"].items()}
+        training.tests = given["tests"]
+        return pa.Table.from_pylist(given["rows"], PREDICTIONS), failed
+    except StoreMissing:
+        pass
+    predictions, failed = test(training)
+    if training.process.rank == 0:
+        kept = {path: (one.reason, one.detail) for path, one in failed.items()}
+        content = {"rows": predictions.to_pylist(), "failed": kept, "tests": training.tests}
+        training.store.replace(TESTED_KEY, json.dumps(content).encode())
     return predictions, failed
 
 
@@ -101,17 +122,23 @@ def _of_share(training: Training, videos: pa.Table) -> tuple[list[dict[str, Any]
             else:
                 index_NT = np.arange(found.shape[0] * found.shape[1], dtype=np.int64).reshape(found.shape[:2])
                 _, probs_NK = encoder.encode(found.reshape(-1, *found.shape[2:]), index_NT, probs=True)
-                rows.append(prediction(paths[number], labels[number], probs_NK))
+                if not np.isfinite(probs_NK).all():
+                    raise InputError(f"the trained network gives NaN for {paths[number]}; train with a lower --lr")
+                rows.append(prediction(paths[number], labels[number], probs_NK, training.record.class_names))
             training.pulse.now = replace(training.pulse.now, tested=training.pulse.now.tested + 1)
+            if training.pulse.asked.is_set():  # of rank 0; the others end with it
+                raise training.pulse.error or Stopped
     return rows, failed
 
 
-def prediction(path: str, label: int, probs_NK: FLOAT32) -> dict[str, Any]:
+def prediction(path: str, label: int, probs_NK: FLOAT32, names: tuple[str, ...]) -> dict[str, Any]:
     """The row of a video with the class probabilities of its N clips."""
     mean_K = probs_NK.mean(axis=0)
     by_probability = np.argsort(-mean_K, kind="stable")
     return {
         "path": path,
+        "class": names[label],
+        "predicted_class": names[int(by_probability[0])],
         "label": label,
         "predicted": int(by_probability[0]),
         "probability": float(mean_K[by_probability[0]]),
@@ -134,13 +161,16 @@ def _of_all(
 
 
 def weights_now(training: Training, origin: str) -> Weights:
-    """The weights of the training as they are now."""
-    return trained(training.start, training.network.state_dict(), origin)
+    """The weights of the training as they are now. InputError if they are not finite."""
+    try:
+        return trained(training.start, training.network.state_dict(), origin)
+    except WeightsError as error:
+        raise InputError(f"{error}; train into another output with a lower --lr") from None
 
 
 def finish(training: Training) -> None:
     """Test the trained network, and create the results in OUT, weights.safetensors last. Rank 0 writes."""
-    predictions, failed = test(training)
+    predictions, failed = _tested(training)
     if training.process.rank:
         return
     store, record = training.store, training.record
@@ -170,7 +200,9 @@ def finish(training: Training) -> None:
         checkpoint=training.step,
         failed=n_failed,
         exit_code=3 if n_failed else 0,
-        sentence=f"finished: {counted(record.options.steps, 'step')}" + _in_words(hits, predictions.num_rows),
+        sentence=f"finished: {counted(record.options.steps, 'step')}"
+        + _in_words(hits, predictions.num_rows, record)
+        + (f"; {counted(n_failed, 'video')} failed (failures.parquet)" if n_failed else ""),
     )
     snapshot.write(store, training.process.epoch, training.pulse.now)
 
@@ -196,13 +228,13 @@ def facts_of(record: TrainRecord) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _in_words(hits: dict[str, float], n_videos: int) -> str:
+def _in_words(hits: dict[str, float], n_videos: int, record: TrainRecord) -> str:
     if not hits:
-        return ", no video to test on"
-    rates = ", ".join(
-        f"{name} {100 * hits[key]:.1f} %"
-        for name, key in (("clip hit@1", "clip_hit1"), ("video hit@1", "video_hit1"), ("hit@5", "video_hit5"))
-    )
+        return f", all {counted(record.n_test, 'test video')} failed" if record.n_test else ", no video to test on"
+    named = [("clip hit@1", "clip_hit1"), ("video hit@1", "video_hit1")]
+    if len(record.class_names) > TOP:  # else it is always 100 %
+        named.append((f"hit@{TOP}", f"video_hit{TOP}"))
+    rates = ", ".join(f"{name} {100 * hits[key]:.1f} %" for name, key in named)
     return f", {rates} of {counted(n_videos, 'test video')}"
 
 
@@ -213,8 +245,8 @@ def origin_of(training: Training, n_tested: int, hits: dict[str, float]) -> str:
     frames += f", every {options.frame_step}th frame" if options.frame_step > 1 else ""
     return (
         f"trained by p3d; start: {record.start}; {options.steps} steps of {options.batch_size} clips of "
-        f"{record.n_train} videos (samples {record.samples_sha256[:16]}){frames}, {options.optimizer}, seed "
-        f"{options.seed}" + _in_words(hits, n_tested)
+        f"{record.n_train} videos (data {data_digest(training.videos)[:16]}){frames}, {options.optimizer}, seed "
+        f"{options.seed}" + _in_words(hits, n_tested, record)
     )
 
 

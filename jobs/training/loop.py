@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -84,8 +85,13 @@ class Training:
         self.failures: dict[int, Failure] = {}
         self.metrics: list[tuple[float, ...]] = []
         self.tests: list[dict[str, float]] = []
+        self._trained = [one for one in self.network.parameters() if one.requires_grad]
+        self._ran = np.zeros(4)  # seconds, seconds waiting, clips and steps of this run
+        self._began = self._saved_at = time.monotonic()
         if (state := checkpoints.newest(store)) is not None:
             self._restore(state)
+            pulse.now = replace(pulse.now, checkpoint=self.step)
+        pulse.now = replace(pulse.now, step=self.step, steps=self.options.steps, failed=len(self.failures))
         self.parallel: nn.Module = self.network
         if process.world > 1:
             ids = [process.device] if process.device.type == "cuda" else None
@@ -132,22 +138,20 @@ class Training:
         )
         children = self.run.decode_tasks
         ahead = -(-AHEAD_BATCHES * self.batch // children)
-        saved_at, began, first = time.monotonic(), time.monotonic(), self.step
-        with Feeder(self.clips, share, children=children, ahead=ahead, known=dict(self.failures)) as feeder:
+        self._began = self._saved_at = time.monotonic()
+        with Feeder(self.clips, share, children=children, ahead=ahead, known=self.failures) as feeder:
             clips = iter(feeder)
             while self.step < self.options.steps:
-                stop = self._step(clips)
-                self._show(began, first)
+                stop, due = self._step(clips)
+                self._show()
                 last = self.step == self.options.steps
-                due = time.monotonic() - saved_at >= 60 * self.run.checkpoint_minutes
-                if self.process.rank == 0 and (stop or last or due):
-                    self.save()
-                    saved_at = time.monotonic()
-                if stop:
-                    raise self.pulse.error or Stopped
-                if self.run.test_every and self.step % self.run.test_every == 0 and not last:
+                if self.run.test_every and self.step % self.run.test_every == 0 and not (last or stop):
                     test(self)
                     in_training_mode(self.network, self.record.freeze)
+                if stop or last or due:
+                    self.save()
+                if stop:
+                    raise self.pulse.error or Stopped
 
     @property
     def batch(self) -> int:
@@ -155,49 +159,52 @@ class Training:
         return self.options.batch_size // self.process.world
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        checkpoints.save(self.store, self.state())
-        self.pulse.now = replace(self.pulse.now, checkpoint=self.step)
+        """Write a checkpoint. All processes call this, and none goes on, or ends, before it is written."""
+        if self.process.rank == 0:
+            checkpoints.save(self.store, self.state())
+            self.pulse.now = replace(self.pulse.now, checkpoint=self.step)
+            self._saved_at = time.monotonic()
+        self._sum(0)
 
-    def _step(self, clips: Iterator[tuple[int, UINT8 | Failure]]) -> bool:
-        """One step of all processes. Returns True if the training was asked to stop after it."""
+    def _step(self, clips: Iterator[tuple[int, UINT8 | Failure]]) -> tuple[bool, bool]:
+        """One step of all processes. Was the training asked to stop after it, and is a checkpoint due?"""
         began = time.monotonic()
-        rows, numbers, failed = list[UINT8](), list[int](), dict[int, Failure]()
+        rows, numbers, new = list[UINT8](), list[int](), dict[int, Failure]()
         for _ in range(self.batch):
             position, found = next(clips)
             number = self.clips.number(position)
             if isinstance(found, Failure):
-                failed[number] = found
-            else:
+                new.setdefault(number, found)
+            elif number not in new and number not in self.failures:  # whichever child decoded it, and however far ahead
                 rows.append(found)
                 numbers.append(number)
         waiting_s = time.monotonic() - began
-        new = {number: one for number, one in failed.items() if number not in self.failures}
-        n_clips, n_new, stop = self._sum(len(rows), len(new), float(self.pulse.asked.is_set()))
+        new = {number: one for number, one in new.items() if number not in self.failures}
+        late = time.monotonic() - self._saved_at >= 60 * self.run.checkpoint_minutes
+        # of rank 0 alone, since clocks differ
+        n_clips, n_new, stop, due = self._sum(len(rows), len(new), self.pulse.asked.is_set(), late and self._leads)
         if n_new:
             self._note(new)
-        try:
-            loss, n_right = self._gradients(rows, self.labels[numbers], int(n_clips))
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_full(error):
-                raise
-            raise InputError(
-                f"{self.process.device} has not enough memory for {min(self.run.micro_batch, self.batch)} clips at a "
-                "time; continue with `p3d resume` and a smaller --micro-batch"
-            ) from None
-        if not np.isfinite(loss):
-            raise self._diverged(loss)
+        loss, n_right = math.nan, 0.0
         if n_clips:
+            loss, n_right = self._gradients(rows, self.labels[numbers], int(n_clips))
+            norm = float(nn.utils.get_total_norm([one.grad for one in self._trained if one.grad is not None]))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise self._diverged(loss if not math.isfinite(loss) else norm)
             self.optimizer.step()
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         epoch = (self.step + 1) * self.options.batch_size / len(self.labels)
         self.step += 1
-        top1 = n_right / n_clips if n_clips else 0.0
+        top1 = n_right / n_clips if n_clips else math.nan
         self.metrics.append((self.step, epoch, loss, top1, lr, time.monotonic() - began, waiting_s, n_clips))
         self._check_failures()
-        return bool(stop)
+        return bool(stop), bool(due)
+
+    @property
+    def _leads(self) -> bool:
+        return self.process.rank == 0
 
     def _gradients(self, rows: list[UINT8], labels: Any, n_clips: int) -> tuple[float, float]:
         """Gradients of the mean loss over `n_clips` clips of all processes. That loss, and how many are right."""
@@ -205,24 +212,42 @@ class Training:
         torch.manual_seed(_seed(options.seed, self.step, process.rank))  # of dropout
         size = self.run.micro_batch
         parts = [(rows[at : at + size], labels[at : at + size]) for at in range(0, len(rows), size)]
-        if not parts:  # other processes wait for this one's gradients
-            parts = [([np.zeros((1, self.start.recipe.n_frames, *self.start.recipe.crop_hw, 3), np.uint8)], [])]
+        if not parts:
+            return self._no_gradients()
         total, right = torch.zeros((), dtype=torch.float64), 0
         for at, (part, part_labels) in enumerate(parts):
             together = at == len(parts) - 1 or process.world == 1
             with contextlib.nullcontext() if together else self.parallel.no_sync():  # type: ignore[operator]
-                logits_BK = self._forward(np.concatenate(part))
-                if not len(part_labels):
-                    torch.autograd.backward(0.0 * logits_BK.sum())
-                    continue
+                logits_BK = self._fitting(np.concatenate(part))
                 labels_B = torch.as_tensor(part_labels, dtype=torch.int64, device=process.device)
                 loss = F.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=options.label_smoothing)
                 # torch takes the mean of the processes' gradients, and `n_clips` are those of all
                 torch.autograd.backward(loss * (process.world / n_clips))
             total += loss.detach().double().cpu()
             right += int((logits_BK.argmax(1) == labels_B).sum())
-        summed, n_right, _ = self._sum(float(total), right, 0)
-        return summed / max(n_clips, 1), n_right
+        summed, n_right = self._sum(float(total), right)
+        return summed / n_clips, n_right
+
+    def _no_gradients(self) -> tuple[float, float]:
+        """Take part in a step of the other processes without a clip: a black one, whose gradients are zero."""
+        black = np.zeros((1, self.start.recipe.n_frames, *self.start.recipe.crop_hw, 3), np.uint8)
+        self.network.eval()  # so that no normalisation counts it
+        torch.autograd.backward((0.0 * self._forward(black).nan_to_num()).sum())
+        in_training_mode(self.network, self.record.freeze)
+        summed, n_right = self._sum(0, 0)
+        return summed, n_right
+
+    def _fitting(self, clips_BTHWC: UINT8) -> Tensor:
+        """`_forward`, with a message for people where the memory of the device is full."""
+        try:
+            return self._forward(clips_BTHWC)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_full(error):
+                raise
+            raise InputError(
+                f"{self.process.device} has not enough memory for {len(clips_BTHWC)} clips at a time; the same "
+                "`p3d train` with a smaller --micro-batch continues"
+            ) from None
 
     def _forward(self, clips_BTHWC: UINT8) -> Tensor:
         """Scores of clips, [B, K] float32."""
@@ -262,8 +287,7 @@ class Training:
             else n_failed >= ENOUGH_TRIED and 2 * n_failed > tried
         )
         if n_failed == len(self.labels) or over:
-            if self.process.rank == 0:
-                self.save()
+            self.save()
             number, failure = next(iter(self.failures.items()))
             raise Unfinished(
                 f"{n_failed} of {counted(len(self.labels), 'training video')} failed, such as "
@@ -275,29 +299,30 @@ class Training:
         kept = checkpoints.newest_step(self.store)
         where = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is that of step {kept}"
         return InputError(
-            f"the loss is {loss} in step {self.step + 1}, so the training stops before that step; {where}. Train into "
-            f"another output with a lower --lr (now {self.options.lr:g})"
+            f"the loss or its gradient is {loss} in step {self.step + 1}, so the training stops before that step; "
+            f"{where}. Train into another output with a lower --lr (now {self.options.lr:g})"
         )
 
-    def _show(self, began: float, first: int) -> None:
+    def _show(self) -> None:
         """Put the progress into the heartbeat."""
         recent = np.array(self.metrics[-SHOWN_STEPS:])
-        loss, top1 = recent[:, 2:4].mean(axis=0)
-        of_run = np.array(self.metrics[first:])
-        elapsed = time.monotonic() - began
-        done = self.step - first
+        _, _, _, _, _, seconds, waiting_s, n_clips = self.metrics[-1]
+        self._ran += np.array([seconds, waiting_s, n_clips, 1])
+        of_run_s, waited_s, clips, done = self._ran
+        elapsed = time.monotonic() - self._began
+        trained = recent[recent[:, 7] > 0]
         self.pulse.now = replace(
             self.pulse.now,
             phase=TRAINING,
             step=self.step,
             steps=self.options.steps,
             epochs=float(recent[-1, 1]),
-            loss=float(loss),
-            top1=float(top1),
+            loss=float(trained[:, 2].mean()) if len(trained) else None,
+            top1=float(trained[:, 3].mean()) if len(trained) else None,
             lr=float(recent[-1, 4]),
-            clips_per_s=float(of_run[:, 7].sum() / elapsed),
-            waiting=float(of_run[:, 6].sum() / max(of_run[:, 5].sum(), 1e-9)),
-            eta_s=elapsed / done * (self.options.steps - self.step),
+            clips_per_s=float(clips / elapsed),
+            waiting=float(waited_s / max(of_run_s, 1e-9)),
+            eta_s=float(elapsed / done * (self.options.steps - self.step)),
             failed=len(self.failures),
         )
 

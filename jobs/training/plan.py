@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 import p3d.weights
-from p3d.jobs.job import read_job
+from p3d.jobs.job import TRAIN_KEY, read_job
 from p3d.jobs.machine import software
 from p3d.jobs.planning.job_spec import check_named
 from p3d.jobs.planning.prepare import weights_here
@@ -18,13 +18,12 @@ from p3d.jobs.training.network import start_from, what_is_frozen
 from p3d.jobs.training.options import LabelOptions, TrainOptions
 from p3d.jobs.training.record import (
     TRAIN,
-    TRAIN_KEY,
     TrainRecord,
     is_training,
     read_record,
     samples_bytes,
 )
-from p3d.jobs.trust import Say, remember
+from p3d.jobs.trust import Say, refuse_untrusted, remember
 from p3d.pipeline.errors import NoSuchJob, OtherRecipe, counted
 from p3d.pipeline.recipe import new_job_id
 from p3d.pipeline.storage.store import EXISTS, Store, StoreOptions
@@ -90,6 +89,7 @@ def plan(store: Store, spec: TrainSpec, s3: StoreOptions, say: Say) -> TrainReco
     )
     if existing is not None:
         record.refuse_other(existing, store.url)
+        refuse_untrusted(store, existing, "train")  # its checkpoints are somebody else's
         return existing
     store.prove_create_once()
     if warning := remember(store, record.job_id, "launched", s3):  # first, as in a launch

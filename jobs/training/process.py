@@ -13,9 +13,10 @@ from p3d.jobs.training.evaluation import finish, test
 from p3d.jobs.training.loop import Training
 from p3d.jobs.training.options import TrainRun
 from p3d.jobs.training.pulse import Process, Pulse
-from p3d.jobs.training.record import TrainRecord, read_samples
+from p3d.jobs.training.record import RESTORE, TrainRecord, read_samples
 from p3d.networks.fused import keep_freed_memory
-from p3d.pipeline.dataset.files import local_path
+from p3d.pipeline.dataset.files import local_path, sha256_of
+from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.storage.urls import open_store
 from p3d.weights import Weights
@@ -37,8 +38,10 @@ def train(url: str, record: TrainRecord, run: TrainRun, process: Process) -> Non
 
 
 def read_start(store: Store, record: TrainRecord) -> Weights:
-    """The weights that a training starts from. WeightsError if they are damaged."""
+    """The weights that a training starts from. DamagedJob if they are not those of its record."""
     with local_path(store, record.start_key) as path:
+        if sha256_of(path) != record.start_sha256:
+            raise DamagedJob(f"{store.url}/{record.start_key} is damaged: its sha256 differs from its name; {RESTORE}")
         return p3d.weights.load(path)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from p3d.jobs.scheduler import control
 from p3d.jobs.training import snapshot
-from p3d.jobs.training.snapshot import TRAINING, TrainSnapshot
+from p3d.jobs.training.snapshot import OWN, STARTING, TrainSnapshot
 from p3d.pipeline.errors import AlreadyRunning, StoreError
 from p3d.pipeline.storage.store import Store
 
@@ -29,7 +29,7 @@ class Pulse:
     """Writes the heartbeats of a run from a thread of rank 0, and looks whether somebody has asked it to stop."""
 
     def __init__(self, store: Store, process: Process) -> None:
-        self.now = TrainSnapshot(phase=TRAINING)
+        self.now = TrainSnapshot(phase=STARTING)
         self.asked = threading.Event()
         self.error: AlreadyRunning | None = None
         self._store, self._process, self._ended = store, process, threading.Event()
@@ -48,7 +48,7 @@ class Pulse:
                 snapshot.write(self._store, self._process.epoch, self.now)
 
     def _beat(self) -> None:
-        counter = 1000  # above those of the run's preparation
+        counter = OWN
         while not self._ended.is_set():
             counter += 1
             with contextlib.suppress(StoreError):  # an outage: the next heartbeat may succeed

@@ -10,6 +10,7 @@ _job/checkpoints/          the newest checkpoints (p3d.jobs.training.checkpoints
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p3d.jobs.job import TRAIN_KEY
 from p3d.jobs.training.options import TrainOptions
 from p3d.pipeline.dataset.schema import read_parquet
 from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, NoSuchJob, OtherRecipe, OtherVersion, StoreMissing
@@ -27,8 +29,8 @@ from p3d.pipeline.recipe import SHA256, check_names, digest
 from p3d.pipeline.storage.store import Store
 from p3d.preprocessing import ClipRecipe
 
-TRAIN_KEY = "train.json"
 RESULT_KEY = "weights.safetensors"
+FAILURES_KEY = "failures.parquet"
 TRAIN_VERSION = 1
 TRAIN, TEST = "train", "test"
 RESTORE = "restore it from a copy, or train into another output"
@@ -143,11 +145,24 @@ def read_record(store: Store) -> TrainRecord:
         raise NoSuchJob(f"no training exists at {store.url}; `p3d train SRC {store.words()}` starts one") from None
 
 
+def code_of_result(store: Store) -> int:
+    """The exit code of a training that has its result: 3 if videos failed."""
+    with contextlib.suppress(StoreMissing, pa.ArrowException, OSError), store.open(FAILURES_KEY) as file:
+        return 3 if pq.read_metadata(file).num_rows else 0
+    return 0
+
+
 def samples_bytes(videos: pa.Table) -> bytes:
     """The content of the table of samples; equal tables give equal bytes."""
     sink = io.BytesIO()
     pq.write_table(videos, sink, compression="zstd")
     return sink.getvalue()
+
+
+def data_digest(videos: pa.Table) -> str:
+    """What identifies the data of a training wherever it lies: the sha256 of all paths, sizes, labels and splits."""
+    rows = zip(*(videos[name].to_pylist() for name in ("path", "size_bytes", "label", "split")), strict=True)
+    return digest([list(row) for row in rows])
 
 
 def read_samples(store: Store, record: TrainRecord) -> pa.Table:

@@ -25,7 +25,7 @@ from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster, joined_cluster, local_cluster
 from p3d.jobs.training import checkpoints, snapshot
 from p3d.jobs.training.options import WORKER_DEATHS, TrainRun
-from p3d.jobs.training.record import RESULT_KEY, TrainRecord
+from p3d.jobs.training.record import RESULT_KEY, TrainRecord, code_of_result
 from p3d.jobs.training.snapshot import STOPPED, Stopped, TrainSnapshot
 from p3d.jobs.trust import Say
 from p3d.pipeline.errors import ClusterError, InputError, JobError, StoreError, counted
@@ -56,12 +56,13 @@ def run_training(store: Store, record: TrainRecord, how: HowToTrain) -> int:
     """
     if store.head(RESULT_KEY) is not None:
         how.say(f"nothing to do: {store.url}/{RESULT_KEY} is there")
-        return 0
+        return code_of_result(store)
     with _cluster(how) as cluster:
         run = resolved(how.run, record, cluster.machines if cluster else machines_here())
         if run.workers > 1 and cluster is None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         epoch = control.claim(store, run.to_dict(), takeover=how.takeover, say=how.say)
+        how.say("starting Ray ..." if cluster is None else "starting the processes ...")
         with _hint(store, how.say), control.Pulse(store, epoch.number) as pulse, _local(cluster) as cluster:
             at = checkpoints.newest_step(store)
             since = f" from the checkpoint of step {at}" if at is not None else ""
@@ -111,6 +112,8 @@ def resolved(run: TrainRun, record: TrainRecord, there: Machines) -> TrainRun:
     if device == "cuda" and workers > there.gpus:
         raise InputError(f"--workers {workers}: there are {counted(there.gpus, 'GPU')}, and each process needs one")
     size = record.options.batch_size
+    if workers > there.cpus:
+        raise InputError(f"--workers {workers}: there are {counted(there.cpus, 'core')}, and each process needs one")
     if size % workers:
         raise InputError(f"--batch-size {size} cannot be divided among {workers} processes; use a multiple")
     cpus = max(1, there.cpus // workers)
@@ -138,13 +141,13 @@ def _watched(store: Store, record: TrainRecord, run: TrainRun, epoch: int, clust
             raise KeyboardInterrupt
         with contextlib.suppress(StoreError):
             control.ask_cancel(store, epoch, now=False)
-        how.say("stopping after the step under way, with a checkpoint; again to stop at once")
+        how.say("stopping after the step under way, with a checkpoint; Ctrl-C again stops at once")
 
     with _signals(stop), how.show_progress() as on_progress:
         try:
             for deaths in range(WORKER_DEATHS + 1):
-                failed = _until_it_ends(store, record, run, epoch, cluster, on_progress)
-                if not _has_died(failed, run.workers) or deaths == WORKER_DEATHS:
+                failed = _until_it_ends(store, record, run, epoch, cluster, on_progress, asked)
+                if not _has_died(failed, run.workers) or deaths == WORKER_DEATHS or asked:
                     break
                 how.say(f"a process of the training died ({_cause(failed)}); starting again from the last checkpoint")
         except KeyboardInterrupt:
@@ -155,7 +158,7 @@ def _watched(store: Store, record: TrainRecord, run: TrainRun, epoch: int, clust
         return last.exit_code or 0
     error = _job_error(failed)
     kept = checkpoints.newest_step(store)
-    if asked or (failed is not None and isinstance(_original(failed), Stopped)):
+    if error is None and (asked or (failed is not None and isinstance(_original(failed), Stopped))):
         where = f"at step {kept}" if kept is not None else "before the first checkpoint"
         code, sentence = 128 + asked[0] if asked else CANCELLED, f"stopped {where}"
     elif error is not None:
@@ -165,18 +168,29 @@ def _watched(store: Store, record: TrainRecord, run: TrainRun, epoch: int, clust
     ended = replace(last, counter=last.counter + 1, state=STOPPED, exit_code=code, sentence=sentence, stopping="")
     with contextlib.suppress(StoreError):
         snapshot.write(store, epoch, ended)
-    if error is not None and not asked:
+    if error is not None:
         raise error
-    if code != 2:
-        how.say(f"{sentence}; continue with:  p3d resume {store.words()}")
+    how.say(f"{sentence}; continue with:  p3d resume {store.words()}")
     return code
 
 
 def _until_it_ends(
-    store: Store, record: TrainRecord, run: TrainRun, epoch: int, cluster: Cluster, on_progress: OnProgress
+    store: Store,
+    record: TrainRecord,
+    run: TrainRun,
+    epoch: int,
+    cluster: Cluster,
+    on_progress: OnProgress,
+    asked: list[int],
 ) -> BaseException | None:
-    """Run the processes once. Returns the error that ended them, or None."""
+    """Run the processes once. Returns the error that ended them, or None.
+
+    Until rank 0 writes heartbeats, this process writes them, so that no other run takes over, and looks for requests to
+    stop, of which rank 0 would know nothing.
+    """
     failed: list[BaseException] = []
+    before = snapshot.read(store, epoch)
+    ours = before.counter if before else 0
 
     def fit() -> None:
         try:
@@ -186,13 +200,21 @@ def _until_it_ends(
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)  # of the main thread, Ray Train would take SIGINT
     thread.start()
-    while thread.is_alive():
-        thread.join(LOOK_S)
-        if dead := cluster.dead():
-            raise ClusterError(f"Ray has ended ({dead}); continue with `p3d resume {store.words()}`")
-        with contextlib.suppress(StoreError):
-            if (now := snapshot.read(store, epoch)) is not None:
-                on_progress(now)
+    with control.Pulse(store, epoch) as pulse:
+        begun = False
+        while thread.is_alive():
+            thread.join(LOOK_S)
+            if dead := cluster.dead():
+                raise ClusterError(f"Ray has ended ({dead}); continue with `p3d resume {store.words()}`")
+            with contextlib.suppress(StoreError):
+                now = snapshot.read(store, epoch)
+                if not begun and now is not None and now.counter >= snapshot.OWN and now.counter != ours:
+                    begun = True
+                    pulse.stop()
+                if not begun and (asked or control.cancel_asked(store, epoch) is not None):
+                    return Stopped()
+                if begun and now is not None:
+                    on_progress(now)
     return failed[0] if failed else None
 
 

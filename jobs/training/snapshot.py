@@ -12,7 +12,8 @@ from p3d.pipeline.errors import StoreMissing, StoreUnsafe
 from p3d.pipeline.storage.store import Store
 
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
-PREPARING, TRAINING, TESTING = "preparing", "training", "testing"
+PREPARING, STARTING, TRAINING, TESTING = "preparing", "decoding the first clips", "training", "testing"
+OWN = 1000  # the counters of rank 0 begin here, above those of the run that prepares
 
 
 class Stopped(Exception):
@@ -23,9 +24,9 @@ class Stopped(Exception):
 class TrainSnapshot:
     """A training at one moment. `state` and `counter` are those of every heartbeat (`RunSnapshot`).
 
-    `phase` is preparing, training or testing. `loss` and `top1` (a share) are means of the last steps. `clips_per_s`
-    and `waiting` (the share of time in which no clip was ready) are of this run. `tested` counts videos. `hits` are
-    those of the last test, in [0, 1]: clip_hit1, video_hit1 and video_hit5.
+    `phase` is preparing, decoding the first clips, training or testing. `loss` and `top1` (a share) are means of the
+    last steps. `clips_per_s` and `waiting` (the share of time in which no clip was ready) are of this run. `tested`
+    counts videos. `hits` are those of the last test, in [0, 1]: clip_hit1, video_hit1 and video_hit5.
     """
 
     counter: int = 0

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NOTE = "memory: "  # the prefix of a note about the memory limit
+from p3d.pipeline.decode.child import MEMORY_NOTE
+
+NOTE = MEMORY_NOTE  # the prefix of a note about the memory limit
 POLL_S = 0.05
 MAPPED_SLACK_BYTES = 4 * 1024**3  # of address space: Ray's shared memory, malloc's arenas, the stacks of threads
 _STATM = Path("/proc/self/statm")

@@ -41,6 +41,7 @@ from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 T = TypeVar("T")
 
 START_S = 60.0  # for a child to start, on a busy machine
+MEMORY_NOTE = "memory: "  # the begin of the line that a child prints when it exceeds its memory limit
 TIDY_S = 5.0  # for a child to exit after its last message
 _alive: set[subprocess.Popen[bytes]] = set()  # the children of all threads
 
@@ -103,18 +104,21 @@ def in_a_child(
     *,
     timeout_s: float,
     total_s: float = inf,
+    begun: Callable[[subprocess.Popen[bytes]], object] = lambda _: None,
 ) -> Generator[T | Failure, None, None]:
     """What `function(*given, **named)` yields in a child; a Failure last if the child crashes or falls silent.
 
     The function must be defined at module level; function and arguments are pickled. `timeout_s` is the longest wait
     for the next message once the child has started, and `total_s` for all of them, after which it is killed
-    (`decode_timeout`). Closing the iterator kills the child. JobError propagates. RuntimeError if no child starts.
+    (`decode_timeout`). Closing the iterator kills the child. `begun` gets the process, which another thread may kill.
+    JobError propagates. RuntimeError if no child starts.
     """
     with contextlib.ExitStack() as stack:
         ready = _spare.children.pop() if _spare.children else stack.enter_context(_child())
         stack.callback(ready.process.kill)
         child, connection, output = ready.process, ready.connection, ready.output
         assert child.stdin is not None, "Popen was given a pipe for stdin"
+        begun(child)
         with contextlib.suppress(BrokenPipeError):  # the child is dead already, which is handled below
             pickle.dump((function, given, named), child.stdin)
         started, ends_at = False, time.monotonic() + total_s
@@ -201,6 +205,9 @@ def _died(child: subprocess.Popen[bytes], output: IO[bytes], started: bool) -> F
         raise RuntimeError(
             f"the child process for decoding could not start (exit code {code}): {lines[-1] if lines else ''}"
         )
+    note = next((line for line in lines if line.startswith(MEMORY_NOTE)), None)
+    if note is not None:
+        return Failure(Reason.DECODE_MEMORY, f"its decode took {note.removeprefix(MEMORY_NOTE)} (max_decode_memory)")
     how = next((line for line in lines if line.startswith("Fatal Python error")), None)
     if how is None and code == -signal.SIGKILL:
         return Failure(Reason.DECODE_MEMORY, "its process was killed, as happens where the machine runs out of memory")

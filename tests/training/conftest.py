@@ -26,10 +26,15 @@ RUN = TrainRun(workers=1, device="cpu", threads=1, micro_batch=4, decode_tasks=1
 BREAK = """
 import faulthandler, threading
 import p3d.pipeline.decode.messages as messages
+from p3d.pipeline.errors import Reason
+from p3d.pipeline.types import Failure
 whole = messages.decode_messages
 def decode_messages(video, *given, **named):
     if "crash" in video.path:
         faulthandler._sigsegv()
+    if "odd" in video.path and given[1].seed is not None and given[1].seed % 2:
+        yield Failure(Reason.CORRUPT_FRAMES, "in this epoch")
+        return
     if "hang" in video.path:
         threading.Event().wait()
     yield from whole(video, *given, **named)

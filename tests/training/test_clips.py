@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from p3d.jobs.training.clips import Clips, ClipSource, Feeder, TrainingClips, UniformClips, frame_spec
+from p3d.jobs.training.clips import (
+    Clips,
+    ClipSource,
+    Feeder,
+    TrainingClips,
+    UniformClips,
+    decode_positions,
+    frame_spec,
+)
 from p3d.jobs.training.sampling import Share, drawn
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.errors import Reason, StoreDenied
@@ -34,6 +45,23 @@ def source(
 def read(clips: TrainingClips | UniformClips, n: int, children: int) -> list[tuple[int, Clips | Failure]]:
     with Feeder(clips, Share(0, 1, 1, 0, n), children=children, ahead=2) as feeder:
         return list(feeder)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Every position has the clips of video 0."""
+
+    clips: UniformClips
+
+    @property
+    def source(self) -> ClipSource:
+        return self.clips.source
+
+    def number(self, position: int) -> int:
+        return 0
+
+    def at(self, position: int) -> Iterator[object]:
+        return self.clips.at(0)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +128,39 @@ def test_videos_that_crash_or_hang_or_are_broken_are_named(videos: Path, tmp_pat
         "hang.mp4": {Reason.DECODE_TIMEOUT},
         "broken.mp4": {Reason.NOT_A_VIDEO},
     }
+
+
+@pytest.mark.usefixtures("broken_children")
+def test_a_failure_counts_from_its_own_position_on(videos: Path, tmp_path: Path) -> None:
+    """Which clips are used follows from positions alone: a later failure does not take an earlier clip away."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    os.link(videos / "0.mp4", folder / "a.mp4")
+    clips = UniformClips(source(folder, tmp_path))
+    known = {0: (7, Failure(Reason.TOO_LONG, "at position 7"))}
+    found = dict(decode_positions(_Same(clips), Share(0, 1, 1, 0, 10), 5, 1, known))
+    assert [isinstance(found[position], Failure) for position in range(5, 10)] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.usefixtures("broken_children")
+def test_leaving_does_not_wait_for_a_video_that_hangs(videos: Path, tmp_path: Path) -> None:
+    """The end of a feeder kills a child that would be silent until its timeout."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    os.link(videos / "0.mp4", folder / "hang.mp4")
+    clips = UniformClips(source(folder, tmp_path, timeout_s=300))
+    before = set(psutil.Process().children())
+    with Feeder(clips, Share(0, 1, 1, 0, 1), children=1, ahead=1):
+        while not set(psutil.Process().children()) - before:
+            threading.Event().wait(0.01)
+    assert set(psutil.Process().children()) <= before
+
+
+def test_a_decode_that_takes_too_much_memory_is_named(videos: Path, tmp_path: Path) -> None:
+    """The reason is decode_memory, whether an allocation fails or the process is ended."""
+    clips = UniformClips(replace(source(videos, tmp_path), memory_bytes=1))
+    ((_, found), *_) = read(clips, 1, 1)
+    assert isinstance(found, Failure) and found.reason == Reason.DECODE_MEMORY
 
 
 def test_known_failures_are_not_decoded(videos: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,11 +20,11 @@ from torch import multiprocessing
 import p3d.weights
 from p3d.encoder import Encoder
 from p3d.jobs.scheduler import control
-from p3d.jobs.training import checkpoints, snapshot
+from p3d.jobs.training import checkpoints, evaluation, snapshot
 from p3d.jobs.training.checkpoints import METRICS
 from p3d.jobs.training.loop import Training
 from p3d.jobs.training.network import frozen_norms, network_of
-from p3d.jobs.training.options import TrainOptions, TrainRun
+from p3d.jobs.training.options import LabelOptions, TrainOptions, TrainRun
 from p3d.jobs.training.process import read_start, train
 from p3d.jobs.training.pulse import Process
 from p3d.jobs.training.record import TrainRecord, read_record, read_samples
@@ -34,6 +36,22 @@ from p3d.pipeline.storage.store import Store
 from tests.training.conftest import OPTIONS, RUN, planned, run_here
 
 TESTED = ("clip_hit1", "video_hit1", "video_hit5")
+
+
+class Killed(BaseException):
+    """What stands for a process that ends without a word."""
+
+
+def _until(stop: int) -> Callable[[Training, Any], tuple[bool, bool]]:
+    """A step of a training whose process ends before step number `stop`."""
+    step = Training._step
+
+    def until(self: Training, clips: Any) -> tuple[bool, bool]:
+        if self.step == stop:
+            raise Killed
+        return step(self, clips)
+
+    return until
 
 
 def result(store: Store) -> bytes:
@@ -83,23 +101,12 @@ def test_a_resumed_training_gives_the_same_bits(
 ) -> None:
     """A process that ends without a word after any step loses nothing but the steps since its checkpoint."""
 
-    class Killed(BaseException):
-        pass
-
     store, record = planned(motions, tmp_path / "out")
-    step = Training._step
     for stop in stops:
-
-        def until(self: Training, clips: object, stop: int = stop) -> bool:
-            if self.step == stop:
-                raise Killed
-            return step(self, clips)
-
-        monkeypatch.setattr(Training, "_step", until)
-        with pytest.raises(Killed):  # `checkpoint_minutes` 0: there is one after each step
-            run_here(store, record, replace(RUN, checkpoint_minutes=0.0))
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Training, "_step", _until(stop))
+            run_here(store, record, replace(RUN, checkpoint_minutes=0.0))  # there is one after each step
         assert checkpoints.newest_step(store) == stop
-    monkeypatch.setattr(Training, "_step", step)
     run_here(store, record)
     assert result(store) == result(whole)
     assert pq.read_table(Path(store.url, "metrics.parquet"))["loss"].equals(
@@ -155,7 +162,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_lost(motions: Pa
     options = replace(OPTIONS, steps=50, optimizer="sgd", lr=1e30, schedule="constant")
     store, record = planned(motions, tmp_path / "out", options)
     with pytest.raises(
-        InputError, match=r"the loss is (nan|inf) in step \d+.*last good checkpoint is that of step \d+.*--lr"
+        InputError,
+        match=r"the loss or its gradient is (nan|inf) in step \d+.*last good checkpoint is that of step \d+.*--lr",
     ):
         run_here(store, record, replace(RUN, checkpoint_minutes=0.0))
     state = checkpoints.newest(store)
@@ -196,6 +204,96 @@ def test_broken_videos_are_named_and_nothing_else_is_lost(motions: Path, tmp_pat
     assert sum(clips) == 28 - sum(number in broken for number in numbers)
     now = snapshot.read(store, 1)
     assert now is not None and (now.exit_code, now.failed) == (3, 4)
+
+
+@pytest.mark.usefixtures("broken_children")
+def test_a_video_that_fails_now_and_then_gives_the_same_bits(motions: Path, tmp_path: Path) -> None:
+    """Clips are used by position, whatever the number of children, and however often the training was stopped."""
+    folder = tmp_path / "videos"
+    for path in motions.rglob("*.mp4"):
+        to = folder / path.relative_to(motions)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, to)
+    for number in range(3):  # each fails in every second epoch
+        os.link(motions / "train/up/0000.mp4", folder / f"train/up/odd-{number}.mp4")
+    results = set()
+    for tasks, stops in ((1, ()), (3, ()), (2, (3, 5))):
+        store, record = planned(folder, tmp_path / f"out-{tasks}", replace(OPTIONS, steps=16))
+        run = replace(RUN, decode_tasks=tasks, checkpoint_minutes=0.0)
+        for stop in stops:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(Training, "_step", _until(stop))
+                run_here(store, record, run)
+        run_here(store, record, run)
+        results.add(result(store))
+    assert len(results) == 1
+
+
+def test_a_step_without_clips_changes_nothing(motions: Path, tmp_path: Path) -> None:
+    """Its loss is unknown and not zero, and neither weights nor statistics change."""
+    folder = tmp_path / "videos"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            (folder / name / f"{number}.mp4").write_bytes(b"not a video")
+        os.link(motions / "train/up/0000.mp4", folder / name / "whole.mp4")
+    options = replace(OPTIONS, steps=2, batch_size=1, optimizer="sgd")
+    store, record = planned(folder, tmp_path / "out", options, labels=LabelOptions(holdout=0.0))
+    run_here(store, record, replace(RUN, max_failures=MaxFailures(count=100)))
+    metrics = pq.read_table(Path(store.url, "metrics.parquet")).to_pylist()
+    empty = [row for row in metrics if not row["clips"]]
+    assert empty and all(np.isnan(row["loss"]) for row in empty)
+    if len(empty) == 2:
+        start = read_start(store, record).network.state_dict()
+        end = p3d.weights.load(Path(store.url, "weights.safetensors")).network.state_dict()
+        assert all(torch.equal(start[key], end[key]) for key in start)
+
+
+def test_a_kill_between_two_results_mixes_nothing(
+    whole: Store, motions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test is made once, so that all results are of the same videos."""
+    folder = tmp_path / "videos"
+    for path in motions.rglob("*.mp4"):
+        to = folder / path.relative_to(motions)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, to)
+    store, record = planned(folder, tmp_path / "out")
+    create = evaluation.create_table
+
+    def until(store: Store, key: str, table: object) -> None:
+        if key == "failures.parquet":
+            raise Killed
+        create(store, key, table)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(evaluation, "create_table", until)
+        run_here(store, record)
+    for path in (folder / "test").rglob("*.mp4"):
+        path.unlink()
+    run_here(store, record)
+    assert pq.read_table(Path(store.url, "predictions.parquet")).num_rows == 8
+    assert pq.read_table(Path(store.url, "failures.parquet")).num_rows == 0
+    assert b"of 8 test videos" in result(store)
+
+
+def test_other_start_weights_are_refused(motions: Path, tmp_path: Path) -> None:
+    """The start is that of the record, whose name is its digest."""
+    store, record = planned(motions, tmp_path / "out")
+    p3d.weights.save(Path(store.url, record.start_key), p3d.weights.random_weights("p3d-demo", 5, num_classes=8))
+    with pytest.raises(DamagedJob, match="differs from its name"):
+        run_here(store, record)
+
+
+def test_a_test_now_and_then_is_kept(motions: Path, tmp_path: Path) -> None:
+    """With `test_every` there is a row per test, also for one at the step of a checkpoint after which a kill came."""
+    store, record = planned(motions, tmp_path / "out", replace(OPTIONS, steps=5))
+    run = replace(RUN, test_every=2, checkpoint_minutes=0.0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_step", _until(2))
+        run_here(store, record, run)
+    run_here(store, record, run)
+    assert pq.read_table(Path(store.url, "tests.parquet"))["step"].to_pylist() == [2, 4, 5]
 
 
 def test_too_many_failures_stop_the_training(motions: Path, tmp_path: Path) -> None:
