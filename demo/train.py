@@ -27,8 +27,9 @@ TRAIN_VIDEOS, TEST_VIDEOS = 256, 32  # of each motion
 SEEDS = {"train": 1, "test": 2}
 N_FRAMES, SIDE, FPS = 48, 64, 24
 AT_ONCE = 16  # videos that are drawn together
-# with several threads, x264 writes other bytes now and then
-CODEC = replace(corpus.CODECS["h264"], options={**corpus.CODECS["h264"].options, "threads": "1"})
+# x264's assembly now and then writes other bytes for the same pictures, on processors with AVX-512
+PLAIN = {"threads": "1", "x264-params": "asm=0"}
+CODEC = replace(corpus.CODECS["h264"], options={**corpus.CODECS["h264"].options, **PLAIN})
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]
 # for equal bytes the threads are given, as sums are split by thread
 WORDS = (

@@ -192,6 +192,8 @@ class Training:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._diverged(loss if not math.isfinite(loss) else norm)
             self.optimizer.step()
+        elif self.step == 0:
+            self.optimizer.step()  # without gradients it changes nothing; the schedule expects a step before its own
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -386,7 +386,7 @@ def test_bf16_multiplies_with_fewer_digits(whole: Store, motions: Path, tmp_path
     run_here(store, record)
     (loss,) = pq.read_table(Path(store.url, "metrics.parquet"))["loss"].to_pylist()
     exact = pq.read_table(Path(whole.url, "metrics.parquet"))["loss"].to_pylist()[0]
-    assert 0 < abs(loss - exact) < 0.05 * exact
+    assert 0 < abs(loss - exact) < 0.2 * exact, (loss, exact)
     assert p3d.weights.load(Path(store.url, "weights.safetensors")).origin.startswith("trained by p3d")
 
 
