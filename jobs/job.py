@@ -45,17 +45,25 @@ def golden_key(recipe: Recipe) -> str:
 
 
 def read_job(store: Store) -> JobRecord:
+    """The job at an output. NoSuchJob if it does not exist, also of a training; DamagedJob if it was edited."""
+    try:
+        return _job_at(store)
+    except NoSuchJob:
+        if store.head(TRAIN_KEY) is None:
+            raise
+        raise NoSuchJob(
+            f"{store.url} holds a training and no embeddings. `p3d status {store.words()}` shows it, report.html and "
+            "failures.parquet are in it, and `p3d launch --weights` takes its weights.safetensors"
+        ) from None
+
+
+def _job_at(store: Store) -> JobRecord:
     """The job at an output. NoSuchJob if it does not exist, DamagedJob if it was edited."""
     try:
         return JobRecord.from_json(store.read("job.json"), store.url)
     except StoreMissing:
         if any(True for _ in store.list("plans/")):
             raise NoSuchJob(f"{store.url}/job.json is gone, but plans of a job are there: restore it") from None
-        if store.head(TRAIN_KEY) is not None:
-            raise NoSuchJob(
-                f"{store.url} holds a training and no embeddings. `p3d status {store.words()}` shows it, report.html "
-                "and failures.parquet are in it, and `p3d launch --weights` takes its weights.safetensors"
-            ) from None
         raise NoSuchJob(f"no job exists at {store.url}; `p3d launch SRC {store.words()}` starts one") from None
 
 
@@ -84,7 +92,7 @@ def refuse_other_job(store: Store, recipe: Recipe, origin: str = "") -> JobRecor
     weights of the recipe are from.
     """
     try:
-        existing = read_job(store)
+        existing = _job_at(store)
     except NoSuchJob:
         ours = ("_job/", "weights/")  # a launch that was killed early leaves these
         unrelated = next((info.key for info in store.list() if not info.key.startswith(ours)), None)
@@ -94,7 +102,7 @@ def refuse_other_job(store: Store, recipe: Recipe, origin: str = "") -> JobRecor
             raise OtherRecipe(
                 f"{store.url} is not empty but holds no job ({unrelated}); choose a new folder for the output"
             ) from None
-        existing = read_job(store)  # another launch created it at this moment
+        existing = _job_at(store)  # another launch created it at this moment
     recipe.refuse_other(existing.recipe, store.url, (origin, existing.weights_origin))
     return existing
 

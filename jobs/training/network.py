@@ -21,7 +21,7 @@ from p3d.jobs.training.options import TrainOptions
 from p3d.networks.network import Network
 from p3d.pipeline.errors import InputError
 from p3d.weights import ImportOptions, Weights
-from p3d.weights.record import COUNTER, assemble
+from p3d.weights.record import COUNTER, assemble, to_train
 from p3d.weights.seeded import normal
 
 CLASSIFIER_STD = 0.01  # of new classifiers: the deploy prototxt's filler is smaller, and learns as well
@@ -39,12 +39,10 @@ def start_from(
     is replaced by small random numbers that the seed of the training decides.
     """
     try:
-        if seed := RANDOM.fullmatch(init):
+        if RANDOM.fullmatch(init):
             if model is None:
                 raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
-            found = p3d.weights.random_weights(
-                model, int(seed[1]), graph=graph or "caffe", num_classes=len(class_names)
-            )
+            found = p3d.weights.resolve(init, name=model, graph=graph, num_classes=len(class_names))
         else:
             found = _from_file(init, model, graph, options.seed)
     except ValueError as error:
@@ -89,9 +87,7 @@ def what_is_frozen(options: TrainOptions, init: str) -> str:
 
 def network_of(start: Weights, options: TrainOptions, freeze: str) -> Network:
     """A network to train, with the weights of the start, the dropout of the options, and its frozen parts."""
-    dropout = start.config.dropout if options.dropout is None else options.dropout
-    network = replace(start.config, dropout=dropout).build()
-    network.load_state_dict(start.network.state_dict())
+    network = to_train(start, options.dropout)
     if freeze == "backbone":
         network.requires_grad_(False)
         network.get_submodule(network.classifier).requires_grad_(True)

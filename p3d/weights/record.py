@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -116,6 +116,14 @@ def assemble(
                 raise WeightsError(f"{source} holds numbers that are not finite in {key}; fetch or convert it again")
     network.load_state_dict(state, strict=True, assign=True)
     return Weights(network.eval(), recipe, class_names, origin)
+
+
+def to_train(weights: Weights, dropout: float | None = None) -> Network:
+    """A new network in training mode with these weights, and this dropout; by default that of its config."""
+    config = weights.config if dropout is None else replace(weights.config, dropout=dropout)
+    network = config.build()
+    network.load_state_dict(weights.network.state_dict())
+    return network
 
 
 def check_asked(source: str, what: str, asked: object, held: object) -> None:

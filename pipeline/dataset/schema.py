@@ -353,14 +353,26 @@ def records(table: pa.Table) -> list[dict[str, Any]]:
 def _values(column: pa.ChunkedArray) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
+        if not any(map(_is_of_pandas, values)):
+            return values
     except (ValueError, OverflowError):
-        values = [_value(column.slice(at, 1).combine_chunks()) for at in range(len(column))]
-    return values
+        pass
+    return [_value(column.slice(at, 1).combine_chunks()) for at in range(len(column))]
 
 
 def _value(one: pa.Array) -> Any:
     """The value of an array of length 1."""
     try:
-        return one[0].as_py()
+        value = one[0].as_py()
+        if not _is_of_pandas(value):
+            return value
+        if value.nanosecond == 0:
+            return value.to_pydatetime()
     except (ValueError, OverflowError):
-        return " ".join(one.to_string().split())[1:-1].strip()
+        pass
+    return " ".join(one.to_string().split())[1:-1].strip()
+
+
+def _is_of_pandas(value: Any) -> bool:
+    """Is this a pandas value? Where pandas is installed, Arrow makes one of a time in nanoseconds."""
+    return type(value).__module__.partition(".")[0] == "pandas"

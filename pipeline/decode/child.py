@@ -131,7 +131,7 @@ def in_a_child(
                 return
             try:
                 message = connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # OSError: it died while it sent a message
                 yield _died(child, output, started)
                 return
             if isinstance(message, JobError):

@@ -63,6 +63,7 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
     return {
         "plan": [["--weights", str(base.weights), "--", str(given / "empty"), out]],
         "launch": [[*launch, *more, "--", str(base.source), out] for more in ([], ["--json"], ["--limit", "1"])],
+        "train": [["--init", "random:0", "--model", "p3d-demo", "--steps", "1", "--", str(base.source), out]],
         "resume": [["--", out], [*source, "--", out], [*source, "--takeover", "--json", "--", out]],
         "retry": [["--", out], ["--reason", "truncated", "--", out]],
         "status": [

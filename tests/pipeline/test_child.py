@@ -82,6 +82,11 @@ def make_children_run(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) 
         ),
         ("os._exit(3)", Reason.DECODER_CRASH, "the decoder crashed: exit code 3"),
         ("os.kill(os.getpid(), signal.SIGKILL)", Reason.DECODE_MEMORY, "its process was killed"),
+        (
+            "os.write(2, b'memory: 9 MiB, the limit is 8\\n')\nos._exit(1)",
+            Reason.DECODE_MEMORY,
+            "its decode took 9 MiB, the limit is 8",
+        ),
         ("threading.Event().wait()", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),
         ("ctypes.PyDLL(None).sleep(20)", Reason.DECODE_TIMEOUT, "gave no frame for 1 s"),  # it holds the GIL
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,7 @@ def test_videos_that_crash_or_hang_or_are_broken_are_named(videos: Path, tmp_pat
     for name in ("a", "crash", "b", "hang", "c"):
         os.link(videos / "0.mp4", folder / f"{name}.mp4")
     (folder / "broken.mp4").write_bytes(b"not a video")
-    clips = TrainingClips(source(folder, tmp_path, timeout_s=2), HW, False, SEED)
+    clips = TrainingClips(source(folder, tmp_path, timeout_s=8), HW, False, SEED)
     found = read(clips, 18, 2)
     names = [clips.source.video(clips.number(position)).path for position, _ in found]
     by_name = {
@@ -154,13 +154,6 @@ def test_leaving_does_not_wait_for_a_video_that_hangs(videos: Path, tmp_path: Pa
         while not set(psutil.Process().children()) - before:
             threading.Event().wait(0.01)
     assert set(psutil.Process().children()) <= before
-
-
-def test_a_decode_that_takes_too_much_memory_is_named(videos: Path, tmp_path: Path) -> None:
-    """The reason is decode_memory, whether an allocation fails or the process is ended."""
-    clips = UniformClips(replace(source(videos, tmp_path), memory_bytes=1))
-    ((_, found), *_) = read(clips, 1, 1)
-    assert isinstance(found, Failure) and found.reason == Reason.DECODE_MEMORY
 
 
 def test_known_failures_are_not_decoded(videos: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_broken_videos_are_named_and_nothing_else_is_lost(motions: Path, tmp_pat
     (folder / "train/down/broken.mp4").write_bytes(b"not a video")
     os.link(motions / "train/up/0000.mp4", folder / "test/up/crash.mp4")
     store, record = planned(folder, tmp_path / "out", replace(OPTIONS, steps=7))
-    run_here(store, record, replace(RUN, video_timeout_s=3.0))
+    run_here(store, record, replace(RUN, video_timeout_s=8.0))
     rows = pq.read_table(Path(store.url, "failures.parquet")).to_pylist()
     assert {(row["path"], row["split"], row["reason"]) for row in rows} == {
         ("train/up/crash.mp4", "train", "decoder_crash"),

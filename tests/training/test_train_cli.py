@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +28,7 @@ WORDS = (
 ).split()
 
 
-def until(found: Callable[[], object], what: str, seconds: float = 120) -> None:
+def until(found: Callable[[], object], what: str, seconds: float = 200) -> None:
     ends = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < ends, f"no {what} within {seconds} s"
@@ -72,7 +72,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(motions: Path, tmp_path: Path, 
     second = subprocess.Popen([*P3D, "resume", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: step_of(out) > killed_at, "next checkpoint")
     second.send_signal(signal.SIGINT)
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=120)
     assert second.returncode == 130 and "continue with:  p3d resume" in said, said
     stopped = p3d("status", out)
     assert "stopped at step" in " ".join(stopped.out.split())
@@ -110,11 +110,17 @@ def test_cancel_and_status_need_only_the_output(motions: Path, tmp_path: Path) -
     out = tmp_path / "out"
     driver = started(motions, out, "--steps", "100000")
     until(lambda: step_of(out) >= 1, "first checkpoint")
-    now = json.loads(p3d("status", out, "--json").out)
-    assert now["state"] == "running" and now["progress"]["steps"] == 100000 and now["progress"]["clips_per_s"] > 0
+    found = list[dict[str, Any]]()
+
+    def trains() -> bool:
+        found.append(p3d("status", out, "--json").json)
+        return found[-1]["state"] == "running" and found[-1]["progress"]["clips_per_s"] > 0
+
+    until(trains, "heartbeat of the training")
+    assert found[-1]["progress"]["steps"] == 100000
     assert p3d("cancel", out).code == 0
     assert p3d("status", out, "--wait", "--exit-code").code == 6
-    assert driver.wait(60) == 6
+    assert driver.wait(120) == 6
     driver.communicate()
 
 
