@@ -366,8 +366,10 @@ def _value(one: pa.Array) -> Any:
         value = one[0].as_py()
         if not _is_of_pandas(value):
             return value
-        if value.nanosecond == 0:
+        if getattr(value, "nanosecond", None) == 0:
             return value.to_pydatetime()
+        if getattr(value, "nanoseconds", None) == 0:
+            return value.to_pytimedelta()
     except (ValueError, OverflowError):
         pass
     return " ".join(one.to_string().split())[1:-1].strip()
