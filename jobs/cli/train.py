@@ -38,9 +38,19 @@ if TYPE_CHECKING:
     metavar="FILE|random:SEED",
     help="Start from these weights: a 2-D ImageNet ResNet as in the paper, those of the same network, or random ones.",
 )
-@click.option("--model", metavar="NAME", help="Train this network (see `p3d models`). Default: the one of --init.")
 @click.option(
-    "--graph", type=click.Choice(("caffe", "port")), help="Use this graph. Default: caffe, or that of --init."
+    "--model",
+    cls=Declared,
+    group="Start",
+    metavar="NAME",
+    help="Train this network (see `p3d models`). Default: the one of --init.",
+)
+@click.option(
+    "--graph",
+    cls=Declared,
+    group="Start",
+    type=click.Choice(("caffe", "port")),
+    help="Use this graph. Default: caffe, or that of --init.",
 )
 @options_of(LabelOptions, group="Labels")
 @options_of(PlanOptions, only=("id_column", "include", "exclude"), group="Labels")

@@ -168,7 +168,7 @@ def render(status: Status, *, width: int, escape: Callable[[Status], Status]) ->
         if status.videos_superseded:
             line.append(f"  {status.videos_superseded} superseded")
     if status.state == control.RUNNING:
-        eta = "-" if status.eta_s is None else _clock(status.eta_s)
+        eta = "-" if status.eta_s is None else clock(status.eta_s)
         rate = f"{status.clips_per_s:.2f}" if status.clips_per_s else "-"
         line.append(f"  {rate} clips/s  ETA {eta}")
         bar = Table.grid()  # a bar alone does not end with a newline
@@ -262,6 +262,7 @@ def _workers(workers: Sequence[WorkerSnapshot]) -> Table:
     return table
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03, or as 2:03 below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from p3d.jobs.monitor.status import clock
 from p3d.jobs.scheduler import control
 from p3d.jobs.training import snapshot
 from p3d.jobs.training.record import RESULT_KEY, TrainRecord, code_of_result
@@ -85,7 +86,7 @@ def render_training(status: TrainStatus, *, width: int, escape: Callable[[TrainS
         bar.add_row(ProgressBar(max(of, 1), done, width=min(width, BAR)))
         parts.insert(1, bar)
         if now.phase == TRAINING:
-            eta = "-" if now.eta_s is None else _clock(now.eta_s)
+            eta = "-" if now.eta_s is None else clock(now.eta_s)
             waiting = "-" if now.waiting is None else f"{now.waiting:.0%}"
             line.append(f"  {now.clips_per_s:.2f} clips/s  waiting for clips {waiting}  ETA {eta}")
         else:
@@ -108,8 +109,3 @@ def render_training(status: TrainStatus, *, width: int, escape: Callable[[TrainS
     if status.sentence:
         parts.append(Text(status.sentence))
     return Group(*parts)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

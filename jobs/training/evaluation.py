@@ -242,7 +242,7 @@ def origin_of(training: Training, n_tested: int, hits: dict[str, float]) -> str:
     """What the file of the result says of its origin: start, data, steps, frames and accuracy."""
     record, options = training.record, training.options
     frames = f", {options.fps:g} frames/s" if options.fps else ""
-    frames += f", every {options.frame_step}th frame" if options.frame_step > 1 else ""
+    frames += f", frame step {options.frame_step}" if options.frame_step > 1 else ""
     return (
         f"trained by p3d; start: {record.start}; {options.steps} steps of {options.batch_size} clips of "
         f"{record.n_train} videos (data {data_digest(training.videos)[:16]}){frames}, {options.optimizer}, seed "

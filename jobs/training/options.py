@@ -1,5 +1,6 @@
 """The options of a training. They need no torch, so that the command line can show them at once.
 
+LabelOptions   where the labels of the videos are
 TrainOptions   what decides the weights. In OUT/train.json; a resume cannot change them.
 TrainRun       processes, speed and limits. In the record of each run; a resume takes those of the run before.
 """
