@@ -34,7 +34,7 @@ from p3d.encoder import normalise
 from p3d.jobs.training import checkpoints
 from p3d.jobs.training.checkpoints import METRICS, State
 from p3d.jobs.training.clips import ClipSource, Feeder, TrainingClips, frame_spec
-from p3d.jobs.training.network import in_training_mode, network_of, optimizer_of, schedule_of
+from p3d.jobs.training.network import in_training_mode, network_of, optimizer_of, pad_frames_first, schedule_of
 from p3d.jobs.training.options import TrainRun
 from p3d.jobs.training.pulse import Process, Pulse
 from p3d.jobs.training.record import TRAIN, TrainRecord
@@ -79,6 +79,8 @@ class Training:
         source = self.source(training, frame_spec(clip, whole=True), sampling)
         self.clips = TrainingClips(source, clip.crop_hw, self.options.flip, self.options.seed)
         self.network = network_of(start, self.options, record.freeze).to(process.device)
+        if self.options.precision == "bf16" and process.device.type == "cpu":
+            pad_frames_first(self.network)
         self.optimizer = optimizer_of(self.network, self.options)
         self.schedule = schedule_of(self.optimizer, self.options)
         self.step = 0

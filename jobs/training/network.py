@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -94,6 +95,19 @@ def network_of(start: Weights, options: TrainOptions, freeze: str) -> Network:
     for norm in frozen_norms(network, freeze):
         norm.requires_grad_(False)
     return network
+
+
+def pad_frames_first(network: nn.Module) -> None:
+    """Pad clips with black frames before each 3-D convolution, and not within it. The network computes the same.
+
+    With PyTorch 2.13, a CPU's gradients of 3-D convolutions in bf16 are wrong where there are two frames and a padding:
+    they contain whatever was in memory before. The third stage of a P3D has such a convolution.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.padding[0]:
+            n_frames, height, width = map(int, module.padding)
+            module.padding = (0, height, width)
+            module.register_forward_pre_hook(lambda _, inputs, n=n_frames: F.pad(inputs[0], (0, 0, 0, 0, n, n)))
 
 
 def frozen_norms(network: Network, freeze: str) -> Iterator[nn.Module]:

@@ -390,6 +390,28 @@ def test_bf16_multiplies_with_fewer_digits(whole: Store, motions: Path, tmp_path
     assert p3d.weights.load(Path(store.url, "weights.safetensors")).origin.startswith("trained by p3d")
 
 
+def test_gradients_in_bf16_are_near_those_in_fp32(
+    motions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gradient contains what was in memory before, also where two frames are padded (see `pad_frames_first`)."""
+    found = list[list[torch.Tensor]]()
+    gradients = Training._gradients
+
+    def kept(self: Training, *given: Any) -> tuple[float, float]:
+        answer = gradients(self, *given)
+        found.append([one.grad.flatten().clone() for one in self._trained if one.grad is not None])
+        return answer
+
+    monkeypatch.setattr(Training, "_gradients", kept)
+    for precision in ("fp32", "bf16", "bf16"):
+        options = replace(OPTIONS, steps=1, test_clips=1, precision=precision, freeze="all-bn")
+        run_here(*planned(motions, tmp_path / str(len(found)), options))
+    exact, first, second = found
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    near = [float(torch.cosine_similarity(one, other, dim=0)) for one, other in zip(first, exact, strict=True)]
+    assert min(near) > 0.9, near
+
+
 def test_the_weights_run_in_an_encoder(whole: Store) -> None:
     """Nothing of the training mode is left in the result."""
     weights = p3d.weights.load(Path(whole.url, "weights.safetensors"))
