@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -107,7 +106,7 @@ def pad_frames_first(network: nn.Module) -> None:
         if isinstance(module, nn.Conv3d) and module.padding[0]:
             n_frames, height, width = map(int, module.padding)
             module.padding = (0, height, width)
-            module.register_forward_pre_hook(lambda _, inputs, n=n_frames: F.pad(inputs[0], (0, 0, 0, 0, n, n)))
+            module.register_forward_pre_hook(lambda _, inputs, n=n_frames: nn.functional.pad(inputs[0], (0, 0, 0, 0, n, n)))
 
 
 def frozen_norms(network: Network, freeze: str) -> Iterator[nn.Module]:
