@@ -106,7 +106,8 @@ def pad_frames_first(network: nn.Module) -> None:
         if isinstance(module, nn.Conv3d) and module.padding[0]:
             n_frames, height, width = map(int, module.padding)
             module.padding = (0, height, width)
-            module.register_forward_pre_hook(lambda _, inputs, n=n_frames: nn.functional.pad(inputs[0], (0, 0, 0, 0, n, n)))
+            around = (0, 0, 0, 0, n_frames, n_frames)
+            module.register_forward_pre_hook(lambda _, inputs, around=around: nn.functional.pad(inputs[0], around))
 
 
 def frozen_norms(network: Network, freeze: str) -> Iterator[nn.Module]:
