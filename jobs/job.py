@@ -1,6 +1,6 @@
 """The job at an output: its records, and its progress as read from the store. Needs neither torch nor Ray.
 
-The state of a video is that of the newest plan that contains it: all counts use `plans.newest_plans`.
+The state of a video is that of the newest plan that contains it: all counts use `plans.NewestPlans`.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from p3d.pipeline.dataset.commit import derive, read_committed, stored_names
+from p3d.pipeline.dataset.commit import derive, read_committed
 from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
-from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans_of
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, load_plans, plans_of
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
-from p3d.pipeline.dataset.totals import ShardKey, Totals, count, ended
+from p3d.pipeline.dataset.stored_files import StoredFiles
+from p3d.pipeline.dataset.totals import ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types.versions import SCHEMA_VERSION
+from p3d.pipeline.types import shard_name
 
 if TYPE_CHECKING:
     from p3d.weights import Weights
 
 TRAIN_KEY = "train.json"  # the record of a training (p3d.jobs.training.record)
 READERS = 16  # threads that read the footers of committed shards
+AHEAD = 1024  # shards that are read, or wait to be read
 
 
 def weights_key(recipe: Recipe) -> str:
@@ -122,17 +125,16 @@ def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
 class Work:
     """What is left of a job, as read from the store. Each video is counted once.
 
-    `orphaned` are names of shards to do whose clips file is lost, while files made from it exist. `strange` are names
+    `orphaned` are names of shards to do whose clips file is lost, while files made from it exist. `strange` are keys
     of data files that belong to none of these plans.
-    `superseded` has the newest plan_seq of every video that an older plan contains, too.
     """
 
     todo: list[ShardKey]
     underived: list[ShardKey]
-    committed: dict[str, ShardKey]  # by name
+    committed: ShardSet
     n_videos: int
     n_shards: int
-    superseded: dict[str, int]
+    newest: NewestPlans
     done: Totals = field(default_factory=Totals)
     orphaned: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
@@ -144,40 +146,32 @@ class Work:
 
 def look(store: Store, manifests: dict[int, Manifest]) -> Work:
     """Find which shards are committed and which still need their derived files, with one listing per folder."""
-    committed, whole, orphaned = stored_names(store)
-    names = {
-        name: ShardKey(seq, at)
-        for seq, manifest in manifests.items()
-        for at, name in enumerate(manifest.plan.shard_names)
-    }
-    newest = newest_plans(manifests.values()) if len(manifests) > 1 else {}
+    plans = {seq: manifest.plan for seq, manifest in manifests.items()}
+    found = StoredFiles(store, plans.values())
+    committed = ShardSet({seq: found.committed(plan) for seq, plan in plans.items()})
+    whole = ShardSet({seq: found.whole(plan) for seq, plan in plans.items()})
+    orphaned = ShardSet({seq: found.orphaned(plan) for seq, plan in plans.items()})
+    newest = NewestPlans(manifests.values())
     return Work(
-        todo=[key for name, key in names.items() if name not in committed],
-        underived=[key for name, key in names.items() if name in committed and name not in whole],
-        committed={name: key for name, key in names.items() if name in committed},
-        n_videos=len(newest) or sum(manifest.plan.n_videos for manifest in manifests.values()),
-        n_shards=len(names),
-        superseded={
-            video_id: newest[video_id]
-            for seq, manifest in (manifests.items() if newest else ())
-            for video_id in manifest.videos["video_id"].to_pylist()
-            if newest[video_id] != seq
-        },
-        orphaned=sorted(orphaned & names.keys()),
-        strange=sorted((committed | orphaned) - names.keys()),
+        todo=list(~committed),
+        underived=list(committed & ~whole),
+        committed=committed,
+        n_videos=newest.n_videos,
+        n_shards=sum(plan.n_shards for plan in plans.values()),
+        newest=newest,
+        orphaned=sorted(shard_name(plans[seq].plan8, shard) for seq, shard in orphaned),
+        strange=found.strange,
     )
 
 
 def refuse_strange(store: Store, work: Work) -> None:
     """DamagedJob if a data file belongs to no plan: `p3d verify` rejects such an output, so no run may finish it."""
-    if work.strange:
-        # a plan may have been added meanwhile
-        known = {name for plan in load_plans(store) for name in plan.shard_names}
-        if strange := [name for name in work.strange if name not in known]:
-            raise DamagedJob(
-                f"{store.url} holds data files that belong to none of its plans, such as {strange[0]}.parquet: move "
-                "them to a place outside, then give this command again"
-            )
+    # listed again, as a plan may have been added meanwhile
+    if work.strange and (strange := StoredFiles(store, load_plans(store)).strange):
+        raise DamagedJob(
+            f"{store.url} holds data files that belong to none of its plans, such as {strange[0]}: move them to a "
+            "place outside, then give this command again"
+        )
 
 
 def refuse_damaged(store: Store, job: JobRecord, manifests: dict[int, Manifest], shards: Iterable[ShardKey]) -> None:
@@ -208,21 +202,27 @@ def refuse_changed(store: Store, job: JobRecord, manifests: dict[int, Manifest])
             raise DamagedJob(f"{store.url}/{manifest.plan.key} is gone or was replaced; restore it")
 
 
-def count_done(store: Store, work: Work, version: int) -> Totals:
+def count_done(store: Store, manifests: dict[int, Manifest], work: Work) -> Totals:
     """The totals of the committed shards, from the footer of each."""
+
+    def read(key: ShardKey) -> Totals:
+        plan = manifests[key.plan_seq].plan
+        found = read_committed(store, shard_name(plan.plan8, key.shard), plan.schema_version)
+        return count(ended(found.outcomes), work.newest.of_shard(manifests[key.plan_seq], key.shard))
+
     done = Totals()
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda name: read_committed(store, name, version), work.committed)
-        for key, shard in zip(work.committed.values(), read, strict=True):
-            done.add(count(ended(shard.outcomes), key.plan_seq, work.superseded))
+        keys = iter(work.committed)
+        while some := list(islice(keys, AHEAD)):
+            for totals in pool.map(read, some):
+                done.add(totals)
     return done
 
 
 def survey(store: Store, manifests: dict[int, Manifest]) -> Work:
     """`look`, with the totals of the committed shards."""
     work = look(store, manifests)
-    version = max((manifest.plan.schema_version for manifest in manifests.values()), default=SCHEMA_VERSION)
-    work.done = count_done(store, work, version)
+    work.done = count_done(store, manifests, work)
     return work
 
 

@@ -116,8 +116,8 @@ def sources_of(store: Store, job: Owned) -> dict[int, tuple[int, str]]:
     """plan_seq -> (number of videos, the folder or prefix that they share). DamagedJob. A snapshot has no plans."""
     found = {}
     for seq, manifest in (manifests(store, job) if isinstance(job, JobRecord) else {}).items():
-        ends = pc.min_max(manifest.videos["uri"]).as_py()
-        shared = os.path.commonprefix([str(uri) for uri in ends.values()])  # noqa: RUF071 - of texts, and cut at a `/` below
+        ends = [pc.min_max(videos["uri"]).as_py() for videos in manifest.parts()]
+        shared = os.path.commonprefix([str(uri) for both in ends for uri in both.values()])  # noqa: RUF071 - of texts, and cut at a `/` below
         found[seq] = manifest.plan.n_videos, shared[: shared.rfind("/") + 1]
     return found
 

@@ -39,7 +39,8 @@ from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version, nam
 DTYPES = ("float32", "float16")
 SHA256 = "[0-9a-f]{64}"
 PART = "manifest-[0-9]{5}\\.parquet"
-PART_ROWS = 1_000_000  # of a manifest part, at most
+PART_ROWS = 1 << 17  # of a manifest part that is written now, at most
+MOST_PART_ROWS = 1_000_000  # of one that is read
 MOST_NUMBERS = 1 << 20  # of a row, features or class probabilities; the largest network has 4096 features
 SHOWN = 24  # characters of a value in a message; fewer are enough to recognise a sha256
 SHOWN_ORIGIN = 200  # of the origin of weights
@@ -323,7 +324,7 @@ class PartRecord(_Strict):
         check_names({"part": (self.name, PART), "sha256": (self.sha256, SHA256)})
         first, end, n_videos = numbers = (self.first_shard, self.end_shard, self.n_videos)
         ints = all(type(number) is int for number in numbers)
-        if not ints or not 0 <= first < end <= first + n_videos <= first + PART_ROWS:
+        if not ints or not 0 <= first < end <= first + n_videos <= first + MOST_PART_ROWS:
             raise InputError(f"{self.name}: {numbers = } are not those of a part")
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 from p3d.jobs.api.keywords import path_of
 from p3d.jobs.job import manifests, read_job
 from p3d.jobs.trust import Say, need_trust
-from p3d.pipeline.dataset.plans import Manifest, newest_plans
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans
 from p3d.pipeline.dataset.roots import Compared, RootRecord, add_root, load_roots
+from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.errors import InputError, counted
 from p3d.pipeline.recipe import JobRecord
@@ -27,6 +28,7 @@ from p3d.pipeline.types import VideoRef, size_version
 SAMPLE = 500  # videos that are looked at, drawn with a fixed seed
 BATCH = 2000  # videos that are looked at together
 SHOWN = 3  # in a message
+FIELDS_ONLY = pa.schema([MANIFEST.field(name) for name in VideoRef.__slots__])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,43 +150,41 @@ def look_for_sources(
 ) -> Sources:
     """Look for every video of a job where it is now. One request for each video on S3. The job must be trusted."""
     plans = manifests(store, job)
-    newest = newest_plans(plans.values())
+    newest = NewestPlans(plans.values())
     there = changed = done = 0
     gone: list[str] = []
-    for manifest in plans.values():
+    for manifest, videos in _batches(plans, newest):
         seq = manifest.plan.seq
-        for videos in _batches(manifest, newest):
-            planned = [manifest.roots.video(video, seq) for video in _refs(videos)]
-            for now, found in zip(planned, _refs(look_again(manifest.roots.table(videos, seq), s3)), strict=True):
-                same = now.version in (found.version, size_version(found.size_bytes))
-                if found.size_bytes < 0:
-                    gone.append(found.path)
-                else:
-                    there, changed = there + same, changed + (not same)
-            done += videos.num_rows
-            if on_step is not None:
-                on_step(done, len(newest))
+        planned = [manifest.roots.video(video, seq) for video in _refs(videos)]
+        for now, found in zip(planned, _refs(look_again(manifest.roots.table(videos, seq), s3)), strict=True):
+            same = now.version in (found.version, size_version(found.size_bytes))
+            if found.size_bytes < 0:
+                gone.append(found.path)
+            else:
+                there, changed = there + same, changed + (not same)
+        done += videos.num_rows
+        if on_step is not None:
+            on_step(done, newest.n_videos)
     return Sources(there, changed, len(gone), tuple(gone[:SHOWN]))
 
 
 def _newest(plans: dict[int, Manifest], chosen: Callable[[str], bool]) -> pa.Table:
     """The rows of the newest plans whose current uri is chosen, each with that uri; FIELDS only."""
-    newest = newest_plans(plans.values())
-    tables = []
-    for manifest in plans.values():
-        now = manifest.now.select(list(VideoRef.__slots__))
-        pairs = zip(now["video_id"].to_pylist(), now["uri"].to_pylist(), strict=True)
-        seq = manifest.plan.seq
-        tables.append(now.filter([newest[one] == seq and uri is not None and chosen(uri) for one, uri in pairs]))
+    tables = [FIELDS_ONLY.empty_table()]
+    for manifest, videos in _batches(plans, NewestPlans(plans.values())):
+        now = manifest.roots.table(videos, manifest.plan.seq)
+        tables.append(now.filter([uri is not None and chosen(uri) for uri in now["uri"].to_pylist()]))
     return pa.concat_tables(tables)
 
 
-def _batches(manifest: Manifest, newest: dict[str, int]) -> Iterator[pa.Table]:
-    """The rows of a plan whose videos no newer plan names."""
-    rows = manifest.videos.select(list(VideoRef.__slots__))
-    rows = rows.filter([newest[one] == manifest.plan.seq for one in rows["video_id"].to_pylist()])
-    for at in range(0, rows.num_rows, BATCH):
-        yield rows.slice(at, BATCH)
+def _batches(plans: dict[int, Manifest], newest: NewestPlans) -> Iterator[tuple[Manifest, pa.Table]]:
+    """The rows whose videos no newer plan names, with their plan; FIELDS only."""
+    for manifest in plans.values():
+        for first, videos in manifest.numbered_parts():
+            current_N = newest.current(manifest.plan.seq, first, first + videos.num_rows)
+            rows = videos.select(FIELDS_ONLY.names).filter(pa.array(current_N))
+            for at in range(0, rows.num_rows, BATCH):
+                yield manifest, rows.slice(at, BATCH)
 
 
 def _refs(rows: pa.Table) -> list[VideoRef]:

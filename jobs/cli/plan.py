@@ -89,7 +89,7 @@ def _share(share: float | None) -> Lines:
 def _videos(todo: ToDo, guess: Estimate | None, out: str | None) -> Lines:
     """How many videos there are to do, and why."""
     changes, n_pending = todo.changes, todo.pending.num_rows
-    n_todo = changes.videos.num_rows + n_pending
+    n_todo = changes.n_videos + n_pending
     if guess is None:
         lines = [("videos", "nothing to do")]
     else:
@@ -188,7 +188,7 @@ def plan(src: str, out: str | None, workers: int | None, workers_per_gpu: int, a
         todo = ToDo(changes([], videos), videos.slice(0, 0), 0, {})
     has_weights = store is not None and store.head(weights_key(recipe)) is not None
     guess = None
-    if todo.changes.videos.num_rows or todo.pending.num_rows:
+    if todo.changes.n_videos or todo.pending.num_rows:
         guess = estimate(
             todo,
             prepared,

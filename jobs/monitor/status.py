@@ -19,8 +19,8 @@ from rich.text import Text
 from p3d.jobs.job import manifests, survey
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot
-from p3d.pipeline.dataset.commit import committed_names
 from p3d.pipeline.dataset.plans import load_plans
+from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.totals import Totals
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import JobRecord, with_short_digests
@@ -80,18 +80,18 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     heartbeat that changes between two reads can tell (`status --watch` says when it stopped changing).
     """
     plans = load_plans(store)
-    committed, whole = committed_names(store)
-    names = {name for plan in plans for name in plan.shard_names}
+    found = StoredFiles(store, plans)
+    n_all = sum(plan.n_shards for plan in plans)
+    n_done, n_whole = (sum(int(shards(plan).sum()) for plan in plans) for shards in (found.committed, found.whole))
     epoch = control.newest_epoch(store)
     beat = (control.heartbeat(store, epoch.number) if epoch else None) or NOT_STARTED
-    n_done, n_all = len(names & committed), len(names)
     state = beat.state
     if state == control.RUNNING and epoch is not None and (over or epoch.died_here()):
         state = "dead"
-    if state == "finished" and not names <= whole:
-        missing = f"files of {counted(len(names - whole), 'shard')} are missing; `p3d resume` makes them again"
+    if state == "finished" and n_whole < n_all:
+        missing = f"files of {counted(n_all - n_whole, 'shard')} are missing; `p3d resume` makes them again"
         state, beat = "stopped", replace(beat, exit_code=6, sentence=missing)
-    if plans and names <= whole and state != control.RUNNING and beat.exit_code != DAMAGED:
+    if plans and n_whole == n_all and state != control.RUNNING and beat.exit_code != DAMAGED:
         state = "finished"
     waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
     if waiting and state != "finished":

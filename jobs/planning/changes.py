@@ -10,35 +10,75 @@ could be compared. If a list names it by its absolute path, it keeps the id that
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from p3d.jobs.job import look, manifests
 from p3d.jobs.planning.own_columns import own_names, values_of, with_types_of
 from p3d.jobs.trust import is_trusted, skipped_plans
-from p3d.pipeline.dataset.plans import Manifest, newest_plans
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans
+from p3d.pipeline.dataset.roots import Roots
+from p3d.pipeline.dataset.sorted_ids import UINT64, SortedIds, same_as_next, versions_of
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
 from p3d.pipeline.sources.identity import video_id
 from p3d.pipeline.sources.listing import named_in, root_of
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import VideoRef
+from p3d.pipeline.types import BOOL, VideoRef
+
+BATCH = 1 << 16  # rows that are Python objects at a time
 
 
-@dataclass(frozen=True, slots=True)
+class Rows(Protocol):
+    """Rows that are read in batches, more than once, such as a table: those of a long listing are not in memory."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def to_batches(self, max_chunksize: int | None = None) -> Iterable[pa.RecordBatch]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Changes:
-    """`videos` are those to plan: `n_new` are new, `n_changed` have another version, and `n_columns` have only other
-    values in the user's own columns. `n_same` others are unchanged.
+    """The rows of a source that are to be planned, `chosen_N` of all.
+
+    `n_new` are new, `n_changed` have another version, and `n_columns` have only other values in the user's own columns.
     """
 
-    videos: pa.Table
+    chosen_N: BOOL
     n_new: int
     n_changed: int
     n_columns: int
-    n_same: int
+    _batches: Callable[[], Iterator[pa.Table]]
+
+    @property
+    def n_videos(self) -> int:
+        """The videos to plan."""
+        return int(np.count_nonzero(self.chosen_N))
+
+    @property
+    def n_same(self) -> int:
+        """The videos that are unchanged."""
+        return len(self.chosen_N) - self.n_videos
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows to plan, in batches."""
+        first = 0
+        for videos in self._batches():
+            chosen_N = self.chosen_N[first : first + videos.num_rows]
+            first += videos.num_rows
+            yield videos if chosen_N.all() else videos.filter(pa.array(chosen_N))
+
+    def videos(self) -> pa.Table:
+        """The rows to plan, in memory."""
+        return pa.concat_tables(self.tables())
 
     def __str__(self) -> str:
         again = " (their clips are embedded again)" if self.n_columns else ""
@@ -59,60 +99,102 @@ class ToDo:
     skipped: dict[int, str]
 
 
-def changes(earlier: Sequence[Manifest], videos: pa.Table, *, without: Collection[int] = ()) -> Changes:
+def changes(earlier: Sequence[Manifest], videos: Rows, *, without: Collection[int] = ()) -> Changes:
     """Compare the videos of a source with the newest plan that names each; plans of the numbers `without` do not count.
 
     `earlier` are all plans in ascending order. The user's columns get the types that they have in them. InputError for
     a column whose values do not fit.
     """
-    own, videos = own_names(videos), with_types_of(videos, earlier)
     plans = [manifest for manifest in earlier if manifest.plan.seq not in without]
-    known, moved = newest_plans(plans, "version"), _Moved(plans)
-    ids, uris, sizes = (videos[name].to_pylist() for name in ("video_id", "uri", "size_bytes"))
-    if moved.ids:
-        taken = set(ids)
-        free = {uri: one for uri, one in moved.ids.items() if one not in taken}
-        ids = [
-            free.get(uri, one) if one not in known and _is_absolute(path, one) else one
-            for one, path, uri in zip(ids, videos["path"].to_pylist(), uris, strict=True)
-        ]
-        at = videos.schema.get_field_index("video_id")
-        videos = videos.set_column(at, videos.schema.field(at), pa.array(ids, pa.string()))
-    values = dict[str, str]()
-    for manifest in plans if own else ():
-        values |= zip(manifest.videos["video_id"].to_pylist(), values_of(manifest.videos, own), strict=True)
-    new = [one not in known for one in ids]
-    changed = [
-        one in known and known[one] != version and moved.sizes.get(one) != (uri, size)
-        for one, version, uri, size in zip(ids, videos["version"].to_pylist(), uris, sizes, strict=True)
-    ]
-    other = [values.get(one, "") != text for one, text in zip(ids, values_of(videos, own), strict=True)]
-    columns = [differs and not (fresh or edited) for differs, fresh, edited in zip(other, new, changed, strict=True)]
-    chosen = videos.filter(pa.array(map(any, zip(new, changed, columns, strict=True)), pa.bool_()))
-    return Changes(chosen, sum(new), sum(changed), sum(columns), len(ids) - chosen.num_rows)
+    ids_now = _ids_of_moved(plans, videos)
+
+    def batches() -> Iterator[pa.Table]:
+        for batch in videos.to_batches(max_chunksize=BATCH):
+            yield ids_now(with_types_of(pa.Table.from_batches([batch]), earlier))
+
+    if not plans:
+        return Changes(np.ones(videos.num_rows, bool), videos.num_rows, 0, 0, batches)
+    own = next((own_names(pa.Table.from_batches([batch])) for batch in videos.to_batches(max_chunksize=1)), [])
+    roots, n_planned = plans[0].roots, sum(manifest.plan.n_videos for manifest in plans)
+    names = ("version", *(["place"] if roots.records else []), *(["own"] if own else []))
+
+    def fields(rows: pa.Table, plan_seq: int | None) -> dict[str, UINT64]:
+        made = {"version": versions_of(rows["version"])}
+        if roots.records:
+            made["place"] = _places(rows, roots, plan_seq)
+        return made | ({"own": _numbers(values_of(rows, own))} if own else {})
+
+    new_N, changed_N, other_N = np.zeros((3, videos.num_rows), bool)
+    with SortedIds(n_planned + videos.num_rows, *names) as ids:
+        first = 0
+        planned = ((part, manifest.plan.seq) for manifest in plans for part in manifest.parts())
+        for rows, seq in chain(planned, ((rows, None) for rows in batches())):
+            ids.add(rows["video_id"], range(first, first + rows.num_rows), **fields(rows, seq))
+            first += rows.num_rows
+        for run in ids.runs():
+            is_found = run["row"] >= n_planned  # in the source, after the rows of all plans
+            is_known = np.append(False, same_as_next(run)[:-1] & ~is_found[:-1])
+            row_N, was, now = run["row"].astype(np.int64) - n_planned, run[:-1], run[1:]
+            new_N[row_N[is_found & ~is_known]] = True
+            changed = now["version"] != was["version"]
+            if roots.records:
+                changed &= (was["place"] == 0) | (was["place"] != now["place"])
+            changed_N[row_N[1:][is_found[1:] & is_known[1:] & changed]] = True
+            if own:
+                other = is_found[1:] & is_known[1:] & ~changed & (was["own"] != now["own"])
+                other_N[row_N[1:][other]] = True
+    return Changes(new_N | changed_N | other_N, int(new_N.sum()), int(changed_N.sum()), int(other_N.sum()), batches)
 
 
-class _Moved:
-    """The videos that have moved, as the newest plan that names each has them.
+def _numbers(texts: Sequence[str]) -> UINT64:
+    """A hash of each text, [N]; 0 for an empty one."""
+    hashed_N = versions_of(pa.array(texts, pa.string()))
+    return np.where([bool(text) for text in texts], hashed_N | np.uint64(1), np.uint64(0))
 
-    `ids`: uri now -> id. `sizes`: id -> (uri now, size), of those of which only the size was compared.
+
+def _places(rows: pa.Table, roots: Roots, plan_seq: int | None) -> UINT64:
+    """A hash of the place and size of each video, [N]; 0 for a planned one unless it has moved, and by size alone."""
+    uris, sizes = rows["uri"].to_pylist(), rows["size_bytes"].to_pylist()
+    if plan_seq is None:
+        return _numbers([f"{size} {uri}" for uri, size in zip(uris, sizes, strict=True)])
+    by_size = [uri is not None and roots.by_size(uri, plan_seq) for uri in uris]
+    now = roots.table(rows, plan_seq)["uri"].to_pylist() if any(by_size) else uris
+    return _numbers([f"{size} {uri}" if one else "" for uri, size, one in zip(now, sizes, by_size, strict=True)])
+
+
+def _ids_of_moved(plans: Sequence[Manifest], videos: Rows) -> Callable[[pa.Table], pa.Table]:
+    """What gives the videos of a list that it names by absolute paths the ids that they had before they moved.
+
+    A video keeps its own id if a plan knows that, and if the list has the other one, too.
     """
-
-    def __init__(self, plans: Sequence[Manifest]) -> None:
-        self.ids: dict[str, str] = {}
-        self.sizes: dict[str, tuple[str, int]] = {}
-        for manifest in plans:
-            if manifest.now is manifest.videos:
-                for one in manifest.videos["video_id"].to_pylist() if self.sizes else ():
-                    self.sizes.pop(one, None)
+    roots = plans[0].roots if plans else Roots()
+    absolute = [
+        (one, uri)
+        for batch in (videos.to_batches(max_chunksize=BATCH) if roots.records else ())
+        for one, path, uri in zip(*(batch[name].to_pylist() for name in ("video_id", "path", "uri")), strict=True)
+        if _is_absolute(path, one)
+    ]
+    if not absolute:
+        return lambda rows: rows
+    known = NewestPlans(plans).find(pa.array([one for one, _ in absolute]))[0] >= 0
+    wanted = pa.array([uri for (_, uri), is_known in zip(absolute, known, strict=True) if not is_known], pa.string())
+    ids: dict[str, str] = {}  # of the wanted uris; those of newer plans count
+    for manifest in plans:
+        for rows in manifest.parts():
+            moved = roots.table(rows, manifest.plan.seq)
+            if moved is rows:
                 continue
-            rows = (manifest.videos[name].to_pylist() for name in ("video_id", "uri", "size_bytes"))
-            for one, planned, size, uri in zip(*rows, manifest.now["uri"].to_pylist(), strict=True):
-                self.sizes.pop(one, None)
-                if uri != planned:
-                    self.ids[uri] = one
-                if manifest.roots.by_size(planned, manifest.plan.seq):
-                    self.sizes[one] = uri, size
+            chosen = pc.and_(pc.is_in(moved["uri"], wanted), pc.not_equal(moved["uri"], rows["uri"]))
+            ids |= zip(*(moved[name].filter(chosen).to_pylist() for name in ("uri", "video_id")), strict=True)
+    taken = {one for batch in videos.to_batches() for one in batch["video_id"].to_pylist()} if ids else set()
+    ids = {uri: one for uri, one in ids.items() if one not in taken}
+
+    def renamed(rows: pa.Table) -> pa.Table:
+        names, uris = rows["video_id"].to_pylist(), rows["uri"].to_pylist()
+        at = rows.schema.get_field_index("video_id")
+        return rows.set_column(at, rows.schema.field(at), pa.array(list(map(ids.get, uris, names)), pa.string()))
+
+    return renamed if ids else lambda rows: rows
 
 
 def _is_absolute(path: str, named: str) -> bool:
@@ -133,5 +215,6 @@ def to_do(store: Store, job: JobRecord, src: str, found: pa.Table, limit: int | 
     made = changes(list(plans.values()), found if limit is None else found.slice(0, limit), without=skipped)
     open_ = [key for key in work.todo if key.plan_seq not in skipped]
     rows = [plans[seq].roots.table(plans[seq].rows(shard), seq) for seq, shard in open_]
-    pending = pa.concat_tables([table.select(VideoRef.__slots__) for table in (made.videos.slice(0, 0), *rows)])
+    names = list(VideoRef.__slots__)
+    pending = pa.concat_tables([found.select(names).slice(0, 0), *(table.select(names) for table in rows)])
     return ToDo(made, pending, len(open_), skipped)

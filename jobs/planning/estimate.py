@@ -140,7 +140,7 @@ def estimate(
 
     `tell` is called with the progress. InputError if there is nothing to do.
     """
-    new = todo.changes.videos
+    new = todo.changes.videos()
     videos = pa.concat_tables([one.select(VideoRef.__slots__) for one in (new, todo.pending)])
     if not videos.num_rows:
         raise InputError("there is nothing to estimate")

@@ -29,7 +29,7 @@ from p3d.jobs.planning.changes import changes
 from p3d.jobs.planning.job_spec import NO_WEIGHTS, JobSpec, check_spec
 from p3d.pipeline.dataset.plans import Manifest, plans_of, write_plan
 from p3d.pipeline.dataset.roots import load_roots
-from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.dataset.sharding import sharded, with_shards
 from p3d.pipeline.dataset.verify import current_failures
 from p3d.pipeline.decode.routes.nvdec import not_here
 from p3d.pipeline.errors import InputError, NoSuchJob, OtherRecipe, StoreMissing
@@ -214,12 +214,12 @@ def add_plan(
     earlier = [Manifest(store, plan, roots) for plan in plans_of(store, job.recipe)]
     videos = found.videos if limit is None else found.videos.slice(0, limit)
     found_changes = changes(earlier, videos, without=without)
-    if not found_changes.videos.num_rows:
+    if not found_changes.n_videos:
         return None
     if earlier:
         say(str(found_changes))
     seq = max((manifest.plan.seq for manifest in earlier), default=0) + 1
-    rows = with_shards(found_changes.videos, sizing)
+    rows = sharded(found_changes.tables(), sizing)
     return write_plan(store, seq, job.recipe, rows, found.n_skipped, sizing)
 
 
@@ -242,9 +242,10 @@ def add_retry(
         return None
     tables = []
     for seq, ids in sorted(failed.items()):
-        videos = Manifest(store, plans[seq]).videos.drop_columns(["shard"])
-        videos = roots.table(videos, seq)
-        tables.append(videos.filter(pc.is_in(videos["video_id"], pa.array(sorted(ids), pa.string()))))
+        wanted = pa.array(sorted(ids), pa.string())
+        for videos in Manifest(store, plans[seq]).parts():
+            chosen = videos.filter(pc.is_in(videos["video_id"], wanted)).drop_columns(["shard"])
+            tables.append(roots.table(chosen, seq))
     again = look_again(pa.concat_tables(tables, promote_options="default"), s3, keep_missing=True)
     return write_plan(store, max(plans) + 1, job.recipe, with_shards(again, sizing), 0, sizing)
 

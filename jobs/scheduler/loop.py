@@ -57,9 +57,10 @@ from p3d.jobs.scheduler.state import (
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.autoscale import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
-from p3d.pipeline.dataset.commit import Committed, committed_names, derive
+from p3d.pipeline.dataset.commit import Committed, derive
 from p3d.pipeline.dataset.plans import Manifest
-from p3d.pipeline.dataset.totals import ShardKey, Totals, count, ended
+from p3d.pipeline.dataset.stored_files import StoredFiles
+from p3d.pipeline.dataset.totals import ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import (
     DamagedJob,
     InputError,
@@ -226,21 +227,24 @@ class RayLoop:
         if finish.exit_code not in (0, 3):
             return finish
         try:
-            whole = committed_names(self.store)[1]
+            plans = {seq: manifest.plan for seq, manifest in self.manifests.items()}
+            found = StoredFiles(self.store, plans.values())
             refuse_changed(self.store, self.job, self.manifests)
             refuse_damaged(self.store, self.job, self.manifests, self.work.todo)
         except StoreError as error:
             return Finish(6, f"all shards were committed, but {self.store.url} cannot be read: {error}")
         except DamagedJob as error:
             return Finish(7, f"all shards were committed, but {error}", lost=True)
-        keys = [*self.work.committed.values(), *self.work.todo]
-        lost = sorted({shard_name(self.manifests[seq].plan.plan8, shard) for seq, shard in keys} - whole)
-        if not lost:
+        expected = self.work.committed.with_keys(self.work.todo)
+        lost = expected & ~ShardSet({seq: found.whole(plan) for seq, plan in plans.items()})
+        if not len(lost):
             return finish
+        seq, shard = next(iter(lost))
         return Finish(
             6,
-            f"{len(lost)} of {len(keys)} shards were committed and are no longer in {self.store.url}, such as "
-            f"{lost[0]}: was the disk unmounted, or were files removed? A resume computes what is not there",
+            f"{len(lost)} of {len(expected)} shards were committed and are no longer in {self.store.url}, such as "
+            f"{shard_name(plans[seq].plan8, shard)}: was the disk unmounted, or were files removed? A resume computes "
+            "what is not there",
             lost=True,
         )
 
@@ -342,8 +346,8 @@ class RayLoop:
         """Read and verify the footers of all shards that were committed before. A thread, since it may take long."""
         while True:
             try:
-                refuse_damaged(self.store, self.job, self.manifests, self.work.committed.values())
-                return self.counted.put(Counted(count_done(self.store, self.work, self.job.recipe.schema_version)))
+                refuse_damaged(self.store, self.job, self.manifests, self.work.committed)
+                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait forever
@@ -471,7 +475,7 @@ class RayLoop:
         if isinstance(reply, ShardError):
             return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
         self._measure(lambda metrics: metrics.done(key, reply.spent))
-        sums = count(reply.videos, key.plan_seq, self.work.superseded)
+        sums = count(reply.videos, self.work.newest.of_shard(self.manifests[key.plan_seq], key.shard))
         return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
 
     def _died(self, number: int, error: Any) -> Event:
@@ -494,7 +498,7 @@ class RayLoop:
             return CheckFailed(key, str(error))
         except StoreError as error:
             return Stop(6, str(error))
-        sums = count(ended(found.outcomes), key.plan_seq, self.work.superseded)
+        sums = count(ended(found.outcomes), self.work.newest.of_shard(manifest, key.shard))
         return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
 
     def _most_decodes(self) -> int:

@@ -101,7 +101,7 @@ def run_job(
 def _refuse_damaged(run: ClaimedRun, job: JobRecord, plans: dict[int, Manifest], work: Work) -> None:
     """Before a run without any work says so. DamagedJob, which its last heartbeat keeps for `status`."""
     try:
-        refuse_damaged(run.store, job, plans, work.committed.values())
+        refuse_damaged(run.store, job, plans, work.committed)
     except DamagedJob as error:
         stopped = RunSnapshot(counter=1, state="stopped", exit_code=DAMAGED, sentence=str(error))
         control.beat(run.store, run.epoch.number, stopped)

@@ -8,7 +8,7 @@ Legend: V videos of a shard, N rows of a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import reduce
 
@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.plans import Manifest, newest_plans, plans_of
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, plans_of
 from p3d.pipeline.dataset.roots import load_roots
-from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, keys_of, lost_clips, name_of, stored_files
+from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, lost_clips, name_of
+from p3d.pipeline.dataset.sorted_ids import is_one_of
+from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.user_columns import conform, own_fields
 from p3d.pipeline.errors import DamagedJob, as_stored
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import BOOL, VideoRef
+from p3d.pipeline.types import BOOL, INT64, VideoRef
 
 Rows = Iterator[tuple[str, pa.Table]]  # (folder, rows)
 
@@ -47,12 +49,11 @@ class NewestRows:
         self.plans = {str(manifest.plan.seq): manifest.plan.digest for manifest in manifests}
         self._manifests = manifests
         self._by_seq = {manifest.plan.seq: manifest for manifest in manifests}
-        self.newest = newest_plans(manifests)
-        self.unknown = leave_out - self.newest.keys()
+        self.newest = NewestPlans(manifests)
+        self.unknown = frozenset(one for one, seq in self._plans_of(leave_out).items() if seq < 0)
         self.excluded = len(leave_out) - len(self.unknown)
-        self.superseded = sum(manifest.plan.n_videos for manifest in manifests) - len(self.newest)
-        own = own_fields([manifest.videos for manifest in manifests], job.recipe.schema_version)
-        self.stored = schema.schemas_of(job.recipe, tuple(own))
+        self.superseded = self.newest.n_superseded
+        self.stored = schema.schemas_of(job.recipe, tuple(own_fields(manifests)))
         self.schemas = schema.newest_schemas(self.stored, job.recipe)
         self.pending = 0
         self._shards: list[tuple[Manifest, int]] = []
@@ -61,7 +62,7 @@ class NewestRows:
     @property
     def n_videos(self) -> int:
         """Videos that have rows here, or a failure."""
-        return len(self.newest) - self.excluded - self.pending
+        return self.newest.n_videos - self.excluded - self.pending
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -73,21 +74,31 @@ class NewestRows:
 
         The uri of a video that has moved is the one that was planned, or the one that it has now.
         """
-        if name in self.newest:
+        if self._plans_of({name})[name] >= 0:
             return () if name in self.leave_out else (name,)
-        name, found = as_stored(name), []
+        name, found = as_stored(name), list[str]()
         for manifest in self._manifests:
-            places = (manifest.videos["uri"], manifest.videos["path"], manifest.now["uri"])
-            named = reduce(pc.or_, (pc.equal(place, name) for place in places))
-            ids, seq = manifest.videos.select(["video_id"]).filter(named)["video_id"].to_pylist(), manifest.plan.seq
-            found += [one for one in ids if self.newest[one] == seq and one not in self.leave_out]
-        return tuple(found)
+            for first, videos in manifest.numbered_parts():
+                places = [videos["uri"], videos["path"]]
+                if (moved := self.roots.table(videos, manifest.plan.seq)) is not videos:
+                    places.append(moved["uri"])
+                named = reduce(pc.or_, (pc.fill_null(pc.equal(place, name), False) for place in places))
+                named_N = named.to_numpy() & self.newest.current(manifest.plan.seq, first, first + videos.num_rows)
+                found += videos["video_id"].filter(pa.array(named_N)).to_pylist()
+        return tuple(one for one in found if one not in self.leave_out)
+
+    def _plans_of(self, ids: Collection[str]) -> dict[str, int]:
+        """The newest plan that names each id; -1 if no plan does."""
+        names = sorted(ids)
+        seqs = self.newest.find(pa.array(names, pa.string()))[0].tolist() if names else []
+        return dict(zip(names, seqs, strict=True))
 
     def place(self, video: VideoRef) -> VideoRef:
         """A video of a row with the version that its source must have now; the uri of a row is the current one."""
         if not self.roots.records:
             return video
-        return replace(video, version=self._by_seq[self.newest[video.video_id]].video(video.video_id).version)
+        (seq,), (row,) = self.newest.find(pa.array([video.video_id]))
+        return replace(video, version=self._by_seq[seq].video(row).version)
 
     def rows(
         self,
@@ -115,22 +126,33 @@ class NewestRows:
                 on_step(done + 1, len(self._shards))
 
     def _find_shards(self, manifests: list[Manifest]) -> None:
-        found = stored_files(self.store)
+        found = StoredFiles(self.store, [manifest.plan for manifest in manifests])
         for manifest in manifests:
-            for at in range(manifest.plan.n_shards):
-                name, n_kept = name_of(manifest, at), int(self._kept(manifest, at, None).sum())
-                if n_kept and (problem := lost_clips(name, n_kept, found)):
-                    self._refuse(problem)
-                if n_kept and all(key in found for key in keys_of(name)):
-                    self._shards.append((manifest, at))
-                elif n_kept:
-                    self.pending += n_kept
+            kept_S, whole_S = self._kept_counts(manifest), found.whole(manifest.plan)
+            for at in np.flatnonzero((kept_S > 0) & found.orphaned(manifest.plan))[:1].tolist():
+                problem = lost_clips(name_of(manifest, at), int(kept_S[at]), found)
+                assert problem is not None
+                self._refuse(problem)
+            self._shards += [(manifest, at) for at in np.flatnonzero((kept_S > 0) & whole_S).tolist()]
+            self.pending += int(kept_S[~whole_S].sum())
+
+    def _kept_counts(self, manifest: Manifest) -> INT64:
+        """How many videos of each shard are current and not left out, [shards]."""
+        counts = []
+        for at, part in enumerate(manifest.plan.parts):
+            edges, first = manifest.part(at).edges, manifest.span(part.first_shard)[0]
+            kept_N = self.newest.current(manifest.plan.seq, first, first + part.n_videos)
+            if self.leave_out:
+                kept_N &= ~is_one_of(manifest.part(at).videos["video_id"], self.leave_out)
+            counts.append(np.add.reduceat(kept_N, edges[:-1], dtype=np.int64))
+        return np.concatenate(counts)
 
     def _kept(self, manifest: Manifest, at: int, only: frozenset[str] | None) -> BOOL:
         """Which videos of a shard are wanted, [V]."""
-        ids, seq = manifest.rows(at)["video_id"].to_pylist(), manifest.plan.seq
-        kept = (self.newest[one] == seq and one not in self.leave_out and (only is None or one in only) for one in ids)
-        return np.fromiter(kept, bool, len(ids))
+        kept_V, ids = self.newest.of_shard(manifest, at), manifest.rows(at)["video_id"]
+        if self.leave_out:
+            kept_V &= ~is_one_of(ids, self.leave_out)
+        return kept_V if only is None else kept_V & is_one_of(ids, only)
 
     def _shard(self, manifest: Manifest, at: int, clips: bool, keep_V: BOOL) -> Rows:
         one = ShardCheck(manifest, manifest.shard(at), self.job.recipe, self._refuse)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from p3d.pipeline.types import VideoOutcome
+import numpy as np
+
+from p3d.pipeline.types import BOOL, VideoOutcome
+
+CHUNK = 1 << 16  # shards that are Python objects at a time
 
 
 class ShardKey(NamedTuple):
@@ -18,6 +22,38 @@ class ShardKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.plan_seq}/{self.shard}"
+
+
+class ShardSet:
+    """A set of shards: one byte for each shard of its plans. Iterates in the order of the plans and of their shards."""
+
+    def __init__(self, of_plan: Mapping[int, BOOL]) -> None:
+        self._of_plan = of_plan
+
+    def __iter__(self) -> Iterator[ShardKey]:
+        for seq, held_S in self._of_plan.items():
+            for first in range(0, len(held_S), CHUNK):
+                for at in np.flatnonzero(held_S[first : first + CHUNK]).tolist():
+                    yield ShardKey(seq, first + at)
+
+    def __len__(self) -> int:
+        return sum(int(np.count_nonzero(held_S)) for held_S in self._of_plan.values())
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, ShardKey) and bool(self._of_plan[key.plan_seq][key.shard])
+
+    def __invert__(self) -> ShardSet:
+        return ShardSet({seq: ~held_S for seq, held_S in self._of_plan.items()})
+
+    def with_keys(self, keys: Iterable[ShardKey]) -> ShardSet:
+        """The set with these shards, too."""
+        both = {seq: held_S.copy() for seq, held_S in self._of_plan.items()}
+        for seq, shard in keys:
+            both[seq][shard] = True
+        return ShardSet(both)
+
+    def __and__(self, other: ShardSet) -> ShardSet:
+        return ShardSet({seq: held_S & other._of_plan[seq] for seq, held_S in self._of_plan.items()})
 
 
 @dataclass(slots=True)
@@ -51,11 +87,15 @@ def ended(outcomes: Iterable[VideoOutcome]) -> tuple[Ended, ...]:
     return tuple(Ended(o.video.video_id, o.n_clips, str(o.failure.reason) if o.failure else None) for o in outcomes)
 
 
-def count(videos: Iterable[Ended], plan_seq: int, superseded: dict[str, int]) -> Totals:
-    """The sums over a shard's videos, without those that a newer plan lists."""
-    sums = Totals()
-    for video_id, n_clips, reason in videos:
-        if superseded.get(video_id, plan_seq) == plan_seq:
+def count(videos: Iterable[Ended], current_V: BOOL) -> Totals:
+    """The sums over a shard's videos, in its order, without those that a newer plan lists.
+
+    All of them count if they are not as many as planned: then the file is damaged, which `verify` says.
+    """
+    sums, known = Totals(), list(videos)
+    current = current_V.tolist() if len(known) == len(current_V) else [True] * len(known)
+    for (_, n_clips, reason), is_current in zip(known, current, strict=True):
+        if is_current:
             sums.videos += 1
             sums.clips += n_clips
             if reason is not None:

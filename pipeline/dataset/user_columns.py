@@ -7,21 +7,26 @@ lacks is null in its rows. Numbers get the wider type if no value changes by the
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.pipeline.dataset.schema import own_columns
+from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.errors import InputError
 
 
-def own_fields(manifests: list[pa.Table], version: int) -> list[pa.Field]:
+def own_fields(manifests: Iterable[Manifest]) -> list[pa.Field]:
     """The user's columns of all manifests, in the order in which they first appear, without metadata."""
-    ours = own_columns(version)
-    names = [name for table in manifests for name in table.column_names if name not in ours]
+    kinds: dict[str, set[pa.DataType]] = {}
+    holders: dict[str, list[Manifest]] = {}
+    for manifest in manifests:
+        for field in manifest.own_fields:
+            kinds.setdefault(field.name, set()).add(field.type)
+            holders.setdefault(field.name, []).append(manifest)
     return [
-        pa.field(name, _common(name, [table[name] for table in manifests if name in table.column_names]))
-        for name in dict.fromkeys(names)
+        pa.field(name, next(iter(found)) if len(found) == 1 else _common(name, holders[name]))
+        for name, found in kinds.items()
     ]
 
 
@@ -35,8 +40,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _common(name: str, columns: list[pa.ChunkedArray]) -> pa.DataType:
-    """A type that holds every value of all columns."""
+def _common(name: str, manifests: list[Manifest]) -> pa.DataType:
+    """A type that holds every value that the plans have in a column."""
+    columns = [pa.chunked_array([chunk for rows in one.parts() for chunk in rows[name].chunks]) for one in manifests]
     wanted = [pa.schema([pa.field(name, column.type)]) for column in columns]
     candidates: list[pa.DataType] = [pa.string()]
     with contextlib.suppress(pa.ArrowException):

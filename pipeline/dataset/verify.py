@@ -17,12 +17,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.commit import clips_key, data_files
 from p3d.pipeline.dataset.files import check, reading
-from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plans_of
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, check_digest, load_plans, plans_of
 from p3d.pipeline.dataset.roots import load_roots
-from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer, stored_files
+from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer
+from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import Store
@@ -84,19 +87,21 @@ def audit(
 
     Raises DamagedJob if the plans themselves, or the records of moved videos, cannot be trusted.
     """
-    found, plans = stored_files(store), plans_of(store, job.recipe)
+    plans = plans_of(store, job.recipe)
+    found = StoredFiles(store, plans)
     result = Audit(plans=len(plans), roots=len(load_roots(store).records))
-    n_shards, done, ids = sum(plan.n_shards for plan in plans), 0, set[str]()
-    for plan in plans:
-        manifest = Manifest(store, plan)
-        ids.update(manifest.videos["video_id"].to_pylist())
+    n_shards, done = sum(plan.n_shards for plan in plans), 0
+    manifests = [Manifest(store, plan) for plan in plans]
+    for plan, manifest in zip(plans, manifests, strict=True):
+        if len(plan.parts) > 1:  # others have been checked
+            check_digest(plan, manifest.parts())
         for one in _checked(store, job.recipe, [(manifest, at) for at in range(plan.n_shards)], found, deep=deep):
             _count_shard(one, found, result)
             done += 1
             if on_shard is not None:
                 on_shard(done, n_shards)
-    result.superseded = result.manifest - len(ids)
-    for key in sorted(found.keys() - {key for plan in plans for name in plan.shard_names for key in keys_of(name)}):
+    result.superseded = NewestPlans(manifests).n_superseded
+    for key in found.strange:
         result.unexpected += 1
         result.problem(f"{key} belongs to no plan of this output")
     return result
@@ -107,14 +112,15 @@ def audit_shards(store: Store, recipe: Recipe, shards: Iterable[tuple[Manifest, 
 
     A run makes it of the shards that were committed, so that it finishes no output which `verify` rejects.
     """
-    found, result = stored_files(store), Audit()
-    for one in _checked(store, recipe, list(shards), found, deep=False):
+    wanted, result = list(shards), Audit()
+    found = StoredFiles(store, {manifest.plan.seq: manifest.plan for manifest, _ in wanted}.values())
+    for one in _checked(store, recipe, wanted, found, deep=False):
         _count_shard(one, found, result)
     return result
 
 
 def _checked(
-    store: Store, recipe: Recipe, shards: list[tuple[Manifest, int]], found: dict[str, int], *, deep: bool
+    store: Store, recipe: Recipe, shards: list[tuple[Manifest, int]], found: StoredFiles, *, deep: bool
 ) -> Iterator[ShardCheck]:
     """The check of each shard, made if its clips file is in `found`. Threads read footers ahead."""
 
@@ -138,7 +144,7 @@ def _checked(
                 yield one
 
 
-def _count_shard(one: ShardCheck, found: dict[str, int], result: Audit) -> None:
+def _count_shard(one: ShardCheck, found: StoredFiles, result: Audit) -> None:
     """Count a shard. One without any files is pending; of one without its clips file alone, all videos are lost."""
     name, n_videos = one.shard.name, len(one.shard.videos)
     result.manifest += n_videos
@@ -187,12 +193,14 @@ def current_failures(store: Store) -> list[dict[str, Any]]:
     """The current rows of failures/: a video's state is that of the newest plan that names it. DamagedJob."""
     plans, roots = load_plans(store), load_roots(store)
     version = plans[0].schema_version if plans else SCHEMA_VERSION
-    newest = newest_plans(Manifest(store, plan) for plan in plans) if len(plans) > 1 else {}
+    newest = NewestPlans(Manifest(store, plan) for plan in plans) if len(plans) > 1 else None
     rows: list[dict[str, Any]] = []
     for info in data_files(store, "failures/"):
         with reading(store, info.key, f"`p3d verify {store.words()} --repair` repairs what can be repaired"):
             table = schema.read_parquet(io.BytesIO(store.read(info.key)))
             check(table.schema.equals(schema.failures_schema(version)), "it has other columns than p3d writes")
+            if newest is not None:
+                seq_N = newest.find(table["video_id"])[0]
+                table = table.filter(pa.array((seq_N < 0) | (seq_N == table["plan_seq"].to_numpy())))
             rows += columns.with_newer(table, columns.FAILURES, version).to_pylist()
-    rows = [row for row in rows if newest.get(row["video_id"], row["plan_seq"]) == row["plan_seq"]]
     return [row | {"uri": row["uri"] and roots.now(row["uri"], row["plan_seq"])} for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from p3d.jobs.job import look, survey
@@ -30,9 +31,9 @@ def test_a_video_that_a_newer_plan_lists_does_not_count_in_its_older_shard() -> 
     )
     plans = {1: first, 2: second}
     work = look(store, plans)
-    assert (work.superseded, work.n_videos, len(work.todo)) == ({"d": 2}, 4, 3)
+    assert (work.newest.n_superseded, work.n_videos, len(work.todo)) == (1, 4, 3)
     rows = shard_rows(first, 1, frames=(40, 0))  # c is embedded, d fails
-    sums = count(ended(rows.outcomes), 1, work.superseded)
+    sums = count(ended(rows.outcomes), work.newest.of_shard(first, 1))
     assert (sums.videos, sums.clips, sums.failed) == (1, len(rows.clips), 0)
     for seq, at in work.todo:
         rows = shard_rows(plans[seq], at, frames=(40, 0) if (seq, at) == (1, 1) else (16,))
@@ -44,5 +45,5 @@ def test_a_video_that_a_newer_plan_lists_does_not_count_in_its_older_shard() -> 
 def test_of_one_plan_every_video_counts() -> None:
     """If no newer plan lists a video again, a shard counts in full, with failures by reason."""
     first = planned(MemoryStore(), "abcd")
-    sums = count(ended(shard_rows(first, 0, frames=(40, 0)).outcomes), 1, {})
+    sums = count(ended(shard_rows(first, 0, frames=(40, 0)).outcomes), np.ones(4, bool))
     assert (sums.videos, dict(sums.failures)) == (4, {"truncated": 2})

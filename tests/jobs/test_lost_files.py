@@ -24,8 +24,9 @@ from p3d.jobs.scheduler import run as runs
 from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.scheduler.run import ClaimedRun, run_job
 from p3d.jobs.scheduler.state import Counted, Finish, Stop
-from p3d.pipeline.dataset.commit import clips_key, commit_shard, failures_key, videos_key
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, committed_names, failures_key, videos_key
 from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import DamagedJob, StoreGone, StrayFile
 from p3d.pipeline.recipe import RunOptions
@@ -87,7 +88,7 @@ def test_a_lost_clips_file_is_seen_and_its_shard_is_computed_again(
     """The derived files of its old bytes are moved aside and named, so that OUT is clean when the run has finished."""
     work = look(done, manifests(done, read_job(done)))
     assert work.nothing_left and not work.orphaned
-    name = sorted(work.committed)[1]
+    name = sorted(committed_names(done)[0])[1]
     old = (done.root / videos_key(name)).read_bytes()
     (done.root / clips_key(name)).unlink()
     if also is not None:
@@ -105,7 +106,7 @@ def test_a_lost_clips_file_is_seen_and_its_shard_is_computed_again(
 @pytest.mark.fault(59)
 def test_only_a_run_with_full_trust_moves_files_aside(done: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that may only read the videos below a folder refuses, with the commands in the order that works."""
-    name = sorted(look(done, manifests(done, read_job(done))).committed)[0]
+    name = sorted(committed_names(done)[0])[0]
     (done.root / clips_key(name)).unlink()
     before = sorted(info.key for info in done.list() if not info.key.startswith("_job/"))
     with pytest.raises(DamagedJob, match=r"`p3d trust .*`, then `p3d verify .* --repair`, and then this command"):
@@ -116,7 +117,7 @@ def test_only_a_run_with_full_trust_moves_files_aside(done: LocalStore, monkeypa
 @pytest.mark.fault(59)
 def test_a_shard_that_is_committed_while_it_is_listed_is_not_taken_for_lost(done: LocalStore) -> None:
     """Files made from clips are listed before clips, so that a commit between two listings never looks like damage."""
-    name = sorted(look(done, manifests(done, read_job(done))).committed)[0]
+    name = sorted(committed_names(done)[0])[0]
     hidden = {key: (done.root / key).read_bytes() for key in (clips_key(name), videos_key(name), failures_key(name))}
 
     class Late(LocalStore):
@@ -141,7 +142,7 @@ def test_a_run_never_writes_into_what_took_the_place_of_its_output(
     done: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If OUT is exchanged for another job's while the run is in progress, nothing is written there."""
-    name = sorted(look(done, manifests(done, read_job(done))).committed)[0]
+    name = sorted(committed_names(done)[0])[0]
     for key in (clips_key(name), videos_key(name), failures_key(name)):
         (done.root / key).unlink()
     other = done.root.parent / "other"
@@ -164,20 +165,20 @@ def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Before its last heartbeat a run lists what it has committed: if a file is missing it stops with 6, resumable."""
-    true = loops.committed_names
+    true = loops.StoredFiles
     life = Life(0, tmp_path)
     life.rates = {}
     vanished: list[str] = []
 
-    def names(store: Store) -> tuple[set[str], set[str]]:
+    def names(store: Store, plans: Any) -> StoredFiles:
         if not vanished:
             key = min(key for key in life.store.objects if key.startswith(f"{lost}/"))
             vanished.append(key)
             for folder in (lost,) if lost == "videos" else ("clips", "videos", "failures"):
                 del life.store.objects[key.replace(lost, folder)], life.store.kept[key.replace(lost, folder)]
-        return true(store)
+        return true(store, plans)
 
-    monkeypatch.setattr(loops, "committed_names", names)
+    monkeypatch.setattr(loops, "StoredFiles", names)
     with real_code_of(life):
         try:
             assert type_in(life, "launch", life.launch, SMALL, False) == 6
@@ -185,7 +186,7 @@ def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(
             assert beat is not None and (beat.state, beat.exit_code) == ("stopped", 6)
             assert "1 of 2 shards were committed and are no longer in" in str(beat.sentence)
             assert vanished[0].rpartition("/")[2].removesuffix(".parquet") in str(beat.sentence)
-            monkeypatch.setattr(loops, "committed_names", true)
+            monkeypatch.setattr(loops, "StoredFiles", true)
             assert type_in(life, "resume", life.resume, False) in FINISHED
             life.check_end()
         finally:
@@ -197,16 +198,16 @@ def test_a_run_whose_records_are_gone_does_not_say_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     """Without its job or a plan, `verify` takes all rows for strangers: exit 7, and the message names the record."""
-    true = loops.committed_names
+    true = loops.StoredFiles
     life = Life(0, tmp_path)
     life.rates = {}
 
-    def names(store: Store) -> tuple[set[str], set[str]]:
+    def names(store: Store, plans: Any) -> StoredFiles:
         life.store.objects.pop(key, None)
         life.store.kept.pop(key, None)
-        return true(store)
+        return true(store, plans)
 
-    monkeypatch.setattr(loops, "committed_names", names)
+    monkeypatch.setattr(loops, "StoredFiles", names)
     with real_code_of(life):
         try:
             with pytest.raises(AssertionError, match="launch#1 ends with 7"):  # no other story of the simulator does
@@ -227,7 +228,7 @@ def test_a_run_does_not_finish_an_output_that_verify_rejects(done: LocalStore, m
     with pytest.warns(StrayFile):
         assert not audit(done, read_job(done)).damaged
     (done.root / "clips" / "._a.parquet").write_bytes(b"\x00\x05\x16\x07")
-    with pytest.warns(StrayFile), pytest.raises(DamagedJob, match=r"such as \._a\.parquet: move them"):
+    with pytest.warns(StrayFile), pytest.raises(DamagedJob, match=r"such as clips/\._a\.parquet: move them"):
         run(done, monkeypatch)
     with pytest.warns(StrayFile):
         assert audit(done, read_job(done)).damaged
@@ -262,7 +263,7 @@ def test_nothing_left_to_do_is_not_finished_if_the_quick_verify_rejects_it(
     done: LocalStore, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
     """Files damaged in place, and derived files of other clips: exit 7 with two commands, which repair it in order."""
-    name = sorted(look(done, manifests(done, read_job(done))).committed)[1]
+    name = sorted(committed_names(done)[0])[1]
     assert run(done, monkeypatch)[0] is None and read_status(done, read_job(done)).state == "finished"
     damage(done, name)
     assert audit(done, read_job(done), deep=False).damaged
@@ -289,12 +290,12 @@ def test_a_run_with_work_left_does_not_finish_a_damaged_output_either(done: Loca
     job, plans = read_job(done), manifests(done, read_job(done))
     work = look(done, plans)
     loop: Any = SimpleNamespace(store=done, job=job, manifests=plans, work=work, counted=SimpleQueue())
-    ours = replace(work, todo=list(work.committed.values()), committed={})
+    ours = replace(work, todo=list(work.committed), committed=work.committed & ~work.committed)
     finished: Any = SimpleNamespace(**{**vars(loop), "work": ours})
     RayLoop._count(loop)
     assert isinstance(loop.counted.get(), Counted)
     assert RayLoop._confirmed(finished, Finish(0, "finished")) == Finish(0, "finished")
-    damage(done, sorted(work.committed)[1])
+    damage(done, sorted(committed_names(done)[0])[1])
     RayLoop._count(loop)
     stop = loop.counted.get()
     assert isinstance(stop, Stop) and stop.exit_code == 7 and "verify" in stop.sentence

@@ -24,7 +24,7 @@ from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.jobs.scheduler.state import Finish
 from p3d.jobs.trust import need_trust
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, write_plan
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, load_plans, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import DamagedJob, OtherRecipe, StoreError, Untrusted
 from p3d.pipeline.recipe import JobRecord, Recipe, RunOptions, ShardSizing, new_job_id
@@ -317,8 +317,9 @@ def test_a_list_launched_again_into_a_foreign_job_is_planned_once(
         assert code == 6 and ran[-1] == {f"file://{tmp_path}/{name}.mp4" for name in "ab"}, err
         assert f"plan 1 is skipped: file:///private/p.mp4 is not in {listed}" in err
         assert ("nothing in SRC is new" in err) is again and len(load_plans(store)) == 2
-    newest = newest_plans(manifests(store, read_job(store)).values())
-    assert newest == {"x": 1, **dict.fromkeys(found["video_id"].to_pylist(), 2)}
+    newest = NewestPlans(manifests(store, read_job(store)).values())
+    assert newest.find(pa.array(["x"]))[0].tolist() == [1] and newest.n_videos == 1 + found.num_rows
+    assert set(newest.find(found["video_id"])[0].tolist()) == {2}
 
 
 def test_plans_without_a_job_are_not_taken_over(tmp_path: Path, small_weights: Path, archive: Path) -> None:

@@ -129,7 +129,7 @@ def test_rates_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monk
 
     rates = expected_by_brute_force(out, truth, k)
     assert (hits.clip_hit1, hits.video_hit1, hits.video_hit_top) == pytest.approx(rates, abs=1e-12)
-    assert hits.videos + hits.unlabelled + hits.failed + hits.pending == len(newest(out).newest)
+    assert hits.videos + hits.unlabelled + hits.failed + hits.pending == newest(out).newest.n_videos
     assert hits.pending == 2
     dest = LocalStore(str(tmp_path / "dest"))
     snapshot(newest(out), dest, skip_pending=True)

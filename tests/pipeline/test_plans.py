@@ -24,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import plans as manifest_module
-from p3d.pipeline.dataset.plans import Manifest, load_plans, newest_plans, plan_digest, read_part, write_plan
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, load_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
@@ -389,9 +389,16 @@ def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
     plans = load_plans(store)
     assert [plan.seq for plan in plans] == [1, 9999, 10_000]
     manifests = [Manifest(store, plan) for plan in reversed(plans)]
-    assert newest_plans(manifests) == {"a": 10_000, "b": 9999, "c": 1}
-    assert newest_plans(manifests, "version") == {"a": "2" * 16, "b": "1" * 16, "c": "0" * 16}
-    assert newest_plans([]) == {}
+    newest = NewestPlans(manifests)
+    seqs, rows = newest.find(pa.array(["a", "b", "c", "d"]))
+    assert (seqs.tolist(), rows.tolist()) == ([10_000, 9999, 1, -1], [0, 1, 2, -1])
+    assert (newest.n_videos, newest.n_superseded) == (3, 3)
+    assert [newest.current(plan.seq, 0, plan.n_videos).tolist() for plan in plans] == [
+        [False, False, True],
+        [False, True],
+        [True],
+    ]
+    assert NewestPlans([]).n_videos == 0
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

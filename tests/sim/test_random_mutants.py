@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from p3d.jobs import job
@@ -103,33 +104,24 @@ def deaths_fail_videos(patch: Patch) -> None:
 def oldest_plan_counts(patch: Patch) -> None:
     """A video's state is that of the oldest plan that names it."""
 
-    def oldest_plans(manifests):
-        oldest = {}
-        for one in reversed(list(manifests)):
-            oldest.update(dict.fromkeys(one.videos["video_id"].to_pylist(), one.plan.seq))
-        return oldest
+    class OldestPlans(manifest.NewestPlans):
+        def of_shard(self, plan, shard):
+            ids = plan.rows(shard)["video_id"].to_pylist()
+            older = [one for one in self._plans if one.plan.seq < plan.plan.seq]
+            known = {name for one in older for name in one.videos["video_id"].to_pylist()}
+            return np.array([name not in known for name in ids])
 
-    patch.setattr(job, "newest_plans", oldest_plans)
-
-
-class Anything(dict):
-    """A dictionary whose values compare equal to everything."""
-
-    def __getitem__(self, key):
-        return Same()
-
-
-class Same:
-    def __eq__(self, other):
-        return True
-
-    __hash__ = None
+    patch.setattr(job, "NewestPlans", OldestPlans)
 
 
 def counts_superseded_rows(patch: Patch) -> None:
     """A video in two plans counts twice."""
-    true = job.newest_plans
-    patch.setattr(job, "newest_plans", lambda manifests: Anything(true(manifests)))
+
+    class AllPlans(manifest.NewestPlans):
+        def of_shard(self, plan, shard):
+            return np.ones(plan.n_videos(shard), bool)
+
+    patch.setattr(job, "NewestPlans", AllPlans)
 
 
 def both_are_in_charge(patch: Patch) -> None:

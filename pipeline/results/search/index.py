@@ -257,7 +257,7 @@ def current(source: NewestRows | SnapshotRows, rows: pa.Table, among: frozenset[
     wanted: BOOL = np.fromiter((among is None or name in among for name in names), bool, len(names))[codes_N]
     if isinstance(source, SnapshotRows):
         return wanted
-    newest = np.fromiter((source.newest.get(name, -1) for name in names), np.int64, len(names))
+    newest = source.newest.find(ids.dictionary)[0]
     holds: BOOL = wanted & (newest[codes_N] == rows["plan_seq"].to_numpy())
     return holds
 
