@@ -21,11 +21,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 
 from bench.rounds import REPO, Report, Spread, Table, parser_of
@@ -37,8 +39,9 @@ from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.state import Dispatch, Scheduler, ShardDone, StartWorker, WorkerReady
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, Spent
 from p3d.jobs.worker.autoscale import Load
-from p3d.pipeline.dataset.plans import Manifest
-from p3d.pipeline.dataset.totals import Ended, ShardKey
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans
+from p3d.pipeline.dataset.summaries import Summaries
+from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet
 from p3d.pipeline.extract import Progress
 from p3d.pipeline.recipe import JobRecord, RunOptions
 from p3d.pipeline.storage.store import ObjectInfo
@@ -79,14 +82,22 @@ class FullStore(NullStore):
 class Repeated:
     """A real manifest that repeats its shards without end."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, n_shards: int) -> None:
         self.manifest = manifest
+        self.plan = replace(manifest.plan, n_shards=n_shards)
+        self.each = manifest.plan.n_videos // manifest.plan.n_shards
 
     def shard(self, shard: int) -> ShardPlan:
         return self.manifest.shard(shard % PLANNED)
 
     def user_columns(self, shard: int) -> pa.Table:
         return self.manifest.user_columns(shard % PLANNED)
+
+    def n_videos(self, shard: int) -> int:
+        return self.each
+
+    def span(self, shard: int) -> tuple[int, int]:
+        return shard * self.each, (shard + 1) * self.each
 
     def moved(self, shard: ShardPlan) -> None:
         return None
@@ -164,10 +175,12 @@ def run_of(shards: int, workers: int, shard_videos: int, cluster: Any = None, **
     manifest = planned(store, [f"{n:032x}" for n in range(PLANNED * shard_videos)], shard_videos=shard_videos)
     store.objects[golden_key(job.recipe)] = b'{"features": [1.0]}'
     todo = [ShardKey(1, at) for at in range(shards)]
-    work = Work(todo, [], {}, shards * shard_videos, shards, {})
+    manifests: Any = {1: Repeated(manifest, shards)}
+    none = ShardSet({1: np.zeros(shards, bool)})
+    summaries = Summaries(NullStore({}), manifests, none)
+    work = Work(todo, [], none, shards * shard_videos, shards, NewestPlans([]), summaries)
     cluster = cluster or Cluster(Machines(2, 2, 0), Path("/nowhere"))
     epoch = Epoch(1, platform.node(), "", os.getpid(), "", {})
-    manifests: Any = {1: Repeated(manifest)}
     return scheduler.RayLoop(
         NullStore(store.objects), job, manifests, work, cluster, epoch, RunOptions(workers, 2, 1, 1, **options)
     )
@@ -196,7 +209,7 @@ def rss_mb() -> float:
 
 def part_machine(shards: int, workers: int, shard_videos: int) -> dict[str, Any]:
     """The Scheduler without a loop: every event of a job without failures."""
-    manifests: Any = {1: SimpleNamespace(plan=SimpleNamespace(plan8="0" * 8, n_shards=shards, n_videos=shards))}
+    manifests: Any = {1: SimpleNamespace(plan=SimpleNamespace(seq=1, plan8="0" * 8, n_shards=shards, n_videos=shards))}
     before = rss_mb()
     work = look(NullStore({}), manifests)
     machine = Scheduler(work.todo, n_workers=workers, n_videos=shards, shards_each=2)

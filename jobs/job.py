@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,8 @@ from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.dataset.stored_files import StoredFiles
-from p3d.pipeline.dataset.totals import ShardKey, ShardSet, Totals, count, ended
+from p3d.pipeline.dataset.summaries import Summaries
+from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
 from p3d.pipeline.recipe import JobRecord, Recipe
 from p3d.pipeline.storage.store import Store
@@ -135,6 +136,7 @@ class Work:
     n_videos: int
     n_shards: int
     newest: NewestPlans
+    summaries: Summaries
     done: Totals = field(default_factory=Totals)
     orphaned: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
@@ -142,6 +144,11 @@ class Work:
     @property
     def nothing_left(self) -> bool:
         return not self.todo and not self.underived
+
+    @property
+    def unsummarised(self) -> ShardSet:
+        """The committed shards that no summary covers: a run reads and verifies the footers of each."""
+        return self.committed & ~self.summaries.shards
 
 
 def look(store: Store, manifests: dict[int, Manifest]) -> Work:
@@ -151,7 +158,7 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
     committed = ShardSet({seq: found.committed(plan) for seq, plan in plans.items()})
     whole = ShardSet({seq: found.whole(plan) for seq, plan in plans.items()})
     orphaned = ShardSet({seq: found.orphaned(plan) for seq, plan in plans.items()})
-    newest = NewestPlans(manifests.values())
+    newest, summaries = NewestPlans(manifests.values()), Summaries(store, manifests, committed)
     return Work(
         todo=list(~committed),
         underived=list(committed & ~whole),
@@ -159,6 +166,7 @@ def look(store: Store, manifests: dict[int, Manifest]) -> Work:
         n_videos=newest.n_videos,
         n_shards=sum(plan.n_shards for plan in plans.values()),
         newest=newest,
+        summaries=summaries,
         orphaned=sorted(shard_name(plans[seq].plan8, shard) for seq, shard in orphaned),
         strange=found.strange,
     )
@@ -202,20 +210,25 @@ def refuse_changed(store: Store, job: JobRecord, manifests: dict[int, Manifest])
             raise DamagedJob(f"{store.url}/{manifest.plan.key} is gone or was replaced; restore it")
 
 
-def count_done(store: Store, manifests: dict[int, Manifest], work: Work) -> Totals:
-    """The totals of the committed shards, from the footer of each."""
+def count_done(store: Store, manifests: dict[int, Manifest], work: Work, *, summarise: bool = False) -> Totals:
+    """The totals of the committed shards: from summaries, and from the footers of shards that none covers.
 
-    def read(key: ShardKey) -> Totals:
+    With `summarise`, summaries of the latter are written.
+    """
+
+    def read(key: ShardKey) -> tuple[ShardKey, tuple[Ended, ...]]:
         plan = manifests[key.plan_seq].plan
         found = read_committed(store, shard_name(plan.plan8, key.shard), plan.schema_version)
-        return count(ended(found.outcomes), work.newest.of_shard(manifests[key.plan_seq], key.shard))
+        return key, ended(found.outcomes)
 
-    done = Totals()
+    done, unread = work.summaries.count(work.newest)
     with ThreadPoolExecutor(READERS) as pool:
-        keys = iter(work.committed)
+        keys = chain(unread, work.unsummarised)
         while some := list(islice(keys, AHEAD)):
-            for totals in pool.map(read, some):
-                done.add(totals)
+            for key, videos in pool.map(read, some):
+                done.add(count(videos, work.newest.of_shard(manifests[key.plan_seq], key.shard)))
+                if summarise:
+                    work.summaries.add(key, videos)
     return done
 
 

@@ -190,7 +190,7 @@ def resume_job(out: str, source: str | None, how: HowToRun, elsewhere: Elsewhere
     work = look(store, plans)
     refuse_strange(store, work)
     if work.nothing_left and work.n_shards:
-        refuse_damaged(store, job, plans, work.committed)
+        refuse_damaged(store, job, plans, work.unsummarised)
         say(f"nothing to do: all {work.n_videos} videos are accounted for")
         return Ran(store, job)
     if elsewhere is not None:

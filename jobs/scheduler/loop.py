@@ -60,7 +60,7 @@ from p3d.jobs.worker.decoding import gpus_of_a_worker
 from p3d.pipeline.dataset.commit import Committed, derive
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.dataset.stored_files import StoredFiles
-from p3d.pipeline.dataset.totals import ShardKey, ShardSet, Totals, count, ended
+from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import (
     DamagedJob,
     InputError,
@@ -343,11 +343,14 @@ class RayLoop:
         return [TryAgain()]
 
     def _count(self) -> None:
-        """Read and verify the footers of all shards that were committed before. A thread, since it may take long."""
+        """Count what was committed before, and read and verify the footers of shards that no summary covers.
+
+        A thread, since it may take long.
+        """
         while True:
             try:
-                refuse_damaged(self.store, self.job, self.manifests, self.work.committed)
-                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work)))
+                refuse_damaged(self.store, self.job, self.manifests, self.work.unsummarised)
+                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work, summarise=True)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait forever
@@ -475,6 +478,7 @@ class RayLoop:
         if isinstance(reply, ShardError):
             return ShardTrouble(number, key, reply.kind, reply.detail)  # type: ignore[arg-type] # the kinds are the same
         self._measure(lambda metrics: metrics.done(key, reply.spent))
+        self._summarise(key, reply.videos)
         sums = count(reply.videos, self.work.newest.of_shard(self.manifests[key.plan_seq], key.shard))
         return ShardDone(number, key, sums.videos, sums.clips, tuple(sums.failures.items()))
 
@@ -498,8 +502,15 @@ class RayLoop:
             return CheckFailed(key, str(error))
         except StoreError as error:
             return Stop(6, str(error))
-        sums = count(ended(found.outcomes), self.work.newest.of_shard(manifest, key.shard))
+        videos = ended(found.outcomes)
+        self._summarise(key, videos)
+        sums = count(videos, self.work.newest.of_shard(manifest, key.shard))
         return Checked(key, True, sums.videos, sums.clips, tuple(sums.failures.items()))
+
+    def _summarise(self, key: ShardKey, videos: tuple[Ended, ...]) -> None:
+        """Note for a summary how the videos of a shard ended. Without it, a resume reads the footers."""
+        with self._sink("summaries"):
+            self.work.summaries.add(key, videos)
 
     def _most_decodes(self) -> int:
         """The maximum decode concurrency of a worker. With NVDEC it is fixed, since decodes share the GPU."""

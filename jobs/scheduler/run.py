@@ -65,6 +65,8 @@ def run_job(
     refuse_strange(store, work)
     if work.orphaned:
         _set_aside(run, work, say)
+    for key in work.summaries.stale:
+        store.delete(key)
     derive_again(store, job, plans, work.underived)
     skipped = skipped_plans(plans, work.todo, run.rule, run.own_plan)
     for seq, uri in skipped.items():
@@ -101,7 +103,7 @@ def run_job(
 def _refuse_damaged(run: ClaimedRun, job: JobRecord, plans: dict[int, Manifest], work: Work) -> None:
     """Before a run without any work says so. DamagedJob, which its last heartbeat keeps for `status`."""
     try:
-        refuse_damaged(run.store, job, plans, work.committed)
+        refuse_damaged(run.store, job, plans, work.unsummarised)
     except DamagedJob as error:
         stopped = RunSnapshot(counter=1, state="stopped", exit_code=DAMAGED, sentence=str(error))
         control.beat(run.store, run.epoch.number, stopped)

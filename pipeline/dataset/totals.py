@@ -39,6 +39,10 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(int(np.count_nonzero(held_S)) for held_S in self._of_plan.values())
 
+    def of_plan(self, plan_seq: int) -> BOOL:
+        """Which shards of a plan are in the set, [shards]."""
+        return self._of_plan[plan_seq]
+
     def __contains__(self, key: object) -> bool:
         return isinstance(key, ShardKey) and bool(self._of_plan[key.plan_seq][key.shard])
 
