@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from p3d.jobs.api.keywords import explicit, listed, path_of
@@ -67,10 +68,12 @@ from p3d.pipeline.recipe import (
     RunKeywords,
     RunOptions,
     ShardSizing,
+    digest,
     new_job_id,
 )
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule, absolute
 from p3d.pipeline.sources.listing import find, root_of
+from p3d.pipeline.storage.cache import cache_folder
 from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 
@@ -123,7 +126,8 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
         prepared = prepare(spec, s3, store)
         refuse_unfit_device(prepared.recipe, options.device, there)
         existing = refuse_other_job(store, prepared.recipe, prepared.origin)
-        found = find(src, s3, id_column=plan.id_column, include=plan.include, exclude=plan.exclude, tell=say)
+        kept, column = _kept_listing(src, store, plan, s3), plan.id_column
+        found = find(src, s3, id_column=column, include=plan.include, exclude=plan.exclude, tell=say, kept=kept)
         store.prove_create_once()
         earlier = load_plans(store) if existing else []
         known = known_sizing(plan.shard_videos, earlier, _kind(options, cluster))
@@ -138,6 +142,7 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
             skipped = skipped_plans(plans, look(store, plans).todo, rule) if plans else {}
             sizing = sample.sizing(prepared.clips_per_s, options.workers)
             added = add_plan(store, job, found, sizing=sizing, limit=plan.limit, without=skipped, say=say)
+            found.forget()
             if plan.shard_videos and any(one.sizing != sizing for one in earlier):
                 say(f"--shard-videos {plan.shard_videos} is for new plans; shards of earlier plans stay as they are")
             if added is None:
@@ -148,6 +153,14 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
             own_plan = added.digest if added else ""
             run = ClaimedRun(store, options, epoch, pulse, cluster, rule, own_plan)
             return Ran(store, job, run_job(out, job, run, say=say, show_progress=how.show_progress))
+
+
+def _kept_listing(src: str, store: Store, plan: PlanOptions, s3: StoreOptions) -> Path | None:
+    """A folder in this user's cache for the listing of a launch, so that a kill does not start it again."""
+    named = [src, store.url, s3.endpoint_url, s3.profile, list(plan.include), list(plan.exclude)]
+    with contextlib.suppress(InputError):
+        return cache_folder() / "listing" / digest(named)[:32]
+    return None
 
 
 def job_of(

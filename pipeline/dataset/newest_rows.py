@@ -89,9 +89,9 @@ class NewestRows:
 
     def _plans_of(self, ids: Collection[str]) -> dict[str, int]:
         """The newest plan that names each id; -1 if no plan does."""
-        names = sorted(ids)
+        names = [name for name in ids if name == name.encode(errors="replace").decode()]  # others are not UTF-8
         seqs = self.newest.find(pa.array(names, pa.string()))[0].tolist() if names else []
-        return dict(zip(names, seqs, strict=True))
+        return dict.fromkeys(ids, -1) | dict(zip(names, seqs, strict=True))
 
     def place(self, video: VideoRef) -> VideoRef:
         """A video of a row with the version that its source must have now; the uri of a row is the current one."""

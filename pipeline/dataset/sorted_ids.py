@@ -133,7 +133,7 @@ class SortedIds:
         return run
 
     def find(self, ids: pa.ChunkedArray | pa.Array) -> INT64:
-        """The row that was added last of each id, [N]; -1 if there is none of it."""
+        """The row that was added last of each id, [N]; -1 if no row has it."""
         rows_N = np.full(len(ids), -1, np.int64)
         high_N, low_N = _words(ids)
         run_N = self._run_of(high_N) if self._files else np.zeros(len(ids), np.uint16)

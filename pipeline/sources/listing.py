@@ -66,6 +66,7 @@ class SourceListing:
     videos: pa.Table
     skipped: tuple[str, ...]
     n_skipped: int = 0
+    forget: Callable[[], None] = lambda: None  # once the rows are planned: a listing that was interrupted goes on
 
 
 def find(
@@ -77,6 +78,7 @@ def find(
     exclude: Sequence[str] = (),
     tell: Tell = lambda _: None,
     read: ReadList = read_list,
+    kept: Path | None = None,
 ) -> SourceListing:
     """The videos of a folder, an `s3://` prefix, one file, or a list (local or on S3).
 
@@ -84,6 +86,7 @@ def find(
     Relative paths are relative to the list. Of a folder or a prefix, only videos that a pattern of `include` matches
     are taken, if there are any, and none that one of `exclude` matches. Such a pattern may also be the source.
     `tell` is called with the progress of a long listing. `read` parses a list, for lists that have more in a line.
+    `kept` is a folder for this listing alone: if the listing of an S3 prefix is interrupted, the next one continues it.
     InputError if the source cannot be read or has no videos.
     """
     path, globs = check_source(source, id_column=id_column, include=include, exclude=exclude)
@@ -93,7 +96,7 @@ def find(
         found = (
             _from_list(source, _read_s3(source, options), read, options, id_column)
             if is_list
-            else _walk_s3(source, options, globs, tell)
+            else _walk_s3(source, options, globs, tell, kept)
         )
     elif is_list and path.is_file():
         try:
@@ -193,19 +196,27 @@ class _Sorter:
         self.n_skipped = self.n_seen = 0
         self.told = time.monotonic()
         self.lock = threading.Lock()
+        for earlier in buffer.before.values():
+            self._count(earlier.n_rows, earlier.n_others, earlier.others)
+        if buffer.n_rows:
+            tell(f"the listing of before is continued: {self.n_seen} files, {buffer.n_rows} of them videos ...")
 
-    def take(self, rows: list[VideoRef], others: list[str]) -> None:
-        self.buffer.write(rows)
+    def _count(self, n_rows: int, n_others: int, others: list[str]) -> None:
+        self.n_seen += n_rows + n_others
+        self.n_skipped += n_others
+        self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
+
+    def take(self, rows: list[VideoRef], others: list[str], part: str = "", last: str = "") -> None:
+        self.buffer.write(rows, part, last, others)
         with self.lock:
-            self.n_seen += len(rows) + len(others)
-            self.n_skipped += len(others)
-            self.skipped += others[: MAX_SKIPPED - len(self.skipped)]
+            self._count(len(rows), len(others), others)
             if time.monotonic() - self.told > TELL_S:
                 self.told = time.monotonic()
                 self.tell(f"{self.n_seen} files listed so far, {self.buffer.n_rows} of them videos ...")
 
     def found(self) -> SourceListing:
-        return SourceListing(self.buffer.table(), tuple(sorted(self.skipped)), self.n_skipped)
+        forget = self.buffer.forget if self.buffer.is_kept else lambda: None
+        return SourceListing(self.buffer.table(), tuple(sorted(self.skipped)), self.n_skipped, forget)
 
 
 def _one_file(path: Path, globs: Globs) -> SourceListing:
@@ -264,17 +275,24 @@ def is_video(name: bytes | str) -> bool:
     return (suffix.decode("ascii", "replace") if isinstance(suffix, bytes) else suffix) in VIDEO_EXTENSIONS
 
 
-def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell) -> SourceListing:
+def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell, kept: Path | None) -> SourceListing:
     from p3d.pipeline.storage.s3.store import S3Store  # botocore takes half a second to import
-    from p3d.pipeline.storage.s3.walk import walk
+    from p3d.pipeline.storage.s3.walk import list_parts, split
 
     bucket, prefix = split_s3_uri(source)
     store = S3Store(f"s3://{bucket}", options)
     root = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
-    with ListingBuffer() as buffer:
+    with ListingBuffer(kept) as buffer:
         sorter = _Sorter(buffer, tell)
 
-        def take(objects: list[ObjectInfo]) -> None:
+        def begin(part: str) -> str | None:
+            before = buffer.before.get(part)
+            return "" if before is None else None if before.done else before.last
+
+        def take(part: str, objects: list[ObjectInfo] | None) -> None:
+            if objects is None:
+                buffer.end(part)
+                return
             names = [info.key.removeprefix(root) for info in objects]
             videos = {
                 name: info
@@ -282,9 +300,14 @@ def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell) -> So
                 if globs.keeps(name) and is_video(name) and not _is_apple_double(store, info.key, info.size_bytes)
             }
             rows = [s3_row(bucket, info.key, name, info) for name, info in videos.items()]
-            sorter.take(rows, [name for name in names if name and not name.endswith("/") and name not in videos])
+            others = [name for name in names if name and not name.endswith("/") and name not in videos]
+            sorter.take(rows, others, part, max((info.key for info in objects), default=""))
 
-        walk(store, root, take)
+        parts = buffer.parts
+        if parts is None:
+            parts = split(store, root, take)
+            buffer.split(parts)
+        list_parts(store, parts, take, begin)
         if not sorter.n_seen and prefix and not globs and (info := store.head(prefix)) is not None:  # one object
             return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
         return sorter.found()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 
 from p3d.pipeline.errors import StoreUnknown
+from p3d.pipeline.sources import listing_buffer
 from p3d.pipeline.sources.listing import find
+from p3d.pipeline.sources.listing_buffer import ListingBuffer
 from p3d.pipeline.storage.s3 import store as s3
 from p3d.pipeline.storage.s3 import walk as s3_walk
 from p3d.pipeline.storage.s3.store import S3Store
@@ -41,7 +47,7 @@ def keys_of_a_tree(seed: int) -> list[str]:
 
 def walked(store: S3Store, root: str = "") -> Counter[str]:
     found: list[ObjectInfo] = []
-    walk(store, root, found.extend)
+    walk(store, root, lambda _, page: found.extend(page or ()))
     return Counter(info.key for info in found)
 
 
@@ -119,4 +125,75 @@ def test_a_listing_that_cannot_continue_ends_in_an_error(moto_front: Proxy, monk
     monkeypatch.setattr(s3_walk, "PATIENCE_S", 1.0)
     moto_front.faults = [Fault("status", method="GET", key="continuation-token", share=0.9)]
     with pytest.raises(StoreUnknown):
-        walk(S3Store("s3://walk-ends"), "", lambda _: None)
+        walk(S3Store("s3://walk-ends"), "", lambda *_: None)
+
+
+class Killed(BaseException):
+    """What stands for the end of the process."""
+
+
+def stop_after(n_pages: int, patch: pytest.MonkeyPatch) -> None:
+    """The process ends when so many pages have been written."""
+    write, left = ListingBuffer.write, count(n_pages, -1)
+
+    def until(self: ListingBuffer, *given: Any) -> None:
+        if next(left) <= 0:
+            raise Killed
+        write(self, *given)
+
+    patch.setattr(ListingBuffer, "write", until)
+
+
+@pytest.mark.fault(35)
+def test_an_interrupted_listing_is_continued(
+    tree: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an end at any page, also within a write, the next listing gives the rows of one without an interrupt."""
+    monkeypatch.setattr(s3, "PAGE_KEYS", 5)
+    monkeypatch.setattr(s3_walk, "OPENED_PAGES", 2)
+    monkeypatch.setattr(s3_walk, "LISTERS", 4)
+    source, kept, said = f"s3://{tree[0]}", tmp_path / "kept", list[str]()
+    plain = find(source, StoreOptions())
+    continued = 0
+    for n_pages in (0, 1, 5, 12, 20, 10_000):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            stop_after(n_pages, patch)
+            find(source, StoreOptions(), kept=kept)
+        for path in sorted(kept.glob("*.arrows"))[:1]:  # the last batch of a file is not whole
+            path.write_bytes(path.read_bytes()[:-40])
+        said.clear()
+        found = find(source, StoreOptions(), tell=said.append, kept=kept)
+        assert found.videos.equals(plain.videos) and found.n_skipped == plain.n_skipped, n_pages
+        assert found.skipped == plain.skipped
+        continued += any("continued" in one for one in said)
+        found.forget()
+        assert not kept.exists() and found.videos.equals(plain.videos)
+    assert continued >= 2
+
+
+def test_an_old_listing_is_started_again(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one from before this machine started, since nothing was synced. Two processes never share a folder."""
+    for n in range(40):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"v/{n % 4}/{n}.mp4", Body=b"1")
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(s3, "PAGE_KEYS", 5)
+    find(f"s3://{bucket}", StoreOptions(), kept=kept)  # whole, but never planned
+    for name, value in (("KEPT_S", 0.0), ("boot_id", lambda: "another")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing_buffer, name, value)
+            assert ListingBuffer(kept).parts is None
+        find(f"s3://{bucket}", StoreOptions(), kept=kept)
+    first = ListingBuffer(kept)
+    second = ListingBuffer(kept)
+    assert (first.is_kept, second.is_kept) == (True, False) and first.parts is not None
+    second.close()
+    first.close()
+
+
+def test_a_listing_that_was_interrupted_costs_no_request_again(moto_front: Proxy, tmp_path: Path) -> None:
+    """What was listed is not asked for again: a whole listing that was not planned needs no request at all."""
+    fill("walk-kept", 40)
+    first = find("s3://walk-kept", StoreOptions(), kept=tmp_path / "kept")
+    moto_front.requests.clear()
+    again = find("s3://walk-kept", StoreOptions(), kept=tmp_path / "kept")
+    assert again.videos.equals(first.videos) and moto_front.requests == []

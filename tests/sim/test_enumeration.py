@@ -14,11 +14,12 @@ from itertools import count
 
 import pytest
 
-from p3d.jobs.job import derive_again, manifests, survey
+from p3d.jobs.job import count_done, derive_again, look, manifests, survey
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
-from p3d.pipeline.dataset import commit, schema
+from p3d.pipeline.dataset import commit, schema, summaries
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
+from p3d.pipeline.dataset.totals import ended
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError, NoSuchJob, StoreMissing
 from p3d.pipeline.recipe import JobRecord, ShardSizing
@@ -35,8 +36,9 @@ DATA = ("clips/", "videos/", "failures/", "plans/", "job.json", "weights/")
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between tries take no time."""
+    """Pauses between tries take no time. Each shard has a summary of its own."""
     monkeypatch.setattr(commit, "PAUSE_S", 0.0)
+    monkeypatch.setattr(summaries, "BLOCK", 1)
 
 
 class Attempts:
@@ -77,10 +79,13 @@ def meet_zombies(store: MemoryStore, attempts: Attempts) -> None:
 
 
 def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies: bool = False) -> None:
-    """Sweep, survey, derive missing files, commit the remaining shards, and write the final heartbeat."""
+    """Sweep, count, derive missing files, commit the remaining shards, and write the final heartbeat."""
     control.sweep_temps(store)
     plans = manifests(store, JOB)
-    work = survey(store, plans)
+    work = look(store, plans)
+    for stale in work.summaries.stale:
+        store.delete(stale)
+    count_done(store, plans, work, summarise=True)
     derive_again(store, JOB, plans, work.underived)
     for key in work.todo:
         manifest = plans[key.plan_seq]
@@ -90,7 +95,8 @@ def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies:
             with store.temp_file() as path:
                 commit._write_clips(path, theirs, recipe())
                 MemoryStore.create(store, clips_key(rows.shard.name), path)  # without the injected faults
-        commit_shard(store, rows, recipe(), manifest.user_columns(key.shard))
+        done = commit_shard(store, rows, recipe(), manifest.user_columns(key.shard))
+        work.summaries.add(key, ended(done.outcomes))
     control.beat(store, epoch.number, RunSnapshot(counter=1, state="finished"))
 
 

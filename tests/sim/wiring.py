@@ -22,7 +22,7 @@ from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import loop as scheduler
 from p3d.jobs.worker import actor as workers
-from p3d.pipeline.dataset import commit, schema, verify
+from p3d.pipeline.dataset import commit, schema, summaries, verify
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage import local as local_module
@@ -87,6 +87,7 @@ def real_code_of(life: Life) -> Iterator[None]:
         (control.is_live, "__kwdefaults__", {"sleep": life.wait}),
         (job, "ThreadPoolExecutor", OneThread),
         (verify, "ThreadPoolExecutor", OneThread),
+        (summaries, "BLOCK", 2),
         (planning, "golden_features", lambda _: np.zeros(8, np.float32)),
         (planning, "software", dict),
         (planning, "new_job_id", lambda: "0" * 32),

@@ -29,11 +29,11 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import AlreadyRunning, InputError, StrayFile
 from p3d.pipeline.recipe import digest
+from p3d.pipeline.storage.cache import CACHE, cache_folder
 from p3d.pipeline.storage.local import fsync, is_private, is_utf8, make_private, writing
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.storage.urls import place_of
 
-CACHE = "P3D_CACHE"
 OLD_FOLDER = "_job/index/"  # of an output, where earlier versions kept indexes
 LOCK_S = 3600.0  # how long a build waits for another one of the same output
 LOCK_POLL_S = 0.2
@@ -131,18 +131,6 @@ class IndexFolder:
         for path in sorted(self.path.iterdir()):
             if path.name.removeprefix(".").startswith(f"{group}-") and path.name not in kept:
                 path.unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """P3D_CACHE, default ~/.cache/p3d. InputError if it is a relative path, or not set and the user has no home."""
-    if named := os.environ.get(CACHE):
-        if not Path(named).is_absolute():  # in an output from somebody else it would be a folder of that output
-            raise InputError(f"{CACHE}={named} is not an absolute path")
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "p3d"
-    except RuntimeError as error:
-        raise InputError(f"{error}; set {CACHE} to a folder for indexes") from None
 
 
 @contextlib.contextmanager

@@ -112,12 +112,15 @@ class S3Store(Store):
         for objects, _ in self.pages(prefix):
             yield from objects
 
-    def pages(self, prefix: str = "", *, delimiter: str = "", patience_s: float = 0.0) -> Iterator[Page]:
-        """Pages of at most PAGE_KEYS: (objects, common prefixes up to `delimiter`).
+    def pages(
+        self, prefix: str = "", *, delimiter: str = "", patience_s: float = 0.0, after: str = ""
+    ) -> Iterator[Page]:
+        """Pages of at most PAGE_KEYS: (objects, common prefixes up to `delimiter`). `after` is a key to begin behind.
 
         A page that fails is retried for at least `patience_s` seconds, and the listing continues from there.
         """
         asked = {"Prefix": self.prefix + prefix, "MaxKeys": PAGE_KEYS} | ({"Delimiter": delimiter} if delimiter else {})
+        asked |= {"StartAfter": self.prefix + after} if after else {}
         while True:
             page = self._ask("list_objects_v2", prefix, patience_s, **asked)
             yield (
