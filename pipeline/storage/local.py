@@ -223,34 +223,35 @@ class LocalStore(Store):
                 if (found := next(pending[-1], None)) is None:
                     pending.pop()
                     continue
-                key, status = found
-                if status is None:
+                key, mode, size, time_ns = found
+                if stat.S_ISDIR(mode):
                     pending.append(self._entries(key, prefix))
-                elif stat.S_ISREG(status.st_mode):
-                    yield ObjectInfo(key, status.st_size, status.st_mtime_ns)
+                elif stat.S_ISREG(mode):
+                    yield ObjectInfo(key, size, time_ns)
                 else:
-                    warnings.warn(str(_special(f"{self.url}/{key}", status.st_mode)), StrayFile, stacklevel=2)
+                    warnings.warn(str(_special(f"{self.url}/{key}", mode)), StrayFile, stacklevel=2)
 
-    def _entries(self, folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result | None]]:
-        """(key, status) of the entries of a folder that may matter for the prefix, in the order of their keys.
+    def _entries(self, folder: str, prefix: str) -> Iterator[tuple[str, int, int, int]]:
+        """(key, mode, bytes, mtime_ns) of the entries of a folder that may matter for the prefix, in key order.
 
-        Without a status it is a folder. Nothing if the folder does not exist.
+        Nothing if the folder does not exist.
         """
         before = f"{folder}/" if folder else ""
-        found: list[tuple[str, os.stat_result | None]] = []
+        found: list[tuple[str, int, int, int]] = []  # a status has twice the size
         try:
             with self._inside(self.root / folder, sync=True) as at, os.scandir(at) as entries:
                 for entry in entries:
                     key = before + entry.name
                     if entry.is_dir(follow_symlinks=False):
                         if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                            found.append((key, None))
+                            found.append((key, stat.S_IFDIR, 0, 0))
                     elif key.startswith(prefix):
                         with contextlib.suppress(FileNotFoundError):
-                            found.append((key, entry.stat(follow_symlinks=False)))
+                            status = entry.stat(follow_symlinks=False)
+                            found.append((key, status.st_mode, status.st_size, status.st_mtime_ns))
         except FileNotFoundError:
             return iter(())
-        found.sort(key=lambda one: one[0] + "/" * (one[1] is None))
+        found.sort(key=lambda one: one[0] + "/" * stat.S_ISDIR(one[1]))
         return iter(found)
 
     def download(

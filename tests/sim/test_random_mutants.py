@@ -157,8 +157,8 @@ def loses_a_plan_silently(patch: Patch) -> None:
 
 def forgets_a_plans_number(patch: Patch) -> None:
     """Shards are named only by their videos, so that a second retry of the same videos gets the same names."""
-    true = manifest.plan_digest
-    patch.setattr(manifest, "plan_digest", lambda recipe_digest, seq, videos: true(recipe_digest, 1, videos))
+    true = manifest._hasher
+    patch.setattr(manifest, "_hasher", lambda recipe_digest, _: true(recipe_digest, 1))
 
 
 def forgives_a_failed_derive(patch: Patch) -> None:
@@ -189,18 +189,18 @@ def sweeps_unfinished_shards(patch: Patch) -> None:
 
 
 MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
-    (renames_if_absent, 105),
-    (tries_forever, 48),
+    (renames_if_absent, 170),
+    (tries_forever, 140),
     (never_looks_for_newer_runs, 5),
-    (adopts_without_deriving, 28),
-    (fails_videos_in_outages, 382),
+    (adopts_without_deriving, 140),
+    (fails_videos_in_outages, 455),
     (deaths_fail_videos, 5),
     (oldest_plan_counts, 200),
-    (counts_superseded_rows, 0),
+    (counts_superseded_rows, 20),
     (both_are_in_charge, 13),
-    (loses_a_plan_silently, 340),
-    (forgets_a_plans_number, 240),
-    (forgives_a_failed_derive, 285),
+    (loses_a_plan_silently, 1170),
+    (forgets_a_plans_number, 270),
+    (forgives_a_failed_derive, 455),
     (sweeps_unfinished_shards, 50),
 ]
 
