@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -95,7 +96,8 @@ def audit(
     for plan, manifest in zip(plans, manifests, strict=True):
         if len(plan.parts) > 1:  # others have been checked
             check_digest(plan, manifest.parts())
-        for one in _checked(store, job.recipe, [(manifest, at) for at in range(plan.n_shards)], found, deep=deep):
+        shards = ((manifest, at) for at in range(plan.n_shards))
+        for one in _checked(store, job.recipe, shards, found, deep=deep, n_shards=plan.n_shards):
             _count_shard(one, found, result)
             done += 1
             if on_shard is not None:
@@ -114,13 +116,19 @@ def audit_shards(store: Store, recipe: Recipe, shards: Iterable[tuple[Manifest, 
     """
     wanted, result = list(shards), Audit()
     found = StoredFiles(store, {manifest.plan.seq: manifest.plan for manifest, _ in wanted}.values())
-    for one in _checked(store, recipe, wanted, found, deep=False):
+    for one in _checked(store, recipe, iter(wanted), found, deep=False, n_shards=len(wanted)):
         _count_shard(one, found, result)
     return result
 
 
 def _checked(
-    store: Store, recipe: Recipe, shards: list[tuple[Manifest, int]], found: StoredFiles, *, deep: bool
+    store: Store,
+    recipe: Recipe,
+    shards: Iterator[tuple[Manifest, int]],
+    found: StoredFiles,
+    *,
+    deep: bool,
+    n_shards: int,
 ) -> Iterator[ShardCheck]:
     """The check of each shard, made if its clips file is in `found`. Threads read footers ahead."""
 
@@ -131,10 +139,9 @@ def _checked(
     with ExitStack() as stack:
         again = stack.enter_context(scratch_folder("p3d-")) / "again.parquet" if deep else None
         each: Callable[..., Iterator[dict[str, Footer]]] = map  # threads cost more than they save on few local files
-        if not deep and (len(shards) > FEW_SHARDS or store.url.startswith("s3://")):
+        if not deep and (n_shards > FEW_SHARDS or store.url.startswith("s3://")):
             each = stack.enter_context(ThreadPoolExecutor(READERS)).map
-        for first in range(0, len(shards), AHEAD):
-            some = shards[first : first + AHEAD]
+        while some := list(islice(shards, AHEAD)):
             for (manifest, at), footers in zip(some, each(read, some), strict=True):
                 one = ShardCheck(manifest, manifest.shard(at), recipe)
                 if footers:
