@@ -80,7 +80,8 @@ def run_job(
         control.beat(store, run.epoch.number, RunSnapshot(counter=1, state="finished"))
         return None
     shards, workers = counted(work.n_shards, "shard"), counted(run.options.workers, "worker")
-    say(f"{len(work.todo)} of {shards} to do; starting {workers} ...")
+    done = f"{len(work.committed)} done, " if len(work.committed) else ""
+    say(f"{done}{len(work.todo)} of {shards} to do; starting {workers} ...")
     try:
         finish = _loop(job, run, plans, work, say, show_progress)
     except KeyboardInterrupt:  # while Ray starts; the loop itself handles signals
