@@ -24,7 +24,16 @@ from p3d.pipeline.clips.rules import Sampling, parse_sampling
 from p3d.pipeline.errors import MALFORMED, DamagedJob, InputError, OtherRecipe, escape
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
 from p3d.pipeline.types import FrameSpec, checked, shard_name
-from p3d.pipeline.types.options import ABSENT, DEVICES, check_options, option
+from p3d.pipeline.types.options import (
+    ABSENT,
+    DEVICES,
+    check_options,
+    decode_memory_option,
+    max_failures_option,
+    option,
+    threads_option,
+    video_timeout_option,
+)
 from p3d.pipeline.types.policy import (
     MAX_DURATION_S,
     MAX_FILE_BYTES,
@@ -286,8 +295,8 @@ class Recipe(RecipeOptions, _Strict):
     def digest(self) -> str:
         return digest(self.to_dict())
 
-    def refuse_other(self, other: Recipe, place: str, origins: tuple[str, str] = ("", "")) -> None:
-        """Raise OtherRecipe, naming the fields that differ, unless `other` is equal. It may be of an older version.
+    def differences(self, other: Recipe, origins: tuple[str, str] = ("", "")) -> str:
+        """The fields that differ in another recipe, which may be of an older version; empty if the two are equal.
 
         `origins` say where the weights of both are from. If they differ, they are named instead of the digests.
         """
@@ -299,8 +308,11 @@ class Recipe(RecipeOptions, _Strict):
         if "weights_sha256" in fields and here and there and here != there:
             fields["weights"] = here, there
             del fields["weights_sha256"]
-        if fields:
-            listed = "; ".join(f"{name} {here} (there: {there})" for name, (here, there) in fields.items())
+        return "; ".join(f"{name} {here} (there: {there})" for name, (here, there) in fields.items())
+
+    def refuse_other(self, other: Recipe, place: str, origins: tuple[str, str] = ("", "")) -> None:
+        """Raise OtherRecipe, naming the `differences`, unless `other` is equal."""
+        if listed := self.differences(other, origins):
             raise OtherRecipe(f"{place} was made with other settings: {listed}. Use the same ones, or another output")
 
 
@@ -484,9 +496,7 @@ class RunOptions(_Strict):
         metavar="N",
         default_text=f"{GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU",
     )
-    threads: int = option(
-        ABSENT, "Use N threads per batch on a CPU.", low=1, high=1024, metavar="N", default_text="half the cores"
-    )
+    threads: int = threads_option(ABSENT, "Use N threads per batch on a CPU.", "half the cores", low=1)
     decode_tasks: int = ABSENT
     workers_per_gpu: int = option(
         1,
@@ -496,13 +506,8 @@ class RunOptions(_Strict):
         metavar="N",
     )
     device: str = option("auto", "Compute on this device. CUDA_VISIBLE_DEVICES chooses GPUs.", choices=DEVICES)
-    video_timeout_s: float = option(
-        VIDEO_TIMEOUT_S,
-        "Fail a video as decode_timeout after this long without frames.",
-        low=0,
-        above=True,
-        metavar="SECONDS",
-        flag="video-timeout",
+    video_timeout_s: float = video_timeout_option(
+        VIDEO_TIMEOUT_S, "Fail a video as decode_timeout after this long without frames."
     )
     max_duration_s: float = option(
         MAX_DURATION_S,
@@ -521,12 +526,8 @@ class RunOptions(_Strict):
         metavar="N",
         default_text=f"{MAX_FILE_BYTES >> 30} GiB",
     )
-    max_decode_memory: int = option(
-        MAX_DECODE_MEMORY,
-        "Fail a video as decode_memory if its decode takes more.",
-        low=1,
-        metavar="BYTES",
-        default_text=f"{MAX_DECODE_MEMORY >> 30} GiB",
+    max_decode_memory: int = decode_memory_option(
+        MAX_DECODE_MEMORY, "Fail a video as decode_memory if its decode takes more."
     )
     shard_attempts: int = SHARD_ATTEMPTS
     worker_deaths: int = WORKER_DEATHS
@@ -537,11 +538,8 @@ class RunOptions(_Strict):
         metavar="SECONDS",
         flag="store-patience",
     )
-    max_failures: MaxFailures = option(
-        MaxFailures(),
-        "Stop when more videos than this fail.",
-        metavar="N|P%",
-        default_text="when over half of the first 200 fail for one reason",
+    max_failures: MaxFailures = max_failures_option(
+        MaxFailures(), "Stop when more videos than this fail.", "when over half of the first 200 fail for one reason"
     )
     s3: StoreOptions = DEFAULTS
 

@@ -17,6 +17,7 @@ from p3d.jobs.training.record import RESULT_KEY, TrainRecord, code_of_result
 from p3d.jobs.training.snapshot import FINISHED, RUNNING, TESTING, TRAINING, TrainSnapshot
 from p3d.pipeline.errors import counted
 from p3d.pipeline.recipe import with_short_digests
+from p3d.pipeline.results.evaluation.classes import TOP
 from p3d.pipeline.storage.store import Store
 
 BAR = 78  # columns, at most
@@ -103,7 +104,8 @@ def render_training(status: TrainStatus, *, width: int, escape: Callable[[TrainS
         line.append(f"  checkpoint of step {now.checkpoint}")
     parts.append(line)
     if now.hits and status.state != FINISHED:
-        parts.append(Text("last test: " + "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in now.hits.items())))
+        hits = {name: rate for name, rate in now.hits.items() if status.classes > TOP or name != f"video_hit{TOP}"}
+        parts.append(Text("last test: " + "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in hits.items())))
     if now.stopping:
         parts.append(Text(f"stopping: {now.stopping}", "yellow"))
     if status.sentence:

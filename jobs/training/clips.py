@@ -142,14 +142,13 @@ class UniformClips:
         yield from self.source.clips(self.source.video(position), self.source.sampling)
 
 
-def frame_spec(clip: ClipRecipe, *, whole: bool) -> FrameSpec:
-    """How frames are resized and cropped; `whole` leaves the largest frame from which a crop may be drawn.
+def largest_frames(clip: ClipRecipe) -> FrameSpec:
+    """How frames are resized to the largest ones from which a crop may be drawn.
 
     Of frames whose short side is fixed, that is the square in the centre.
     """
     side = (clip.short_side, clip.short_side) if clip.short_side else None
-    crop_hw = (clip.resize_hw or side or clip.crop_hw) if whole else clip.crop_hw
-    return FrameSpec(crop_hw=crop_hw, resize_hw=clip.resize_hw, short_side=clip.short_side)
+    return FrameSpec(clip.resize_hw or side or clip.crop_hw, clip.resize_hw, clip.short_side)
 
 
 def decode_positions(

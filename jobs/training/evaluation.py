@@ -22,9 +22,10 @@ import torch.distributed as dist
 
 import p3d.weights
 from p3d.encoder import Encoder
+from p3d.jobs.planning.prepare import frame_spec
 from p3d.jobs.training import snapshot
 from p3d.jobs.training.checkpoints import METRICS
-from p3d.jobs.training.clips import Feeder, UniformClips, frame_spec
+from p3d.jobs.training.clips import Feeder, UniformClips
 from p3d.jobs.training.loop import Training
 from p3d.jobs.training.network import trained
 from p3d.jobs.training.record import RESULT_KEY, TEST, TRAIN, TrainRecord, data_digest
@@ -33,12 +34,12 @@ from p3d.jobs.training.snapshot import FINISHED, TESTING, Stopped
 from p3d.pipeline.clips.rules import parse_sampling
 from p3d.pipeline.errors import InputError, Reason, StoreMissing, counted
 from p3d.pipeline.recipe import with_short_digests
+from p3d.pipeline.results.evaluation.classes import TOP
 from p3d.pipeline.results.report.training import TrainingReport, render_training
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, Failure
 from p3d.weights import Weights, WeightsError
 
-TOP = 5
 TESTED_KEY = "_job/tested.json"
 PREDICTIONS = pa.schema(
     [
@@ -109,7 +110,7 @@ def _of_share(training: Training, videos: pa.Table) -> tuple[list[dict[str, Any]
     sampling = parse_sampling(
         f"uniform:{options.test_clips}", clip_frames=clip.n_frames, frame_step=options.frame_step, fps=options.fps
     )
-    source = training.source(videos, frame_spec(clip, whole=False), sampling)
+    source = training.source(videos, frame_spec(clip), sampling)
     share = Share(process.rank, process.world, 1, 0, videos.num_rows)
     encoder = Encoder(weights_now(training, ""), device=str(process.device), batch_size=run.micro_batch)
     labels, paths = videos["label"].to_pylist(), videos["path"].to_pylist()

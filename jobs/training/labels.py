@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.jobs.training.options import DEFAULT_SPLIT_COLUMN, LabelOptions
+from p3d.jobs.training.options import DEFAULT_LABEL_COLUMN, DEFAULT_SPLIT_COLUMN, LabelOptions
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.errors import InputError, StoreMissing, StoreNoBucket, as_stored, counted
 from p3d.pipeline.sources.identity import local_path
@@ -119,6 +119,8 @@ def labelled(
     notes = [f"{counted(found.n_skipped, 'other file')} skipped"] if found.n_skipped else []
     absent: list[str] = []
     if stated is None:
+        if not is_list:
+            _refuse_columns(source, options)
         paths = found.videos["path"].to_pylist()
         stated = _of_columns(source, found.videos, paths, options) if is_list else _of_folders(source, paths)
         rows = _table(found.videos, stated.classes, stated.splits)
@@ -166,6 +168,16 @@ def _of_folders(source: str, paths: list[str]) -> _Stated:
     order = tuple(sorted(set(classes)))
     splits = [SPLIT_WORDS[names[0].lower()] for names in parts] if depth else None
     return _Stated(source, paths, pa.array(classes), None if splits is None else pa.array(splits), order)
+
+
+def _refuse_columns(source: str, options: LabelOptions) -> None:
+    """InputError for names of columns where folders are the classes."""
+    for name, default in (("label", DEFAULT_LABEL_COLUMN), ("split", DEFAULT_SPLIT_COLUMN)):
+        if (column := getattr(options, f"{name}_column")) != default:
+            raise InputError(
+                f"--{name}-column {column} is for a list, and {source} is a folder, whose folders are the classes. "
+                "Leave it out, or name the list with --labels"
+            )
 
 
 def _of_columns(origin: str, table: pa.Table, names: list[str], options: LabelOptions, key: str = "path") -> _Stated:
@@ -238,7 +250,7 @@ def _read_labels(place: str, options: LabelOptions, s3: StoreOptions) -> _Stated
 
 def _of_table(place: str, content: bytes, options: LabelOptions) -> _Stated:
     """Labels in a table that names videos by video_id, uri or path: the first of these columns that is there."""
-    table = read_table(place, content, lambda names: options.label_column in names, "video_id")
+    table = read_table(place, content, lambda names: options.label_column in names, "video_id", [options.label_column])
     if twice := sorted(name for name, count in Counter(table.column_names).items() if count > 1):
         raise InputError(f"{place} has more than one column named {twice[0]!r}; rename one")
     if not table.num_rows:
@@ -281,7 +293,7 @@ def _of_two_lists(folder: str, s3: StoreOptions) -> _Stated:
 def _read_source(source: str, content: bytes, id_column: str | None, *, column: str) -> FileList:
     """As `read_list`, of a list with labels: those of a text list become a column of this name."""
     if source.lower().endswith(TABLE_EXTENSIONS):
-        return read_list(source, content, id_column)
+        return read_list(source, content, id_column, [column])
     entries, labels = _read_lines(source, content)
     return FileList(entries, own=pa.table({column: labels}))
 

@@ -33,7 +33,7 @@ from p3d.device import is_full
 from p3d.encoder import normalise
 from p3d.jobs.training import checkpoints
 from p3d.jobs.training.checkpoints import METRICS, State
-from p3d.jobs.training.clips import ClipSource, Feeder, TrainingClips, frame_spec
+from p3d.jobs.training.clips import ClipSource, Feeder, TrainingClips, largest_frames
 from p3d.jobs.training.network import in_training_mode, network_of, optimizer_of, pad_frames_first, schedule_of
 from p3d.jobs.training.options import TrainRun
 from p3d.jobs.training.pulse import Process, Pulse
@@ -76,7 +76,7 @@ class Training:
         sampling = parse_sampling(
             "uniform:1", clip_frames=clip.n_frames, frame_step=self.options.frame_step, fps=self.options.fps
         )
-        source = self.source(training, frame_spec(clip, whole=True), sampling)
+        source = self.source(training, largest_frames(clip), sampling)
         self.clips = TrainingClips(source, clip.crop_hw, self.options.flip, self.options.seed)
         self.network = network_of(start, self.options, record.freeze).to(process.device)
         if self.options.precision == "bf16" and process.device.type == "cpu":

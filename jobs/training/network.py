@@ -6,7 +6,6 @@ normalisations frozen but the first.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import p3d.weights
 from p3d import zoo
 from p3d.jobs.training.options import TrainOptions
+from p3d.names import RANDOM
 from p3d.networks.network import Network
 from p3d.pipeline.errors import InputError
 from p3d.weights import ImportOptions, Weights
@@ -27,7 +27,6 @@ from p3d.weights.seeded import normal
 CLASSIFIER_STD = 0.01  # of new classifiers: the deploy prototxt's filler is smaller, and learns as well
 WARM_UP = 0.25  # share of a one-cycle training in which the rate grows
 SHORTEST_CYCLE = 8  # steps
-RANDOM = re.compile("random:([0-9]{1,18})")
 
 
 def start_from(
@@ -39,7 +38,7 @@ def start_from(
     is replaced by small random numbers that the seed of the training decides.
     """
     try:
-        if RANDOM.fullmatch(init):
+        if init.startswith(RANDOM):
             if model is None:
                 raise InputError("random weights fit any network: choose one with --model (see `p3d models`)")
             found = p3d.weights.resolve(init, name=model, graph=graph, num_classes=len(class_names))
@@ -82,7 +81,7 @@ def what_is_frozen(options: TrainOptions, init: str) -> str:
     """What the option `freeze` comes to: none, bn, all-bn or backbone."""
     if options.freeze != "auto":
         return options.freeze
-    return "none" if RANDOM.fullmatch(init) else "bn"
+    return "none" if init.startswith(RANDOM) else "bn"
 
 
 def network_of(start: Weights, options: TrainOptions, freeze: str) -> Network:

@@ -15,12 +15,20 @@ from p3d.pipeline.clips.rate import MAX_FPS
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import MAX_DECODE_MEMORY, MaxFailures
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
-from p3d.pipeline.types.options import check_options, option
+from p3d.pipeline.types.options import (
+    check_options,
+    decode_memory_option,
+    max_failures_option,
+    option,
+    threads_option,
+    video_timeout_option,
+)
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("steps", "one-cycle", "constant")
 FREEZE = ("auto", "none", "bn", "all-bn", "backbone")
 PRECISIONS = ("fp32", "bf16")
+DEFAULT_LABEL_COLUMN = "label"
 DEFAULT_SPLIT_COLUMN = "split"  # which a list need not have
 CLIP_TIMEOUT_S = 60.0
 CHECKPOINT_MINUTES = 5.0
@@ -38,7 +46,7 @@ class LabelOptions:
         metavar="FILE",
         default_text="the folders of SRC; or the labels in it, if it is a list",
     )
-    label_column: str = option("label", "Take labels from this column of a list.", metavar="NAME")
+    label_column: str = option(DEFAULT_LABEL_COLUMN, "Take labels from this column of a list.", metavar="NAME")
     split_column: str = option(
         DEFAULT_SPLIT_COLUMN, "Take the split, train or test, from this column of a list.", metavar="NAME"
     )
@@ -130,14 +138,7 @@ class TrainRun:
         0, "Train in N processes, one per GPU.", low=0, metavar="N", default_text="one per GPU, else 1"
     )
     device: str = option("auto", "Compute on auto, cpu or cuda.", choices=("auto", "cpu", "cuda"))
-    threads: int = option(
-        0,
-        "Use N threads of each process on a CPU.",
-        low=0,
-        high=1024,
-        metavar="N",
-        default_text="its share of the cores",
-    )
+    threads: int = threads_option(0, "Use N threads of each process on a CPU.", "its share of the cores")
     micro_batch: int = option(
         0,
         "Compute N clips at a time and add up their gradients, where a whole batch does not fit into memory.",
@@ -163,26 +164,12 @@ class TrainRun:
     test_every: int = option(
         0, "Test every N steps as well as at the end.", low=0, metavar="N", default_text="only at the end"
     )
-    video_timeout_s: float = option(
-        CLIP_TIMEOUT_S,
-        "Skip a video after this long without a clip.",
-        low=0,
-        above=True,
-        metavar="SECONDS",
-        flag="video-timeout",
-    )
-    max_decode_memory: int = option(
-        MAX_DECODE_MEMORY,
-        "Skip a video if its decode takes more.",
-        low=1,
-        metavar="BYTES",
-        default_text=f"{MAX_DECODE_MEMORY >> 30} GiB",
-    )
-    max_failures: MaxFailures = option(
+    video_timeout_s: float = video_timeout_option(CLIP_TIMEOUT_S, "Skip a video after this long without a clip.")
+    max_decode_memory: int = decode_memory_option(MAX_DECODE_MEMORY, "Skip a video if its decode takes more.")
+    max_failures: MaxFailures = max_failures_option(
         MaxFailures(),
         "Stop when more training videos than this fail.",
-        metavar="N|P%",
-        default_text="when over half of those tried fail, at least 20",
+        "when over half of those tried fail, at least 20",
     )
     s3: StoreOptions = DEFAULTS
 

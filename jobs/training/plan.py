@@ -87,6 +87,11 @@ def plan(store: Store, spec: TrainSpec, s3: StoreOptions, say: Say) -> TrainReco
         f"{counted(record.n_train, 'training video')} and {counted(record.n_test, 'test video')} of "
         f"{len(record.class_names)} classes; {record.model} starts from {record.start}"
     )
+    if spec.options.batch_size > n_train:
+        say(
+            f"warning: --batch-size {spec.options.batch_size} is more than {counted(n_train, 'training video')}: a "
+            "step takes several clips of one video"
+        )
     if existing is not None:
         record.refuse_other(existing, store.url)
         refuse_untrusted(store, existing, "train")  # its checkpoints are somebody else's

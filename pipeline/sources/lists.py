@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,11 @@ class FileList:
     own: pa.Table | None = None
 
 
-def read_list(source: str, content: bytes, id_column: str | None) -> FileList:
+def read_list(source: str, content: bytes, id_column: str | None, texts: Collection[str] = ()) -> FileList:
     """Parse a list. InputError for an invalid one, naming the column or the line if one is wrong."""
     if not source.lower().endswith(TABLE_EXTENSIONS):
         return FileList([line for line in _lines(source, content) if not line.startswith("#")])
-    table = read_table(source, content, lambda names: path_column(names) is not None, id_column)
+    table = read_table(source, content, lambda names: path_column(names) is not None, id_column, texts)
     if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
         raise InputError(f"{source} has more than one column named {twice[0]!r}; rename one")
     column = path_column(table.column_names)
@@ -107,15 +107,22 @@ def path_column(names: Iterable[str]) -> str | None:
     return next((name for name in LIST_COLUMNS if name in names), None)
 
 
-def read_table(source: str, content: bytes, has: Callable[[list[str]], bool], id_column: str | None) -> pa.Table:
+def read_table(
+    source: str,
+    content: bytes,
+    has: Callable[[list[str]], bool],
+    id_column: str | None,
+    texts: Collection[str] = (),
+) -> pa.Table:
     """The table of a list in any format but text, with inferred types for all columns except paths and ids (text).
 
-    `has` says whether these are the columns that are needed. InputError for an invalid list. Two columns may have one
-    name.
+    Of a CSV or TSV file, the columns `texts` are text, too: 001 and 1 are not one value. `has` says whether these are
+    the columns that are needed. InputError for an invalid list. Two columns may have one name.
     """
 
     def types(names: list[str]) -> dict[str, pa.DataType]:
-        return {name: pa.string() for name in (path_column(names), id_column) if name is not None and name in names}
+        as_text = (path_column(names), id_column, *texts)
+        return {name: pa.string() for name in as_text if name is not None and name in names}
 
     try:
         if source.lower().endswith(".parquet"):

@@ -86,3 +86,26 @@ def check_values(record: Any, values: dict[str, Any]) -> None:
             raise InputError(f"{what} must be {'more than' if given.above else 'at least'} {given.low:g}, not {value}")
         if given.high is not None and value > given.high:
             raise InputError(f"{what} must be at most {given.high:g}, not {value}")
+
+
+# options that a run of a job and one of a training have, each with a default and a help of its own
+
+
+def threads_option(default: Any, help_: str, default_text: str, *, low: int = 0) -> Any:
+    """The field of `--threads`."""
+    return option(default, help_, low=low, high=1024, metavar="N", default_text=default_text)
+
+
+def video_timeout_option(default: float, help_: str) -> Any:
+    """The field of `--video-timeout`."""
+    return option(default, help_, low=0, above=True, metavar="SECONDS", flag="video-timeout")
+
+
+def decode_memory_option(default: int, help_: str) -> Any:
+    """The field of `--max-decode-memory`."""
+    return option(default, help_, low=1, metavar="BYTES", default_text=f"{default >> 30} GiB")
+
+
+def max_failures_option(default: Any, help_: str, default_text: str) -> Any:
+    """The field of `--max-failures`."""
+    return option(default, help_, metavar="N|P%", default_text=default_text)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, Reason
+from p3d.pipeline.errors import REASON_MEANING, TRAINING_REMEDY, Reason, meaning_in_training
 from p3d.pipeline.results.report import curves
 from p3d.pipeline.results.report.curves import interval_starts, means, ratios, training_curves
 from p3d.pipeline.results.report.training import (
@@ -111,6 +111,7 @@ def test_the_headline_is_that_of_the_last_evaluation() -> None:
     page = rendered(
         tests=table(TESTS, step=[200, 100], clip_hit1=[0.5, 0.1], video_hit1=[0.7, 0.2], video_hit5=[0.9, 0.3]),
         predictions=predictions(*[(0, 0)] * 7, (0, 1), (1, 0), (2, 0)),
+        class_names=tuple("abcdef"),
     )
     text = words(page)
     assert "70.0% video hit@1 90.0% video hit@5 50.0% clip hit@1" in text
@@ -201,6 +202,23 @@ def test_wrong_videos_are_those_of_the_highest_probability() -> None:
     assert "All test videos that are wrong." in words(page)
 
 
+def test_five_classes_have_no_hit_at_five() -> None:
+    """Of five classes or fewer it is always 100%, so neither the headline nor the table has it."""
+    tests = table(TESTS, step=[100], clip_hit1=[0.5], video_hit1=[0.7], video_hit5=[1.0])
+    for names, shown in (("abcde", False), ("abcdef", True)):
+        page = rendered(tests=tests, predictions=predictions((0, 0)), class_names=tuple(names))
+        assert ("hit@5" in words(page)) is shown
+        assert [["100", "50.0%", "70.0%", *["100.0%"] * shown]] in [one[1:] for one in page.tables]
+
+
+def test_remedies_fit_a_training() -> None:
+    """Every reason has one, and none speaks of what only a job has: a retry, a launch or its options."""
+    assert TRAINING_REMEDY.keys() == set(Reason)
+    for reason in Reason:
+        assert not re.search(r"retry|launch|--max-duration|--partial", TRAINING_REMEDY[reason], re.IGNORECASE), reason
+        assert meaning_in_training(reason)[0] == REASON_MEANING[reason]
+
+
 def test_failures_are_grouped_with_what_to_do() -> None:
     """Each reason has its count, meaning, remedy and three examples, the most frequent first; so has an unknown one."""
     reasons = ["strange", *[Reason.TRUNCATED] * 5]
@@ -210,7 +228,7 @@ def test_failures_are_grouped_with_what_to_do() -> None:
         )
     )
     assert "6 videos failed" in text and text.index("5 × truncated") < text.index("1 × strange")
-    assert REASON_MEANING[Reason.TRUNCATED].capitalize() in text and REASON_REMEDY[Reason.TRUNCATED] in text
+    assert REASON_MEANING[Reason.TRUNCATED].capitalize() in text and TRAINING_REMEDY[Reason.TRUNCATED] in text
     assert "3.mp4: cut here and 2 more" in " ".join(text.split()) and "4.mp4" not in text
 
 

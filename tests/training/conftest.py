@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,15 @@ def motions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos of eight motions: three of each to train on, one to test."""
     folder = tmp_path_factory.mktemp("motions")
     make_videos(folder, train=3, test=1, n_frames=24)
+    return folder
+
+
+def linked(motions: Path, folder: Path) -> Path:
+    """The same videos in a folder of its own, to which a test adds others."""
+    for path in motions.rglob("*.mp4"):
+        to = folder / path.relative_to(motions)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, to)
     return folder
 
 

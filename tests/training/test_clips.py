@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from p3d.jobs.planning.prepare import frame_spec
 from p3d.jobs.training.clips import (
     Clips,
     ClipSource,
@@ -19,7 +20,7 @@ from p3d.jobs.training.clips import (
     TrainingClips,
     UniformClips,
     decode_positions,
-    frame_spec,
+    largest_frames,
 )
 from p3d.jobs.training.sampling import Share, drawn
 from p3d.pipeline.clips.rules import parse_sampling
@@ -186,6 +187,6 @@ def test_an_error_of_the_store_ends_the_training(videos: Path, tmp_path: Path, m
 
 def test_frames_are_whole_where_a_crop_is_drawn() -> None:
     """The frames of a training are as large as the recipe resizes them; those of a test are its centre."""
-    assert frame_spec(CAFFE_RGB, whole=True) == FrameSpec((182, 242), (182, 242))
-    assert frame_spec(CAFFE_RGB, whole=False) == FrameSpec((160, 160), (182, 242))
-    assert frame_spec(IMAGENET_RGB, whole=True) == FrameSpec((256, 256), short_side=256)
+    assert largest_frames(CAFFE_RGB) == FrameSpec((182, 242), (182, 242))
+    assert frame_spec(CAFFE_RGB) == FrameSpec((160, 160), (182, 242))
+    assert largest_frames(IMAGENET_RGB) == FrameSpec((256, 256), short_side=256)

@@ -33,7 +33,7 @@ from p3d.jobs.training.snapshot import Stopped
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, Unfinished
 from p3d.pipeline.recipe import MaxFailures
 from p3d.pipeline.storage.store import Store
-from tests.training.conftest import OPTIONS, RUN, planned, run_here
+from tests.training.conftest import OPTIONS, RUN, linked, planned, run_here
 
 TESTED = ("clip_hit1", "video_hit1", "video_hit5")
 
@@ -178,11 +178,7 @@ def _training_paths(store: Store, record: TrainRecord) -> list[str]:
 @pytest.mark.usefixtures("broken_children")
 def test_broken_videos_are_named_and_nothing_else_is_lost(motions: Path, tmp_path: Path) -> None:
     """A crash, a hang and a broken file among the videos: each is a row of the failures, and the training ends well."""
-    folder = tmp_path / "videos"
-    for path in motions.rglob("*.mp4"):
-        to = folder / path.relative_to(motions)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, to)
+    folder = linked(motions, tmp_path / "videos")
     for name in ("crash", "hang"):
         os.link(motions / "train/up/0000.mp4", folder / f"train/up/{name}.mp4")
     (folder / "train/down/broken.mp4").write_bytes(b"not a video")
@@ -209,11 +205,7 @@ def test_broken_videos_are_named_and_nothing_else_is_lost(motions: Path, tmp_pat
 @pytest.mark.usefixtures("broken_children")
 def test_a_video_that_fails_now_and_then_gives_the_same_bits(motions: Path, tmp_path: Path) -> None:
     """Clips are used by position, whatever the number of children, and however often the training was stopped."""
-    folder = tmp_path / "videos"
-    for path in motions.rglob("*.mp4"):
-        to = folder / path.relative_to(motions)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, to)
+    folder = linked(motions, tmp_path / "videos")
     for number in range(3):  # each fails in every second epoch
         os.link(motions / "train/up/0000.mp4", folder / f"train/up/odd-{number}.mp4")
     results = set()
@@ -253,11 +245,7 @@ def test_a_kill_between_two_results_mixes_nothing(
     whole: Store, motions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last test is made once, so that all results are of the same videos."""
-    folder = tmp_path / "videos"
-    for path in motions.rglob("*.mp4"):
-        to = folder / path.relative_to(motions)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, to)
+    folder = linked(motions, tmp_path / "videos")
     store, record = planned(folder, tmp_path / "out")
     create = evaluation.create_table
 
@@ -298,11 +286,7 @@ def test_a_test_now_and_then_is_kept(motions: Path, tmp_path: Path) -> None:
 
 def test_too_many_failures_stop_the_training(motions: Path, tmp_path: Path) -> None:
     """More than the user allows end it, with a message that names one; the state is kept."""
-    folder = tmp_path / "videos"
-    for path in motions.rglob("*.mp4"):
-        to = folder / path.relative_to(motions)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, to)
+    folder = linked(motions, tmp_path / "videos")
     for number in range(20):
         (folder / f"train/up/broken-{number}.mp4").write_bytes(b"not a video")
     store, record = planned(folder, tmp_path / "out", replace(OPTIONS, steps=40))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import p3d.weights
 from p3d import zoo
+from p3d.jobs.monitor.training import read_training_status, render_training
 from p3d.jobs.training.network import optimizer_of, schedule_of, start_from, what_is_frozen, with_classes
-from p3d.jobs.training.options import TrainOptions
+from p3d.jobs.training.options import LabelOptions, TrainOptions
+from p3d.jobs.training.plan import TrainSpec, plan
 from p3d.jobs.training.record import TrainRecord, read_record, read_samples
 from p3d.networks.model import P3DConfig
 from p3d.pipeline.errors import DamagedJob, InputError, OtherVersion
 from p3d.pipeline.recipe import digest
+from p3d.pipeline.storage.store import DEFAULTS
+from p3d.pipeline.storage.urls import open_store
 from p3d.weights.resnet import flat_names
+from tests.jobs.test_cli import in_process
 from tests.training.conftest import planned
 
 CLASSES, OPTIONS = ("a", "b", "c"), TrainOptions()
@@ -114,6 +121,43 @@ def test_a_record_is_read_as_it_was_written(motions: Path, tmp_path: Path) -> No
     assert read_record(store) == record
     videos = read_samples(store, record)
     assert videos.num_rows == record.n_train + record.n_test and set(videos["split"].to_pylist()) == {"train", "test"}
+
+
+def test_a_training_is_listed_and_named(motions: Path, tmp_path: Path) -> None:
+    """`jobs list` and `status` of a folder show it; `failures` and `jobs logs` say where its failures are."""
+    planned(motions, tmp_path / "outs" / "one")
+    code, printed, said = in_process("jobs", "list", str(tmp_path / "outs"))
+    assert (code, said) == (0, "")
+    row = printed.splitlines()[1]
+    assert row.startswith("one") and "p3d-demo, trained" in row and "step 0/6" in row and "not started" in row
+    made = json.loads(in_process("jobs", "list", str(tmp_path / "outs"), "--json")[1])
+    assert made["jobs"] == [] and [one["train_videos"] for one in made["trainings"]] == [24]
+    for verb in (["failures"], ["jobs", "logs"]):
+        code, _, said = in_process(*verb, str(tmp_path / "outs" / "one"))
+        assert code == 4 and "holds a training" in said and "failures.parquet" in said
+
+
+def test_the_status_has_hits_at_five_only_of_more_classes(motions: Path, tmp_path: Path) -> None:
+    """Of five classes or fewer the right one is always among five, so the last test does not say so."""
+    store, record = planned(motions, tmp_path / "out")
+    now = read_training_status(store, record)
+    now = replace(now, progress=replace(now.progress, hits={"video_hit1": 0.25, "video_hit5": 1.0}))
+    for classes, shown in ((5, False), (6, True)):
+        console = Console(file=io.StringIO(), width=80, record=True)
+        console.print(render_training(replace(now, classes=classes), width=80, escape=lambda one: one))
+        text = console.export_text()
+        assert "last test: video_hit1 25.0 %" in text and ("video_hit5" in text) is shown
+
+
+def test_a_batch_of_more_clips_than_videos_is_said(motions: Path, tmp_path: Path) -> None:
+    """It is allowed, with one line; a batch of as many clips as videos needs none."""
+    for batch_size, said in ((24, False), (25, True)):
+        lines = list[str]()
+        given = TrainSpec(
+            str(motions), "random:0", "p3d-demo", None, LabelOptions(), TrainOptions(batch_size=batch_size)
+        )
+        plan(open_store(str(tmp_path / str(batch_size)), DEFAULTS), given, DEFAULTS, lines.append)
+        assert any("is more than 24 training videos" in line for line in lines) is said
 
 
 def test_an_edited_record_is_refused(motions: Path, tmp_path: Path) -> None:

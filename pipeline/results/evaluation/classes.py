@@ -16,6 +16,8 @@ from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import FLOAT32, INT64
 
+TOP = 5  # of the hit rate among the most probable classes; with no more classes it is always 1
+
 
 def class_names(store: Store, recipe: Recipe) -> tuple[str, ...]:
     """The names of the classes, by class number; empty if the weights have none, or OUT has no weights.

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from p3d.pipeline.errors import meaning_in_training
+from p3d.pipeline.results.evaluation.classes import TOP
 from p3d.pipeline.results.report.curves import number, percent, training_curves
 from p3d.pipeline.results.report.facts import EXAMPLES, Example, FailedBy
 from p3d.pipeline.results.report.template import page_environment
@@ -112,10 +114,12 @@ def render_training(report: TrainingReport) -> str:
     """The HTML page. Its size is bounded, whatever the number of steps, classes and videos."""
     environment = page_environment()
     environment.filters.update(percent=percent, number=number)
+    environment.globals.update(meaning_of=meaning_in_training)
     tests, predictions = report.tests.sort_by("step"), report.predictions
     shown = np.linspace(0, len(tests) - 1, min(len(tests), EVALUATIONS)).round().astype(np.int64)
     return environment.get_template("training.html").render(
         report=report,
+        top=TOP,
         curves=training_curves(report.metrics.sort_by("step"), tests),
         accuracy=last_accuracy(tests, len(predictions)),
         evaluations=tests.take(shown).to_pylist(),
