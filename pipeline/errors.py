@@ -107,6 +107,27 @@ REASON_REMEDY: dict[Reason, str] = {
 }
 
 
+# the same in a training, which skips the video and cannot retry it: a later training takes it again
+_SAME_IN_TRAINING = {Reason.NOT_A_FILE, Reason.NOT_A_VIDEO, Reason.NO_VIDEO_STREAM, Reason.NO_FRAMES, Reason.INTERNAL}
+TRAINING_REMEDY: dict[Reason, str] = {
+    **{reason: REASON_REMEDY[reason] for reason in _SAME_IN_TRAINING},
+    Reason.EMPTY_FILE: "Copy the file again from its origin.",
+    Reason.UNSUPPORTED: "Decrypt or convert it (ffmpeg -i IN -c:v libx264 OUT.mp4).",
+    Reason.TRUNCATED: "Copy it again; if it is cut at its origin, convert it (ffmpeg -i IN -c:v libx264 OUT.mp4).",
+    Reason.CORRUPT_FRAMES: "Copy it again; if its origin is damaged, convert it (ffmpeg -i IN -c:v libx264 OUT.mp4).",
+    Reason.SOURCE_MISSING: "Restore it.",
+    Reason.SOURCE_DENIED: "Give your user permission to read it.",
+    Reason.SOURCE_CHANGED: "Train into another output: the new version is taken.",
+    Reason.SOURCE_CORRUPT: "The store holds damaged bytes: upload it again.",
+    Reason.TOO_LONG: "Cut it.",
+    Reason.TOO_LARGE: "Scale it down or cut it.",
+    Reason.DECODE_TIMEOUT: "Convert it, or train with a higher --video-timeout.",
+    Reason.DECODE_MEMORY: "Convert it, or train with a higher --max-decode-memory.",
+    Reason.DECODER_CRASH: "Convert it; please report it if you may share the file.",
+    Reason.NON_FINITE: "Check the weights.",
+}
+
+
 # what code raises that reads a record whose values are of other types, or larger, than those that p3d writes
 MALFORMED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
@@ -116,6 +137,12 @@ def meaning_of(reason: str) -> tuple[str, str]:
     if reason not in set(Reason):
         return "a reason that this version of p3d does not know", "Look at its detail."
     return REASON_MEANING[Reason(reason)], REASON_REMEDY[Reason(reason)]
+
+
+def meaning_in_training(reason: str) -> tuple[str, str]:
+    """As `meaning_of`, for a video that a training has skipped."""
+    meaning, remedy = meaning_of(reason)
+    return meaning, TRAINING_REMEDY[Reason(reason)] if reason in set(Reason) else remedy
 
 
 def check_reasons(reasons: Iterable[str]) -> None:

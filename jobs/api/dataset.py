@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from p3d.jobs.api.keywords import listed, path_of
 from p3d.jobs.job import read_job, rows_of
+from p3d.jobs.monitor.outputs import outputs_of
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
+from p3d.pipeline.dataset.several import SeveralRows, refuse_other_recipes
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe
@@ -33,12 +35,30 @@ def status(out: str | os.PathLike[str], *, s3: StoreOptions = DEFAULTS) -> Statu
     return read_status(store, read_job(store))
 
 
-def open_dataset(out: str | os.PathLike[str], *, s3: StoreOptions = DEFAULTS) -> Dataset:
+def open_dataset(
+    out: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, s3: StoreOptions = DEFAULTS
+) -> Dataset:
     """The rows of the job or the snapshot at `out`, which may still be running. Reads the plans, and no rows yet.
 
-    NoSuchJob, DamagedJob, OtherVersion or StoreError if it cannot be read.
+    `out` may be several outputs of one recipe, or a folder of them. Then each row also has the column `out`, the output
+    that it is from, as ids are unique in one output only.
+
+    NoSuchJob, OtherRecipe, DamagedJob, OtherVersion or StoreError if it cannot be read.
     """
-    return Dataset(rows_of(open_store(path_of(out, "out"), s3)))
+    sources = several_rows(out, s3)
+    return Dataset(sources[0] if len(sources) == 1 else SeveralRows(sources))
+
+
+def several_rows(
+    out: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], s3: StoreOptions
+) -> list[NewestRows | SnapshotRows]:
+    """The newest rows of each output named, all of one recipe. InputError, OtherRecipe, and what `rows_of` raises."""
+    named = [path_of(one, "out") for one in (out if isinstance(out, list | tuple) else [out])]
+    if not named:
+        raise InputError("out must be a path or a URL, or several, not an empty list")
+    sources = [rows_of(store) for store in outputs_of(named, s3)]
+    refuse_other_recipes(sources)
+    return sources
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -49,7 +69,7 @@ class Dataset:
     schema version have the columns of this one, too.
     """
 
-    source: NewestRows | SnapshotRows
+    source: NewestRows | SnapshotRows | SeveralRows
 
     def __repr__(self) -> str:
         recipe, pending = self.recipe, f", {self.n_pending} pending" if self.n_pending else ""
@@ -57,8 +77,9 @@ class Dataset:
 
     @property
     def out(self) -> str:
-        """The absolute path or URL of the output."""
-        return self.source.store.url
+        """The absolute path or URL of the output; of several, separated by commas."""
+        several = self.source.sources if isinstance(self.source, SeveralRows) else [self.source]
+        return ", ".join(one.store.url for one in several)
 
     @property
     def recipe(self) -> Recipe:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from p3d.jobs.api.dataset import several_rows
 from p3d.jobs.api.keywords import listed, path_of
-from p3d.jobs.job import rows_of, stored_weights, weights_key
+from p3d.jobs.job import stored_weights, weights_key
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import clips_key
@@ -27,13 +28,12 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import Recipe
-from p3d.pipeline.results.search.exact import SearchResult, nearest
+from p3d.pipeline.results.search.exact import POOL, SearchResult, merge, nearest
 from p3d.pipeline.results.search.index import nearest_by_index
 from p3d.pipeline.results.search.options import Level, SearchOptions
 from p3d.pipeline.results.search.query import Query, clip_at, hits_wanted, position_s, split_position, stored
 from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS, StoreOptions
-from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import FLOAT32
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ MOST_SETTING = 1024  # clips per batch, or threads
 
 
 def search(
-    out: str | Path,
+    out: str | Path | Sequence[str | Path],
     query: str | Path,
     *,
     level: Level = "clip",
@@ -61,6 +61,7 @@ def search(
 ) -> SearchResult:
     """The rows of the dataset at `out` that are nearest to `query`, best first.
 
+    `out` may be several outputs of one recipe, or a folder of them: then each hit says which one has it.
     `query` is a video file, or the video_id, uri or path of a video of `out`. A position after it, as "@12.5", "@1:05"
     or "@1:02:03.5", selects the clip that shows that second. `level` is "clip" or "video". Of clips, only the best one
     of each video is a hit, unless `per_video` is False. If the query is a video of `out`, also if it is given as the
@@ -71,7 +72,8 @@ def search(
     files make one `encoder` with `p3d.jobs.api.search.encoder_of`; otherwise the weights are loaded for each. A file is
     embedded in fp32 if this machine does not compute in the precision of the rows; the result's `warning` then says so.
 
-    Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, DamagedJob, StoreError.
+    Raises InputError for invalid input, BadVideo for a file without rows, NoSuchJob, OtherRecipe, DamagedJob,
+    StoreError.
     """
     options = SearchOptions(
         level=level,
@@ -84,9 +86,9 @@ def search(
         index=index,
         device=device,
     )
-    source = rows_of(open_store(path_of(out, "out"), s3))
-    asked = resolve(source, path_of(query, "query"), level=level, device=device, encoder=encoder)
-    return find(source, asked, options)
+    sources = several_rows(out, s3)
+    asked = resolve_in_all(sources, path_of(query, "query"), level=level, device=device, encoder=encoder)
+    return find_in_all(sources, asked, options)
 
 
 def find(
@@ -109,6 +111,56 @@ def find(
         on_step=on_step,
     )
     return replace(found, warning=query.warning)
+
+
+def find_in_all(
+    sources: Sequence[Rows],
+    queries: Sequence[Query],
+    options: SearchOptions,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """`find` in one or several outputs of one recipe. The hits are those of one output with all rows."""
+    if len(sources) == 1:
+        return find(sources[0], queries[0], options, on_step=on_step)
+    wide = options if options.distinct is None else replace(options, distinct=None, top=max(options.top, POOL))
+    found = [
+        (source.store.url, find(source, query, wide, on_step=on_step))
+        for source, query in zip(sources, queries, strict=True)
+    ]
+    features_QD = queries[0].features_QD
+    return merge(found, features_QD, metric=options.metric, top=options.top, distinct=options.distinct)
+
+
+def resolve_in_all(
+    sources: Sequence[Rows], text: str, *, level: Level = "clip", device: str = "auto", encoder: Encoder | None = None
+) -> list[Query]:
+    """`resolve`, for each source: the same vectors, with the video_id that the query has there.
+
+    InputError if several sources have a stored video of this name: ids are unique in one output only.
+    """
+    if len(sources) == 1:
+        return [resolve(sources[0], text, level=level, device=device, encoder=encoder)]
+    name, holders = text, [one for one in sources if one.find(text)]
+    if not holders and not _is_file(text):
+        name = split_position(text)[0]
+        holders = [one for one in sources if one.find(name)]
+    if _is_file(name):
+        first = next((one for one in sources if one.store.head(weights_key(one.job.recipe)) is not None), sources[0])
+        query = resolve(first, text, level=level, device=device, encoder=encoder)
+        return [replace(query, video_id=_id_of_file(one, name)) for one in sources]
+    if len(holders) > 1:
+        raise InputError(
+            f"{name!r} is a video of {' and of '.join(one.store.url for one in holders)}: give the uri of one, or its "
+            "file"
+        )
+    if not holders:
+        raise InputError(
+            f"{name!r} is neither a file nor a video of {', '.join(one.store.url for one in sources)}: give a video "
+            "file, or a video_id, uri or path that videos/ has"
+        )
+    query = resolve(holders[0], text, level=level, device=device)
+    return [query if one is holders[0] else replace(query, video_id=None) for one in sources]
 
 
 def resolve(

@@ -24,6 +24,7 @@ RESULTS: Verbs = {
     "evaluate": ("evaluate", "Measure the scores, or a linear SVM, against labels."),
     "report": ("report", "Write a report of a job as one HTML file."),
     "serve": ("serve", "Open a local web page: search, play, drop a file, a map."),
+    "export": ("export", "Write the vectors of each video as a .npy file."),
     "snapshot": ("results", "Write a verified copy: newest rows only, in large files."),
 }
 CLUSTER: Verbs = {

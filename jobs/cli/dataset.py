@@ -10,11 +10,12 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
+from p3d.pipeline.errors import JobError
 
 if TYPE_CHECKING:
     from p3d.pipeline.dataset.verify import Audit
     from p3d.pipeline.recipe import JobRecord
-    from p3d.pipeline.storage.store import Store
+    from p3d.pipeline.storage.store import Store, StoreOptions
 
 
 @click.command()
@@ -73,7 +74,7 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
 
 
 @click.command()
-@click.argument("out")
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Verify the checksum of every row, and pool the clips of every video again.")
 @click.option(
     "--repair", "repair_it", is_flag=True, help="Repair what --deep finds; move damaged files to _job/damaged/."
@@ -81,7 +82,7 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @trust_option
 @store_options
-def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **typed: Any) -> int:
+def verify(outs: tuple[str, ...], deep: bool, repair_it: bool, as_json: bool, trust: bool, **typed: Any) -> int:
     """Check OUT against its plans: every video is accounted for once, and every file is complete.
 
     Reads the footers of all files; --deep reads everything. --repair writes damaged videos and failures files again. A
@@ -92,15 +93,73 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
 
     For a snapshot (`p3d results snapshot`), every file is checked against its sha256, and the rows are counted.
 
-    Exits 0 when all videos are accounted for, 6 when some are pending, 7 when there is damage.
+    Several outputs, and the outputs directly in a folder or prefix OUT, are checked one after the other. A table shows
+    the result of each, and one that cannot be read does not keep the others from being checked.
+
+    Exits 0 when all videos are accounted for, 6 when some are pending, 7 when there is damage; with several outputs,
+    with the worst code.
+    """
+    from p3d.jobs.monitor.outputs import outputs_of
+
+    s3 = store_options_of(typed)
+    stores = outputs_of(outs, s3)
+    named = outs[0] if [out_store(one, s3).url for one in outs] == [stores[0].url] else ""
+    if len(stores) == 1:
+        code, record = _verify(stores[0], named, deep, repair_it, as_json, trust, s3)
+        if as_json:
+            output.show_json(record)
+        return code
+    results: list[tuple[Store, int, dict[str, Any]]] = []
+    for store in stores:
+        if not as_json:
+            output.show(store.url)
+        try:
+            results.append((store, *_verify(store, "", deep, repair_it, as_json, trust, s3)))
+        except JobError as error:
+            results.append((store, output.exit_code(error), {"error": str(error)}))
+            output.say(f"error: {error}")
+    if as_json:
+        found = [{"out": store.url, "exit_code": code, **record} for store, code, record in results]
+        output.show_json({"outputs": found})
+    else:
+        output.show("", *_summary(results))
+    return output.worst([code for _, code, _ in results])
+
+
+OUTCOMES = {0: "clean", 6: "not finished", 7: "damaged"}
+
+
+def _summary(results: list[tuple[Store, int, dict[str, Any]]]) -> list[str]:
+    """A table of several outputs, with a line for each and a total."""
+    names = output.short_names([store.url for store, _, _ in results])
+    counts = [
+        (
+            record.get("ok", record.get("videos", 0)),
+            record.get("failed", record.get("failures", 0)),
+            record.get("pending", 0),
+        )
+        for _, _, record in results
+    ]
+    rows = [
+        (names[store.url], OUTCOMES.get(code, "error"), *(["-"] * 3 if "error" in record else map(str, count)))
+        for (store, code, record), count in zip(results, counts, strict=True)
+    ]
+    total = ("total", "", *(str(sum(column)) for column in zip(*counts, strict=True)))
+    return output.table([("output", "outcome", "ok", "failed", "pending"), *rows, total], right=(2, 3, 4))
+
+
+def _verify(
+    store: Store, named: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, s3: StoreOptions
+) -> tuple[int, dict[str, Any]]:
+    """Check one output. Returns the exit code and the result as a JSON record, which is shown unless `as_json`.
+
+    `named` is the output as typed, for messages.
     """
     import sys
 
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
 
-    s3 = store_options_of(typed)
-    store = out_store(out, s3)
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
         return _verify_snapshot(store, repair_it, as_json)
     job = read_job(store)
@@ -115,12 +174,10 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
         from p3d.jobs.trust import need_trust
 
         need_trust(store, job, s3, trust_it=trust, verb="verify --repair", say=output.say)
-        return _repair(out, store, job, as_json)
+        return _repair(named, store, job, as_json)
     found = audit(store, job, deep=deep, on_shard=on_shard)
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
-    if as_json:
-        output.show_json(_record(found))
-    else:
+    if not as_json:
         output.show(
             *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
         )
@@ -140,20 +197,20 @@ def verify(out: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, **
                 )
                 output.say(f"made with different values of {name}: {which}")
         if found.damaged:
-            repair = f"`p3d verify {store.words(out)} --repair`"
+            repair = f"`p3d verify {store.words(named)} --repair`"
             output.say(f"damage found: {repair} repairs what it can, `p3d resume` computes the rest")
         elif found.pending or found.underived:
             if found.underived:
                 output.say(f"not made yet: {output.count(found.underived, 'file')} of videos/ and failures/")
-            output.say(f"not finished: `p3d resume {store.words(out)}` continues")
+            output.say(f"not finished: `p3d resume {store.words(named)}` continues")
         else:
             rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
             how = "every row checked" if deep else "footers checked; --deep checks every row"
             output.say(f"clean: {rows} in {output.count(found.shards, 'shard')}, all accounted for ({how})")
-    return 7 if found.damaged else 6 if found.pending or found.underived else 0
+    return 7 if found.damaged else 6 if found.pending or found.underived else 0, _record(found)
 
 
-def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> int:
+def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> tuple[int, dict[str, Any]]:
     """Check a snapshot against its own record: files against their sha256, rows against the counts."""
     from p3d.pipeline.dataset.snapshot_record import problems_of, read_snapshot
     from p3d.pipeline.errors import InputError
@@ -162,9 +219,9 @@ def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> int:
         raise InputError(f"{store.url} is a snapshot, which cannot be repaired; make it again from its source")
     record = read_snapshot(store)
     problems, counts = problems_of(store, record), asdict(record.counts)
+    code, found = 7 if problems else 0, {"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)}
     if as_json:
-        output.show_json({"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)})
-        return 7 if problems else 0
+        return code, found
     output.show(*output.table([tuple(counts), tuple(map(str, counts.values()))], right=tuple(range(len(counts)))))
     for sentence in problems:
         output.say(sentence)
@@ -173,7 +230,7 @@ def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> int:
         output.say(f"damage found in a snapshot of {record.source}: make it again")
     else:
         output.say(f"clean: a snapshot of {record.source} in {files}, all bytes unchanged since {record.created_at}")
-    return 7 if problems else 0
+    return code, found
 
 
 def _record(found: Audit) -> dict[str, Any]:
@@ -182,7 +239,7 @@ def _record(found: Audit) -> dict[str, Any]:
     return record | {name: sorted(record[name]) for name in ("bad_shards", "bad_derived")}
 
 
-def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
+def _repair(named: str, store: Store, job: JobRecord, as_json: bool) -> tuple[int, dict[str, Any]]:
     """Claim the output as a new run, repair it, and audit it again."""
     from p3d.jobs.scheduler import control
     from p3d.jobs.scheduler.run_snapshot import RunSnapshot
@@ -196,9 +253,7 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
     sentence = "repaired; `p3d resume` computes what was set aside"
     control.beat(store, epoch.number, RunSnapshot(counter=1, state="stopped", exit_code=6, sentence=sentence))
     found = audit(store, job)
-    if as_json:
-        output.show_json(_record(found) | {"repair": asdict(done)})
-    else:
+    if not as_json:
         for key, aside in done.moved:
             output.show(f"moved     {key} -> {aside}")
         for key in done.derived:
@@ -208,7 +263,7 @@ def _repair(out: str, store: Store, job: JobRecord, as_json: bool) -> int:
         for problem in found.problems:
             output.say(f"left as it is: {problem}")
         if found.pending:
-            output.say(f"{output.count(found.pending, 'video')} to be computed:  p3d resume {store.words(out)}")
+            output.say(f"{output.count(found.pending, 'video')} to be computed:  p3d resume {store.words(named)}")
         elif not found.damaged:
             output.say("clean" if done.moved or done.derived else "nothing to repair")
-    return 7 if found.damaged else 6 if found.pending else 0
+    return 7 if found.damaged else 6 if found.pending else 0, _record(found) | {"repair": asdict(done)}

@@ -18,40 +18,19 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def list_(root: str, as_json: bool, **typed: Any) -> int:
-    """List the jobs whose OUT is ROOT itself or a folder directly in it, with the progress of each."""
-    from p3d.jobs.job import read_job
+    """List the jobs and trainings whose OUT is ROOT itself or a folder directly in it, with the progress of each."""
+    from p3d.jobs.cli.several import lines_of, read_all
     from p3d.jobs.monitor.outputs import outputs_below
-    from p3d.jobs.monitor.status import read_status
-    from p3d.pipeline.errors import JobError
 
-    found, broken = [], []
-    for store in outputs_below(root, store_options_of(typed)):
-        try:
-            found.append(read_status(store, read_job(store)))
-        except JobError as error:
-            broken.append(f"{store.url}: {error}")
-        except Exception as error:  # noqa: BLE001 - the boundary of one output: the others are listed in any case
-            broken.append(f"{store.url}: its records cannot be read ({type(error).__name__}: {error})")
+    found = read_all(outputs_below(root, store_options_of(typed)))
     if as_json:
-        output.show_json({"jobs": [asdict(status) for status in found], "unreadable": broken})
-    elif found:
-        head = ("output", "state", "network", "videos", "failed", "clips", "left")
-        rows = [
-            (
-                status.out.rstrip("/").rpartition("/")[2],
-                status.state,
-                status.model,
-                f"{status.videos_done}/{status.videos_all}",
-                str(status.videos_failed),
-                str(status.clips_done),
-                output.human_time(status.eta_s),
-            )
-            for status in found
-        ]
-        output.show(*output.table([head, *rows], right=(3, 4, 5, 6)))
-    for sentence in broken:
+        jobs, trainings = ([asdict(one) for one in of_kind] for of_kind in (found.jobs, found.trainings))
+        output.show_json({"jobs": jobs, "trainings": trainings, "unreadable": found.broken})
+    else:
+        output.show(*lines_of(found))
+    for sentence in found.broken:
         output.say(sentence)
-    if not found and not broken:
+    if not found.statuses and not found.broken:
         output.say(f"no job found in {root}")
     return 0
 

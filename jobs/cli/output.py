@@ -31,7 +31,7 @@ EXIT_CODES: dict[int, str] = {
     3: "finished, some videos failed (see `p3d failures`)",
     4: "no such job",
     5: "refused: OUT has another recipe or a newer schema version, OUT is not trusted (`p3d trust`), DEST of a "
-    "snapshot is not empty, or another scheduler is live or took over",
+    "snapshot or DIR of an export is not empty, or another scheduler is live or took over",
     6: "stopped, resumable: cancelled, store outage, cut download, credentials lost during a run, disk full, "
     "`--max-failures` or retries exhausted",
     7: "`verify`, a snapshot or a run found damage",
@@ -53,6 +53,7 @@ _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.ClusterError, 6),
     (errors.StoreError, 6),
 ]
+_WORSE = (0, 3, 6, 2, 4, 5, 8, 1, 7)  # later codes are worse
 JSON_SCHEMA = 1
 count = errors.counted
 STDOUT = "the standard output"
@@ -63,6 +64,11 @@ T = TypeVar("T")
 def exit_code(error: JobError) -> int:
     """The exit code of an error about the job."""
     return next((code for kind, code in _CODE_OF if isinstance(error, kind)), 1)
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code of a command on several outputs: damage before errors, errors before work that is left."""
+    return max(codes, key=_WORSE.index, default=0)
 
 
 def run_cli(command: click.Command) -> int:
@@ -306,6 +312,12 @@ def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> li
         return text.rjust(widths[at]) if at in right else text.ljust(widths[at])
 
     return ["  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows]
+
+
+def short_names(urls: Sequence[str]) -> dict[str, str]:
+    """A name for each output in a table: the last part of its URL, or all of it if that is not enough to tell them."""
+    last = {url: url.rstrip("/").rpartition("/")[2] for url in urls}
+    return last if len(set(last.values())) == len(last) else {url: url for url in urls}
 
 
 def human_bytes(count: float) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 
 LINE_EVERY_S = 10.0  # between two plain progress lines, where stderr is not a terminal
@@ -65,6 +67,44 @@ def _bar(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
             bar.update(task, completed=done, total=count, rate=rate, failed=failed, eta=output.human_time(now.eta_s))
 
         yield update
+
+
+@contextmanager
+def show_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each step on a terminal, a line every `LINE_EVERY_S` elsewhere, with rate and ETA; both on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def update(what: str, done: int, count: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=count, rate="")
+                speed = bar.tasks[tasks[what]].speed
+                bar.update(tasks[what], completed=done, rate=f"{speed:.1f}/s" if speed else "")
+
+            yield update
+        return
+    began, last = dict[str, float](), [time.monotonic()]
+
+    def line(what: str, done: int, count: int) -> None:
+        now = time.monotonic()
+        start = began.setdefault(what, now)
+        if now - last[0] >= LINE_EVERY_S:
+            last[0] = now
+            left_s = (now - start) * (count - done) / max(done, 1)
+            rate = done / max(now - start, 1e-9)
+            output.say(f"{what} {done}/{count}, {rate:.1f}/s, ETA {output.human_time(left_s)}")
+
+    yield line
 
 
 @contextmanager

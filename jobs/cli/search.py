@@ -11,7 +11,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.declared import options_of
-from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.options import store_options, store_options_of
 from p3d.jobs.cli.results import progress
 from p3d.pipeline.results.search.options import SearchOptions
 from p3d.pipeline.types.options import options_in
@@ -33,11 +33,15 @@ TYPED = tuple(field.name for field, _ in options_in(SearchOptions))
     help="Keep only rows that meet this, such as codec=h264; may be repeated.",
 )
 @options_of(SearchOptions, only=("distinct", "index", "device"))
+@click.option(
+    "--also", multiple=True, metavar="OUT", help="Search this output of the same recipe, too. May be repeated."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def search(
     out: str,
     query: str,
+    also: tuple[str, ...],
     where: tuple[str, ...],
     as_json: bool,
     **typed: Any,
@@ -57,23 +61,28 @@ def search(
     --where takes a column, one of = != < <= > >=, and a value; all conditions must hold. Columns are those of the rows
     and of videos/, including the ones of your own list: --where "duration_s>=60" --where label=cat.
 
+    OUT may be a folder or prefix with several outputs of one recipe directly in it. With these, or with --also, the
+    best hits of all are shown, and which output has each. Ids are unique in one output only: if several have the video
+    of QUERY, name it by its uri or file.
+
     Without --index every row is read and checked, in groups of 4096. Only the newest row of each video counts.
     """
     options = SearchOptions(where=where, **{name: typed[name] for name in TYPED})
     if options.index:
         output.need("faiss", "search")
-    from p3d.jobs.api.search import find, resolve
-    from p3d.jobs.job import rows_of
+    from p3d.jobs.api.dataset import several_rows
+    from p3d.jobs.api.search import find_in_all, resolve_in_all
 
-    source = rows_of(out_store(out, store_options_of(typed)))
-    asked = resolve(source, query, level=options.level, device=options.device)
+    sources = several_rows([out, *also], store_options_of(typed))
+    queries = resolve_in_all(sources, query, level=options.level, device=options.device)
     show_steps = sys.stderr.isatty() and not as_json
-    found = find(source, asked, options, on_step=partial(progress, "searched") if show_steps else None)
-    level, metric, spans = options.level, options.metric, asked.seconds
+    found = find_in_all(sources, queries, options, on_step=partial(progress, "searched") if show_steps else None)
+    level, metric, spans = options.level, options.metric, queries[0].seconds
+    urls, pending = [one.store.url for one in sources], sum(one.pending for one in sources)
     if as_json:
         output.show_json(
             {
-                "out": source.store.url,
+                **({"out": urls[0]} if len(urls) == 1 else {"outs": urls}),
                 "query": query,
                 "level": level,
                 "metric": metric,
@@ -81,32 +90,36 @@ def search(
                 "seconds": round(found.seconds, 4),
                 "indexed_rows": found.n_indexed,
                 "new_videos": found.n_new,
-                "pending": source.pending,
+                "pending": pending,
                 "warning": found.warning,
                 "hits": [{"rank": at + 1, **_record(hit, metric, spans)} for at, hit in enumerate(found.hits)],
             }
         )
         return 0
-    output.show(*_lines(found, metric, level, spans))
-    _footer(found, options, source.pending)
-    if asked.video_id is not None and not options.with_self:
+    output.show(*_lines(found, metric, level, spans, output.short_names(urls)))
+    _footer(found, options, pending)
+    if any(one.video_id is not None for one in queries) and not options.with_self:
         output.say("the query itself is left out; --with-self shows it, too")
     return 0
 
 
 def _record(hit: Hit, metric: str, spans: tuple[tuple[float, float], ...]) -> dict[str, Any]:
     """A hit as a JSON record: its score under the metric's name, and the seconds of the query that it matches."""
-    kept = [one.name for one in fields(hit) if one.name not in ("score", "query", "embedding_D")]
+    left_out = {"score", "query", "embedding_D", *(["out"] if hit.out is None else [])}
+    kept = [one.name for one in fields(hit) if one.name not in left_out]
     start_s, end_s = spans[hit.query]
     record = {metric: hit.score, **{name: getattr(hit, name) for name in kept}}
     return {**record, "query_start_s": start_s, "query_end_s": end_s}
 
 
-def _lines(found: SearchResult, metric: str, level: str, spans: tuple[tuple[float, float], ...]) -> list[str]:
-    by_clip, many = level == "clip", len(spans) > 1
+def _lines(
+    found: SearchResult, metric: str, level: str, spans: tuple[tuple[float, float], ...], outs: dict[str, str]
+) -> list[str]:
+    by_clip, many, several = level == "clip", len(spans) > 1, len(outs) > 1
     head = (
         "",
         metric,
+        *(("output",) if several else ()),
         "path",
         *(("seconds",) if by_clip else ()),
         *(("query seconds",) if many else ()),
@@ -115,7 +128,8 @@ def _lines(found: SearchResult, metric: str, level: str, spans: tuple[tuple[floa
     for at, hit in enumerate(found.hits):
         times = (_span(hit.start_s, hit.end_s),) if by_clip else ()
         asked = (_span(*spans[hit.query]),) if many else ()
-        rows.append((str(at + 1), f"{hit.score:.4f}", hit.path, *times, *asked))
+        where = (outs[hit.out],) if several and hit.out is not None else ()
+        rows.append((str(at + 1), f"{hit.score:.4f}", *where, hit.path, *times, *asked))
     return output.table(rows, right=(0, 1)) if found.hits else []
 
 

@@ -27,7 +27,7 @@ BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
 
 
 @click.command()
-@click.argument("out")
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--watch", is_flag=True, help="Show a live view until the job ends; Ctrl-C only detaches.")
 @click.option("--wait", is_flag=True, help="Wait silently until the job ends; exit with its code.")
 @click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
@@ -35,7 +35,7 @@ BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def status(
-    out: str,
+    outs: tuple[str, ...],
     watch: bool,
     wait: bool,
     mirror: bool,
@@ -45,22 +45,30 @@ def status(
 ) -> int:
     """Show the progress of the job or the training at OUT. Reads only the store: works from any machine, without Ray.
 
+    With several, or if OUT is a folder or prefix with outputs directly in it, there is a line for each and a total.
+
     With --sources the source videos are looked for, too, where they are now (see `p3d relocate`): how many are there as
     they were planned, how many have changed, and how many are gone. That is refused if OUT is not trusted.
 
-    Exits 0 if the status could be read; with --wait or --exit-code, with the code of the job.
+    Exits 0 if the status could be read; with --wait or --exit-code, with the code of the job, or the worst of several.
     """
     from rich.console import Console
     from rich.live import Live
 
     from p3d.jobs.job import read_job
+    from p3d.jobs.monitor.outputs import outputs_of
     from p3d.jobs.monitor.status import SUBMITTED, UNDER_WAY, read_status, render
     from p3d.jobs.training.record import is_training
 
     if look and (watch or wait):
         raise click.UsageError("--sources goes with neither --watch nor --wait.")
     s3 = store_options_of(typed)
-    store = out_store(out, s3)
+    stores = outputs_of(outs, s3)
+    if len(stores) > 1:
+        if look or watch or wait:
+            raise click.UsageError("--sources, --watch and --wait take one output.")
+        return _several(stores, mirror, as_json)
+    store = stores[0]
     if is_training(store):
         if look:
             raise click.UsageError("--sources is for jobs, and OUT holds a training.")
@@ -88,7 +96,7 @@ def status(
                     live.update(render(now, width=width, escape=output.escape_all), refresh=True)
             return _code(now) if mirror else 0
     except KeyboardInterrupt:
-        output.say(f"detached; the job continues. `p3d cancel {store.words(out)}` stops it")
+        output.say(f"detached; the job continues. `p3d cancel {store.words()}` stops it")
         return 0
     if wait and now.state == SUBMITTED:
         output.say(f"the driver did not begin within {BEGIN_S:.0f} s; `ray job logs` on the cluster shows why")
@@ -100,6 +108,22 @@ def status(
             names = f", such as {', '.join(found.examples)}" if found.gone else ""
             output.show(f"sources: {found.there} as planned, {found.changed} changed, {found.gone} gone{names}")
     return _code(now) if mirror or wait else 0
+
+
+def _several(stores: list[Store], mirror: bool, as_json: bool) -> int:
+    """`p3d status` of several outputs."""
+    from p3d.jobs.cli.several import lines_of, read_all
+
+    found = read_all(stores)
+    if as_json:
+        jobs, trainings = ([asdict(one) for one in of_kind] for of_kind in (found.jobs, found.trainings))
+        output.show_json({"jobs": jobs, "trainings": trainings, "unreadable": found.broken})
+    else:
+        output.show(*lines_of(found, total=True))
+    for sentence in found.broken:
+        output.say(sentence)
+    codes = [*map(_code, found.jobs), *(one.exit_code or 0 for one in found.trainings)] if mirror else []
+    return output.worst([*found.codes, *codes])
 
 
 def _training(store: Store, watch: bool, wait: bool, mirror: bool, as_json: bool) -> int:

@@ -220,7 +220,7 @@ class _Evidence:
         return tuple(one for one in probes.best if one is not None) if probes else ()
 
     def _take(self, wanted: dict[str, frozenset[int]], table: pa.Table) -> None:
-        for video_id, rows in _by_video(table):
+        for video_id, rows in by_video(table):
             keep = [at for at in rows if table["clip_index"][at].as_py() in wanted[video_id]]
             chosen = table.take(pa.array(keep, pa.int64()))
             starts, ends = chosen["start_s"].to_pylist(), chosen["end_s"].to_pylist()
@@ -232,7 +232,7 @@ class _Evidence:
 
     def _match(self, table: pa.Table) -> None:
         unit_ND, starts, ends = _unit(table, self.dim), table["start_s"].to_pylist(), table["end_s"].to_pylist()
-        for video_id, rows in _by_video(table):
+        for video_id, rows in by_video(table):
             for asking in self._asked.get(video_id, ()):
                 probes = self._probes[asking]
                 cosine_PN = probes.vectors_PD @ unit_ND[rows.start : rows.stop].T
@@ -245,7 +245,7 @@ class _Evidence:
                         )
 
 
-def _by_video(table: pa.Table) -> Iterator[tuple[str, range]]:
+def by_video(table: pa.Table) -> Iterator[tuple[str, range]]:
     """(video_id, its rows); the rows of a video are consecutive."""
     ids = table["video_id"].to_pylist()
     start = 0

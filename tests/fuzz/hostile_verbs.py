@@ -38,13 +38,14 @@ DETACH_S = 2.5  # after which Ctrl-C ends a verb that only watches
 Lines = list[list[str]]
 NO_OUT = {"models", "weights"}  # verbs and groups of verbs
 READ_ONLY = {"status", "failures", "jobs list", "jobs logs", "jobs trace", "plan", "search", "trust"}
-READ_ONLY |= {f"results {verb}" for verb in ("index", "dedup", "evaluate", "report", "serve", "snapshot")}
+READ_ONLY |= {f"results {verb}" for verb in ("index", "dedup", "evaluate", "report", "serve", "export", "snapshot")}
 
 
 def lines_of(case: Case, base: Base) -> dict[str, Lines]:
     """verb -> its command lines on this output, after the verb."""
     out, root, rng = str(case.out), case.root, random.Random(case.number)
     given = base.root
+    outs = str(root / "outs")
     known, dest = rng.choice(case.ids), str(root / "made" / "dest")
     source, labels = ["--source", str(base.source)], ["--labels", str(given / "labels.csv")]
     # every path is an option's value or follows `--`, since names may begin with a dash
@@ -67,7 +68,8 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
         "resume": [["--", out], [*source, "--", out], [*source, "--takeover", "--json", "--", out]],
         "retry": [["--", out], ["--reason", "truncated", "--", out]],
         "status": [
-            [*more, "--", out] for more in ([], ["--sources"], ["--json"], ["--exit-code"], ["--wait"], ["--watch"])
+            *([*more, "--", out] for more in ([], ["--sources"], ["--json"], ["--exit-code"], ["--wait"], ["--watch"])),
+            *([*more, "--", out, outs] for more in ([], ["--json"])),
         ],
         "cancel": [["--", out], ["--now", "--", out], ["--trust", "--", out]],
         "trust": [["--", out]],
@@ -80,13 +82,15 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
         "verify": [
             *([*more, "--", out] for more in ([], ["--json"], ["--deep"], ["--deep", "--json"], ["--repair"])),
             *([*more, "--", out] for more in (["--repair", "--trust"], ["--repair", "--trust", "--json"])),
+            *([*more, "--", outs, str(root)] for more in ([], ["--json"])),
         ],
         "search": [
             *([*rng.choice(asked), "--", out, *words] for words in searches),
             ["--index", "--", out, known],
+            ["--also", outs, "--", out, known],
             ["--json", "--", out, str(given / "query.mp4")],
         ],
-        "jobs list": [[*more, "--", where] for more in ([], ["--json"]) for where in (out, str(root / "outs"))],
+        "jobs list": [[*more, "--", where] for more in ([], ["--json"]) for where in (out, outs)],
         "jobs logs": [[*more, "--", out] for more in ([], ["--tail", "2"], ["--run", "1"])],
         "jobs trace": [["-o", where, "--", out] for where in ("-", str(root / "tmp" / "trace.json"))],
         "cluster check": [["--", out], [*source, "--json", "--", out]],
@@ -98,6 +102,7 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
             ["-o", "-", "--videos", "3", "--queries", "1", *source, "--", out],
         ],
         "results serve": [["--no-open", *more, "--", out] for more in ([], source)],
+        "results export": [[*more, "--", out, dest + "-npy"] for more in ([], ["--skip-pending", "--json"])],
         "results snapshot": [
             *([*more, "--", out, dest] for more in (["--skip-pending"], [], ["--skip-pending", "--json"])),
             ["--skip-pending", "--exclude", str(given / "exclude.txt"), "--allow-unknown", "--", out, dest],

@@ -59,8 +59,9 @@ def test_the_verbs_of_results_need_neither_torch_nor_ray() -> None:
     """A snapshot can be made on a machine without both."""
     code = (
         "import sys, p3d.jobs.cli.results, p3d.jobs.cli.evaluate, p3d.jobs.cli.index, p3d.jobs.cli.search;"
-        "import p3d.jobs.api.search, p3d.jobs.cli.dedup, p3d.pipeline.dataset.snapshot;"
+        "import p3d.jobs.api.search, p3d.jobs.cli.dedup, p3d.jobs.cli.export, p3d.pipeline.dataset.snapshot;"
         "import p3d.pipeline.results.evaluation.scores, p3d.pipeline.results.search.index_build;"
+        "import p3d.pipeline.results.export;"
         "sys.exit(bool({'torch', 'ray', 'faiss', 'sklearn'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

@@ -142,7 +142,12 @@ def test_no_verb_prints_a_control_character_of_an_output(texts: list[str], runs:
             ["cancel", store.url],
             ["resume", store.url],
             ["trust", store.url],
-            ["status", store.url, texts[0]],
+            ["failures", store.url, texts[0]],
+            *(["status", store.url, f"{folder}/{texts[0]}".replace("\0", ""), *more] for more in ([], ["--json"])),
+            *([verb, folder] for verb in ("status", "verify")),
+            ["verify", store.url, f"{folder}/dest"],
+            ["search", folder, first, "--also", f"{folder}/dest"],
+            ["results", "export", store.url, f"{folder}/npy", "--skip-pending"],
             ["status", f"{folder}/{texts[0]}".replace("\0", "")],
         ):
             _, out, err = in_process(*words)

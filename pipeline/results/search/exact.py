@@ -40,7 +40,8 @@ class Hit:
     """A row and how near it is: `score` is the cosine in [-1, 1], or the Euclidean distance.
 
     `query` is the number of the nearest query vector. A clip has frames [start_frame, end_frame) and seconds
-    [start_s, end_s). For a video, `clip_index` and the frames are None, and the seconds cover all of it.
+    [start_s, end_s). For a video, `clip_index` and the frames are None, and the seconds cover all of it. `out` is the
+    output that has the row if several were searched, else None.
     """
 
     score: float
@@ -55,6 +56,7 @@ class Hit:
     start_s: float
     end_s: float
     embedding_D: FLOAT32 = field(repr=False)
+    out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,31 @@ def nearest(
     if distinct is not None:
         hits, cut = _distinct(hits, queries_QD, distinct, top, len(hits) == best.size < n_rows)
     return SearchResult(tuple(hits[:top]), n_rows, time.monotonic() - started, cut)
+
+
+def merge(
+    found: Sequence[tuple[str, SearchResult]], queries_QD: FLOAT32, *, metric: str, top: int, distinct: float | None
+) -> SearchResult:
+    """The results of several outputs, each with its URL, as the one of an output that has all rows.
+
+    With `distinct` they must have been searched without it, for max(top, POOL) rows.
+    """
+    sign = -1 if rule_of(metric).largest else 1
+    hits = [replace(hit, out=out) for out, one in found for hit in one.hits]
+    hits.sort(key=lambda hit: (sign * hit.score, hit.path, hit.video_id, hit.clip_index or 0))
+    n_rows, cut = sum(one.n_rows for _, one in found), False
+    if distinct is not None:
+        size = max(top, POOL)
+        hits, cut = _distinct(hits[:size], queries_QD, distinct, top, size <= len(hits) and size < n_rows)
+    return SearchResult(
+        tuple(hits[:top]),
+        n_rows,
+        sum(one.seconds for _, one in found),
+        cut,
+        sum(one.n_indexed for _, one in found),
+        sum(one.n_new for _, one in found),
+        next((one.warning for _, one in found if one.warning), None),
+    )
 
 
 def _split(
