@@ -18,10 +18,11 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -173,33 +174,9 @@ def extract_shard(
     are inconsistent.
     """
     progress = progress or Progress()
-    tracks: dict[int, _Track] = {}
-    ends: dict[int, VideoEnd | Failure] = {}
-    with _Batch(encode, batch_size, progress, inference_threads) as batch:
-        for at, message in _timed(messages, progress):
-            match message:
-                case VideoStart() | VideoFetched() | VideoAlive() | VideoShareable() | ChunkEnd():
-                    continue
-                case VideoInfo():
-                    tracks[at] = _Track(message, sampling.for_video(shard.videos[at].video_id))
-                    progress.count(ends.pop(at, None), None)
-                    continue
-                case Failure():
-                    tracks.pop(at, None)
-                case _ if at not in tracks:
-                    name = type(message).__name__
-                    raise ValueError(f"{shard.videos[at].video_id}: {name} without a VideoInfo before it")
-                case FrameBlock():
-                    progress.frames += len(message.numbers_N)
-                    batch.add(tracks[at], tracks[at].take(message))
-                    continue
-                case VideoEnd():
-                    batch.add(tracks[at], tracks[at].finish(message))
-                    tracks[at].release()
-            progress.count(ends.get(at), message)
-            ends[at] = message
-        batch.finish()
-
+    tracks, ends = _computed(
+        shard.videos, messages, encode, sampling, batch_size, progress, inference_threads=inference_threads
+    )
     outcomes: list[VideoOutcome] = []
     clips: list[ClipRow] = []
     features = [np.empty((0, feature_dim), np.float32)]
@@ -215,6 +192,112 @@ def extract_shard(
     return ShardRows(shard, tuple(outcomes), tuple(clips), np.concatenate(features), np.concatenate(probs))
 
 
+def _computed(
+    videos: Sequence[VideoRef],
+    messages: Iterable[tuple[int, DecodeMessage]],
+    encode: Encode,
+    sampling: Sampling,
+    batch_size: int,
+    progress: Progress,
+    *,
+    inference_threads: InferenceThreads | None = None,
+    wanted: Mapping[int, frozenset[int]] = MappingProxyType({}),
+) -> tuple[dict[int, _Track], dict[int, VideoEnd | Failure]]:
+    """The track and the end of each video, by its position. With `wanted`, only these clips of a video are encoded."""
+    tracks: dict[int, _Track] = {}
+    ends: dict[int, VideoEnd | Failure] = {}
+    with _Batch(encode, batch_size, progress, inference_threads) as batch:
+        for at, message in _timed(messages, progress):
+            match message:
+                case VideoStart() | VideoFetched() | VideoAlive() | VideoShareable() | ChunkEnd():
+                    continue
+                case VideoInfo():
+                    tracks[at] = _Track(message, sampling.for_video(videos[at].video_id), wanted.get(at))
+                    progress.count(ends.pop(at, None), None)
+                    continue
+                case Failure():
+                    tracks.pop(at, None)
+                case _ if at not in tracks:
+                    name = type(message).__name__
+                    raise ValueError(f"{videos[at].video_id}: {name} without a VideoInfo before it")
+                case FrameBlock():
+                    progress.frames += len(message.numbers_N)
+                    batch.add(tracks[at], tracks[at].take(message))
+                    continue
+                case VideoEnd():
+                    batch.add(tracks[at], tracks[at].finish(message))
+                    tracks[at].release()
+            progress.count(ends.get(at), message)
+            ends[at] = message
+        batch.finish()
+    return tracks, ends
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipValues:
+    """One clip with all that its row says: its place in the video, its feature [D], rounded as stored, and scores [K].
+
+    Two are compared by `p3d.pipeline.results.agreement`."""
+
+    span: ClipSpan
+    start_s: float
+    end_s: float
+    feature_D: FLOAT32
+    prob_K: FLOAT32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SomeClips:
+    """The number of clips of a video, and those of its clips that were wanted and exist, by their index."""
+
+    n_clips: int
+    clips: Mapping[int, ClipValues]
+
+
+def extract_clips(
+    videos: Sequence[VideoRef],
+    messages: Iterable[tuple[int, DecodeMessage]],
+    encode: Encode,
+    wanted: Mapping[int, frozenset[int]],
+    *,
+    sampling: Sampling,
+    batch_size: int,
+    embedding_dtype: str,
+) -> list[SomeClips | Failure]:
+    """Compute the clips `wanted` of each video, by its position and their indices, as `extract_shard` does.
+
+    The other clips are cut, and not encoded. ValueError if the messages of a video are inconsistent.
+    """
+    tracks, ends = _computed(videos, messages, encode, sampling, batch_size, Progress(), wanted=wanted)
+    found: list[SomeClips | Failure] = []
+    for at, video in enumerate(videos):
+        end, track = ends.get(at), tracks.get(at)
+        if isinstance(end, Failure):
+            found.append(end)
+        elif track is None or end is None:
+            raise _stopped(video)
+        else:
+            found.append(SomeClips(len(track.clips), dict(_values_of(track, wanted[at], embedding_dtype))))
+    return found
+
+
+def _values_of(track: _Track, wanted: frozenset[int], dtype: str) -> Iterator[tuple[int, ClipValues]]:
+    for at, (place, feature_D, prob_K) in enumerate(zip(track.clips, track.features, track.probs, strict=True)):
+        if at in wanted:
+            assert feature_D is not None and prob_K is not None, "each clip that is wanted was encoded"
+            yield at, ClipValues(*place, _rounded(feature_D, dtype), prob_K)
+
+
+def _stopped(video: VideoRef) -> ValueError:
+    return ValueError(f"{video.video_id}: the messages of this video stopped without an end or a failure")
+
+
+def _rounded(values: FLOAT32, dtype: str) -> FLOAT32:
+    """As they are stored. Values too large for float16 become infinity."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype).astype(np.float32)
+
+
 def _settle(
     video: VideoRef, track: _Track | None, end: VideoEnd | Failure | None, dtype: str
 ) -> tuple[VideoOutcome, FLOAT32, FLOAT32]:
@@ -223,11 +306,10 @@ def _settle(
     if isinstance(end, Failure):
         return VideoOutcome(video, failure=end), nothing, nothing
     if track is None or end is None:
-        raise ValueError(f"{video.video_id}: the messages of this video stopped without an end or a failure")
+        raise _stopped(video)
     if not track.clips:
         return VideoOutcome(video, failure=Failure(Reason.NO_FRAMES, "no frame could be decoded")), nothing, nothing
-    with np.errstate(over="ignore"):  # values too large for float16 become infinity, which is detected below
-        features_ND = np.stack(track.features).astype(dtype).astype(np.float32)  # type: ignore[arg-type] # all are set
+    features_ND = _rounded(np.stack(track.features), dtype)  # type: ignore[arg-type] # all are set
     probs_NK = np.stack(track.probs)  # type: ignore[arg-type] # as above
     good_N = np.isfinite(features_ND).all(1) & (features_ND != 0).any(1) & np.isfinite(probs_NK).all(1)
     if not good_N.all():
@@ -246,6 +328,7 @@ class _Track:
 
     info: VideoInfo
     sampling: Sampling
+    wanted: frozenset[int] | None = None  # the indices of the clips to encode; None for all
     kept: list[_Kept] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)  # first tick of each kept frame
     clips: list[tuple[ClipSpan, float, float]] = field(default_factory=list)
@@ -360,6 +443,8 @@ class _Batch:
 
     def add(self, track: _Track, clips: list[tuple[ClipSpan, list[_Kept]]]) -> None:
         for span, frames_T in clips:
+            if track.wanted is not None and span.index not in track.wanted:
+                continue
             self.index.append([self._position(track, kept) for kept in frames_T])
             self.owners.append((track, span.index))
             if len(self.owners) == self.size:

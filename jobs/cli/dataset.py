@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from p3d.jobs.cli.options import out_store, store_options, store_options_of, tru
 from p3d.pipeline.errors import JobError
 
 if TYPE_CHECKING:
+    from p3d.jobs.cli.recompute import Asked
     from p3d.pipeline.dataset.verify import Audit
     from p3d.pipeline.recipe import JobRecord
     from p3d.pipeline.storage.store import Store, StoreOptions
@@ -79,10 +80,40 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
 @click.option(
     "--repair", "repair_it", is_flag=True, help="Repair what --deep finds; move damaged files to _job/damaged/."
 )
+@click.option(
+    "--recompute",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Embed N clips again, drawn at random, and compare; all if there are fewer. Default: none.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Draw the clips by this seed."
+)
+@click.option(
+    "--source",
+    metavar="ROOT",
+    help="Open only videos below this folder or s3://bucket/prefix; needed if OUT is not trusted. Default: all.",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="Embed with these weights, which must be of the same network. Default: those in OUT.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @trust_option
 @store_options
-def verify(outs: tuple[str, ...], deep: bool, repair_it: bool, as_json: bool, trust: bool, **typed: Any) -> int:
+def verify(
+    outs: tuple[str, ...],
+    deep: bool,
+    repair_it: bool,
+    recompute: int | None,
+    seed: int,
+    source: str | None,
+    weights: str | None,
+    as_json: bool,
+    trust: bool,
+    **typed: Any,
+) -> int:
     """Check OUT against its plans: every video is accounted for once, and every file is complete.
 
     Reads the footers of all files; --deep reads everything. --repair writes damaged videos and failures files again. A
@@ -91,21 +122,34 @@ def verify(outs: tuple[str, ...], deep: bool, repair_it: bool, as_json: bool, tr
     Shards that were made with different versions, devices, batch sizes or threads are listed. They are not damage, but
     the last bits of their vectors may differ.
 
+    With --recompute, N of the newest clips are decoded and embedded again by the recipe of OUT. A row must be the same
+    bit for bit where all that decides the bits is as the footer of its shard says, and otherwise nearly the same, by
+    cosine. The answer says how many agree, how many wrong rows there are at most among all with 95 % confidence, and
+    why a row differs. A row whose source is missing or has changed is not checked. The draw follows from --seed and the
+    number of rows, so choose a seed of your own for an OUT from somebody else.
+
     For a snapshot (`p3d results snapshot`), every file is checked against its sha256, and the rows are counted.
 
     Several outputs, and the outputs directly in a folder or prefix OUT, are checked one after the other. A table shows
     the result of each, and one that cannot be read does not keep the others from being checked.
 
-    Exits 0 when all videos are accounted for, 6 when some are pending, 7 when there is damage; with several outputs,
-    with the worst code.
+    Exits 0 when all videos are accounted for, 6 when some are pending or none of the drawn clips could be checked, 7
+    when there is damage or a wrong row; with several outputs, with the worst code.
     """
+    from p3d.jobs.cli.recompute import Asked
     from p3d.jobs.monitor.outputs import outputs_of
 
+    if recompute is None and (source is not None or weights is not None or seed):
+        raise click.UsageError("--seed, --source and --weights belong to --recompute N.")
+    if recompute is not None and repair_it:
+        raise click.UsageError("--repair and --recompute cannot be combined: repair first.")
+    asked = None if recompute is None else Asked(recompute, seed, source, weights)
+    how = _How(deep or repair_it, repair_it, asked, as_json, trust)
     s3 = store_options_of(typed)
     stores = outputs_of(outs, s3)
     named = outs[0] if [out_store(one, s3).url for one in outs] == [stores[0].url] else ""
     if len(stores) == 1:
-        code, record = _verify(stores[0], named, deep, repair_it, as_json, trust, s3)
+        code, record = _verify(stores[0], named, how, s3)
         if as_json:
             output.show_json(record)
         return code
@@ -114,7 +158,7 @@ def verify(outs: tuple[str, ...], deep: bool, repair_it: bool, as_json: bool, tr
         if not as_json:
             output.show(store.url)
         try:
-            results.append((store, *_verify(store, "", deep, repair_it, as_json, trust, s3)))
+            results.append((store, *_verify(store, "", how, s3)))
         except JobError as error:
             results.append((store, output.exit_code(error), {"error": str(error)}))
             output.say(f"error: {error}")
@@ -124,6 +168,17 @@ def verify(outs: tuple[str, ...], deep: bool, repair_it: bool, as_json: bool, tr
     else:
         output.show("", *_summary(results))
     return output.worst([code for _, code, _ in results])
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """The options of `verify`, other than the outputs and their store options."""
+
+    deep: bool
+    repair: bool
+    asked: Asked | None  # of --recompute
+    as_json: bool
+    trust: bool
 
 
 OUTCOMES = {0: "clean", 6: "not finished", 7: "damaged"}
@@ -148,66 +203,79 @@ def _summary(results: list[tuple[Store, int, dict[str, Any]]]) -> list[str]:
     return output.table([("output", "outcome", "ok", "failed", "pending"), *rows, total], right=(2, 3, 4))
 
 
-def _verify(
-    store: Store, named: str, deep: bool, repair_it: bool, as_json: bool, trust: bool, s3: StoreOptions
-) -> tuple[int, dict[str, Any]]:
-    """Check one output. Returns the exit code and the result as a JSON record, which is shown unless `as_json`.
+def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int, dict[str, Any]]:
+    """Check one output. Returns the exit code and the result as a JSON record, which is shown unless `how.as_json`.
 
     `named` is the output as typed, for messages.
     """
     import sys
 
+    from p3d.jobs.cli.recompute import allowed, recomputed, record, tell
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
+    from p3d.pipeline.errors import InputError
 
+    asked = how.asked
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
-        return _verify_snapshot(store, repair_it, as_json)
+        if asked is not None:
+            raise InputError(f"{store.url} is a snapshot; --recompute needs the output of the job")
+        return _verify_snapshot(store, how.repair, how.as_json)
     job = read_job(store)
-    talkative = sys.stderr.isatty() and not as_json
+    talkative = sys.stderr.isatty() and not how.as_json
 
     def on_shard(done: int, count: int) -> None:
         if talkative:
             click.echo(f"\rchecked {done}/{count} shards", nl=done == count, err=True)
 
-    deep = deep or repair_it
-    if repair_it:
+    if asked is not None:
+        rule, s3, trusted = allowed(named, store, job, asked, s3, how.trust)
+    if how.repair:
         from p3d.jobs.trust import need_trust
 
-        need_trust(store, job, s3, trust_it=trust, verb="verify --repair", say=output.say)
-        return _repair(named, store, job, as_json)
-    found = audit(store, job, deep=deep, on_shard=on_shard)
+        need_trust(store, job, s3, trust_it=how.trust, verb="verify --repair", say=output.say)
+        return _repair(named, store, job, how.as_json)
+    found = audit(store, job, deep=how.deep, on_shard=on_shard)
+    if not how.as_json:
+        _show_audit(named, store, found, how.deep)
+    code, result = 7 if found.damaged else 6 if found.pending or found.underived else 0, _record(found)
+    if asked is not None and not found.damaged:
+        again = recomputed(store, job, asked, rule, s3, quiet=how.as_json)
+        code, result = max(code, again.exit_code), result | {"recompute": record(again)}
+        if not how.as_json:
+            tell(again, asked, trusted)
+    return code, result
+
+
+def _show_audit(out: str, store: Store, found: Audit, deep: bool) -> None:
+    """Print the counts of an audit, what it found, and what to do."""
     classes = ("manifest", "ok", "failed", "pending", "lost", "duplicated", "unexpected", "changed")
-    if not as_json:
-        output.show(
-            *output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8)))
-        )
-        if found.superseded:
-            n_videos = output.count(found.manifest - found.superseded, "video")
-            rows = "rows of older plans for videos that a newer plan names"
-            output.say(f"{found.superseded} superseded: {rows}; `p3d status` counts the {n_videos} once each")
-        if found.roots:
-            output.say(f"{output.count(found.roots, 'record')} of moved videos in roots/")
-        for sentence in found.problems:
-            output.say(sentence)
-        for name, shards in (found.software | found.settings).items():
-            if len(shards) > 1:
-                which = ", ".join(
-                    f"{value} ({output.count(n, 'shard')}, such as {found.examples[name][value]})"
-                    for value, n in sorted(shards.items())
-                )
-                output.say(f"made with different values of {name}: {which}")
-        if found.damaged:
-            repair = f"`p3d verify {store.words(named)} --repair`"
-            output.say(f"damage found: {repair} repairs what it can, `p3d resume` computes the rest")
-        elif found.pending or found.underived:
-            if found.underived:
-                output.say(f"not made yet: {output.count(found.underived, 'file')} of videos/ and failures/")
-            output.say(f"not finished: `p3d resume {store.words(named)}` continues")
-        else:
-            rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
-            how = "every row checked" if deep else "footers checked; --deep checks every row"
-            output.say(f"clean: {rows} in {output.count(found.shards, 'shard')}, all accounted for ({how})")
-    return 7 if found.damaged else 6 if found.pending or found.underived else 0, _record(found)
+    output.show(*output.table([classes, tuple(str(getattr(found, name)) for name in classes)], right=tuple(range(8))))
+    if found.superseded:
+        n_videos = output.count(found.manifest - found.superseded, "video")
+        rows = "rows of older plans for videos that a newer plan names"
+        output.say(f"{found.superseded} superseded: {rows}; `p3d status` counts the {n_videos} once each")
+    if found.roots:
+        output.say(f"{output.count(found.roots, 'record')} of moved videos in roots/")
+    for sentence in found.problems:
+        output.say(sentence)
+    for name, shards in (found.software | found.settings).items():
+        if len(shards) > 1:
+            which = ", ".join(
+                f"{value} ({output.count(n, 'shard')}, such as {found.examples[name][value]})"
+                for value, n in sorted(shards.items())
+            )
+            output.say(f"made with different values of {name}: {which}")
+    if found.damaged:
+        repair = f"`p3d verify {store.words(out)} --repair`"
+        output.say(f"damage found: {repair} repairs what it can, `p3d resume` computes the rest")
+    elif found.pending or found.underived:
+        if found.underived:
+            output.say(f"not made yet: {output.count(found.underived, 'file')} of videos/ and failures/")
+        output.say(f"not finished: `p3d resume {store.words(out)}` continues")
+    else:
+        rows = f"{output.count(found.clips, 'clip')} of {output.count(found.ok, 'video')}"
+        how = "every row checked" if deep else "footers checked; --deep checks every row"
+        output.say(f"clean: {rows} in {output.count(found.shards, 'shard')}, all accounted for ({how})")
 
 
 def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> tuple[int, dict[str, Any]]:

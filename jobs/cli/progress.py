@@ -129,3 +129,41 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
             output.say(f"{name}: {output.human_bytes(received)}{of_all}")
 
     yield line
+
+
+@contextmanager
+def show_count(noun: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and ETA on a terminal, a line every `LINE_EVERY_S` elsewhere, both on stderr; of (done, all)."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn(f"{noun}s"), BarColumn(bar_width=None), MofNCompleteColumn())
+        texts = TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("ETA {task.fields[eta]}")
+        started = time.monotonic()
+        with Progress(*columns, *texts, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None, rate="starting", eta="-")
+
+            def update(done: int, count: int) -> None:
+                rate, eta = _rate(noun, done, count, started)
+                bar.update(task, completed=done, total=count, rate=rate, eta=eta)
+
+            yield update
+        return
+    started = time.monotonic()
+    last = [started]
+
+    def line(done: int, count: int) -> None:
+        if (now := time.monotonic()) - last[0] >= LINE_EVERY_S:
+            last[0] = now
+            rate, eta = _rate(noun, done, count, started)
+            output.say(f"{done}/{count} {noun}s, {rate}, ETA {eta}")
+
+    yield line
+
+
+def _rate(noun: str, done: int, count: int, started: float) -> tuple[str, str]:
+    """The rate since the start, and the time that the rest takes at it."""
+    took_s = max(time.monotonic() - started, 1e-3)
+    eta_s = took_s * (count - done) / done if done else None
+    return f"{done / took_s:.2f} {noun}s/s", output.human_time(eta_s)

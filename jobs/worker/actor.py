@@ -27,6 +27,7 @@ from p3d.jobs.worker.autoscale import DecodeAutoscaler, Load
 from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import DECODE_BYTES, Decoding, decodes_that_fit
+from p3d.jobs.worker.encode import encode_of
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.totals import Ended, ended
 from p3d.pipeline.decode.routes.nvdec import free_bytes, gpu_name, not_here, sample_problem
@@ -38,7 +39,6 @@ from p3d.pipeline.types import FLOAT32, INT64, UINT8, ShardPlan, ShardRows
 
 if TYPE_CHECKING:
     from p3d.device import BusyTime
-    from p3d.encoder import Encoder
 
 SHOWN = 300  # characters of an error of the device
 
@@ -129,19 +129,6 @@ def is_of_device(error: Exception) -> bool:
     """Is this a device error, after which the device can no longer be used in this process?"""
     detail = f"{type(error).__name__}: {error}"  # torch < 2.8 has no class for it, only a message
     return type(error).__name__ == "AcceleratorError" or detail.startswith("RuntimeError: CUDA error")
-
-
-def encode_of(encoder: Encoder, recipe: Recipe) -> Encode:
-    """The function that `extract_shard` calls for a batch: features, and scores if the job stores them."""
-
-    def with_scores(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
-        return encoder.encode(frames_NHWC, index_BT, probs=True)
-
-    def without(frames_NHWC: UINT8, index_BT: INT64) -> tuple[FLOAT32, FLOAT32]:
-        features_BD = encoder.encode(frames_NHWC, index_BT)
-        return features_BD, np.empty((len(features_BD), 0), np.float32)
-
-    return with_scores if recipe.scores else without
 
 
 def shard_error_of(error: Exception) -> ShardError:

@@ -31,7 +31,6 @@ With a rate (`fps`), all of this applies to the ticks of the resampled video (`c
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from p3d.pipeline.clips import rate
+from p3d.pipeline.clips.draw import numbers_drawn
 from p3d.pipeline.types import INT64, ClipSpan
 
 Rule = Literal["every", "uniform", "spread", "random"]
@@ -153,20 +153,10 @@ def _spread_starts(sampling: Sampling, n_frames: int) -> list[int]:
 
 
 def _random_starts(sampling: Sampling, n_starts: int) -> list[int]:
-    """At most `sampling.value` different numbers of [0, n_starts), sorted. All sets of them are equally likely.
-
-    Floyd's algorithm: a draw from [0, last] that is already in the set is replaced by `last`, which is never in it yet.
-    """
+    """At most `sampling.value` different numbers of [0, n_starts), sorted. All sets of them are equally likely."""
     if sampling.video_id is None:
         raise ValueError("random clips depend on the video: use `sampling.for_video(video_id)`")
-    count = min(sampling.value, n_starts)
-    stream = hashlib.shake_256(f"{sampling.seed}\n{sampling.video_id}".encode()).digest(8 * count)
-    starts: set[int] = set()
-    for at, last in enumerate(range(n_starts - count, n_starts)):
-        word = int.from_bytes(stream[8 * at : 8 * at + 8], "big")
-        start = word * (last + 1) >> 64  # [0, last]; the bias is below n_starts / 2**64
-        starts.add(last if start in starts else start)
-    return sorted(starts)
+    return numbers_drawn(f"{sampling.seed}\n{sampling.video_id}", sampling.value, n_starts)
 
 
 def settled_spans(sampling: Sampling, n_seen: int) -> int:

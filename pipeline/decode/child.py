@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -95,6 +95,47 @@ def decode_in_child(
             yield message
             if isinstance(message, VideoEnd | Failure):
                 return
+
+
+def decode_each(
+    videos: Sequence[VideoRef], spec: FrameSpec, sampling: Sampling, named: dict[str, Any]
+) -> Iterator[tuple[int, DecodeMessage]]:
+    """The messages of each video after the other, with its position."""
+    for at, video in enumerate(videos):
+        for message in decode_messages(video, spec, sampling, **named):
+            yield at, message
+
+
+def decode_each_in_child(
+    videos: Sequence[VideoRef],
+    spec: FrameSpec,
+    sampling: Sampling,
+    *,
+    policy: DecodePolicy,
+    limits: DecodeLimits,
+    store_options: StoreOptions,
+    scratch: Path,
+    timeout_s: float = VIDEO_TIMEOUT_S,
+) -> Generator[tuple[int, DecodeMessage], None, None]:
+    """`decode_in_child` for several videos, with the position of each: they share one child, whose start is costly.
+
+    If the child crashes or hangs, the video goes first in another one, and fails if that ends the same way.
+    """
+    named = {"policy": policy, "limits": limits, "store_options": store_options, "scratch": scratch}
+    named["deadline_s"] = timeout_s
+    first = 0
+    while first < len(videos):
+        at = first
+        with closing(in_a_child(decode_each, (videos[first:], spec, sampling, named), {}, timeout_s=timeout_s)) as all_:
+            for message in all_:
+                if isinstance(message, Failure):  # of the child, at this video
+                    if at == first:
+                        yield at, message
+                        at += 1
+                    break
+                yield first + message[0], message[1]
+                at = first + message[0] + isinstance(message[1], VideoEnd | Failure)
+        first = at
 
 
 def in_a_child(

@@ -14,7 +14,8 @@ from pathlib import Path
 from p3d.encoder import Encoder
 from p3d.jobs.job import manifests
 from p3d.jobs.planning.prepare import JobSpec, add_plan, create_job, default_batch, prepare, run_options
-from p3d.jobs.worker.actor import WorkerSpec, encode_of
+from p3d.jobs.worker.actor import WorkerSpec
+from p3d.jobs.worker.encode import encode_of
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.extract import extract_shard

@@ -83,6 +83,7 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
             *([*more, "--", out] for more in ([], ["--json"], ["--deep"], ["--deep", "--json"], ["--repair"])),
             *([*more, "--", out] for more in (["--repair", "--trust"], ["--repair", "--trust", "--json"])),
             *([*more, "--", outs, str(root)] for more in ([], ["--json"])),
+            *(["--recompute", "3", *more, "--", out] for more in ([], source, [*source, "--json"])),
         ],
         "search": [
             *([*rng.choice(asked), "--", out, *words] for words in searches),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
 from pathlib import Path
 
 from p3d.encoder import Encoder
+from p3d.jobs.machine import software
 from p3d.jobs.planning.prepare import JobSpec, add_plan, create_job, prepare
-from p3d.jobs.worker.actor import encode_of
+from p3d.jobs.worker.encode import encode_of
 from p3d.pipeline.dataset.commit import commit_shard
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.decode.messages import decode_messages
@@ -14,14 +17,25 @@ from p3d.pipeline.extract import extract_shard
 from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import DEFAULTS, Store
+from p3d.pipeline.types import ShardRows
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.owned import own
 
 
 def embed_all(
-    source: str, store: Store, spec: JobSpec, scratch: Path, *, shard_videos: int = 4, batch_size: int = 3
+    source: str,
+    store: Store,
+    spec: JobSpec,
+    scratch: Path,
+    *,
+    shard_videos: int = 4,
+    batch_size: int = 3,
+    forge: Callable[[ShardRows], ShardRows] = lambda rows: rows,
 ) -> JobRecord:
-    """Plan and embed every video of `source` into `store`, as `p3d launch` would on one CPU with one thread."""
+    """Plan and embed every video of `source` into `store`, as `p3d launch` would on one CPU with one thread.
+
+    `forge` may change the rows of a shard before they are committed.
+    """
     prepared = prepare(spec)
     job = create_job(store, prepared)
     own(store)
@@ -54,6 +68,7 @@ def embed_all(
             n_scores=job.recipe.n_scores,
             embedding_dtype=job.recipe.embedding_dtype,
         )
-        rows.stats.update({"device": "cpu", "batch_size": batch_size, "threads": 1})
-        commit_shard(store, rows, job.recipe, manifest.user_columns(at))
+        made_on = {"device": "cpu", "host": platform.node(), "software": software()}
+        rows.stats.update({**made_on, "batch_size": batch_size, "threads": 1})
+        commit_shard(store, forge(rows), job.recipe, manifest.user_columns(at))
     return job

@@ -17,7 +17,7 @@ import p3d.weights
 from p3d.encoder import Encoder
 from p3d.jobs.api.embed import embed
 from p3d.jobs.planning.prepare import JobSpec, prepare
-from p3d.jobs.worker.actor import encode_of
+from p3d.jobs.worker.encode import encode_of
 from p3d.pipeline.clips.pool import pool
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.errors import BadVideo, InputError, Reason

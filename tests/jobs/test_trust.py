@@ -42,7 +42,14 @@ from tests.pipeline.rows import planned, recipe, shard_rows, videos
 from tests.zoo import make
 
 EPOCH = {"number": 1, "host": "far\x1b[2Jaway", "boot_id": "", "pid": 1, "started": "2026-01-02T03:04:05Z"}
-REFUSED = (["resume"], ["retry"], ["cancel"], ["cancel", "--now"], ["verify", "--repair"])
+REFUSED = (
+    ["resume"],
+    ["retry"],
+    ["cancel"],
+    ["cancel", "--now"],
+    ["verify", "--repair"],
+    ["verify", "--recompute", "3"],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from p3d.pipeline.clips.rules import Sampling
-from p3d.pipeline.decode.child import decode_in_child, end_children
+from p3d.pipeline.decode.child import decode_each_in_child, decode_in_child, end_children
 from p3d.pipeline.decode.messages import decode_messages
 from p3d.pipeline.errors import Reason, StoreDenied
 from p3d.pipeline.sources.identity import local_row
@@ -65,7 +66,7 @@ def make_children_run(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) 
         "import ctypes, faulthandler, os, signal, threading\n"
         "import p3d.pipeline.decode.messages as messages\n"
         "from p3d.pipeline.types import VideoStart\n"
-        f"def decode_messages(*given, **named):\n    {lines}\n"
+        f"def decode_messages(video, *given, **named):\n    {lines}\n"
         "messages.decode_messages = decode_messages\n"
     )
     monkeypatch.syspath_prepend(str(folder))
@@ -102,6 +103,39 @@ def test_a_crash_and_a_hang_are_failures(
     assert failure.reason is reason and failure.detail.startswith(detail)
     assert not psutil.pid_exists(start.pid)
     assert time.monotonic() - started < 15  # one child would sleep for 20 s
+
+
+def test_several_videos_share_a_child_that_may_crash(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash fails its own video, after a second try in a child of its own, and the others are whole."""
+    rows = [local_row(video.parent, os.fsencode(video.name))] * 3
+    make_children_run(
+        tmp_path,
+        monkeypatch,
+        "from p3d.pipeline.types import VideoEnd\nif video.path == 'bad': os._exit(3)\nyield VideoEnd(1, 1.0)\nreturn",
+    )
+    rows[1] = replace(rows[1], path="bad")
+    found = [
+        (at, message.pid if isinstance(message, VideoStart) else message)
+        for at, message in decode_each_in_child(rows, SPEC, SAMPLING, **given(tmp_path))
+    ]
+    first, again, third = (next(pid for number, pid in found if number == at) for at in range(3))
+    assert [at for at, _ in found] == [0, 0, 1, 1, 1, 2, 2]
+    assert found[2][1] == first and found[3][1] not in (first, found[5][1]) and again == first != third
+    assert found[4][1].reason is Reason.DECODER_CRASH
+    assert found[1][1] == found[6][1] == VideoEnd(1, 1.0)
+
+
+def test_several_videos_give_the_messages_of_each(video: Path, tmp_path: Path) -> None:
+    """What a child sends of several videos is what it sends of each."""
+    broken = make.damaged(video, tmp_path / "broken.mp4", 0.0, 64)
+    rows = [local_row(path.parent, os.fsencode(path.name)) for path in (video, broken, video)]
+    found: dict[int, list[object]] = {}
+    for at, message in decode_each_in_child(rows, SPEC, SAMPLING, **given(tmp_path)):
+        found.setdefault(at, []).append(plain(message))
+    good, bad = ([plain(one) for one in in_child(path, tmp_path)] for path in (video, broken))
+    assert found == {0: good, 1: bad, 2: good}
 
 
 def test_store_errors_are_not_failures(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
