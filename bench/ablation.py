@@ -1,6 +1,6 @@
 """The paper's ablation (table 1) in small: ways to see time, on made motions, at equal width and budget.
 
-    python -m bench.ablation                         all arms, three seeds, about an hour on 2 cores
+    python -m bench.ablation                         all arms, three seeds, about 80 minutes of one core
     python -m bench.ablation --only speed            parameters, and clips per second to train and to infer
     python -m bench.ablation --arms P3D-A P3D-B      some of them; what is done already is not done again
 
@@ -11,7 +11,8 @@ of its own.
 is chance, and an arm that does not know the order of frames cannot do better. The paper's column is from UCF101, with
 ResNet-50, so only its order can be compared. No order is asserted here.
 
-A finished arm and seed is one JSON file in --out/ablation, so an interrupted bench continues where it was.
+A finished arm and seed is one JSON file in --out/ablation, so an interrupted bench continues where it was. One thread
+computes, since a second one gives such small networks little: two commands with other --arms use two cores.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=7, help="of each arm and seed, at most (default 7)")
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     report = Report("ablation", "Ways to see time, on made motions")
     if given.only != "speed":
         rows = []
