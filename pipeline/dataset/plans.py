@@ -289,7 +289,7 @@ class _KeptParts:
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0
         self._kept: OrderedDict[tuple[int, int], ManifestPart] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the end of a manifest may come in the middle of `get`
 
     def get(self, key: tuple[int, int], read: Callable[[], ManifestPart]) -> ManifestPart:
         with self._lock:
@@ -433,17 +433,24 @@ class NewestPlans:
         self.n_rows = self.n_videos = self._edges[-1]
         self._old: npt.NDArray[np.uint8] | None = None  # one bit for each row, set if a newer plan has its video
         if len(self._plans) > 1:
-            old_N = np.zeros(self.n_rows, bool)
-            for run in self._ids.runs():
+            old_N, ids = np.zeros(self.n_rows, bool), self._sorted()
+            for run in ids.runs():
                 row_N, last_N = run["row"].astype(np.int64), last_of_its_id(run)
                 plan_N = np.searchsorted(self._edges, row_N, side="right")
                 old_N[row_N[plan_N < plan_N[last_N]]] = True
             n_old = int(old_N.sum())
             self.n_videos -= n_old
             self._old = np.packbits(old_N) if n_old else None
+            if ids.in_memory:
+                self._ids = ids
+            else:
+                ids.close()
 
     @cached_property
     def _ids(self) -> SortedIds:
+        return self._sorted()
+
+    def _sorted(self) -> SortedIds:
         """The ids of all rows, numbered through all plans."""
         ids = SortedIds(self.n_rows)
         for manifest, first in zip(self._plans, self._edges, strict=False):

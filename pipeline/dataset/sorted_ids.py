@@ -28,7 +28,7 @@ from p3d.pipeline.types import BOOL, INT64
 
 UINT64 = npt.NDArray[np.uint64]
 RUN_ROWS = 1 << 20  # of a file, about: it is sorted in memory
-MOST_BITS = 9  # of the number of files, since a process may have 1 024 open
+MOST_BITS = 8  # of the number of files, since a process may have 1 024 open
 BUFFER = 1 << 16  # bytes of each file
 FEW = 64  # ids that are looked up one by one
 ID_DIGITS, VERSION_DIGITS = 32, 16
@@ -88,6 +88,11 @@ class SortedIds:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def in_memory(self) -> bool:
+        """Are the rows so few that there are no files?"""
+        return not self._files
 
     def add(self, ids: pa.ChunkedArray | pa.Array, rows_N: INT64 | range, **fields: UINT64) -> None:
         """Add rows of these ids, with their numbers and the values of all fields."""
