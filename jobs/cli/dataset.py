@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
+from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.errors import JobError
 
 if TYPE_CHECKING:
@@ -22,18 +24,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out")
 @click.option("--reason", help="List only failures with this reason. Default: all.")
+@click.option(
+    "--all", "every", is_flag=True, help="List every video. Default: one for each sentence, and how many more."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def failures(
     out: str,
     reason: str | None,
+    every: bool,
     as_csv: bool,
     as_json: bool,
     **typed: Any,
 ) -> int:
     """List the videos of OUT that have no rows, why, and what to do about each reason.
 
+    Of videos with the same reason and the same sentence, one is an example for all. --csv and --json have every video.
     If a newer plan contains a video, only the result of that plan counts.
     """
     import csv
@@ -41,7 +48,7 @@ def failures(
 
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import current_failures
-    from p3d.pipeline.errors import check_reasons, meaning_of
+    from p3d.pipeline.errors import check_reasons
 
     check_reasons([] if reason is None else [reason])
     store = out_store(out, store_options_of(typed))
@@ -58,16 +65,27 @@ def failures(
     elif not rows:
         output.say("no failures")
     else:
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-        for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-            meaning, remedy = meaning_of(name)
-            output.show(*_wrapped(f"{count} {name}: {meaning}", ""))
-            output.show(*_wrapped(f"what to do: {remedy}", "  "))
-            for row in (row for row in rows if row["reason"] == name):
-                output.show(f"    {row['path']}", f"        {row['detail']}")
+        _show_failures(rows, every)
     return 0
+
+
+def _show_failures(rows: list[dict[str, Any]], every: bool) -> None:
+    """Reasons, the most frequent first, with the videos of each: all, or one for each sentence."""
+    from p3d.pipeline.errors import meaning_of
+
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}  # reason -> sentence -> rows
+    for at, row in enumerate(rows):
+        sentence = f"{at}" if every else row["detail"]
+        groups.setdefault(row["reason"], {}).setdefault(sentence, []).append(row)
+    for name, sentences in sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))):
+        meaning, remedy = meaning_of(name)
+        output.show(*_wrapped(f"{sum(map(len, sentences.values()))} {name}: {meaning}", ""))
+        output.show(*_wrapped(f"what to do: {remedy}", "  "))
+        for alike in sorted(sentences.values(), key=len, reverse=True):
+            more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+            output.show(f"    {alike[0]['path']}{more}", f"        {alike[0]['detail']}")
+    if any(len(alike) > 1 for sentences in groups.values() for alike in sentences.values()):
+        output.say("--all lists every video")
 
 
 def _wrapped(sentence: str, indent: str) -> list[str]:
@@ -208,8 +226,6 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
 
     `named` is the output as typed, for messages.
     """
-    import sys
-
     from p3d.jobs.cli.recompute import allowed, recomputed, record, tell
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
@@ -221,12 +237,7 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
             raise InputError(f"{store.url} is a snapshot; --recompute needs the output of the job")
         return _verify_snapshot(store, how.repair, how.as_json)
     job = read_job(store)
-    talkative = sys.stderr.isatty() and not how.as_json
-
-    def on_shard(done: int, count: int) -> None:
-        if talkative:
-            click.echo(f"\rchecked {done}/{count} shards", nl=done == count, err=True)
-
+    on_shard = partial(show_steps(how.as_json), "checked")
     if asked is not None:
         rule, s3, trusted = allowed(named, store, job, asked, s3, how.trust)
     if how.repair:
@@ -286,7 +297,8 @@ def _verify_snapshot(store: Store, repair_it: bool, as_json: bool) -> tuple[int,
     if repair_it:
         raise InputError(f"{store.url} is a snapshot, which cannot be repaired; make it again from its source")
     record = read_snapshot(store)
-    problems, counts = problems_of(store, record), asdict(record.counts)
+    on_step = partial(show_steps(as_json), "checked")
+    problems, counts = problems_of(store, record, on_step), asdict(record.counts)
     code, found = 7 if problems else 0, {"snapshot": True, **counts, "problems": problems, "damaged": bool(problems)}
     if as_json:
         return code, found
@@ -317,10 +329,10 @@ def _repair(named: str, store: Store, job: JobRecord, as_json: bool) -> tuple[in
     last = control.newest_epoch(store)
     epoch = control.claim(store, last.options if last else {}, takeover=False, say=output.say)
     with control.Pulse(store, epoch.number):
-        done = repair(store, job.recipe, audit(store, job))
+        done = repair(store, job.recipe, audit(store, job, on_shard=partial(show_steps(as_json), "checked")))
     sentence = "repaired; `p3d resume` computes what was set aside"
     control.beat(store, epoch.number, RunSnapshot(counter=1, state="stopped", exit_code=6, sentence=sentence))
-    found = audit(store, job)
+    found = audit(store, job, on_shard=partial(show_steps(as_json), "checked again"))
     if not as_json:
         for key, aside in done.moved:
             output.show(f"moved     {key} -> {aside}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 
 if TYPE_CHECKING:
     from p3d.pipeline.results.duplicates import Member
@@ -36,15 +35,15 @@ def dedup(out: str, threshold: float, as_json: bool, **typed: Any) -> int:
     the most similar clip of the other video; the best match is shown, all of them with --json.
 
     Which cosine means a copy depends on the weights: look at a few clusters first. Time grows with the square of the
-    number of videos. Memory holds 512 MiB of vectors, one row group, and about 200 bytes per video. OUT may be a
-    snapshot. Nothing is deleted: `p3d results snapshot OUT DEST --exclude FILE` makes a copy without chosen videos.
+    number of videos. The vectors of the videos are in a temporary file. Memory holds up to an eighth of them, 256 MiB
+    of clips, one row group, and about 200 bytes per video. OUT may be a snapshot. Nothing is deleted:
+    `p3d results snapshot OUT DEST --exclude FILE` makes a copy without chosen videos.
     """
     from p3d.jobs.job import rows_of
     from p3d.pipeline.results.duplicates import find_duplicates
 
     source = rows_of(out_store(out, store_options_of(typed)))
-    show_steps = sys.stderr.isatty() and not as_json
-    found = find_duplicates(source, threshold=threshold, on_step=progress if show_steps else None)
+    found = find_duplicates(source, threshold=threshold, on_step=show_steps(as_json))
     if as_json:
         output.show_json({"out": source.store.url, "threshold": threshold, "pending": source.pending, **asdict(found)})
         return 0

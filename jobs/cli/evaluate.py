@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 
 
 @click.command()
@@ -70,8 +69,7 @@ def evaluate(
     refuse_without_scores(source)
     recipe = source.job.recipe
     known = read_labels(str(labels), labels.read_bytes(), class_names(store, recipe), recipe.num_classes)
-    show_steps = sys.stderr.isatty() and not as_json
-    hits = hits_of(source, known, top=top, on_step=partial(progress, "read") if show_steps else None)
+    hits = hits_of(source, known, top=top, on_step=partial(show_steps(as_json), "read"))
     if as_json:
         output.show_json({"out": store.url, "labels": str(labels), "n_classes": recipe.num_classes, **asdict(hits)})
         return 0
@@ -103,10 +101,7 @@ def _svm(out: str, labels: Path, folds: int, cost: float, seed: int, as_json: bo
 
     source = rows_of(out_store(out, store_options_of(typed)))
     given = read_split(str(labels), labels.read_bytes())
-    show_steps = sys.stderr.isatty() and not as_json
-    found = evaluate_svm(
-        source, given, folds=folds, cost=cost, seed=seed, on_step=partial(progress, "read") if show_steps else None
-    )
+    found = evaluate_svm(source, given, folds=folds, cost=cost, seed=seed, on_step=partial(show_steps(as_json), "read"))
     if as_json:
         settings = {"cost": cost} if found.fixed else {"cost": cost, "folds": folds, "seed": seed}
         output.show_json({"out": source.store.url, "labels": str(labels), **settings, **asdict(found)})

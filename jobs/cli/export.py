@@ -11,7 +11,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
-from p3d.jobs.cli.progress import show_steps
+from p3d.jobs.cli.progress import step_bars
 
 
 @click.command()
@@ -47,7 +47,7 @@ def export(out: str, dir_: str, skip_pending: bool, as_json: bool, **typed: Any)
     if "://" in dir_:
         raise InputError(f"{dir_}: DIR must be a folder on this machine; copy it from there")
     source = rows_of(out_store(out, store_options_of(typed)))
-    with nullcontext(None) if as_json else show_steps() as on_step:
+    with nullcontext(None) if as_json else step_bars() as on_step:
         made = export_npy(source, Path(dir_), skip_pending=skip_pending, on_step=on_step)
     if as_json:
         output.show_json({"out": source.store.url, "dir": dir_, **asdict(made)})

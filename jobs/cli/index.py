@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +11,7 @@ import click
 from p3d.jobs.cli import output
 from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.results.search.options import SearchOptions
 
 
@@ -67,7 +66,6 @@ def index(
 
     started = time.monotonic()
     source = rows_of(out_store(out, store_options_of(typed)))
-    show_steps = sys.stderr.isatty() and not as_json
     record = build_index(
         source,
         level=level,
@@ -76,7 +74,7 @@ def index(
         sample=sample,
         threads=threads or usable_cpus(),
         rebuild=rebuild,
-        on_step=progress if show_steps else None,
+        on_step=show_steps(as_json),
         say=output.say,
     )
     assert record.vectors is not None

@@ -11,6 +11,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.progress import show_steps
 
 
 @click.command("list")
@@ -22,7 +23,7 @@ def list_(root: str, as_json: bool, **typed: Any) -> int:
     from p3d.jobs.cli.several import lines_of, read_all
     from p3d.jobs.monitor.outputs import outputs_below
 
-    found = read_all(outputs_below(root, store_options_of(typed)))
+    found = read_all(list(outputs_below(root, store_options_of(typed))), show_steps(as_json))
     if as_json:
         jobs, trainings = ([asdict(one) for one in of_kind] for of_kind in (found.jobs, found.trainings))
         output.show_json({"jobs": jobs, "trainings": trainings, "unreadable": found.broken})

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 from p3d.jobs.cli import output
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 
 LINE_EVERY_S = 10.0  # between two plain progress lines, where stderr is not a terminal
+SHOWN_EVERY_S = 0.2  # between two of them on a terminal, where one takes the place of the other
+STEP_WIDTH = 60  # of one, so that it covers a longer one before it
 
 
 @contextmanager
@@ -69,8 +73,33 @@ def _bar(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
         yield update
 
 
+def show_steps(quiet: bool) -> Callable[[str, int, int], None]:
+    """Show `(what, done, all)` with the time that is left: rewritten on a terminal, now and then a line elsewhere.
+
+    Nothing if `quiet`.
+    """
+    on_terminal, began = sys.stderr.isatty(), dict[str, float]()
+    last = [time.monotonic() - (LINE_EVERY_S if on_terminal else 0.0)]
+
+    def show(what: str, done: int, count: int) -> None:
+        now = time.monotonic()
+        since = began.setdefault(what, now)
+        ended = on_terminal and done == count
+        if quiet or not (ended or now - last[0] >= (SHOWN_EVERY_S if on_terminal else LINE_EVERY_S)):
+            return
+        last[0] = now
+        left_s = (now - since) * (count - done) / done if done > 0 and now > since else None
+        text = f"{what} {done}/{count}, ETA {output.human_time(left_s)}" if done < count else f"{what} {done}/{count}"
+        if on_terminal:
+            click.echo(f"\r{text:<{STEP_WIDTH}}", nl=ended, err=True)
+        else:
+            output.say(text)
+
+    return show
+
+
 @contextmanager
-def show_steps() -> Iterator[Callable[[str, int, int], None]]:
+def step_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each step on a terminal, a line every `LINE_EVERY_S` elsewhere, with rate and ETA; both on stderr."""
     if sys.stderr.isatty():
         from rich.console import Console

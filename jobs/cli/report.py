@@ -12,7 +12,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 
 
 @click.command()
@@ -79,7 +79,7 @@ def report(
         videos=videos,
         queries=queries,
         seed=seed,
-        on_step=progress if sys.stderr.isatty() and not as_json else None,
+        on_step=show_steps(as_json),
     )
     page = render(made).encode()
     missing = len(made.pictures) - made.n_pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, store_options, store_options_of
+from p3d.jobs.cli.progress import show_steps
 
 
 @click.command()
@@ -64,7 +64,7 @@ def snapshot(
         clips=clips,
         allow_unknown=allow_unknown,
         skip_pending=skip_pending,
-        on_step=progress if sys.stderr.isatty() and not as_json else None,
+        on_step=show_steps(as_json),
     )
     # a copy of a foreign OUT still names foreign paths
     if is_trusted(store, owned_at(store)) and (warning := remember(target, id_of(record), "copied", s3)):
@@ -90,8 +90,3 @@ def snapshot(
         output.say("no weights copied: OUT has no weights")
     output.say(f"every file read back; {target.url}/snapshot.json lists them")
     return 0
-
-
-def progress(what: str, done: int, count: int) -> None:
-    """Show progress on a terminal."""
-    click.echo(f"\r{what} {done}/{count} ", nl=done == count, err=True)

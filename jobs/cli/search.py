@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 from p3d.jobs.cli import output
 from p3d.jobs.cli.declared import options_of
 from p3d.jobs.cli.options import store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.results.search.options import SearchOptions
 from p3d.pipeline.types.options import options_in
 
@@ -75,8 +74,7 @@ def search(
 
     sources = several_rows([out, *also], store_options_of(typed))
     queries = resolve_in_all(sources, query, level=options.level, device=options.device)
-    show_steps = sys.stderr.isatty() and not as_json
-    found = find_in_all(sources, queries, options, on_step=partial(progress, "searched") if show_steps else None)
+    found = find_in_all(sources, queries, options, on_step=partial(show_steps(as_json), "searched"))
     level, metric, spans = options.level, options.metric, queries[0].seconds
     urls, pending = [one.store.url for one in sources], sum(one.pending for one in sources)
     if as_json:

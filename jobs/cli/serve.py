@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import webbrowser
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ import click
 
 from p3d.jobs.cli import output
 from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
-from p3d.jobs.cli.results import progress
+from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.types.options import DEVICES
 
 if TYPE_CHECKING:
     from p3d.jobs.api.search import Rows
+    from p3d.pipeline.results.page.archive import Archive
     from p3d.pipeline.results.page.similar import Embed
 
 MIB = 1024**2
@@ -80,6 +82,8 @@ def serve(
     similar, with cosines. A file that is dropped on the page is embedded as `p3d search OUT FILE` does it. The map
     shows up to 20 000 videos, by PCA or (extra `umap`) UMAP of their vectors, coloured by cluster.
 
+    The page opens at once, and shows how much is read. The vectors of the videos are in a temporary file.
+
     Of an OUT that is not trusted (see `p3d trust`) no video is opened without --source.
 
     The page listens only on 127.0.0.1, under a printed URL with a random token. It serves the videos of OUT and no
@@ -91,7 +95,8 @@ def serve(
         output.need("umap", "umap")
     from p3d.jobs.cli.trust import sources_allowed
     from p3d.jobs.job import rows_of
-    from p3d.pipeline.results.page.archive import read_archive
+    from p3d.pipeline.results.page.archive import read_rows, with_map
+    from p3d.pipeline.results.page.opening import Opening
     from p3d.pipeline.results.page.server import serve_until_stopped
     from p3d.pipeline.results.search.index_cache import name_old_index
 
@@ -100,9 +105,13 @@ def serve(
     rule = sources_allowed(store, source)
     rows = rows_of(store)
     name_old_index(store)
-    steps = partial(progress, "read") if sys.stderr.isatty() else None
-    archive = read_archive(rows, layout=layout, on_step=steps)
-    output.say(f"{output.count(archive.rows.num_rows, 'video')} of {store.url}; Ctrl-C ends the page")
+
+    def read(on_step: Callable[[str, int, int], None]) -> Iterator[Archive]:
+        archive = read_rows(rows, partial(on_step, "read"))
+        yield archive
+        yield with_map(archive, layout)
+
+    output.say(f"{output.count(rows.n_videos, 'video')} of {store.url}; Ctrl-C ends the page")
     if rows.pending:
         output.say(f"{output.count(rows.pending, 'video')} pending and not shown")
 
@@ -116,7 +125,7 @@ def serve(
 
         asyncio.run(
             serve_until_stopped(
-                archive,
+                Opening(read, show_steps(False)),
                 embed=_embed_of(rows, device),
                 options=s3,
                 port=port,

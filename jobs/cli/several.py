@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,15 +38,19 @@ class Found:
         return [one for one in self.statuses if isinstance(one, TrainStatus)]
 
 
-def read_all(stores: Iterable[Store]) -> Found:
-    """Read the status of the job or the training at each store. One that cannot be read does not hide the others."""
+def read_all(stores: Sequence[Store], on_step: Callable[[str, int, int], None]) -> Found:
+    """Read the status of the job or the training at each store. One that cannot be read does not hide the others.
+
+    `on_step("read", done, all)` counts the stores.
+    """
     from p3d.jobs.job import read_job
     from p3d.jobs.monitor.status import read_status
     from p3d.jobs.monitor.training import read_training_status
     from p3d.jobs.training.record import is_training, read_record
 
     found = Found()
-    for store in stores:
+    for done, store in enumerate(stores):
+        on_step("read", done, len(stores))
         try:
             if is_training(store):
                 found.statuses.append(read_training_status(store, read_record(store)))
@@ -58,6 +62,7 @@ def read_all(stores: Iterable[Store]) -> Found:
         except Exception as error:  # noqa: BLE001 - the boundary of one output: the others are listed in any case
             found.broken.append(f"{store.url}: its records cannot be read ({type(error).__name__}: {error})")
             found.codes.append(1)
+    on_step("read", len(stores), len(stores))
     return found
 
 

@@ -112,9 +112,10 @@ def status(
 
 def _several(stores: list[Store], mirror: bool, as_json: bool) -> int:
     """`p3d status` of several outputs."""
+    from p3d.jobs.cli.progress import show_steps
     from p3d.jobs.cli.several import lines_of, read_all
 
-    found = read_all(stores)
+    found = read_all(stores, show_steps(as_json))
     if as_json:
         jobs, trainings = ([asdict(one) for one in of_kind] for of_kind in (found.jobs, found.trainings))
         output.show_json({"jobs": jobs, "trainings": trainings, "unreadable": found.broken})
@@ -162,7 +163,7 @@ def _training(store: Store, watch: bool, wait: bool, mirror: bool, as_json: bool
 def _sources(store: Store, job: JobRecord, s3: StoreOptions) -> Sources:
     """Look for the source videos, with this user's own store options. Untrusted."""
     from p3d.jobs.api.moves import look_for_sources
-    from p3d.jobs.cli.results import progress
+    from p3d.jobs.cli.progress import show_steps
     from p3d.jobs.trust import is_trusted, need_trust, origin_of
     from p3d.pipeline.errors import Untrusted
 
@@ -172,7 +173,7 @@ def _sources(store: Store, job: JobRecord, s3: StoreOptions) -> Sources:
             f"here. It was launched {origin_of(store)}. If you trust them, run `p3d trust {store.words()}`"
         )
     s3 = need_trust(store, job, s3, trust_it=False, verb="status --sources", say=output.say)
-    return look_for_sources(store, job, s3, partial(progress, "looked for") if sys.stderr.isatty() else None)
+    return look_for_sources(store, job, s3, partial(show_steps(False), "looked for"))
 
 
 def _code(now: Status) -> int:

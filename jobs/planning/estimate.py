@@ -37,6 +37,7 @@ from p3d.jobs.planning.shard_size import cpu_sizing
 from p3d.pipeline.clips.rules import clip_spans, laid_over, looked_at
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.commit import Pooling, derived
+from p3d.pipeline.dataset.outcomes import Outcomes
 from p3d.pipeline.dataset.plans import total_bytes
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.decode.frames import probe, route_of
@@ -373,9 +374,10 @@ def _output_bytes(
     table = schema.clips_table(rows, recipe)
     outcomes_text = schema.outcomes_json(rows.outcomes, recipe.schema_version)
     own = pa.table({"video_id": [one.video.video_id for one in tried[:count]]})
-    pooling = Pooling(rows.outcomes, recipe)
+    of_rows = Outcomes.of(rows.outcomes, recipe.schema_version)
+    pooling = Pooling(of_rows.n_clips, recipe)
     pooling.add(features_ND, probs_NK)
-    tables = [one for _, one, _ in derived(shard, {}, rows.outcomes, pooling.vectors, recipe, own)]
+    tables = [one for _, one, _ in derived(shard, {}, of_rows, pooling.vectors, recipe, own)]
     with TemporaryDirectory(prefix="p3d-plan-") as folder:
         path = Path(folder) / "rows.parquet"
 

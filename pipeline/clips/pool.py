@@ -9,39 +9,69 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from p3d.pipeline.types import FLOAT32
+from p3d.pipeline.types import FLOAT32, INT64
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+def _sums(rows_NW: FLOAT32, n_V: INT64, total_VW: FloatArray) -> FloatArray:
+    """Add to each total the rows of its video, in their order: video v has the next n_V[v] rows, at least one."""
+    first_V = np.cumsum(n_V) - n_V
+    for at in range(int(n_V.max(initial=0))):
+        has_V = np.flatnonzero(n_V > at)
+        total_VW[has_V] += rows_NW[first_V[has_V] + at]
+    return total_VW
+
+
+def means(features_ND: FLOAT32, n_V: INT64) -> FLOAT32:
+    """The mean over the clips of each video, [N, D] -> [V, D]; video v has the next n_V[v] clips, at least one."""
+    total_VD = _sums(features_ND, n_V, np.zeros((len(n_V), features_ND.shape[1]), np.float32))
+    found_VD: FLOAT32 = total_VD / n_V.astype(np.float32)[:, None]
+    return found_VD
 
 
 def mean(features_ND: FLOAT32) -> FLOAT32:
     """The mean over clips: [N, D] -> [D], N >= 1."""
-    total_D = np.zeros(features_ND.shape[1], np.float32)
-    for row_D in features_ND:
-        total_D += row_D
-    return total_D / np.float32(len(features_ND))
+    found_D: FLOAT32 = means(features_ND, np.array([len(features_ND)]))[0]
+    return found_D
 
 
-def mean_probs(probs_NK: FLOAT32) -> FLOAT32:
-    """The mean of the clips' class distributions, the paper's score of a video: [N, K] -> [K], N >= 1.
+def means_of_probs(probs_NK: FLOAT32, n_V: INT64) -> FLOAT32:
+    """The mean of the class distributions of the clips of each video, the paper's score of a video: [N, K] -> [V, K].
 
     Summed in float64, clip by clip, and rounded once: the result is the float32 nearest to the mean of the stored rows.
     """
-    total_K = np.zeros(probs_NK.shape[1], np.float64)
-    for row_K in probs_NK:
-        total_K += row_K
-    return (total_K / len(probs_NK)).astype(np.float32)
+    total_VK = _sums(probs_NK, n_V, np.zeros((len(n_V), probs_NK.shape[1]), np.float64))
+    found_VK: FLOAT32 = (total_VK / n_V[:, None]).astype(np.float32)
+    return found_VK
+
+
+def mean_probs(probs_NK: FLOAT32) -> FLOAT32:
+    """`means_of_probs` of one video: [N, K] -> [K], N >= 1."""
+    found_K: FLOAT32 = means_of_probs(probs_NK, np.array([len(probs_NK)]))[0]
+    return found_K
+
+
+def maxima(features_ND: FLOAT32, n_V: INT64) -> FLOAT32:
+    """The maximum over the clips of each video, [N, D] -> [V, D], as in `means`."""
+    top_VD: FLOAT32 = np.maximum.reduceat(features_ND, np.cumsum(n_V) - n_V, axis=0)
+    return top_VD
 
 
 def maximum(features_ND: FLOAT32) -> FLOAT32:
     """The maximum over clips: [N, D] -> [D], N >= 1."""
-    top_D: FLOAT32 = features_ND.max(axis=0)
+    top_D: FLOAT32 = maxima(features_ND, np.array([len(features_ND)]))[0]
     return top_D
 
 
-# name -> how clips become a vector, [N, D] -> [D]. A new entry here is a new choice of `--pool`, with its own column.
-POOLINGS: dict[str, Callable[[FLOAT32], FLOAT32]] = {"mean": mean, "max": maximum}
+# name -> how clips become vectors, ([N, D], [V]) -> [V, D]. A new entry here is a new choice of `--pool`, with its own
+# column.
+POOLINGS: dict[str, Callable[[FLOAT32, INT64], FLOAT32]] = {"mean": means, "max": maxima}
 # what `--pool` takes: one pooling, or several joined by "+" in the order of the table
 POOLS = tuple("+".join(names) for n in range(1, len(POOLINGS) + 1) for names in combinations(POOLINGS, n))
 
@@ -53,12 +83,17 @@ def pool_columns(how: str) -> list[str]:
     return ["embedding", *(f"embedding_{name}" for name in how.split("+")[1:])]
 
 
-def pool(features_ND: FLOAT32, how: str) -> list[FLOAT32]:
-    """The video vectors [D] for a `--pool`, such as "mean" or "mean+max", in the order of `pool_columns`.
+def pool_each(features_ND: FLOAT32, n_V: INT64, how: str) -> list[FLOAT32]:
+    """The vectors [V, D] of videos for a `--pool`, such as "mean" or "mean+max", in the order of `pool_columns`.
 
-    ValueError if there are no clips, or for an unknown pooling.
+    Video v has the next n_V[v] clips. ValueError for an unknown pooling, or a video without clips.
     """
-    if len(features_ND) == 0:
+    if not (n_V > 0).all():
         raise ValueError("a video without clips has no video feature")
     pool_columns(how)
-    return [POOLINGS[name](features_ND) for name in how.split("+")]
+    return [POOLINGS[name](features_ND, n_V) for name in how.split("+")]
+
+
+def pool(features_ND: FLOAT32, how: str) -> list[FLOAT32]:
+    """`pool_each` of one video: its vectors [D]."""
+    return [vector_1D[0] for vector_1D in pool_each(features_ND, np.array([len(features_ND)]), how)]

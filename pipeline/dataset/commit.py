@@ -18,7 +18,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from p3d.pipeline.clips.pool import mean_probs, pool
+from p3d.pipeline.clips.pool import means_of_probs, pool_each
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.files import UNREADABLE
+from p3d.pipeline.dataset.outcomes import Outcomes, parse
 from p3d.pipeline.errors import DamagedJob, InputError, StoreUnknown, StrayFile
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.store import CREATED, ObjectInfo, Store
@@ -89,11 +90,11 @@ def derive(
     content = clips.read_bytes() if clips is not None else store.read(clips_key(shard.name))
     with _reading(shard.name):
         file = schema.open_parquet(io.BytesIO(content))
-        outcomes = schema.parse_outcomes(schema.read_footer(file)[schema.OUTCOMES_KEY], recipe.schema_version)
+        outcomes = parse(schema.read_footer(file)[schema.OUTCOMES_KEY], recipe.schema_version)
         columns = ["embedding", "probs"] if recipe.scores else ["embedding"]
         table = file.read(columns=columns, use_threads=False)
         features_RD = schema.features_of(table["embedding"], recipe.feature_dim)
-        pooling = Pooling(outcomes, recipe)
+        pooling = Pooling(outcomes.n_clips, recipe)
         pooling.add(features_RD, schema.probs_of(table, recipe.n_scores))
         source = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
         files = derived(shard, source, outcomes, pooling.vectors, recipe, user_columns)
@@ -101,34 +102,33 @@ def derive(
         with store.temp_file() as path:
             schema.write_parquet(path, rows, footer)
             _create(store, key, path)
-    return Committed(clips is None, len(features_RD), len(content), outcomes)
+    return Committed(clips is None, len(features_RD), len(content), outcomes.each)
 
 
 def derived(
     shard: ShardPlan,
     source: dict[str, Any],
-    outcomes: tuple[VideoOutcome, ...],
-    vectors: list[list[FLOAT32]] | None,
+    outcomes: Outcomes,
+    vectors: list[FLOAT32] | None,
     recipe: Recipe,
     user_columns: pa.Table,
 ) -> list[tuple[str, pa.Table, dict[str, str]]]:
     """(key, rows, footer) of the two files derived from a clips file, which has this sha256, size and outcomes.
 
-    The rows of videos/ are the pooled stored clips, bit for bit (invariant I5). `vectors` are those of each video that
-    has clips, as `Pooling` gives them. Without them their columns are absent.
+    The rows of videos/ are the pooled stored clips, bit for bit (invariant I5). `vectors` are those of the videos
+    that have clips, as `Pooling` gives them. Without them their columns are absent.
     """
     columns = schema.videos_schema(recipe)
-    known = schema.video_columns(outcomes, shard.plan_seq, recipe.schema_version)
+    known = outcomes.video_columns(shard.plan_seq)
     kinds = [one.type for one in columns if pa.types.is_fixed_size_list(one.type)]
-    for at, kind in enumerate(kinds if vectors is not None else ()):
-        rows_VW = np.array([of_video[at] for of_video in vectors or ()], np.float32).reshape(-1, kind.list_size)
-        known.append(schema.vector_array(rows_VW, kind))
+    for kind, rows_VW in zip(kinds, vectors, strict=True) if vectors is not None else ():
+        known.append(schema.vector_array(rows_VW.reshape(-1, kind.list_size), kind))
     videos = pa.table(known, schema=pa.schema(list(columns)[: len(known)]))
-    own = user_columns.filter(pa.array([outcome.failure is None for outcome in outcomes]))
+    own = user_columns.filter(pa.array([failure is None for failure in outcomes.failures], pa.bool_()))
     for name in own.column_names:
         if name != "video_id":
             videos = videos.append_column(own.schema.field(name), own[name])
-    failures = schema.failures_table(outcomes, shard.plan_seq, recipe.schema_version)
+    failures = outcomes.failures_table(shard.plan_seq)
     footer = _footer(shard) | {schema.SOURCE_KEY: json.dumps(source | {"writer": pa.cpp_version})}
     return [(videos_key(shard.name), videos, footer), (failures_key(shard.name), failures, footer)]
 
@@ -136,26 +136,50 @@ def derived(
 class Pooling:
     """Pools each video's clips as they are read, in order; the clips of one video may arrive in several pieces.
 
-    `vectors` has those of each video whose clips have all arrived, in the order of their columns in videos/.
+    `vectors` are those of the videos whose clips have all arrived, [V, W], in the order of their columns in videos/.
     """
 
-    def __init__(self, outcomes: tuple[VideoOutcome, ...], recipe: Recipe) -> None:
-        self.vectors: list[list[FLOAT32]] = []
-        self._recipe, self._n_rows, self._pieces = recipe, 0, list[tuple[FLOAT32, FLOAT32]]()
-        self._ends = np.cumsum([one.n_clips for one in outcomes if one.n_clips]).tolist()  # of the videos' rows
+    def __init__(self, n_clips: Iterable[int], recipe: Recipe) -> None:
+        self._recipe, self._n_rows, self._n_pooled = recipe, 0, 0
+        self._ends = np.cumsum([n for n in n_clips if n], dtype=np.int64)  # of the videos' rows
+        self._pieces = list[tuple[FLOAT32, FLOAT32]]()  # of a video that has begun
+        self._pooled = list[list[FLOAT32]]()
+
+    @property
+    def vectors(self) -> list[FLOAT32]:
+        n_columns = len(self._recipe.pool.split("+")) + self._recipe.scores
+        none = [np.empty(0, np.float32)] * n_columns
+        return [np.concatenate(parts) for parts in zip(*(self._pooled or [none]), strict=True)]
 
     def add(self, features_RD: FLOAT32, probs_RK: FLOAT32) -> None:
         """Add the next rows. IndexError if the outcomes have no more."""
-        at, first, self._n_rows = 0, self._n_rows, self._n_rows + len(features_RD)
-        while at < len(features_RD):
-            video_end = self._ends[len(self.vectors)] - first
-            self._pieces.append((features_RD[at:video_end], probs_RK[at:video_end]))
-            at = video_end
-            if video_end <= len(features_RD):
-                features_ND, probs_NK = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
-                vectors = pool(features_ND, self._recipe.pool)
-                self.vectors.append([*vectors, mean_probs(probs_NK)] if self._recipe.scores else vectors)
-                self._pieces = []
+        first, self._n_rows = self._n_rows, self._n_rows + len(features_RD)
+        if self._n_rows > (self._ends[-1] if len(self._ends) else 0):
+            raise IndexError("there are more rows than its outcomes have")
+        at = 0
+        if self._pieces:  # the rest of a video that has begun
+            at = min(int(self._ends[self._n_pooled]) - first, len(features_RD))
+            self._pieces.append((features_RD[:at], probs_RK[:at]))
+            if first + at < self._ends[self._n_pooled]:
+                return
+            features_ND, probs_NK = (np.concatenate(pieces) for pieces in zip(*self._pieces, strict=True))
+            self._pool(features_ND, probs_NK, 1)
+            self._pieces = []
+        n_whole = int(np.searchsorted(self._ends, self._n_rows, side="right")) - self._n_pooled
+        if n_whole:
+            end = int(self._ends[self._n_pooled + n_whole - 1]) - first
+            self._pool(features_RD[at:end], probs_RK[at:end], n_whole)
+            at = end
+        if at < len(features_RD):
+            self._pieces = [(features_RD[at:], probs_RK[at:])]
+
+    def _pool(self, features_ND: FLOAT32, probs_NK: FLOAT32, n_videos: int) -> None:
+        """Pool the rows of the next videos."""
+        ends = self._ends[self._n_pooled : self._n_pooled + n_videos]
+        n_V = np.diff(ends, prepend=self._ends[self._n_pooled - 1] if self._n_pooled else 0)
+        vectors = pool_each(features_ND, n_V, self._recipe.pool)
+        self._pooled.append([*vectors, means_of_probs(probs_NK, n_V)] if self._recipe.scores else vectors)
+        self._n_pooled += n_videos
 
 
 def _write_clips(path: Path, rows: ShardRows, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ Legend: V videos of a shard, N rows of a table.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import reduce
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset.finding import shards_with
 from p3d.pipeline.dataset.plans import Manifest, NewestPlans, plans_of
+from p3d.pipeline.dataset.read_ahead import read_ahead
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Problem, ShardCheck, lost_clips, name_of
 from p3d.pipeline.dataset.sorted_ids import is_one_of
@@ -117,13 +120,26 @@ class NewestRows:
         the footers of the clips files are read. With `only`, just the rows of these ids: a shard without any of them
         is not read. `skip` are pieces that are not read. `on_step(done, all)` counts shards.
         """
-        for done, (manifest, at) in enumerate(self._shards):
-            keep_V = self._kept(manifest, at, only)
-            if keep_V.any() and name_of(manifest, at) not in skip:
-                for folder, rows in self._shard(manifest, at, clips, keep_V):
-                    yield folder, rows if own_version else schema.with_newer_columns(folder, rows, self.job.recipe)
+        numbers, done = deque[int](), 0
+
+        def wanted() -> Iterator[Rows]:
+            has = {one.plan.seq: shards_with(one, only) for one in self._manifests} if only is not None else {}
+            for number, (manifest, at) in enumerate(self._shards, 1):
+                if only is not None and at not in has[manifest.plan.seq]:
+                    continue
+                keep_V = self._kept(manifest, at, only)
+                if keep_V.any() and name_of(manifest, at) not in skip:
+                    numbers.append(number)
+                    yield self._shard(manifest, at, clips, keep_V)
+
+        for tables in read_ahead(wanted()):
+            for folder, rows in tables:
+                yield folder, rows if own_version else schema.with_newer_columns(folder, rows, self.job.recipe)
+            done = numbers.popleft()
             if on_step is not None:
-                on_step(done + 1, len(self._shards))
+                on_step(done, len(self._shards))
+        if on_step is not None and done < len(self._shards):
+            on_step(len(self._shards), len(self._shards))
 
     def _find_shards(self, manifests: list[Manifest]) -> None:
         found = StoredFiles(self.store, [manifest.plan for manifest in manifests])
@@ -159,7 +175,7 @@ class NewestRows:
         return kept_V if only is None else kept_V & is_one_of(ids, only)
 
     def _shard(self, manifest: Manifest, at: int, clips: bool, keep_V: BOOL) -> Rows:
-        one = ShardCheck(manifest, manifest.shard(at), self.job.recipe, self._refuse)
+        one = ShardCheck(manifest, at, self.job.recipe, self._refuse)
         for folder, rows, video_N in one.rows(self.store, clips=clips):
             keep_N = keep_V[video_N]
             if folder == "videos":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,25 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3d.pipeline.clips.pool import POOLS, pool_columns
-from p3d.pipeline.dataset import columns
+from p3d.pipeline.dataset import columns, outcomes
 from p3d.pipeline.dataset.columns import Column
-from p3d.pipeline.errors import Reason
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.local import is_utf8
 from p3d.pipeline.storage.store import DATA_BYTES
-from p3d.pipeline.types import (
-    BOOL,
-    FLOAT32,
-    Failure,
-    ShardPlan,
-    ShardRows,
-    VideoEnd,
-    VideoInfo,
-    VideoOutcome,
-    VideoRef,
-    checked,
-)
-from p3d.pipeline.types.versions import SCHEMA_VERSION, exactly, in_version
+from p3d.pipeline.types import BOOL, FLOAT32, ShardPlan, ShardRows, VideoOutcome
+from p3d.pipeline.types.versions import SCHEMA_VERSION, in_version
 
 OUTCOMES_KEY = "p3d.outcomes"
 STATS_KEY = "p3d.stats"
@@ -86,11 +73,13 @@ def _vectors(recipe: Recipe, names: list[str]) -> list[Column]:
     return [*vectors, *([columns.vector("probs", recipe.n_scores, "float32")] if recipe.n_scores else [])]
 
 
+@cache
 def clips_schema(recipe: Recipe) -> pa.Schema:
     """The Arrow schema of `clips_columns`, in the version of the recipe."""
     return columns.schema(clips_columns(recipe), recipe.schema_version)
 
 
+@cache
 def videos_schema(recipe: Recipe) -> pa.Schema:
     """The Arrow schema of `videos_columns`, in the version of the recipe."""
     return columns.schema(videos_columns(recipe), recipe.schema_version)
@@ -183,25 +172,6 @@ def clips_table(rows: ShardRows, recipe: Recipe) -> pa.Table:
     )
 
 
-def video_columns(outcomes: tuple[VideoOutcome, ...], plan_seq: int, version: int) -> list[pa.Array]:
-    """The columns of videos/ before the embeddings, for the outcomes that have rows, in a schema version."""
-    records = [
-        # VideoEnd comes last: its frame count and duration, known after decoding, replace those of VideoInfo
-        {**asdict(o.video), **asdict(o.info), **asdict(o.end), "n_clips": o.n_clips, "plan_seq": plan_seq}
-        for o in outcomes
-        if o.info and o.end
-    ]
-    fields = columns.schema(columns.VIDEOS, version)
-    return [pa.array([record[field.name] for record in records], field.type) for field in fields]
-
-
-def failures_table(outcomes: tuple[VideoOutcome, ...], plan_seq: int, version: int) -> pa.Table:
-    """The rows of a shard's failures file, in a schema version."""
-    records = [{**asdict(o.video), **asdict(o.failure), "plan_seq": plan_seq} for o in outcomes if o.failure]
-    schema = failures_schema(version)
-    return pa.table([pa.array([record[f.name] for record in records], f.type) for f in schema], schema=schema)
-
-
 def check_rows(rows: ShardRows, dim: int, clip_frames: int, n_scores: int) -> None:
     """Check invariants I1, I2 and I6 of a shard before anything is written. Raises ValueError, which names the video.
 
@@ -239,34 +209,14 @@ def shard_record(shard: ShardPlan) -> dict[str, Any]:
     return {"plan_seq": shard.plan_seq, "plan8": shard.plan8, "shard": shard.shard}
 
 
-def outcomes_json(outcomes: tuple[VideoOutcome, ...], version: int) -> str:
+def outcomes_json(each: tuple[VideoOutcome, ...], version: int) -> str:
     """The footer record of a shard: one typed record per video, in manifest order, in a schema version."""
-    return json.dumps([in_version(outcome, version) for outcome in outcomes], separators=(",", ":"))
+    return json.dumps([in_version(outcome, version) for outcome in each], separators=(",", ":"))
 
 
 def parse_outcomes(text: str | bytes, version: int) -> tuple[VideoOutcome, ...]:
     """The inverse of `outcomes_json`. One of MALFORMED if the text is not such a record."""
-
-    def held(o: dict[str, Any], name: str, record: type) -> Any:
-        return record(**exactly(record, o[name], version)) if o[name] else None
-
-    outcomes = tuple(
-        VideoOutcome(
-            video=VideoRef(**exactly(VideoRef, o["video"], version)),
-            n_clips=o["n_clips"],
-            info=held(o, "info", VideoInfo),
-            end=held(o, "end", VideoEnd),
-            failure=(failed := held(o, "failure", Failure)) and replace(failed, reason=Reason(failed.reason)),
-        )
-        for o in json.loads(text)
-    )
-    checked(outcomes)
-    checked([o.video for o in outcomes])
-    for name in ("info", "end", "failure"):
-        checked([held for o in outcomes if (held := getattr(o, name)) is not None])
-    if not all(0 <= o.n_clips < 2**31 for o in outcomes):  # a sum of them is compared with the rows
-        raise ValueError("a number of clips is not possible")
-    return outcomes
+    return outcomes.parse(text, version).each
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3d.pipeline.dataset import schema
-from p3d.pipeline.dataset.commit import Pooling, clips_key, data_files, derived, failures_key, videos_key
-from p3d.pipeline.dataset.files import FOLDERS, UNREADABLE, check, local_path, sha256_of
+from p3d.pipeline.dataset.commit import Pooling, clips_key, derived, failures_key, videos_key
+from p3d.pipeline.dataset.files import UNREADABLE, check, local_path, sha256_of
+from p3d.pipeline.dataset.outcomes import Outcomes, parse
 from p3d.pipeline.dataset.plans import Manifest
 from p3d.pipeline.errors import StoreMissing
 from p3d.pipeline.recipe import Recipe
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import FLOAT32, INT64, ShardPlan, VideoOutcome, shard_name
+from p3d.pipeline.types import FLOAT32, INT64, ShardPlan, shard_name
 
 Kind = Literal["lost", "duplicated", "unexpected", "changed", "underived"]
 Footer = tuple[pq.ParquetFile, int] | Exception  # a file of which the footer alone is read, and its bytes; or the error
@@ -46,13 +47,6 @@ class Problem:
     count: int
     key: str
     text: str
-
-
-def stored_files(store: Store) -> dict[str, int]:
-    """key -> bytes of every data file. Derived files are listed first: of a shard that is committed meanwhile, the
-    clips file is then seen in any case.
-    """
-    return {info.key: info.size_bytes for folder in reversed(FOLDERS) for info in data_files(store, f"{folder}/")}
 
 
 def name_of(manifest: Manifest, at: int) -> str:
@@ -83,7 +77,7 @@ def read_footer(store: Store, key: str) -> Footer:
 
 @dataclass(slots=True)
 class ShardCheck:
-    """The check of one shard, by `footers` or by `rows`.
+    """The check of shard `at` of a plan, by `footers` or by `rows`.
 
     `problems` is what was found; `refuse` gets each at once, and may raise to end the check. `outcomes` with their
     numbers of clips `n_V`, `stats`, `n_clips` and `source` (the size, and the sha256 if known) are those of the clips
@@ -92,24 +86,27 @@ class ShardCheck:
     """
 
     manifest: Manifest
-    shard: ShardPlan
+    at: int
     recipe: Recipe
     refuse: Callable[[Problem], None] | None = None
     problems: list[Problem] = field(default_factory=list)
-    outcomes: tuple[VideoOutcome, ...] = ()
-    n_V: list[int] = field(default_factory=list)
+    outcomes: Outcomes | None = None
+    n_V: INT64 = field(default_factory=lambda: np.empty(0, np.int64))
     stats: dict[str, Any] = field(default_factory=dict)
     n_clips: int = 0
     source: dict[str, Any] = field(default_factory=dict)
     confirmed: list[bool] = field(default_factory=list)
+    name: str = field(init=False)
+    n_videos: int = field(init=False)
     _columns: dict[str, pa.Schema] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.name, self.n_videos = name_of(self.manifest, self.at), self.manifest.n_videos(self.at)
         self._columns = schema.schemas_of(self.recipe, self.manifest.own_fields)
 
     def footers(self, read: dict[str, Footer]) -> None:
         """Check the footers of the three files by key, and the size of the clips file."""
-        clips, *others = keys_of(self.shard.name)
+        clips, *others = keys_of(self.name)
         with self._reading(clips):
             self._check_clips(*_readable(read[clips]))
             for key in others:
@@ -123,7 +120,7 @@ class ShardCheck:
         the footer of the clips file is read. With `again`, the path of a temporary file, derived files of this version
         of Arrow must be the same to the byte as what the clips give.
         """
-        key, vectors, files = clips_key(self.shard.name), None, list[tuple[str, pa.Table, dict[str, str]]]()
+        key, vectors, files = clips_key(self.name), None, list[tuple[str, pa.Table, dict[str, str]]]()
         with self._reading(key):
             if not clips:
                 self._check_clips(*_readable(read_footer(store, key)))
@@ -131,9 +128,9 @@ class ShardCheck:
                 with local_path(store, key) as path, schema.open_parquet(path) as file:
                     self._check_clips(file, path.stat().st_size, sha256_of(path))
                     vectors = yield from self._clip_rows(file)
-            if not self.problems:
-                own = self.manifest.user_columns(self.shard.shard)
-                files = derived(self.shard, self.source, self.outcomes, vectors, self.recipe, own)
+            if not self.problems and self.outcomes is not None:
+                own = self.manifest.user_columns(self.at)
+                files = derived(self._place, self.source, self.outcomes, vectors, self.recipe, own)
         for key, made, footer in files:
             with self._reading(key):
                 held = store.read(key)
@@ -145,7 +142,12 @@ class ShardCheck:
                     with writing(again):
                         schema.write_parquet(again, made, footer)
                     check(again.read_bytes() == held, "it does not hold what its clips give, to the byte")
-                yield key.partition("/")[0], table, np.array(self._videos_of(key), np.int64)
+                yield key.partition("/")[0], table, self._videos_of(key)
+
+    @property
+    def _place(self) -> ShardPlan:
+        """The shard without its videos."""
+        return ShardPlan(self.manifest.plan.seq, self.manifest.plan.plan8, self.at, ())
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -155,12 +157,12 @@ class ShardCheck:
         except (StoreMissing, *UNREADABLE) as error:
             missing, clips = isinstance(error, StoreMissing), key.startswith("clips/")
             kind: Kind = "changed" if not missing else "lost" if clips else "underived"
-            count = len(self.shard.videos) if clips else 1 if missing else len(self._videos_of(key)) or 1
-            self.outcomes = () if clips else self.outcomes
+            count = self.n_videos if clips else 1 if missing else len(self._videos_of(key)) or 1
+            self.outcomes = None if clips else self.outcomes
             self._found(kind, count, "is missing" if missing else f"is damaged: {error}", key)
 
     def _found(self, kind: Kind, count: int, text: str, key: str = "") -> None:
-        self.problems.append(Problem(kind, count, key or clips_key(self.shard.name), text))
+        self.problems.append(Problem(kind, count, key or clips_key(self.name), text))
         if self.refuse is not None:
             self.refuse(self.problems[-1])
 
@@ -176,33 +178,35 @@ class ShardCheck:
         ValueError if nothing in it can be used.
         """
         footer = schema.read_footer(file)
-        outcomes, stats = _parsed(footer, self.recipe), json.loads(footer[schema.STATS_KEY])
+        outcomes = parse(footer[schema.OUTCOMES_KEY], self.recipe.schema_version)
+        stats = json.loads(footer[schema.STATS_KEY])
         self._check_columns("clips/", file)
-        check(all((o.n_clips > 0) == (o.failure is None) for o in outcomes), "the outcome of a video is impossible")
+        n_V, failed = np.array(outcomes.n_clips, np.int64), [failure is not None for failure in outcomes.failures]
+        check(np.array_equal(n_V == 0, failed), "the outcome of a video is impossible")
         check(isinstance(stats, dict) and isinstance(stats.get("software", {}), dict), "its stats are not a record")
-        n_V = [outcome.n_clips for outcome in outcomes]
         self.outcomes, self.n_V, self.stats, self.n_clips = outcomes, n_V, stats, file.metadata.num_rows
         self.source = ({"sha256": sha256} if sha256 else {}) | {"size_bytes": size_bytes}
-        if tuple(outcome.video for outcome in outcomes) != self.shard.videos:
-            planned = {video.video_id for video in self.shard.videos}
-            held = Counter(outcome.video.video_id for outcome in outcomes)
-            kinds: dict[Kind, set[str]] = {"lost": planned - held.keys(), "unexpected": held.keys() - planned}
+        planned = self.manifest.rows(self.at)
+        if not outcomes.are_of(planned):
+            ids = set(planned["video_id"].to_pylist())
+            held = Counter(video["video_id"] for video in outcomes.videos)
+            kinds: dict[Kind, set[str]] = {"lost": ids - held.keys(), "unexpected": held.keys() - ids}
             kinds["duplicated"] = {one for one, n in held.items() if n > 1}
             counts = [(kind, len(ids), f"{kind}: {len(ids)}, such as {min(ids)}") for kind, ids in kinds.items() if ids]
             self._found_some("the videos of its outcomes are not those of its plan", len(outcomes), counts)
-        elif json.loads(footer[schema.SHARD_KEY]) != schema.shard_record(self.shard):
+        elif json.loads(footer[schema.SHARD_KEY]) != schema.shard_record(self._place):
             self._found_some("its footer names another shard", len(outcomes))
-        if not sha256 and self.n_clips != sum(n_V):
-            self._found_some(f"it has {self.n_clips} rows, and its outcomes {sum(n_V)} clips", len(self.shard.videos))
+        if not sha256 and self.n_clips != (n_clips := int(n_V.sum())):
+            self._found_some(f"it has {self.n_clips} rows, and its outcomes {n_clips} clips", self.n_videos)
 
-    def _clip_rows(self, file: pq.ParquetFile) -> Generator[tuple[str, pa.Table, INT64], None, list[list[FLOAT32]]]:
-        """The rows of a clips file, until the first problem. Returns the pooled vectors of each video that has rows."""
+    def _clip_rows(self, file: pq.ParquetFile) -> Generator[tuple[str, pa.Table, INT64], None, list[FLOAT32]]:
+        """The rows of a clips file, until the first problem. Returns the pooled vectors of the videos."""
+        assert self.outcomes is not None, "those of this very file"
         ids_V, paths_V = (
-            np.array([getattr(outcome.video, name) for outcome in self.outcomes], object)
-            for name in ("video_id", "path")
+            np.array([video[name] for video in self.outcomes.videos], object) for name in ("video_id", "path")
         )
         first_V = np.cumsum([0, *self.n_V])
-        pooling, first, possible, same = Pooling(self.outcomes, self.recipe), 0, True, self.n_clips == first_V[-1]
+        pooling, first, possible, same = Pooling(self.n_V, self.recipe), 0, True, self.n_clips == first_V[-1]
         if not same:
             self._count_rows(file)
         for group in range(file.num_row_groups):
@@ -214,7 +218,7 @@ class ShardCheck:
                 same = table["video_id"].to_pylist() == ids_V[video_R].tolist()
                 same &= table["path"].to_pylist() == paths_V[video_R].tolist()
                 same &= np.array_equal(table["clip_index"].to_numpy(), row_R - first_V[video_R])
-                same &= bool((table["plan_seq"].to_numpy() == self.shard.plan_seq).all())
+                same &= bool((table["plan_seq"].to_numpy() == self.manifest.plan.seq).all())
                 if not same:
                     self._count_rows(file)
             features_RD = schema.features_of(table["embedding"], self.recipe.feature_dim)
@@ -232,7 +236,8 @@ class ShardCheck:
         """I2: count how the rows of a clips file differ from clips 0 .. n - 1 of each video, each once and in order."""
         table = file.read(columns=["video_id", "clip_index"], use_threads=False)
         rows = set(zip(table["video_id"].to_pylist(), table["clip_index"].to_pylist(), strict=True))
-        planned = {outcome.video.video_id: outcome.n_clips for outcome in self.outcomes}
+        assert self.outcomes is not None, "those of this very file"
+        planned = {video["video_id"]: n for video, n in zip(self.outcomes.videos, self.n_V.tolist(), strict=True)}
         known = {(video, at) for video, at in rows if 0 <= at < planned.get(video, 0)}
         held, more = Counter(video for video, _ in known), {video for video, _ in rows - known}
         lost, twice = {video for video, n in planned.items() if held[video] < n}, table.num_rows - len(rows)
@@ -256,14 +261,10 @@ class ShardCheck:
         columns = self._columns[key.partition("/")[0]]
         check(file.schema_arrow.equals(columns), "it has other columns than this job writes")
 
-    def _videos_of(self, key: str) -> list[int]:
+    def _videos_of(self, key: str) -> INT64:
         """The positions in the shard of the videos that have a row in a derived file."""
-        failed = key.startswith("failures/")
-        return [at for at, n_clips in enumerate(self.n_V) if (n_clips == 0) == failed]
-
-
-def _parsed(footer: dict[str, str], recipe: Recipe) -> tuple[VideoOutcome, ...]:
-    return schema.parse_outcomes(footer[schema.OUTCOMES_KEY], recipe.schema_version)
+        found_N: INT64 = np.flatnonzero((self.n_V == 0) == key.startswith("failures/"))
+        return found_N
 
 
 def _readable(footer: Footer) -> tuple[pq.ParquetFile, int]:

@@ -45,7 +45,7 @@ from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import EXISTS, Store
 from p3d.pipeline.types import VideoRef
 
-BUFFER_BYTES = 1024**2  # read at a time from a column of a row group, which may have 512 MiB
+BUFFER_BYTES = 1024**2  # read at a time from a column of a row group, which may have 512 MiB in older snapshots
 SHOWN_IDS = 5  # unknown ids listed in an error message, at most
 OnStep = Callable[[str, int, int], None]  # (name of the step, number done, number of all)
 

@@ -16,8 +16,8 @@ from p3d.pipeline.errors import AlreadyRunning, StoreCorrupt
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import EXISTS, Store
 
-GROUP_BYTES = 512 * 1024**2  # of a row group in memory: 64k rows of 2048 float32
-GROUP_ROWS = 128 * 1024  # with 2048 float16 each, they fill GROUP_BYTES too
+GROUP_BYTES = 64 * 1024**2  # of a row group in memory, which Arrow holds three times: 8k rows of 2048 float32
+GROUP_ROWS = 16 * 1024  # with 2048 float16 each, they fill GROUP_BYTES too
 FILE_BYTES = 1024**3
 
 

@@ -91,7 +91,7 @@ class SortedIds:
 
     @property
     def in_memory(self) -> bool:
-        """Are the rows so few that there are no files?"""
+        """Are all rows in memory, without a file?"""
         return not self._files
 
     def add(self, ids: pa.ChunkedArray | pa.Array, rows_N: INT64 | range, **fields: UINT64) -> None:

@@ -32,6 +32,8 @@ def own_fields(manifests: Iterable[Manifest]) -> list[pa.Field]:
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the schema's columns: cast to their types, and null where the table lacks one."""
+    if table.schema.equals(schema):
+        return table
     have = set(table.column_names)
     columns = [
         _cast(table[field.name], field.type) if field.name in have else pa.nulls(table.num_rows, field.type)

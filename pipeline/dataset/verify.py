@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +26,9 @@ import pyarrow as pa
 from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.commit import clips_key, data_files
 from p3d.pipeline.dataset.files import check, reading
+from p3d.pipeline.dataset.outcomes import Outcomes
 from p3d.pipeline.dataset.plans import Manifest, NewestPlans, check_digest, load_plans, plans_of
+from p3d.pipeline.dataset.read_ahead import THREADS
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer
 from p3d.pipeline.dataset.stored_files import StoredFiles
@@ -35,7 +40,7 @@ from p3d.pipeline.types.versions import SCHEMA_VERSION
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
 READERS = 16  # threads that read footers
 FEW_SHARDS = 256  # up to which the footers of local files are read by one thread
-AHEAD = 128  # shards whose footers are in memory
+AHEAD = 128  # shards whose footers, or whose outcomes, are in memory
 # of a footer: what is no part of the recipe, and may still change the last bits of a vector. Versions do, too
 SETTINGS = ("device", "batch_size", "threads")
 SHOWN = 100  # characters of a value of a footer
@@ -130,30 +135,39 @@ def _checked(
     deep: bool,
     n_shards: int,
 ) -> Iterator[ShardCheck]:
-    """The check of each shard, made if its clips file is in `found`. Threads read footers ahead."""
+    """The check of each shard, made if its clips file is in `found`. Threads read ahead."""
 
     def read(given: tuple[Manifest, int]) -> dict[str, Footer]:
         clips, *others = keys_of(name_of(*given))
-        return {key: read_footer(store, key) for key in (clips, *others) if clips in found and not deep}
+        return {key: read_footer(store, key) for key in (clips, *others) if clips in found}
+
+    def read_all(folder: Path, given: tuple[Manifest, int]) -> ShardCheck:
+        one, again = ShardCheck(*given, recipe), folder / f"again-{get_ident()}.parquet"
+        if clips_key(one.name) in found:
+            deque(one.rows(store, clips=True, again=again), maxlen=0)  # reads to the end and keeps nothing
+        return one
 
     with ExitStack() as stack:
-        again = stack.enter_context(scratch_folder("p3d-")) / "again.parquet" if deep else None
+        if deep:
+            folder = stack.enter_context(scratch_folder("p3d-"))
+            pool = stack.enter_context(ThreadPoolExecutor(THREADS))
+            while some := list(islice(shards, AHEAD)):
+                yield from pool.map(partial(read_all, folder), some)
+            return
         each: Callable[..., Iterator[dict[str, Footer]]] = map  # threads cost more than they save on few local files
-        if not deep and (n_shards > FEW_SHARDS or store.url.startswith("s3://")):
+        if n_shards > FEW_SHARDS or store.url.startswith("s3://"):
             each = stack.enter_context(ThreadPoolExecutor(READERS)).map
         while some := list(islice(shards, AHEAD)):
             for (manifest, at), footers in zip(some, each(read, some), strict=True):
-                one = ShardCheck(manifest, manifest.shard(at), recipe)
+                one = ShardCheck(manifest, at, recipe)
                 if footers:
                     one.footers(footers)
-                elif clips_key(one.shard.name) in found:
-                    deque(one.rows(store, clips=True, again=again), maxlen=0)  # reads to the end and keeps nothing
                 yield one
 
 
 def _count_shard(one: ShardCheck, found: StoredFiles, result: Audit) -> None:
     """Count a shard. One without any files is pending; of one without its clips file alone, all videos are lost."""
-    name, n_videos = one.shard.name, len(one.shard.videos)
+    name, n_videos = one.name, one.n_videos
     result.manifest += n_videos
     if clips_key(name) in found:
         result.shards += 1
@@ -171,19 +185,19 @@ def _count_shard(one: ShardCheck, found: StoredFiles, result: Audit) -> None:
             result.bad_derived.add(problem.key)
     if False in one.confirmed and True not in one.confirmed:  # nothing confirms that the clips are the committed ones
         result.bad_shards.add(name)
-    if one.outcomes:
-        _count_outcomes(one, result)
+    if one.outcomes is not None:
+        _count_outcomes(one, one.outcomes, result)
 
 
-def _count_outcomes(one: ShardCheck, result: Audit) -> None:
+def _count_outcomes(one: ShardCheck, outcomes: Outcomes, result: Audit) -> None:
     """Count the videos and clips of a shard, and the shard for each version and setting that it was made with."""
     result.clips += one.n_clips
-    for outcome in one.outcomes:
-        if outcome.failure is None:
+    for failure in outcomes.failures:
+        if failure is None:
             result.ok += 1
         else:
             result.failed += 1
-            reason = str(outcome.failure.reason)
+            reason = str(failure["reason"])
             result.reasons[reason] = result.reasons.get(reason, 0) + 1
     found = {name: one.stats[name] for name in SETTINGS if name in one.stats}
     if found.get("device") != "cpu":
@@ -193,7 +207,7 @@ def _count_outcomes(one: ShardCheck, result: Audit) -> None:
             shown = "a record" if isinstance(value, dict | list) else str(value)[:SHOWN]
             shards = counts.setdefault(name, {})
             shards[shown] = shards.get(shown, 0) + 1
-            result.examples.setdefault(name, {}).setdefault(shown, one.shard.name)
+            result.examples.setdefault(name, {}).setdefault(shown, one.name)
 
 
 def current_failures(store: Store) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Near-duplicate videos of a whole dataset: pairs by their video vectors, evidence by their clips, and clusters.
 
-    pass 1..n   videos/   a block of vectors x all that follow ──> pairs above the threshold ──> clusters
-    pass n+1    clips/    some clips of each video in a cluster (probes)
-    pass n+2    clips/    every clip of its most similar video against these probes ──> which seconds are similar
+    pass 1   videos/   unit vectors in a temporary file ──near_pairs──> pairs above the threshold ──> clusters
+    pass 2   clips/    some clips of each video in a cluster (probes)
+    pass 3   clips/    every clip of its most similar video against these probes ──> which seconds are similar
 
-Memory: BLOCK_BYTES of vectors, PROBE_BYTES of probes, one row group, and some 200 bytes per video. Time grows with the
-square of the number of videos. Clusters are the connected components of the pairs, so two videos of a cluster need not
-be similar: each video has its own evidence. Legend: B rows of the block, N of a group, P probes, D feature dimension.
+Memory: an eighth of the vectors, PROBE_BYTES of probes, one row group, and some 200 bytes per video. The vectors of the
+videos, 4 D bytes each, are in a temporary file. Time grows with the square of the number of videos (`near_pairs`).
+Clusters are the connected components of the pairs, so two videos of a cluster need not be similar: each video has its
+own evidence. Legend: N rows, P probes, D feature dimension.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.types import FLOAT32
+from p3d.pipeline.results.near_pairs import near_pairs
+from p3d.pipeline.results.vectors import VectorFile, unit
+from p3d.pipeline.types import FLOAT32, INT64
 
-BLOCK_BYTES = 256 * 1024**2
 PROBE_BYTES = 256 * 1024**2
 PROBES = 8  # clips of a video to look for in the other one, evenly spaced; fewer if PROBE_BYTES is not enough
 
@@ -101,18 +102,14 @@ class _Pairs:
         self.most_similar: dict[int, tuple[float, int]] = {}
         self._parent: dict[int, int] = {}
 
-    def add(self, first_B: FLOAT32, at: int, second_N: FLOAT32, second_at: int) -> None:
-        """Add the pairs of unit vectors of rows `at`.. and `second_at`.., each pair once."""
-        cosine_BN = first_B @ second_N.T
-        ones, others = np.nonzero(cosine_BN >= self.threshold)
-        for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-            a, b, cosine = at + one, second_at + other, min(1.0, float(cosine_BN[one, other]))
-            if a < b:
-                self.n_pairs += 1
-                self._join(a, b)
-                for mine, theirs in ((a, b), (b, a)):
-                    if cosine > self.most_similar.get(mine, (-2.0, 0))[0]:
-                        self.most_similar[mine] = (cosine, theirs)
+    def add(self, first_P: INT64, second_P: INT64, cosine_P: FLOAT32) -> None:
+        """Add pairs by the numbers of their videos, each pair once, the first before the second."""
+        self.n_pairs += len(first_P)
+        for a, b, cosine in zip(first_P.tolist(), second_P.tolist(), cosine_P.tolist(), strict=True):
+            self._join(a, b)
+            for mine, theirs in ((a, b), (b, a)):
+                if cosine > self.most_similar.get(mine, (-2.0, 0))[0]:
+                    self.most_similar[mine] = (cosine, theirs)
 
     def clusters(self) -> list[list[int]]:
         found: dict[int, list[int]] = {}
@@ -132,45 +129,15 @@ class _Pairs:
 
 
 def _compare_all(source: NewestRows | SnapshotRows, pairs: _Pairs, on_step: OnStep | None) -> None:
-    """Compare every pair of videos once. Each pass holds one block of rows, and reads all rows from that block on."""
-    dim, first = source.job.recipe.feature_dim, 0
-    size = max(1, BLOCK_BYTES // (4 * dim))
-    while True:
-        block: list[FLOAT32] = []
-        held, at = 0, 0
-        for ids, vectors_ND in _vectors(source, dim, on_step and partial(on_step, f"videos from {first}")):
-            if first == 0:
-                pairs.names += ids
-            fresh = vectors_ND[max(0, first - at) :]
-            fresh_at = max(first, at)
-            if len(fresh):
-                new = fresh[: size - held]  # rows that join the block; they are also compared with its earlier rows
-                if len(new):
-                    block.append(new)
-                    held += len(new)
-                start = first
-                for part in block:
-                    pairs.add(part, start, fresh, fresh_at)
-                    start += len(part)
-            at += len(vectors_ND)
-        first += size
-        if first >= at:
-            return
-
-
-def _vectors(
-    source: NewestRows | SnapshotRows, dim: int, on_step: Callable[[int, int], None] | None
-) -> Iterator[tuple[list[str], FLOAT32]]:
-    """(ids, unit vectors) of the videos, in plan order."""
-    for folder, table in source.rows(clips=False, on_step=on_step):
+    """Compare every pair of videos once, after one pass over their rows."""
+    dim = source.job.recipe.feature_dim
+    vectors = VectorFile(dim)
+    for folder, table in source.rows(clips=False, on_step=on_step and partial(on_step, "read")):
         if folder == "videos" and table.num_rows:
-            yield table["video_id"].to_pylist(), _unit(table, dim)
-
-
-def _unit(table: pa.Table, dim: int) -> FLOAT32:
-    features_ND = schema.features_of(table["embedding"], dim)
-    found_ND: FLOAT32 = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
-    return found_ND
+            pairs.names += table["video_id"].to_pylist()
+            vectors.add(table)
+    for found in near_pairs(vectors.mapped(), pairs.threshold, on_step and partial(on_step, "compared")):
+        pairs.add(*found)
 
 
 def _facts(source: NewestRows | SnapshotRows, ids: frozenset[str]) -> dict[str, tuple[str, str, int, float]]:
@@ -224,14 +191,14 @@ class _Evidence:
             keep = [at for at in rows if table["clip_index"][at].as_py() in wanted[video_id]]
             chosen = table.take(pa.array(keep, pa.int64()))
             starts, ends = chosen["start_s"].to_pylist(), chosen["end_s"].to_pylist()
-            vectors_PD = _unit(chosen, self.dim)
+            vectors_PD = unit(chosen, self.dim)
             if (known := self._probes.get(video_id)) is not None:  # a video may lie in two row groups
                 starts, ends = known.start_s + starts, known.end_s + ends
                 vectors_PD = np.concatenate([known.vectors_PD, vectors_PD])
             self._probes[video_id] = _Probes(starts, ends, vectors_PD, [None] * len(starts))
 
     def _match(self, table: pa.Table) -> None:
-        unit_ND, starts, ends = _unit(table, self.dim), table["start_s"].to_pylist(), table["end_s"].to_pylist()
+        unit_ND, starts, ends = unit(table, self.dim), table["start_s"].to_pylist(), table["end_s"].to_pylist()
         for video_id, rows in by_video(table):
             for asking in self._asked.get(video_id, ()):
                 probes = self._probes[asking]

@@ -12,7 +12,7 @@ frame of the video stream. Arrays carry their shape: N frames, H height, W width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
@@ -288,20 +288,27 @@ def checked(records: Sequence[Record]) -> Sequence[Record]:
     """Records of one type that were made from somebody's JSON, if each value is of its field's type.
 
     Otherwise TypeError. OverflowError for an integer of more than 64 bits. What is in a nested record is checked where
-    that is made. Whole columns are checked, which takes a third of the time of one value after the other.
+    that is made.
     """
     if records:
         kind: type = type(records[0])
-        kinds = types_of(kind)
-        for column, allowed in zip(zip(*map(attrgetter(*kinds), records), strict=True), kinds.values(), strict=True):
-            found = set(map(type, column))
-            if not found <= allowed:
-                raise TypeError(f"a {kind.__name__} holds a value of another type")
-            if int in found:
-                numbers = column if len(found) == 1 else [one for one in column if type(one) is int]
-                if not (min(numbers) >= -(2**63) and max(numbers) < 2**63):
-                    raise OverflowError(f"a {kind.__name__} holds a number of more than 64 bits")
+        names = types_of(kind)
+        found = zip(*map(attrgetter(*names), records), strict=True)
+        checked_columns(kind, dict(zip(names, found, strict=True)))
     return records
+
+
+def checked_columns(kind: type, columns: Mapping[str, Sequence[Any]]) -> None:
+    """`checked` for the values of each field of a record: a third of the time of one value after another."""
+    kinds = types_of(kind)
+    for name, column in columns.items():
+        found = set(map(type, column))
+        if not found <= kinds[name]:
+            raise TypeError(f"a {kind.__name__} holds a value of another type")
+        if int in found:
+            numbers = column if len(found) == 1 else [one for one in column if type(one) is int]
+            if not (min(numbers) >= -(2**63) and max(numbers) < 2**63):
+                raise OverflowError(f"a {kind.__name__} holds a number of more than 64 bits")
 
 
 @cache

@@ -16,6 +16,7 @@ from p3d.jobs.cli.serve import _embed_of
 from p3d.jobs.job import rows_of
 from p3d.pipeline.results.page import server
 from p3d.pipeline.results.page.archive import Archive, read_archive
+from p3d.pipeline.results.page.opening import Opening
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import DEFAULTS, Store
 from p3d.pipeline.types import VideoRef
@@ -82,7 +83,12 @@ class Served:
 
 @contextmanager
 def serving(
-    store: Store, *, dropped_bytes: int = 10_000_000, layout: str = "pca", rule: SourceRule = EVERY_SOURCE
+    store: Store,
+    *,
+    dropped_bytes: int = 10_000_000,
+    layout: str = "pca",
+    rule: SourceRule = EVERY_SOURCE,
+    opening: Opening | None = None,
 ) -> Iterator[Served]:
     """Serve the page of an output in a thread of this process."""
     source = rows_of(store)
@@ -93,7 +99,7 @@ def serving(
         end = asyncio.Event()
         ends.append((asyncio.get_running_loop(), end))
         async with server.running(
-            archive, embed=embed, options=DEFAULTS, port=0, dropped_bytes=dropped_bytes, rule=rule
+            opening or archive, embed=embed, options=DEFAULTS, port=0, dropped_bytes=dropped_bytes, rule=rule
         ) as at:
             url.append(at)
             ready.set()

@@ -392,7 +392,10 @@ def test_failures_are_printed_as_table_csv_and_json(job: LocalStore) -> None:
     """The same failures in three forms; --reason filters; an unknown reason is a mistake."""
     printed = in_process("failures", job.url)[1].splitlines()
     assert printed[0] == f"2 truncated: {REASON_MEANING[Reason.TRUNCATED]}"
-    assert printed[1].startswith("  what to do: ") and len(printed) == 3 + 2 * 2
+    assert printed[1].startswith("  what to do: ") and len(printed) == 3 + 2
+    assert printed[3:] == ["    b.mp4 and 1 more", "        ends early"]
+    every = in_process("failures", job.url, "--all")[1].splitlines()
+    assert every[:3] == printed[:3] and [line.strip() for line in every[3::2]] == ["b.mp4", "f.mp4"]
     assert " ".join(printed[1:3]).split()[3:] == REASON_REMEDY[Reason.TRUNCATED].split()
     for reason in Reason:  # lines of 80 columns that do not split option names
         lines = [*_wrapped(f"9999 {reason}: {REASON_MEANING[reason]}", ""), *_wrapped(REASON_REMEDY[reason], "  ")]

@@ -28,10 +28,11 @@ import p3d
 from p3d.jobs.job import rows_of
 from p3d.jobs.planning.prepare import JobSpec
 from p3d.pipeline.dataset.snapshot import snapshot
-from p3d.pipeline.errors import InputError, Reason, VideoError
+from p3d.pipeline.errors import DamagedJob, InputError, Reason, VideoError
 from p3d.pipeline.results.page import archive, pictures, server, similar
-from p3d.pipeline.results.page.archive import Archive, read_archive
+from p3d.pipeline.results.page.archive import Archive, read_archive, read_rows, with_map
 from p3d.pipeline.results.page.content import open_content
+from p3d.pipeline.results.page.opening import OnStep, Opening
 from p3d.pipeline.results.page.pictures import Pictures
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS
@@ -67,7 +68,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["every vector in memory", "a sample of them"])
 def any_page(out: LocalStore, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """A small dataset, and one that is too large to keep its vectors in memory."""
+    """A small dataset, and one with more videos than its map shows."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if request.param.startswith("a sample"):
             patch.setattr(archive, "MAP_ROWS", 5)
@@ -500,7 +501,10 @@ def test_the_command_serves_until_it_is_interrupted(out: LocalStore) -> None:
             url = child.stdout.readline().strip()
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", url)
             port = urlsplit(url).port
-            assert Served(url, None).ask("api/about").json["videos"] == 8  # type: ignore[arg-type]
+            served = Served(url, None)  # type: ignore[arg-type]
+            while "loading" in (about := served.ask("api/about").json):
+                time.sleep(0.01)
+            assert about["videos"] == 8
             taken = subprocess.run(
                 [*command, "--port", str(port)], cwd=REPO, capture_output=True, text=True, check=False
             )
@@ -580,6 +584,50 @@ def test_without_weights_no_file_may_be_dropped(out: LocalStore, tmp_path: Path)
     assert _embed_of(rows_of(store), "cpu") is not None
     shutil.rmtree(tmp_path / "out" / "weights")
     assert _embed_of(rows_of(store), "cpu") is None
+
+
+def test_the_page_is_there_while_videos_are_read(out: LocalStore) -> None:
+    """Until the rows are read, and until the map is made, requests get how far that is; an error ends the page."""
+    source, steps = rows_of(out), threading.Semaphore(0)
+
+    def read(on_step: OnStep) -> Iterator[Archive]:
+        steps.acquire()
+        on_step("read", 1, 3)
+        steps.acquire()
+        rows = read_rows(source)
+        yield rows
+        steps.acquire()
+        yield with_map(rows)
+
+    opening = Opening(read)
+    with serving(out, opening=opening) as page:
+        opening.start()
+        assert page.ask("").status == 200
+        assert page.ask("api/about").status == page.ask("api/similar").status == 503
+        steps.release()
+        while page.ask("api/about").json["loading"] != {"what": "read", "done": 1, "of": 3}:
+            time.sleep(0.01)
+        steps.release()
+        while (reply := page.ask("api/about")).status == 503:
+            time.sleep(0.01)
+        assert reply.json["videos"] == 8
+        assert page.ask("api/map").json["loading"]["what"] == "map"
+        steps.release()
+        while (reply := page.ask("api/map")).status == 503:
+            time.sleep(0.01)
+        assert reply.json["ids"] and reply.json["of"] == 8
+
+    def fails(_: OnStep) -> Iterator[Archive]:
+        raise DamagedJob("this file")
+        yield
+
+    ended = threading.Event()
+    failing = Opening(fails)
+    failing.on_error = ended.set
+    failing.start()
+    assert ended.wait(10)
+    with pytest.raises(DamagedJob, match="this file"):
+        failing.archive()
 
 
 def test_umap_that_is_not_installed_is_named(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.snapshot import SnapshotRows, snapshot
 from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.results import duplicates as dedup
+from p3d.pipeline.results import near_pairs
 from p3d.pipeline.results.duplicates import find_duplicates
 from p3d.pipeline.storage.local import LocalStore
 from tests.jobs.test_cli import in_process
@@ -48,13 +49,20 @@ def vectors(store: LocalStore) -> tuple[list[str], np.ndarray]:
     return ids, x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_clusters_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """For any block size, shards, row groups and threshold: pairs, clusters, nearest partner; also of a snapshot."""
     print(f"{seed = }")
     rng = Random(seed)
     monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(5, 60))
-    monkeypatch.setattr(dedup, "BLOCK_BYTES", 4 * DIM * rng.choice((1, 3, 7, 100)))
+    for name, values in {
+        "ROWS": (1, 3, 7, 100),
+        "COLUMNS": (2, 5, 100),
+        "SAMPLE": (3, 100),
+        "SHARES": ((8, 2), (4,)),
+    }.items():
+        monkeypatch.setattr(near_pairs, name, rng.choice(values))
+    monkeypatch.setattr(near_pairs, "DENSE", rng.choice((1, 4, 10**9)))
     names = [f"v{at:02d}" for at in range(20)]
     store = LocalStore(str(tmp_path / "out"))
     commit(store, names, {"v05": "v01", "v19": "v05", "v12": "v03"}, 0.3, rng.randint(1, 9))
@@ -119,3 +127,26 @@ def test_the_verb_prints_clusters_and_json(tmp_path: Path) -> None:
     assert len(found["clusters"][0][0]["matches"]) == 8
     code, printed, said = in_process("results", "dedup", store.url, "--threshold", "1")
     assert (code, printed) == (0, "") and "0 in 0 clusters" in said
+
+
+@pytest.mark.parametrize("dense", [1, 10**9])
+def test_bounds_miss_no_pair(monkeypatch: pytest.MonkeyPatch, dense: int) -> None:
+    """Of vectors with any spectrum, pairs at the very threshold and copies: those of float64, for any blocks."""
+    monkeypatch.setattr(near_pairs, "ROWS", 37)
+    monkeypatch.setattr(near_pairs, "COLUMNS", 90)
+    monkeypatch.setattr(near_pairs, "DENSE", dense)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((300, 64)) * (1 + np.arange(64.0)) ** -rng.choice((0, 0.5, 2)) + rng.choice((0, 3))
+        x[150:] = x[:150] + rng.choice((0, 1e-4, 0.1), 150)[:, None] * rng.standard_normal((150, 64))
+        units = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        exact = units.astype(np.float64)
+        exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+        cosine = np.minimum(np.triu(exact @ exact.T, 1), 1)
+        for threshold in (0.5, 0.98, 0.999999, float(np.sort(cosine, axis=None)[-100]) - 1e-12):
+            found = [*near_pairs.near_pairs(units, threshold)]
+            rows = {(a, b) for first, second, _ in found for a, b in zip(first.tolist(), second.tolist(), strict=True)}
+            assert rows == {*map(tuple, np.argwhere((cosine >= threshold) & (np.triu(cosine, 1) != 0)).tolist())}
+            assert sum(len(first) for first, _, _ in found) == len(rows)
+            for first, second, near in found:
+                assert np.abs(near - cosine[first, second]).max() < 1e-6

@@ -62,6 +62,7 @@ def test_hits_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(1, 40))
     monkeypatch.setattr(search_module, "PAIRS", rng.choice((1, 7, 512)))
     monkeypatch.setattr(search_module, "SCORES", (1, 17, search_module.SCORES)[seed % 3])
+    monkeypatch.setattr(search_module, "FEW", (0, 8)[seed % 2])
     out = LocalStore(str(tmp_path / "out"))
     names = [f"v{at:02d}" for at in range(20)]
     for seq in (1, 2):

@@ -35,6 +35,7 @@ from p3d.pipeline.errors import (
 )
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.page.content import Content, open_content
+from p3d.pipeline.results.page.opening import Opening, StillReading
 from p3d.pipeline.results.page.pictures import Pictures
 from p3d.pipeline.results.page.similar import Answer, Dropped, Embed, NobodyWaits, SimilarQuery, levels, similar
 from p3d.pipeline.results.search.query import position_s
@@ -66,14 +67,14 @@ class Answers:
 
     def __init__(
         self,
-        archive: Archive,
+        opening: Opening,
         scratch: Path,
         options: StoreOptions,
         embed: Embed | None,
         dropped_bytes: int,
         rule: SourceRule,
     ) -> None:
-        self.archive, self.scratch, self.options, self.rule = archive, scratch, options, rule
+        self.opening, self.scratch, self.options, self.rule = opening, scratch, options, rule
         self.embed, self.dropped_bytes, self.dropped = embed, dropped_bytes, Dropped()
         (scratch / "pictures").mkdir()
         self.pictures = Pictures(scratch / "pictures", options)
@@ -83,7 +84,13 @@ class Answers:
         self._embedding = ThreadPoolExecutor(1, "embed")  # a network uses every core by itself
         self._drops = 0
 
+    @property
+    def archive(self) -> Archive:
+        """StillReading until all rows are read."""
+        return self.opening.archive()
+
     def close(self) -> None:
+        self.opening.close()
         for pool in (self._searching, self._looking, self._sending, self._embedding):
             pool.shutdown(wait=False, cancel_futures=True)
         end_children()
@@ -158,7 +165,8 @@ class Answers:
         return _json(_hits(found, asked))
 
     async def map(self, _: web.Request) -> web.StreamResponse:
-        projection, rows = self.archive.projection, self.archive.rows
+        archive = self.opening.archive(mapped=True)
+        projection, rows = archive.projection, archive.rows
         shown = rows.take(projection.rows_S).select(["video_id", "path", "duration_s"]).to_pydict()
         middles = rows.take(projection.middles_K)["video_id"].to_pylist()
         xy = [[round(value, 5) for value in axis] for axis in projection.xy_S2.T.tolist()]
@@ -166,7 +174,7 @@ class Answers:
             {
                 "layout": projection.layout,
                 "share": projection.share,
-                "of": self.archive.rows.num_rows - self.archive.n_failed,
+                "of": archive.rows.num_rows - archive.n_failed,
                 "ids": shown["video_id"],
                 "paths": shown["path"],
                 "durations": shown["duration_s"],
@@ -277,6 +285,8 @@ def _told(handler: Handler) -> Handler:
             return await handler(request)
         except VideoError as error:
             return _json(_failure(Failure(error.reason, error.detail)), status=404)
+        except StillReading as reading:
+            return _json({"error": "the videos are still being read", "loading": reading.step}, status=503)
         except NobodyWaits:
             return _json({"error": "the client closed the request"}, status=499)
         except InputError as error:

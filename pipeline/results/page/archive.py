@@ -1,16 +1,17 @@
-"""All videos of a dataset without their vectors, in memory: the table that the page searches.
+"""All videos of a dataset: the table that the page searches in memory, and their vectors in a mapped file.
 
-It takes one pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns and ids, some 450 bytes
-per video (docs/page.md says how they were counted), and the vectors of at most MAP_ROWS videos. In a larger dataset
-these are a sample, which is freed once the map is made. Legend: V rows, S of them on the map, D feature dimension.
+It takes one pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns, some 310 bytes per
+video (docs/page.md says how they were counted); the vectors are in a temporary file (`results.vectors`). The map shows
+at most MAP_ROWS videos. Legend: V rows, N of them with a vector, S of these on the map, Q query vectors, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,13 +20,17 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.errors import as_stored
 from p3d.pipeline.results.page.projection import Projection, project
-from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search import where as conditions_of
+from p3d.pipeline.results.search.exact import SCORES
 from p3d.pipeline.results.search.metrics import SLACK
 from p3d.pipeline.results.search.where import Condition
+from p3d.pipeline.results.vectors import VectorFile
 from p3d.pipeline.types import BOOL, FLOAT32, INT64
 
-MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice that while it is made
+INT8 = npt.NDArray[np.int8]
+
+MAP_ROWS = 20_000  # points of the map at most, a uniform sample: 164 MB of 2048 features, twice, while it is made
+MERGED = 256  # tables that become one while they are read
 SUGGESTED = 30  # largest number of distinct values of a column that are suggested
 
 
@@ -44,10 +49,10 @@ class Archive:
 
     source: NewestRows | SnapshotRows
     rows: pa.Table
-    at: dict[str, int]  # video_id -> row
+    units_ND: FLOAT32  # vectors of length 1, mapped
+    rows_N: INT64  # the row of each vector
     projection: Projection
-    cluster_V: INT64  # -1 where a row is not on the map
-    vectors_SD: FLOAT32 | None  # of the rows on the map, length 1; None if the map lacks some videos
+    cluster_V: INT8  # -1 where a row is not on the map
 
     @property
     def n_failed(self) -> int:
@@ -55,8 +60,8 @@ class Archive:
 
     def row(self, video_id: str) -> dict[str, object] | None:
         """The columns of one video that are not null; None if there is no such video."""
-        at = self.at.get(video_id)
-        if at is None:
+        at = pc.index(self.rows["video_id"], as_stored(video_id)).as_py()
+        if at < 0:
             return None
         (row,) = schema.records(self.rows.slice(at, 1))
         return {name: value for name, value in row.items() if value is not None}
@@ -83,19 +88,21 @@ class Archive:
         has = [pc.match_substring(self.rows[name], text, ignore_case=True) for name in ("path", "video_id")]
         return _numpy(pc.or_(*has))
 
-    def likely(self, queries_QD: FLOAT32, wanted: int, where: Sequence[str | Condition]) -> frozenset[str] | None:
-        """Ids that include the `wanted` videos nearest to any query by cosine; None without vectors.
+    def likely(self, queries_QD: FLOAT32, wanted: int, where: Sequence[str | Condition]) -> frozenset[str]:
+        """Ids that include the `wanted` videos nearest to any query by cosine.
 
         As in exact search, videos within the rounding error of the last one are included. InputError as in `find`.
         """
-        if self.vectors_SD is None:
-            return None
         units_DQ = (queries_QD / np.linalg.norm(queries_QD, axis=1, keepdims=True)).T
-        near_S = (self.vectors_SD @ units_DQ).max(axis=1, initial=-np.inf)
-        near_S[~np.isin(self.projection.rows_S, self.find("", where))] = -np.inf
-        floor = np.partition(near_S, -wanted)[-wanted] - 2 * SLACK if len(near_S) > wanted else -np.inf
-        likely_S = np.flatnonzero((near_S >= floor) & (near_S > -np.inf))
-        return frozenset(self.rows["video_id"].take(self.projection.rows_S[likely_S]).to_pylist())
+        near_N, step = np.empty(len(self.units_ND), np.float32), max(1, SCORES // units_DQ.shape[1])
+        for at in range(0, len(near_N), step):
+            near_N[at : at + step] = (self.units_ND[at : at + step] @ units_DQ).max(axis=1)
+        allowed_V = np.zeros(self.rows.num_rows, np.bool_)
+        allowed_V[self.find("", where)] = True
+        near_N[~allowed_V[self.rows_N]] = -np.inf
+        floor = np.partition(near_N, -wanted)[-wanted] - 2 * SLACK if len(near_N) > wanted else -np.inf
+        likely_N = np.flatnonzero((near_N >= floor) & (near_N > -np.inf))
+        return frozenset(self.rows["video_id"].take(self.rows_N[likely_N]).to_pylist())
 
     def columns(self) -> tuple[Column, ...]:
         """The columns that conditions may name. As in search, those of failures/ are not included."""
@@ -121,24 +128,41 @@ def read_archive(
     on_step: Callable[[int, int], None] | None = None,
 ) -> Archive:
     """Read every video and failure once. `layout` is as in `project`. DamagedJob if a row is damaged."""
-    dim = source.job.recipe.feature_dim
-    sample, seen = Reservoir(np.random.default_rng(0), MAP_ROWS, dim), 0
-    tables = [_plain(source.schemas[folder].empty_table()) for folder in ("videos", "failures")]
+    return with_map(read_rows(source, on_step=on_step), layout)
+
+
+def read_rows(source: NewestRows | SnapshotRows, on_step: Callable[[int, int], None] | None = None) -> Archive:
+    """`read_archive` without its map."""
+    vectors, numbers, seen = VectorFile(source.job.recipe.feature_dim), [np.empty(0, np.int64)], 0
+    merged = [_plain(source.schemas[folder].empty_table()) for folder in ("videos", "failures")]
+    tables: list[pa.Table] = []
     for folder, table in source.rows(clips=False, on_step=on_step):
-        if folder == "videos":
-            numbers = pa.table({"row": np.arange(seen, seen + table.num_rows)})
-            sample.add(schema.features_of(table["embedding"], dim), numbers)
+        if folder == "videos" and table.num_rows:
+            vectors.add(table)
+            numbers.append(np.arange(seen, seen + table.num_rows))
         seen += table.num_rows
         tables.append(_plain(table))
-    rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    rows_S = np.array([sample.keys[at][0] for at in range(sample.n)], np.int64)
-    vectors_SD = sample.rows_SD[: sample.n]
-    vectors_SD /= np.maximum(np.linalg.norm(vectors_SD, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    projection = project(rows_S, vectors_SD, layout)
-    cluster_V = np.full(rows.num_rows, -1, np.int64)
+        if len(tables) == MERGED:  # thousands of small tables would take more memory than their values
+            merged, tables = [*merged, _merged(tables)], []
+    rows = _merged([*merged, *tables])
+    cluster_V = np.full(rows.num_rows, -1, np.int8)
+    units_ND = vectors.mapped()
+    unmapped = project(np.empty(0, np.int64), np.empty((0, vectors.dim), np.float32))
+    return Archive(source, rows, units_ND, np.concatenate(numbers), unmapped, cluster_V)
+
+
+def with_map(archive: Archive, layout: str = "pca") -> Archive:
+    """The archive with the map of its videos, or of a sample of them."""
+    n, rng = len(archive.rows_N), np.random.default_rng(0)
+    chosen_S = np.arange(n) if n <= MAP_ROWS else np.sort(rng.choice(n, MAP_ROWS, replace=False))
+    projection = project(archive.rows_N[chosen_S], np.array(archive.units_ND[chosen_S]), layout)
+    cluster_V = archive.cluster_V.copy()
     cluster_V[projection.rows_S] = projection.cluster_S
-    at = {video_id: number for number, video_id in enumerate(rows["video_id"].to_pylist())}
-    return Archive(source, rows, at, projection, cluster_V, vectors_SD if sample.n == sample.seen else None)
+    return replace(archive, projection=projection, cluster_V=cluster_V)
+
+
+def _merged(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -19,6 +19,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from p3d.pipeline.errors import InputError
 from p3d.pipeline.results.page.answers import Answers
 from p3d.pipeline.results.page.archive import Archive
 from p3d.pipeline.results.page.connections import Connections
+from p3d.pipeline.results.page.opening import Opening
 from p3d.pipeline.results.page.similar import Embed
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import StoreOptions
@@ -89,7 +91,7 @@ class Guard:
 
 @contextlib.asynccontextmanager
 async def running(
-    archive: Archive,
+    opened: Archive | Opening,
     *,
     embed: Embed | None,
     options: StoreOptions,
@@ -103,7 +105,8 @@ async def running(
     """
     guard = Guard(secrets.token_urlsafe(24))
     with tempfile.TemporaryDirectory(prefix="p3d-page-", ignore_cleanup_errors=True) as scratch:
-        answers = Answers(archive, Path(scratch), options, embed, dropped_bytes, rule)
+        opening = Opening.of(opened) if isinstance(opened, Archive) else opened
+        answers = Answers(opening, Path(scratch), options, embed, dropped_bytes, rule)
         app = web.Application(middlewares=[_before_all(guard)])
         app.on_response_prepare.append(_secured)
         app.add_routes(answers.routes(f"/{guard.token}"))
@@ -126,7 +129,7 @@ async def running(
 
 
 async def serve_until_stopped(
-    archive: Archive,
+    opening: Opening,
     *,
     embed: Embed | None,
     options: StoreOptions,
@@ -135,7 +138,7 @@ async def serve_until_stopped(
     rule: SourceRule,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM; a second one ends the process at once."""
+    """Read and serve until SIGINT, SIGTERM or an error of the reading, which is raised; a second one ends at once."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop() -> None:
@@ -146,9 +149,13 @@ async def serve_until_stopped(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(archive, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes, rule=rule) as url:
+    async with running(opening, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes, rule=rule) as url:
+        opening.on_error = partial(loop.call_soon_threadsafe, stopped.set)
+        opening.start()
         on_ready(url)
         await stopped.wait()
+    if opening.error is not None:
+        raise opening.error
 
 
 def _listening(port: int) -> socket.socket:

@@ -99,7 +99,7 @@ class Dropped:
 def similar(archive: Archive, asked: SimilarQuery, dropped: Dropped, gone: threading.Event | None = None) -> Answer:
     """The nearest rows. InputError if the query is not valid; NobodyWaits once `gone` is set.
 
-    If the archive holds the vectors of all videos, they decide which few shards of videos/ need to be read.
+    Among videos, the archive's vectors decide which few shards of videos/ need to be read.
     """
     source = archive.source
     clips = asked.level == "clip" or asked.at_s is not None

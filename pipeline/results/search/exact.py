@@ -4,9 +4,9 @@
 
 Each group is scored by one matrix product. Rows within `SLACK` of the worst kept score are scored again in float64 from
 the stored numbers. So a row that is bit-equal to the query has exactly cosine 1 and distance 0. Hits of equal score are
-in the order of path, id and clip, so the answer does not depend on shards or plans. Memory holds one row group, its
-scores, and the best rows so far. Legend: N rows of a group, Q query vectors, P pairs of a row and a query, D feature
-dimension.
+in the order of path, id and clip, so the answer does not depend on shards or plans. Rows of small shards are gathered
+into a group. Memory holds such a group, its scores, and the best rows so far. Legend: N rows of a group, Q query
+vectors, P pairs of a row and a query, D feature dimension.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from p3d.pipeline.types import FLOAT32, FLOAT64
 
 POOL = 1000  # best rows to find before near-duplicates are left out
 SCORES = 4 * 1024**2  # scores (rows x queries) computed at a time, 16 MiB
+FEW = 8  # queries whose products take less time without BLAS
 PAIRS = 512  # pairs of a row and a query scored in float64 at a time
 HIT_COLUMNS = "video_id path uri plan_seq clip_index start_frame end_frame start_s end_s duration_s".split()
 
@@ -104,15 +105,15 @@ def nearest(
         raise InputError(f"the snapshot at {source.store.url} has no clips; search its videos, with --level video")
     direct, only = _split(source, where, level, only)
     best = _Best(queries_QD, metric, top if distinct is None else max(top, POOL), per_video and clips)
-    n_rows, folder_of_level = 0, "clips" if clips else "videos"
+    waiting = _Waiting(best, direct, source.job.recipe.feature_dim)
+    folder_of_level = "clips" if clips else "videos"
     for folder, table in source.rows(clips=clips, only=only, skip=skip, on_step=on_step):
         if folder == folder_of_level:
-            rows = conditions_of.holding(direct, table)
-            n_rows += rows.num_rows
-            best.add(rows, schema.features_of(rows["embedding"], source.job.recipe.feature_dim))
-        if folder == "videos":
-            best.name(table)
-    hits, cut = best.hits(), False
+            waiting.add(table)
+        if folder == "videos" and clips:
+            waiting.names.append(table.select(["video_id", "uri"]))
+    waiting.compare()
+    hits, cut, n_rows = best.hits(), False, waiting.n_rows
     if distinct is not None:
         hits, cut = _distinct(hits, queries_QD, distinct, top, len(hits) == best.size < n_rows)
     return SearchResult(tuple(hits[:top]), n_rows, time.monotonic() - started, cut)
@@ -143,6 +144,31 @@ def merge(
     )
 
 
+class _Waiting:
+    """Rows of several small shards, which are compared together; `names` has the uris of the clips' videos."""
+
+    def __init__(self, best: _Best, direct: tuple[conditions_of.Condition, ...], dim: int) -> None:
+        self.names: list[pa.Table] = []
+        self.n_rows = 0
+        self._best, self._direct, self._dim, self._tables, self._held = best, direct, dim, list[pa.Table](), 0
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._held += table.num_rows
+        if self._held >= schema.ROW_GROUP_ROWS:
+            self.compare()
+
+    def compare(self) -> None:
+        """Compare the rows that wait. The clips of a video come before its name."""
+        if self._tables:
+            rows = conditions_of.holding(self._direct, pa.concat_tables(self._tables))
+            self._best.add(rows, schema.features_of(rows["embedding"], self._dim))
+            self.n_rows += rows.num_rows
+        if self.names:
+            self._best.name(pa.concat_tables(self.names))
+        self.names, self._tables, self._held = [], [], 0
+
+
 def _split(
     source: NewestRows | SnapshotRows,
     where: Iterable[str | conditions_of.Condition],
@@ -152,6 +178,7 @@ def _split(
     """The conditions on the rows themselves, and the ids of `only` that satisfy those on columns of videos/."""
     own = source.schemas["clips" if level == "clip" else "videos"]
     every = conditions_of.parse(where, pa.unify_schemas([own.remove_metadata(), _plain(source.schemas["videos"], own)]))
+    only = _planned(source, every, only)
     direct = tuple(one for one in every if one.column in own.names)
     of_videos = tuple(one for one in every if one.column not in own.names)
     if not of_videos:
@@ -161,6 +188,21 @@ def _split(
         if folder == "videos":
             ids.update(conditions_of.holding(of_videos, table)["video_id"].to_pylist())
     return direct, frozenset(ids)
+
+
+def _planned(
+    source: NewestRows | SnapshotRows, conditions: Iterable[conditions_of.Condition], only: frozenset[str] | None
+) -> frozenset[str] | None:
+    """The ids of `only` that can satisfy conditions of equality on an id or path, which the plans have."""
+    for one in conditions:
+        if one.compare is not pc.equal or one.column not in ("video_id", "path"):
+            continue
+        value = one.value.as_py()
+        ids = frozenset([value]) if one.column == "video_id" else frozenset(source.find(value))
+        if one.column == "path" and value in ids:  # found as an id, so other videos may have this path
+            continue
+        only = ids if only is None else only & ids
+    return only
 
 
 def _plain(videos: pa.Schema, own: pa.Schema) -> pa.Schema:
@@ -228,6 +270,8 @@ class _Best:
     def name(self, videos: pa.Table) -> None:
         """Set the uri of the hits of these videos. Rows of clips/ do not have it, and are read before their video."""
         wanted = pa.array([hit.video_id for _, hit in self._hits if not hit.uri], pa.string())
+        if not len(wanted):
+            return
         rows = videos.select(["video_id", "uri"]).filter(pc.is_in(videos["video_id"], wanted))
         uris = dict(zip(rows["video_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
         self._hits = [
@@ -240,12 +284,24 @@ class _Best:
     def _near(self, features_ND: FLOAT32) -> tuple[FLOAT32, float]:
         """The nearness of each row to each query in float32, [N, Q], larger is nearer; and a bound of its error."""
         squares_N = np.einsum("nd,nd->n", features_ND, features_ND)
-        near_NQ = features_ND @ self._scaled_DQ
+        near_NQ = _products(features_ND, self._scaled_DQ)
         return near_NQ, self._rule.finished(near_NQ, squares_N, self._squares_Q)
 
     def _exact(self, rows_PD: FLOAT32, queries_PD: FLOAT32) -> FLOAT64:
         """The nearness of pairs in float64, [P]."""
         return self._rule.exact(rows_PD.astype(np.float64), queries_PD.astype(np.float64))
+
+
+def _products(features_ND: FLOAT32, scaled_DQ: FLOAT32) -> FLOAT32:
+    """The products of rows and queries, [N, Q].
+
+    For few queries without BLAS, whose threads wait actively for their next call, on cores that read the next rows.
+    """
+    if scaled_DQ.shape[1] > FEW:
+        found_NQ: FLOAT32 = features_ND @ scaled_DQ
+        return found_NQ
+    near_QN = [np.einsum("nd,d->n", features_ND, np.ascontiguousarray(one_D)) for one_D in scaled_DQ.T]
+    return np.stack(near_QN, axis=1)
 
 
 def _hit(row: dict[str, Any], score: float, query: int, embedding_D: FLOAT32) -> Hit:

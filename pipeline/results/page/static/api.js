@@ -1,5 +1,18 @@
 // Requests to the server, all relative to the page, whose URL contains the token.
 
+/** As `get`, but waits until the server has read what is asked for; `onLoading` gets how far it is. */
+export async function getWhenRead(name, params, onLoading) {
+  for (;;) {
+    try {
+      return await get(name, params);
+    } catch (error) {
+      if (!error.record?.loading) throw error;
+      onLoading(error.record.loading);
+      await new Promise((done) => setTimeout(done, 500));
+    }
+  }
+}
+
 /** The JSON of a response. Throws an Error with the server's message, and its whole JSON as `record`. */
 export async function get(name, params, signal) {
   const reply = await fetch(`${name}?${params}`, { signal });

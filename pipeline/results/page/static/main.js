@@ -3,7 +3,7 @@
 //   #like=ID&t=12.5&level=clip&where=…        what is similar to a video, or to one second of it; every=yes: all clips
 //   #dropped=KEY&name=…                       what is similar to a dropped file
 
-import { drop, get, pictureOf } from "./api.js";
+import { drop, get, getWhenRead, pictureOf } from "./api.js";
 import * as cards from "./cards.js";
 import { $, clock, count, el, isTyping, titled } from "./dom.js";
 import * as filters from "./filters.js";
@@ -332,15 +332,16 @@ function listen() {
 }
 
 async function start() {
-  about = await get("api/about", "");
+  about = await getWhenRead("api/about", "", ({ done, of }) => say(of ? `Reading the videos: ${Math.floor((100 * done) / of)}%` : "Reading the videos ..."));
   document.title = `${about.out.split("/").pop()} · p3d`;
   $("source").textContent = `${about.out} · ${about.model}, weights ${about.weights}, clips ${about.clips}`;
   $("file-button").hidden = !about.drop_bytes;
   player.setUp({ similar, onPlay: markPlaying, onClose: markPlaying });
   filters.setUp(about.columns, showEscape, (condition) => changed((all) => all.append("where", condition)));
   listen();
-  await map.load({ play, similar, cluster: (number) => go(new URLSearchParams({ cluster: number })) }).catch(map.fail);
+  const drawn = map.load({ play, similar, cluster: (number) => go(new URLSearchParams({ cluster: number })) }).catch(map.fail);
   await render();
+  await drawn;
   document.body.classList.add("ready");
 }
 

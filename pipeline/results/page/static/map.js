@@ -1,6 +1,6 @@
 // The map: a point for each video, drawn on a canvas. Wheel, + and - zoom, dragging pans, arrow keys select a point.
 
-import { get } from "./api.js";
+import { getWhenRead } from "./api.js";
 import { $, clock, count, el, titled } from "./dom.js";
 import { thumbnail } from "./thumbnails.js";
 
@@ -15,11 +15,12 @@ let selected = -1;
 let lit = new Set(); // numbers that are hits
 let query = -1;
 let callbacks = {};
+let asked = [[], null]; // of the last call of `light`
 let size = { width: 0, height: 0 };
 
 export async function load(given) {
   callbacks = given;
-  points = await get("api/map", "");
+  points = await getWhenRead("api/map", "", () => {});
   if (points.ids.length < 3) return;
   for (const axis of ["x", "y"]) {
     const [low, high] = points[axis].reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
@@ -29,6 +30,7 @@ export async function load(given) {
   $("map").hidden = false;
   const how = points.layout === "umap" ? "by UMAP" : `by PCA: both axes show ${Math.round(100 * (points.share ?? 0))}% of the variance`;
   $("map-note").textContent = `${count(points.ids.length, "video")}${points.ids.length < points.of ? ` of ${points.of.toLocaleString("en")}, drawn at random` : ""}, ${how}.`;
+  light(...asked); // the hits may have come before the map
   legend();
   listen();
   new ResizeObserver(resize).observe($("plane"));
@@ -48,6 +50,7 @@ export const clusterOf = (id) => (at.has(id) ? points.cluster[at.get(id)] : null
 
 /** Highlight the videos that are hits, and the query video. */
 export function light(ids, queryId) {
+  asked = [ids, queryId];
   lit = new Set(ids.map((id) => at.get(id)).filter((number) => number !== undefined));
   query = at.get(queryId) ?? -1;
   if (points) draw();
