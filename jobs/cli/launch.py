@@ -115,7 +115,7 @@ def run_verb_remotely(
     if code is not None:
         return code
     reach = {name: value for name, value in ctx.params.items() if name in STORE_OPTIONS}
-    found: int = ctx.invoke(status, out=out, watch=not as_json, wait=as_json, mirror=True, as_json=as_json, **reach)
+    found: int = ctx.invoke(status, outs=(out,), watch=not as_json, wait=as_json, mirror=True, as_json=as_json, **reach)
     return found
 
 
