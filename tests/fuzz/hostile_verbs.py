@@ -82,7 +82,7 @@ def lines_of(case: Case, base: Base) -> dict[str, Lines]:
         "verify": [
             *([*more, "--", out] for more in ([], ["--json"], ["--deep"], ["--deep", "--json"], ["--repair"])),
             *([*more, "--", out] for more in (["--repair", "--trust"], ["--repair", "--trust", "--json"])),
-            *([*more, "--", outs, str(root)] for more in ([], ["--json"])),
+            *([*more, "--", outs, out] for more in ([], ["--json"])),
             *(["--recompute", "3", *more, "--", out] for more in ([], source, [*source, "--json"])),
         ],
         "search": [
@@ -213,6 +213,8 @@ def _child(task: Task) -> None:
         code = end.code or 0
     except BaseException:  # noqa: BLE001 - as the interpreter does at its top
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type] # there is one
+    # a page may have ended by itself; the exit hook of Ray, which only `_preload` imports, would print the interrupt
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
         sys.stdout.flush()
