@@ -72,6 +72,7 @@ def test_keys_of_a_column_do_not_depend_on_the_other_rows() -> None:
     assert (keys_of(hexes.slice(5, 3), 32) == alone[5:8]).all()
     assert (keys_of(pa.chunked_array([hexes.slice(0, 7), hexes.slice(7)]), 32) == alone).all()
     assert len({key.tobytes() for key in mixed}) == len(set(names))
+    assert (keys_of(pa.array(["A" * 32]), 32) != keys_of(pa.array(["a" * 32]), 32)).any()
     assert keys_of(pa.array([], pa.string()), 32).shape == (0, 16)
 
 
