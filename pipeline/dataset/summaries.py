@@ -15,6 +15,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ BLOCK = 1024  # shards of a summary; the last shards of a plan, if they are fewe
 FOLDER = "_job/summaries/"
 SUMMARY_KEY = re.compile(rf"{FOLDER}([0-9a-f]{{8}}-[0-9]{{9,}})\.parquet")
 SCHEMA = pa.schema([("n_clips", pa.int32()), ("reason", pa.string())])
+Ends = tuple[tuple[int, ...], tuple[str | None, ...]]  # the number of clips of each video of a shard, and its reason
 ABOUT = b"p3d.summary"  # in the metadata of the file
 
 
@@ -69,7 +71,7 @@ class Summaries:
             covered_S[: len(held_S)] = np.repeat(usable_B, BLOCK)
             self._covered[seq] = covered_S
         self.shards = ShardSet(self._covered)
-        self._known: dict[tuple[int, int], dict[int, pa.Table]] = {}  # of each incomplete block, by shard
+        self._known: dict[tuple[int, int], dict[int, Ends]] = {}  # of each incomplete block, by shard
         self._lock = threading.Lock()
 
     def count(self, newest: NewestPlans) -> tuple[Totals, list[ShardKey]]:
@@ -115,12 +117,13 @@ class Summaries:
         _, n_clips, reasons = zip(*videos, strict=True)
         with self._lock:
             known = self._known.setdefault((key.plan_seq, block), {})
-            known[key.shard] = pa.table([pa.array(n_clips, pa.int32()), pa.array(reasons, pa.string())], schema=SCHEMA)
+            known[key.shard] = n_clips, reasons
             if len(known) < BLOCK:
                 return
             del self._known[key.plan_seq, block]
         first, end = _rows_of(manifest, block)
-        rows = pa.concat_tables([some for _, some in sorted(known.items())])
+        made = zip(*(ends for _, ends in sorted(known.items())), strict=True)
+        rows = pa.table([list(chain.from_iterable(column)) for column in made], schema=SCHEMA)
         if rows.num_rows != end - first:
             return  # a damaged shard, which `verify` reports
         self.store.create(summary_key(manifest.plan, block), content_of(rows, about(manifest.plan)))
