@@ -26,7 +26,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from p3d.pipeline.dataset.schema import MANIFEST
-from p3d.pipeline.errors import MALFORMED
+from p3d.pipeline.errors import MALFORMED, InputError
 from p3d.pipeline.storage.local import is_private, make_private, writing
 from p3d.pipeline.types import VideoRef
 
@@ -152,6 +152,11 @@ class ListingBuffer:
                 writer.close()
                 sink.close()
         found = [batch for path in self._folder.glob(f"*{SUFFIX}") for batch, _ in _batches(path) if batch.num_rows]
+        if (n_read := sum(batch.num_rows for batch in found)) != self.n_rows:
+            raise InputError(
+                f"{n_read} of {self.n_rows} listed videos can be read back from {self._folder}: were files removed or "
+                "damaged there? Remove that folder, and give the same command again"
+            )
         found.sort(key=lambda batch: str(batch["uri"][0].as_py()))
         if not self.is_kept:
             self.close()

@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from p3d.pipeline.errors import StoreUnknown
+from p3d.pipeline.errors import InputError, StoreUnknown
 from p3d.pipeline.sources import listing_buffer
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.sources.listing_buffer import ListingBuffer
@@ -21,6 +21,7 @@ from p3d.pipeline.storage.s3 import walk as s3_walk
 from p3d.pipeline.storage.s3.store import S3Store
 from p3d.pipeline.storage.s3.walk import walk
 from p3d.pipeline.storage.store import ObjectInfo, StoreOptions
+from p3d.pipeline.types import VideoRef
 from tests.s3.proxy import Fault, Proxy
 
 ODD = [
@@ -197,3 +198,15 @@ def test_a_listing_that_was_interrupted_costs_no_request_again(moto_front: Proxy
     moto_front.requests.clear()
     again = find("s3://walk-kept", StoreOptions(), kept=tmp_path / "kept")
     assert again.videos.equals(first.videos) and moto_front.requests == []
+
+
+def test_rows_that_cannot_be_read_back_are_not_left_out(tmp_path: Path) -> None:
+    """A file of the buffer that is cut while the listing goes on ends it: no plan lacks its videos silently."""
+    with ListingBuffer(tmp_path / "kept") as buffer:
+        for n in range(3):
+            buffer.write([VideoRef(f"{n:032x}", f"{n}.mp4", f"s3://b/{n}.mp4", "0" * 16, 1)], "part", f"{n}.mp4")
+        (path,) = (tmp_path / "kept").glob("*.arrows")
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        with pytest.raises(InputError, match="of 3 listed videos can be read back"):
+            buffer.table()
