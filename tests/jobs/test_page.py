@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -34,6 +35,7 @@ from p3d.pipeline.results.page.archive import Archive, read_archive, read_rows, 
 from p3d.pipeline.results.page.content import open_content
 from p3d.pipeline.results.page.opening import OnStep, Opening
 from p3d.pipeline.results.page.pictures import Pictures
+from p3d.pipeline.sources.below import EVERY_SOURCE
 from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.storage.urls import open_store
@@ -628,6 +630,28 @@ def test_the_page_is_there_while_videos_are_read(out: LocalStore) -> None:
     assert ended.wait(10)
     with pytest.raises(DamagedJob, match="this file"):
         failing.archive()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reading_that_fails_after_the_page_has_ended_is_silent() -> None:
+    """Ctrl-C ended the page and its loop; the thread fails later and has nobody to tell."""
+    ended = threading.Event()
+
+    def read(_: OnStep) -> Iterator[Archive]:
+        ended.wait(30)
+        raise DamagedJob("this file")
+        yield
+
+    opening = Opening(read)
+    rule, stop = EVERY_SOURCE, lambda _: os.kill(os.getpid(), signal.SIGINT)
+    asyncio.run(
+        server.serve_until_stopped(
+            opening, embed=None, options=DEFAULTS, port=0, dropped_bytes=1, rule=rule, on_ready=stop
+        )
+    )
+    ended.set()
+    opening._thread.join(30)
+    assert isinstance(opening.error, DamagedJob)
 
 
 def test_umap_that_is_not_installed_is_named(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def any_front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, s
 
 
 def _front(made: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    made.faults, made.latency_s = [], 0.0
+    made.faults, made.latency_s, made.gates = [], 0.0, iter(())
     made.requests.clear()
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)

@@ -83,6 +83,7 @@ class Proxy:
         self.target = (str(target.hostname), target.port or 80)
         self.faults: list[Fault] = []
         self.latency_s = 0.0
+        self.gates: Iterator[threading.Barrier] = iter(())  # one for each of the next GET requests, which waits there
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -159,6 +160,8 @@ def _handler(owner: Proxy) -> type[BaseHTTPRequestHandler]:
             sent = self.rfile.read(int(headers.get("content-length", 0)))
             fault, chance = owner.meet(self.command, self.path, headers)
             time.sleep(owner.latency_s)
+            if self.command == "GET" and (gate := next(owner.gates, None)) is not None:
+                gate.wait()
             kind = fault.kind if fault else ""
             if fault and kind == "status":
                 return self._error(fault)

@@ -19,7 +19,6 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -147,10 +146,14 @@ async def serve_until_stopped(
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
+    def failed() -> None:
+        with contextlib.suppress(RuntimeError):  # the page has ended, and its loop is closed
+            loop.call_soon_threadsafe(stopped.set)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     async with running(opening, embed=embed, options=options, port=port, dropped_bytes=dropped_bytes, rule=rule) as url:
-        opening.on_error = partial(loop.call_soon_threadsafe, stopped.set)
+        opening.on_error = failed
         opening.start()
         on_ready(url)
         await stopped.wait()
