@@ -8,7 +8,6 @@ The forms of a convolution are "packed" for CPUs (`networks/fused.py`), "planar"
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Final
 
@@ -35,14 +34,17 @@ def form_for(device: torch.device) -> str:
 
 
 def prepared(weights: Weights, precision: str = "fp32", form: str = "plain") -> tuple[Network, ClipRecipe]:
-    """A copy of the network for inference, on the CPU, and the recipe by which its input is normalised.
+    """A new network for inference, on the CPU, and the recipe by which its input is normalised.
 
+    It shares tensors with `weights`, such as those of the classifier, and changes none of them.
     Channels last is the memory layout of gathered frames already, so convolutions have it too. Raises ValueError for an
     unknown form.
     """
     if form not in FORMS:
         raise ValueError(f"the form of a network is one of {', '.join(FORMS)}, not {form!r}")
-    network, recipe = copy.deepcopy(weights.network).eval(), weights.recipe
+    with torch.device("meta"):
+        network, recipe = weights.config.build().eval(), weights.recipe
+    network.load_state_dict(weights.network.state_dict(), assign=True)  # tensors are shared until they are replaced
     fold(network)
     if recipe.channel_order == "bgr":  # flipping the filters once saves flipping the channels of every clip
         stem = network.get_submodule(network.stem)

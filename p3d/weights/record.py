@@ -86,7 +86,10 @@ def sha256_of(path: Path) -> str:
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Every key that a set of weights must have, with its shape; counters excluded."""
     with torch.device("meta"):
-        network = config.build()
+        return _shapes(config.build())
+
+
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
 
 
@@ -107,7 +110,7 @@ def assemble(
     with torch.device("meta"):
         network = config.build()
     _check_companions(source, network, recipe, class_names)
-    check_tensors(source, f"{config.name} with {config.num_classes} classes", expected_shapes(config), tensors)
+    check_tensors(source, f"{config.name} with {config.num_classes} classes", _shapes(network), tensors)
     state = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}
     for key, tensor in tensors.items():
         if not key.endswith(COUNTER):
