@@ -204,7 +204,9 @@ OUTCOMES = {0: "clean", 6: "not finished", 7: "damaged"}
 
 def _summary(results: list[tuple[Store, int, dict[str, Any]]]) -> list[str]:
     """A table of several outputs, with a line for each and a total."""
-    names = output.short_names([store.url for store, _, _ in results])
+    from p3d.pipeline.storage.urls import short_names
+
+    names = short_names([store.url for store, _, _ in results])
     counts = [
         (
             record.get("ok", record.get("videos", 0)),

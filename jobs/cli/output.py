@@ -314,12 +314,6 @@ def table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> li
     return ["  ".join(cell(text, at) for at, text in enumerate(row)).rstrip() for row in rows]
 
 
-def short_names(urls: Sequence[str]) -> dict[str, str]:
-    """A name for each output in a table: the last part of its URL, or all of it if that is not enough to tell them."""
-    last = {url: url.rstrip("/").rpartition("/")[2] for url in urls}
-    return last if len(set(last.values())) == len(last) else {url: url for url in urls}
-
-
 def human_bytes(count: float) -> str:
     """`1.5 GB`; powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

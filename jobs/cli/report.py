@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.options import out_store, source_option, store_options, store_options_of
+from p3d.jobs.cli.options import source_option, store_options, store_options_of
 from p3d.jobs.cli.progress import show_steps
 
 
 @click.command()
-@click.argument("out")
+@click.argument("outs", nargs=-1, required=True, metavar="OUT...")
 @click.option(
     "-o",
     "--output",
@@ -46,11 +46,19 @@ from p3d.jobs.cli.progress import show_steps
 @source_option("Take pictures only of videos below this folder or s3://bucket/prefix.")
 @store_options
 def report(
-    out: str, file: Path, videos: int, queries: int, seed: int, as_json: bool, source: str | None, **typed: Any
+    outs: tuple[str, ...],
+    file: Path,
+    videos: int,
+    queries: int,
+    seed: int,
+    as_json: bool,
+    source: str | None,
+    **typed: Any,
 ) -> int:
     """Write an HTML report of the job at OUT, during or after it: what ran, how fast, where time went, what failed.
 
-    It also has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
+    Several outputs of one recipe, or a folder or prefix that holds them, get one report with a line for each. It also
+    has histograms of durations and resolutions, a contact sheet, and a few clips with their nearest
     neighbours. The file needs no network and runs no script; it fits screens and A4 paper. OUT may be a snapshot, for
     which the report is shorter.
 
@@ -62,6 +70,7 @@ def report(
     changed, or larger than 512 MiB on S3, a message replaces the picture. --videos 0 --queries 0 opens no source.
     """
     from p3d.jobs.cli.trust import sources_allowed
+    from p3d.jobs.monitor.outputs import outputs_of
     from p3d.jobs.monitor.report import make_report
     from p3d.pipeline.results.report.render import render
 
@@ -71,11 +80,10 @@ def report(
         raise click.UsageError("--json and the report cannot both go to stdout: give --output a file.")
     target = Path(os.path.realpath(file)) if file.is_file() else file  # a link to a file is kept
     part = None if to_stdout else _part_of(target)
-    store = out_store(out, store_options)
     made = make_report(
-        store,
+        outputs_of(outs, store_options),
         store_options,
-        rule=sources_allowed(store, source),
+        rule_of=lambda store: sources_allowed(store, source),
         videos=videos,
         queries=queries,
         seed=seed,

@@ -71,6 +71,7 @@ def search(
         output.need("faiss", "search")
     from p3d.jobs.api.dataset import several_rows
     from p3d.jobs.api.search import find_in_all, resolve_in_all
+    from p3d.pipeline.storage.urls import short_names
 
     sources = several_rows([out, *also], store_options_of(typed))
     queries = resolve_in_all(sources, query, level=options.level, device=options.device)
@@ -94,7 +95,7 @@ def search(
             }
         )
         return 0
-    output.show(*_lines(found, metric, level, spans, output.short_names(urls)))
+    output.show(*_lines(found, metric, level, spans, short_names(urls)))
     _footer(found, options, pending)
     if any(one.video_id is not None for one in queries) and not options.with_self:
         output.say("the query itself is left out; --with-self shows it, too")

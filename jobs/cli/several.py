@@ -69,10 +69,11 @@ def read_all(stores: Sequence[Store], on_step: Callable[[str, int, int], None]) 
 def lines_of(found: Found, *, total: bool = False) -> list[str]:
     """A table with a line for each output and, with `total`, one for all videos of the jobs."""
     from p3d.jobs.monitor.status import Status
+    from p3d.pipeline.storage.urls import short_names
 
     if not found.statuses:
         return []
-    names = output.short_names([one.out for one in found.statuses])
+    names = short_names([one.out for one in found.statuses])
     rows = [
         (names[one.out], one.state, *(_job(one) if isinstance(one, Status) else _training(one)))
         for one in found.statuses

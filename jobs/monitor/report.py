@@ -5,7 +5,7 @@ Reads only the store, even of a running job; needs neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from p3d.jobs.job import rows_of
 from p3d.jobs.monitor.status import read_status
 from p3d.jobs.scheduler import control
 from p3d.pipeline.dataset.newest_rows import NewestRows
+from p3d.pipeline.dataset.several import refuse_other_recipes
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.results.report.facts import Rows, gather
@@ -24,7 +25,9 @@ from p3d.pipeline.results.report.render import Report
 from p3d.pipeline.results.report.throughput import RunFacts, RunRecord, timeline
 from p3d.pipeline.sources.below import EVERY_SOURCE, SourceRule
 from p3d.pipeline.storage.store import Store, StoreOptions
+from p3d.pipeline.storage.urls import short_names
 
+SHOWN_OUTPUTS = 3  # in the title
 RUNS = 12  # the newest ones are shown
 OPTIONS = 100  # of a run that are shown
 DEPTH = 3  # of records inside records in its options
@@ -32,47 +35,57 @@ NEIGHBOURS = 4  # of each query
 
 
 def make_report(
-    store: Store,
+    stores: Sequence[Store],
     options: StoreOptions,
     *,
     videos: int = 24,
     queries: int = 4,
     seed: int = 0,
-    rule: SourceRule = EVERY_SOURCE,
+    rule_of: Callable[[Store], SourceRule] = lambda _: EVERY_SOURCE,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Everything that a report shows of the job or snapshot at a store: bounded samples, drawn by `seed`.
+    """Everything that a report shows of the jobs or snapshots at these stores: bounded samples, drawn by `seed`.
 
     `videos` is the number on the contact sheet, `queries` the number of clips whose neighbours are shown. If both are
-    0, no source is opened, and else none that `rule` does not allow. NoSuchJob, DamagedJob.
+    0, no source is opened, and else none that the rule of its output does not allow. NoSuchJob, DamagedJob; OtherRecipe
+    if the rows of the outputs are not comparable.
     """
 
     def told(what: str) -> Callable[[int, int], None] | None:
         return None if on_step is None else lambda done, count: on_step(what, done, count)
 
-    source = rows_of(store)
+    sources = [rows_of(store) for store in stores]
+    refuse_other_recipes(sources)
     rng = np.random.default_rng(seed)
-    facts = gather(source, sample=videos, rng=rng, on_step=told("rows"))
-    like = find_neighbours(source, queries=queries, top=NEIGHBOURS, rng=rng, on_step=told("clips"))
+    facts = gather(sources, sample=videos, rng=rng, on_step=told("rows"))
+    like = find_neighbours(sources, queries=queries, top=NEIGHBOURS, rng=rng, on_step=told("clips"))
     wanted = [(one, one.duration_s / 2) for one in facts.sample]
     wanted += [(clip.video, clip.middle_s) for query, others in like.found for clip in (query, *others)]
+    (first, *more), urls = sources, [store.url for store in stores]
     return Report(
-        out=store.url,
+        out=", ".join(urls[:SHOWN_OUTPUTS]) + (f" and {len(urls) - SHOWN_OUTPUTS} more" * (len(urls) > SHOWN_OUTPUTS)),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        job=source.job,
-        plans=tuple(source.plans.items()),
-        run=_run(store, source),
+        job=first.job,
+        plans=() if more else tuple(first.plans.items()),
+        run=None if more else _run(first),
         facts=facts,
         neighbours=like,
-        pictures=take_pictures(wanted, options, rule, source.place),
+        pictures=take_pictures(wanted, options, {one.store.url: (rule_of(one.store), one.place) for one in sources}),
         seed=seed,
+        states=tuple(map(_state, sources)) if more else (),
+        names=short_names(urls),
     )
 
 
-def _run(store: Store, source: Rows) -> RunFacts | None:
+def _state(source: Rows) -> str:
+    return read_status(source.store, source.job).state if isinstance(source, NewestRows) else "snapshot"
+
+
+def _run(source: Rows) -> RunFacts | None:
     """The runs of a job; None for a snapshot, which does not record them."""
     if not isinstance(source, NewestRows):
         return None
+    store = source.store
     status = read_status(store, source.job)
     trouble, shards = "", list[ShardTime]()
     try:

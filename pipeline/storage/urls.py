@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.storage.local import LocalStore
@@ -42,3 +43,9 @@ def place_of(store: Store) -> tuple[str, str]:
     from p3d.pipeline.storage.s3.store import S3Store
 
     return store.url, store.endpoint if isinstance(store, S3Store) else ""
+
+
+def short_names(urls: Sequence[str]) -> dict[str, str]:
+    """A name for each output in a table: the last part of its URL, or all of it if that is not enough to tell them."""
+    last = {url: url.rstrip("/").rpartition("/")[2] for url in urls}
+    return last if len(set(last.values())) == len(last) else {url: url for url in urls}

@@ -84,14 +84,14 @@ def test_missing_sources_are_reported(out: LocalStore, films: Path, tmp_path: Pa
     """A video without its source stays on the contact sheet, with the reason; a seed always draws the same videos."""
     away = films.rename(films.with_name("away"))
     try:
-        made = make_report(out, DEFAULTS)
+        made = make_report([out], DEFAULTS)
     finally:
         away.rename(films)
     assert all(one.startswith("source_missing: ") for one in made.pictures.values() if isinstance(one, str))
     assert made.n_pictures == 0
     page = harmless(render(made))
     assert not page.all("img") and page.text.count("source not readable") == 4 + 4 * 4
-    again = make_report(out, DEFAULTS, videos=0, queries=0)
+    again = make_report([out], DEFAULTS, videos=0, queries=0)
     assert not again.pictures and again.facts.durations == made.facts.durations
     assert "No pictures were requested" in harmless(render(again)).text
 
@@ -107,7 +107,7 @@ def test_neighbours_are_those_of_a_plain_comparison(out: LocalStore) -> None:
             vectors = schema.features_of(table["embedding"], 512).astype(np.float64)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             rows += zip(table["video_id"].to_pylist(), table["start_s"].to_pylist(), vectors, strict=True)
-    made = make_report(out, DEFAULTS, videos=0).neighbours
+    made = make_report([out], DEFAULTS, videos=0).neighbours
     assert (made.n_clips, made.n_videos, len(made.found)) == (8, 4, 4)
     for query, others in made.found:
         (asked,) = [v for name, start, v in rows if (name, start) == (query.video.video_id, query.start_s)]
@@ -144,7 +144,7 @@ def test_a_job_that_has_nothing_yet_has_a_report(out: LocalStore, tmp_path: Path
     shutil.copytree(out.url, tmp_path / "out")
     for folder in ("clips", "videos", "failures"):
         shutil.rmtree(tmp_path / "out" / folder)
-    made = make_report(LocalStore(str(tmp_path / "out")), DEFAULTS)
+    made = make_report([LocalStore(str(tmp_path / "out"))], DEFAULTS)
     assert (made.facts.n_videos, made.facts.n_pending) == (0, 5)
     assert "No video has rows yet" in harmless(render(made)).text
 
@@ -212,7 +212,7 @@ def test_runs_machines_and_time_are_shown(out: LocalStore) -> None:
         (("torch", "2"),),
         timeline(shards),
     )
-    page = harmless(render(replace(make_report(out, DEFAULTS, videos=0, queries=0), run=run)))
+    page = harmless(render(replace(make_report([out], DEFAULTS, videos=0, queries=0), run=run)))
     for text in ("node<1>", "cuda:0", "Newest run: 2", "Run 1, started 2026-01-01", "3.33 clips/s", "<u>", "30 s"):
         assert text in page.text, text
     assert "more cores for decoding, or a faster source, would help" in page.text
@@ -237,7 +237,7 @@ def test_an_old_runs_record_that_cannot_be_read_is_said(out: LocalStore, tmp_pat
     control.claim(store, {}, takeover=False, say=print)
     for content in (b"", b"{}"):
         (tmp_path / "out" / "_job" / "epochs" / "000000.json").write_bytes(content)
-        made = make_report(store, DEFAULTS, videos=0, queries=0)
+        made = make_report([store], DEFAULTS, videos=0, queries=0)
         assert made.run is not None and "its record cannot be read" in harmless(render(made)).text
 
 

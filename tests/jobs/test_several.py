@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ import pytest
 import p3d
 from p3d.jobs.cli.output import worst
 from p3d.jobs.monitor.outputs import outputs_of
+from p3d.jobs.monitor.report import make_report
 from p3d.pipeline.dataset.commit import commit_shard, videos_key
 from p3d.pipeline.dataset.plans import load_plans
 from p3d.pipeline.errors import InputError, OtherRecipe
 from p3d.pipeline.results.search.exact import Hit
 from p3d.pipeline.storage.local import LocalStore
-from p3d.pipeline.storage.store import Store, StoreOptions
+from p3d.pipeline.storage.store import DEFAULTS, Store, StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from tests.jobs.test_cli import in_process
 from tests.owned import own
 from tests.pipeline.rows import shard_rows, videos
 from tests.pipeline.test_snapshot import add_plan, recipe_
+from tests.report_page import harmless
 
 HALVES = (("abcd", (900, 16, 0, 40)), ("efgh", (64, 600, 33, 16)))
 
@@ -258,3 +261,38 @@ def test_the_status_of_several_is_a_table(kind: str, request: pytest.FixtureRequ
 def test_the_worst_code_is_damage() -> None:
     """Damage comes before errors, errors before work that is left, and that before success."""
     assert [worst(codes) for codes in ([], [0, 3], [6, 0], [6, 4], [5, 7, 6], [8, 1])] == [0, 3, 6, 4, 7, 1]
+
+
+def test_one_report_of_several_outputs(parts: Path, whole: LocalStore, tmp_path: Path) -> None:
+    """It has the sums, charts and samples of one output with all rows, a line for each output, and no runs."""
+    stores = [LocalStore(str(parts / year)) for year in ("2019", "2020")]
+    made, one = make_report(stores, DEFAULTS), make_report([whole], DEFAULTS)
+    left_out = {"sample", "outputs"}
+    assert [getattr(made.facts, name.name) for name in fields(made.facts) if name.name not in left_out] == [
+        getattr(one.facts, name.name) for name in fields(one.facts) if name.name not in left_out
+    ]
+    assert sorted((video.video_id, video.path) for video in made.facts.sample) == sorted(
+        (video.video_id, video.path) for video in one.facts.sample
+    )
+    assert sum(of.n_clips for of in made.facts.outputs) == one.facts.n_clips
+    assert (made.neighbours.n_clips, made.neighbours.n_videos) == (one.neighbours.n_clips, one.neighbours.n_videos)
+    assert {clip.video.out for query, others in made.neighbours.found for clip in (query, *others)} == {
+        store.url for store in stores
+    }
+    code, _, err = in_process("results", "report", str(parts), "-o", str(tmp_path / "r.html"), "--videos", "0")
+    page = harmless((tmp_path / "r.html").read_text())
+    assert code == 0 and "7 videos, 1 failed" in err
+    assert "2 P3D outputs of one recipe" in page.text and "A report of one output" in page.text
+    add_half(LocalStore(str(parts / "2021")), 0, pool="max")
+    assert in_process("results", "report", str(parts), "-o", "-")[0] == 5
+
+
+def test_two_outputs_may_have_the_same_ids(tmp_path: Path) -> None:
+    """A video of each output has its own picture and its own row in a report, though their ids are equal."""
+    stores = [LocalStore(str(tmp_path / name)) for name in ("a", "b")]
+    for store, at in zip(stores, ("v", "w"), strict=True):
+        add_half(store, 0, at=at)
+    made = make_report(stores, DEFAULTS)
+    assert len({video.video_id for video in made.facts.sample}) == 3 and len(made.facts.sample) == 6
+    assert {out for (out, _), _ in made.pictures} == {store.url for store in stores}
+    assert {video.key for video in made.facts.sample} <= {key for key, _ in made.pictures}

@@ -1,4 +1,4 @@
-"""Summary of the rows of a dataset: counts, histograms, failures with examples, and a random sample of videos.
+"""Summary of the rows of some outputs: counts, histograms, failures with examples, and a random sample of videos.
 
 One pass over videos/ and failures/; memory holds the rows of one shard, the sums and the samples.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,7 +54,10 @@ class FailedBy:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A video as in its row; `width` and `height` are those of the displayed picture (after rotation)."""
+    """A video as in its row; `width` and `height` are those of the displayed picture (after rotation).
+
+    Ids are unique in one output only: `key` is unique in all outputs of a report.
+    """
 
     video_id: str
     path: str
@@ -65,6 +68,23 @@ class Sampled:
     height: int
     codec: str
     n_clips: int
+    out: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.out, self.video_id
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """The part of the sums that is of one output."""
+
+    out: str
+    n_videos: int
+    n_failed: int
+    n_pending: int
+    n_clips: int
+    hours: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +103,58 @@ class Facts:
     codecs: tuple[Bar, ...]
     failures: tuple[FailedBy, ...]
     sample: tuple[Sampled, ...]
+    outputs: tuple[OutputFacts, ...]
+
+
+def in_turn(
+    sources: Sequence[Rows], on_step: Callable[[int, int], None] | None
+) -> Iterator[tuple[Rows, Callable[[int, int], None] | None]]:
+    """Each output, with what its reading calls for progress: `on_step` counts outputs if there are several."""
+    if len(sources) == 1:
+        yield sources[0], on_step
+        return
+    for done, source in enumerate(sources):
+        yield source, None
+        if on_step is not None:
+            on_step(done + 1, len(sources))
+
+
+def with_out(table: pa.Table, source: Rows) -> pa.Table:
+    """The table with the url of its output as its last column, `out`."""
+    return table.append_column("out", pa.array([source.store.url] * table.num_rows, pa.string()))
 
 
 def gather(
-    source: Rows, *, sample: int, rng: np.random.Generator, on_step: Callable[[int, int], None] | None = None
+    sources: Sequence[Rows],
+    *,
+    sample: int,
+    rng: np.random.Generator,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Facts:
     """Read every row of videos/ and failures/ once. DamagedJob if a row is damaged."""
-    sums, drawn = _Sums(), Reservoir(rng, sample, 0)
-    for folder, table in source.rows(clips=False, on_step=on_step):
-        if folder == "videos" and table.num_rows:
-            sums.add_videos(table)
-            drawn.add(np.empty((table.num_rows, 0), np.float32), table.select(SAMPLE_COLUMNS))
-        elif folder == "failures":
-            sums.add_failures(table)
+    sums, drawn, outputs = _Sums(), Reservoir(rng, sample, 0), list[OutputFacts]()
+    for source, told in in_turn(sources, on_step):
+        n_videos, n_failed, n_clips, seconds = sums.n_videos, sums.n_failed, sums.n_clips, sums.seconds
+        for folder, table in source.rows(clips=False, on_step=told):
+            if folder == "videos" and table.num_rows:
+                sums.add_videos(table)
+                drawn.add(np.empty((table.num_rows, 0), np.float32), with_out(table.select(SAMPLE_COLUMNS), source))
+            elif folder == "failures":
+                sums.add_failures(table)
+        outputs.append(
+            OutputFacts(
+                source.store.url,
+                n_videos=sums.n_videos - n_videos,
+                n_failed=sums.n_failed - n_failed,
+                n_pending=source.pending,
+                n_clips=sums.n_clips - n_clips,
+                hours=(sums.seconds - seconds) / 3600,
+            )
+        )
     return Facts(
         n_videos=sums.n_videos,
-        n_failed=sum(sums.reasons.values()),
-        n_pending=source.pending,
+        n_failed=sums.n_failed,
+        n_pending=sum(source.pending for source in sources),
         n_clips=sums.n_clips,
         n_frames=sums.n_frames,
         n_truncated=sums.n_truncated,
@@ -111,6 +166,7 @@ def gather(
             FailedBy(reason, count, tuple(sums.examples[reason])) for reason, count in sums.reasons.most_common()
         ),
         sample=tuple(Sampled(*drawn.keys[at]) for at in rng.permutation(drawn.n).tolist()),
+        outputs=tuple(outputs),
     )
 
 
@@ -126,6 +182,10 @@ class _Sums:
     codecs: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    @property
+    def n_failed(self) -> int:
+        return sum(self.reasons.values())
 
     def add_videos(self, table: pa.Table) -> None:
         columns = {name: table[name].to_numpy() for name in ("n_clips", "n_frames", "truncated", "duration_s")}

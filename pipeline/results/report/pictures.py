@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,17 +22,21 @@ BUDGET_S = 300.0  # for all pictures; those not started by then are left out
 
 Wanted = tuple[Sampled, float]  # a video and its second
 Place = Callable[[VideoRef], VideoRef]
-Pictures = dict[tuple[str, float], Thumbnail | str]  # (video_id, second) -> thumbnail, or the reason of its failure
+# (key of the video, second) -> thumbnail, or the reason of its failure
+Pictures = dict[tuple[tuple[str, str], float], Thumbnail | str]
 
 
-def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceRule, place: Place) -> Pictures:
+def take_pictures(
+    wanted: Iterable[Wanted], options: StoreOptions, sources: Mapping[str, tuple[SourceRule, Place]]
+) -> Pictures:
     """A thumbnail for each, or the reason of its failure. No error of a source or its store ends the report.
 
-    A source that `rule` does not allow is not opened. `place` gives a video the version that its source must have now.
+    `sources` has a rule for each output, and what gives a video of it the version that its source must have now. A
+    source that the rule does not allow is not opened.
     """
-    of_video: dict[str, tuple[Sampled, list[float]]] = {}
+    of_video: dict[tuple[str, str], tuple[Sampled, list[float]]] = {}
     for video, second in wanted:
-        seconds = of_video.setdefault(video.video_id, (video, []))[1]
+        seconds = of_video.setdefault(video.key, (video, []))[1]
         if second not in seconds:
             seconds.append(second)
     ends = time.monotonic() + BUDGET_S
@@ -41,11 +45,11 @@ def take_pictures(wanted: Iterable[Wanted], options: StoreOptions, rule: SourceR
         def made(one: tuple[Sampled, list[float]]) -> list[Thumbnail | str]:
             if time.monotonic() > ends:
                 return [f"not tried: the pictures before it took {BUDGET_S:.0f} s"] * len(one[1])
-            return _of_one(one[0], one[1], options, rule, place, Path(scratch))
+            return _of_one(one[0], one[1], options, *sources[one[0].out], Path(scratch))
 
         found: Pictures = {}
         for (video, seconds), pictures in zip(of_video.values(), pool.map(made, of_video.values()), strict=True):
-            found.update(((video.video_id, at), picture) for at, picture in zip(seconds, pictures, strict=True))
+            found.update(((video.key, at), picture) for at, picture in zip(seconds, pictures, strict=True))
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
@@ -20,7 +21,11 @@ PLOT_WIDTH, PLOT_HEIGHT, PLOT_LEFT = 400, 170, 44  # of the throughput plot, in 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that the page shows. `run` is None for a snapshot."""
+    """Everything that the page shows. `run` is None for a snapshot and for several outputs.
+
+    `states` are those of several outputs, in the order of `facts.outputs`, and empty for one. `names` has a short name
+    for the url of each.
+    """
 
     out: str
     made: str
@@ -31,6 +36,8 @@ class Report:
     neighbours: Neighbours
     pictures: Pictures
     seed: int
+    states: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_pictures(self) -> int:
@@ -132,4 +139,4 @@ def data_uri(picture: Thumbnail) -> Markup:
 
 def _picture(pictures: Pictures, video: Sampled, at_s: float) -> Thumbnail | str:
     """A thumbnail, or the reason why it is missing."""
-    return pictures.get((video.video_id, at_s), "no picture was requested")
+    return pictures.get((video.key, at_s), "no picture was requested")
