@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from p3d.jobs.cli import output
+from p3d.jobs.cli import output, remote
 from p3d.jobs.cli.options import out_store, store_options, store_options_of, trust_option
 from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.errors import JobError
 
 if TYPE_CHECKING:
     from p3d.jobs.cli.recompute import Asked
-    from p3d.pipeline.dataset.verify import Audit
+    from p3d.pipeline.dataset.verify import Audit, CheckPieces
     from p3d.pipeline.recipe import JobRecord
     from p3d.pipeline.storage.store import Store, StoreOptions
 
@@ -117,6 +119,11 @@ def _wrapped(sentence: str, indent: str) -> list[str]:
     metavar="FILE",
     help="Embed with these weights, which must be of the same network. Default: those in OUT.",
 )
+@click.option(
+    "--address",
+    metavar="WHERE",
+    help="Verify on this Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: on this machine.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @trust_option
 @store_options
@@ -128,6 +135,7 @@ def verify(
     seed: int,
     source: str | None,
     weights: str | None,
+    address: str | None,
     as_json: bool,
     trust: bool,
     **typed: Any,
@@ -146,6 +154,8 @@ def verify(
     why a row differs. A row whose source is missing or has changed is not checked. The draw follows from --seed and the
     number of rows, so choose a seed of your own for an OUT from somebody else.
 
+    With --address, every core of a cluster reads some of the files. All nodes must be able to read OUT.
+
     For a snapshot (`p3d results snapshot`), every file is checked against its sha256, and the rows are counted.
 
     Several outputs, and the outputs directly in a folder or prefix OUT, are checked one after the other. A table shows
@@ -161,8 +171,10 @@ def verify(
         raise click.UsageError("--seed, --source and --weights belong to --recompute N.")
     if recompute is not None and repair_it:
         raise click.UsageError("--repair and --recompute cannot be combined: repair first.")
+    if address is not None:
+        _refuse_elsewhere(address, repair=repair_it, recompute=recompute is not None)
     asked = None if recompute is None else Asked(recompute, seed, source, weights)
-    how = _How(deep or repair_it, repair_it, asked, as_json, trust)
+    how = _How(deep or repair_it, repair_it, asked, address, as_json, trust)
     s3 = store_options_of(typed)
     stores = outputs_of(outs, s3)
     named = outs[0] if [out_store(one, s3).url for one in outs] == [stores[0].url] else ""
@@ -195,6 +207,7 @@ class _How:
     deep: bool
     repair: bool
     asked: Asked | None  # of --recompute
+    address: str | None  # of the cluster that checks
     as_json: bool
     trust: bool
 
@@ -237,6 +250,8 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
     if store.head("job.json") is None and store.head("snapshot.json") is not None:
         if asked is not None:
             raise InputError(f"{store.url} is a snapshot; --recompute needs the output of the job")
+        if how.address is not None:
+            raise InputError(f"{store.url} is a snapshot; --address needs the output of a job")
         return _verify_snapshot(store, how.repair, how.as_json)
     job = read_job(store)
     on_shard = partial(show_steps(how.as_json), "checked")
@@ -247,7 +262,8 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
 
         need_trust(store, job, s3, trust_it=how.trust, verb="verify --repair", say=output.say)
         return _repair(named, store, job, how.as_json)
-    found = audit(store, job, deep=how.deep, on_shard=on_shard)
+    with _elsewhere(store, job, how, s3) as elsewhere:
+        found = audit(store, job, deep=how.deep, on_shard=on_shard, elsewhere=elsewhere)
     if not how.as_json:
         _show_audit(named, store, found, how.deep)
     code, result = 7 if found.damaged else 6 if found.pending or found.underived else 0, _record(found)
@@ -257,6 +273,30 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
         if not how.as_json:
             tell(again, asked, trusted)
     return code, result
+
+
+def _refuse_elsewhere(address: str, *, repair: bool, recompute: bool) -> None:
+    """UsageError for an address where a verification cannot run, and for what runs on this machine only."""
+    if remote.runs_remotely(address):
+        raise click.UsageError(
+            f"--address {address}: files are verified from inside the cluster. Run `p3d verify OUT --address auto` on "
+            "the head (`ray exec`, `kubectl exec`), or give ray://HEAD:10001"
+        )
+    if repair or recompute:
+        option = "--repair" if repair else "--recompute"
+        raise click.UsageError(f"{option} runs on this machine: give it without --address.")
+
+
+@contextlib.contextmanager
+def _elsewhere(store: Store, job: JobRecord, how: _How, s3: StoreOptions) -> Iterator[CheckPieces | None]:
+    """What checks the files on a cluster; None for this process."""
+    if how.address is None:
+        yield None
+        return
+    from p3d.jobs.scheduler.cluster_audit import checked_on  # which imports Ray
+
+    with checked_on(how.address, store.url, job.recipe, s3, deep=how.deep, say=output.say) as check:
+        yield check
 
 
 def _show_audit(out: str, store: Store, found: Audit, deep: bool) -> None:

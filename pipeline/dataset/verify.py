@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,9 +32,10 @@ from p3d.pipeline.dataset.read_ahead import THREADS
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer
 from p3d.pipeline.dataset.stored_files import StoredFiles
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import Store
+from p3d.pipeline.types import shard_name
 from p3d.pipeline.types.versions import SCHEMA_VERSION
 
 MAX_PROBLEMS = 1000  # messages kept; all problems are counted
@@ -44,6 +45,7 @@ AHEAD = 128  # shards whose footers, or whose outcomes, are in memory
 # of a footer: what is no part of the recipe, and may still change the last bits of a vector. Versions do, too
 SETTINGS = ("device", "batch_size", "threads")
 SHOWN = 100  # characters of a value of a footer
+PIECE_SHARDS = 256  # that are checked together on a node of a cluster
 
 
 @dataclass(slots=True)
@@ -85,13 +87,49 @@ class Audit:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(message)
 
+    def add(self, other: Audit) -> None:
+        """Add what was found in other shards."""
+        for name in (one.name for one in fields(self) if one.type == "int"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        for ours, theirs in ((self.software, other.software), (self.settings, other.settings)):
+            for name, shards in theirs.items():
+                sums = ours.setdefault(name, {})
+                sums.update({value: sums.get(value, 0) + count for value, count in shards.items()})
+        for name, shown in other.examples.items():
+            self.examples[name] = shown | self.examples.get(name, {})
+        for message in other.problems:
+            self.problem(message)
+        self.bad_shards |= other.bad_shards
+        self.bad_derived |= other.bad_derived
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some shards of a plan, and the bytes of each of their files, by key."""
+
+    plan: PlanRecord
+    shards: range
+    sizes: dict[str, int]
+
+
+# checks the pieces elsewhere, and returns the audit of each, in their order
+CheckPieces = Callable[[Iterator[Piece]], Iterator[Audit]]
+
 
 def audit(
-    store: Store, job: JobRecord, *, deep: bool = True, on_shard: Callable[[int, int], None] | None = None
+    store: Store,
+    job: JobRecord,
+    *,
+    deep: bool = True,
+    on_shard: Callable[[int, int], None] | None = None,
+    elsewhere: CheckPieces | None = None,
 ) -> Audit:
-    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` is called after each shard.
+    """Check everything under clips/, videos/ and failures/. `on_shard(done, all)` counts the shards that are done.
 
-    Raises DamagedJob if the plans themselves, or the records of moved videos, cannot be trusted.
+    Files are read by threads of this process, or by `elsewhere`. Raises DamagedJob if the plans themselves, or the
+    records of moved videos, cannot be trusted.
     """
     plans = plans_of(store, job.recipe)
     found = StoredFiles(store, plans)
@@ -101,9 +139,17 @@ def audit(
     for plan, manifest in zip(plans, manifests, strict=True):
         if len(plan.parts) > 1:  # others have been checked
             check_digest(plan, manifest.parts())
-        shards = ((manifest, at) for at in range(plan.n_shards))
-        for one in _checked(store, job.recipe, shards, found, deep=deep, n_shards=plan.n_shards):
-            _count_shard(one, found, result)
+    if elsewhere is not None:
+        sent = deque[int]()
+        for one in elsewhere(_pieces(plans, found, sent)):
+            result.add(one)
+            done += sent.popleft()
+            if on_shard is not None:
+                on_shard(done, n_shards)
+    else:
+        shards = ((manifest, at) for manifest in manifests for at in range(manifest.plan.n_shards))
+        for checked in _checked(store, job.recipe, shards, found, deep=deep, n_shards=n_shards):
+            _count_shard(checked, found, result)
             done += 1
             if on_shard is not None:
                 on_shard(done, n_shards)
@@ -111,6 +157,24 @@ def audit(
     for key in found.strange:
         result.unexpected += 1
         result.problem(f"{key} belongs to no plan of this output")
+    return result
+
+
+def _pieces(plans: Iterable[PlanRecord], found: StoredFiles, sent: deque[int]) -> Iterator[Piece]:
+    """All shards, in order. `sent` gets the number of shards of each piece."""
+    for plan in plans:
+        for first in range(0, plan.n_shards, PIECE_SHARDS):
+            shards = range(first, min(first + PIECE_SHARDS, plan.n_shards))
+            keys = (key for at in shards for key in keys_of(shard_name(plan.plan8, at)))
+            sent.append(len(shards))
+            yield Piece(plan, shards, {key: found.get(key) for key in keys if key in found})
+
+
+def audit_piece(store: Store, recipe: Recipe, manifest: Manifest, piece: Piece, *, deep: bool) -> Audit:
+    """The audit of these shards alone, by the manifest of their plan."""
+    result, shards = Audit(), ((manifest, at) for at in piece.shards)
+    for one in _checked(store, recipe, shards, piece.sizes, deep=deep, n_shards=len(piece.shards)):
+        _count_shard(one, piece.sizes, result)
     return result
 
 
@@ -130,7 +194,7 @@ def _checked(
     store: Store,
     recipe: Recipe,
     shards: Iterator[tuple[Manifest, int]],
-    found: StoredFiles,
+    found: Container[str],
     *,
     deep: bool,
     n_shards: int,
@@ -165,7 +229,7 @@ def _checked(
                 yield one
 
 
-def _count_shard(one: ShardCheck, found: StoredFiles, result: Audit) -> None:
+def _count_shard(one: ShardCheck, found: Container[str], result: Audit) -> None:
     """Count a shard. One without any files is pending; of one without its clips file alone, all videos are lost."""
     name, n_videos = one.name, one.n_videos
     result.manifest += n_videos

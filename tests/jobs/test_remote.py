@@ -28,6 +28,7 @@ from p3d.pipeline.errors import ClusterError, InputError
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.storage.urls import open_store
 from tests.conftest import LONG, P3D, p3d
+from tests.jobs.embedded import embed_all
 from tests.nodes import TOKEN, Nodes, nodes
 from tests.servers import free_ports
 
@@ -48,6 +49,10 @@ def finished(out: Path) -> tuple[int, int]:
     result = audit(store, read_job(store))
     assert not result.damaged and result.pending == 0
     return result.ok, result.lost
+
+
+def where(head: Nodes) -> tuple[str, str]:
+    return "--address", head.address
 
 
 def test_a_job_is_submitted_with_its_code_and_weights_and_left_alone(
@@ -163,6 +168,35 @@ def test_a_job_outlives_a_node_and_is_resumable_after_its_head(
         assert finished(out) == (12, 0)
         assert len(re.findall(r"worker \d+ died:", log)) <= 3
         assert log.count("is not committed") <= 2  # the shards of the lost worker, and no others
+
+
+def test_an_output_is_verified_on_a_cluster(head: Nodes, tmp_path: Path, archive: Path, small_weights: Path) -> None:
+    """The answer is that of this machine: counts, problems, exit code. A damaged plan is one message, as there."""
+    out = tmp_path / "out"
+    embed_all(str(archive), open_store(str(out)), JobSpec(None, str(small_weights)), tmp_path, shard_videos=1)
+    damaged = sorted((out / "clips").iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for words in ((), ("--deep",)):
+        here, there = (p3d("verify", out, "--json", *words, *more, env=head.env) for more in ((), where(head)))
+        assert (there.code, there.out) == (here.code, here.out) and here.code == 7, there.err
+        assert "joined 127.0.0.1" in there.err
+    (plan,) = (out / "plans").glob("*/*.parquet")
+    plan.write_bytes(plan.read_bytes()[:-9])
+    broken = p3d("verify", out, *where(head), env=head.env)
+    assert broken.code == 7 and "Traceback" not in broken.err and str(plan.name) in broken.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--address", "http://head:8265"), "p3d verify OUT --address auto"),
+        (("--address", "auto", "--repair"), "--repair runs on this machine"),
+        (("--address", "auto", "--recompute", "3"), "--recompute runs on this machine"),
+    ],
+)
+def test_what_cannot_be_verified_on_a_cluster_is_a_usage_error(words: tuple[str, ...], said: str) -> None:
+    ran = CliRunner().invoke(cli, ["verify", "out", *words])
+    assert ran.exit_code == 2 and said in ran.output
 
 
 def test_the_head_of_a_joined_cluster_is_dead_after_several_failed_probes(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import pyarrow as pa
 import pytest
 
 from p3d.jobs.job import manifests
-from p3d.pipeline.dataset import schema
+from p3d.pipeline.dataset import schema, verify
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest
-from p3d.pipeline.dataset.verify import Audit, audit, current_failures
+from p3d.pipeline.dataset.verify import Audit, Piece, audit, audit_piece, current_failures
 from p3d.pipeline.errors import DamagedJob
 from p3d.pipeline.recipe import JobRecord
 from p3d.pipeline.storage.local import LocalStore
@@ -155,6 +156,33 @@ def test_damage_is_found_and_named(
     assert getattr(result, kind) > 0
     assert result.damaged
     assert any(".parquet" in problem for problem in result.problems)
+
+
+def in_pieces(store: LocalStore, deep: bool, size: int = 2) -> Audit:
+    """The audit as a cluster makes it: in pieces, as far ahead as can be, which are sent as bytes."""
+    sent, done = list[Piece](), list[int]()
+
+    def elsewhere(pieces: Iterator[Piece]) -> Iterator[Audit]:
+        sent.extend(pickle.loads(pickle.dumps(piece)) for piece in pieces)
+        for piece in sent:
+            found = audit_piece(store, recipe(), Manifest(store, piece.plan), piece, deep=deep)
+            yield pickle.loads(pickle.dumps(found))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "PIECE_SHARDS", size)
+        result = audit(store, JOB, deep=deep, elsewhere=elsewhere, on_shard=lambda at, _: done.append(at))
+    assert done == [2, 3] and [len(piece.shards) for piece in sent] == [2, 1]
+    return result
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_pieces_checked_elsewhere_give_the_same_audit(store: LocalStore, manifest: Manifest, deep: bool) -> None:
+    """The counts, messages and names of damaged files of all pieces are added up in order."""
+    for spoil in (swap_failures, add_alien, flip_clips, lambda *_: (store.root / "videos").rename(store.root / "v")):
+        spoil(store, manifest)
+        found = in_pieces(store, deep)
+        assert found == audit(store, JOB, deep=deep)
+    assert found.damaged and found.bad_derived
 
 
 def rewrite(path: Path, change: Callable[[pa.Table, dict[str, str]], pa.Table]) -> None:
@@ -327,6 +355,7 @@ def test_the_software_that_wrote_each_shard_is_listed(store: LocalStore, deep: b
         rows.stats["software"] = {"torch": torch, "av": "18.0"}
         commit_shard(store, rows, recipe(), found.user_columns(shard))
     result = audit(store, JOB, deep=deep)
+    assert in_pieces(store, deep) == result
     assert result.software == {"torch": {"2.12.0": 1, "2.13.0": 2}, "av": {"18.0": 3}}
     assert not result.damaged
 
@@ -341,6 +370,7 @@ def test_shards_made_with_other_settings_are_listed(store: LocalStore, deep: boo
         rows.stats.update(device=device, batch_size=batch, threads=threads)
         commit_shard(store, rows, recipe(), found.user_columns(shard))
     result = audit(store, JOB, deep=deep)
+    assert in_pieces(store, deep) == result
     assert result.settings == {"device": {"cpu": 2, "cuda:0": 1}, "batch_size": {"4": 1, "8": 2}, "threads": {"1": 2}}
     assert result.examples["batch_size"] == {"4": found.shard(0).name, "8": found.shard(1).name}
     assert not result.damaged
