@@ -6,16 +6,16 @@ The state of a video is that of the newest plan that contains it: all counts use
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from p3d.pipeline.dataset.commit import derive, read_committed
+from p3d.pipeline.dataset.commit import clips_key, derive, read_committed
 from p3d.pipeline.dataset.files import local_path, sha256_of
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.plans import Manifest, NewestPlans, load_plans, plans_of
@@ -24,11 +24,12 @@ from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.snapshot_record import SNAPSHOT_KEY
 from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.summaries import Summaries
+from p3d.pipeline.dataset.superseded import newest_plans
 from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
-from p3d.pipeline.recipe import JobRecord, Recipe
+from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage.store import Store
-from p3d.pipeline.types import shard_name
+from p3d.pipeline.types import BOOL, shard_name
 
 if TYPE_CHECKING:
     from p3d.weights import Weights
@@ -126,8 +127,9 @@ def manifests(store: Store, job: JobRecord) -> dict[int, Manifest]:
 class Work:
     """What is left of a job, as read from the store. Each video is counted once.
 
-    `orphaned` are names of shards to do whose clips file is lost, while files made from it exist. `strange` are keys
-    of data files that belong to none of these plans.
+    Unless `listed`, it is read from summaries: `committed` are the shards that they cover, whose files may be lost, and
+    some shards of `todo` may be committed. `orphaned` are names of shards whose clips file is lost, while files made
+    from it exist. `strange` are keys of data files that belong to none of these plans.
     """
 
     todo: list[ShardKey]
@@ -140,6 +142,7 @@ class Work:
     done: Totals = field(default_factory=Totals)
     orphaned: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
+    listed: bool = True
 
     @property
     def nothing_left(self) -> bool:
@@ -151,23 +154,83 @@ class Work:
         return self.committed & ~self.summaries.shards
 
 
-def look(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """Find which shards are committed and which still need their derived files, with one listing per folder."""
+def glance(store: Store, manifests: dict[int, Manifest]) -> Work | None:
+    """What is left of a job, from its summaries alone: a run can begin with it, and lists all files meanwhile.
+
+    None if no shard is covered by a summary, or if all others are committed: then `look` is needed.
+    """
     plans = {seq: manifest.plan for seq, manifest in manifests.items()}
-    found = StoredFiles(store, plans.values())
-    committed = ShardSet({seq: found.committed(plan) for seq, plan in plans.items()})
-    whole = ShardSet({seq: found.whole(plan) for seq, plan in plans.items()})
-    orphaned = ShardSet({seq: found.orphaned(plan) for seq, plan in plans.items()})
-    newest, summaries = NewestPlans(manifests.values()), Summaries(store, manifests, committed)
+    summaries = Summaries(store, manifests, _shards(plans, lambda plan: np.ones(plan.n_shards, bool)))
+    todo = list(~summaries.shards)
+    if not len(summaries.shards) or _all_committed(store, _names(plans, todo)):
+        return None
+    newest = newest_plans(store, manifests.values(), write=True)
     return Work(
-        todo=list(~committed),
-        underived=list(committed & ~whole),
-        committed=committed,
+        todo=todo,
+        underived=[],
+        committed=summaries.shards,
         n_videos=newest.n_videos,
         n_shards=sum(plan.n_shards for plan in plans.values()),
         newest=newest,
         summaries=summaries,
-        orphaned=sorted(shard_name(plans[seq].plan8, shard) for seq, shard in orphaned),
+        listed=False,
+    )
+
+
+def _all_committed(store: Store, names: Iterable[str]) -> bool:
+    """Whether shards have their clips files: asks for some at a time, until one is missing."""
+    keys = map(clips_key, names)
+    with ThreadPoolExecutor(READERS) as pool:
+        while some := list(islice(keys, READERS)):
+            if None in list(pool.map(store.head, some)):
+                return False
+    return True
+
+
+def confirm(store: Store, manifests: dict[int, Manifest], work: Work) -> tuple[Work, list[ShardKey]]:
+    """`work`, after a listing of all files, and the shards of summaries whose clips files are lost: they are to do.
+
+    Files that were written since are not looked at: workers report them.
+    """
+    plans = {seq: manifest.plan for seq, manifest in manifests.items()}
+    found = StoredFiles(store, plans.values())
+    kept = work.committed & _shards(plans, found.committed)
+    lost = work.committed & ~kept
+    work.summaries.hold_to(kept)
+    confirmed = replace(
+        work,
+        committed=kept,
+        underived=list(kept & ~_shards(plans, found.whole)),
+        orphaned=_names(plans, lost & _shards(plans, found.orphaned)),
+        strange=found.strange,
+        listed=True,
+    )
+    return confirmed, list(lost)
+
+
+def _shards(plans: Mapping[int, PlanRecord], which: Callable[[PlanRecord], BOOL]) -> ShardSet:
+    return ShardSet({seq: which(plan) for seq, plan in plans.items()})
+
+
+def _names(plans: Mapping[int, PlanRecord], shards: Iterable[ShardKey]) -> list[str]:
+    return sorted(shard_name(plans[key.plan_seq].plan8, key.shard) for key in shards)
+
+
+def look(store: Store, manifests: dict[int, Manifest]) -> Work:
+    """Find which shards are committed and which still need their derived files, with one listing per folder."""
+    plans = {seq: manifest.plan for seq, manifest in manifests.items()}
+    found = StoredFiles(store, plans.values())
+    committed = _shards(plans, found.committed)
+    newest = newest_plans(store, manifests.values(), write=False)
+    return Work(
+        todo=list(~committed),
+        underived=list(committed & ~_shards(plans, found.whole)),
+        committed=committed,
+        n_videos=newest.n_videos,
+        n_shards=sum(plan.n_shards for plan in plans.values()),
+        newest=newest,
+        summaries=Summaries(store, manifests, committed),
+        orphaned=_names(plans, _shards(plans, found.orphaned)),
         strange=found.strange,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from p3d.jobs.api.keywords import explicit, listed, path_of
-from p3d.jobs.job import look, manifests, read_job, refuse_damaged, refuse_other_job, refuse_strange
+from p3d.jobs.job import glance, look, manifests, read_job, refuse_damaged, refuse_other_job, refuse_strange
 from p3d.jobs.monitor.status import Status, read_status
 from p3d.jobs.planning.changes import rule_of_launch
 from p3d.jobs.planning.job_spec import JobSpec
@@ -200,7 +200,7 @@ def resume_job(out: str, source: str | None, how: HowToRun, elsewhere: Elsewhere
         otherwise = f"`p3d resume {store.words(out)} --source ROOT` reads only videos below ROOT"
         s3 = need_trust(store, job, s3, trust_it=how.trust, verb="resume", say=say, otherwise=otherwise)
     plans = manifests(store, job)
-    work = look(store, plans)
+    work = glance(store, plans) or look(store, plans)
     refuse_strange(store, work)
     if work.nothing_left and work.n_shards:
         refuse_damaged(store, job, plans, work.unsummarised)

@@ -15,6 +15,7 @@ from p3d.jobs.scheduler.state import (
     Checked,
     CheckFailed,
     Event,
+    Reopened,
     ShardDone,
     ShardTrouble,
     Stop,
@@ -85,6 +86,8 @@ def told(event: Event) -> str:
             return f"shard {shard} of a worker that died is {'committed' if committed else 'not committed'}"
         case CheckFailed(shard, detail):
             return f"could not check whether shard {shard} is committed: {detail}"
+        case Reopened(shards):
+            return f"{counted(len(shards), 'shard')} of earlier runs have lost their clips files and are computed again"
         case WorkerLimitRaised(n_workers):
             return f"nodes have joined: up to {counted(n_workers, 'worker')} can run now"
         case TryAgain():

@@ -22,7 +22,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from p3d.jobs.job import Work, count_done, golden_of, refuse_changed, refuse_damaged
+from p3d.jobs.job import (
+    Work,
+    confirm,
+    count_done,
+    derive_again,
+    golden_of,
+    refuse_changed,
+    refuse_damaged,
+    refuse_strange,
+)
 from p3d.jobs.machine import code_digest, cpus_of_a_gpu_worker
 from p3d.jobs.planning.feeding import SHARDS_EACH
 from p3d.jobs.planning.prepare import most_decodes
@@ -41,6 +50,7 @@ from p3d.jobs.scheduler.state import (
     Drain,
     Event,
     Finish,
+    Reopened,
     Scheduler,
     ShardDone,
     ShardTrouble,
@@ -57,8 +67,9 @@ from p3d.jobs.scheduler.state import (
 from p3d.jobs.worker.actor import Done, Ready, Refused, ShardError, ShardWorker, WorkerSpec
 from p3d.jobs.worker.autoscale import Load
 from p3d.jobs.worker.decoding import gpus_of_a_worker
-from p3d.pipeline.dataset.commit import Committed, derive
+from p3d.pipeline.dataset.commit import Committed, clips_key, derive
 from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.repair import set_orphans_aside
 from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet, Totals, count, ended
 from p3d.pipeline.errors import (
@@ -297,8 +308,7 @@ class RayLoop:
         """External events: signals and the death of Ray at once, cancel requests and newer epochs at each heartbeat."""
         events: list[Event] = []
         if not self.counted.empty():
-            events.append(self.counted.get())
-            self.before = events[0].before if isinstance(events[0], Counted) else Totals()
+            events.append(self._counted(self.counted.get()))
         if self.signals:
             events += self._interrupted()
         if dead := self.cluster.dead():
@@ -342,20 +352,48 @@ class RayLoop:
         self.try_at = now + self.try_s
         return [TryAgain()]
 
+    def _counted(self, event: Event) -> Event:
+        """Note what the thread that counts has found."""
+        if isinstance(event, Counted):
+            self.before = event.before
+        if isinstance(event, Reopened):
+            self.work.todo += event.shards
+            name = shard_name(self.manifests[event.shards[0].plan_seq].plan.plan8, event.shards[0].shard)
+            self.say(
+                f"{len(event.shards)} of the shards have lost their clips files, such as {clips_key(name)}: they are "
+                "computed again"
+            )
+        return event
+
     def _count(self) -> None:
         """Count what was committed before, and read and verify the footers of shards that no summary covers.
 
-        A thread, since it may take long.
+        A thread, since it may take long. What was known from summaries alone is confirmed by a listing first.
         """
+        work = self.work
         while True:
             try:
-                refuse_damaged(self.store, self.job, self.manifests, self.work.unsummarised)
-                return self.counted.put(Counted(count_done(self.store, self.manifests, self.work, summarise=True)))
+                if not work.listed:
+                    work = self._list(work)
+                refuse_damaged(self.store, self.job, self.manifests, work.unsummarised)
+                return self.counted.put(Counted(count_done(self.store, self.manifests, work, summarise=True)))
             except (StoreUnknown, StoreDenied):
                 time.sleep(TRY_AGAIN_S)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: the run would wait forever
                 code = 7 if isinstance(error, DamagedJob) else 6 if isinstance(error, JobError) else 1
                 return self.counted.put(Stop(code, str(error) or type(error).__name__))
+
+    def _list(self, work: Work) -> Work:
+        """What is left, confirmed by a listing. Shards of summaries whose clips files are lost are opened again."""
+        found, lost = confirm(self.store, self.manifests, work)
+        refuse_strange(self.store, found)
+        set_orphans_aside(self.store, found.orphaned)
+        for key in found.summaries.stale:
+            self.store.delete(key)
+        derive_again(self.store, self.job, self.manifests, found.underived)
+        if lost:
+            self.counted.put(Reopened(tuple(lost)))
+        return found
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from p3d.jobs.job import Work, derive_again, look, manifests, refuse_damaged, refuse_strange
+from p3d.jobs.job import Work, derive_again, glance, look, manifests, refuse_damaged, refuse_strange
 from p3d.jobs.scheduler import cluster as clusters
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.cluster import Cluster
@@ -61,7 +61,7 @@ def run_job(
     store.hold_to("job.json")
     control.sweep_temps(store)
     plans = manifests(store, job)
-    work = look(store, plans)
+    work = (glance(store, plans) if run.rule == EVERY_SOURCE else None) or look(store, plans)
     refuse_strange(store, work)
     if work.orphaned:
         _set_aside(run, work, say)

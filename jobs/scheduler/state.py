@@ -115,6 +115,13 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopened:
+    """Shards that counted as done, and whose files are lost: a listing has found that while this run goes on."""
+
+    shards: tuple[ShardKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLimitRaised:
     """Nodes have joined, so `n_workers` can run. There is no event for fewer: workers of lost nodes die."""
 
@@ -145,6 +152,7 @@ Event = (
     | Checked
     | CheckFailed
     | Counted
+    | Reopened
     | WorkerLimitRaised
     | TryAgain
     | Stop
@@ -290,6 +298,10 @@ class Scheduler:
                 self.counting = False
                 self.totals.add(before)
                 self._stop_if_hopeless()
+            case Reopened(shards):
+                assert self.open.isdisjoint(shards), "a shard is open already"
+                self.queue.extend(shards)
+                self.open.update(shards)
             case WorkerLimitRaised(n_workers):
                 self.n_workers = max(self.n_workers, n_workers)
             case TryAgain():

@@ -28,7 +28,7 @@ from p3d.jobs.worker.concurrency import DecodeConcurrency, Withdrawn
 from p3d.jobs.worker.decode_task import DecodeSpec
 from p3d.jobs.worker.decoding import DECODE_BYTES, Decoding, decodes_that_fit
 from p3d.jobs.worker.encode import encode_of
-from p3d.pipeline.dataset.commit import commit_shard
+from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
 from p3d.pipeline.dataset.totals import Ended, ended
 from p3d.pipeline.decode.routes.nvdec import free_bytes, gpu_name, not_here, sample_problem
 from p3d.pipeline.errors import JobError, NodeFault, StoreDenied, StoreError, StoreUnknown
@@ -249,6 +249,8 @@ class ShardWorker:
         """
         progress = self.in_hand[shard.plan_seq, shard.shard] = Progress()
         try:
+            if (earlier := self._committed(shard, user_columns)) is not None:
+                return earlier
             with self.concurrency.turn() as turn:
                 turn.await_turn()
                 started, decoding = time.monotonic(), Decoding(moved or shard, self.spec.decoding, self.scratch, turn)
@@ -267,6 +269,13 @@ class ShardWorker:
             del self.in_hand[shard.plan_seq, shard.shard]
         read_bytes = sum(max(video.size_bytes, 0) for video in shard.videos)
         return Done(ended(committed.outcomes), Spent(progress, *times, read_bytes, committed.size_bytes))
+
+    def _committed(self, shard: ShardPlan, user_columns: pa.Table) -> Done | None:
+        """What a run has committed that ended before it could tell, or another run; None if the shard is to do."""
+        if self.store.head(clips_key(shard.name)) is None:
+            return None
+        found = derive(self.store, shard, self.spec.recipe, user_columns)
+        return Done(ended(found.outcomes), Spent(Progress(), 0.0, 0.0, 0.0, 0.0, 0, found.size_bytes))
 
     def _extract(self, shard: ShardPlan, decoding: Decoding, progress: Progress) -> ShardRows:
         started, recipe = time.monotonic(), self.spec.recipe

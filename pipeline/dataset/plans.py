@@ -423,28 +423,39 @@ class Manifest:
 class NewestPlans:
     """Which rows of the plans of a job are current: those of videos that no newer plan names. One bit for each row.
 
-    The newest plan that names a video alone decides its state. `n_videos` counts each video once.
+    The newest plan that names a video alone decides its state. `n_videos` counts each video once. `superseded` are the
+    bits of another object for the same plans; without them all ids are sorted.
     """
 
-    def __init__(self, manifests: Iterable[Manifest]) -> None:
+    def __init__(self, manifests: Iterable[Manifest], superseded: npt.NDArray[np.uint8] | None = None) -> None:
         self._plans = sorted(manifests, key=lambda one: one.plan.seq)
         self._edges = [0, *accumulate(manifest.plan.n_videos for manifest in self._plans)]
         self._first_rows = {manifest.plan.seq: first for manifest, first in zip(self._plans, self._edges, strict=False)}
         self.n_rows = self.n_videos = self._edges[-1]
         self._old: npt.NDArray[np.uint8] | None = None  # one bit for each row, set if a newer plan has its video
-        if len(self._plans) > 1:
+        if superseded is not None:
+            self._hold(np.unpackbits(superseded, count=self.n_rows).astype(bool))
+        elif len(self._plans) > 1:
             old_N, ids = np.zeros(self.n_rows, bool), self._sorted()
             for run in ids.runs():
                 row_N, last_N = run["row"].astype(np.int64), last_of_its_id(run)
                 plan_N = np.searchsorted(self._edges, row_N, side="right")
                 old_N[row_N[plan_N < plan_N[last_N]]] = True
-            n_old = int(old_N.sum())
-            self.n_videos -= n_old
-            self._old = np.packbits(old_N) if n_old else None
+            self._hold(old_N)
             if ids.in_memory:
                 self._ids = ids
             else:
                 ids.close()
+
+    def _hold(self, old_N: BOOL) -> None:
+        n_old = int(np.count_nonzero(old_N))
+        self.n_videos -= n_old
+        self._old = np.packbits(old_N) if n_old else None
+
+    @property
+    def superseded(self) -> npt.NDArray[np.uint8]:
+        """One bit for each row of all plans, in their order: set if a newer plan names its video, [rows / 8]."""
+        return np.zeros(-(-self.n_rows // 8), np.uint8) if self._old is None else self._old
 
     @cached_property
     def _ids(self) -> SortedIds:

@@ -60,19 +60,24 @@ class Summaries:
 
     def __init__(self, store: Store, manifests: Mapping[int, Manifest], committed: ShardSet) -> None:
         self.store, self.manifests = store, manifests
-        plans = {seq: manifest.plan for seq, manifest in manifests.items()}
+        self._written = summarised(store, {seq: manifest.plan for seq, manifest in manifests.items()})
+        self.hold_to(committed)
+        self._known: dict[tuple[int, int], dict[int, Ends]] = {}  # of each incomplete block, by shard
+        self._lock = threading.Lock()
+
+    def hold_to(self, committed: ShardSet) -> None:
+        """Use only the summaries of blocks that are committed."""
         self.stale: list[str] = []  # keys of summaries that cannot be used: a shard is to be computed again
         self._covered: dict[int, BOOL] = {}
-        for seq, has_B in summarised(store, plans).items():
+        for seq, has_B in self._written.items():
+            plan = self.manifests[seq].plan
             held_S = committed.of_plan(seq)[: len(has_B) * BLOCK]
             usable_B = has_B & held_S.reshape(len(has_B), BLOCK).all(axis=1)
-            self.stale += [summary_key(plans[seq], at) for at in np.flatnonzero(has_B & ~usable_B).tolist()]
-            covered_S = np.zeros(plans[seq].n_shards, bool)
+            self.stale += [summary_key(plan, at) for at in np.flatnonzero(has_B & ~usable_B).tolist()]
+            covered_S = np.zeros(plan.n_shards, bool)
             covered_S[: len(held_S)] = np.repeat(usable_B, BLOCK)
             self._covered[seq] = covered_S
         self.shards = ShardSet(self._covered)
-        self._known: dict[tuple[int, int], dict[int, Ends]] = {}  # of each incomplete block, by shard
-        self._lock = threading.Lock()
 
     def count(self, newest: NewestPlans) -> tuple[Totals, list[ShardKey]]:
         """The sums over the videos of all covered shards, and the shards of summaries that cannot be read."""

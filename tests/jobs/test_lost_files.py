@@ -9,6 +9,7 @@ import contextlib
 import re
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -16,17 +17,19 @@ from typing import Any
 
 import pytest
 
-from p3d.jobs.job import look, manifests, read_job
+from p3d.jobs.job import Work, count_done, glance, look, manifests, read_job
 from p3d.jobs.monitor.status import read_status
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import loop as loops
 from p3d.jobs.scheduler import run as runs
 from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.scheduler.run import ClaimedRun, run_job
-from p3d.jobs.scheduler.state import Counted, Finish, Stop
+from p3d.jobs.scheduler.state import Counted, Finish, Reopened, Stop
+from p3d.pipeline.dataset import summaries
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, committed_names, failures_key, videos_key
-from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.stored_files import StoredFiles
+from p3d.pipeline.dataset.totals import ShardKey
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import DamagedJob, StoreGone, StrayFile
 from p3d.pipeline.recipe import RunOptions
@@ -35,7 +38,7 @@ from p3d.pipeline.storage.local import LocalStore
 from p3d.pipeline.storage.store import Store
 from tests.jobs.test_cli import in_process
 from tests.pipeline.rows import planned, recipe, shard_rows
-from tests.sim.life import FINISHED, SMALL, Life
+from tests.sim.life import FINISHED, GROWN, SMALL, Life
 from tests.sim.story import type_in
 from tests.sim.wiring import real_code_of
 
@@ -191,6 +194,69 @@ def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(
             life.check_end()
         finally:
             life.end()
+
+
+@pytest.mark.parametrize("lost", [("clips",), ("clips", "videos", "failures"), ("videos",), ("failures",)])
+def test_a_run_that_begins_from_summaries_finds_what_is_lost_before_it_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]
+) -> None:
+    """Shards that no summary covers are given out before the files are listed. The listing then finds that a file of a
+    covered shard is gone: its shard is computed again, or the file is made again, in the same run."""
+    life = Life(0, tmp_path)
+    life.rates = {}
+    reopened: list[tuple[ShardKey, ...]] = []
+    begun: list[list[ShardKey]] = []
+    moved: list[str] = []
+    counted, glance = RayLoop._counted, runs.glance
+
+    def lose(name: str, folders: tuple[str, ...]) -> None:
+        for folder, objects in product(folders, (life.store.objects, life.store.kept)):
+            del objects[f"{folder}/{name}.parquet"]
+
+    def aside(_: Store, names: list[str]) -> int:
+        for name in names:
+            lose(name, ("videos", "failures"))
+            moved.append(name)
+        return 2 * len(names)
+
+    def noted(loop: RayLoop, event: Any) -> Any:
+        reopened.extend([event.shards] if isinstance(event, Reopened) else [])
+        return counted(loop, event)
+
+    def first(store: Store, plans: dict[int, Manifest]) -> Work | None:
+        begun.append([] if (work := glance(store, plans)) is None else list(work.todo))
+        return work
+
+    monkeypatch.setattr(RayLoop, "_counted", noted)
+    monkeypatch.setattr(runs, "glance", first)
+    monkeypatch.setattr(loops, "set_orphans_aside", aside)  # the simulated store moves nothing
+    with real_code_of(life):
+        try:
+            assert type_in(life, "launch", life.launch, SMALL, False) in FINISHED
+            name = load_plans(life.store)[0].shard_names[1]
+            lose(name, lost)
+            assert type_in(life, "launch grown", life.launch, GROWN, False) in FINISHED
+            assert begun == [[], [ShardKey(2, 0)]]
+            assert reopened == ([(ShardKey(1, 1),)] if "clips" in lost else [])
+            life.check_end()
+            summary = f"_job/summaries/{load_plans(life.store)[0].shard_names[0]}.parquet"
+            assert summary in life.store.objects  # made again
+            assert moved == ([name] if lost == ("clips",) else [])
+        finally:
+            life.end()
+
+
+def test_a_job_that_is_done_but_for_its_last_shards_is_not_run_again(done: LocalStore) -> None:
+    """The last block of a plan has no summary. If all of its shards have their files, everything is listed first."""
+    plans = manifests(done, read_job(done))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summaries, "BLOCK", 2)
+        count_done(done, plans, look(done, plans), summarise=True)
+        assert glance(done, plans) is None
+        (done.root / clips_key(plans[1].plan.shard_names[2])).unlink()
+        work = glance(done, plans)
+        assert work is not None and not work.listed and work.todo == [ShardKey(1, 2)]
+        assert list(work.committed) == [ShardKey(1, 0), ShardKey(1, 1)] and len(work.unsummarised) == 0
 
 
 @pytest.mark.parametrize("key", ["job.json", "plans/0001.json"])

@@ -35,6 +35,7 @@ from p3d.jobs.scheduler.state import (
     Drain,
     Event,
     Finish,
+    Reopened,
     Scheduler,
     ShardDone,
     ShardTrouble,
@@ -209,6 +210,18 @@ def test_no_outcome_before_earlier_runs_are_counted() -> None:
     commands = feed(scheduler, Counted(Totals(20, 50, Counter(truncated=2))))
     assert commands[-1].exit_code == 3
     assert scheduler.totals == Totals(30, 70, Counter(truncated=2))
+
+
+def test_a_shard_that_was_lost_is_computed_before_the_run_finishes() -> None:
+    """A listing finds it while the run goes on. It is queued once, and the outcome waits for it."""
+    scheduler = machine(1, n_videos=30, counting=True)
+    feed(scheduler, done(0, ShardKey(1, 0)))
+    assert feed(scheduler, Reopened((ShardKey(1, 7), ShardKey(1, 8)))) == [Dispatch(0, ShardKey(1, 7))]
+    with pytest.raises(AssertionError, match="is open already"):
+        scheduler.handle(Reopened((ShardKey(1, 8),)))
+    feed(scheduler, Counted(Totals(10, 20)))
+    assert feed(scheduler, done(0, ShardKey(1, 7))) == [Dispatch(0, ShardKey(1, 8))]
+    assert feed(scheduler, done(0, ShardKey(1, 8)))[-1].exit_code == 0
 
 
 def test_a_stop_does_not_wait_for_the_count() -> None:

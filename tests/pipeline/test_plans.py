@@ -24,9 +24,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p3d.pipeline.dataset import plans as manifest_module
+from p3d.pipeline.dataset import superseded
 from p3d.pipeline.dataset.plans import Manifest, NewestPlans, load_plans, plan_digest, read_part, write_plan
 from p3d.pipeline.dataset.schema import MANIFEST
 from p3d.pipeline.dataset.sharding import with_shards
+from p3d.pipeline.dataset.summaries import content_of
 from p3d.pipeline.errors import AlreadyRunning, DamagedJob, InputError, StrayFile
 from p3d.pipeline.recipe import SHARD_S, PartRecord, PlanRecord, ShardSizing
 from p3d.pipeline.storage.local import LocalStore
@@ -34,6 +36,7 @@ from p3d.pipeline.storage.store import Created, Store
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import VideoRef
 from tests.pipeline.rows import recipe, videos
+from tests.sim.store import MemoryStore
 
 RECIPE = recipe()
 DIGEST = "f" * 64  # of another one
@@ -399,6 +402,40 @@ def test_the_newest_plan_that_names_a_video_wins(store: LocalStore) -> None:
         [True],
     ]
     assert NewestPlans([]).n_videos == 0
+
+
+def test_the_superseded_rows_of_a_large_job_are_kept_in_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run writes them once. A file that is cut, of other plans or of other types is as if absent."""
+    store = MemoryStore()
+    plans = [
+        Manifest(store, write_plan(store, seq, RECIPE, with_shards(videos(names), ShardSizing(4)), 0, ShardSizing()))
+        for seq, names in ((1, "abcdefghijk"), (2, "ck"))
+    ]
+    newest = superseded.newest_plans(store, plans, write=True)
+    assert not any(key.startswith(superseded.FOLDER) for key in store.objects), "so few rows are sorted each time"
+    monkeypatch.setattr(superseded, "LEAST_ROWS", 1)
+    superseded.newest_plans(store, plans, write=False)
+    assert not any(key.startswith(superseded.FOLDER) for key in store.objects)
+    superseded.newest_plans(store, plans, write=True)
+    (key,) = (key for key in store.objects if key.startswith(superseded.FOLDER))
+    good = store.objects[key]
+    monkeypatch.setattr(NewestPlans, "_sorted", None)  # whoever sorts ids gets a TypeError
+    kept = superseded.newest_plans(store, plans, write=False)
+    for one in plans:
+        rows = (one.plan.seq, 0, one.plan.n_videos)
+        assert kept.current(*rows).tolist() == newest.current(*rows).tolist()
+    assert (kept.n_videos, kept.n_superseded) == (newest.n_videos, newest.n_superseded) == (11, 2)
+    digests = [one.plan.digest for one in plans]
+    bits, wide = pa.table([pa.array(newest.superseded)], schema=superseded.SCHEMA), pa.array([0, 0], pa.int64())
+    others = (
+        content_of(bits, {"plan_digests": digests[::-1]}),
+        content_of(pa.table({"bits": wide}), {"plan_digests": digests}),
+        content_of(bits.slice(1), {"plan_digests": digests}),
+    )
+    for bad in (good[:-9], b"", *others):
+        store.objects[key] = bad
+        with pytest.raises(TypeError):
+            superseded.newest_plans(store, plans, write=False)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

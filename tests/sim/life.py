@@ -174,7 +174,9 @@ class Life(World):
     def resume(self, store: View, takeover: bool) -> int:
         """`p3d resume`: does nothing if the job is complete."""
         record = job.read_job(store)
-        work = job.look(store, job.manifests(store, record))
+        plans = job.manifests(store, record)
+        work = job.glance(store, plans) or job.look(store, plans)
+        self.fired["begun from summaries"] += not work.listed
         if work.nothing_left and work.n_shards:
             self.current.notes["idle"] = True
             return 0

@@ -14,11 +14,12 @@ from itertools import count
 
 import pytest
 
-from p3d.jobs.job import count_done, derive_again, look, manifests, survey
+from p3d.jobs.job import confirm, count_done, derive_again, glance, look, manifests, survey
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot
 from p3d.pipeline.dataset import commit, schema, summaries
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive
+from p3d.pipeline.dataset.repair import set_orphans_aside
 from p3d.pipeline.dataset.totals import ended
 from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.errors import JobError, NoSuchJob, StoreMissing
@@ -82,13 +83,20 @@ def work_off(store: Store, epoch: control.Epoch, attempts: Attempts, *, zombies:
     """Sweep, count, derive missing files, commit the remaining shards, and write the final heartbeat."""
     control.sweep_temps(store)
     plans = manifests(store, JOB)
-    work = look(store, plans)
+    work = glance(store, plans) or look(store, plans)
+    if not work.listed:
+        work, lost = confirm(store, plans, work)
+        set_orphans_aside(store, work.orphaned)
+        work.todo += lost
     for stale in work.summaries.stale:
         store.delete(stale)
     count_done(store, plans, work, summarise=True)
     derive_again(store, JOB, plans, work.underived)
     for key in work.todo:
         manifest = plans[key.plan_seq]
+        if store.head(clips_key(manifest.shard(key.shard).name)) is not None:  # as a worker asks
+            derive(store, manifest.shard(key.shard), recipe(), manifest.user_columns(key.shard))
+            continue
         rows = shard_rows(manifest, key.shard, seed=next(attempts.numbers), frames=(40, 0, 16))
         if zombies:
             theirs = shard_rows(manifest, key.shard, seed=next(attempts.numbers), frames=(40, 0, 16))
