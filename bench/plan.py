@@ -1,6 +1,6 @@
 """What `p3d plan` predicts for a job, compared with the job: clips, bytes, seconds, and the limiting stage.
 
-    python -m bench.plan [SRC] [--weights FILE]      default: the shared videos, P3D-63
+    python -m bench.plan [SRC] [--weights FILE]      default: the sample videos, P3D-63
 
 The prediction is made just before the job, on the same machine. Its seconds are those of the whole launch.
 """
@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from bench.processes import P3D
-from bench.rounds import REPO, Report, Table, parser_of
+from bench.rounds import Report, Table, parser_of
+from tests.samples import VIDEOS
 
 FINISHED = (0, 3)
 
@@ -46,7 +47,7 @@ def real(out: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("source", type=Path, nargs="?", default=REPO.parent / "shared" / "videos")
+    parser.add_argument("source", type=Path, nargs="?", default=VIDEOS)
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--clips", default="every:16")
     parser.add_argument("--rounds", type=int, default=1)

@@ -129,7 +129,7 @@ class RecipeOptions:
         default_text="native frames",
     )
     pool: str = option("mean", "Pool clip vectors into a video vector.", choices=POOLS)
-    scores: bool = option(False, "Also store class probabilities, per clip and per video.")
+    scores: bool = option(False, "Store class probabilities, too, per clip and per video.")
     embedding_dtype: str = option("float32", "Store vectors in this type.", choices=DTYPES)
     precision: str = option(
         "fp32",

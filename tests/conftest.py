@@ -30,7 +30,6 @@ settings.register_profile("p3d", deadline=None)  # the machine is shared, so the
 settings.load_profile("p3d")
 
 REPO = Path(__file__).resolve().parent.parent
-SHARED_VIDEOS = REPO.parent / "shared" / "videos"
 LONG = os.environ.get("P3D_CHAOS") == "1"  # `make chaos`: hundreds of kills, and jobs that take minutes
 P3D = [sys.executable, "-c", "from p3d.jobs.cli import main; main()"]  # the console script, independent of PATH
 # The files that take longest, the longest first: a file runs in one process, and the last to begin is waited for.

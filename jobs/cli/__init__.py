@@ -14,6 +14,7 @@ from keyword import iskeyword
 from typing import Any, TypeAlias
 
 import click
+from click.shell_completion import CompletionItem
 
 # verb -> (module, one line of help); a group has a table of its verbs instead of a module. Help imports no verb.
 Verbs: TypeAlias = "Mapping[str, tuple[str | Verbs, str]]"
@@ -67,8 +68,51 @@ STORES = "S3"  # the heading of options that almost every verb has; the help of 
 STORES_VERB = "launch"
 
 
+def _be_verbose(_ctx: click.Context, _param: click.Parameter, chosen: bool) -> None:
+    from p3d.jobs.cli import output
+
+    if chosen:
+        output.be_verbose()
+
+
+def _be_quiet(_ctx: click.Context, _param: click.Parameter, chosen: bool) -> None:
+    from p3d.jobs.cli import output
+
+    if chosen:
+        output.be_quiet()
+
+
+LOUDNESS = tuple(
+    click.Option([short, long], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
+    for short, long, callback, text in (
+        ("-v", "--verbose", _be_verbose, "Print log messages, too, such as the events of a run."),
+        ("-q", "--quiet", _be_quiet, "Print only results, warnings and errors."),
+    )
+)
+
+
+class Place(click.types.StringParamType):
+    """Text that may be the name of a file, so that shells complete it as one."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACES = {"FILE", "OUT", "DIR", "ROOT", "SRC", "CSV", "OUT.safetensors", "FILE|random:SEED", "OLD", "NEW"}
+
+
 class Verb(click.Command):
-    """A verb whose help shows its options under the headings that they are declared with."""
+    """A verb whose help shows its options under the headings that they are declared with.
+
+    Every verb has the options `LOUDNESS`. Shells complete its arguments, and the options that take a file, as files.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *own, help_option = super().get_params(ctx)
+        for param in own:
+            if param.type is click.STRING and (isinstance(param, click.Argument) or param.metavar in PLACES):
+                param.type = Place()
+        return [*own, *LOUDNESS, help_option]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -112,6 +156,12 @@ class LazyGroup(click.Group):
         command.help = command.help or line  # PYTHONOPTIMIZE=2 removes docstrings
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click does, but without importing every verb for its line of help."""
+        verbs = {name: line for name, (_, line) in self.verbs.items() if name.startswith(incomplete)}
+        items = [CompletionItem(name, help=line) for name, line in verbs.items()]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in self.verbs.items()])
@@ -136,14 +186,14 @@ def cli() -> None:
     """Turn a video archive into embeddings: P3D ResNet on Ray, rows in Parquet, nothing lost.
 
     \b
-      p3d plan   videos/ out/ --weights FILE    show what would be done
-      p3d launch videos/ out/ --weights FILE    do it; Ctrl-C is safe
-      p3d status out/ --watch                   watch it from any machine
-      p3d resume out/                           continue after a kill or an outage
+      p3d plan videos/ out/ --weights FILE      # show what would be done
+      p3d launch videos/ out/ --weights FILE    # do it; Ctrl-C is safe
+      p3d status out/ --watch                   # watch it from any machine
+      p3d resume out/                           # continue after a kill
 
     SRC is a folder, a video, a list (.txt, .csv, .tsv, .jsonl, .parquet), s3://bucket/prefix, or a quoted
     pattern such as 'videos/**/*.mp4'. OUT is a folder or s3://bucket/prefix. It holds everything about a job,
-    so every other verb needs only OUT.
+    so every other verb needs only OUT. Each verb has --verbose and --quiet.
     """
 
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Read class names, one per line, in the order of the weights. Default: the file's own.",
 )
-@click.option("--model", help="Choose the network if the file fits several (see `p3d models`).")
+@click.option(
+    "--model", help="Choose the network if the file fits several (see `p3d models`). Default: the one that fits."
+)
 @click.option(
     "--limit",
     type=click.IntRange(1),

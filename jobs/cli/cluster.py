@@ -14,7 +14,9 @@ from p3d.pipeline.sources.below import absolute
 
 @click.command()
 @click.argument("out", required=False)
-@click.option("--source", metavar="SRC", help="Check that every node can read this folder or s3://bucket/prefix.")
+@click.option(
+    "--source", metavar="SRC", help="Check that every node can read this folder or s3://bucket/prefix. Default: none."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option(
     "--address",

@@ -142,6 +142,11 @@ def verify(
 ) -> int:
     """Check OUT against its plans: every video is accounted for once, and every file is complete.
 
+    \b
+      p3d verify out/
+      p3d verify out/ --repair
+      p3d verify out/ --recompute 100 --seed 7
+
     Reads the footers of all files; --deep reads everything. --repair writes damaged videos and failures files again. A
     shard whose clips are damaged becomes pending, and `p3d resume` computes it again.
 

@@ -25,6 +25,10 @@ from p3d.jobs.cli.weights import as_json_option, check_name, convert, import_opt
 def fetch(name: str | None, out: Path, url: str | None, sha256: str | None, as_json: bool, **typed: Any) -> int:
     """Download weights and write them to OUT as `p3d weights import` does.
 
+    \b
+      p3d weights fetch resnet50-v2 -o p3d63.safetensors
+      p3d weights fetch resnet50-v2 -o w.safetensors --temporal gaussian --seed 0
+
     NAME is one of the names in `p3d weights list`: torchvision's ImageNet ResNets. They were trained on pictures, not
     on videos, so the P3D that is made from one SEES FRAMES, NOT MOTION (`p3d weights import --help`). ImageNet's terms
     may bind you. With --url, any file that `p3d weights import` reads can be downloaded. Such a URL needs --sha256,

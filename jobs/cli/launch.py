@@ -52,6 +52,11 @@ def launch(
 ) -> int:
     """Embed the videos of SRC into OUT.
 
+    \b
+      p3d launch videos/ out/ --weights p3d63.safetensors
+      p3d launch 'videos/**/*.mp4' out/ --weights FILE --clips uniform:10 -q
+      p3d launch s3://archive/videos s3://results/run1 --weights FILE
+
     The same command again continues where the job stopped, and adds what is new or changed in SRC. Ctrl-C stops
     cleanly. If OUT holds a job that is not yours (see `p3d trust`), only videos below SRC are read.
 

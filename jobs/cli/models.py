@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "--model", "names", multiple=True, metavar="NAME", help="List only this network; may be repeated. Default: all."
 )
 @click.option(
-    "--measure", is_flag=True, help="Also time each network on this device: seconds per network, minutes for all."
+    "--measure", is_flag=True, help="Time each network on this device, too: seconds per network, minutes for all."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def models(names: tuple[str, ...], measure: bool, as_json: bool) -> int:

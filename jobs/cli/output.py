@@ -13,11 +13,12 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import click
 
@@ -73,6 +74,17 @@ def worst(codes: Sequence[int]) -> int:
 
 def run_cli(command: click.Command) -> int:
     """Run the command line; every expected error becomes one message on stderr and an exit code."""
+    code = 1
+    try:
+        code = _run(command)
+    finally:
+        if code:
+            _Loudness.release()
+        _Loudness.reset()
+    return code
+
+
+def _run(command: click.Command) -> int:
     _say_warnings()
     _open_streams()
     try:
@@ -200,7 +212,7 @@ def escape_hooks() -> None:
 def say_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     """Print an internal error as Python does, but escaped: its message may hold text from outside."""
     for line in _traceback_lines(kind, error, trace):
-        say(line)
+        _print(line)
 
 
 def _traceback_lines(kind: Any, error: Any, trace: Any) -> list[str]:
@@ -266,7 +278,79 @@ def _open_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print one message on stderr, escaped. If nobody can read it, such as after a hang-up, the command goes on."""
+    """Print one message on stderr, escaped. If nobody can read it, such as after a hang-up, the command goes on.
+
+    With --quiet, one that is neither an error nor a warning is printed only if the command fails.
+    """
+    if _Loudness.quiet and not text.startswith(("error: ", "warning: ")):
+        _Loudness.held.append(text)
+        return
+    if text.startswith("error: "):
+        _Loudness.release()
+    _print(text)
+
+
+def say_progress(text: str) -> None:
+    """Print one line of progress on stderr, unless --quiet."""
+    if not _Loudness.quiet:
+        _print(text)
+
+
+def shows_bars() -> bool:
+    """Is progress shown by a bar? Otherwise by `say_progress`."""
+    return sys.stderr.isatty() and not _Loudness.quiet
+
+
+def be_verbose() -> None:
+    """Print on stderr what this program logs: events of a run, repeated requests to a store."""
+    _Loudness.choose(quiet=False)
+    handler = _Loudness.handler = _Printer()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger("p3d").setLevel(logging.INFO)
+    logging.getLogger("p3d").addHandler(handler)
+
+
+def be_quiet() -> None:
+    """Print errors and warnings alone, and other messages only if the command fails."""
+    _Loudness.choose(quiet=True)
+
+
+class _Loudness:
+    """How much of the messages of this command is printed."""
+
+    chosen, quiet = False, False
+    held: ClassVar = deque[str](maxlen=200)  # what --quiet keeps for a command that fails
+    handler: logging.Handler | None = None
+
+    @classmethod
+    def choose(cls, *, quiet: bool) -> None:
+        if cls.chosen:
+            raise click.UsageError("--verbose and --quiet exclude each other")
+        cls.chosen, cls.quiet = True, quiet
+
+    @classmethod
+    def reset(cls) -> None:
+        if cls.handler is not None:
+            logging.getLogger("p3d").removeHandler(cls.handler)
+            logging.getLogger("p3d").setLevel(logging.NOTSET)
+        cls.chosen, cls.quiet, cls.handler = False, False, None
+        cls.held.clear()
+
+    @classmethod
+    def release(cls) -> None:
+        while cls.held:
+            _print(cls.held.popleft())
+
+
+class _Printer(logging.Handler):
+    """Prints records of the log as messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            _print(line)
+
+
+def _print(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         click.echo(escape(text), err=True)
 

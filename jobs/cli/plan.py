@@ -154,6 +154,11 @@ def plan(src: str, out: str | None, workers: int | None, workers_per_gpu: int, a
     With OUT, the videos are those that `launch SRC OUT` would embed: new and changed ones, and what earlier plans have
     left. If OUT holds a job with other settings, `plan` refuses it as `launch` would.
 
+    \b
+      p3d plan videos/ --weights p3d63.safetensors        # a new job
+      p3d plan videos/ out/ --workers 8                   # what OUT lacks
+      p3d plan videos/ --model p3d63 --weights random:0   # without weights
+
     Of a sample of up to 500 videos the headers are read, and 32 of them are decoded and embedded here, for at most half
     a minute. The answer names files that do not exist, and the videos of the sample that fail, with the reason. Clips,
     bytes and time are extrapolated. On a GPU several batch sizes are timed, and the answer shows how many clips per

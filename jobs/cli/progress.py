@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ STEP_WIDTH = 60  # of one, so that it covers a longer one before it
 @contextmanager
 def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
     """A bar with ETA on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
-    if sys.stderr.isatty():
+    if output.shows_bars():
         yield from _bar(n_videos)
         return
     last, paused, stopping = [-LINE_EVERY_S], [""], [""]
@@ -40,7 +39,7 @@ def show_progress(n_videos: int) -> Iterator[Callable[[RunSnapshot], None]]:
         if elapsed_s - last[0] >= LINE_EVERY_S or now.state != "running":
             last[0] = elapsed_s
             rate = f"{now.clips_per_s:.2f}" if now.clips_per_s else "-"  # not known at the beginning
-            output.say(
+            output.say_progress(
                 f"{now.videos.done}/{now.videos.all} videos, {now.videos.failed} failed, "
                 f"{output.count(now.clips, 'clip')}, {rate} clips/s, ETA {output.human_time(now.eta_s)}"
             )
@@ -78,7 +77,7 @@ def show_steps(quiet: bool) -> Callable[[str, int, int], None]:
 
     Nothing if `quiet`.
     """
-    on_terminal, began = sys.stderr.isatty(), dict[str, float]()
+    on_terminal, began = output.shows_bars(), dict[str, float]()
     last = [time.monotonic() - (LINE_EVERY_S if on_terminal else 0.0)]
 
     def show(what: str, done: int, count: int) -> None:
@@ -93,7 +92,7 @@ def show_steps(quiet: bool) -> Callable[[str, int, int], None]:
         if on_terminal:
             click.echo(f"\r{text:<{STEP_WIDTH}}", nl=ended, err=True)
         else:
-            output.say(text)
+            output.say_progress(text)
 
     return show
 
@@ -101,7 +100,7 @@ def show_steps(quiet: bool) -> Callable[[str, int, int], None]:
 @contextmanager
 def step_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each step on a terminal, a line every `LINE_EVERY_S` elsewhere, with rate and ETA; both on stderr."""
-    if sys.stderr.isatty():
+    if output.shows_bars():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -131,7 +130,7 @@ def step_bars() -> Iterator[Callable[[str, int, int], None]]:
             last[0] = now
             left_s = (now - start) * (count - done) / max(done, 1)
             rate = done / max(now - start, 1e-9)
-            output.say(f"{what} {done}/{count}, {rate:.1f}/s, ETA {output.human_time(left_s)}")
+            output.say_progress(f"{what} {done}/{count}, {rate:.1f}/s, ETA {output.human_time(left_s)}")
 
     yield line
 
@@ -139,7 +138,7 @@ def step_bars() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar of bytes on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
-    if sys.stderr.isatty():
+    if output.shows_bars():
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.progress import TransferSpeedColumn as SpeedColumn
@@ -155,7 +154,7 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
         if (now := time.monotonic()) - last[0] >= LINE_EVERY_S:
             last[0] = now
             of_all = "" if total is None else f" of {output.human_bytes(total)}"
-            output.say(f"{name}: {output.human_bytes(received)}{of_all}")
+            output.say_progress(f"{name}: {output.human_bytes(received)}{of_all}")
 
     yield line
 
@@ -163,7 +162,7 @@ def show_download(name: str) -> Iterator[Callable[[int, int | None], None]]:
 @contextmanager
 def show_count(noun: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and ETA on a terminal, a line every `LINE_EVERY_S` elsewhere, both on stderr; of (done, all)."""
-    if sys.stderr.isatty():
+    if output.shows_bars():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -186,7 +185,7 @@ def show_count(noun: str) -> Iterator[Callable[[int, int], None]]:
         if (now := time.monotonic()) - last[0] >= LINE_EVERY_S:
             last[0] = now
             rate, eta = _rate(noun, done, count, started)
-            output.say(f"{done}/{count} {noun}s, {rate}, ETA {eta}")
+            output.say_progress(f"{done}/{count} {noun}s, {rate}, ETA {eta}")
 
     yield line
 

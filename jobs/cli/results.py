@@ -38,6 +38,10 @@ def snapshot(
 ) -> int:
     """Write a clean copy of the dataset at OUT to DEST: for takedown, compaction or distribution.
 
+    \b
+      p3d results snapshot out/ clean/
+      p3d results snapshot out/ s3://results/clean --exclude ids.txt
+
     DEST gets the newest row of each video, in plan order, in few large files. Of the videos in --exclude it holds only
     their number. OUT may be a snapshot, too. DEST is a folder or s3://bucket/prefix and must be empty or absent.
 

@@ -50,6 +50,10 @@ def retry(
 ) -> int:
     """Retry the failed videos of OUT, all of them or those with a --reason.
 
+    \b
+      p3d retry out/
+      p3d retry out/ --reason decode_timeout --video-timeout 900
+
     They become a new plan, and each file is read as it is now. No committed object changes: the state of a video is
     that of the newest plan that contains it. After an interruption, `p3d resume` continues.
     """

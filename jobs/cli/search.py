@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p3d.jobs.cli import output
-from p3d.jobs.cli.declared import options_of
+from p3d.jobs.cli.declared import Declared, options_of
 from p3d.jobs.cli.options import store_options, store_options_of
 from p3d.jobs.cli.progress import show_steps
 from p3d.pipeline.results.search.options import SearchOptions
@@ -18,22 +18,29 @@ from p3d.pipeline.types.options import options_in
 if TYPE_CHECKING:
     from p3d.pipeline.results.search.exact import Hit, SearchResult
 
+HITS = "Which hits"  # the heading of these options
 TYPED = tuple(field.name for field, _ in options_in(SearchOptions))
 
 
 @click.command()
 @click.argument("out")
 @click.argument("query")
-@options_of(SearchOptions, only=("level", "metric", "top", "per_video", "with_self"))
+@options_of(SearchOptions, only=("level", "metric", "top", "per_video", "with_self"), group=HITS)
 @click.option(
     "--where",
+    cls=Declared,
+    group=HITS,
     multiple=True,
     metavar="CONDITION",
-    help="Keep only rows that meet this, such as codec=h264; may be repeated.",
+    help="Keep only rows that meet this, such as codec=h264. May be repeated. Default: all.",
 )
-@options_of(SearchOptions, only=("distinct", "index", "device"))
+@options_of(SearchOptions, only=("distinct",), group=HITS)
+@options_of(SearchOptions, only=("index", "device"))
 @click.option(
-    "--also", multiple=True, metavar="OUT", help="Search this output of the same recipe, too. May be repeated."
+    "--also",
+    multiple=True,
+    metavar="OUT",
+    help="Search this output of the same recipe, too. May be repeated. Default: none.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
@@ -46,6 +53,11 @@ def search(
     **typed: Any,
 ) -> int:
     """Find the clips or videos of OUT that are most similar to QUERY, the nearest first.
+
+    \b
+      p3d search out/ videos/one.mp4                  # the whole video
+      p3d search out/ videos/one.mp4@12.5 --top 5     # its second 12.5
+      p3d search out/ one.mp4 --level video --where label=cat
 
     QUERY is a video file, or the video_id, uri or path of a video of OUT. A file is embedded now, with the settings of
     the job at OUT. For a video of OUT its stored rows are used. With a position, as in VIDEO@12.5, VIDEO@1:05 or

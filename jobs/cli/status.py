@@ -31,7 +31,7 @@ BEGIN_S = 300.0  # how long to wait for a submitted driver to begin
 @click.option("--watch", is_flag=True, help="Show a live view until the job ends; Ctrl-C only detaches.")
 @click.option("--wait", is_flag=True, help="Wait silently until the job ends; exit with its code.")
 @click.option("--exit-code", "mirror", is_flag=True, help="Exit with the job's code instead of 0.")
-@click.option("--sources", "look", is_flag=True, help="Also look for every source video; one request for each on S3.")
+@click.option("--sources", "look", is_flag=True, help="Look for every source video, too; one request for each on S3.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @store_options
 def status(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -148,7 +147,7 @@ def _ended(store: Store, record: TrainRecord, code: int, as_json: bool) -> int:
 @contextlib.contextmanager
 def show_progress() -> Iterator[OnProgress]:
     """A bar of steps with rate and ETA on a terminal, a line every `LINE_EVERY_S` elsewhere; both on stderr."""
-    if sys.stderr.isatty():
+    if output.shows_bars():
         yield from _bar()
         return
     last = [-LINE_EVERY_S]
@@ -156,7 +155,7 @@ def show_progress() -> Iterator[OnProgress]:
     def line(now: TrainSnapshot) -> None:
         if time.monotonic() - last[0] >= LINE_EVERY_S:
             last[0] = time.monotonic()
-            output.say(_words(now))
+            output.say_progress(_words(now))
 
     yield line
 

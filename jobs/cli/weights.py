@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from p3d.jobs.cli import output
+from p3d.jobs.cli.declared import Declared
 
 if TYPE_CHECKING:
     from p3d.weights import Weights, WeightsFile
@@ -39,36 +41,37 @@ out_option = click.option(
     metavar="OUT.safetensors",
     help="Write to this file.",
 )
+_stated = partial(click.option, cls=Declared, group="What the file does not state")
 _IMPORT_OPTIONS = (
-    click.option("--model", help="Choose among networks with these tensors, such as p3d63-a. Default: the mixed one."),
-    click.option(
+    _stated("--model", help="Choose among networks with these tensors, such as p3d63-a. Default: the mixed one."),
+    _stated(
         "--graph",
         type=click.Choice(["caffe", "port"]),
         help="Use the authors' graph or the port's. Default: the format's.",
     ),
-    click.option(
+    _stated(
         "--stride-on",
         type=click.Choice(["1x1", "3x3"]),
         help="Set which convolution has stride 2. Default: the format's.",
     ),
-    click.option(
+    _stated(
         "--temporal",
         type=click.Choice(["identity", "gaussian"]),
         help="Initialise the temporal filters of a 2-D ResNet, or its LSTM (gaussian only). Default: identity.",
     ),
-    click.option("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it."),
-    click.option(
+    _stated("--seed", type=click.IntRange(0), help="Seed --temporal gaussian, which requires it. Default: none."),
+    _stated(
         "--channel-order",
         type=click.Choice(["rgb", "bgr"]),
         help="Set the order it was trained on. Default: the format's.",
     ),
-    click.option(
+    _stated(
         "--range",
         "value_range",
         type=click.Choice(["255", "1"]),
         help="Set the input range. 255: minus 104/117/123; 1: ImageNet mean and std. Default: the format's.",
     ),
-    click.option(
+    _stated(
         "--class-names",
         "names_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -92,6 +95,10 @@ def import_options(verb: Callable[..., int]) -> Callable[..., int]:
 @as_json_option
 def import_(file: Path, out: Path, as_json: bool, **typed: Any) -> int:
     """Convert FILE to one .safetensors that holds network, graph, clip recipe, classes and origin.
+
+    \b
+      p3d weights import resnet50.pth -o p3d63.safetensors
+      p3d weights import resnet50.pth -o frames.safetensors --model resnet50
 
     FILE is our own .safetensors, a caffemodel of the authors, a checkpoint of the PyTorch port, or a 2-D ImageNet
     ResNet-50, -101 or -152 with torchvision's or timm's keys (.pth or .safetensors). Only tensors are read; no code in

@@ -25,7 +25,9 @@ class JobSpec(RecipeOptions):
     """The user's options that determine the embeddings. The Recipe holds what network and weights turn out to be."""
 
     model: str | None = option(
-        ABSENT, "Choose the network (see `p3d models`); required for random weights and baseline checkpoints."
+        ABSENT,
+        "Choose the network (see `p3d models`); required for random weights and baseline checkpoints.",
+        default_text="that of the weights",
     )
     weights: str | None = option(
         ABSENT,

@@ -8,6 +8,7 @@ The log is for people, and nothing depends on it. A write that fails is repeated
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 
@@ -44,6 +45,7 @@ class RunLog:
 
     def add(self, sentence: str) -> None:
         """One line, with the time of this machine in UTC."""
+        logging.getLogger(__name__).info("%s", sentence)
         self.dropped += len(self.lines) == LINES
         self.lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {' '.join(sentence.split())}")
         self.changed = True

@@ -51,7 +51,7 @@ class StoreOptions:
     digests. `sse` and `sse_kms_key_id` set the encryption of written objects; None leaves it to the bucket.
     """
 
-    endpoint_url: str | None = option(None, "Use an S3 server other than AWS, such as http://127.0.0.1:9000.")
+    endpoint_url: str | None = option(None, "Use this S3 server, such as http://127.0.0.1:9000.", default_text="AWS")
     region: str | None = option(None, "Use this S3 region.", default_text="from the AWS configuration")
     profile: str | None = option(None, "Use this AWS profile.", default_text="botocore's credential chain")
     addressing: str = option(
@@ -66,7 +66,9 @@ class StoreOptions:
     sse: str | None = option(
         None, "Encrypt what is written to S3.", choices=SSE, default_text="the bucket's encryption"
     )
-    sse_kms_key_id: str | None = option(None, "Encrypt with this KMS key; needs --sse aws:kms.")
+    sse_kms_key_id: str | None = option(
+        None, "Encrypt with this KMS key; needs --sse aws:kms.", default_text="the account's key for S3"
+    )
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None:

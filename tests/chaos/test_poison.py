@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from p3d.pipeline.errors import Reason
-from tests.conftest import LONG, SHARED_VIDEOS, p3d
+from tests import samples
+from tests.conftest import LONG, p3d
 from tests.zoo import cases, plants
 
 HANGS = "elst_431_300_onegop.mp4"  # decord hangs on it; routing never selects decord for it, so the test forces it
@@ -20,8 +21,7 @@ HANGS = "elst_431_300_onegop.mp4"  # decord hangs on it; routing never selects d
 @pytest.mark.fault(12, 13, 14)
 def test_of_two_hundred_videos_exactly_the_poisonous_four_fail(tmp_path: Path, tiny_weights: Path) -> None:
     """A segfault, a hang, a memory blow-up and a file that hangs decord: 4 of 200 fail, each for its own reason."""
-    if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"the sample videos are not next to the repository: {SHARED_VIDEOS} does not exist")
+    hangs = samples.need(f"videos/generated/{HANGS}")
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     first = cases.good(source / "000.mp4")
@@ -29,7 +29,7 @@ def test_of_two_hundred_videos_exactly_the_poisonous_four_fail(tmp_path: Path, t
         shutil.copy(first, source / f"{at:03d}.mp4")
     for name in ("crash.mp4", "hang.mp4", "memory.mp4"):
         shutil.copy(first, source / name)
-    shutil.copy(SHARED_VIDEOS / "generated" / HANGS, source / HANGS)
+    shutil.copy(hangs, source / HANGS)
     words = ("--weights", tiny_weights, "--shard-videos", 50, "--video-timeout", 15, "--max-decode-memory", 400 << 20)
     ran = p3d("launch", source, out, *words, env=plants.environment(tmp_path / "plants"), timeout=1500)
     assert ran.code == 3, ran.err

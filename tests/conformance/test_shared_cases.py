@@ -12,9 +12,9 @@ from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.sources.listing import find
 from p3d.pipeline.storage.store import StoreOptions
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
+from tests import samples
 from tests.conformance.test_conformance import RULES, SPEC, decoded
 
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 # file -> (frames, seconds, frames per second, rotation), or the reason of failure
 RIGHT: dict[str, tuple[int, float, float, int] | Reason] = {
     "mvhevc_spatial.mp4": (10, 0.333, 30, 0),
@@ -45,10 +45,7 @@ RIGHT: dict[str, tuple[int, float, float, int] | Reason] = {
 
 
 def case(name: str) -> Path:
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"{name} is not in ../shared/cases")
-    return path
+    return samples.need(f"cases/{name}")
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import av
 
+from tests import samples
 from tests.zoo import cases, make
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 DECOY = "decoy.mp4"  # a video next to the broken ones, which some of them name
 MOST_BYTES = 120_000  # largest base file
 QUICK = {"deadline": "realtime"}
@@ -58,11 +58,11 @@ GOOD_FRAMES = 24
 
 @cache
 def bases() -> tuple[tuple[str, bytes], ...]:
-    """(name, content) of the files to break: generated videos, and the small shared ones if they are available."""
+    """(name, content) of the files to break: generated videos, and the small samples that are available."""
     with tempfile.TemporaryDirectory() as folder:
         made = [(name, build(Path(folder) / name).read_bytes()) for name, build in MADE.items()]
-    shared = [p for p in sorted(SHARED.rglob("*")) if p.is_file() and p.suffix != ".csv"]
-    small = [(p.name, p.read_bytes()) for p in shared if p.stat().st_size <= MOST_BYTES]
+    there = [path for name in samples.names_below("videos") if (path := samples.VIDEOS / name).is_file()]
+    small = [(p.name, p.read_bytes()) for p in there if p.stat().st_size <= MOST_BYTES]
     return tuple(made + small)
 
 

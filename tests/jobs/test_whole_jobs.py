@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from p3d.pipeline.clips.rules import clip_spans, parse_sampling
+from tests import samples
 from tests.chaos.monkey import title
-from tests.conftest import SHARED_VIDEOS, p3d
+from tests.conftest import p3d
 from tests.jobs.launched import LAUNCH, rows, running, wait_until
 
 
@@ -98,12 +99,11 @@ def test_a_second_launch_is_refused_and_cancel_drains(tmp_path: Path, archive: P
 
 
 def test_an_archive_of_odd_and_broken_files_is_accounted_for(tmp_path: Path, small_weights: Path) -> None:
-    """Each of the 44 shared files is a video or a failure with its documented reason, never `internal`. The random
+    """Each of the 44 sample videos is a video or a failure with its documented reason, never `internal`. The random
     clips of each video follow from its id and its true frame count."""
-    if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"the shared videos are not at {SHARED_VIDEOS}")
+    videos_folder = samples.need_all_videos()
     out = tmp_path / "out"
-    ran = p3d("launch", SHARED_VIDEOS, out, "--weights", small_weights, "--clips", "random:2@1", "--batch-size", 2)
+    ran = p3d("launch", videos_folder, out, "--weights", small_weights, "--clips", "random:2@1", "--batch-size", 2)
     assert ran.code == 3, ran.err
     failed = {row["path"]: row["reason"] for row in p3d("failures", out, "--json").json["failures"]}
     assert failed == {

@@ -16,11 +16,9 @@ from p3d import zoo
 from p3d.preprocessing import CAFFE_FLOW, CAFFE_RGB, PORT_RGB
 from p3d.weights import WeightsError, caffe, load
 from p3d.weights.record import expected_shapes
-from tests.conftest import REPO
+from tests import samples
 from tests.p3d.caffe_writer import Row, blob, caffemodel, message, number, rows, tag, text, varint
 from tests.p3d.tiny_nets import State, assert_bits_equal, drawn, state_of, tiny_zoo
-
-TABLE = REPO.parent / "shared" / "spec" / "p3d199_caffe_map.tsv"
 
 
 def write(tmp_path: Path, content: bytes) -> Path:
@@ -36,10 +34,10 @@ def tiny(name: str = "tiny", blocks: tuple[int, int, int, int] = (1, 1, 1, 1)) -
         return list(rows(config)), drawn(config, 5)
 
 
-@pytest.mark.skipif(not TABLE.is_file(), reason="the table of all 1012 blobs is stored outside the checkout")
 def test_every_blob_of_the_authors_p3d199_has_the_key_of_the_published_table() -> None:
     """All 1012 (layer, type, blob, shape, key) rows agree with the reader, with the writer and with the network."""
-    table = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
+    path = samples.need("spec/p3d199_caffe_map.tsv")
+    table = [line.split("\t") for line in path.read_text().splitlines()[1:]]
     shapes = expected_shapes(zoo.config("p3d199"))
     for layer, kind, at, shape, key in table:
         name = caffe._BLOBS[kind][int(at.removeprefix("blob"))]

@@ -1,6 +1,6 @@
 """Real and hostile sample files: each has its documented result, and every clip equals that of an independent reader.
 
-The samples (44 files, sources and licences in videos.csv) are stored next to the repository and are not part of it.
+The samples (44 files, `tests/samples/samples.toml`) are not part of the repository; `make samples` fetches some.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from p3d.pipeline.decode.routes.choice import route
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoEnd, VideoInfo
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
+from tests import samples
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 SAMPLINGS = [parse_sampling("every:16", clip_frames=16), parse_sampling("uniform:20", clip_frames=16)]
 RESAMPLED = parse_sampling("every:8", clip_frames=8, fps=10.0)
@@ -56,10 +56,7 @@ TURN_FILTERS = {-90: ["transpose=clock"], 90: ["transpose=cclock"], 180: ["hflip
 
 
 def sample(name: str) -> str:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the sample videos are not next to the repository: no {path}")
-    return str(path)
+    return str(samples.need(f"videos/{name}"))
 
 
 def reference(path: str) -> tuple[np.ndarray, np.ndarray, float]:
@@ -180,8 +177,5 @@ def test_the_frames_before_the_damage_are_kept_on_request(name: str, n_frames: i
 
 
 def test_every_sample_has_an_expectation() -> None:
-    """The table of docs/decoding.md names exactly the files of the folder."""
-    if not SHARED.is_dir():
-        pytest.skip(f"the sample videos are not next to the repository: no {SHARED}")
-    there = {str(path.relative_to(SHARED)) for path in SHARED.rglob("*") if path.is_file()}
-    assert there - {"videos.csv"} == EXPECTED.keys()
+    """The table of docs/decoding.md names exactly the videos of the list."""
+    assert set(samples.names_below("videos")) == EXPECTED.keys()

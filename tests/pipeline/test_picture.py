@@ -15,6 +15,7 @@ from p3d.pipeline.decode.frames import open_frames
 from p3d.pipeline.errors import Reason, VideoError
 from p3d.pipeline.types import FrameBlock, FrameSpec, VideoInfo
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
+from tests import samples
 from tests.zoo import make
 
 EVERY = parse_sampling("every:4", clip_frames=4)
@@ -81,18 +82,13 @@ def test_colours_are_converted_by_the_tags(pixel_format: str, matrix: int, colou
     np.testing.assert_allclose(by_pyav.reshape(-1, 3).mean(axis=0), expected, atol=4)
 
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
-
-
 @pytest.mark.parametrize(
     "name",
     ["torchcodec__bt709_full_range.mp4", "torchcodec__testsrc2_av1_10bit.mp4", "mp4parse__video_colr_nclx_hdr10.mp4"],
 )
 def test_colours_of_real_samples_follow_the_same_formula(name: str) -> None:
     """The first picture equals its planes converted by the formula with its tags, and not with the other range."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the sample videos are not next to the repository: no {path}")
+    path = samples.need(f"videos/{name}")
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     ycc_HWC = frame.reformat(format="yuv444p16le").to_ndarray() / 256  # no matrix, no range: the samples themselves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pickle
 import re
@@ -283,8 +284,11 @@ def test_a_download_is_of_the_object_that_was_planned(bucket: str, tmp_path: Pat
         store.download("v.mp4", tmp_path / "w", etag='"0123456789abcdef0123456789abcdef"')
 
 
-def test_an_s3_server_that_is_not_there_is_unknown_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server: StoreUnknown within the bounded retries, without a traceback of botocore's."""
+def test_an_s3_server_that_is_not_there_is_unknown_and_soon(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No server: StoreUnknown within the bounded retries, which are logged, without a traceback of botocore's."""
+    caplog.set_level(logging.INFO, "p3d")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -292,6 +296,7 @@ def test_an_s3_server_that_is_not_there_is_unknown_and_soon(monkeypatch: pytest.
     store = open_store("s3://nowhere", StoreOptions(endpoint_url="http://127.0.0.1:9"))
     with pytest.raises(StoreUnknown, match="is the S3 server running"):
         store.create("a", b"")
+    assert "put_object of s3://nowhere/a is tried again: " in caplog.text
 
 
 def test_a_bucket_that_is_not_there_is_named(s3_server: dict[str, str]) -> None:

@@ -79,7 +79,7 @@ def film(path: Path, hw: tuple[int, int], n_frames: int, gop: int, codec: Codec 
     """Write one film: scenes of four seconds, in each of which the camera pans and an object crosses.
 
     Every frame has its own grain. x264 then codes two frames in five so that no other frame refers to them, and a key
-    frame at each cut. In two real films of the shared samples (bikes, nasa) the share is 0.46 and 0.48. Codecs without
+    frame at each cut. In two real films of the samples (bikes, nasa) the share is 0.46 and 0.48. Codecs without
     B frames have no such frames.
     """
     options = {**codec.options, "g": str(gop)}

@@ -22,7 +22,7 @@ class SearchOptions:
     per_video: bool = option(
         True, "Show the best clip of each video, or every clip that is near enough.", off="every-clip"
     )
-    with_self: bool = option(False, "Also find the video of QUERY itself, if OUT has it.")
+    with_self: bool = option(False, "Find the video of QUERY itself, too, if OUT has it.")
     where: tuple[str, ...] = ()
     distinct: float | None = option(
         None,
@@ -30,6 +30,7 @@ class SearchOptions:
         low=-1,
         high=1,
         metavar="COSINE",
+        default_text="none",
     )
     index: bool = option(False, "Take candidates from the index of `p3d results index`.")
     device: str = option("auto", "Embed a file on this device.", choices=DEVICES)

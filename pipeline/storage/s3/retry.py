@@ -6,6 +6,7 @@ are read again once. botocore's own retries are off: its clients share one retry
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import Any
@@ -52,6 +53,7 @@ def ask(options: StoreOptions, operation: str, where: str, least_patience_s: flo
         elif trouble.patience_s and (  # at least one retry, however long the first attempt took
             pause_s == PAUSE_S or time.monotonic() - began + pause_s < max(trouble.patience_s, least_patience_s)
         ):
+            logging.getLogger(__name__).info("%s of %s is tried again: %s", operation, where, trouble.error)
             time.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         else:
