@@ -17,15 +17,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from p3d.device import device_for
-from p3d.encoder import Encoder
 from p3d.jobs.api.keywords import explicit, listed, path_of
 from p3d.jobs.planning.job_spec import JobSpec
-from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
 from p3d.pipeline.clips.pool import pool as pool_clips
 from p3d.pipeline.clips.pool import pool_columns
 from p3d.pipeline.decode.child import decode_in_child, started_child
@@ -36,7 +33,10 @@ from p3d.pipeline.sources.identity import local_row
 from p3d.pipeline.storage.store import DEFAULTS
 from p3d.pipeline.types import FLOAT32, INT64, UINT8, ClipRow, ShardPlan, VideoEnd, VideoInfo, VideoRef
 from p3d.pipeline.types.policy import DecodeLimits
-from p3d.weights import Weights
+
+if TYPE_CHECKING:
+    from p3d.encoder import Encoder
+    from p3d.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -88,8 +88,14 @@ def embed_file(
     Raises BadVideo, with a reason and a message, for a video without rows; InputError for other invalid input;
     ValueError for an unknown layer.
     """
-    spec = JobSpec(model, "" if isinstance(weights, Weights) else path_of(weights, "weights"), graph, **options)
-    with started_child():
+    named = "" if hasattr(weights, "network") else path_of(weights, "weights")
+    spec = JobSpec(model, named, graph, **options)
+    with started_child():  # it imports its decoders while this process imports torch
+        from p3d.device import device_for
+        from p3d.encoder import Encoder
+        from p3d.jobs.planning.prepare import fix, prepare, refuse_unfit_device, run_options
+        from p3d.weights import Weights
+
         prepared = fix(weights, spec) if isinstance(weights, Weights) else prepare(spec)
         run = run_options({}, workers=1, device=device, batch_size=batch_size, threads=threads)
         refuse_unfit_device(prepared.recipe, run.device)
