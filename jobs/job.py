@@ -5,6 +5,7 @@ The state of a video is that of the newest plan that contains it: all counts use
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from p3d.pipeline.dataset.stored_files import StoredFiles
 from p3d.pipeline.dataset.summaries import Summaries
 from p3d.pipeline.dataset.superseded import newest_plans
 from p3d.pipeline.dataset.totals import Ended, ShardKey, ShardSet, Totals, count, ended
-from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreMissing
+from p3d.pipeline.errors import DamagedJob, NoSuchJob, OtherRecipe, StoreError, StoreMissing
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, shard_name
@@ -291,7 +292,8 @@ def count_done(store: Store, manifests: dict[int, Manifest], work: Work, *, summ
             for key, videos in pool.map(read, some):
                 done.add(count(videos, work.newest.of_shard(manifests[key.plan_seq], key.shard)))
                 if summarise:
-                    work.summaries.add(key, videos)
+                    with contextlib.suppress(StoreError):  # without it, the next run reads the footers again
+                        work.summaries.add(key, videos)
     return done
 
 

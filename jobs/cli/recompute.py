@@ -77,7 +77,8 @@ def record(found: Recomputed) -> dict[str, Any]:
         "wrong": len(found.of("wrong")),
         "unchecked": len(found.of("unchecked")),
         "most_wrong": found.most_wrong,
-        "of": found.n_population,
+        "of": found.n_rows,
+        "share_wrong": found.share_wrong,
         "confidence": 0.95,
         "otherwise": found.otherwise,
         "weights": {
@@ -110,8 +111,12 @@ def tell(found: Recomputed, asked: Asked, trusted: bool) -> None:
     if not found.n_checked:
         output.say("no row could be checked")
         return
-    share, of = found.most_wrong / found.n_population, output.count(found.n_population, "row")
-    output.say(f"with 95 % confidence, at most {found.most_wrong} of {of} are wrong ({share:.2%})")
+    most, share = f"{found.most_wrong} of {output.count(found.n_rows, 'row')}", found.most_wrong / found.n_rows
+    if n["unchecked"]:
+        output.say(f"with 95 % confidence, at most {found.share_wrong:.2%} of the rows that can be checked are wrong")
+        output.say(f"with 95 % confidence, at most {most} are wrong or cannot be checked ({share:.2%})")
+    else:
+        output.say(f"with 95 % confidence, at most {most} are wrong ({share:.2%})")
     if found.weights_from_out and n["wrong"] < found.n_checked:
         chosen = "" if trusted else ", which the maker of OUT chose"
         output.say(f"consistent with the weights in OUT{chosen}; --weights FILE compares with your own")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from p3d.pipeline.dataset.files import reading
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.types import INT64, VideoRef
 
-READERS = 16  # threads that read footers
+READERS, AHEAD = 16, 1024  # threads that read footers, and footers that are read or wait to be read
 # videos that share a child process, and the bytes of their rows, which are in memory until all are compared
 GROUP, GROUP_BYTES = 64, 256 << 20
 
@@ -32,13 +32,13 @@ def rows_drawn(seed: int, n_drawn: int, n_rows: int) -> INT64:
 def rows_per_shard(source: NewestRows) -> dict[str, int]:
     """The number of newest clips in each finished shard, in order, from footers; DamagedJob."""
     if not source.superseded:  # every row is a newest one
+        counts, names = dict[str, int](), iter(source.pieces)
         with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(source.pieces, pool.map(lambda name: _footer(source, name)[0], source.pieces), strict=True))
-    counts, at = dict.fromkeys(source.pieces, 0), _Position()
-    for folder, table in source.rows(clips=False, on_step=at):
-        if folder == "videos":
-            counts[source.pieces[at.n]] += int(table["n_clips"].to_numpy().sum())
-    return counts
+            while some := list(islice(names, AHEAD)):
+                counts.update(zip(some, pool.map(lambda name: _footer(source, name)[0], some), strict=True))
+        return counts
+    tables = (table for folder, table in source.rows(clips=False) if folder == "videos")  # one of each shard
+    return {name: int(table["n_clips"].to_numpy().sum()) for name, table in zip(source.pieces, tables, strict=True)}
 
 
 def _footer(source: NewestRows, name: str) -> tuple[int, dict[str, str]]:
@@ -59,16 +59,6 @@ def stats_of(source: NewestRows, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return stats if isinstance(stats, dict) else {}
-
-
-@dataclass(slots=True)
-class _Position:
-    """The number of the shard whose rows `NewestRows.rows` returns, as its `on_step`."""
-
-    n: int = 0
-
-    def __call__(self, done: int, _: int) -> None:
-        self.n = done
 
 
 @dataclass(slots=True)
@@ -114,17 +104,19 @@ def groups_of(drawn: Iterator[Drawn]) -> Iterator[list[Drawn]]:
 def drawn_videos(source: NewestRows, counts: dict[str, int], numbers: INT64) -> Iterator[Drawn]:
     """The videos with drawn rows. `numbers` count all newest clips."""
     ends = np.cumsum([0, *counts.values()])
+    edges = pairwise(np.searchsorted(numbers, ends).tolist())
     drawn = {
-        name: numbers[slice(*np.searchsorted(numbers, (first, end)))] - first
-        for name, (first, end) in zip(counts, pairwise(ends.tolist()), strict=True)
+        name: numbers[begin:end] - first
+        for name, first, (begin, end) in zip(counts, ends[:-1].tolist(), edges, strict=True)
+        if begin < end
     }
-    nothing = frozenset(name for name, offsets in drawn.items() if not len(offsets))
-    at, first, held, found = _Position(), 0, list[pa.Table](), list[Drawn]()
-    for folder, table in source.rows(skip=nothing, on_step=at):
+    nothing, shards, shard = frozenset(counts.keys() - drawn.keys()), iter(drawn), ""
+    first, held, found = 0, list[pa.Table](), list[Drawn]()
+    for folder, table in source.rows(skip=nothing):
         if folder == "failures":
             continue
-        shard = source.pieces[at.n]
-        if not first:
+        if not shard:  # the next one begins, with a table of clips, as some are drawn
+            shard = next(shards)
             stats = stats_of(source, shard)
         for rows in _by_video(held, table if folder == "clips" else None):
             inside = drawn[shard][slice(*np.searchsorted(drawn[shard], (first, first + rows.num_rows)))] - first
@@ -134,7 +126,7 @@ def drawn_videos(source: NewestRows, counts: dict[str, int], numbers: INT64) -> 
         if folder == "videos":
             _place(source, found, table)
             yield from found
-            first, found = 0, []
+            first, shard, found = 0, "", []
 
 
 def _by_video(held: list[pa.Table], table: pa.Table | None) -> Iterator[pa.Table]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -104,14 +103,26 @@ class Recomputed:
         return len(self.rows) - len(self.of("unchecked"))
 
     @property
-    def n_population(self) -> int:
-        """The rows that `most_wrong` speaks about: all but the drawn ones that could not be checked."""
-        return self.n_rows - len(self.of("unchecked"))
+    def most_wrong(self) -> int:
+        """With 95 % confidence, no more of `n_rows` rows are wrong, or cannot be checked.
+
+        The rows that were checked say nothing about the others: all rows whose videos are gone may be wrong.
+        """
+        return most_wrong(self.n_rows, len(self.rows), len(self.of("wrong")) + len(self.of("unchecked")))
 
     @property
-    def most_wrong(self) -> int:
-        """With 95 % confidence, no more rows of `n_population` are wrong."""
-        return most_wrong(self.n_population, self.n_checked, len(self.of("wrong")))
+    def share_wrong(self) -> float:
+        """With 95 % confidence, no larger share of the rows that can be checked is wrong; 1 if none was checked.
+
+        Their number is not known if others were drawn, too. A bound for more rows than there can be holds for all
+        smaller numbers, but for the fraction that is lost where a count is whole.
+        """
+        n_wrong, n_most = len(self.of("wrong")), self.n_rows - len(self.of("unchecked"))
+        if not self.n_checked:
+            return 1.0
+        if len(self.rows) in (self.n_rows, self.n_checked):
+            return most_wrong(n_most, self.n_checked, n_wrong) / n_most
+        return min(1.0, (most_wrong(n_most, self.n_checked, n_wrong) + 1) / n_most)
 
     @property
     def otherwise(self) -> dict[str, int]:
@@ -388,10 +399,11 @@ def _stored(rows: pa.Table, at: int, vectors_KD: FLOAT32, probs_KS: FLOAT32) -> 
 def _settled(rows: Sequence[_Row]) -> list[_Row]:
     """Where bits must be equal, a row that agrees by cosine only is wrong.
 
-    They must if all that is recorded is as here, and the row was made on this very host, or by one whose bits this
-    processor gives: other rows of that host are the same, bit for bit. The kind of processor is not recorded.
+    They must if all that is recorded is as here, and the row was made on a host whose bits this processor gives: other
+    rows of that host are the same, bit for bit. The kind of processor is not recorded, and a machine elsewhere may have
+    the name of this one.
     """
-    alike = {row.host for row in rows if row.same and row.found.how == "bits"} | {platform.node()}
+    alike = {row.host for row in rows if row.same and row.found.how == "bits"}
     return [
         _changed(row, exactly(Compared(row.found.how, row.found.cause))) if row.same and row.host in alike else row
         for row in rows

@@ -96,7 +96,7 @@ def read_status(store: Store, job: JobRecord, *, over: bool = False) -> Status:
     waiting = "" if state == control.RUNNING else control.not_begun(store, epoch.number if epoch else 0)
     if waiting and state != "finished":
         state = SUBMITTED
-    if beat.videos.all and (state == control.RUNNING or beat.shards.done == n_done):
+    if beat.videos.all and (state == control.RUNNING or (beat.counted and beat.shards.done == n_done)):
         n_videos, n_failed = beat.videos.all, beat.videos.failed
         done = Totals(beat.videos.done, beat.clips, Counter(beat.failures))
     else:

@@ -114,7 +114,7 @@ def changes(earlier: Sequence[Manifest], videos: Rows, *, without: Collection[in
 
     if not plans:
         return Changes(np.ones(videos.num_rows, bool), videos.num_rows, 0, 0, batches)
-    own = next((own_names(pa.Table.from_batches([batch])) for batch in videos.to_batches(max_chunksize=1)), [])
+    own = next((own_names(pa.Table.from_batches([batch])) for batch in videos.to_batches(max_chunksize=BATCH)), [])
     roots, n_planned = plans[0].roots, sum(manifest.plan.n_videos for manifest in plans)
     names = ("version", *(["place"] if roots.records else []), *(["own"] if own else []))
 

@@ -647,6 +647,7 @@ class RayLoop:
             elapsed_s=round(elapsed, 3),
             shards=ShardCounts(all=self.work.n_shards, done=self.work.n_shards - len(self.state.open)),
             videos=VideoCounts(all=self.work.n_videos, done=videos, failed=failed),
+            counted=not self.state.counting,
             clips=clips,
             clips_per_s=round((clips - self.before.clips) / elapsed, 3) if elapsed > 0 else 0.0,
             eta_s=round(elapsed * left / done_here, 1) if done_here > 0 else None,

@@ -53,7 +53,8 @@ class RunSnapshot:
 
     `state` is running, finished or stopped, and `counter` the number of heartbeats so far. `videos`, `clips`, `shards`
     and `failures` (reason -> videos in committed shards) include what earlier runs did. While a run prepares, they are
-    not known, and `videos.all` is 0. `elapsed_s`, `clips_per_s` and `eta_s` (time left) are of this run alone, in
+    not known, and `videos.all` is 0. `counted` is false while the videos of earlier runs are still being counted: until
+    then, only `shards` includes them. `elapsed_s`, `clips_per_s` and `eta_s` (time left) are of this run alone, in
     seconds and clips per second. `eta_s` is None until a video is done. `outage` says which store the run waits for,
     and is empty without one. `stopping` says what a run that was asked to stop finishes first. `exit_code` and
     `sentence` say how the run ended, and are None before.
@@ -68,6 +69,7 @@ class RunSnapshot:
     elapsed_s: float | None = None
     shards: ShardCounts = ShardCounts(done=0)
     videos: VideoCounts = VideoCounts(all=0, done=0, failed=0)
+    counted: bool = True
     clips: int = 0
     clips_per_s: float = 0.0
     eta_s: float | None = None

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import accumulate, count
+from itertools import accumulate, count, repeat
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -412,12 +412,12 @@ class Manifest:
         return end - first
 
     def shard(self, shard: int) -> ShardPlan:
-        rows = self.rows(shard)
-        known = names_in(VideoRef, self.plan.schema_version)
-        names = [field.name for field in fields(VideoRef) if field.name in known]
-        values = zip(*(rows[name].to_pylist() for name in names), strict=True)
-        videos = tuple(VideoRef(**dict(zip(names, row, strict=True))) for row in values)
-        return ShardPlan(self.plan.seq, self.plan.plan8, shard, videos)
+        rows, known = self.rows(shard), names_in(VideoRef, self.plan.schema_version)
+        # by position: a driver does this for every video, and by name it takes twice as long
+        values = (
+            rows[field.name].to_pylist() if field.name in known else repeat(field.default) for field in fields(VideoRef)
+        )
+        return ShardPlan(self.plan.seq, self.plan.plan8, shard, tuple(map(VideoRef, *values)))
 
 
 class NewestPlans:

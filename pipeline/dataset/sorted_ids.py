@@ -1,9 +1,10 @@
 """Rows by the id of their video, sorted in bounded memory: an external sort whose runs are temporary files.
 
-    ids -> 128-bit keys -> one file per range of keys -> each file sorted alone, the rows of one id next to each other
+    ids -> 128-bit keys -> one of few files, by the key -> each file sorted alone, the rows of one id together
 
 An id of 32 hex digits is its own key, and any other is hashed. So an honest output has no two ids with one key, and of
-10^8 videos no id is ever a Python object.
+10^8 videos no id is ever a Python object. Keys of the user's own ids may be alike, such as numbers or times in hex
+digits. So the file of a key is chosen by all of its bits.
 
 Legend: N rows.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import binascii
 import contextlib
 import hashlib
+import tempfile
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +26,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p3d.pipeline.storage.local import scratch_folder, writing
+from p3d.pipeline.storage.local import writing
 from p3d.pipeline.types import BOOL, INT64
 
 UINT64 = npt.NDArray[np.uint64]
 RUN_ROWS = 1 << 20  # of a file, about: it is sorted in memory
 MOST_BITS = 8  # of the number of files, since a process may have 1 024 open
-BUFFER = 1 << 16  # bytes of each file
+HELD_ROWS = 1 << 16  # in memory before they are written: a listing adds a thousand at a time, too few for many files
+MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 by the golden ratio: the product's high bits depend on all bits of a factor
 FEW = 64  # ids that are looked up one by one
 ID_DIGITS, VERSION_DIGITS = 32, 16
 
@@ -63,12 +67,13 @@ class SortedIds:
     """Add rows, then read `runs`: structured arrays with `high` and `low` (the key), `row` and the named fields.
 
     Within a run the rows are sorted by key, those of one id in the order in which they were added. All rows of an id
-    are in one run. Temporary files are removed by `close`, or with this object.
+    are in one run. Temporary files have no names, and go with `close`, with this object, or with the process. Several
+    threads may read.
     """
 
     def __init__(self, n_rows: int, *fields: str) -> None:
         self._dtype = np.dtype([(name, np.uint64) for name in ("high", "low", "row", *fields)])
-        self._held = [np.empty(0, self._dtype)]
+        self._held, self._n_held = [np.empty(0, self._dtype)], 0
         self._files: list[BinaryIO] = []
         self._stack = contextlib.ExitStack()
         self.close = weakref.finalize(self, self._stack.close)
@@ -76,12 +81,14 @@ class SortedIds:
         while n_rows >> bits > RUN_ROWS and bits < MOST_BITS:
             bits += 1
         self._shift = 64 - bits
+        self._folder = Path(tempfile.gettempdir())
         if bits:
-            folder = self._stack.enter_context(scratch_folder("p3d-ids-"))
-            with writing(folder):
-                paths = [folder / str(at) for at in range(1 << bits)]
-                self._files = [self._stack.enter_context(path.open("w+b", buffering=BUFFER)) for path in paths]
+            with writing(self._folder):
+                for _ in range(1 << bits):
+                    file = tempfile.TemporaryFile(prefix="p3d-ids-")  # noqa: SIM115 - the stack closes it
+                    self._files.append(self._stack.enter_context(file))
         self._is_sorted = [False] * max(1, len(self._files))
+        self._lock = threading.Lock()  # a file has one position
 
     def __enter__(self) -> Self:
         return self
@@ -101,19 +108,26 @@ class SortedIds:
         made["row"] = rows_N
         for name, values in fields.items():
             made[name] = values
-        if not self._files:
-            self._held.append(made)
-            return
-        run_N = self._run_of(made["high"])
+        self._held.append(made)
+        self._n_held += len(made)
+        if self._files and self._n_held >= HELD_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the rows in memory to their files."""
+        made = np.concatenate(self._held)
+        self._held, self._n_held = [np.empty(0, self._dtype)], 0
+        run_N = self._run_of(made["high"], made["low"])
         made = made[np.argsort(run_N, kind="stable")]
         edges = np.cumsum(np.bincount(run_N, minlength=len(self._files)))
         for file, first, end in zip(self._files, [0, *edges[:-1]], edges, strict=True):
             if first < end:
-                with writing(Path(str(file.name))):
+                with writing(self._folder):
                     made[first:end].tofile(file)
 
-    def _run_of(self, high_N: UINT64) -> npt.NDArray[np.uint16]:
-        return (high_N >> np.uint64(self._shift)).astype(np.uint16)  # numpy sorts these in one pass
+    def _run_of(self, high_N: UINT64, low_N: UINT64) -> npt.NDArray[np.uint16]:
+        mixed_N = (high_N * MIX ^ low_N) * MIX
+        return (mixed_N >> np.uint64(self._shift)).astype(np.uint16)  # numpy sorts these in one pass
 
     def runs(self) -> Iterator[npt.NDArray[Any]]:
         """Each run, sorted. No rows may be added afterwards."""
@@ -126,7 +140,9 @@ class SortedIds:
                 self._held, self._is_sorted = [_sorted(np.concatenate(self._held))], [True]
             return self._held[0]
         file = self._files[at]
-        with writing(Path(str(file.name))):
+        with self._lock, writing(self._folder):
+            if self._n_held:
+                self._write()
             file.flush()
             file.seek(0)
             run = np.fromfile(file, self._dtype)
@@ -141,7 +157,7 @@ class SortedIds:
         """The row that was added last of each id, [N]; -1 if no row has it."""
         rows_N = np.full(len(ids), -1, np.int64)
         high_N, low_N = _words(ids)
-        run_N = self._run_of(high_N) if self._files else np.zeros(len(ids), np.uint16)
+        run_N = self._run_of(high_N, low_N) if self._files else np.zeros(len(ids), np.uint16)
         for at in np.unique(run_N):
             run, (wanted,) = self._run(int(at)), np.nonzero(run_N == at)
             first_N = np.searchsorted(run["high"], high_N[wanted])

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,7 +35,10 @@ BLOCK = 1024  # shards of a summary; the last shards of a plan, if they are fewe
 FOLDER = "_job/summaries/"
 SUMMARY_KEY = re.compile(rf"{FOLDER}([0-9a-f]{{8}}-[0-9]{{9,}})\.parquet")
 SCHEMA = pa.schema([("n_clips", pa.int32()), ("reason", pa.string())])
-Ends = tuple[tuple[int, ...], tuple[str | None, ...]]  # the number of clips of each video of a shard, and its reason
+# each text once: in a file from somebody else, it may be long, and that of each of a million rows
+AS_READ = SCHEMA.set(1, pa.field("reason", pa.dictionary(pa.int32(), pa.string())))
+# the number of clips of each video of a shard, and its reason; None if none failed. Many blocks may be incomplete
+Ends = tuple[npt.NDArray[np.int32], tuple[str | None, ...] | None]
 ABOUT = b"p3d.summary"  # in the metadata of the file
 
 
@@ -96,13 +100,13 @@ class Summaries:
         first, end = _rows_of(manifest, block)
         try:
             content = pa.BufferReader(self.store.read(summary_key(manifest.plan, block)))
-            with pq.ParquetFile(content, page_checksum_verification=True) as file:
+            with pq.ParquetFile(content, page_checksum_verification=True, read_dictionary=["reason"]) as file:
                 said = json.loads((file.schema_arrow.metadata or {})[ABOUT])
                 if said != about(manifest.plan) or file.metadata.num_rows != end - first:
                     return None
+                if not file.schema_arrow.remove_metadata().equals(AS_READ):
+                    return None
                 rows = file.read(use_threads=False)
-            if not rows.schema.remove_metadata().equals(SCHEMA):
-                return None
             n_clips, reasons = rows["n_clips"], Counter[str]()
             rows = rows.filter(pa.array(newest.current(manifest.plan.seq, first, end)))
             for one in pc.value_counts(rows["reason"].combine_chunks()).to_pylist():
@@ -122,13 +126,14 @@ class Summaries:
         _, n_clips, reasons = zip(*videos, strict=True)
         with self._lock:
             known = self._known.setdefault((key.plan_seq, block), {})
-            known[key.shard] = n_clips, reasons
+            known[key.shard] = np.array(n_clips, np.int32), reasons if any(reasons) else None
             if len(known) < BLOCK:
                 return
             del self._known[key.plan_seq, block]
         first, end = _rows_of(manifest, block)
-        made = zip(*(ends for _, ends in sorted(known.items())), strict=True)
-        rows = pa.table([list(chain.from_iterable(column)) for column in made], schema=SCHEMA)
+        clips, why = zip(*(known[shard] for shard in sorted(known)), strict=True)
+        reason = chain.from_iterable(one or [None] * len(n) for n, one in zip(clips, why, strict=True))
+        rows = pa.table([np.concatenate(clips), list(reason)], schema=SCHEMA)
         if rows.num_rows != end - first:
             return  # a damaged shard, which `verify` reports
         self.store.create(summary_key(manifest.plan, block), content_of(rows, about(manifest.plan)))

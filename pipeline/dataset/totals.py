@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -96,12 +97,8 @@ def count(videos: Iterable[Ended], current_V: BOOL) -> Totals:
 
     All of them count if they are not as many as planned: then the file is damaged, which `verify` says.
     """
-    sums, known = Totals(), list(videos)
-    current = current_V.tolist() if len(known) == len(current_V) else [True] * len(known)
-    for (_, n_clips, reason), is_current in zip(known, current, strict=True):
-        if is_current:
-            sums.videos += 1
-            sums.clips += n_clips
-            if reason is not None:
-                sums.failures[reason] += 1
-    return sums
+    known = list(videos)
+    if len(known) == len(current_V):
+        known = list(compress(known, current_V.tolist()))
+    _, n_clips, reasons = zip(*known, strict=True) if known else ((), (), ())
+    return Totals(len(known), sum(n_clips), Counter(filter(None, reasons)))

@@ -22,6 +22,7 @@ from threading import get_ident
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from p3d.pipeline.dataset import columns, schema
 from p3d.pipeline.dataset.commit import clips_key, data_files
@@ -31,7 +32,7 @@ from p3d.pipeline.dataset.plans import Manifest, NewestPlans, check_digest, load
 from p3d.pipeline.dataset.read_ahead import THREADS
 from p3d.pipeline.dataset.roots import load_roots
 from p3d.pipeline.dataset.shard_check import Footer, ShardCheck, keys_of, lost_clips, name_of, read_footer
-from p3d.pipeline.dataset.stored_files import StoredFiles
+from p3d.pipeline.dataset.stored_files import DATA_KEY, StoredFiles
 from p3d.pipeline.recipe import JobRecord, PlanRecord, Recipe
 from p3d.pipeline.storage.local import scratch_folder
 from p3d.pipeline.storage.store import Store
@@ -278,14 +279,27 @@ def current_failures(store: Store) -> list[dict[str, Any]]:
     """The current rows of failures/: a video's state is that of the newest plan that names it. DamagedJob."""
     plans, roots = load_plans(store), load_roots(store)
     version = plans[0].schema_version if plans else SCHEMA_VERSION
-    newest = NewestPlans(Manifest(store, plan) for plan in plans) if len(plans) > 1 else None
+    manifests = {plan.plan8: Manifest(store, plan) for plan in plans} if len(plans) > 1 else {}
+    newest = NewestPlans(manifests.values())
     rows: list[dict[str, Any]] = []
     for info in data_files(store, "failures/"):
         with reading(store, info.key, f"`p3d verify {store.words()} --repair` repairs what can be repaired"):
             table = schema.read_parquet(io.BytesIO(store.read(info.key)))
             check(table.schema.equals(schema.failures_schema(version)), "it has other columns than p3d writes")
-            if newest is not None:
-                seq_N = newest.find(table["video_id"])[0]
-                table = table.filter(pa.array((seq_N < 0) | (seq_N == table["plan_seq"].to_numpy())))
+            if (old := _superseded(manifests, newest, info.key)) is not None:
+                table = table.filter(pc.invert(pc.is_in(table["video_id"], old)))
             rows += columns.with_newer(table, columns.FAILURES, version).to_pylist()
     return [row | {"uri": row["uri"] and roots.now(row["uri"], row["plan_seq"])} for row in rows]
+
+
+def _superseded(manifests: dict[str, Manifest], newest: NewestPlans, key: str) -> pa.ChunkedArray | None:
+    """The ids of a data file's shard that a newer plan names; None if its shard is not one of these plans.
+
+    The sorted ids would have to be read again for each file.
+    """
+    found = DATA_KEY.fullmatch(key)
+    manifest = manifests.get(found[2]) if found else None
+    if found is None or manifest is None or not newest.n_superseded or int(found[3]) >= manifest.plan.n_shards:
+        return None
+    shard = int(found[3])
+    return manifest.rows(shard)["video_id"].filter(pa.array(~newest.of_shard(manifest, shard)))

@@ -144,7 +144,8 @@ def _used(folder: Path, held: str) -> OtherRecipe:
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A new folder next to `folder`, which gets its name at the end, synced, or is removed after an error."""
-    work = folder.with_name(f".{folder.name[:100]}.{uuid.uuid4().hex}.part")
+    name = folder.name.encode(errors="replace")[:100].decode(errors="ignore")  # a name has at most 255 bytes
+    work = folder.with_name(f".{name}.{uuid.uuid4().hex}.part")
     with writing(work):
         make_folder(folder.parent)
         work.mkdir()

@@ -107,6 +107,7 @@ def find(
     else:
         found = _walk_folder(path, globs, tell) if path.is_dir() else _one_file(path, globs)
     if not found.videos.num_rows:
+        found.forget()  # or the next listing, after videos have been copied there, would have none, too
         if pattern:
             raise InputError(
                 f"{typed} does not exist, and as a pattern it matches no video ({found.n_skipped} other files)"
@@ -309,6 +310,7 @@ def _walk_s3(source: str, options: StoreOptions, globs: Globs, tell: Tell, kept:
             buffer.split(parts)
         list_parts(store, parts, take, begin)
         if not sorter.n_seen and prefix and not globs and (info := store.head(prefix)) is not None:  # one object
+            buffer.forget()
             return _table([s3_row(bucket, prefix, prefix.rpartition("/")[2], info)])
         return sorter.found()
 

@@ -1,17 +1,16 @@
 """The rows of a long listing before they are planned: Arrow in files instead of millions of Python objects.
 
-    pages of a listing --write--> a file for each part of the listing --table--> rows, mapped into memory from the files
+    pages of a listing --write--> a file for each process that has listed --table--> rows, mapped from the files
 
-Threads list parts side by side. A buffer with a folder of its own is kept after a kill: a later listing of the same
-source reads how far each part had come (`progress`), and continues there. An Arrow stream that was cut is read up to
-its last whole batch, so nothing is synced.
+Threads list parts side by side, and each page says of which part it is. A buffer with a folder of its own is kept after
+a kill: a later listing of the same source reads how far each part had come (`before`), and continues there, in another
+file. An Arrow stream that was cut is read up to its last whole batch, so nothing is synced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
@@ -35,7 +34,7 @@ KEPT_S = 24 * 3600.0  # after which a listing that was interrupted is started ag
 ABOUT = b"p3d.page"  # in the metadata of a batch
 SUFFIX = ".arrows"
 PARTS = "parts.json"
-SOME = 1000  # names of other files that are kept of a page
+SOME = 1000  # names of other files that are kept of a page, and of all that an earlier process has listed
 
 
 def batch_of(rows: Sequence[VideoRef]) -> pa.RecordBatch:
@@ -64,7 +63,7 @@ class ListingBuffer:
 
     def __init__(self, kept: Path | None = None) -> None:
         self._stack = contextlib.ExitStack()
-        self._writers: dict[str, Any] = {}
+        self._open: tuple[BinaryIO, Any] | None = None  # the file, and what writes Arrow to it
         self._lock = threading.Lock()
         self.n_rows = 0
         self.parts: list[str] | None = None  # of the listing, if an earlier process has found them
@@ -103,10 +102,12 @@ class ListingBuffer:
             with writing(self._folder):
                 make_private(self._folder)
             return
-        self.parts = parts
-        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+        self.parts, left = parts, SOME  # names of other files that are still kept
+        for path in self._files():
             for batch, about in _batches(path):
-                _add(self.before.setdefault(str(about["part"]), Progress()), batch.num_rows, about)
+                others = about.get("others", [])[:left]
+                left -= len(others)
+                _add(self.before.setdefault(str(about["part"]), Progress()), batch.num_rows, about, others)
         self.n_rows = sum(found.n_rows for found in self.before.values())
 
     def split(self, parts: Sequence[str]) -> None:
@@ -121,37 +122,35 @@ class ListingBuffer:
     def write(self, rows: Sequence[VideoRef], part: str = "", last: str = "", others: Sequence[str] = ()) -> None:
         """Append one page: its videos, its last key, and the names of its other files."""
         about = {"part": part, "last": last, "n_others": len(others), "others": others[:SOME]}
-        self._append(batch_of(rows), part, about)
+        self._append(batch_of(rows), about)
 
     def end(self, part: str) -> None:
         """A part is complete."""
-        self._append(batch_of([]), part, {"part": part, "done": True})
-        with self._lock:
-            sink, writer = self._writers.pop(part)
-        with writing(self._folder):
-            writer.close()
-            sink.close()
+        self._append(batch_of([]), {"part": part, "done": True})
 
-    def _append(self, batch: pa.RecordBatch, part: str, about: dict[str, object]) -> None:
-        with self._lock:
-            if part not in self._writers:
-                with writing(self._folder):
-                    name = f"{hashlib.sha256(part.encode()).hexdigest()[:16]}-{time.time_ns()}{SUFFIX}"
-                    sink = self._stack.enter_context((self._folder / name).open("wb"))
-                    self._writers[part] = sink, pa.ipc.new_stream(sink, pa.schema(FIELDS))
-            sink, writer = self._writers[part]
+    def _append(self, batch: pa.RecordBatch, about: dict[str, object]) -> None:
+        with self._lock, writing(self._folder):
+            if self._open is None:
+                path = self._folder / f"{len(self._files()):06d}{SUFFIX}"
+                sink: BinaryIO = self._stack.enter_context(path.open("xb"))
+                self._open = sink, pa.ipc.new_stream(sink, pa.schema(FIELDS))
+            sink, writer = self._open
+            writer.write_batch(batch, custom_metadata={ABOUT: json.dumps(about)})
+            sink.flush()
             self.n_rows += batch.num_rows
-            with writing(self._folder):
-                writer.write_batch(batch, custom_metadata={ABOUT: json.dumps(about)})
-                sink.flush()
+
+    def _files(self) -> list[Path]:
+        """The files in the order in which they were begun: each process writes one, as maps into memory are few."""
+        return sorted(self._folder.glob(f"*{SUFFIX}"))
 
     def table(self) -> pa.Table:
         """All rows, in the order of the first rows of their batches. The files may be removed while it is used."""
-        with writing(self._folder):
-            for sink, writer in self._writers.values():
+        if self._open is not None:
+            sink, writer = self._open
+            with writing(self._folder):
                 writer.close()
                 sink.close()
-        found = [batch for path in self._folder.glob(f"*{SUFFIX}") for batch, _ in _batches(path) if batch.num_rows]
+        found = [batch for path in self._files() for batch, _ in _batches(path) if batch.num_rows]
         if (n_read := sum(batch.num_rows for batch in found)) != self.n_rows:
             raise InputError(
                 f"{n_read} of {self.n_rows} listed videos can be read back from {self._folder}: were files removed or "
@@ -186,12 +185,12 @@ def boot_id() -> str:
     return ""
 
 
-def _add(progress: Progress, n_rows: int, about: dict[str, Any]) -> None:
+def _add(progress: Progress, n_rows: int, about: dict[str, Any], others: list[str]) -> None:
     progress.n_rows += n_rows
     progress.last = about.get("last") or progress.last
     progress.done = progress.done or bool(about.get("done"))
     progress.n_others += about.get("n_others", 0)
-    progress.others += about.get("others", [])
+    progress.others += others
 
 
 def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, dict[str, Any]]]:

@@ -10,9 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from p3d.jobs.planning.changes import changes
 from p3d.jobs.planning.prepare import add_plan
 from p3d.pipeline.dataset.commit import commit_shard
-from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.errors import InputError
 from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.sources.listing import SourceListing
@@ -166,3 +167,25 @@ def test_a_launch_into_a_job_takes_what_is_not_typed_from_it(
         assert code == 5 and "clips every:16 (there: spread:2); pool mean (there: max)" in said
     code, _, said = in_process("plan", str(archive), str(out), "--clips", "every:16")
     assert code == 5 and "was made with other settings: clips every:16 (there: spread:2). Use" in said
+
+
+class Counting:
+    """Rows whose batches are counted. As in a table of Arrow, all of them are made before the first is used."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows, self.num_rows, self.n_batches = rows, rows.num_rows, 0
+
+    def to_batches(self, max_chunksize: int | None = None) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = self.rows.to_batches(max_chunksize=max_chunksize)
+        self.n_batches += len(batches)
+        return batches
+
+
+def test_a_long_listing_is_never_divided_into_single_rows(store: LocalStore) -> None:
+    """A batch of Arrow takes 2 kB, whatever it holds: one for each row of 10^7 would take 20 GB."""
+    names = [f"{at:04}" for at in range(500)]
+    launch(store, SourceListing(videos(names[:-1]), ()))
+    rows = Counting(videos(names).drop_columns(["label"]))
+    found = changes([Manifest(store, plan) for plan in load_plans(store)], rows)
+    assert (found.n_new, found.n_changed, found.n_columns) == (1, 0, 0)
+    assert rows.n_batches < 10

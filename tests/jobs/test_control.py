@@ -570,6 +570,7 @@ WHOLE = {  # as a run writes it
     "elapsed_s": 2.5,
     "shards": {"all": 2, "done": 1},
     "videos": {"all": 3, "done": 1, "failed": 1},
+    "counted": True,
     "clips": 4,
     "clips_per_s": 1.6,
     "eta_s": None,

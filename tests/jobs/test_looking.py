@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import log as runlog
 from p3d.jobs.scheduler.control import Epoch
 from p3d.jobs.scheduler.log import RunLog, read_log, told
-from p3d.jobs.scheduler.run_snapshot import RunSnapshot
+from p3d.jobs.scheduler.run_snapshot import RunSnapshot, ShardCounts, VideoCounts
 from p3d.jobs.scheduler.state import (
     Checked,
     CheckFailed,
@@ -337,3 +338,23 @@ def test_an_output_that_lost_a_derived_file_is_not_finished(tmp_path: Path) -> N
     assert code == 6 and "stopped" in printed and "files of 1 shard are missing" in printed
     code, _, said = in_process("verify", store.url)
     assert code == 6 and "not made yet: 1 file of videos/ and failures/" in said
+
+
+def test_a_run_that_ended_before_it_had_counted_hides_nothing(tmp_path: Path) -> None:
+    """Its last heartbeat has the shards of earlier runs, and not their videos: these are read from the footers."""
+    store = LocalStore(str(tmp_path / "out"))
+    manifest = planned(store, tuple("abcdefgh"))
+    commit_shard(store, shard_rows(manifest, 0), recipe(), manifest.user_columns(0))
+    epoch = control.claim(store, {}, takeover=False, say=print)
+    beat = RunSnapshot(
+        counter=1,
+        state="stopped",
+        exit_code=6,
+        sentence="cancelled",
+        shards=ShardCounts(all=2, done=1),
+        videos=VideoCounts(all=8, done=0, failed=0),
+    )
+    for counted, n_videos in ((True, 0), (False, 4)):
+        control.beat(store, epoch.number, replace(beat, counted=counted))
+        _, printed, _ = in_process("status", store.url, "--json")
+        assert json.loads(printed)["videos_done"] == n_videos

@@ -25,6 +25,7 @@ def test_a_driver_keeps_nothing_of_what_is_done(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(runlog, "LINES", 500)
     with bench.without_ray():
         run = bench.run_of(SHARDS, workers=8, shard_videos=2)
+        assert not run.snapshot("running").counted
         held, done, handle = dict[int, int](), 0, run.state.handle
 
         def looking(event: Any) -> Any:
@@ -43,6 +44,7 @@ def test_a_driver_keeps_nothing_of_what_is_done(monkeypatch: pytest.MonkeyPatch)
         finally:
             tracemalloc.stop()
     assert (finish.exit_code, done, run.state.totals.videos) == (0, SHARDS, 2 * SHARDS)
+    assert run.snapshot("finished", finish).counted
     assert held[SHARDS - 20] - held[2000] < 60_000, held
 
 

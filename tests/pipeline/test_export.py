@@ -154,6 +154,15 @@ def test_ids_of_any_text_stay_inside_dir(tmp_path: Path) -> None:
     assert made.renamed == len(ids) - 4
 
 
+def test_dir_may_have_the_longest_name(tmp_path: Path) -> None:
+    """The hidden folder next to it has a name of its own, of which a file system takes 255 bytes, too."""
+    store = LocalStore(str(tmp_path / "out"))
+    add_plan(store, videos("a"), frames=(40,))
+    for name in ("漢" * 85, "x" * 255):
+        assert export_npy(newest(store), tmp_path / name).videos == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x" * 255, "漢" * 85]
+
+
 def test_a_used_dir_is_refused_and_kept(tmp_path: Path) -> None:
     """A folder with any file is not touched, nor is a file, or a folder in OUT; an empty folder is used."""
     store = LocalStore(str(tmp_path / "out"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +23,22 @@ def ids_of(n: int, seed: int) -> list[str]:
     return [*some, *texts, *rng.choices(some, k=n // 2), *texts[:3]]
 
 
-@pytest.mark.parametrize("run_rows", [1 << 20, 16])
+@pytest.mark.parametrize(("run_rows", "held_rows"), [(1 << 20, 1 << 16), (16, 1), (16, 40), (16, 1 << 16)])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_last_row_of_each_id_is_found(
-    run_rows: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_rows: int, held_rows: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In memory and in files, one by one and many together, as a dictionary would give it."""
     monkeypatch.setattr(sorted_ids, "RUN_ROWS", run_rows)
+    monkeypatch.setattr(sorted_ids, "HELD_ROWS", held_rows)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names = ids_of(100, seed)
     with SortedIds(len(names)) as ids:
         for first in range(0, len(names), 33):
             some = names[first : first + 33]
             ids.add(pa.array(some), range(first, first + len(some)))
-        assert bool(list(tmp_path.iterdir())) == (run_rows < len(names))
+        assert ids.in_memory == (run_rows >= len(names))
+        assert not list(tmp_path.iterdir())  # a kill leaves nothing
         true = {name: row for row, name in enumerate(names)}
         asked = [*true, "unknown", "f" * 32]
         random.Random(seed).shuffle(asked)
@@ -48,7 +52,6 @@ def test_the_last_row_of_each_id_is_found(
             assert (same_as_next(run) == np.array([true[names[row]] != row for row in rows], bool)).all()
             seen += rows
         assert sorted(seen) == list(range(len(names)))
-    assert not list(tmp_path.iterdir())
 
 
 def test_two_ids_with_one_half_of_their_key_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +64,32 @@ def test_two_ids_with_one_half_of_their_key_are_two(monkeypatch: pytest.MonkeyPa
         assert ids.find(pa.array(names)).tolist() == [0, 3, 2, 3]
         (run,) = ids.runs()
         assert run["low"].tolist() == [1, 1, 2, 3] and run["row"].tolist() == [1, 3, 2, 0]
+
+
+def test_threads_find_what_one_thread_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page answers several requests at a time; the files are sorted while they look for ids."""
+    monkeypatch.setattr(sorted_ids, "RUN_ROWS", 1 << 11)
+    names = [f"{at:032x}" for at in range(1 << 15)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with SortedIds(len(names)) as ids, ThreadPoolExecutor(8) as pool:
+            ids.add(pa.array(names), range(len(names)))
+            asked = range(0, len(names), 97)
+            assert [one.tolist() for one in pool.map(lambda at: ids.find(pa.array([names[at]])), asked)] == [
+                [at] for at in asked
+            ]
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("form", ["{0:032x}", "{0:016x}" + "0" * 16, "{0:08x}" * 4, "0190a1b2c3d4{0:020x}"])
+def test_ids_that_are_alike_are_in_many_files(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers and times in hex digits are divided as hashes are: a run of few rows stays one, and fits into memory."""
+    monkeypatch.setattr(sorted_ids, "RUN_ROWS", 128)
+    with SortedIds(8192) as ids:
+        ids.add(pa.array([form.format(at) for at in range(8192)]), range(8192))
+        assert max(map(len, ids.runs())) < 3 * 128
 
 
 def test_keys_of_a_column_do_not_depend_on_the_other_rows() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from p3d.jobs import job as jobs
@@ -16,6 +19,7 @@ from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.summaries import summary_key
 from p3d.pipeline.dataset.totals import ShardKey, Totals, ended
+from p3d.pipeline.errors import StoreDenied
 from p3d.pipeline.recipe import ShardSizing
 from tests.pipeline.rows import planned, recipe, shard_rows, videos
 from tests.sim.store import MemoryStore
@@ -97,6 +101,22 @@ def test_a_summary_that_cannot_be_read_is_as_if_absent(done: tuple[MemoryStore, 
         assert counts(survey(store, plans).done) == true, bad
 
 
+def test_a_run_counts_on_if_no_summary_can_be_written(
+    done: tuple[MemoryStore, dict[int, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that denies it would else keep the run from ever counting what is done, and so from finishing."""
+    store, plans = done
+    true = counts(survey(store, plans).done)
+    for key in [key for key in store.objects if key.startswith(summaries.FOLDER)]:
+        del store.objects[key]
+
+    def denied(*_: object) -> str:
+        raise StoreDenied("no")
+
+    monkeypatch.setattr(store, "create", denied)
+    assert counts(jobs.count_done(store, plans, look(store, plans), summarise=True)) == true
+
+
 def test_claims_of_a_summary_are_checked(done: tuple[MemoryStore, dict[int, Manifest]]) -> None:
     """Negative numbers, nulls, unknown reasons, more rows and another plan are not believed."""
     store, plans = done
@@ -116,6 +136,31 @@ def test_claims_of_a_summary_are_checked(done: tuple[MemoryStore, dict[int, Mani
     table = pa.table([pa.array([7] * 4, pa.int32()), pa.nulls(4, pa.string())], schema=summaries.SCHEMA)
     store.objects[key] = summaries.content_of(table, about)
     assert counts(survey(store, plans).done) != true  # a summary that could be true is read
+
+
+def test_a_long_reason_of_many_rows_is_read_once(
+    done: tuple[MemoryStore, dict[int, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet stores a repeated text once: 800 bytes may claim gigabytes, and `status` of a foreign OUT reads them."""
+    store, plans = done
+    key, true = summary_key(plans[1].plan, 0), counts(survey(store, plans).done)
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 4, pa.int32()), ["x" * (32 << 20)])
+    rows = pa.table({"n_clips": pa.array([1] * 4, pa.int32()), "reason": text})
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, rows.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({summaries.ABOUT.decode(): json.dumps(summaries.about(plans[1].plan))})
+    store.objects[key] = content.getvalue()
+    read, sizes = pq.ParquetFile.read, list[int]()
+
+    def weighed(file: pq.ParquetFile, **given: Any) -> pa.Table:
+        table = read(file, **given)
+        sizes.append(table.nbytes)
+        return table
+
+    monkeypatch.setattr(pq.ParquetFile, "read", weighed)
+    assert counts(survey(store, plans).done) == true
+    assert len(store.objects[key]) < 10_000 and max(sizes) < 40 << 20
 
 
 def test_an_incomplete_block_is_not_summarised() -> None:

@@ -19,12 +19,13 @@ from p3d.jobs.job import manifests
 from p3d.pipeline.dataset import schema, verify
 from p3d.pipeline.dataset.commit import clips_key, commit_shard, derive, failures_key, videos_key
 from p3d.pipeline.dataset.newest_rows import NewestRows
-from p3d.pipeline.dataset.plans import Manifest
+from p3d.pipeline.dataset.plans import Manifest, NewestPlans, write_plan
+from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.verify import Audit, Piece, audit, audit_piece, current_failures
 from p3d.pipeline.errors import DamagedJob
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.storage.local import LocalStore
-from tests.pipeline.rows import planned, recipe, shard_rows
+from tests.pipeline.rows import planned, recipe, shard_rows, videos
 
 NAMES = tuple("abcdefghij")
 JOB = JobRecord(recipe(), "random:0", {})
@@ -61,7 +62,7 @@ def test_reading_leaves_no_thread_behind(store: LocalStore, manifest: Manifest) 
 import os, sys
 from p3d.pipeline.dataset import verify
 from p3d.pipeline.dataset.commit import derive
-from p3d.pipeline.recipe import JobRecord
+from p3d.pipeline.recipe import JobRecord, ShardSizing
 from p3d.pipeline.dataset.plans import Manifest, load_plans
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.storage.local import LocalStore
@@ -343,6 +344,15 @@ def test_a_plan_of_another_recipe_is_refused(store: LocalStore, manifest: Manife
 def test_failures_are_listed_with_their_reason(store: LocalStore, manifest: Manifest) -> None:
     """Current failures are those of the newest plan that names the video."""
     assert {row["video_id"]: row["reason"] for row in current_failures(store)} == dict.fromkeys("bfj", "truncated")
+
+
+def test_failures_of_older_plans_are_left_out_without_looking_up_ids(
+    store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`f` is planned again, and pending. A file is compared with its shard: sorted ids are read from the disk."""
+    write_plan(store, 2, recipe(), with_shards(videos("f"), ShardSizing(1)), 0, ShardSizing())
+    monkeypatch.setattr(NewestPlans, "find", lambda *_: pytest.fail("looked up"))
+    assert [row["video_id"] for row in current_failures(store)] == ["b", "j"]
 
 
 @pytest.mark.fault(43)

@@ -200,6 +200,42 @@ def test_a_listing_that_was_interrupted_costs_no_request_again(moto_front: Proxy
     assert again.videos.equals(first.videos) and moto_front.requests == []
 
 
+def test_a_listing_without_videos_is_not_kept(bucket: str, tmp_path: Path) -> None:
+    """After the error the user copies videos there: the same launch finds them."""
+    client, source = boto3.client("s3"), f"s3://{bucket}/v"
+    client.put_object(Bucket=bucket, Key="v/a/notes.txt", Body=b"1")
+    with pytest.raises(InputError, match="no videos in"):
+        find(source, StoreOptions(), kept=tmp_path / "kept")
+    client.put_object(Bucket=bucket, Key="v/a/b.mp4", Body=b"1")
+    assert find(source, StoreOptions(), kept=tmp_path / "kept").videos["path"].to_pylist() == ["a/b.mp4"]
+
+
+def test_a_listing_of_many_folders_has_few_files(tmp_path: Path) -> None:
+    """A process may map 65 530 files into memory, and a bucket may have more folders: each process writes one file."""
+    for run in range(2):
+        with ListingBuffer(tmp_path / "kept") as buffer:
+            buffer.split([f"{run}-{n}/" for n in range(50)])
+            for n in range(50):
+                row = VideoRef(f"{run}{n:031x}", f"{n}.mp4", f"s3://b/{run}-{n}/a.mp4", "0" * 16, 1)
+                buffer.write([row], f"{run}-{n}/", f"{run}-{n}/a.mp4")
+                buffer.end(f"{run}-{n}/")
+            assert buffer.table().num_rows == 50 * (run + 1)
+        assert len(list((tmp_path / "kept").glob("*.arrows"))) == run + 1
+
+
+def test_few_names_of_other_files_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an earlier listing all other files are counted, and a limited number is named, however many parts it has."""
+    monkeypatch.setattr(listing_buffer, "SOME", 3)
+    with ListingBuffer(tmp_path / "kept") as buffer:
+        buffer.split(["a/", "b/"])
+        for part in ("a/", "b/"):
+            for n in range(2):
+                buffer.write([], part, f"{part}{n}", [f"{part}{n}.txt", f"{part}{n}.jpg"])
+    before = ListingBuffer(tmp_path / "kept").before
+    assert [one.n_others for one in before.values()] == [4, 4]
+    assert [name for one in before.values() for name in one.others] == ["a/0.txt", "a/0.jpg", "a/1.txt"]
+
+
 def test_rows_that_cannot_be_read_back_are_not_left_out(tmp_path: Path) -> None:
     """A file of the buffer that is cut while the listing goes on ends it: no plan lacks its videos silently."""
     with ListingBuffer(tmp_path / "kept") as buffer:
