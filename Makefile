@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo train-demo test samples release artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format recompute test-recipes test-page coverage mutants check docs clean
+.PHONY: demo train-demo test how-to samples release artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format recompute test-recipes test-page coverage mutants check docs clean
 
 demo: $(READY)
 	$(PY) -m demo.run
@@ -24,6 +24,10 @@ test: $(READY)
 samples: $(READY)
 	$(PY) -m tests.samples.fetch
 
+# the commands of the how-to pages, those that start Ray, too, in some minutes; `make test` runs the other ones
+how-to: $(READY)
+	P3D_HOW_TO=1 $(PY) -m pytest -q tests/test_how_to.py tests/training/test_how_to.py
+
 # what a user installs: a wheel built from the sdist, in a clean environment, runs a job next to modules of the same names
 artifact:
 	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/artifact
@@ -33,14 +37,14 @@ artifact:
 bounds:
 	PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" .ci/bounds
 
-# the figures of docs/performance.md in their small form, under ten minutes on 2 idle cores: a table on the screen,
-# Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
+# the figures of docs/explanation/performance.md in their small form, under ten minutes on 2 idle cores: a table on the
+# screen, Markdown and JSON in bench/out/. `python -m bench.NAME --help` has the full forms
 bench: $(READY)
 	$(PY) -m bench.model
 	$(PY) -m bench.pipeline --only null --rounds 2
 	$(PY) -m bench.plan
 
-# the pipeline's figures of docs/performance.md in their small forms, about fifteen minutes on 2 idle cores;
+# the pipeline's figures of docs/explanation/performance.md in their small forms, about fifteen minutes on 2 idle cores;
 # Markdown and JSON in bench/out/
 bench-pipeline: $(READY)
 	$(PY) -m bench.pipeline --s3
@@ -86,7 +90,7 @@ format: $(READY)
 recompute: $(READY)
 	P3D_RECOMPUTE=1 $(PY) -m pytest -q -s --timeout 3000 tests/jobs/test_recompute.py
 
-# the recipes of docs/search.md with all their libraries, in a separate environment; a few minutes
+# the recipes of docs/how-to/search-engines.md with all their libraries, in a separate environment; a few minutes
 test-recipes: $(READY) .venv-recipes/.ready
 	P3D_RECIPES_PYTHON=$(CURDIR)/.venv-recipes/bin/python $(PY) -m pytest -q tests/test_recipes.py
 

@@ -1,7 +1,7 @@
-"""The table of docs/decoding.md: route, frames and outcome of each sample video.
+"""The table of docs/reference/samples.md: route, frames and outcome of each sample video.
 
 python -m bench.decoding            print the table as Markdown
-python -m bench.decoding --write    write it into docs/decoding.md; tests check every row
+python -m bench.decoding --write    write it into docs/reference/samples.md; tests check every row
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from p3d.pipeline.types import FrameSpec, VideoEnd, VideoInfo
 from p3d.pipeline.types.policy import DecodeLimits, DecodePolicy
 from tests.samples import VIDEOS, names_below
 
-PAGE = REPO / "docs" / "decoding.md"
+PAGE = REPO / "docs" / "reference" / "samples.md"
 SPEC = FrameSpec(crop_hw=(160, 160), resize_hw=(182, 242))
 EVERY = parse_sampling("every:16", clip_frames=16)
 HEAD = "| file | route | frames | outcome |\n| --- | --- | --- | --- |"

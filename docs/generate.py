@@ -1,4 +1,4 @@
-"""Write docs/reference.md and the generated parts of other pages of docs from the code.
+"""Write the generated pages of docs, and the generated parts of other pages, from the code.
 
 python docs/generate.py          rewrite
 python docs/generate.py --check  exit 1 if a file is out of date
@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,25 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import p3d  # noqa: E402 - after the path
+from docs.json_outputs import ANSWERS, fields_of  # noqa: E402
 from p3d import zoo  # noqa: E402
 from p3d.jobs.api.moves import Relocated  # noqa: E402 - after the path
-from p3d.jobs.cli import VERBS, Verbs, cli  # noqa: E402 - after the path
-from p3d.jobs.cli.output import EXIT_CODES  # noqa: E402
+from p3d.jobs.cli import STORES_VERB, VERBS, Verbs, cli  # noqa: E402 - after the path
+from p3d.jobs.cli.output import EXIT_CODES, EXIT_REMEDY, exit_code  # noqa: E402
 from p3d.jobs.monitor.status import Status  # noqa: E402
 from p3d.jobs.scheduler.metrics import METRICS, PREFIX  # noqa: E402
 from p3d.jobs.scheduler.run_snapshot import RunSnapshot, WorkerSnapshot  # noqa: E402
 from p3d.pipeline.clips.pool import POOLS  # noqa: E402
 from p3d.pipeline.dataset import schema  # noqa: E402
 from p3d.pipeline.dataset.columns import FAILURES, Column  # noqa: E402
-from p3d.pipeline.errors import REASON_MEANING  # noqa: E402
+from p3d.pipeline.errors import REASON_MEANING, REASON_REMEDY, STORE_REMEDY, TRAINING_REMEDY  # noqa: E402
 from p3d.pipeline.recipe import Recipe  # noqa: E402
 from p3d.pipeline.results.search.exact import Hit, SearchResult  # noqa: E402
 from tests.faults import FAULTS, UNTESTED, shown_by  # noqa: E402
 
 
 def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
+    lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -129,14 +131,34 @@ def networks() -> str:
     return markdown_table(head, rows)
 
 
-def help_of(path: str) -> str:
-    """The help of a verb, such as `launch` or `results snapshot`."""
-    context, command = click.Context(cli, info_name="p3d", max_content_width=90, terminal_width=90), cli
+GENERATED = "Generated from the code by `make docs`; a test fails when it is out of date."
+S3_HEADING = "\nS3:\n"  # the heading of the store options in the help of a verb; it comes last
+
+
+def context_of(path: str) -> tuple[click.Context, click.Command]:
+    """A verb, such as `launch` or `results snapshot`, and the context that its help needs."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="p3d", max_content_width=90, terminal_width=90)
     for name in path.split():
-        command = command.get_command(context, name)
-        assert command is not None
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, name)
+        assert found is not None
+        command = found
         context = click.Context(command, info_name=name, parent=context, max_content_width=90, terminal_width=90)
-    return f"### p3d {path}\n\n```\n{command.get_help(context)}\n```"
+    return context, command
+
+
+def help_of(path: str) -> str:
+    """The help of a verb, without the store options, which `store_help` has once."""
+    context, command = context_of(path)
+    text, heading, _ = command.get_help(context).partition(S3_HEADING)
+    after = "\n\nIt also takes the [store options](#store-options)." if heading else ""
+    return f"### p3d {path}\n\n```text\n{text.rstrip()}\n```{after}"
+
+
+def store_help() -> str:
+    context, command = context_of(STORES_VERB)
+    return f"```text\n{textwrap.dedent(command.get_help(context).partition(S3_HEADING)[2]).rstrip()}\n```"
 
 
 def paths(verbs: Verbs, before: str = "") -> Iterator[str]:
@@ -147,29 +169,118 @@ def paths(verbs: Verbs, before: str = "") -> Iterator[str]:
             yield from paths(where, f"{before}{name} ")
 
 
-def reference() -> str:
-    return "\n\n".join(
-        [
-            "# Reference",
-            "Generated from the code by `make docs`; a test fails when it is out of date.",
-            "## Verbs",
-            *map(help_of, paths(VERBS)),
-            "## Exit codes",
-            exit_codes(),
-            "## Failure reasons",
-            "The closed set of `failures.reason`.",
-            reasons(),
-            "## Columns",
-            "`videos/` also has the user's own columns of a list. `embedding_max` exists only with "
-            "`--pool mean+max`, and `probs` only with `--scores`, here with 400 classes.",
-            columns(),
-            "## Metrics",
-            "What Prometheus scrapes from the driver's node during a run ([cluster.md](cluster.md)). Each metric also "
-            "has the tag `output`: the last component of OUT and 8 hex digits of a hash of its URL. Histograms have "
-            "`_bucket`, `_count` and `_sum`; Ray exports only buckets, so `_sum` is an estimate.",
-            metrics(),
-            "",
-        ]
+def page(title: str, reader: str, *parts: str) -> str:
+    """A generated page; its first line says who it is for."""
+    return "\n\n".join([f"# {title}", f"For {reader} {GENERATED}", *parts, ""])
+
+
+def command_line() -> str:
+    return page(
+        "Command line",
+        "anyone who looks up a command or an option of `p3d`.",
+        "Related pages: [exit codes](exit-codes.md), [`--json`](json.md), [environment variables](environment.md).",
+        "## Store options",
+        "Most verbs read or write S3 and take these options. `p3d launch --help` shows them.",
+        store_help(),
+        "## Verbs",
+        *map(help_of, paths(VERBS)),
+    )
+
+
+def exit_code_page() -> str:
+    return page(
+        "Exit codes",
+        "scripts and schedulers that call `p3d`.",
+        exit_codes(),
+        "[Troubleshooting](../troubleshooting.md#exit-codes) says what to do after each of them.",
+    )
+
+
+def reason_page() -> str:
+    return page(
+        "Failure reasons",
+        "anyone who finds a video in `failures/` and asks why.",
+        "A video without rows has exactly one of these reasons. The set is closed. "
+        "[Troubleshooting](../troubleshooting.md#videos-that-failed) says what to do about each.",
+        reasons(),
+    )
+
+
+def column_page() -> str:
+    return page(
+        "Columns",
+        "anyone who reads the Parquet files of an output.",
+        "`videos/` also has the user's own columns of a list. `embedding_max` exists only with `--pool mean+max`, and "
+        "`probs` only with `--scores`. The types below are those of a network with 2048 features and 400 classes. "
+        "The columns of `plans/` are in [the format](format.md#plans), the files of a training in "
+        "[train](../how-to/train.md#what-is-in-out).",
+        columns(),
+    )
+
+
+def metric_page() -> str:
+    return page(
+        "Metrics",
+        "anyone who watches jobs with Prometheus.",
+        "Prometheus scrapes these from the driver's node during a run ([how to](../how-to/monitoring.md)). Each metric "
+        "also has the tag `output`: the last component of OUT and 8 hex digits of a hash of its URL. Histograms have "
+        "`_bucket`, `_count` and `_sum`. Ray exports only buckets, so `_sum` is an estimate.",
+        metrics(),
+    )
+
+
+def json_page() -> str:
+    return page(
+        "`--json` outputs",
+        "scripts that read what a verb prints with `--json`.",
+        "Each verb prints one JSON object on stdout. It has `schema_version`, which is 1, and the keys below. Messages "
+        "go to stderr. Later versions may add keys. Text is ASCII without control characters.",
+        "`hits[].path` is the key `path` of each item of the list `hits`. A path that ends in `?` is not always there.",
+        *answers(),
+    )
+
+
+def answers() -> Iterator[str]:
+    """One section for each object: its keys, and the records in it with their docstrings, each record once."""
+    shown: dict[type, str] = {Recipe: "[recipe](format.md#jobjson)"}
+    for answer in ANSWERS:
+        yield f"## {', '.join(f'`{verb}`' for verb in answer.verbs)}"
+        yield answer.text
+        if answer.keys:
+            rows = [(f"`{path}`", kind, text) for path, (kind, text) in answer.keys.items()]
+            yield markdown_table(("key", "type", "meaning"), rows)
+        for prefix, record in answer.records.items():
+            where = f"`{prefix}`: " if prefix else ""
+            if record in shown:
+                yield f"{where}the same keys as {shown[record]}."
+                continue
+            shown[record] = f"`{prefix or answer.verbs[0]}` above"
+            yield where + str(inspect.getdoc(record))
+            yield "\n".join(f"- `{path}`: {kind}" for path, kind in fields_of(record, prefix, answer.without))
+
+
+def troubleshooting() -> str:
+    failed = [(f"`{one}`", REASON_MEANING[one], REASON_REMEDY[one], TRAINING_REMEDY[one]) for one in REASON_MEANING]
+    codes = [(str(code), text, EXIT_REMEDY[code]) for code, text in EXIT_CODES.items()]
+    stores = [
+        (f"`{one.__name__}`", " ".join(str(inspect.getdoc(one)).split()), f"{exit_code(one(''))}", remedy)
+        for one, remedy in STORE_REMEDY.items()
+    ]
+    return page(
+        "Troubleshooting",
+        "anyone whose video, command or store has failed.",
+        "A message of `p3d` says what happened, to which file, and what to do. This page has the same advice by cause. "
+        "`p3d failures OUT` lists the videos that failed, and `p3d jobs logs OUT` prints the log of a run.",
+        "## Videos that failed",
+        "The reason is in `failures/`, and `p3d failures OUT` prints it. After a repair, `p3d retry OUT` reads the "
+        "failed videos again. A training skips such a video.",
+        markdown_table(("reason", "meaning", "what to do", "in a training"), failed),
+        "## Exit codes",
+        markdown_table(("code", "meaning", "what to do"), codes),
+        "## Errors of a store",
+        "A store is a folder or S3. The class is that of the exception in Python (`p3d.pipeline.errors`). "
+        "[S3](how-to/s3.md) has the permissions and options.",
+        markdown_table(("class", "meaning", "exit code", "what to do"), stores),
     )
 
 
@@ -235,11 +346,20 @@ def with_blocks(text: str, **blocks: str) -> str:
 def main() -> int:
     docs = ROOT / "docs"
     wanted = {
-        docs / "reference.md": reference(),
-        docs / "reliability.md": with_blocks((docs / "reliability.md").read_text(), faults=faults()),
-        docs / "reference" / "api.md": with_blocks((docs / "reference" / "api.md").read_text(), api=api()),
-        docs / "networks.md": with_blocks((docs / "networks.md").read_text(), networks=networks()),
+        docs / "troubleshooting.md": troubleshooting(),
+        docs / "reference" / "cli.md": command_line(),
+        docs / "reference" / "exit-codes.md": exit_code_page(),
+        docs / "reference" / "failure-reasons.md": reason_page(),
+        docs / "reference" / "columns.md": column_page(),
+        docs / "reference" / "metrics.md": metric_page(),
+        docs / "reference" / "json.md": json_page(),
     }
+    parts = {
+        docs / "explanation" / "reliability.md": {"faults": faults()},
+        docs / "reference" / "api.md": {"api": api()},
+        docs / "explanation" / "networks.md": {"networks": networks()},
+    }
+    wanted |= {path: with_blocks(path.read_text(), **blocks) for path, blocks in parts.items()}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         for path in stale:

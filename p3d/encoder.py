@@ -53,7 +53,7 @@ Index = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
 # Maximum cosine distance (1 - cosine) between a device's golden features and those of the CPU in float32. TF32 alone
-# makes 3e-7 to 5e-7, so a GPU that uses it although fp32 was asked for is found. Measured: docs/measurements.md.
+# makes 3e-7 to 5e-7, so a GPU that uses it although fp32 was asked for is found (docs/log/2026-11-30-measurements.md).
 MAXIMUM_DISTANCE: Final = {"fp32": 1e-8, "tf32": 1e-5, "bf16": 1e-3, "fp16": 1e-4}
 
 

@@ -302,5 +302,21 @@ class StoreUnknown(StoreError):
     """The request may or may not have happened: time-out, lost reply, outage."""
 
 
+# what the user can do about an error of a store
+STORE_REMEDY: dict[type[StoreError], str] = {
+    StoreMissing: "Restore the object, or run `p3d resume OUT`, which makes missing files again.",
+    StoreChanged: "Launch again: the new version of the file is planned.",
+    StoreNoBucket: "Check the name of the bucket, the region and `--endpoint-url`.",
+    StoreCorrupt: "Upload the object again. If other objects fail, too, check the network and proxies.",
+    StoreDenied: "Check the credentials, `--profile`, and the permissions of the user and the bucket.",
+    StoreFull: "Free space, then run `p3d resume OUT`.",
+    StoreGone: "Mount the disk again, or restore the folder, then run `p3d resume OUT`.",
+    StoreUnsafe: "Write to a disk with hard links, to AWS S3, or to a server that supports `If-None-Match`. If the "
+    "message names a link, a device or a huge file in OUT, remove it.",
+    StoreUnknown: "Wait until the store answers, then run `p3d resume OUT`. `--store-patience` says how long a run "
+    "waits for it.",
+}
+
+
 class StrayFile(UserWarning):
     """A file in an output that p3d did not write, or cannot read, was skipped. The message names it."""

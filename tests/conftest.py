@@ -38,7 +38,7 @@ LONGEST_FIRST = (
     *("jobs/test_remote.py", "chaos/test_chaos.py", "fuzz/test_hostile_outputs.py", "jobs/test_parallel_decode.py"),
     *("jobs/test_surroundings.py", "chaos/test_two_drivers.py", "jobs/test_zoo.py", "jobs/test_decoding.py"),
     *("jobs/test_outage.py", "jobs/test_retry.py", "jobs/test_cli.py", "jobs/test_preflight.py", "test_demo.py"),
-    *("p3d/test_encoder.py", "p3d/test_baselines.py", "p3d/test_weights.py", "s3/test_requests.py"),
+    *("test_how_to.py", "p3d/test_encoder.py", "p3d/test_baselines.py", "p3d/test_weights.py", "s3/test_requests.py"),
     *("sim/test_enumeration.py", "jobs/test_recompute.py", "jobs/test_device.py", "bench/test_null.py"),
 )
 

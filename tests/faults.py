@@ -1,7 +1,7 @@
 """The fault matrix: possible faults, by number. The tests that cover a row are found by their `fault` marks.
 
-`docs/generate.py` makes the table of docs/reliability.md from this. `tests/test_faults.py` requires a test for each
-row, or an explanation why it has no test.
+`docs/generate.py` makes the table of docs/explanation/reliability.md from this. `tests/test_faults.py` requires a test
+for each row, or an explanation why it has no test.
 """
 
 from __future__ import annotations

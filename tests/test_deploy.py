@@ -21,6 +21,7 @@ import yaml
 from p3d.jobs.cli import cli
 from tests.conftest import REPO
 from tests.nodes import BIN
+from tests.pages import blocks
 
 DEPLOY = REPO / "deploy"
 CONSTRAINTS = dict(
@@ -134,7 +135,7 @@ def test_whatever_starts_p3d_unattended_sets_its_trust() -> None:
             assert "P3D_TRUST" in path.read_text(), path
     repeated = re.compile(r"backoffLimit|Restart=|restartPolicy|crontab|@reboot|while ! p3d|until p3d")
     found = []
-    for page in [REPO / "README.md", *(REPO / "docs").glob("*.md")]:
+    for page in [REPO / "README.md", *(REPO / "docs").rglob("*.md")]:
         for section in re.split(r"(?m)^## ", page.read_text()):
             if repeated.search(section):
                 found.append(page.name)
@@ -285,18 +286,19 @@ def test_nothing_secret_is_in_deploy() -> None:
 
 
 def test_the_page_explains_each_file_and_its_commands_are_valid() -> None:
-    """docs/cluster.md mentions every file of deploy/; `p3d` and `ray` lines of its blocks parse."""
-    page = (REPO / "docs" / "cluster.md").read_text()
-    assert not [path.name for path in DEPLOY.iterdir() if f"deploy/{path.name}" not in page]
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
-    of_ray = re.findall(r"^\$ (ray [^&\n]*)", blocks, re.M)
+    """docs/how-to/cluster.md mentions every file of deploy/; `p3d` and `ray` lines of its blocks parse."""
+    page = "docs/how-to/cluster.md"
+    text = (REPO / page).read_text()
+    assert not [path.name for path in DEPLOY.iterdir() if f"deploy/{path.name}" not in text]
+    lines = [line for block in blocks(page) if block.language == "sh" for line in block.lines()]
+    of_ray = [line.rstrip(" &") for line in lines if line.startswith("ray ")]
     remote = [parse_ray(line)["cmd"] for line in of_ray if " exec " in line]
-    ours = [*re.findall(r"^\$ (?:RAY_AUTH_MODE=token )?(p3d .*)", blocks, re.M), *remote]
+    ours = [words for block in blocks(page) if block.language == "sh" for words in block.p3d_words()]
     assert len(of_ray) >= 5 and len(ours) >= 5 and remote
     for line in of_ray:
         parse_ray(line)
-    for line in ours:
-        parse_p3d(shlex.split(line)[1:])
+    for words in [*ours, *(shlex.split(line)[1:] for line in remote)]:
+        parse_p3d(words)
 
 
 def test_the_parser_of_commands_detects_errors() -> None:

@@ -13,10 +13,9 @@ import subprocess
 import pytest
 
 from tests.conftest import REPO
+from tests.pages import DOCS, GENERATED, LOGS
 
-DOCS = [*(REPO / "docs").glob("*.md"), *(REPO / "docs" / "how-to").glob("*.md")]
-PAGES = ["README.md", *sorted(str(path.relative_to(REPO)) for path in DOCS)]
-PAGES.remove("docs/reference.md")
+PAGES = ["README.md", *(page for page in DOCS if page not in LOGS and page not in GENERATED)]
 FIGURE = re.compile(
     r"\d\s*%|\d\s?(?:(?:clips|frames|videos|shards|keys|rows|seeds)/s|GMAC/s|[kMGTP]i?B(?:/s)?|[mu]?s|microseconds"
     r"|min(?:utes?)?|h(?:ours?)?|seconds?|times)\b"

@@ -1,4 +1,4 @@
-"""The pages lead to each other, and the README stays short."""
+"""The pages lead to each other, say who they are for, and the README stays short."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import re
 import pytest
 
 from tests.conftest import REPO
-
-DOCS = sorted([*(REPO / "docs").glob("*.md"), *(REPO / "docs" / "how-to").glob("*.md")])
-PAGES = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(REPO)) for path in DOCS)]
-
-
-def prose(page: str) -> str:
-    """A page without its code blocks."""
-    return re.sub(r"^```.*?^```", "", (REPO / page).read_text(), flags=re.S | re.M)
+from tests.pages import DOCS, GENERATED, LOGS, PAGES, prose
 
 
 def anchors(page: str) -> set[str]:
@@ -34,8 +27,27 @@ def test_every_link_leads_somewhere(page: str) -> None:
             assert not anchor or anchor in anchors(str(target.relative_to(REPO))), link
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    """The README has at most 150 lines, and names every page of docs/."""
-    text = (REPO / "README.md").read_text()
-    assert len(text.splitlines()) <= 150
-    assert not [page for page in PAGES if page.startswith("docs/") and f"({page})" not in text]
+def test_every_page_is_linked_from_the_index() -> None:
+    """The README has at most 150 lines and leads to docs/README.md, which names every other page of docs/."""
+    readme, index = (REPO / "README.md").read_text(), (REPO / "docs" / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150 and "(docs/README.md)" in readme
+    named = {page.removeprefix("docs/") for page in DOCS} - {"README.md"}
+    assert not [page for page in sorted(named) if f"({page})" not in index]
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if page not in LOGS])
+def test_a_page_says_who_it_is_for(page: str) -> None:
+    """The first line after the title begins with "For"."""
+    title, reader = re.findall(r"^(?!<!--)\S.*$", (REPO / page).read_text(), re.M)[:2]
+    assert title.startswith("# ") and reader.startswith("For "), reader
+
+
+@pytest.mark.parametrize("page", LOGS)
+def test_a_log_has_its_date(page: str) -> None:
+    """The name of a log begins with the day of its measurements."""
+    assert re.fullmatch(r"docs/log/\d{4}-\d{2}-\d{2}-[\w-]+\.md", page)
+
+
+def test_generated_pages_are_found() -> None:
+    """The pages that docs/generate.py writes as a whole are known by their first line."""
+    assert {"docs/troubleshooting.md", "docs/reference/cli.md", "docs/reference/json.md"} <= set(GENERATED)

@@ -1,4 +1,4 @@
-"""Run each recipe of docs/search.md unchanged; it finds what `p3d search` finds.
+"""Run each recipe of docs/how-to/search-engines.md unchanged; it finds what `p3d search` finds.
 
 This suite runs the recipes whose libraries are installed. `make test-recipes` runs all with an interpreter that has the
 libraries (P3D_RECIPES_PYTHON); there a missing library is a failure.
@@ -47,8 +47,8 @@ os.environ["PGURL"] = server.get_uri()
 def recipes() -> list[tuple[str, str]]:
     """(library, code) of each recipe."""
     found = []
-    page = (REPO / "docs" / "search.md").read_text().split("## Recipes", 1)[1]
-    for name, text in re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", page, re.M | re.S):
+    page = (REPO / "docs" / "how-to" / "search-engines.md").read_text()
+    for name, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.M | re.S):
         (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
         found.append((name, code))
     return found

@@ -320,7 +320,7 @@ def launch(
 
     `src` is a folder, a video, a list or `s3://bucket/prefix`, `out` a folder or `s3://bucket/prefix`. `weights` is a
     file, or "random:SEED" with `model`; by default, those of the job at `out`. The other options and their defaults are
-    those of `p3d launch`, see docs/reference.md; None means the default. The same call again continues where the job
+    those of `p3d launch` (docs/reference/cli.md); None means the default. The same call again continues where the job
     stopped, and adds what is new or changed in `src`.
 
     `on_progress` is called about once per second with a record of the run's progress. `say` is called with each message

@@ -40,6 +40,21 @@ EXIT_CODES: dict[int, str] = {
     130: "interrupted by Ctrl-C; resumable (143 for SIGTERM)",
     141: "nobody reads the output any more, as in `p3d models | true`",
 }
+# what to do after a command that ended so
+EXIT_REMEDY: dict[int, str] = {
+    0: "Nothing.",
+    1: "Please report it, with the traceback or with the detail text of the video.",
+    2: "Correct what the message names, and run the command again.",
+    3: "Look at `p3d failures OUT`, which gives advice for each reason. After repairs, run `p3d retry OUT`.",
+    4: "Check the name of OUT, and for S3 the endpoint and the profile. `p3d jobs list FOLDER` finds jobs.",
+    5: "For other settings, or if DEST is not empty, name another folder. For a newer schema version, update p3d. For "
+    "somebody else's job, see `p3d trust OUT`. If a run is alive, wait for it, cancel it, or use `--takeover`.",
+    6: "Remove the cause that the message names, then run `p3d resume OUT`. No committed shard is lost.",
+    7: "Run `p3d verify OUT --repair`, then `p3d resume OUT`. Make a damaged snapshot again.",
+    8: "Check the credentials, the profile, the bucket and its permissions: `p3d cluster check OUT --source SRC`.",
+    130: "Run `p3d resume OUT` to continue.",
+    141: "Nothing.",
+}
 _CODE_OF: list[tuple[type[JobError], int]] = [
     (errors.InputError, 2),
     (errors.NoSuchJob, 4),

@@ -53,7 +53,7 @@ SAMPLE_S = 5.0  # seconds after which no further video is probed
 TRIED = 32  # of them are decoded and embedded
 TRIED_S = 30.0  # seconds after which decoding stops
 STARTUP_S = 9.0  # that Ray and the first worker take, about
-MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/performance.md
+MESSAGES_S = 0.010  # CPU seconds to transport the messages of a video; docs/explanation/performance.md
 
 
 EXAMPLES = 3  # of the videos that fail for a reason

@@ -5,7 +5,7 @@
                                    └──> the same in lower precisions, in turn, if fp32 was asked for ──> Gains
 
 On a CPU the Encoder arranges its weights for the first batch size, so one Encoder cannot compare sizes. Only the
-default is timed there; docs/performance.md has rates of other sizes.
+default is timed there; docs/explanation/performance.md has rates of other sizes.
 """
 
 from __future__ import annotations

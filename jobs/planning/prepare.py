@@ -278,7 +278,7 @@ def refuse_shared_gpu(kind: str, workers_per_gpu: int | None) -> None:
 
 
 def default_batch(device: str) -> int:
-    """Clips per batch; docs/performance.md has the speed and memory of other sizes."""
+    """Clips per batch; docs/explanation/performance.md has the speed and memory of other sizes."""
     return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 

@@ -37,7 +37,7 @@ LARGEST_DOWNLOAD = 32 * 1024**2  # bytes; a larger object on S3 is not sampled
 LEAST_BYTES = 1024**2  # of all videos; fewer are not worth a probe
 PROBE_S = 5.0  # for all of them; the child is killed then
 WAIT_S = 1.0  # that a launch waits for the child, at most
-PIXELS_PER_S = 250e6  # that one core decodes of common H.264 files, about; docs/performance.md
+PIXELS_PER_S = 250e6  # that one core decodes of common H.264 files, about; docs/explanation/performance.md
 CPU = "cpu"
 MEASURED_VIDEOS = 4096  # in a shard at most, if its seconds are known
 

@@ -8,7 +8,7 @@ After a plain convolution, the normalisation, the addition and the ReLU are sepa
 convolution calls oneDNN as torch's own compiler does. Its weights are reordered into the kernel's layout once, and sum
 and ReLU happen while the numbers are in registers. Through torch's usual interface, weights are reordered in each call.
 With one clip or one thread, many convolutions then do not use oneDNN but a loop that is several times slower.
-docs/performance.md has the figures.
+docs/explanation/performance.md has the figures.
 
 Convolutions are packed on CPUs where oneDNN uses its own kernels. That is everywhere except ARM, where torch uses
 another library, which cannot fuse the addition. Shapes: B clips, C channels, T frames, H height, W width.

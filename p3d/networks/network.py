@@ -125,7 +125,7 @@ class TemporalPool(nn.Module):
     """The maximum of each two frames, a max pooling of 2x1x1: (B, C, T, H, W) -> (B, C, T/2, H, W); T is even.
 
     torch's own pooling also computes the index of each maximum and takes two to four times as long on a CPU
-    (docs/performance.md).
+    (docs/explanation/performance.md).
     """
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

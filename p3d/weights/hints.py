@@ -113,7 +113,7 @@ def _input_std(network: Network) -> float | None:
     """The input standard deviation that explains the variances in bn1: the median over filters.
 
     A filter w on pixels of covariance s^2 R gives variance s^2 w'Rw, where R approximates natural pictures. With white
-    and Gabor filters on frames of real videos the estimate is 0.6 to 1.0 times the true value (docs/weights.md).
+    and Gabor filters on frames of real videos the estimate is 0.6 to 1.0 times the true value (docs/how-to/weights.md).
     """
     norm = network.get_submodule(network.stem_norm) if network.stem_norm else None
     if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) or _untouched(norm):

@@ -88,7 +88,7 @@ FAILURES = (
     _URI,
     _PLAN,
     _VERSION,
-    Column("reason", pa.string(), "one of the [failure reasons](#failure-reasons)"),
+    Column("reason", pa.string(), "one of the [failure reasons](failure-reasons.md)"),
     Column("detail", pa.string(), "what happened, for people"),
     Column("attempts", pa.int32(), "how many decodes were started"),
 )

@@ -1,7 +1,7 @@
 """Several outputs of one recipe as one dataset: their rows one output after the other, each with the `out` it is from.
 
-A large source is divided into several outputs (docs/scale.md). Ids are unique in one output only, so (out, video_id)
-names a video. Each output is read, checked and trusted as if it were alone.
+A large source is divided into several outputs (docs/explanation/scale.md). Ids are unique in one output only, so (out,
+video_id) names a video. Each output is read, checked and trusted as if it were alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Audit an output against its plans, from the store alone (invariants I1 to I7 of docs/reliability.md).
+"""Audit an output against its plans, from the store alone (the promise of docs/explanation/reliability.md).
 
 The classes are Jepsen's. A video of the manifest is ok, failed with a reason, or pending (its shard is not committed
 yet; a resume computes it). Everything else is damage: lost, duplicated, unexpected, changed.

@@ -119,7 +119,7 @@ def test_status_and_verify_count_superseded_rows_alike(store: LocalStore) -> Non
 def test_a_column_of_another_type_gets_that_of_earlier_plans(
     before: pa.Array, after: pa.Array | None, values: list[Any], store: LocalStore
 ) -> None:
-    """If no value changes by that. DuckDB and Polars read videos/*.parquet as one table, as in docs/results.md."""
+    """If no value changes by that. DuckDB and Polars read videos/*.parquet as one table (docs/how-to/results.md)."""
     launch(store, listed("ab", mine=before, other=[1, 2]))
     launch(store, listed("cd", other=[3, 4]) if after is None else listed("cd", other=[3, 4], mine=after))
     rows = duckdb.sql(f"SELECT mine, other FROM '{store.root}/videos/*.parquet' ORDER BY video_id").fetchall()

@@ -27,7 +27,7 @@ from tests.pipeline.rows import planned, recipe, shard_rows
 
 
 def test_the_generated_documentation_is_up_to_date() -> None:
-    """docs/reference.md and the generated tables match the code."""
+    """The generated pages and tables of docs match the code."""
     done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=REPO, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 

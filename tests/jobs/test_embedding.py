@@ -190,8 +190,8 @@ def test_embedding_loads_no_ray() -> None:
 
 
 def test_the_page_runs(archive: Path, real_weights: Path) -> None:
-    """The code for Python of docs/results.md works."""
-    blocks = (REPO / "docs" / "results.md").read_text().split("```")
+    """The code for Python of docs/how-to/results.md works."""
+    blocks = (REPO / "docs" / "how-to" / "results.md").read_text().split("```")
     code = next(block for block in blocks if block.startswith("python") and "embed_file" in block)
     code = code.removeprefix("python").replace("uniform:20", "uniform:2")
     code = code.replace("WEIGHTS.safetensors", str(real_weights))

@@ -140,8 +140,8 @@ def test_one_call_gives_the_rows_of_the_job(undisturbed: Path, archive: Path, re
 
 
 def test_queries_of_the_pages_run(undisturbed: Path) -> None:
-    """DuckDB and Polars read the dataset with the queries that the README and docs/results.md show."""
-    for page, n in (("README.md", 1), ("docs/results.md", 3)):
+    """DuckDB and Polars read the dataset with the queries that the README and docs/how-to/results.md show."""
+    for page, n in (("README.md", 1), ("docs/how-to/results.md", 3)):
         blocks = (REPO / page).read_text().split("```")
         sql = next(block for block in blocks if block.startswith("sql")).removeprefix("sql")
         sql = sql.replace("'out/", f"'{undisturbed}/").replace("OUT", str(undisturbed))

@@ -165,8 +165,8 @@ def test_clips_of_a_second_with_conditions_and_an_index(out: LocalStore, tmp_pat
 
 
 def test_the_page_runs(out: LocalStore, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The code of docs/search.md that uses `p3d.search` works."""
-    page = (REPO / "docs" / "search.md").read_text()
+    """The code of docs/how-to/search.md that uses `p3d.search` works."""
+    page = (REPO / "docs" / "how-to" / "search.md").read_text()
     (code,) = re.findall(r"^```python\n(import p3d\n.*?)^```$", page, re.M | re.S)
     exec(code.replace("OUT", out.url).replace("VIDEO.mp4", str(films / "originals" / "1.mp4")), {})
     lines = capsys.readouterr().out.splitlines()

@@ -832,7 +832,7 @@ def test_the_scheduler_works_without_asserts(monkeypatch: pytest.MonkeyPatch) ->
 # ---- the simulation ---------------------------------------------------------------------------------------------
 
 SEEDS = range(int(os.environ.get("P3D_FIRST_SEED", "0")), int(os.environ.get("P3D_FIRST_SEED", "0")) + 5000)
-DOCUMENTED = {0, 1, 2, 3, 5, 6, 130, 143}  # exit codes of house.md that a scheduler can give
+DOCUMENTED = {0, 1, 2, 3, 5, 6, 130, 143}  # exit codes of docs/reference/exit-codes.md that a scheduler can give
 OFTEN = (
     "dies starting",
     "dies idle",

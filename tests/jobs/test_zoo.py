@@ -1,4 +1,4 @@
-"""The table of reasons of docs/reference.md: in a real job over the zoo, each file ends with the reason in the table.
+"""The table of docs/reference/failure-reasons.md: in a real job over the zoo, each file ends with its reason.
 
 One job reads every case (tests/zoo/cases.py). Faults that no file can cause are injected into its processes.
 """
@@ -25,9 +25,8 @@ from tests.conftest import REPO, Ran, p3d
 from tests.s3.proxy import Fault, proxy
 from tests.zoo import cases, plants
 
-TABLE = re.search(r"^## Failure reasons$(.*?)^## ", (REPO / "docs" / "reference.md").read_text(), re.S | re.M)
-assert TABLE is not None
-REASONS = re.findall(r"^\| `(\w+)` \|", TABLE[1], re.M)
+TABLE = (REPO / "docs" / "reference" / "failure-reasons.md").read_text()
+REASONS = re.findall(r"^\| `(\w+)` \|", TABLE, re.M)
 TIMEOUT_S = 8
 CALM = ("--batch-size", 2, "--video-timeout", TIMEOUT_S, "--max-decode-memory", 400 * 1024**2)
 

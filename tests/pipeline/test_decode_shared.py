@@ -34,8 +34,8 @@ REASON = re.compile(r"`(\w+)`(?:; (\d+) with `--partial keep`)?: ")
 
 
 def documented() -> Iterator[tuple[str, tuple[str, int] | Reason, int]]:
-    """(file, (route, frames) or the reason of its failure, frames under `--partial keep`) of docs/decoding.md."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "decoding.md").read_text()
+    """(file, (route, frames) or its failure reason, frames under `--partial keep`) of docs/reference/samples.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "samples.md").read_text()
     block = page.partition("<!-- generated: samples -->")[2].partition("<!-- end -->")[0]
     for line in block.strip().splitlines()[2:]:
         name, route, n_frames, outcome = (cell.strip() for cell in line.strip("|").split("|"))
@@ -177,5 +177,5 @@ def test_the_frames_before_the_damage_are_kept_on_request(name: str, n_frames: i
 
 
 def test_every_sample_has_an_expectation() -> None:
-    """The table of docs/decoding.md names exactly the videos of the list."""
+    """The table of docs/reference/samples.md names exactly the videos of the list."""
     assert set(samples.names_below("videos")) == EXPECTED.keys()

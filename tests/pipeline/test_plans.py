@@ -419,7 +419,7 @@ def test_the_superseded_rows_of_a_large_job_are_kept_in_out(monkeypatch: pytest.
     superseded.newest_plans(store, plans, write=True)
     (key,) = (key for key in store.objects if key.startswith(superseded.FOLDER))
     good = store.objects[key]
-    monkeypatch.setattr(NewestPlans, "_sorted", None)  # whoever sorts ids gets a TypeError
+    monkeypatch.setattr(NewestPlans, "_sorted", None)  # a caller that sorts ids gets a TypeError
     kept = superseded.newest_plans(store, plans, write=False)
     for one in plans:
         rows = (one.plan.seq, 0, one.plan.n_videos)

@@ -107,7 +107,7 @@ def files(store: LocalStore) -> list[str]:
 
 
 def by_sql(out: Path, folder: str, leave_out: Sequence[str]) -> list[tuple[object, ...]]:
-    """The rows of a folder by the rule of docs/results.md: only the newest plan that names a video counts."""
+    """The rows of a folder by the rule of docs/how-to/results.md: only the newest plan that names a video counts."""
     chosen = ", ".join(f"'{one}'" for one in ("", *leave_out))
     return duckdb.sql(
         f"""SELECT v.* FROM read_parquet('{out}/{folder}/*.parquet', union_by_name=true) v WHERE NOT EXISTS (
@@ -120,7 +120,7 @@ def by_sql(out: Path, folder: str, leave_out: Sequence[str]) -> list[tuple[objec
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_snapshot_is_the_newest_rows_of_sql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """For any plans, shards and excluded ids, DEST holds what the SQL of docs/results.md finds, in plan order."""
+    """For any plans, shards and excluded ids, DEST holds what the SQL of how-to/results.md finds, in plan order."""
     print(f"{seed = }")
     rng = Random(seed)
     monkeypatch.setattr(schema, "ROW_GROUP_ROWS", rng.randint(1, 40))

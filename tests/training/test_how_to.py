@@ -21,7 +21,7 @@ SHORT = "--steps 1 --batch-size 2 --micro-batch 2 --test-clips 1 --threads 2".sp
 
 def commands(heading: str) -> list[list[str]]:
     """The p3d commands of the first code block below a heading, as words."""
-    block = re.search(r"```\n(.*?)```", PAGE.partition(heading)[2], re.S)
+    block = re.search(r"```[^\n]*\n(.*?)```", PAGE.partition(heading)[2], re.S)
     assert block is not None
     return [shlex.split(line)[1:] for line in block[1].splitlines() if line.startswith("p3d ")]
 

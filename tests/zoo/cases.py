@@ -1,4 +1,4 @@
-"""Bad files: for every reason of docs/reference.md's table a file that ends in it, and odd files that have rows.
+"""Bad files: a file for every reason of docs/reference/failure-reasons.md, and odd files that have rows.
 
 Tests build the files; none is stored. `plant` names a fault that is injected while the file is read
 (tests/zoo/plants.py), where no file can cause it by itself; such a file is a good video otherwise.

@@ -23,9 +23,9 @@ DECORD_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg", "pror
 NVDEC_PIXELS = frozenset(("yuv420p", "yuvj420p"))  # 8 bits, 4:2:0: what every NVDEC engine decodes
 DECORD_CONTAINERS = frozenset(("mov", "matroska"))
 SEEKABLE_CONTAINERS = frozenset(("mov", "matroska"))
-# `auto` takes PyAV where decord is slower (docs/measurements.md). For these codecs decord was 4 to 12% slower on an
-# Intel processor and not faster on an AMD one. For pictures of fewer pixels its own loop reached 0.85 to 0.93 of the
-# throughput of PyAV's. For ProRes both are equally fast.
+# `auto` takes PyAV where decord is slower (docs/log/2026-11-30-measurements.md). For these codecs decord was 4 to 12%
+# slower on an Intel processor and not faster on an AMD one. For pictures of fewer pixels its own loop reached 0.85 to
+# 0.93 of the throughput of PyAV's. For ProRes both are equally fast.
 SLOWER_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg"))
 SMALL_PIXELS = 400 * 300
 MIN_WIDTH = 160  # pixels as shown: narrower videos were not measured
@@ -124,7 +124,7 @@ def exact_seek(found: Probe) -> bool:
 
 
 def _objections(found: Probe, spec: FrameSpec) -> Iterator[str]:
-    """Reasons why decord must not read this video; each comes from decoders.md or a test of this repository."""
+    """Reasons why decord must not read this video; each is in docs/explanation/decoding.md or has a test."""
     names = set(found.container.split(","))
     if found.codec not in DECORD_CODECS:
         yield f"codec {found.codec} is not proved for decord"

@@ -1,8 +1,8 @@
 """All videos of a dataset: the table that the page searches in memory, and their vectors in a mapped file.
 
 It takes one pass over videos/ and failures/, with every check of `NewestRows`. Memory: columns, some 310 bytes per
-video (docs/page.md says how they were counted); the vectors are in a temporary file (`results.vectors`). The map shows
-at most MAP_ROWS videos. Legend: V rows, N of them with a vector, S of these on the map, Q query vectors, D features.
+video, measured by Arrow's pool; the vectors are in a temporary file (`results.vectors`). The map shows at most MAP_ROWS
+videos. Legend: V rows, N of them with a vector, S of these on the map, Q query vectors, D features.
 """
 
 from __future__ import annotations
