@@ -473,7 +473,9 @@ class RayLoop:
         )
         self.workers[number] = _Worker(actor)
 
-        def meaning(reply: Any) -> Event:
+        def meaning(reply: Any) -> Event | None:
+            if number not in self.workers:
+                return None  # it was stopped, while its reply was waiting to be read
             if isinstance(reply, Ready):
                 worker = self.workers[number]
                 worker.ready, worker.device, worker.host = True, reply.device, reply.host

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from p3d.jobs.scheduler import loop as loops
 from p3d.jobs.scheduler.loop import GRACE_S, RayLoop, _Worker
-from p3d.jobs.scheduler.state import Scheduler, Stop
+from p3d.jobs.scheduler.state import Scheduler, Stop, StopWorker
+from p3d.jobs.worker.actor import Ready
 from p3d.pipeline.dataset.plans import Manifest, write_plan
 from p3d.pipeline.dataset.sharding import with_shards
 from p3d.pipeline.dataset.totals import ShardKey
@@ -80,3 +83,15 @@ def test_nothing_is_waited_for_longer_than_was_said(interrupted: Interrupted) ->
     near = Progress(videos=3, frames=9)
     assert [event.drain for event in interrupted(near, 12.0, until=12.0 + GRACE_S - 1)] == [True]
     assert [event.drain for event in interrupted(near, 12.0, until=12.0 + GRACE_S)] == [True, False]
+
+
+def test_a_worker_that_is_ready_when_the_run_has_stopped_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round reads several replies. The first may end the run, which stops a worker whose reply is the second."""
+    actor: Any = SimpleNamespace(setup=SimpleNamespace(remote=lambda: "setup"))
+    made: Any = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: actor))
+    monkeypatch.setattr(loops, "ray", SimpleNamespace(remote=lambda _: made, kill=lambda *_, **__: None))
+    run: Any = object.__new__(RayLoop)
+    run.workers, run.pending, run.spec, run.cpus_each, run.gpus_each, run.lost = {}, {}, None, 1, 0.0, False
+    run._start(3)
+    run._carry_out([StopWorker(3)])
+    assert run.pending["setup"](Ready("cpu", "here", 1)) is None
