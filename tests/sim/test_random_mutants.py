@@ -12,13 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p3d.jobs import job
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import loop as loops
 from p3d.jobs.scheduler.loop import RayLoop
 from p3d.jobs.worker import actor as workers
-from p3d.pipeline.dataset import commit
+from p3d.pipeline.dataset import commit, superseded
 from p3d.pipeline.dataset import plans as manifest
 from p3d.pipeline.dataset.commit import Committed, clips_key
 from p3d.pipeline.errors import JobError, Reason, StoreUnknown
@@ -111,7 +110,7 @@ def oldest_plan_counts(patch: Patch) -> None:
             known = {name for one in older for name in one.videos["video_id"].to_pylist()}
             return np.array([name not in known for name in ids])
 
-    patch.setattr(job, "NewestPlans", OldestPlans)
+    patch.setattr(superseded, "NewestPlans", OldestPlans)
 
 
 def counts_superseded_rows(patch: Patch) -> None:
@@ -121,7 +120,7 @@ def counts_superseded_rows(patch: Patch) -> None:
         def of_shard(self, plan, shard):
             return np.ones(plan.n_videos(shard), bool)
 
-    patch.setattr(job, "NewestPlans", AllPlans)
+    patch.setattr(superseded, "NewestPlans", AllPlans)
 
 
 def both_are_in_charge(patch: Patch) -> None:
@@ -189,19 +188,19 @@ def sweeps_unfinished_shards(patch: Patch) -> None:
 
 
 MUTANTS = [  # with the first seed to try: one soon after it reveals the defect
-    (renames_if_absent, 170),
-    (tries_forever, 140),
-    (never_looks_for_newer_runs, 5),
-    (adopts_without_deriving, 140),
-    (fails_videos_in_outages, 455),
+    (renames_if_absent, 20),
+    (tries_forever, 60),
+    (never_looks_for_newer_runs, 15),
+    (adopts_without_deriving, 0),
+    (fails_videos_in_outages, 30),
     (deaths_fail_videos, 5),
-    (oldest_plan_counts, 200),
-    (counts_superseded_rows, 20),
-    (both_are_in_charge, 13),
-    (loses_a_plan_silently, 1170),
-    (forgets_a_plans_number, 270),
-    (forgives_a_failed_derive, 455),
-    (sweeps_unfinished_shards, 50),
+    (oldest_plan_counts, 5),
+    (counts_superseded_rows, 5),
+    (both_are_in_charge, 10),
+    (loses_a_plan_silently, 915),
+    (forgets_a_plans_number, 220),
+    (forgives_a_failed_derive, 425),
+    (sweeps_unfinished_shards, 35),
 ]
 
 
