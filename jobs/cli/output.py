@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import click
 
+from p3d.jobs.cli.no_pandas import keep_pandas_out
 from p3d.pipeline import errors
 from p3d.pipeline.errors import JobError, escape
 
@@ -102,6 +103,7 @@ def run_cli(command: click.Command) -> int:
 def _run(command: click.Command) -> int:
     _say_warnings()
     _open_streams()
+    keep_pandas_out()
     try:
         Path.cwd()  # Python and Ray need it, also for absolute paths
     except OSError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -296,3 +298,12 @@ def test_two_outputs_may_have_the_same_ids(tmp_path: Path) -> None:
     assert len({video.video_id for video in made.facts.sample}) == 3 and len(made.facts.sample) == 6
     assert {out for (out, _), _ in made.pictures} == {store.url for store in stores}
     assert {video.key for video in made.facts.sample} <= {key for key, _ in made.pictures}
+
+
+def test_no_verb_imports_pandas(parts: Path) -> None:
+    """pyarrow would import it, half a second in which Ctrl-C is lost. Ray Train needs it and gets it."""
+    code = "import sys; from p3d.jobs.cli import cli, output; output.run_cli(cli); print('pandas' in sys.modules)"
+    code += "; import ray.train; print('pandas' in sys.modules)"
+    words = [sys.executable, "-c", code, "verify", "--deep", str(parts)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["False", "True"], done.stderr
