@@ -246,7 +246,7 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
 
     `named` is the output as typed, for messages.
     """
-    from p3d.jobs.cli.recompute import allowed, recomputed, record, tell
+    from p3d.jobs.cli.recompute import allowed, recomputed, record, tell, weights_for
     from p3d.jobs.job import read_job
     from p3d.pipeline.dataset.verify import audit
     from p3d.pipeline.errors import InputError
@@ -262,6 +262,7 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
     on_shard = partial(show_steps(how.as_json), "checked")
     if asked is not None:
         rule, s3, trusted = allowed(named, store, job, asked, s3, how.trust)
+        given = weights_for(store, job, asked, s3)
     if how.repair:
         from p3d.jobs.trust import need_trust
 
@@ -272,8 +273,11 @@ def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int,
     if not how.as_json:
         _show_audit(named, store, found, how.deep)
     code, result = 7 if found.damaged else 6 if found.pending or found.underived else 0, _record(found)
-    if asked is not None and not found.damaged:
-        again = recomputed(store, job, asked, rule, s3, quiet=how.as_json)
+    if asked is not None and found.damaged:
+        output.say("no clip was computed again, because of the damage")
+        result |= {"recompute": None}
+    elif asked is not None:
+        again = recomputed(store, job, asked, given, rule, s3, quiet=how.as_json)
         code, result = max(code, again.exit_code), result | {"recompute": record(again)}
         if not how.as_json:
             tell(again, asked, trusted)

@@ -10,7 +10,7 @@ from p3d.jobs.cli import output
 from p3d.jobs.cli.progress import show_count
 
 if TYPE_CHECKING:
-    from p3d.jobs.monitor.recompute import Recomputed, RowFound
+    from p3d.jobs.monitor.recompute import Given, Recomputed, RowFound
     from p3d.pipeline.recipe import JobRecord
     from p3d.pipeline.sources.below import SourceRule
     from p3d.pipeline.storage.store import Store, StoreOptions
@@ -53,16 +53,23 @@ def allowed(
     return rule, s3, trusted
 
 
+def weights_for(store: Store, job: JobRecord, asked: Asked, s3: StoreOptions) -> Given:
+    """The weights to embed with, loaded before anything else takes time. InputError."""
+    from p3d.jobs.monitor.recompute import given_weights
+
+    output.say("loading the network ...")
+    return given_weights(store, job.recipe, asked.weights, s3)
+
+
 def recomputed(
-    store: Store, job: JobRecord, asked: Asked, rule: SourceRule, s3: StoreOptions, quiet: bool
+    store: Store, job: JobRecord, asked: Asked, given: Given, rule: SourceRule, s3: StoreOptions, quiet: bool
 ) -> Recomputed:
     """Draw, compute and compare, with a progress bar unless `quiet`."""
-    from p3d.jobs.monitor.recompute import given_weights, recompute
+    from p3d.jobs.monitor.recompute import recompute
     from p3d.pipeline.dataset.newest_rows import NewestRows
 
     source = NewestRows(store, job)
     with nullcontext(lambda *_: None) if quiet else show_count("clip") as on_clips:
-        given = given_weights(source, asked.weights, s3)
         return recompute(source, asked.n_drawn, seed=asked.seed, rule=rule, given=given, s3=s3, on_clips=on_clips)
 
 
@@ -105,7 +112,8 @@ def tell(found: Recomputed, asked: Asked, trusted: bool) -> None:
     _name("wrong", found.of("wrong"))
     _name("not checked", found.of("unchecked"))
     if found.n_checked > 1 and n["wrong"] == found.n_checked:
-        output.say("every row that was checked is wrong, as with other weights")
+        why = "" if found.weights_as_recipe else ", as with other weights"
+        output.say(f"every row that was checked is wrong{why}")
     if n["cosine"]:
         _tell_why(found.otherwise)
     if not found.n_checked:
@@ -117,10 +125,16 @@ def tell(found: Recomputed, asked: Asked, trusted: bool) -> None:
         output.say(f"with 95 % confidence, at most {most} are wrong or cannot be checked ({share:.2%})")
     else:
         output.say(f"with 95 % confidence, at most {most} are wrong ({share:.2%})")
+    if n["wrong"]:
+        output.say(
+            "the files of OUT may agree with each other, so --repair cannot help: get the wrong rows again from who "
+            "made them, or embed these videos into another output"
+        )
     if found.weights_from_out and n["wrong"] < found.n_checked:
         chosen = "" if trusted else ", which the maker of OUT chose"
-        output.say(f"consistent with the weights in OUT{chosen}; --weights FILE compares with your own")
-    elif found.weights_as_recipe:
+        others = f"the other {output.count(found.n_checked - n['wrong'], 'row')} are " if n["wrong"] else ""
+        output.say(f"{others}consistent with the weights in OUT{chosen}; --weights FILE compares with your own")
+    elif found.weights_as_recipe and not found.weights_from_out:
         output.say(f"{asked.weights} has the weights of the recipe")
     if not trusted and found.seed == 0:
         output.say("the maker of OUT could know which rows --seed 0 draws; choose another seed")
@@ -137,8 +151,14 @@ def _tell_why(otherwise: dict[str, int]) -> None:
 
 
 def _name(what: str, rows: list[RowFound]) -> None:
-    for row in rows[:NAMED]:
+    """Name rows, those of one video with the same cause in one line."""
+    alike: dict[tuple[str, str, str], list[RowFound]] = {}
+    for row in rows:
         made = f" ({', '.join(row.made[:MADE])})" if row.how == "wrong" and row.made else ""
-        output.say(f"{what}: {row.path} clip {row.clip_index} ({row.shard}): {row.cause}{made}")
-    if len(rows) > NAMED:
-        output.say(f"{what}: {len(rows) - NAMED} more; --json lists all")
+        alike.setdefault((row.path, row.shard, f"{row.cause}{made}"), []).append(row)
+    shown = list(alike.items())[:NAMED]
+    for (path, shard, why), same in shown:
+        clips = ", ".join(str(row.clip_index) for row in same[:NAMED]) + (" ..." if len(same) > NAMED else "")
+        output.say(f"{what}: {path} clip{'s' if len(same) > 1 else ''} {clips} ({shard}): {why}")
+    if more := len(rows) - sum(len(same) for _, same in shown):
+        output.say(f"{what}: {more} more; --json lists all")

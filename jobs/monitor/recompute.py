@@ -35,7 +35,7 @@ from p3d.pipeline.recipe import Recipe, RecipeOptions
 from p3d.pipeline.results.agreement import Compared, How, compare, exactly, most_wrong
 from p3d.pipeline.sources.below import SourceRule
 from p3d.pipeline.storage.local import scratch_folder
-from p3d.pipeline.storage.store import StoreOptions
+from p3d.pipeline.storage.store import Store, StoreOptions
 from p3d.pipeline.types import FLOAT32, ClipSpan, DecodeMessage, Failure, VideoEnd, VideoRef
 from p3d.pipeline.types.policy import DecodeLimits
 
@@ -167,12 +167,11 @@ def recompute(
     return Recomputed(seed, sum(counts.values()), given.sha256, given.from_out, given.as_recipe, tuple(rows))
 
 
-def given_weights(source: NewestRows, named: str | None, s3: StoreOptions) -> Given:
+def given_weights(store: Store, recipe: Recipe, named: str | None, s3: StoreOptions) -> Given:
     """The weights that the user names, else those in OUT, which must have the sha256 of the recipe.
 
     InputError if OUT has none, or those named are of another network than the recipe's; DamagedJob if those in OUT are.
     """
-    recipe, store = source.job.recipe, source.store
     if named is None:
         if store.head(weights_key(recipe)) is None:
             raise InputError(f"{store.url} no longer holds its weights; give them with --weights, or restore them")

@@ -111,7 +111,7 @@ def again(
 ) -> Recomputed:
     """What `verify --recompute` finds out."""
     source = NewestRows(store, read_job(store))
-    given = given_weights(source, None if weights is None else str(weights), DEFAULTS)
+    given = given_weights(source.store, source.job.recipe, None if weights is None else str(weights), DEFAULTS)
     return recompute(source, n, seed=seed, rule=rule, given=given, s3=DEFAULTS)
 
 
@@ -317,7 +317,7 @@ def test_a_source_that_changed_or_went_is_not_checked(honest: LocalStore, tmp_pa
     os.utime(films[0], ns=(1, 1))
     films[1].unlink()
     code, _, err = verify(honest, "--recompute", 1000)
-    assert code == 0 and f"not checked: {films[0].name} clip 0" in err
+    assert code == 0 and f"not checked: {films[0].name} clips 0, 1, 2 (" in err
     assert "source_changed" in err and "source_missing" in err
     found = again(honest, 1000)
     assert {row.path for row in found.of("bits")} == {films[2].name} and not found.of("wrong")
@@ -372,7 +372,7 @@ def test_a_recipe_of_another_network_than_its_weights_is_damage(honest: LocalSto
     source = NewestRows(honest, read_job(honest))
     source.job = replace(source.job, recipe=replace(source.job.recipe, clip_frames=32))
     with pytest.raises(DamagedJob, match="clip_frames 16"):
-        given_weights(source, None, DEFAULTS)
+        given_weights(source.store, source.job.recipe, None, DEFAULTS)
 
 
 def with_stats(change: Mapping[str, Any], forge: Callable[[FLOAT32], FLOAT32] = lambda one: one) -> Any:
@@ -406,7 +406,7 @@ def test_what_was_made_otherwise_is_compared_by_cosine(
 
 def machine_of(store: LocalStore, **changes: Any) -> recomputing._Machine:
     source = NewestRows(store, read_job(store))
-    weights = given_weights(source, None, DEFAULTS).weights
+    weights = given_weights(source.store, source.job.recipe, None, DEFAULTS).weights
     return recomputing._Machine(replace(source.job.recipe, **changes), weights, EVERY_SOURCE, DEFAULTS)
 
 
@@ -585,3 +585,27 @@ def test_honest_rows_of_p3d63_agree(precision: str, films: Path, real_weights: P
     embed_all(str(tmp_path / "archive"), store, spec, tmp_path)
     found = again(store, 200 if LONG else 5)
     assert counts(found) == {"bits": 200 if LONG else 5}
+
+
+def test_nothing_is_said_of_weights_that_are_right(honest: LocalStore, tmp_path: Path) -> None:
+    """All rows are wrong because their sources were exchanged at the same size and time: the weights are not blamed."""
+    first, second, third = sorted((tmp_path / "archive").iterdir())
+    third.unlink()
+    held = {one: (one.read_bytes(), one.stat().st_mtime_ns) for one in (first, second)}
+    for one, other in ((first, second), (second, first)):
+        content = held[other][0].ljust(len(held[one][0]), b"\0")[: len(held[one][0])]
+        one.write_bytes(content)
+        os.utime(one, ns=(held[one][1], held[one][1]))
+    code, _, err = verify(honest, "--recompute", 1000)
+    assert code == 7 and "every row that was checked is wrong\n" in err and "--repair cannot help" in err
+    assert "has the weights" not in err and "consistent" not in err
+
+
+def test_a_damaged_output_is_not_computed_again_and_that_is_said(honest: LocalStore) -> None:
+    """Weights that do not exist are refused before anything is read."""
+    code, _, err = verify(honest, "--recompute", 3, "--weights", "nope.safetensors")
+    assert code == 2 and "clean" not in err and "nope.safetensors" in err
+    (damaged,) = (honest.root / "clips").iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    code, out, err = verify(honest, "--recompute", 3, "--json")
+    assert code == 7 and "no clip was computed again" in err and json.loads(out)["recompute"] is None
