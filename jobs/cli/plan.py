@@ -100,6 +100,8 @@ def _videos(todo: ToDo, guess: Estimate | None, out: str | None) -> Lines:
         own = f"{changes.n_columns} with changed columns, " if changes.n_columns else ""
         counts = f"{changes.n_new} new, {changes.n_changed} changed, {own}{changes.n_same} unchanged{pending}"
         lines.append(("", f"({counts})"))
+    if changes.warning:
+        lines.append(("warning", changes.warning.removeprefix("warning: ")))
     return lines
 
 

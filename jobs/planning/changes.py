@@ -34,6 +34,7 @@ from p3d.pipeline.storage.store import Store
 from p3d.pipeline.types import BOOL, VideoRef
 
 BATCH = 1 << 16  # rows that are Python objects at a time
+FEW = 64  # changed videos of which it is known whether they were planned from another place
 
 
 class Rows(Protocol):
@@ -50,6 +51,8 @@ class Changes:
     """The rows of a source that are to be planned, `chosen_N` of all.
 
     `n_new` are new, `n_changed` have another version, and `n_columns` have only other values in the user's own columns.
+    `elsewhere` are the uris, here and as planned, of one of the first changed videos that was planned from another
+    place: perhaps it is another video of the same name.
     """
 
     chosen_N: BOOL
@@ -57,6 +60,7 @@ class Changes:
     n_changed: int
     n_columns: int
     _batches: Callable[[], Iterator[pa.Table]]
+    elsewhere: tuple[str, str] | None = None
 
     @property
     def n_videos(self) -> int:
@@ -84,6 +88,17 @@ class Changes:
         again = " (their clips are embedded again)" if self.n_columns else ""
         videos = f"{counted(self.n_new, 'new video')}, {counted(self.n_changed, 'changed file')}"
         return f"{videos}, {self.n_columns} with changed columns of the list{again}"
+
+    @property
+    def warning(self) -> str:
+        """What to think of if a changed video was planned from another place; empty otherwise."""
+        if self.elsewhere is None:
+            return ""
+        now, planned = self.elsewhere
+        return (
+            f"warning: {now} replaces {planned} in this output, because both have the same path below their source. If "
+            "these are different videos, use another output for this source"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +158,40 @@ def changes(earlier: Sequence[Manifest], videos: Rows, *, without: Collection[in
             if own:
                 other = is_found[1:] & is_known[1:] & ~changed & (was["own"] != now["own"])
                 other_N[row_N[1:][other]] = True
-    return Changes(new_N | changed_N | other_N, int(new_N.sum()), int(changed_N.sum()), int(other_N.sum()), batches)
+    return Changes(
+        new_N | changed_N | other_N,
+        int(new_N.sum()),
+        int(changed_N.sum()),
+        int(other_N.sum()),
+        batches,
+        _elsewhere(plans, batches(), changed_N),
+    )
+
+
+def _elsewhere(plans: Sequence[Manifest], batches: Iterable[pa.Table], changed_N: BOOL) -> tuple[str, str] | None:
+    """The uris, now and as planned, of a changed video that was planned from another place; None without any.
+
+    The first FEW changed videos are looked at.
+    """
+    if not changed_N.any():
+        return None
+    now: dict[str, str] = {}
+    first = 0
+    for rows in batches:
+        changed = rows.filter(pa.array(changed_N[first : first + rows.num_rows]))
+        now |= zip(*(changed[name].slice(0, FEW - len(now)).to_pylist() for name in ("video_id", "uri")), strict=True)
+        first += rows.num_rows
+        if len(now) >= FEW:
+            break
+    wanted, seen = pa.array(list(now), pa.string()), set[str]()
+    for manifest in reversed(plans):
+        for rows in manifest.parts():
+            held = manifest.roots.table(rows.filter(pc.is_in(rows["video_id"], wanted)), manifest.plan.seq)
+            for one, uri in zip(held["video_id"].to_pylist(), held["uri"].to_pylist(), strict=True):
+                if one not in seen and uri not in (None, now[one]):
+                    return now[one], uri
+                seen.add(one)  # the newest plan that names it decides
+    return None
 
 
 def _numbers(texts: Sequence[str]) -> UINT64:

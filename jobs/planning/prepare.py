@@ -218,6 +218,8 @@ def add_plan(
         return None
     if earlier:
         say(str(found_changes))
+    if found_changes.warning:
+        say(found_changes.warning)
     seq = max((manifest.plan.seq for manifest in earlier), default=0) + 1
     rows = sharded(found_changes.tables(), sizing)
     return write_plan(store, seq, job.recipe, rows, found.n_skipped, sizing)

@@ -189,3 +189,22 @@ def test_a_long_listing_is_never_divided_into_single_rows(store: LocalStore) -> 
     found = changes([Manifest(store, plan) for plan in load_plans(store)], rows)
     assert (found.n_new, found.n_changed, found.n_columns) == (1, 0, 0)
     assert rows.n_batches < 10
+
+
+def test_another_video_of_the_same_name_is_named_before_it_replaces_one(store: LocalStore) -> None:
+    """A second folder launched into the same output: a warning has both places. A file changed in place has none."""
+
+    def at(folder: str, version: str, names: str) -> SourceListing:
+        table = listed(names).videos
+        uris = pa.array([f"file:///{folder}/{name}" for name in names])
+        versions = pa.array([version * 16] * len(names))
+        for name, column in (("uri", uris), ("version", versions)):
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+        return SourceListing(table, ())
+
+    launch(store, at("2019", "1", "abc"))
+    assert launch(store, at("2019", "2", "ab"))[1].endswith("0 with changed columns of the list")
+    planned, said = launch(store, at("2020", "3", "bcd"))
+    assert planned == ["b", "c", "d"]
+    assert "warning: file:///2020/b replaces file:///2019/b in this output" in said and "another output" in said
+    assert "warning" not in launch(store, at("2021", "3", "bcd"))[1]  # the same videos at a new place
