@@ -298,6 +298,7 @@ class Recipe(RecipeOptions, _Strict):
     def differences(self, other: Recipe, origins: tuple[str, str] = ("", "")) -> str:
         """The fields that differ in another recipe, which may be of an older version; empty if the two are equal.
 
+        Each is named with its value in the other recipe, and then in this one.
         `origins` say where the weights of both are from. If they differ, they are named instead of the digests.
         """
         mine, theirs = self.in_version(other.schema_version).to_dict(), other.to_dict()
@@ -308,7 +309,7 @@ class Recipe(RecipeOptions, _Strict):
         if "weights_sha256" in fields and here and there and here != there:
             fields["weights"] = here, there
             del fields["weights_sha256"]
-        return "; ".join(f"{name} {here} (there: {there})" for name, (here, there) in fields.items())
+        return "; ".join(f"{name} {there}, not {here}" for name, (here, there) in fields.items())
 
     def refuse_other(self, other: Recipe, place: str, origins: tuple[str, str] = ("", "")) -> None:
         """Raise OtherRecipe, naming the `differences`, unless `other` is equal."""

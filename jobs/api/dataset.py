@@ -118,7 +118,9 @@ class Dataset:
     ) -> tuple[list[str], FLOAT32]:
         """The video_id of each row and its vector, as (N texts, float32 [N, D]). All of it is in memory.
 
-        `column` is "embedding", the one of a further pooling such as "embedding_max", or "probs" ([N, K]).
+        `column` is "embedding", the one of a further pooling such as "embedding_max", or "probs" ([N, K]). Of several
+        outputs the rows come one output after the other, and an id may be in more than one: `clips` and `videos` say
+        which output a row is from.
         """
         folder = {"clip": "clips", "video": "videos"}.get(level)
         if folder is None:

@@ -123,9 +123,11 @@ def launch_job(src: str, out: str, spec: JobSpec, plan: PlanOptions, how: HowToR
         there = cluster.machines if cluster else None
         check_places(src, store, plan, s3, say)
         options = _options(how.given, s3, there=there)
+        say("loading the network ...")
         prepared = prepare(spec, s3, store)
         refuse_unfit_device(prepared.recipe, options.device, there)
         existing = refuse_other_job(store, prepared.recipe, prepared.origin)
+        say(f"listing {src} ...")
         kept, column = _kept_listing(src, store, plan, s3), plan.id_column
         found = find(src, s3, id_column=column, include=plan.include, exclude=plan.exclude, tell=say, kept=kept)
         store.prove_create_once()

@@ -234,11 +234,21 @@ def _summary(results: list[tuple[Store, int, dict[str, Any]]]) -> list[str]:
         for _, _, record in results
     ]
     rows = [
-        (names[store.url], OUTCOMES.get(code, "error"), *(["-"] * 3 if "error" in record else map(str, count)))
+        (names[store.url], _outcome(code, record), *(["-"] * 3 if "error" in record else map(str, count)))
         for (store, code, record), count in zip(results, counts, strict=True)
     ]
     total = ("total", "", *(str(sum(column)) for column in zip(*counts, strict=True)))
     return output.table([("output", "outcome", "ok", "failed", "pending"), *rows, total], right=(2, 3, 4))
+
+
+def _outcome(code: int, record: dict[str, Any]) -> str:
+    """In a word or two, what was found. Rows that were computed again count where nothing else is wrong."""
+    again = record.get("recompute")
+    if again and again["wrong"]:
+        return f"{again['wrong']} wrong"
+    if again and code == 6 and not record["pending"]:
+        return "not checked"
+    return OUTCOMES.get(code, "error")
 
 
 def _verify(store: Store, named: str, how: _How, s3: StoreOptions) -> tuple[int, dict[str, Any]]:

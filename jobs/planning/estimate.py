@@ -174,7 +174,7 @@ def estimate(
     # a CPU's workers share its cores, and those of a GPU share it
     network_s = n_clips / (rate if on_cpu else rate * math.ceil(workers / workers_per_gpu))
     sizing = ShardSizing() if shard_videos is None else ShardSizing(shard_videos)
-    if shard_videos is None and on_cpu:
+    if shard_videos is None and on_cpu and any(isinstance(one.end, VideoEnd) for one in tried):  # as a launch does
         sizing = cpu_sizing(recipe.sampling, (cores_s + network_s) * workers, len(videos), total / 1e6)
     n_shards = todo.n_pending_shards
     n_shards += int(with_shards(new, sizing)["shard"][-1].as_py()) + 1 if new.num_rows else 0

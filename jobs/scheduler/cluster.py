@@ -48,7 +48,7 @@ from p3d.jobs.worker.decode_task import BLOCKS_AHEAD
 from p3d.jobs.worker.decoding import CHUNK_AHEAD, GPU_SHARE
 from p3d.jobs.worker.message_batches import MESSAGE_BATCH_BYTES
 from p3d.pipeline.decode.blocks import MESSAGE_FRAMES
-from p3d.pipeline.errors import ClusterError, StoreFull, escape
+from p3d.pipeline.errors import ClusterError, InputError, StoreFull, escape
 from p3d.pipeline.recipe import Recipe, RunOptions
 from p3d.pipeline.storage.local import writing
 from p3d.pipeline.storage.store import StoreOptions
@@ -201,8 +201,8 @@ def joined_cluster(address: str) -> Iterator[Cluster]:
 
     ClusterError if the cluster does not answer or refuses the connection.
     """
-    if address != "auto":
-        refuse_silent(address)  # Ray would retry for many minutes
+    if found := address if address != "auto" else _address_of_auto():
+        refuse_silent(found)  # Ray would retry for many minutes
     before = Path.cwd()
     with _private_folder() as scratch:
         try:
@@ -269,16 +269,23 @@ def _machines() -> Machines:
 
 
 def refuse_silent(address: str) -> None:
-    """ClusterError if nothing listens at HOST:PORT. The address may have any scheme."""
+    """ClusterError if nothing listens at HOST:PORT. The address may have any scheme. InputError if it is not one."""
     url = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         where = (url.hostname or "", url.port or {"http": 80, "https": 443}[url.scheme])
     except (ValueError, KeyError):
-        raise ClusterError(f"--address {address}: HOST:PORT was expected") from None
+        raise InputError(f"--address {address}: HOST:PORT was expected") from None
     try:
         socket.create_connection(where, timeout=PROBE_S).close()
     except OSError as error:
         raise ClusterError(f"nothing answers at {address} ({error.strerror or error})") from None
+
+
+def _address_of_auto() -> str:
+    """Where Ray would look for a running cluster, which may have ended; empty if it knows none."""
+    with contextlib.suppress(Exception):  # Ray has no public function for it; without one, Ray itself looks
+        return str(ray._private.services.get_ray_address_from_environment("auto", None))
+    return ""
 
 
 def _head(address: str) -> tuple[str, int]:

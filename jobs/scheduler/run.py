@@ -30,6 +30,7 @@ from p3d.pipeline.storage.store import Store
 
 COMPLETE = (0, 3)  # exit codes of a run that leaves no shard open
 DAMAGED = 7  # of one that found damage
+INTERRUPTED = 130  # of one that SIGINT ended
 
 # called with the number of videos of the job; yields a function that takes a snapshot about once per second
 OnProgress = Callable[[RunSnapshot], None]
@@ -77,7 +78,8 @@ def run_job(
         if skipped:
             return _stopped_short(run, skipped, say)
         _refuse_damaged(run, job, plans, work)
-        control.beat(store, run.epoch.number, RunSnapshot(counter=1, state="finished"))
+        sentence = f"finished: nothing was left to do, all {counted(work.n_videos, 'video')} are accounted for"
+        control.beat(store, run.epoch.number, RunSnapshot(counter=1, state="finished", sentence=sentence))
         return None
     shards, workers = counted(work.n_shards, "shard"), counted(run.options.workers, "worker")
     done = f"{len(work.committed)} done, " if len(work.committed) else ""
@@ -85,8 +87,13 @@ def run_job(
     try:
         finish = _loop(job, run, plans, work, say, show_progress)
     except KeyboardInterrupt:  # while Ray starts; the loop itself handles signals
-        say(f"interrupted; continue with:  p3d resume {store.words(out)}")
-        raise
+        run.pulse.stop()
+        sentence = "interrupted while Ray was starting"
+        with contextlib.suppress(StoreError):
+            stopped = RunSnapshot(counter=1, state="stopped", exit_code=INTERRUPTED, sentence=sentence)
+            control.beat(store, run.epoch.number, stopped)
+        say(f"{sentence}; continue with:  p3d resume {store.words(out)}")
+        return INTERRUPTED
     if finish.exit_code in COMPLETE or finish.exit_code > 128:
         # killed workers left temporary files: ours just now, or those of a dead driver since the first sweep
         with contextlib.suppress(StoreError):

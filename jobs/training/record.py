@@ -117,7 +117,7 @@ class TrainRecord:
         """OtherRecipe, which names what differs, unless `other` is the same training."""
         mine, theirs = _flat(self), _flat(other)
         odd = [
-            f"{name.replace('_', ' ')} {str(mine[name])[:SHOWN]} (there: {str(theirs[name])[:SHOWN]})"
+            f"{name.replace('_', ' ')} {str(theirs[name])[:SHOWN]}, not {str(mine[name])[:SHOWN]}"
             for name in mine
             if mine[name] != theirs[name]
         ]

@@ -25,7 +25,7 @@ def refuse_other_recipes(sources: Sequence[NewestRows | SnapshotRows]) -> None:
         origins = newest.job.weights_origin, one.job.weights_origin
         if differences := newest.job.recipe.differences(one.job.recipe, origins):
             raise OtherRecipe(
-                f"the rows of {one.store.url} are not comparable with those of {newest.store.url}, which has other "
+                f"the rows of {newest.store.url} are not comparable with those of {one.store.url}, which has other "
                 f"settings: {differences}. Name outputs of one recipe"
             )
 

@@ -169,7 +169,7 @@ def test_a_run_that_did_not_finish_raises(code: int, kind: type[BaseException], 
 
 def test_another_recipe_is_refused(out: LocalStore, small_weights: Path, films: Path) -> None:
     """A launch with other settings into an output raises OtherRecipe, and names the field."""
-    with pytest.raises(OtherRecipe, match="pool max"):
+    with pytest.raises(OtherRecipe, match="pool mean, not max"):
         p3d.launch(films, out.url, weights=small_weights, pool="max")
 
 

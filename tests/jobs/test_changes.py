@@ -164,9 +164,9 @@ def test_a_launch_into_a_job_takes_what_is_not_typed_from_it(
     with monkeypatch.context() as patch:  # somebody else's job: nothing is taken from it
         patch.setattr("p3d.jobs.trust.is_trusted", lambda *_: False)
         code, _, said = in_process("plan", str(archive), str(out), "--limit", "2")
-        assert code == 5 and "clips every:16 (there: spread:2); pool mean (there: max)" in said
+        assert code == 5 and "clips spread:2, not every:16; pool max, not mean" in said
     code, _, said = in_process("plan", str(archive), str(out), "--clips", "every:16")
-    assert code == 5 and "was made with other settings: clips every:16 (there: spread:2). Use" in said
+    assert code == 5 and "was made with other settings: clips spread:2, not every:16. Use" in said
 
 
 class Counting:

@@ -162,6 +162,21 @@ def test_a_run_never_writes_into_what_took_the_place_of_its_output(
     assert not (done.root / clips_key(name)).exists()
 
 
+def test_a_run_that_is_interrupted_while_ray_starts_is_stopped(
+    done: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message, exit code 130, and a last heartbeat that says so: `status` does not take the run for dead."""
+    (done.root / clips_key(sorted(committed_names(done)[0])[0])).unlink()
+
+    def interrupted(*_: Any) -> Finish:
+        raise KeyboardInterrupt
+
+    code, said = run(done, monkeypatch, loop=interrupted)
+    beat = control.heartbeat(done, 1)
+    assert code == 130 and "interrupted while Ray was starting; continue with:  p3d resume" in said[-1]
+    assert beat is not None and (beat.state, beat.exit_code) == ("stopped", 130)
+
+
 @pytest.mark.fault(55)
 @pytest.mark.parametrize("lost", ["clips", "videos"])
 def test_a_run_that_has_lost_a_committed_file_does_not_say_finished(

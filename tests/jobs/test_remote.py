@@ -20,7 +20,7 @@ from p3d.jobs.cli import cli, remote
 from p3d.jobs.machine import Machines
 from p3d.jobs.planning import prepare as planning
 from p3d.jobs.planning.prepare import JobSpec, prepare, run_options
-from p3d.jobs.scheduler.cluster import PROBES, Cluster, refuse_silent
+from p3d.jobs.scheduler.cluster import PROBES, Cluster, joined_cluster, refuse_silent
 from p3d.jobs.scheduler.metrics import METRICS, output_tag
 from p3d.jobs.scheduler.submission import openness
 from p3d.pipeline.dataset.verify import audit
@@ -229,8 +229,17 @@ def test_the_head_of_a_joined_cluster_is_dead_after_several_failed_probes(
 def test_an_address_without_a_server_is_refused_at_once(address: str, words: str) -> None:
     """Otherwise Ray would try for ten minutes."""
     port = free_ports(1)[0]
-    with pytest.raises(ClusterError, match=words.format(port=port)):
+    kind = InputError if "expected" in words else ClusterError
+    with pytest.raises(kind, match=words.format(port=port)):
         refuse_silent(address.format(port=port))
+
+
+def test_a_cluster_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` may find the address of a cluster that is gone, as in /tmp/ray/ray_current_cluster."""
+    port = free_ports(1)[0]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ClusterError, match=f"nothing answers at 127.0.0.1:{port} "), joined_cluster("auto"):
+        pass
 
 
 def test_detaching_needs_a_remote_driver(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_the_fields_that_differ_are_named_and_no_others(names: set[str]) -> None
     assert different == changes.keys()
     listed = text.removeprefix("s3://out was made with other settings: ").partition(". Use the same ones")[0]
     assert listed.split("; ") == [
-        f"{name} {str(getattr(mine, name))[:SHOWN]} (there: {str(getattr(theirs, name))[:SHOWN]})"
+        f"{name} {str(getattr(theirs, name))[:SHOWN]}, not {str(getattr(mine, name))[:SHOWN]}"
         for name in mine.to_dict()
         if name in different
     ]
@@ -218,8 +218,8 @@ def test_other_weights_are_named_by_their_origins() -> None:
     """Where both are known and differ, they replace the digests, and a digest in an origin is cut."""
     mine, theirs = recipe(), recipe(weights_sha256="1" * 64)
     for origins, words in (
-        (("random:1", "random:0"), "settings: weights random:1 (there: random:0). Use"),
-        (("random:1", f"a.pth, sha256 {'2' * 64}"), "weights random:1 (there: a.pth, sha256 22222222...). Use"),
+        (("random:1", "random:0"), "settings: weights random:0, not random:1. Use"),
+        (("random:1", f"a.pth, sha256 {'2' * 64}"), "weights a.pth, sha256 22222222..., not random:1. Use"),
         (("random:0", "random:0"), "settings: weights_sha256 "),
         (("random:0", ""), "settings: weights_sha256 "),
     ):

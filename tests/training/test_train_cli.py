@@ -82,7 +82,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(motions: Path, tmp_path: Path, 
     again = p3d("train", motions, out, *WORDS)
     assert again.code == 0 and "nothing to do" in again.err
     other = p3d("train", motions, out, *WORDS, "--lr", "0.5")
-    assert other.code == 5 and "lr 0.5 (there: 0.003)" in other.err
+    assert other.code == 5 and "lr 0.003, not 0.5" in other.err
     assert {"report.html", "train.json", "metrics.parquet"} <= {path.name for path in out.iterdir()}
 
 
