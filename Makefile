@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# tests start hundreds of processes; where it is set, each would compile every module again
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo train-demo test how-to samples release artifact bounds bench bench-pipeline bench-peers sim chaos fuzz fuzz-videos fuzz-outputs format recompute test-recipes test-page coverage mutants check docs clean
 

@@ -66,7 +66,7 @@ class SourceRule:
             return
         if self.root is None:
             raise VideoError(Reason.SOURCE_DENIED, "OUT is not trusted; --source ROOT allows the videos below ROOT")
-        raise VideoError(Reason.SOURCE_DENIED, f"is not {self}, which --source names")
+        raise VideoError(Reason.SOURCE_DENIED, f"{uri} is not {self}, which --source names")
 
 
 EVERY_SOURCE = SourceRule(others=True)
