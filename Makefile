@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(READY)
 	$(PY) -m demo.run
 
-# train the network of the demo again: the same processor writes the same demo/p3d-demo.safetensors; about eight minutes
+# train the network of the demo again: the same processor writes the same demo/p3d-demo.safetensors; about fifteen minutes
 train-demo: $(READY)
 	$(PY) -m demo.train
 

@@ -588,7 +588,7 @@ def test_honest_rows_of_p3d63_agree(precision: str, films: Path, real_weights: P
 
 
 def test_nothing_is_said_of_weights_that_are_right(honest: LocalStore, tmp_path: Path) -> None:
-    """All rows are wrong because their sources were exchanged at the same size and time: the weights are not blamed."""
+    """All rows are wrong because their sources were exchanged at the same size and time: weights are not named."""
     first, second, third = sorted((tmp_path / "archive").iterdir())
     third.unlink()
     held = {one: (one.read_bytes(), one.stat().st_mtime_ns) for one in (first, second)}
