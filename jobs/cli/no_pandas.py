@@ -24,9 +24,14 @@ class NoPandas:
 
 
 def _importer() -> str:
-    """The module whose code imports now. pyarrow's compiled code has no frame: then it is the one that called it."""
+    """The module whose code imports now. pyarrow's compiled code has no frame: then it is the one that called it.
+
+    Empty for a call of importlib.util.find_spec, which only asks whether pandas is installed.
+    """
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("importlib"):
+        if frame.f_globals["__name__"] == "importlib.util":
+            return ""
         frame = frame.f_back
     return str(frame.f_globals.get("__name__", ""))
 

@@ -303,7 +303,7 @@ def test_two_outputs_may_have_the_same_ids(tmp_path: Path) -> None:
 def test_no_verb_imports_pandas(parts: Path) -> None:
     """pyarrow would import it, half a second in which Ctrl-C is lost. Ray Train needs it and gets it."""
     code = "import sys; from p3d.jobs.cli import cli, output; output.run_cli(cli); print('pandas' in sys.modules)"
-    code += "; import ray.train; print('pandas' in sys.modules)"
+    code += "; output.need('pandas', 'train'); import ray.train; print('pandas' in sys.modules)"
     words = [sys.executable, "-c", code, "verify", "--deep", str(parts)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["False", "True"], done.stderr
