@@ -18,7 +18,7 @@ from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.several import refuse_other_recipes
 from p3d.pipeline.dataset.shard_times import ShardTime, shard_times
 from p3d.pipeline.errors import DamagedJob
-from p3d.pipeline.results.report.facts import Rows, gather
+from p3d.pipeline.results.report.facts import Rows, gather, name_of
 from p3d.pipeline.results.report.neighbours import find_neighbours
 from p3d.pipeline.results.report.pictures import take_pictures
 from p3d.pipeline.results.report.render import Report
@@ -61,7 +61,7 @@ def make_report(
     like = find_neighbours(sources, queries=queries, top=NEIGHBOURS, rng=rng, on_step=told("clips"))
     wanted = [(one, one.duration_s / 2) for one in facts.sample]
     wanted += [(clip.video, clip.middle_s) for query, others in like.found for clip in (query, *others)]
-    (first, *more), urls = sources, [store.url for store in stores]
+    (first, *more), urls = sources, [name_of(one) for one in sources]
     return Report(
         out=", ".join(urls[:SHOWN_OUTPUTS]) + (f" and {len(urls) - SHOWN_OUTPUTS} more" * (len(urls) > SHOWN_OUTPUTS)),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -70,7 +70,7 @@ def make_report(
         run=None if more else _run(first),
         facts=facts,
         neighbours=like,
-        pictures=take_pictures(wanted, options, {one.store.url: (rule_of(one.store), one.place) for one in sources}),
+        pictures=take_pictures(wanted, options, {name_of(one): (rule_of(one.store), one.place) for one in sources}),
         seed=seed,
         states=tuple(map(_state, sources)) if more else (),
         names=short_names(urls),

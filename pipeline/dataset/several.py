@@ -13,7 +13,7 @@ import pyarrow as pa
 from p3d.pipeline.dataset.newest_rows import NewestRows, Rows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
 from p3d.pipeline.dataset.user_columns import conform
-from p3d.pipeline.errors import InputError, OtherRecipe
+from p3d.pipeline.errors import InputError, OtherRecipe, escape
 
 OUT = "out"  # the column that says which output a row is from
 
@@ -50,7 +50,8 @@ class SeveralRows:
         """As of one output; `on_step` counts outputs."""
         for done, source in enumerate(self.sources):
             for folder, table in source.rows(clips=clips):
-                out = pa.array([source.store.url], pa.string()).take(pa.array([0] * table.num_rows, pa.int64()))
+                name = escape(source.store.url)  # that of a folder may not be UTF-8
+                out = pa.array([name], pa.string()).take(pa.array([0] * table.num_rows, pa.int64()))
                 rows = conform(table, pa.schema(list(self.schemas[folder])[1:]))
                 yield folder, rows.add_column(0, self.schemas[folder].field(OUT), out)
             if on_step is not None:

@@ -28,6 +28,7 @@ from p3d.pipeline.dataset.verify import audit
 from p3d.pipeline.extract import InferenceThreads
 from p3d.pipeline.storage.urls import open_store
 from p3d.pipeline.types import ShardPlan
+from tests.sim.store import MemoryStore
 
 
 def worker_that(mischief: Callable[[int], None], before_setup: Callable[[], None] = lambda: None) -> type[ShardWorker]:
@@ -134,7 +135,7 @@ def test_nothing_is_committed_after_the_device_has_failed(tmp_path: Path, monkey
     """A shard whose last batch was computed before the device failed under another shard is not committed either."""
     worker, lost = ShardWorker.__new__(ShardWorker), RuntimeError("CUDA error: device-side assert triggered")
     worker.concurrency, worker.in_hand, worker.broken, worker.scratch = DecodeConcurrency(1), {}, None, tmp_path
-    worker.spec = SimpleNamespace(decoding=None)
+    worker.spec, worker.store = SimpleNamespace(decoding=None), MemoryStore()
 
     def extract(*_: object) -> None:
         worker.broken = lost

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from p3d.pipeline.dataset.newest_rows import NewestRows
 from p3d.pipeline.dataset.snapshot import SnapshotRows
+from p3d.pipeline.errors import escape
 from p3d.pipeline.results.sample import Reservoir
 
 Rows = NewestRows | SnapshotRows
@@ -119,9 +120,14 @@ def in_turn(
             on_step(done + 1, len(sources))
 
 
+def name_of(source: Rows) -> str:
+    """The url of an output as text: a folder's name may not be UTF-8."""
+    return escape(source.store.url)
+
+
 def with_out(table: pa.Table, source: Rows) -> pa.Table:
-    """The table with the url of its output as its last column, `out`."""
-    return table.append_column("out", pa.array([source.store.url] * table.num_rows, pa.string()))
+    """The table with the name of its output as its last column, `out`."""
+    return table.append_column("out", pa.array([name_of(source)] * table.num_rows, pa.string()))
 
 
 def gather(
@@ -143,7 +149,7 @@ def gather(
                 sums.add_failures(table)
         outputs.append(
             OutputFacts(
-                source.store.url,
+                name_of(source),
                 n_videos=sums.n_videos - n_videos,
                 n_failed=sums.n_failed - n_failed,
                 n_pending=source.pending,

@@ -14,7 +14,7 @@ import numpy as np
 
 from p3d.pipeline.dataset import schema
 from p3d.pipeline.dataset.snapshot import SnapshotRows
-from p3d.pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled, in_turn, with_out
+from p3d.pipeline.results.report.facts import SAMPLE_COLUMNS, Rows, Sampled, in_turn, name_of, with_out
 from p3d.pipeline.results.sample import Reservoir
 from p3d.pipeline.results.search.metrics import cosines
 
@@ -68,7 +68,7 @@ def find_neighbours(
     shown = [sample.keys[at] for query, others in nearest for at in (query, *(at for at, _ in others))]
     videos: dict[tuple[str, str], Sampled] = {}
     for source in sources:
-        ids = frozenset(video_id for video_id, *_, out in shown if out == source.store.url)
+        ids = frozenset(video_id for video_id, *_, out in shown if out == name_of(source))
         for folder, table in source.rows(clips=False, only=ids) if ids else ():
             if folder == "videos":
                 rows = (Sampled(**row) for row in with_out(table.select(SAMPLE_COLUMNS), source).to_pylist())
