@@ -217,12 +217,15 @@ def _names(plans: Mapping[int, PlanRecord], shards: Iterable[ShardKey]) -> list[
     return sorted(shard_name(plans[key.plan_seq].plan8, key.shard) for key in shards)
 
 
-def look(store: Store, manifests: dict[int, Manifest]) -> Work:
-    """Find which shards are committed and which still need their derived files, with one listing per folder."""
+def look(store: Store, manifests: dict[int, Manifest], *, write: bool = False) -> Work:
+    """Find which shards are committed and which still need their derived files, with one listing per folder.
+
+    With `write`, as by a run, what a later one would have to compute of many videos is kept in OUT.
+    """
     plans = {seq: manifest.plan for seq, manifest in manifests.items()}
     found = StoredFiles(store, plans.values())
     committed = _shards(plans, found.committed)
-    newest = newest_plans(store, manifests.values(), write=False)
+    newest = newest_plans(store, manifests.values(), write=write)
     return Work(
         todo=list(~committed),
         underived=list(committed & ~_shards(plans, found.whole)),

@@ -62,7 +62,7 @@ def run_job(
     store.hold_to("job.json")
     control.sweep_temps(store)
     plans = manifests(store, job)
-    work = (glance(store, plans) if run.rule == EVERY_SOURCE else None) or look(store, plans)
+    work = (glance(store, plans) if run.rule == EVERY_SOURCE else None) or look(store, plans, write=True)
     refuse_strange(store, work)
     if work.orphaned:
         _set_aside(run, work, say)
