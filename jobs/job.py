@@ -191,7 +191,8 @@ def _all_committed(store: Store, names: Iterable[str]) -> bool:
 def confirm(store: Store, manifests: dict[int, Manifest], work: Work) -> tuple[Work, list[ShardKey]]:
     """`work`, after a listing of all files, and the shards of summaries whose clips files are lost: they are to do.
 
-    Files that were written since are not looked at: workers report them.
+    Files that were written since are not looked at: workers report them. Derived files are listed before clips files.
+    So an orphaned one is from before this run.
     """
     plans = {seq: manifest.plan for seq, manifest in manifests.items()}
     found = StoredFiles(store, plans.values())
@@ -202,7 +203,7 @@ def confirm(store: Store, manifests: dict[int, Manifest], work: Work) -> tuple[W
         work,
         committed=kept,
         underived=list(kept & ~_shards(plans, found.whole)),
-        orphaned=_names(plans, lost & _shards(plans, found.orphaned)),
+        orphaned=_names(plans, _shards(plans, found.orphaned)),
         strange=found.strange,
         listed=True,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from p3d.jobs.job import Work, count_done, glance, look, manifests, read_job
+from p3d.jobs.job import Work, confirm, count_done, glance, look, manifests, read_job
 from p3d.jobs.monitor.status import read_status
 from p3d.jobs.scheduler import control
 from p3d.jobs.scheduler import loop as loops
@@ -272,6 +272,8 @@ def test_a_job_that_is_done_but_for_its_last_shards_is_not_run_again(done: Local
         work = glance(done, plans)
         assert work is not None and not work.listed and work.todo == [ShardKey(1, 2)]
         assert list(work.committed) == [ShardKey(1, 0), ShardKey(1, 1)] and len(work.unsummarised) == 0
+        confirmed, lost = confirm(done, plans, work)  # its derived files are still there: they are set aside
+        assert confirmed.orphaned == [plans[1].plan.shard_names[2]] and lost == [] and confirmed.listed
 
 
 @pytest.mark.parametrize("key", ["job.json", "plans/0001.json"])
