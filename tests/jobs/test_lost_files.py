@@ -261,6 +261,29 @@ def test_a_run_that_begins_from_summaries_finds_what_is_lost_before_it_finishes(
             life.end()
 
 
+@pytest.mark.parametrize("newest", [1, 2])
+def test_a_run_that_was_taken_over_while_it_listed_changes_nothing(
+    done: LocalStore, monkeypatch: pytest.MonkeyPatch, newest: int
+) -> None:
+    """The listing of a large job takes minutes. Only the run that holds the newest epoch repairs what it finds."""
+    plans = manifests(done, read_job(done))
+    monkeypatch.setattr(summaries, "BLOCK", 1)
+    count_done(done, plans, look(done, plans), summarise=True)
+    (done.root / clips_key(plans[1].plan.shard_names[0])).unlink()
+    (done.root / clips_key(plans[1].plan.shard_names[1])).unlink()
+    done.delete(summaries.summary_key(plans[1].plan, 0))
+    work = glance(done, plans)
+    assert work is not None
+    monkeypatch.setattr(control, "newest_number", lambda _: newest)
+    loop: Any = object.__new__(RayLoop)
+    loop.store, loop.job, loop.manifests, loop.counted = done, read_job(done), plans, SimpleQueue()
+    loop.epoch = SimpleNamespace(number=1)
+    found = loop._list(work)
+    moved = [path for path in (done.root / "videos").iterdir() if path.stem in found.orphaned]
+    assert len(found.orphaned) == 2 and len(moved) == (2 if newest == 2 else 0)
+    assert loop.counted.empty() == (newest == 2)
+
+
 def test_a_job_that_is_done_but_for_its_last_shards_is_not_run_again(done: LocalStore) -> None:
     """The last block of a plan has no summary. If all of its shards have their files, everything is listed first."""
     plans = manifests(done, read_job(done))
